@@ -1,0 +1,65 @@
+"""What can go wrong, in the words the user reads.
+
+ToolkitError                a command ends because of it
+├── RequestError            the request is wrong: config, data, model, arguments (exit status 2)
+└── RunError                the request was fine, the run failed (exit status 1)
+
+A RequestError carries every problem found, so that one look at the screen is enough to mend all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, where it is and what to do.
+
+    Printed as ``<file>:<line>: "<key>" <what>. <do>`` with the parts that are known.
+
+    Args:
+        what: what is wrong, without a full stop, e.g. ``is not a setting``.
+        do: what the user can do, one or more whole sentences; may be empty.
+        key: the setting it is about; for a setting from the command line ``--name``.
+        file: the file it is in, as the user spelled it.
+        line: line in that file, counted from 1.
+    """
+
+    what: str
+    do: str = ""
+    key: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = ""
+        if self.file is not None:
+            where = f"{self.file}:{self.line}: " if self.line is not None else f"{self.file}: "
+        subject = f'"{self.key}" ' if self.key is not None else ""
+        return f"{where}{subject}{self.what}." + (f" {self.do}" if self.do else "")
+
+
+class ToolkitError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    exit_status = 1
+
+
+class RequestError(ToolkitError):
+    """The request cannot be carried out as it stands.
+
+    Args:
+        problems: every problem found, at least one.
+    """
+
+    exit_status = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class RunError(ToolkitError):
+    """A run that was rightly asked for failed while it ran."""
