@@ -50,10 +50,10 @@ class Field:
 
     Args:
         name: exact name.
-        kind: what one value is: ``bool``, ``int``, ``float``, ``str``, or ``dict`` (a JSON object or a string). Of
-            a union it is the member the parser converts to: ``str | bool`` is a bool, and
-            ``str | list[str] | None`` one string. With choices it is the kind of the first (``quant_bits``,
-            which takes 4 and ``float8``, is an int).
+        kind: what one value is: ``bool``, ``int``, ``float``, ``str``, or ``dict`` (a JSON object or string).
+            Of a union it is what the parser converts to: ``str | bool`` is a bool, while
+            ``str | list[str] | None`` is one string. With choices it is the kind of the first
+            (``quant_bits``, which takes 4 and ``float8``, is an int).
         is_list: takes one or more values.
         optional: None is allowed.
         choices: the only values allowed; None if any is. None itself is never among them, see ``optional``.
