@@ -106,7 +106,8 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     problems = _damage(path)
     if kind is None:
         raise RequestError(problems)
-    args_file, args = _read_args(path)
+    args_file, args, args_problems = _read_args(path)
+    problems += args_problems
     adapter = _adapter_config(path)
     base, base_problems = _base(path, base_model, args, adapter)
     if kind == "lora" or base_model is not None:
@@ -181,14 +182,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise RequestError([Problem(f"{error.filename or path} cannot be read: {error.strerror}")]) from error
 
 
-def _read_args(path: Path) -> tuple[Path | None, dict[str, Any]]:
+def _read_args(path: Path) -> tuple[Path | None, dict[str, Any], list[Problem]]:
     """What ms-swift wrote down about the training; the first versions did so in the run directory only."""
     directories = [path, path.parent] if CHECKPOINT.fullmatch(path.name) else [path]
     for file in (directory / name for directory in directories for name in ARGS_FILES):
-        args, _ = read_json(file)
-        if args is not None:
-            return file, args
-    return None, {}
+        if file.is_file():
+            args, fault = read_json(file)
+            return file, args or {}, [Problem(*fault)] if fault is not None else []
+    return None, {}, []
 
 
 def _adapter_config(path: Path) -> dict[str, Any]:
@@ -226,15 +227,13 @@ def _base(
     looked_at: list[str] = []
     recorded = _recorded_bases(args, adapter)
     for value, source in recorded:
-        if is_builtin(value):
-            return _Base(value, source), []
         places = dict.fromkeys(os.path.normpath(place) for place in _places(value, path, args))
         found = next((place for place in places if is_model(Path(place))), None)
         if found is not None:
             return _Base(found, source), model_problems(Path(found))
         builtin = builtin_of(value)
         if builtin is not None:
-            return _Base(builtin, source), []
+            return _Base(builtin, source), builtin_problems(builtin)
         if HUB_ID.fullmatch(value) and args.get("model_dir") not in places:
             return _Base(value, source), []
         looked_at += places

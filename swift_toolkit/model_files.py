@@ -149,7 +149,7 @@ def _model_faults(path: Path) -> list[Fault]:
         return [(f"{path} is a file", "Give the directory that holds config.json.")]
     if adapter_root(path) is not None:
         return [_adapter_as_model(path)]
-    if not (path / "config.json").exists() and not _weight_files(path):
+    if not (path / "config.json").exists() and not any(file.parent == path for file in _weight_files(path)):
         return [
             (f"{path} holds no model: there is no config.json and no weights", _where_the_models_are(path))
         ]
