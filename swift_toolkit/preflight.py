@@ -1,0 +1,108 @@
+"""What is looked at before anything heavy starts: the model, the checkpoints, the output directory, the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from swift_toolkit import checkpoint, demo_model
+from swift_toolkit.config import Config
+from swift_toolkit.problems import Problem
+
+_MODELS = ("model", "ref_model", "reward_model", "teacher_model")
+_CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
+
+
+def check(config: Config) -> list[Problem]:
+    """Every problem of the files a training run starts from and of the place it writes to."""
+    return [*_models(config), *_checkpoints(config), *_output(config)]
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model name means a path of this machine and not an id on a hub (``owner/name``)."""
+    path = Path(name).expanduser()
+    return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+
+
+def _models(config: Config) -> Iterator[Problem]:
+    for name in _MODELS:
+        value = config.get(name)
+        for model in value if isinstance(value, list) else [value]:
+            if not isinstance(model, str):
+                continue
+            if demo_model.is_builtin(model):
+                for problem in demo_model.problems(model):
+                    yield config.problem(name, problem.what, problem.do)
+            elif looks_local(model):
+                yield from _local_model(config, name, model)
+
+
+def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
+    path = Path(model).expanduser()
+    if not path.exists():
+        yield config.problem(name, f'names the directory "{model}", which does not exist', _near(path))
+        return
+    where = config.problem(name, "")
+    yield from checkpoint.model_problems(path, where.key, where.file, where.line)
+
+
+def _near(path: Path) -> str:
+    import difflib
+
+    if not path.parent.is_dir():
+        return "Check the path, or name a model of a hub as owner/name."
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f'Did you mean "{path.parent / near[0]}"?' if near else "Check the path."
+
+
+def _checkpoints(config: Config) -> Iterator[Problem]:
+    for name in _CHECKPOINTS:
+        value = config.get(name)
+        for given in value if isinstance(value, list) else [value]:
+            if not isinstance(given, str) or not (name == "resume_from_checkpoint" or looks_local(given)):
+                continue
+            path = Path(given).expanduser()
+            if not path.is_dir():
+                yield config.problem(name, f'names the directory "{given}", which does not exist', _near(path))
+            elif name == "resume_from_checkpoint" and not (path / "trainer_state.json").is_file():
+                do = "Name a directory checkpoint-N of a training run."
+                if not config.get("resume_only_model"):
+                    yield config.problem(name, f'"{given}" holds no trainer_state.json to go on from', do)
+
+
+# --- output -------------------------------------------------------------------------------------------------
+
+
+def _output(config: Config) -> Iterator[Problem]:
+    output = Path(str(config.get("output_dir") or "output")).expanduser()
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        yield config.problem("output_dir", f'"{existing}" is a file, not a directory', "Choose another.")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield config.problem("output_dir", f'"{existing}" is not writable', "Choose another, or change its rights.")
+    else:
+        needed, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
+        if needed is not None and needed > free:
+            what = f"has {_gib(free)} free, and one checkpoint takes about {_gib(needed)}"
+            yield config.problem("output_dir", what, "Free some, or choose another disk.")
+
+
+def checkpoint_bytes(config: Config) -> int | None:
+    """About how much disk one checkpoint takes; None where the model is not a local directory.
+
+    A full checkpoint is the weights and, unless ``save_only_model``, AdamW's two states of the same size. An
+    adapter is far smaller: its rank in both factors of every matrix, taken here as a hundredth of the weights.
+    """
+    model = Path(str(config.get("model"))).expanduser()
+    if demo_model.is_builtin(str(config.get("model"))) or not model.is_dir():
+        return None
+    names = [path for path in model.iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file()]
+    weights = sum(path.stat().st_size for path in names)
+    parts = 1 if config.get("save_only_model") else 3
+    return parts * (weights if config.tuner == "full" else weights // 100)
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
