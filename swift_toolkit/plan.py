@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from swift_toolkit import demo_model
 from swift_toolkit.config import Config
 
 
@@ -105,16 +106,19 @@ MEMORY_SHARE = 0.6
 
 def fill_automatic(config: Config, device: Device) -> None:
     """Choose what the user left open and what does not change what is learned, each with its reason."""
-    model = config.get("model")
-    folder = Path(str(model)) if model and Path(str(model)).is_dir() else None
-    if folder is not None:
+    model = str(config.get("model"))
+    builtin = demo_model.BUILTIN.get(model)
+    if builtin is not None:
+        config.fill("model_type", builtin.model_type, "known of the embedded model")
+        config.fill("template", builtin.template, "known of the embedded model")
+    if builtin is not None or Path(model).is_dir():
         config.fill("check_model", False, "the model is local, nothing to look up on a hub")
     if device.kind != "cpu":
         return
     config.fill("use_cpu", True, device.reason)
-    if folder is None or config.preset == "multimodal":
+    if config.preset == "multimodal":
         return
-    needed, free = activation_bytes(folder, config), free_memory()
+    needed, free = activation_bytes(config), free_memory()
     if needed is not None and needed < MEMORY_SHARE * free:
         reason = f"activations need about {needed / GIB:.1f} GiB, {free / GIB:.0f} GiB are free"
         config.fill("gradient_checkpointing", False, reason)
@@ -132,14 +136,15 @@ def free_memory() -> int:
     return int(free)
 
 
-def activation_bytes(folder: Path, config: Config) -> int | None:
+def activation_bytes(config: Config) -> int | None:
     """Upper estimate of the bytes of activations and logits that one training step keeps without checkpointing.
 
     Per layer ``s * b * h * (34 + 5 * a * s / h)`` bytes at 2 bytes a number (Korthikanti et al. 2022, "Reducing
     Activation Recomputation in Large Transformer Models", eq. 1), doubled for 4 bytes a number, plus four
-    float32 copies of the logits (``4 * 4 * b * s * v``). None if the model's config.json lacks a size.
+    float32 copies of the logits (``4 * 4 * b * s * v``). None if the model is not local or its config.json lacks
+    a size.
     """
-    sizes = _model_sizes(folder)
+    sizes = _model_sizes(str(config.get("model")))
     hidden, layers, heads = (
         sizes.get(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
@@ -152,9 +157,11 @@ def activation_bytes(folder: Path, config: Config) -> int | None:
     return int(layers * per_layer + 16 * tokens * vocabulary)
 
 
-def _model_sizes(folder: Path) -> Mapping[str, Any]:
+def _model_sizes(model: str) -> Mapping[str, Any]:
+    if model in demo_model.BUILTIN:
+        return demo_model.BUILTIN[model].sizes
     try:
-        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return sizes if isinstance(sizes, dict) else {}
@@ -230,8 +237,7 @@ def preset_phrase(config: Config) -> str:
 
 def memory(config: Config) -> dict[str, int | None]:
     """Bytes: what is free, and what activations take at most without checkpointing where it can be told."""
-    folder = Path(str(config.get("model")))
-    return {"free": free_memory(), "activations": activation_bytes(folder, config) if folder.is_dir() else None}
+    return {"free": free_memory(), "activations": activation_bytes(config)}
 
 
 def memory_advice(config: Config, device: Device) -> list[str]:

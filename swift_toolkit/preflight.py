@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from swift_toolkit import checkpoint, demo_model
+from swift_toolkit import dataset, demo_model, model_files
 from swift_toolkit.config import Config
 from swift_toolkit.problems import Problem
+
+DATA_SECONDS = 2.0
+"""About how long the data is looked at before a run; ``--verify-data`` looks at all of it."""
 
 _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
@@ -18,6 +22,14 @@ _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 def check(config: Config) -> list[Problem]:
     """Every problem of the files a training run starts from and of the place it writes to."""
     return [*_models(config), *_checkpoints(config), *_output(config)]
+
+
+def unpack_models(config: Config) -> None:
+    """Put the directory of an embedded model in the place of its name, unpacking it first where needed."""
+    for name in _MODELS:
+        model = config.get(name)
+        if isinstance(model, str) and demo_model.is_builtin(model):
+            config.settings[name] = replace(config.settings[name], value=str(demo_model.materialise(model)))
 
 
 def looks_local(name: str) -> bool:
@@ -45,7 +57,7 @@ def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
         yield config.problem(name, f'names the directory "{model}", which does not exist', _near(path))
         return
     where = config.problem(name, "")
-    yield from checkpoint.model_problems(path, where.key, where.file, where.line)
+    yield from model_files.model_problems(path, where.key, where.file, where.line)
 
 
 def _near(path: Path) -> str:
@@ -70,6 +82,47 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
                 do = "Name a directory checkpoint-N of a training run."
                 if not config.get("resume_only_model"):
                     yield config.problem(name, f'"{given}" holds no trainer_state.json to go on from', do)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def check_data(config: Config, whole: bool = False) -> dataset.DataReport:
+    """What is in the data of a training run and what is wrong with it.
+
+    Args:
+        config: the request.
+        whole: look at every row; otherwise at what takes about ``DATA_SECONDS``.
+    """
+    columns = config.get("columns")
+    return dataset.verify(
+        config.get("dataset", []),
+        config.get("val_dataset", []),
+        task=_task(config),
+        multimodal=config.preset == "multimodal",
+        num_labels=config.get("num_labels"),
+        problem_type=config.get("problem_type"),
+        max_length=config.get("max_length"),
+        columns=columns if isinstance(columns, dict) else None,
+        limit_seconds=None if whole else DATA_SECONDS,
+    )
+
+
+def _task(config: Config) -> str:
+    """What the rows of the data have to hold."""
+    if config.command == "rlhf":
+        return str(config.get("rlhf_type", "dpo"))
+    task = config.get("task_type", "causal_lm")
+    return config.command if task == "causal_lm" else str(task)
+
+
+def train_rows(config: Config, report: dataset.DataReport) -> int | None:
+    """Rows the run trains on, None where a hub holds some of them."""
+    if report.unchecked:
+        return None
+    rows = sum(file.sample or file.rows for file in report.files if file.split == "train")
+    held_out = config.get("split_dataset_ratio", 0) if not config.get("val_dataset") else 0
+    return rows - int(rows * held_out)
 
 
 # --- output -------------------------------------------------------------------------------------------------
