@@ -3,7 +3,8 @@
 
     python inference_test.py --checkpoint output/quickstart --compare-base
     python inference_test.py --checkpoint output/quickstart --question "Who are you?"
-  
+    python inference_test.py --checkpoint output/quickstart --mode interactive
+
     from inference_test import InferenceTester
     with InferenceTester("output/quickstart") as tester:
         print(tester.ask("Who are you?"))
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from swift_toolkit.engine import Engine, Side
 
 DESCRIPTION = """\
-Ask a fine-tuned checkpoint: a file of questions, or one question. --checkpoint alone is enough.
+Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
 
 Every inference argument of the installed ms-swift is a flag or a key of the config file, under its own name:
 --max-new-tokens 256, --temperature 0.7, --top-p 0.9, --top-k 50, --repetition-penalty 1.05, --seed 1,
@@ -260,7 +261,7 @@ def make_parser() -> command_line.Parser:
     add("--checkpoint", metavar="DIR", help="a checkpoint, a run directory or an output directory")
     add(
         "--mode",
-        choices=("batch", "single"),
+        choices=("batch", "single", "interactive"),
         help="batch is the default; --question means single",
     )
     add(
@@ -323,7 +324,7 @@ def _main(argv: Sequence[str] | None) -> int:
             console.say(notice)
     interrupt_on_sigterm()
     with tester:
-        return {"batch": _batch, "single": _single}[mode](tester, flags)
+        return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
 
 
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
@@ -372,6 +373,15 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
     print(json.dumps({"answer": "".join(pieces)}, ensure_ascii=False) if flags.json else "")
     return 0
+
+
+def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
+    """A chat."""
+    if flags.dry_run:
+        return _dry_run(tester, flags, {})
+    from swift_toolkit.chat import run
+
+    return run(tester)
 
 
 def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:

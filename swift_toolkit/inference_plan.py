@@ -34,6 +34,12 @@ PACKAGES = {
 MAX_NEW_TOKENS = 512
 """Longest answer where nobody says; ms-swift itself would go on to the end of the context."""
 
+GENERATION = (
+    *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words"),
+    "seed",
+)
+"""The settings that an answer depends on, by ms-swift's names."""
+
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for max_lora_rank (``vllm/config/lora.py``)."""
 
@@ -142,17 +148,7 @@ def export_arguments(plan: Plan) -> list[str]:
 def generation_of(config: Config) -> dict[str, Any]:
     """The generation settings of an infer request, by the names of ms-swift's RequestConfig, and ``seed``."""
     names = {"max_new_tokens": "max_tokens", "stop_words": "stop"}
-    wanted = (
-        "max_new_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "repetition_penalty",
-        "num_beams",
-        "stop_words",
-        "seed",
-    )
-    found = {names.get(name, name): config.get(name) for name in wanted}
+    found = {names.get(name, name): config.get(name) for name in GENERATION}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -268,6 +264,22 @@ class Plan:
             rows.append(("merging", _MERGING[self.merge].format(self=self)))
         settings = (f"{name} {setting.value}" for name, setting in self.config.settings.items())
         return [*rows, ("settings", ", ".join(settings))]
+
+    def change_generation(self, name: str, value: str) -> None:
+        """Set one generation setting from here on.
+
+        Raises:
+            RequestError: there is no such setting, or it takes no such value.
+        """
+        changed, problems = read_request(None, {name: value}, command="infer", overrides_from="call")
+        problems += generation_problems(changed)
+        if not problems and name not in GENERATION:
+            problems.append(
+                Problem("is not a setting of an answer", f"Use one of {', '.join(GENERATION)}.", name)
+            )
+        if problems:
+            raise RequestError(problems)
+        self.config.settings.update(changed.settings)
 
     def facts(self) -> dict[str, Any]:
         """What the results say about what was asked."""
