@@ -116,12 +116,26 @@ def fill_automatic(config: Config, device: Device) -> None:
     if device.kind != "cpu":
         return
     config.fill("use_cpu", True, device.reason)
+    if not _cpu_computes_bfloat16():
+        config.fill("torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower")
+    if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
+        for name in ("fp16", "bf16"):
+            config.fill(name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU")
     if config.preset == "multimodal":
         return
     needed, free = activation_bytes(config), free_memory()
     if needed is not None and needed < MEMORY_SHARE * free:
         reason = f"activations need about {needed / GIB:.1f} GiB, {free / GIB:.0f} GiB are free"
         config.fill("gradient_checkpointing", False, reason)
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself; True where the system does not tell."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return True
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def free_memory() -> int:
