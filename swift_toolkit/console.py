@@ -54,11 +54,11 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
     from rich.table import Table
     from rich.text import Text
 
-    rows = [[Text(cell, overflow="fold") for cell in row] for row in rows]
+    cells = [[Text(cell, overflow="fold") for cell in row] for row in rows]
     table = Table(box=None, show_header=bool(columns), pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns or [""] * len(rows[0]):
+    for column in columns or [""] * len(cells[0]):
         table.add_column(column, overflow="fold", header_style="bold")
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
     _console(file or sys.stderr).print(table)
 
@@ -86,8 +86,15 @@ class TrainingLine:
 
         self._file = file or sys.stderr
         self._live = self._file.isatty()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[words]}"))
-        self._progress = Progress(*columns, console=_console(self._file), transient=True, disable=not self._live)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.fields[words]}"),
+        )
+        self._progress = Progress(
+            *columns, console=_console(self._file), transient=True, disable=not self._live
+        )
         self._task = self._progress.add_task("starting", total=None, words="")
         self._step, self._total, self._first = 0, 0, 0
         self._began = time.monotonic()
@@ -120,7 +127,9 @@ class TrainingLine:
             self._progress.update(self._task, description="training", total=self._total)
         elif kind == "step":
             self._step = event["step"]
-            self._progress.update(self._task, completed=self._step, description="training", words=self.words())
+            self._progress.update(
+                self._task, completed=self._step, description="training", words=self.words()
+            )
         elif kind == "evaluating":
             self._progress.update(self._task, description="evaluating")
         elif kind == "log":

@@ -117,10 +117,14 @@ def fill_automatic(config: Config, device: Device) -> None:
         return
     config.fill("use_cpu", True, device.reason)
     if not _cpu_computes_bfloat16():
-        config.fill("torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower")
+        config.fill(
+            "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
+        )
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
         for name in ("fp16", "bf16"):
-            config.fill(name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU")
+            config.fill(
+                name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU"
+            )
     if config.preset == "multimodal":
         return
     needed, free = activation_bytes(config), free_memory()
@@ -195,7 +199,9 @@ def processes(config: Config, device: Device) -> int:
 def needs_launcher(config: Config) -> bool:
     """Whether the run goes through torch.distributed.run."""
     variables = ("NPROC_PER_NODE", "NNODES")
-    return any(os.environ.get(name) for name in variables) or bool(config.get("deepspeed") or config.get("fsdp"))
+    return any(os.environ.get(name) for name in variables) or bool(
+        config.get("deepspeed") or config.get("fsdp")
+    )
 
 
 def launch_command(config: Config, device: Device) -> list[str]:
@@ -234,7 +240,8 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return None
     batches = math.ceil(rows / (config.get("per_device_train_batch_size", 1) * processes(config, device)))
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
-    return math.ceil(config.get("max_epochs") or config.get("num_train_epochs", 3.0)) * per_epoch
+    epochs = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
+    return math.ceil(float(epochs) * per_epoch)
 
 
 def default_output_dir(config: Config) -> str:

@@ -77,7 +77,9 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
                 continue
             path = Path(given).expanduser()
             if not path.is_dir():
-                yield config.problem(name, f'names the directory "{given}", which does not exist', _near(path))
+                yield config.problem(
+                    name, f'names the directory "{given}", which does not exist', _near(path)
+                )
             elif name == "resume_from_checkpoint" and not (path / "trainer_state.json").is_file():
                 do = "Name a directory checkpoint-N of a training run."
                 if not config.get("resume_only_model"):
@@ -134,7 +136,9 @@ def _output(config: Config) -> Iterator[Problem]:
     if not existing.is_dir():
         yield config.problem("output_dir", f'"{existing}" is a file, not a directory', "Choose another.")
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield config.problem("output_dir", f'"{existing}" is not writable', "Choose another, or change its rights.")
+        yield config.problem(
+            "output_dir", f'"{existing}" is not writable', "Choose another, or change its rights."
+        )
     else:
         needed, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
         if needed is not None and needed > free:

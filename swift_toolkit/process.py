@@ -80,7 +80,7 @@ class Child:
         def copy() -> None:
             assert self.process.stdout is not None
             with log.open("ab", buffering=0) as output:
-                while block := self.process.stdout.read1(65536):  # type: ignore[union-attr]
+                while block := os.read(self.process.stdout.fileno(), 65536):
                     output.write(block)
                     echo.write(block.decode("utf-8", "replace"))
                     echo.flush()
