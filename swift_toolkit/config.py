@@ -254,7 +254,7 @@ class _Reader:
     def translate(self, layer: Mapping[str, Setting]) -> dict[str, Setting]:
         """One layer in the names of the installed ms-swift."""
         layer = dict(layer)
-        result = {name: layer.pop(name) for name in list(layer) if layer[name].value is None}
+        result = {name: layer.pop(name) for name in list(layer) if layer[name].value in (None, [])}
         qlora = [name for name in TUNER_NAMES if name in layer and layer[name].value == "qlora"]
         for name in qlora:  # a preset, not a tuner: put back below, for presets.apply
             layer[name] = replace(layer[name], value="lora")

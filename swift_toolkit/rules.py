@@ -173,19 +173,11 @@ def check(config: Config, rejected: set[str]) -> list[Problem]:
         rejected: names whose values are already reported; they count as given.
     """
     problems: list[Problem] = []
-    for rule in (
-        _required,
-        _numbers,
-        _choices,
-        _secrets,
-        _together,
-        _evaluation,
-        _quantisation,
-        _attention,
-        _packages,
-    ):
+    rules = (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention)
+    for rule in rules:
         problems += rule(config, rejected)
-    return problems
+    wrong = {problem.key for problem in problems}
+    return problems + [problem for problem in _packages(config) if problem.key not in wrong]
 
 
 def _required(config: Config, rejected: set[str]) -> Iterator[Problem]:
@@ -311,7 +303,7 @@ def _attention(config: Config, rejected: set[str]) -> Iterator[Problem]:
             yield config.problem(name, "needs flash attention", do)
 
 
-def _packages(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _packages(config: Config) -> Iterator[Problem]:
     for (name, value), package in PACKAGES.items():
         given = config.get(name)
         asked = bool(given) if value == "*" else value in (given if isinstance(given, list) else [given])

@@ -51,7 +51,11 @@ BAD = [
     ("a.json", '{"a": 1,\n "a": 2}', 'a.json:2: "a" is given twice (first on line 1). Keep one of the two.'),
     ("a.json", '{"a": 1,\n}', 'a.json:1: has a comma before the closing "}". Remove the comma.'),
     ("a.json", '{"a": [1,\n]}', 'a.json:1: has a comma before the closing "]". Remove the comma.'),
-    ("a.json", '{"a": 1, // why\n}', "a.json:1: JSON takes no comments. Remove it, or save the file as .yaml."),
+    (
+        "a.json",
+        '{"a": 1, // why\n}',
+        "a.json:1: JSON takes no comments. Remove it, or save the file as .yaml.",
+    ),
     ("a.json", '# why\n{"a": 1}', "a.json:1: JSON takes no comments. Remove it, or save the file as .yaml."),
     ("a.json", "{'a': 1}", 'a.json:1: JSON quotes with ", not with \'. Use ".'),
     ("a.json", '{"a": True}', "a.json:1: JSON writes true, false and null. Use these, in lower case."),
@@ -60,7 +64,11 @@ BAD = [
     ("a.json", '{"a": 1', "a.json:1: ends too early. A closing bracket or quote is missing."),
     ("a.json", '{"a": 1}\n{"b": 2}', "a.json:2: goes on after the end of the object. Remove the rest."),
     ("a.json", '{"a": \x01}', "a.json:1: is not valid JSON (expecting value)."),
-    ("a.json", '{"a": {"x": 1,\n"x": 2}}', 'a.json:2: "x" is given twice in one object. Keep one of the two.'),
+    (
+        "a.json",
+        '{"a": {"x": 1,\n"x": 2}}',
+        'a.json:2: "x" is given twice in one object. Keep one of the two.',
+    ),
     ("a.json", "[1]", 'a.json: holds a list, not an object. Write {"model": ..., "dataset": ...}.'),
     ("a.json", "3", 'a.json: holds the value 3, not an object. Write {"model": ..., "dataset": ...}.'),
     ("a.json", "[" * 5000, "a.json: is nested too deeply. Settings are flat."),
@@ -103,7 +111,10 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "lora_sft.json").write_text("{}")
     with pytest.raises(RequestError) as caught:
         read_config_file(tmp_path / "lora_stf.json")
-    assert str(caught.value) == f'{tmp_path}/lora_stf.json: no such file. Did you mean "{tmp_path}/lora_sft.json"?'
+    assert (
+        str(caught.value)
+        == f'{tmp_path}/lora_stf.json: no such file. Did you mean "{tmp_path}/lora_sft.json"?'
+    )
     with pytest.raises(RequestError) as caught:
         read_config_file("nowhere/lora.json")
     assert str(caught.value) == 'nowhere/lora.json: no such file. There is no directory "nowhere" either.'
