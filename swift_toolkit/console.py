@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from swift_toolkit.answers import Answer
+    from swift_toolkit.engine import Engine
 
 PLAIN_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
@@ -161,3 +164,96 @@ class TrainingLine:
         if "memory" in self._words:
             parts.append(self._words["memory"])
         return " · ".join(parts)
+
+
+class AnsweringLine:
+    """The one live line of a batch of questions. Use it as a context manager.
+
+    Args:
+        file: where it is shown; a bar on a terminal, else a plain line now and then.
+    """
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._file = file or sys.stderr
+        self._live = self._file.isatty()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.fields[words]}"),
+        )
+        self._progress = Progress(
+            *columns, console=_console(self._file), transient=True, disable=not self._live
+        )
+        self._task = self._progress.add_task("", total=None, words="")
+        self._began: float | None = None
+        self._first = self._tokens = 0
+        self._said = 0.0
+
+    def __enter__(self) -> AnsweringLine:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def loading(self, engine: Engine) -> None:
+        """Show what goes on until the engine is ready."""
+        said = ""
+        for state in engine.loading():
+            if state != said:
+                said = state
+                self._progress.update(self._task, description=_LOADING[state])
+                if not self._live:
+                    say(_LOADING[state])
+
+    def show(self, done: int, total: int, answer: Answer | None) -> None:
+        """Take in the newest answer, None for none; ``done`` of ``total`` are there."""
+        if self._began is None:
+            self._began, self._first = time.monotonic(), done - (answer is not None)
+        if answer is None:
+            return
+        self._tokens += answer.completion_tokens
+        seconds = time.monotonic() - self._began
+        words = f"{done}/{total} · {self._tokens / max(seconds, 0.001):.1f} tokens/s"
+        if done - self._first > 0:
+            words += f" · {duration(seconds / (done - self._first) * (total - done))} left"
+        self._progress.update(self._task, description="asking", completed=done, total=total, words=words)
+        if not self._live and (time.monotonic() - self._said > 5 or done == total):
+            self._said = time.monotonic()
+            say(words)
+
+
+_LOADING = {"importing": "importing ms-swift", "loading": "loading the model"}
+
+
+def loading_line(engine: Engine) -> None:
+    """Show what goes on until the engine is ready, and nothing after."""
+    with AnsweringLine() as line:
+        line.loading(engine)
+
+
+def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
+    """One block for each result: the question, and the answer or, with a base, both answers side by side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console(file)
+    for result in results:
+        table = Table(
+            box=None, show_header="base" in result, pad_edge=False, padding=(0, 3, 0, 0), expand=True
+        )
+        sides = [("base", result["base"]), ("tuned", result)] if "base" in result else [("", result)]
+        for name, _ in sides:
+            table.add_column(name, ratio=1, overflow="fold", header_style="dim")
+        told = [
+            side["answer"] if side.get("error") is None else f"failed: {side['error']}" for _, side in sides
+        ]
+        table.add_row(*(Text(answer) for answer in told))
+        console.print(Text(f"[{result['id']}] {result['question']}", style="bold"))
+        console.print(table)
+        console.print()

@@ -50,6 +50,7 @@ class Child:
         log: file to which everything the command prints is appended.
         environment: variables added to this process's own.
         echo: also write what the command prints here.
+        listens: the command reads what ``send`` writes; else its stdin is empty.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Child:
         log: Path,
         environment: Mapping[str, str] | None = None,
         echo: IO[str] | None = None,
+        listens: bool = False,
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="swift-toolkit-")
         pipe = Path(self._directory.name) / "report"
@@ -68,7 +70,7 @@ class Child:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if echo else output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {}), PIPE_VARIABLE: str(pipe)},
@@ -98,6 +100,16 @@ class Child:
         self.end(0 if kind else KILL_AFTER_SECONDS)
         os.close(self._reader)
         self._directory.cleanup()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write one JSON object a line to the command's stdin.
+
+        Raises:
+            BrokenPipeError: it does not listen any more.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
+        self.process.stdin.flush()
 
     def events(self, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
         """What the child reports, until it ends; None at least every ``tick`` seconds."""
