@@ -9,7 +9,7 @@ TUNED := output/quickstart/last/adapter_model.safetensors
 
 quickstart: $(TUNED)
 	@$(BIN)/python inference_test.py --checkpoint output/quickstart --compare-base \
-		--questions-file data/quickstart_questions.json
+		--questions-file data/quickstart_questions.json --max-new-tokens 40
 
 $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 	@$(BIN)/python finetune_trainer.py --config configs/quickstart.json
