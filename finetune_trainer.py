@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from swift_toolkit.plan import Device
     from swift_toolkit.process import Child
 
+__all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
+
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
 DESCRIPTION = """\
