@@ -30,7 +30,9 @@ CONFIG = str(ROOT / "configs/quickstart.json")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", nargs="?", choices=["checks", "training"], help="default: both")
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each side (default 3)")
     options = parser.parse_args()
@@ -95,7 +97,9 @@ def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, run
     print(f"\n{name}")
     for side, times in walls.items():
         report(f"  {side}", times)
-    print(f"  ratio ours/raw: median {statistics.median(ratios):.3f}, all {[f'{ratio:.3f}' for ratio in ratios]}")
+    print(
+        f"  ratio ours/raw: median {statistics.median(ratios):.3f}, all {[f'{ratio:.3f}' for ratio in ratios]}"
+    )
     same = "equal, digit for digit" if found["ours"] == found["raw"] else "DIFFERENT"
     print(f"  logged losses of {len(found['raw'])} steps: {same}", flush=True)
 
@@ -110,7 +114,10 @@ def losses(output: Path) -> list[Any]:
 
 
 def report(name: str, times: list[float]) -> None:
-    print(f"{name}: median {statistics.median(times):.2f} s, min {min(times):.2f}, max {max(times):.2f}", flush=True)
+    print(
+        f"{name}: median {statistics.median(times):.2f} s, min {min(times):.2f}, max {max(times):.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

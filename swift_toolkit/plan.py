@@ -238,7 +238,9 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batches: int = math.ceil(rows / (config.get("per_device_train_batch_size", 1) * processes(config, device)))
+    batches: int = math.ceil(
+        rows / (config.get("per_device_train_batch_size", 1) * processes(config, device))
+    )
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
     epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
     return math.ceil(epochs * per_epoch)
