@@ -17,7 +17,7 @@ import pytest
 
 import finetune_trainer
 from finetune_trainer import FineTuner
-from swift_toolkit.problems import RequestError, RunError
+from swift_toolkit.problems import RequestError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = str(ROOT / "data/self_cognition.jsonl")
@@ -379,8 +379,6 @@ def test_a_run_that_fails_says_why(tiny_model: Path, tmp_path: Path) -> None:
     content = json.loads((directory / "result.json").read_text())
     assert content["status"] == "failed"
     assert content["error"].startswith("Training failed: ValueError: ")
-    with pytest.raises(RunError):
-        FineTuner(tiny(tiny_model, tmp_path, target_modules="no_such_layer")).run_training()
 
 
 @pytest.mark.slow
