@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from swift_toolkit.plan import Device
     from swift_toolkit.process import Child
 
+__all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
+
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
 DESCRIPTION = """\
@@ -117,7 +119,9 @@ class FineTuner:
             raise RequestError(problems)
         self.device: Device = plan.find_device()
         plan.fill_automatic(self.config, self.device)
-        self.output_dir = Path(self.config.get("output_dir") or plan.default_output_dir(self.config)).expanduser()
+        self.output_dir = Path(
+            self.config.get("output_dir") or plan.default_output_dir(self.config)
+        ).expanduser()
         self._own_directory = self.config.get("add_version") is False
 
     # --- looking ------------------------------------------------------------------------------------------
@@ -214,7 +218,9 @@ class FineTuner:
             else:
                 directory = runs.claim_run_directory(self.output_dir)
         except OSError as error:
-            raise RunError(f"{self.output_dir}: the run directory cannot be made ({error.strerror}).") from None
+            raise RunError(
+                f"{self.output_dir}: the run directory cannot be made ({error.strerror})."
+            ) from None
         self._write_to(directory)
         return directory
 
@@ -400,11 +406,19 @@ def make_parser() -> command_line.Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
-    parser.add_argument("--verify-data", action="store_true", help="read all data, say what is wrong, and stop")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
+    )
+    parser.add_argument(
+        "--verify-data", action="store_true", help="read all data, say what is wrong, and stop"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
+    )
     parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
-    parser.add_argument("--quiet-notices", action="store_true", help="do not say which old names were translated")
+    parser.add_argument(
+        "--quiet-notices", action="store_true", help="do not say which old names were translated"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
     return parser
 
@@ -467,7 +481,11 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
         print(json.dumps(asdict(result), ensure_ascii=False, default=str))
         return
     metrics = result.metrics
-    loss = f", loss {metrics['final_loss']:.4f} (best {metrics['best_loss']:.4f})" if "final_loss" in metrics else ""
+    loss = (
+        f", loss {metrics['final_loss']:.4f} (best {metrics['best_loss']:.4f})"
+        if "final_loss" in metrics
+        else ""
+    )
     print(f"Trained {result.steps} steps in {console.duration(result.seconds['training'])}{loss}.")
     if result.last_checkpoint is None:
         print("No checkpoint was saved.")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from swift_toolkit import vocabulary
 from swift_toolkit.demo_model import builtin_of, is_builtin
 from swift_toolkit.demo_model import problems as builtin_problems
 from swift_toolkit.model_files import (
@@ -289,9 +290,7 @@ def _legacy_model(args: dict[str, Any]) -> str | None:
     """The hub id of a model type of ms-swift 1 or 2, which named one model each."""
     if "sft_type" not in args:
         return None
-    models, _ = read_json(Path(__file__).with_name("legacy_model_types.json"))
-    entry = (models or {}).get(str(args.get("model_type")))
-    return entry["ms"] if entry else None
+    return vocabulary.legacy_model(str(args.get("model_type")))
 
 
 def _code_problems(path: Path, base: _Base | None) -> list[Problem]:

@@ -92,5 +92,8 @@ def run(command: Callable[[], int], on_error: Callable[[ToolkitError], None], de
     except Exception as error:
         if debugging(debug):
             raise
-        print(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", file=sys.stderr)
+        print(
+            f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.",
+            file=sys.stderr,
+        )
         return 1

@@ -23,9 +23,12 @@ from swift_toolkit.swift_fields import Command, Field
 
 OWN_KEYS = {
     "preset": "`lora`, `qlora`, `full` or `multimodal`; without it `train_type` decides",
+    "train_type": "`lora`, `qlora`, `full` or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
     "task": "`sft` (default), `pt` or `rlhf`; `rlhf_type` alone means `rlhf`",
 }
-"""The keys that are the toolkit's own; all others are ms-swift's."""
+"""The keys that are the toolkit's own, with what they take; all others are ms-swift's."""
+
+_ABOUT_THE_REQUEST = ("preset", "task")  # the own keys that are no argument of ms-swift under another name
 
 TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
 """The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
@@ -178,7 +181,7 @@ def read_request(
         RequestError: the file cannot be read at all, or ms-swift is not installed.
     """
     given = _given(source, overrides or {}, overrides_from)
-    own = {name: setting for layer in given for name, setting in layer.items() if name in OWN_KEYS}
+    own = {name: setting for layer in given for name, setting in layer.items() if name in _ABOUT_THE_REQUEST}
     problems: list[Problem] = []
     if command == "sft":
         command = _task(own, given, problems)
@@ -186,7 +189,7 @@ def read_request(
     reader = _Reader(command, install, swift_fields.fields(command, install), problems)
     merged: dict[str, Setting] = {}
     for layer in given:
-        merged.update(reader.translate({name: s for name, s in layer.items() if name not in OWN_KEYS}))
+        merged.update(reader.translate({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}))
     path = str(source) if isinstance(source, (str, Path)) else None
     config = Config(command, install, None, merged, reader.notices, path=path)
     if command in ("sft", "pt", "rlhf"):
@@ -251,7 +254,7 @@ class _Reader:
     def translate(self, layer: Mapping[str, Setting]) -> dict[str, Setting]:
         """One layer in the names of the installed ms-swift."""
         layer = dict(layer)
-        result = {name: layer.pop(name) for name in list(layer) if layer[name].value is None}
+        result = {name: layer.pop(name) for name in list(layer) if layer[name].value in (None, [])}
         qlora = [name for name in TUNER_NAMES if name in layer and layer[name].value == "qlora"]
         for name in qlora:  # a preset, not a tuner: put back below, for presets.apply
             layer[name] = replace(layer[name], value="lora")
@@ -260,8 +263,7 @@ class _Reader:
         for name, value in done.values.items():
             first = layer[done.origin[name][0]]
             result[name] = replace(first, value="qlora" if done.origin[name][0] in qlora else value)
-        if not qlora:
-            self.notices += done.notices
+        self.notices += [line for line in done.notices if not line.startswith("train_type ")]
         for name, text in done.warnings:
             self.notices.append(f"{name}: {text}")
         for name, what, do in done.errors:
@@ -278,7 +280,7 @@ class _Reader:
         if known:
             right, project = known
             return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
-        near = vocabulary.suggestions(name, {**dict.fromkeys(OWN_KEYS), **self.fields})  # type: ignore[dict-item]
+        near = vocabulary.suggestions(name, [*OWN_KEYS, *self.fields])
         mean = " or ".join(f'"{dashes}{word}"' for word in near[:2])
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
 
@@ -365,17 +367,19 @@ def _int(value: Any) -> int:
     number = _float(value)
     if number != int(number):
         raise ValueError(f"must be a whole number, not {_shown(value)}", "")
-    return int(value) if isinstance(value, (int, str)) and str(value).strip().isdigit() else int(number)
+    return int(number)
 
 
 def _float(value: Any) -> float:
+    """A number; a whole one given as such stays an int, to be shown as it was written."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"must be a number, not {_shown(value)}", "")
-    return number
+    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
+    return int(value) if whole else number
 
 
 def _str(value: Any) -> str:

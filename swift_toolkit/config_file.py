@@ -109,7 +109,7 @@ def _read_json(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, in
         raise _json_error(text, error, name) from None
     except RecursionError:
         raise _stop("is nested too deeply", "Settings are flat.", name) from None
-    except _TwiceInside as error:
+    except _TwiceInsideError as error:
         raise _stop(
             "is given twice in one object", "Keep one of the two.", name, error.line(text), error.key
         ) from None
@@ -119,7 +119,7 @@ def _read_json(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, in
     return dict(values.pairs), list(_json_keys(text))
 
 
-class _TwiceInside(Exception):
+class _TwiceInsideError(Exception):
     """A key stands twice in an object below the top one."""
 
     def __init__(self, key: str) -> None:
@@ -141,7 +141,7 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
         for inside in value if isinstance(value, list) else [value]:
             if isinstance(inside, _Pairs) and len(inside) < len(inside.pairs):
                 keys = [key for key, _ in inside.pairs]
-                raise _TwiceInside(next(key for key in keys if keys.count(key) > 1))
+                raise _TwiceInsideError(next(key for key in keys if keys.count(key) > 1))
     result = _Pairs(pairs)
     result.pairs = pairs
     return result

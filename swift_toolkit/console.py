@@ -57,11 +57,11 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
     from rich.table import Table
     from rich.text import Text
 
-    rows = [[Text(cell, overflow="fold") for cell in row] for row in rows]
+    cells = [[Text(cell, overflow="fold") for cell in row] for row in rows]
     table = Table(box=None, show_header=bool(columns), pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns or [""] * len(rows[0]):
+    for column in columns or [""] * len(cells[0]):
         table.add_column(column, overflow="fold", header_style="bold")
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
     _console(file or sys.stderr).print(table)
 

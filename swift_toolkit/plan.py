@@ -117,10 +117,16 @@ def fill_automatic(config: Config, device: Device) -> None:
         return
     config.fill("use_cpu", True, device.reason)
     if not _cpu_computes_bfloat16():
-        config.fill("torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower")
+        config.fill(
+            "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
+        )
+    if processes(config, device) > 1:
+        config.fill("ddp_backend", "gloo", "processes on CPUs talk through gloo")
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
         for name in ("fp16", "bf16"):
-            config.fill(name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU")
+            config.fill(
+                name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU"
+            )
     if config.preset == "multimodal":
         return
     needed, free = activation_bytes(config), free_memory()
@@ -195,7 +201,9 @@ def processes(config: Config, device: Device) -> int:
 def needs_launcher(config: Config) -> bool:
     """Whether the run goes through torch.distributed.run."""
     variables = ("NPROC_PER_NODE", "NNODES")
-    return any(os.environ.get(name) for name in variables) or bool(config.get("deepspeed") or config.get("fsdp"))
+    return any(os.environ.get(name) for name in variables) or bool(
+        config.get("deepspeed") or config.get("fsdp")
+    )
 
 
 def launch_command(config: Config, device: Device) -> list[str]:
@@ -204,10 +212,9 @@ def launch_command(config: Config, device: Device) -> list[str]:
     if not needs_launcher(config):
         return [sys.executable, *module]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes(config, device)}"]
-    for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if os.environ.get(name):
-            command.append(f"--{name.lower()}={os.environ[name]}")
-    return [*command, *module]
+    given = [name for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if os.environ.get(name)]
+    command += [f"--{name.lower()}={os.environ[name]}" for name in given]
+    return [*command, *([] if given else ["--standalone"]), *module]  # alone: any free port will do
 
 
 def accumulation(config: Config, device: Device) -> int:
@@ -232,9 +239,12 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batches = math.ceil(rows / (config.get("per_device_train_batch_size", 1) * processes(config, device)))
+    batches: int = math.ceil(
+        rows / (config.get("per_device_train_batch_size", 1) * processes(config, device))
+    )
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
-    return math.ceil(config.get("max_epochs") or config.get("num_train_epochs", 3.0)) * per_epoch
+    epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
+    return math.ceil(epochs * per_epoch)
 
 
 def default_output_dir(config: Config) -> str:

@@ -70,7 +70,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 _FULL_REFUSALS = {
-    **dict.fromkeys(_QUANTISATION, ("trains unquantised weights", 'Remove it, or set "train_type" to "qlora".')),
+    **dict.fromkeys(
+        _QUANTISATION, ("trains unquantised weights", 'Remove it, or set "train_type" to "qlora".')
+    ),
     **dict.fromkeys(_ADAPTER, ("trains no adapter", 'Remove it, or set "train_type" to "lora".')),
 }
 

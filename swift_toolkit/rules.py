@@ -44,9 +44,22 @@ BOUNDS: dict[str, Bounds] = {
         (
             *("learning_rate", "vit_lr", "aligner_lr", "num_train_epochs", "max_epochs"),
             *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-            *("save_steps", "eval_steps", "logging_steps", "save_total_limit", "max_length", "packing_length"),
+            *(
+                "save_steps",
+                "eval_steps",
+                "logging_steps",
+                "save_total_limit",
+                "max_length",
+                "packing_length",
+            ),
             *("lora_rank", "lora_alpha", "vera_rank", "galore_rank", "adalora_init_r", "adalora_target_r"),
-            *("num_labels", "max_new_tokens", "dataset_num_proc", "shuffle_buffer_size", "early_stop_interval"),
+            *(
+                "num_labels",
+                "max_new_tokens",
+                "dataset_num_proc",
+                "shuffle_buffer_size",
+                "early_stop_interval",
+            ),
             *("adam_epsilon", "max_pixels", "ddp_timeout", "sequence_parallel_size"),
         ),
         POSITIVE,
@@ -80,12 +93,35 @@ CHOICES: dict[str, tuple[str, ...]] = {  # open strings in ms-swift's source, cl
         *("flex_attention", "flash_attn_2", "flash_attn_3"),
     ),
     "report_to": (
-        *("none", "all", "tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "neptune", "clearml", "trackio"),
+        *(
+            "none",
+            "all",
+            "tensorboard",
+            "wandb",
+            "swanlab",
+            "mlflow",
+            "comet_ml",
+            "neptune",
+            "clearml",
+            "trackio",
+        ),
         *("azure_ml", "codecarbon", "dagshub", "flyte", "dvclive", "kubeflow"),
     ),
 }
 TUNERS = (
-    *("lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft", "bone"),
+    *(
+        "lora",
+        "full",
+        "longlora",
+        "adalora",
+        "llamapro",
+        "adapter",
+        "vera",
+        "boft",
+        "fourierft",
+        "reft",
+        "bone",
+    ),
     *("ia3", "lora_llm", "dummy"),
 )
 DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
@@ -137,9 +173,11 @@ def check(config: Config, rejected: set[str]) -> list[Problem]:
         rejected: names whose values are already reported; they count as given.
     """
     problems: list[Problem] = []
-    for rule in (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention, _packages):
-        problems += [problem for problem in rule(config, rejected)]
-    return problems
+    rules = (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention)
+    for rule in rules:
+        problems += rule(config, rejected)
+    wrong = {problem.key for problem in problems}
+    return problems + [problem for problem in _packages(config) if problem.key not in wrong]
 
 
 def _required(config: Config, rejected: set[str]) -> Iterator[Problem]:
@@ -147,7 +185,9 @@ def _required(config: Config, rejected: set[str]) -> Iterator[Problem]:
     if "model" not in given and not config.get("resume_only_model"):
         yield config.problem("model", "is missing", 'Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".')
     if not given & {"dataset", "cached_dataset"}:
-        yield config.problem("dataset", "is missing", 'Name a data file or data set, e.g. "data/train.jsonl".')
+        yield config.problem(
+            "dataset", "is missing", 'Name a data file or data set, e.g. "data/train.jsonl".'
+        )
 
 
 def _numbers(config: Config, rejected: set[str]) -> Iterator[Problem]:
@@ -161,7 +201,9 @@ def _numbers(config: Config, rejected: set[str]) -> Iterator[Problem]:
             what = f"is {_shown(number)}, which would destroy the model"
             yield config.problem(name, what, "Was an exponent forgotten? Use e.g. 1e-4.")
     if config.get("max_steps") == 0 or config.get("max_steps", 1) < -1:
-        yield config.problem("max_steps", f"is {config.get('max_steps')}; it must be greater than 0 (or -1: no limit)")
+        yield config.problem(
+            "max_steps", f"is {config.get('max_steps')}; it must be greater than 0 (or -1: no limit)"
+        )
 
 
 def _shown(number: float) -> str:
@@ -186,7 +228,9 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
         return
     if value.endswith(".json") or "/" in value:
         if not Path(value).is_file():
-            yield config.problem("deepspeed", f'names the file "{value}", which does not exist', "Check the path.")
+            yield config.problem(
+                "deepspeed", f'names the file "{value}", which does not exist', "Check the path."
+            )
     else:
         yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
 
@@ -196,7 +240,11 @@ def _secrets(config: Config, rejected: set[str]) -> Iterator[Problem]:
         if config.get(name) is None:
             continue
         what = "is a secret, and ms-swift would write it in clear to its log and args.json"
-        do = f"Remove it and set the environment variable {' or '.join(variables)}." if variables else "Remove it."
+        do = (
+            f"Remove it and set the environment variable {' or '.join(variables)}."
+            if variables
+            else "Remove it."
+        )
         yield config.problem(name, what, do)
 
 
@@ -224,7 +272,10 @@ def _evaluation(config: Config, rejected: set[str]) -> Iterator[Problem]:
     if config.get("eval_steps") and not has_data:
         config.notices.append("eval_steps: there is no validation data, so nothing will be evaluated.")
     if config.get("load_best_model_at_end") and config.get("save_strategy", "steps") == "steps":
-        save, evaluate = config.get("save_steps", 500), config.get("eval_steps") or config.get("save_steps", 500)
+        save, evaluate = (
+            config.get("save_steps", 500),
+            config.get("eval_steps") or config.get("save_steps", 500),
+        )
         if save >= 1 and evaluate >= 1 and save % evaluate:
             what = f"is {_shown(save)}, not a multiple of eval_steps {_shown(evaluate)}"
             yield config.problem("save_steps", what, 'With "load_best_model_at_end" it must be.')
@@ -252,7 +303,7 @@ def _attention(config: Config, rejected: set[str]) -> Iterator[Problem]:
             yield config.problem(name, "needs flash attention", do)
 
 
-def _packages(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _packages(config: Config) -> Iterator[Problem]:
     for (name, value), package in PACKAGES.items():
         given = config.get(name)
         asked = bool(given) if value == "*" else value in (given if isinstance(given, list) else [given])

@@ -19,7 +19,9 @@ def next_run_directory(output_dir: Path) -> Path:
     """The name ms-swift would give the next run in ``output_dir``; nothing is made."""
     taken = [-1]
     if output_dir.is_dir():
-        taken += [int(found[1]) for entry in output_dir.iterdir() if (found := re.match(r"v(\d+)-", entry.name))]
+        taken += [
+            int(found[1]) for entry in output_dir.iterdir() if (found := re.match(r"v(\d+)-", entry.name))
+        ]
     return output_dir / f"v{max(taken) + 1}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
