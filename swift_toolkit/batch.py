@@ -52,6 +52,7 @@ class Batch:
         problems = _place_problems(output, "--output", (".json",)) + _place_problems(
             report, "--report", (".html", ".md")
         )
+        problems += plan.base_problems() if compare_base else []
         try:
             self.overview = questions.check()
         except RequestError as error:
