@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from swift_toolkit.process import Child
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
+
+ONE_PRESS = 0.5
+"""Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
 
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
@@ -245,6 +249,7 @@ class _Run:
         self.last: str | None = None
         self.best: str | None = None
         self.steps = 0
+        self.pid = 0  # of the process that reports: a launcher would pass a signal on to its data loaders too
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
         self.metrics: dict[str, float] = {}
@@ -267,7 +272,7 @@ class _Run:
         return self._finish(status)
 
     def _follow(self, child: Child, line: console.TrainingLine) -> None:
-        events = child.events()
+        events, asked = child.events(), -ONE_PRESS
         while True:
             try:
                 for event in events:
@@ -276,18 +281,23 @@ class _Run:
                         line.show(event)
                 return
             except KeyboardInterrupt as interrupt:
+                if time.monotonic() - asked < ONE_PRESS:
+                    events = child.events()
+                    continue
+                asked = time.monotonic()
                 if self.interrupt is not None or "begin" not in self.times:
                     self.interrupt = interrupt
                     child.end(patience=0)
                     return
                 self.interrupt = interrupt
                 line.note("stopping after this step, then saving (Ctrl-C again ends at once)")
-                child.process.send_signal(signal.SIGTERM)
+                os.kill(self.pid, signal.SIGTERM)
                 events = child.events()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.steps = event.get("step", self.steps)
+        self.pid = event.get("pid", self.pid)
         if "time" in event:
             self.times[kind] = event["time"]
         if kind == "log":
