@@ -1,8 +1,8 @@
 """The names of every ms-swift generation, spelled for the installed one.
 
-ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row for
-each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models, templates
-and data sets that had names of their own before 3.0. Adding a rename is adding a row:
+ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row
+for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
+templates and data sets that had names of their own before 3.0. Adding a rename is adding a row:
 
     for     the commands that know the name, or "all"
     old     the name; it may still be in use, when only its values or its meaning changed
@@ -10,8 +10,9 @@ and data sets that had names of their own before 3.0. Adding a rename is adding 
     since   the first ms-swift that had the old name
     until   the first that no longer had it
     sure    "likely" where the successor does nearly the same
-    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several settings, "*"
-            is any other value and "$" the value given; values_v3 and values_v4 hold what differs
+    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
+            settings, "*" is any other value and "$" the value given
+    values_v3, values_v4    the same, for one of the two
     split   what separates several values written as one string
     rule    a function of this module, for what depends on other settings
     join    several old names add up to one list
@@ -147,8 +148,8 @@ def rows() -> dict[tuple[str, str], Row]:
 class _Translator:
     """One translation under way.
 
-    ``given`` is the whole request. Each name in it is translated in turn; a rule may ``take`` others along with
-    it, which then are not translated again.
+    ``given`` is the whole request. Each name in it is translated in turn; a rule may ``take`` others along
+    with it, which then are not translated again.
     """
 
     def __init__(
@@ -159,8 +160,8 @@ class _Translator:
         self.line = line
         self.fields = fields
         self.result = Translation({}, {}, [], [], [], [])
-        # names with a rule first: a rule may take others along
-        self._left = dict(sorted(values.items(), key=lambda item: not self._has_rule(item[0])))
+        # names with a rule first, in the order of RULES: a rule may take others along
+        self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
         self._join = False
@@ -181,9 +182,9 @@ class _Translator:
         )
         return replace(self.result, values=dict(in_order))
 
-    def _has_rule(self, name: str) -> bool:
+    def _turn(self, name: str) -> int:
         row = rows().get((self.command, name))
-        return row is not None and bool(row.rule)
+        return list(RULES).index(row.rule) if row and row.rule else len(RULES)
 
     def take(self, name: str) -> Any:
         """The value of a setting, None if not given; it now belongs to the one being translated."""
@@ -247,7 +248,7 @@ class _Translator:
             value = value[0]
         known = self.result.values.get(name, _MISSING)
         if known is not _MISSING:
-            joined = _joined(known, value, self._join)
+            joined = _joined(known, value, self._join and self.fields[name].is_list)
             if joined is _MISSING:
                 other = self.result.origin[name][0]
                 what = f'is {_text(value)} as "{name}", yet "{other}" makes it {_text(known)}'
@@ -532,12 +533,12 @@ def _few_shot(work: _Translator, name: str, value: Any) -> dict[str, Any] | None
 
 
 RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
+    "checkpoint": _checkpoint,
     "model_path": _model_path,
     "model_type": _model_type,
     "template": _template,
     "tuner": _tuner,
     "quantization_bit": _quantization_bit,
-    "checkpoint": _checkpoint,
     "train_data": _train_data,
     "val_data": _val_data,
     "freeze_parameters": _freeze_parameters,
