@@ -13,12 +13,18 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
     values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
             settings, "*" is any other value and "$" the value given
     values_v3, values_v4    the same, for one of the two
+    refused old value -> what to do, for values without a successor
     split   what separates several values written as one string
     rule    a function of this module, for what depends on other settings
     join    several old names add up to one list
     gone    what to say when the name has no successor
-    error   [what is wrong, what to do] where leaving the setting out would change the result
+    error   [what is wrong, what to do] where leaving the setting out would change the result; what is new in
+            ms-swift 4 and has no "gone" is an error in ms-swift 3
     note    for the maintainer
+
+``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
+before then gets the old one: ``name`` and ``value``, ``until`` the ms-swift that changed it, ``with`` the
+settings it matters to and ``unless`` those that make it void.
 
 Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
 settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
@@ -99,13 +105,14 @@ class Row:
     old: str
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
+    refused: dict[str, str]
     since: str = ""
     until: str = ""
     sure: str = "certain"
     rule: str = ""
     split: str = ""
     join: bool = False
-    gone: str = "has no successor in ms-swift and is left out"
+    gone: str = ""
     error: tuple[str, str] | None = None
 
 
@@ -135,6 +142,7 @@ def rows() -> dict[tuple[str, str], Row]:
             old=entry["old"],
             names={"v3": entry["v3"], "v4": entry["v4"]},
             values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
+            refused=entry.get("refused", {}),
             error=tuple(entry["error"]) if "error" in entry else None,
             **optional,
         )
@@ -164,23 +172,25 @@ class _Translator:
         self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
+        self._notices: dict[str, str] = {}
         self._join = False
 
     def run(self) -> Translation:
         while self._left:
             name = next(iter(self._left))
             self._taken, self._made, self._join = {}, {}, False
-            problems = len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown)
+            said = self._said()
             self._spell(name, self.take(name))
-            said = len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown) > problems
-            if self._made or not said:
+            if self._made or self._said() == said:
                 self._notice()
-        self._keep_validation_split()
-        order = list(self.given)
-        in_order = sorted(
-            self.result.values.items(), key=lambda item: order.index(self.result.origin[item[0]][0])
-        )
-        return replace(self.result, values=dict(in_order))
+        self.result.notices.extend(self._notices[name] for name in self.given if name in self._notices)
+        self._keep_defaults()
+        place = {name: position for position, name in enumerate(self.given)}
+        names = sorted(self.result.values, key=lambda name: place[self.result.origin[name][0]])
+        return replace(self.result, values={name: self.result.values[name] for name in names})
+
+    def _said(self) -> int:
+        return len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown)
 
     def _turn(self, name: str) -> int:
         row = rows().get((self.command, name))
@@ -192,10 +202,15 @@ class _Translator:
             self._taken[name] = self._left.pop(name)
         return self._taken.get(name)
 
-    def is_older_than(self, version: str) -> bool:
-        """Whether the request has names that ms-swift lost in or before a version."""
+    def older_than(self, version: str) -> list[str]:
+        """The names in the request that show it was written for an ms-swift before a version."""
         found = [rows().get((self.command, name)) for name in self.given]
-        return any(row.until and _version(row.until) <= _version(version) for row in found if row)
+        names = [row.old for row in found if row and row.until and _version(row.until) <= _version(version)]
+        is_legacy = "model_type" in self.given and self.given["model_type"] in _legacy()["models"]
+        return [*names, "model_type"] if is_legacy else names
+
+    def fail(self, what: str, do: str) -> None:
+        self.result.errors.append((next(iter(self._taken)), what, do))
 
     def warn(self, name: str, text: str) -> None:
         self.result.warnings.append((name, text))
@@ -217,6 +232,9 @@ class _Translator:
 
     def _read(self, row: Row, value: Any) -> dict[str, Any]:
         """What a row makes of a value, as settings still to be spelled."""
+        if _key(value) in row.refused:
+            self.fail(f"is {_text(value)}, which ms-swift no longer has", row.refused[_key(value)])
+            return {}
         if row.rule:
             settings = RULES[row.rule](self, row.old, value)
             if settings is not None:
@@ -224,11 +242,10 @@ class _Translator:
         table = row.values[self.line]
         if row.split:
             value = _split(value, row.split)
-        if isinstance(value, list):
-            mapped = [table.get(_key(item), item) for item in value]
-            kept = [item for item in mapped if item is not None]
-            return {row.old: kept} if kept else {}
         new = table.get(_key(value), table.get("*", _MISSING))
+        if new is _MISSING and isinstance(value, list):
+            mapped = [table.get(_key(item), item) for item in value]
+            new = [item for item in mapped if item is not None] or None
         if new is _MISSING:
             return {row.old: value}
         if isinstance(new, dict):
@@ -236,13 +253,11 @@ class _Translator:
         return {} if new is None else {row.old: new}
 
     def _put(self, name: str, value: Any) -> None:
-        source = next(iter(self._taken))
         if name not in self.fields:
-            if name == source:
+            if name in self._taken:
                 self.result.unknown.append(name)
             else:
-                what = f'is "{name}" in another ms-swift than the one installed, which does not take it'
-                self.result.errors.append((source, what, "Remove it, or change the version of ms-swift."))
+                self.fail(f'is "{name}", which the installed ms-swift does not take', "Remove it.")
             return
         if isinstance(value, list) and len(value) == 1 and not self.fields[name].is_list:
             value = value[0]
@@ -251,8 +266,7 @@ class _Translator:
             joined = _joined(known, value, self._join and self.fields[name].is_list)
             if joined is _MISSING:
                 other = self.result.origin[name][0]
-                what = f'is {_text(value)} as "{name}", yet "{other}" makes it {_text(known)}'
-                self.result.errors.append((source, what, "Remove one of the two."))
+                self.fail(f'and "{other}" both set "{name}", to different values', "Remove one of the two.")
                 return
             value = joined
         self.result.values[name] = self._made[name] = value
@@ -261,36 +275,46 @@ class _Translator:
 
     def _lose(self, row: Row) -> None:
         if row.error:
-            self.result.errors.append((row.old, *row.error))
-        else:
+            self.fail(*row.error)
+        elif row.gone:
             self.warn(row.old, row.gone)
+        elif row.names["v4"]:
+            self.fail("needs ms-swift 4", 'Remove it, or run: pip install "ms-swift>=4".')
+        else:
+            self.warn(row.old, "has no successor in ms-swift and is left out")
 
     def _notice(self) -> None:
+        """One line for the settings just translated; a value that stayed the same is not shown."""
         if self._made == self._taken:
             return
-        kept = {_text(value) for value in self._taken.values()} & {
-            _text(value) for value in self._made.values()
-        }
+        before, after = ({_text(value) for value in side.values()} for side in (self._taken, self._made))
         old, new = (
             ", ".join(
-                name if _text(value) in kept else f"{name} {_text(value)}" for name, value in side.items()
+                name if _text(value) in before & after else f"{name} {_text(value)}"
+                for name, value in side.items()
             )
             for side in (self._taken, self._made)
         )
-        self.result.notices.append(f"{old} → {new or 'left to ms-swift'}")
+        likely = any(
+            row.sure == "likely" for name in self._taken if (row := rows().get((self.command, name)))
+        )
+        close = " (close to it, not the same)" if likely and new else ""
+        self._notices[next(iter(self._taken))] = f"{old} → {new or 'left to ms-swift'}{close}"
 
-    def _keep_validation_split(self) -> None:
-        """Before 3.6 one percent of the data was held out by default, later none."""
+    def _keep_defaults(self) -> None:
+        """Says what an older ms-swift did where nothing was said, if that was something else than today."""
         values = self.result.values
-        if self.command not in ("sft", "pt", "rlhf", "infer") or not self.is_older_than("3.6"):
-            return
-        if "dataset" not in values or {"split_dataset_ratio", "val_dataset"} & values.keys():
-            return
-        if _key(values.get("streaming", False)) == "true":
-            return
-        values["split_dataset_ratio"] = 0.01
-        self.result.origin["split_dataset_ratio"] = self.result.origin["dataset"]
-        self.result.notices.append("split_dataset_ratio 0.01 added: it was the default before ms-swift 3.6")
+        for default in _vocabulary()["defaults"]:
+            name, until = default["name"], default["until"]
+            old_names = self.older_than(until)
+            if self.command not in default["for"].split() or not old_names:
+                continue
+            said = values.keys() | self.given.keys()
+            if said.isdisjoint([name, *default["unless"]]) and said >= set(default["with"]):
+                values[name] = default["value"]
+                self.result.origin[name] = (old_names[0],)
+                text = f"{name} {_text(default['value'])} added: the default before ms-swift {until}"
+                self.result.notices.append(text)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -442,7 +466,7 @@ def _val_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | None
     """The validation data and its size were spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
     sets += _list(_split(work.take("custom_val_dataset_path"), ","))
-    if "sft" in rows()[work.command, "val_dataset_sample"].commands:
+    if work.command in ("sft", "pt", "rlhf"):  # the others still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
     return _as_given("val_dataset", sets, work)
 
@@ -514,7 +538,7 @@ def _do_sample(work: _Translator, name: str, value: Any) -> dict[str, Any] | Non
 
 def _vllm_length(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """``max_model_len`` was vLLM's before 3.7, since then it is the model's own."""
-    return {"vllm_max_model_len": value} if work.is_older_than("3.7") else None
+    return {"vllm_max_model_len": value} if work.older_than("3.7") else None
 
 
 def _result_dir(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
@@ -530,6 +554,12 @@ def _few_shot(work: _Translator, name: str, value: Any) -> dict[str, Any] | None
     """The number of examples is now said for each data set."""
     sets = _list(work.given.get("eval_dataset"))
     return {"eval_dataset_args": {item: {"few_shot_num": int(value)} for item in sets}}
+
+
+def _eval_dataset(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
+    """Before 3.0 ``no`` meant no data set."""
+    sets = [item for item in _list(value) if item != "no"]
+    return {name: value if sets == _list(value) else sets} if sets else {}
 
 
 RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
@@ -548,4 +578,5 @@ RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
     "result_dir": _result_dir,
     "max_memory": _max_memory,
     "few_shot": _few_shot,
+    "eval_dataset": _eval_dataset,
 }
