@@ -101,7 +101,7 @@ def foreign(name: str) -> tuple[str, str] | None:
 class Row:
     """One row of the table; see the module's docstring."""
 
-    commands: frozenset[str]
+    commands: tuple[Command, ...]
     old: str
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
@@ -131,14 +131,16 @@ def _legacy() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def rows() -> dict[tuple[str, str], Row]:
+def rows() -> dict[tuple[Command, str], Row]:
     """The table by command and old name."""
     found = {}
     for entry in _vocabulary()["rows"]:
         optional = {key: entry[key] for key in _OPTIONAL if key in entry}
         common = entry.get("values", {})
         row = Row(
-            commands=frozenset(COMMANDS if entry["for"] == "all" else entry["for"].split()),
+            commands=tuple(
+                name for name in COMMANDS if entry["for"] == "all" or name in entry["for"].split()
+            ),
             old=entry["old"],
             names={"v3": entry["v3"], "v4": entry["v4"]},
             values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
@@ -193,8 +195,12 @@ class _Translator:
         return len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown)
 
     def _turn(self, name: str) -> int:
+        rule = self._rule(name)
+        return list(RULES).index(rule) if rule else len(RULES)
+
+    def _rule(self, name: str) -> str:
         row = rows().get((self.command, name))
-        return list(RULES).index(row.rule) if row and row.rule else len(RULES)
+        return row.rule if row else ""
 
     def take(self, name: str) -> Any:
         """The value of a setting, None if not given; it now belongs to the one being translated."""
@@ -206,11 +212,11 @@ class _Translator:
         """The names in the request that show it was written for an ms-swift before a version."""
         found = [rows().get((self.command, name)) for name in self.given]
         names = [row.old for row in found if row and row.until and _version(row.until) <= _version(version)]
-        is_legacy = "model_type" in self.given and self.given["model_type"] in _legacy()["models"]
+        is_legacy = "model_type" in self.given and str(self.given["model_type"]) in _legacy()["models"]
         return [*names, "model_type"] if is_legacy else names
 
-    def fail(self, what: str, do: str) -> None:
-        self.result.errors.append((next(iter(self._taken)), what, do))
+    def fail(self, what: str, do: str, name: str = "") -> None:
+        self.result.errors.append((name or next(iter(self._taken)), what, do))
 
     def warn(self, name: str, text: str) -> None:
         self.result.warnings.append((name, text))
@@ -225,7 +231,7 @@ class _Translator:
             new = row.names[self.line] if old == name else old
             if new is None:
                 self._lose(row)
-            elif new == name:
+            elif new == name or (new in self.fields and row.rule and row.rule == self._rule(new)):
                 self._put(new, setting)
             else:
                 self._spell(new, setting)
@@ -374,14 +380,16 @@ def _model_path(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 
 def _model_type(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """Before 3.0 a model type was one model and its template, since then it is a family of models."""
-    legacy = _legacy()["models"].get(value)
+    legacy = _legacy()["models"].get(str(value))
     if legacy is None:
         families = _legacy()["families"] if work.line == "v4" else {}
-        return {name: families[value]} if families.get(value) else {} if value in families else None
+        if str(value) not in families:
+            return None
+        return {name: families[str(value)]} if families[str(value)] else {}
     modelscope, huggingface, template, *families_by_line = legacy
     settings: dict[str, Any] = {}
     paths = [work.given[key] for key in ("model", "model_id_or_path", "model_cache_dir") if key in work.given]
-    is_local = bool(paths) and Path(str(paths[0])).is_dir()
+    is_local = bool(paths) and _exists(paths[0])
     if is_local:
         settings["model_type"] = families_by_line[work.line == "v4"]
     elif not paths:
@@ -399,7 +407,7 @@ def _template(work: _Translator, name: str, value: Any) -> dict[str, Any] | None
         return {"use_chat_template": False}
     if _key(value) == "auto":
         return {}
-    spelled = _legacy()["templates"].get(value)
+    spelled = _legacy()["templates"].get(str(value))
     return {"template": spelled[work.line == "v4"] if spelled else value}
 
 
@@ -427,7 +435,7 @@ def _quantization_bit(work: _Translator, name: str, value: Any) -> dict[str, Any
 def _checkpoint(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """A checkpoint is an adapter or a whole model; without the directory, its name and the tuner tell."""
     path = Path(str(value))
-    if path.is_dir():
+    if _exists(path):
         marks = ("adapter_config.json", "default/adapter_config.json", "reft")
         is_adapter = any((path / mark).exists() for mark in marks)
     else:
@@ -439,7 +447,7 @@ def _checkpoint(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
         return {"adapters": [value]}
     for other in ("model_id_or_path", "model_cache_dir", "model"):
         work.take(other)
-    if work.given.get("model_type") in _legacy()["models"]:
+    if str(work.given.get("model_type")) in _legacy()["models"]:
         work.take("model_type")
     return {"model": value}
 
@@ -447,7 +455,7 @@ def _checkpoint(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 def _train_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The training data and its size were spread over six settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("dataset")))]
-    sets += _list(_split(work.take("custom_train_dataset_path"), ","))
+    sets += map(str, _list(_split(work.take("custom_train_dataset_path"), ",")))
     sets = _sampled(work, "train_dataset_sample", sets)
     for item in _list(work.take("train_dataset_mix_ds")):
         sets.append(_dataset(item, work))
@@ -456,8 +464,8 @@ def _train_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
             "train_dataset_mix_ratio",
             'is gone: say how many rows of each data set to take, as in "name#1000"',
         )
-    cognition = work.take("self_cognition_sample")
-    if cognition is not None and int(cognition) > 0:
+    cognition = _count(work, "self_cognition_sample")
+    if cognition > 0:
         sets = [item for item in sets if "self-cognition" not in item] + [f"swift/self-cognition#{cognition}"]
     return _as_given("dataset", sets, work)
 
@@ -465,7 +473,7 @@ def _train_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 def _val_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The validation data and its size were spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
-    sets += _list(_split(work.take("custom_val_dataset_path"), ","))
+    sets += map(str, _list(_split(work.take("custom_val_dataset_path"), ",")))
     if work.command in ("sft", "pt", "rlhf"):  # the others still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
     return _as_given("val_dataset", sets, work)
@@ -480,8 +488,8 @@ def _as_given(name: str, sets: list[str], work: _Translator) -> dict[str, Any]:
 
 def _sampled(work: _Translator, name: str, sets: list[str]) -> list[str]:
     """Appends the number of rows that a setting of its own used to say: ``file.jsonl#1000``."""
-    count = work.take(name)
-    if count is None or int(count) <= 0:
+    count = _count(work, name)
+    if count <= 0:
         return sets
     if not sets:
         work.warn(name, "limits data that is not named here and is left out")
@@ -490,21 +498,39 @@ def _sampled(work: _Translator, name: str, sets: list[str]) -> list[str]:
         work.warn(
             name, f'was {count} rows of all data sets together; now each has its own size, as in "name#1000"'
         )
-    return [f"{item.split('#')[0]}#{max(int(count) // len(sets), 1)}" for item in sets]
+    return [f"{item.split('#')[0]}#{max(count // len(sets), 1)}" for item in sets]
+
+
+def _count(work: _Translator, name: str) -> int:
+    """A number of rows that a setting says; 0 if it says none."""
+    value = work.take(name)
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        work.fail(f"is not a number of rows: {_text(value)}", "Give a whole number.", name)
+        return 0
+
+
+def _exists(path: Any) -> bool:
+    """Whether there is such a file or directory; a text that cannot be a path is none."""
+    try:
+        return Path(str(path)).exists()
+    except OSError:
+        return False
 
 
 def _split_datasets(value: Any) -> Any:
     """Data sets written as one string with commas, unless a file has that name."""
     items = _list(value)
-    return value if len(items) == 1 and Path(str(items[0])).exists() else _split(value, ",")
+    return value if len(items) == 1 and _exists(items[0]) else _split(value, ",")
 
 
-def _dataset(item: Any, work: _Translator) -> Any:
+def _dataset(item: Any, work: _Translator) -> str:
     """A data set that had a short name before 3.0 (``alpaca-zh:subset#1000``) by its id on the hub."""
     parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
     ids = _legacy()["datasets"].get(parts[1]) if parts else None
-    if not parts or not ids or Path(str(item)).exists() or Path(parts[1]).exists():
-        return item
+    if not parts or not ids or _exists(item) or _exists(parts[1]):
+        return str(item)
     use_hf = _key(work.given.get("use_hf", False)) == "true"
     hub_id = (ids[1] or ids[0]) if use_hf else (ids[0] or f"HF::{ids[1]}")
     plain, subset, sample = re.fullmatch(r"((?:HF::)?[^:#]+)(:[^#]*)?(#.*)?", hub_id).groups()  # type: ignore[union-attr]
@@ -516,14 +542,14 @@ def _freeze_parameters(work: _Translator, name: str, value: Any) -> dict[str, An
     try:
         (share,) = _list(value)
         return {"freeze_parameters_ratio": float(share)}
-    except ValueError:
+    except (TypeError, ValueError):
         return None
 
 
 def _deepspeed(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The configurations that came with ms-swift, by their path in its repository."""
     shipped = re.fullmatch(r".*?(zero[0123])(?:[-_](offload))?\.json", str(value))
-    if shipped is None or Path(str(value)).exists():
+    if shipped is None or _exists(value):
         return None
     return {"deepspeed": "_".join(filter(None, shipped.groups()))}
 
@@ -553,7 +579,7 @@ def _max_memory(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 def _few_shot(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The number of examples is now said for each data set."""
     sets = _list(work.given.get("eval_dataset"))
-    return {"eval_dataset_args": {item: {"few_shot_num": int(value)} for item in sets}}
+    return {"eval_dataset_args": {str(item): {"few_shot_num": value} for item in sets}}
 
 
 def _eval_dataset(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
