@@ -73,8 +73,7 @@ def _commands(text: str) -> Iterator[tuple[_Statement, SwiftCommand | None]]:
     """The statements of a script, with the command of ms-swift that they run."""
     script = _Script(text)
     for statement in script.statements():
-        command = _swift_command(statement)
-        yield statement, command and command._replace(env=script.exported | command.env)
+        yield statement, _swift_command(statement, script.exported)
 
 
 def _not_one(
@@ -110,7 +109,7 @@ _PIECE = re.compile(
 )
 _TOKEN = re.compile(
     rf"""
-    (?P<blank> [ \t\r]+ | \\[ \t\r]*(?:\n(?:[ \t]*\#[^\n]*\n)*|\Z))
+    (?P<blank> [ \t\r]+ | \\[ \t\r]*\n(?:[ \t]*\#[^\n]*\n)*)
   | (?P<comment> (?<![^\s;&|(])\#[^\n]*)
   | (?P<redirection> \d?(?:&>>?|>>|>&?|<<<|<)(?P<handle>(?<=&)\d)?)
   | (?P<end> \n | ;+ | &&? | \|\|? | [()])
@@ -149,7 +148,7 @@ class _Script:
     """The simple commands of a script, with the variables it assigns put in."""
 
     def __init__(self, text: str) -> None:
-        self.text = text + "\n"
+        self.text = f"{text}\n\n"  # the last line may end in a backslash
         self.variables: dict[str, str] = {}
         self.exported: dict[str, str] = {}
         self._statement = _Statement()
@@ -216,11 +215,10 @@ class _Script:
         terms = match["sum"] or match["expr"] or match["old"]
         if match["sum"]:  # where variables need no dollar sign
             terms = re.sub(r"[A-Za-z_]\w*", lambda name: self.variables.get(name[0], name[0]), terms)
+        terms = terms.replace("\\", "").replace("/", "//").strip()
         try:
-            return str(
-                _value_of(ast.parse(terms.replace("\\", "").replace("/", "//").strip(), mode="eval").body)
-            )
-        except (SyntaxError, LookupError, ValueError, ArithmeticError):
+            return str(_value_of(ast.parse(terms, mode="eval").body))
+        except (SyntaxError, LookupError, TypeError, ValueError, ArithmeticError):
             return match[0]
 
 
@@ -241,7 +239,7 @@ _LAUNCHER = {
 }
 
 
-def _swift_command(statement: _Statement) -> SwiftCommand | None:
+def _swift_command(statement: _Statement, exported: dict[str, str]) -> SwiftCommand | None:
     """The command of ms-swift that a statement runs, if it runs one."""
     for position, word in enumerate(statement.words):
         rest = statement.words[position + 1 :]
@@ -259,7 +257,7 @@ def _swift_command(statement: _Statement) -> SwiftCommand | None:
         values, stray = _arguments([word for word in rest if word not in ("...", "…")])
         if stray and stray[0].endswith((".yaml", ".yml", ".json")):
             values = {"config": stray.pop(0)} | values
-        env = statement.env | _launcher_environment(statement.words[:position])
+        env = exported | statement.env | _launcher_environment(statement.words[:position])
         if env.get("USE_HF", "").lower() in ("1", "true"):
             fixed["use_hf"] = "true"
         notes = [*statement.notes, *(f"{text} belongs to no setting" for text in stray)]

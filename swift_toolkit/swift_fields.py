@@ -15,6 +15,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -95,7 +96,7 @@ def installed() -> SwiftInstall:
     version = _version(swift / "version.py") if swift else ""
     if swift is None or not version:
         raise RequestError([Problem("ms-swift is not installed", _INSTALL)])
-    major, minor = (int(number) for number in version.split(".")[:2])
+    major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
     if (major, minor) < (3, 12):
         raise RequestError(
             [Problem(f"ms-swift {version} is older than 3.12, the oldest that works", _INSTALL)]
