@@ -5,9 +5,10 @@
 
 Commands are taken at seven releases from 1.1 to 4.5, out of the shell scripts and the code blocks of the
 Markdown files, and counted once for each release. Each is translated, and the result given to the argument
-parser of the installed ms-swift; no model is loaded. What is not understood, not accepted or refused is listed.
-"Understood" means: no unknown name, and every name handed over is an argument of the installed ms-swift. Exit
-status 1 if that is less than 99 %.
+parser of the installed ms-swift; no model is loaded. What is not understood, not accepted or refused is
+listed.
+"Understood" means: no unknown name, and every name handed over is an argument of the installed ms-swift.
+Exit status 1 if that is less than 99 %.
 """
 
 from __future__ import annotations

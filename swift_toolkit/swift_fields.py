@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -364,6 +363,8 @@ def _declaration(value: ast.expr | None) -> tuple[str, bool, tuple[Any, ...] | N
 
 def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]:
     """The fields as a second Python process finds them by importing ms-swift, some 10 seconds."""
+    import subprocess
+
     run = subprocess.run(
         [sys.executable, "-m", __name__, command],
         cwd=Path(__file__).parent.parent,
