@@ -118,7 +118,7 @@ class FineTuner:
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
         self.data: DataReport = preflight.check_data(self.config)
-        problems += self.data.problems()
+        problems += self.data.problems
         if problems:
             raise RequestError(problems)
         self.device: Device = plan.find_device()
@@ -135,7 +135,7 @@ class FineTuner:
         from swift_toolkit import preflight
 
         self.data = preflight.check_data(self.config, whole=True)
-        for line in self.data.lines():
+        for line in self.data.summary():
             print(line)
         return self.data
 
@@ -172,7 +172,7 @@ class FineTuner:
         steps = plan.step_count(config, self._rows(), device)
         facts = [
             ("model", config.settings["model"].shown),
-            ("data", self._data_phrase()),
+            ("data", self.data.headline()),
             ("preset", plan.preset_phrase(config)),
             ("device", str(device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
@@ -188,11 +188,6 @@ class FineTuner:
 
         return preflight.train_rows(self.config, self.data)
 
-    def _data_phrase(self) -> str:
-        names = self.config.get("dataset") or self.config.get("cached_dataset")
-        rows = self._rows()
-        return f"{' '.join(names)}" + (f" ({rows:,} rows to train on)" if rows is not None else "")
-
     # --- training -----------------------------------------------------------------------------------------
 
     def run_training(self, verbose: bool = False) -> TrainingResult:
@@ -207,10 +202,13 @@ class FineTuner:
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
-        from swift_toolkit import preflight, runs
+        from swift_toolkit import dataset_copy, preflight, runs
 
         preflight.unpack_models(self.config)
         directory = self._claim(runs)
+        given = dataset_copy.prepare(self.data, directory / "data")
+        self.config.replace("dataset", given.train)
+        self.config.replace("val_dataset", given.val)
         self.print_plan()
         return _Run(self, directory, verbose).carry_out()
 

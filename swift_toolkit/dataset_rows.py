@@ -138,7 +138,7 @@ def _refuse_unknown(
 ) -> None:
     """No known format at all, or a column that looks like a misspelled one that matters."""
     if family == "response" and not standard & {"query", "response"}:
-        shown = ", ".join(f'"{name}"' for name in unused[:8])
+        shown = ", ".join(f'"{name}"' for name in (unused or sorted(standard))[:8])
         near = _near(unused, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS), 0.75)
         raise FlawError(
             "columns",

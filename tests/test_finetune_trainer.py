@@ -113,7 +113,7 @@ def test_the_plan_as_json() -> None:
     assert plan["arguments"]["target_modules"] == ["q_proj", "v_proj"]
     assert plan["sources"]["target_modules"] == "command line"
     assert plan["arguments"]["check_model"] is False
-    assert plan["data"]["rows"] == 84
+    assert plan["data"]["train_rows"] == 84
     assert plan["launch"]["effective_batch_size"] == 4
     assert plan["launch"]["command"] == [sys.executable, "-m", "swift_toolkit.training"]
 
@@ -188,7 +188,7 @@ def test_verify_data_in_python(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr(sys, "argv", ["notebook", "--not-ours"])
     report = FineTuner("configs/quickstart.json").verify_data()
     assert report.ok
-    assert report.rows() == 84
+    assert report.train_rows == 84
     assert "data/self_cognition.jsonl: messages, 84 rows" in capsys.readouterr().out
 
 
