@@ -322,7 +322,8 @@ class _Translator:
             if self.command not in default["for"].split() or not old_names:
                 continue
             said = values.keys() | self.given.keys()
-            if said.isdisjoint([name, *default["unless"]]) and said >= set(default["with"]):
+            is_moot = not said.isdisjoint([name, *default["unless"]]) or name not in self.fields
+            if not is_moot and said >= set(default["with"]):
                 values[name] = default["value"]
                 self.result.origin[name] = (old_names[0],)
                 text = f"{name} {_text(default['value'])} added: the default before ms-swift {until}"
