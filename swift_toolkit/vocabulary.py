@@ -94,6 +94,12 @@ def foreign(name: str) -> tuple[str, str] | None:
     return (found[0], found[1]) if found else None
 
 
+def legacy_model(model_type: str) -> str | None:
+    """The hub id of a ``model_type`` of ms-swift 1 or 2, which named one model each."""
+    names = _legacy()["models"].get(model_type)
+    return str(names[0]) if names else None
+
+
 # ------------------------------------------------------------------------------------------ the table
 
 

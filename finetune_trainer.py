@@ -1,0 +1,525 @@
+#!/usr/bin/env python3
+"""Fine-tune a model with ms-swift, from a JSON/YAML file, flags or Python.
+
+    python finetune_trainer.py --config configs/lora_sft.json
+    python finetune_trainer.py --config configs/lora_sft.json --lora_rank 16 --dry-run
+    python finetune_trainer.py --model Qwen/Qwen2.5-7B-Instruct --train_type lora --dataset data/train.jsonl
+
+    from finetune_trainer import FineTuner
+    result = FineTuner("configs/lora_sft.json", max_steps=10).run_training()
+    print(result.last_checkpoint)
+
+Everything is checked before ms-swift is started, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from swift_toolkit import command_line, console
+from swift_toolkit.problems import RequestError, RunError, ToolkitError
+from swift_toolkit.process import interrupt_on_sigterm
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from swift_toolkit.config import Config
+    from swift_toolkit.dataset import DataReport
+    from swift_toolkit.plan import Device
+    from swift_toolkit.process import Child
+
+__all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
+
+ONE_PRESS = 0.5
+"""Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
+
+Status = Literal["done", "stopped", "interrupted", "failed"]
+
+DESCRIPTION = """\
+Fine-tune a model with ms-swift: LoRA, QLoRA, full or multimodal.
+
+Every training argument of the installed ms-swift is a flag or a key of the config file, under its own
+name: --lora_rank 16, --learning_rate 1e-4, --dataset a.jsonl b.jsonl. Flags win over the file."""
+
+EXAMPLES = """\
+examples:
+  python finetune_trainer.py --config configs/quickstart.json
+  python finetune_trainer.py --config configs/lora_sft.json --dataset data/train.jsonl --dry-run
+  python finetune_trainer.py --model Qwen/Qwen2.5-7B-Instruct --train_type lora --dataset data/train.jsonl
+
+exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM"""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left behind.
+
+    Args:
+        status: ``done``; ``stopped`` on request after a last checkpoint; ``interrupted`` at once; ``failed``.
+        run_directory: ``<output_dir>/vN-<time>``, with ``train.log`` and ``result.json``.
+        last_checkpoint: the newest checkpoint, None if there is none.
+        best_checkpoint: the one with the best evaluation, None without evaluation.
+        steps: optimiser steps done.
+        metrics: ``final_loss``, ``best_loss`` and what ms-swift measured besides, e.g. ``eval_loss``.
+        seconds: wall clock of the parts, ``startup`` and ``training``, and ``total``.
+    """
+
+    status: Status
+    run_directory: Path
+    last_checkpoint: Path | None
+    best_checkpoint: Path | None
+    steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class FineTuner:
+    """One fine-tuning run: checked when it is made, started by ``run_training``.
+
+    Args:
+        config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` say everything.
+        overrides: settings laid over ``config``, under ms-swift's names.
+
+    Raises:
+        RequestError: with every problem of the request.
+    """
+
+    def __init__(self, config: str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> None:
+        self._setup(config, overrides, "call")
+
+    @classmethod
+    def from_command_line(cls, config: str | None, settings: Mapping[str, Any]) -> FineTuner:
+        """The same, with messages that speak of flags."""
+        tuner = cls.__new__(cls)
+        tuner._setup(config, settings, "command line")
+        return tuner
+
+    def _setup(
+        self,
+        config: str | Path | Mapping[str, Any] | None,
+        overrides: Mapping[str, Any],
+        overrides_from: Literal["command line", "call"],
+    ) -> None:
+        from swift_toolkit import plan, preflight
+        from swift_toolkit.config import read_request
+
+        self.config: Config
+        self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
+        problems += preflight.check(self.config)
+        self.data: DataReport = preflight.check_data(self.config)
+        problems += self.data.problems
+        if problems:
+            raise RequestError(problems)
+        self.device: Device = plan.find_device()
+        plan.fill_automatic(self.config, self.device)
+        self.output_dir = Path(
+            self.config.get("output_dir") or plan.default_output_dir(self.config)
+        ).expanduser()
+        self._own_directory = self.config.get("add_version") is False
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def verify_data(self) -> DataReport:
+        """Read the data of this run from end to end, print what was found and return it."""
+        from swift_toolkit import preflight
+
+        self.data = preflight.check_data(self.config, whole=True)
+        for line in self.data.summary():
+            print(line)
+        return self.data
+
+    def describe(self) -> dict[str, Any]:
+        """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
+        from swift_toolkit import plan, runs
+
+        self._write_to(runs.next_run_directory(self.output_dir))
+        settings = self.config.settings
+        return {
+            "preset": self.config.preset,
+            "ms_swift": self.config.install.version,
+            "arguments": {name: setting.value for name, setting in settings.items()},
+            "sources": {name: str(setting.source) for name, setting in settings.items()},
+            "notices": self.config.notices,
+            "data": self.data.as_dict(),
+            "memory": plan.memory(self.config),
+            "launch": {
+                "device": str(self.device),
+                "command": plan.launch_command(self.config, self.device),
+                "effective_batch_size": plan.effective_batch_size(self.config, self.device),
+                "steps": plan.step_count(self.config, self._rows(), self.device),
+            },
+        }
+
+    def print_plan(self, file: IO[str] | None = None) -> None:
+        """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
+        from swift_toolkit import plan
+
+        config, device = self.config, self.device
+        batch = config.get("per_device_train_batch_size", 1)
+        world, accumulation = plan.processes(config, device), plan.accumulation(config, device)
+        effective = plan.effective_batch_size(config, device)
+        steps = plan.step_count(config, self._rows(), device)
+        facts = [
+            ("model", config.settings["model"].shown),
+            ("data", self.data.headline()),
+            ("preset", plan.preset_phrase(config)),
+            ("device", str(device)),
+            ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
+            ("steps", str(steps or "not known before the data is read")),
+            ("output", str(self.output_dir)),
+        ]
+        console.print_facts(facts, file)
+        rows = [(name, one.shown, str(one.source)) for name, one in sorted(config.settings.items())]
+        console.print_table(("setting", "value", "from"), rows, file)
+
+    def _rows(self) -> int | None:
+        from swift_toolkit import preflight
+
+        return preflight.train_rows(self.config, self.data)
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def run_training(self, verbose: bool = False) -> TrainingResult:
+        """Train, and show the plan, one live line and the result on stderr.
+
+        Ctrl-C (KeyboardInterrupt) lets the step in hand end and saves a checkpoint; a second one ends at once.
+
+        Args:
+            verbose: also show all that ms-swift prints.
+
+        Raises:
+            RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
+            KeyboardInterrupt: it was interrupted; what was saved is usable.
+        """
+        from swift_toolkit import dataset_copy, preflight, runs
+
+        preflight.unpack_models(self.config)
+        directory = self._claim(runs)
+        given = dataset_copy.prepare(self.data, directory / "data")
+        self.config.replace("dataset", given.train)
+        self.config.replace("val_dataset", given.val)
+        self.print_plan()
+        return _Run(self, directory, verbose).carry_out()
+
+    def _claim(self, runs: ModuleType) -> Path:
+        try:
+            if self._own_directory:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                directory = self.output_dir
+            else:
+                directory = runs.claim_run_directory(self.output_dir)
+        except OSError as error:
+            raise RunError(
+                f"{self.output_dir}: the run directory cannot be made ({error.strerror})."
+            ) from None
+        self._write_to(directory)
+        return directory
+
+    def _write_to(self, directory: Path) -> None:
+        from swift_toolkit.config import Setting, Source
+
+        given = self.config.settings.get("output_dir")
+        source = given.source if given else Source("automatic", "named after the model")
+        self.config.settings["output_dir"] = Setting(str(directory.absolute()), source, "output_dir")
+        reason = Source("automatic", "the run has a directory of its own already")
+        self.config.settings.setdefault("add_version", Setting(False, reason, "add_version"))
+
+
+class _Run:
+    """One training process from its start to its result."""
+
+    def __init__(self, tuner: FineTuner, directory: Path, verbose: bool) -> None:
+        self.tuner, self.directory, self.verbose = tuner, directory, verbose
+        self.log = directory / "train.log"
+        self.started = time.time()
+        self.times: dict[str, float] = {}
+        self.last: str | None = None
+        self.best: str | None = None
+        self.steps = 0
+        self.pid = 0  # of the process that reports: a launcher would pass a signal on to its data loaders too
+        self.losses: list[float] = []
+        self.eval_losses: list[float] = []
+        self.metrics: dict[str, float] = {}
+        self.outcome: dict[str, Any] = {}
+        self.error: dict[str, Any] = {}
+        self.interrupt: KeyboardInterrupt | None = None
+
+    def carry_out(self) -> TrainingResult:
+        from swift_toolkit import plan, training
+        from swift_toolkit.process import Child
+
+        config = self.tuner.config
+        request = {"command": config.command, "arguments": config.arguments()}
+        command = plan.launch_command(config, self.tuner.device)
+        environment = {training.REQUEST_VARIABLE: json.dumps(request)}
+        echo = sys.stderr if self.verbose else None
+        with Child(command, self.log, environment, echo) as child, console.TrainingLine() as line:
+            self._follow(child, line)
+            status = child.process.wait()
+        return self._finish(status)
+
+    def _follow(self, child: Child, line: console.TrainingLine) -> None:
+        events, asked = child.events(), -ONE_PRESS
+        while True:
+            try:
+                for event in events:
+                    if event is not None:
+                        self._take(event)
+                        line.show(event)
+                return
+            except KeyboardInterrupt as interrupt:
+                if time.monotonic() - asked < ONE_PRESS:
+                    events = child.events()
+                    continue
+                asked = time.monotonic()
+                if self.interrupt is not None or "begin" not in self.times:
+                    self.interrupt = interrupt
+                    child.end(patience=0)
+                    return
+                self.interrupt = interrupt
+                line.note("stopping after this step, then saving (Ctrl-C again ends at once)")
+                os.kill(self.pid, signal.SIGTERM)
+                events = child.events()
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        self.steps = event.get("step", self.steps)
+        self.pid = event.get("pid", self.pid)
+        if "time" in event:
+            self.times[kind] = event["time"]
+        if kind == "log":
+            self.metrics.update(event["logs"])
+            self.losses += [event["logs"]["loss"]] if "loss" in event["logs"] else []
+            self.eval_losses += [event["logs"]["eval_loss"]] if "eval_loss" in event["logs"] else []
+        elif kind == "save":
+            self.last, self.best = event["checkpoint"], event["best"] or self.best
+            self._link()
+        elif kind == "result":
+            self.outcome = event
+            self.best = event["best_model_checkpoint"] or self.best
+            self._link()
+        elif kind == "error":
+            self.error = event
+
+    def _link(self) -> None:
+        from swift_toolkit import runs
+
+        runs.link(self.tuner.output_dir, "last", self.last)
+        runs.link(self.tuner.output_dir, "best", self.best)
+
+    def _finish(self, exit_status: int) -> TrainingResult:
+        result = self._result(exit_status)
+        reason = self._reason(exit_status) if result.status == "failed" else ""
+        self._write(result, reason)
+        if result.status == "failed":
+            raise RunError(reason)
+        if self.interrupt is not None:
+            raise Interrupted(result, self.interrupt) from None
+        return result
+
+    def _result(self, exit_status: int) -> TrainingResult:
+        now = time.time()
+        begin, end = self.times.get("begin"), self.times.get("end", now)
+        seconds = {"startup": (begin or now) - self.started, "total": now - self.started}
+        seconds["training"] = end - begin if begin else 0.0
+        if self.outcome:
+            status: Status = "stopped" if self.outcome["stopped"] else "done"
+        else:
+            status = "interrupted" if self.interrupt is not None else "failed"
+        metrics = {key: value for key, value in self.metrics.items() if key not in ("loss", "epoch")}
+        if self.losses:
+            metrics |= {"final_loss": self.losses[-1], "best_loss": min(self.eval_losses or self.losses)}
+        last, best = (Path(found) if found else None for found in (self.last, self.best))
+        rounded = {key: round(value, 2) for key, value in seconds.items()}
+        return TrainingResult(status, self.directory, last, best, self.steps, metrics, rounded)
+
+    def _reason(self, exit_status: int) -> str:
+        from swift_toolkit import plan
+
+        config, device = self.tuner.config, self.tuner.device
+        words = f"{self.error.get('type', '')}: {self.error.get('message', '')}".strip(": ")
+        first = words.splitlines()[0] if words else f"the training process ended with status {exit_status}"
+        if exit_status == -signal.SIGKILL and not self.error:
+            first = "the system killed the training process, most often for lack of memory"
+        elif "out of memory" not in words.lower() and "OutOfMemory" not in words:
+            return f"Training failed: {first}. The whole log: {self.log}"
+        advice = "\n".join(f"  {line}" for line in plan.memory_advice(config, device))
+        return f"Training failed: {first}. The whole log: {self.log}\nOut of memory? In this order, try:\n{advice}"
+
+    def _write(self, result: TrainingResult, reason: str) -> None:
+        from swift_toolkit import runs
+
+        content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
+        runs.write_json(self.directory / "result.json", content)
+
+    def _resolved(self) -> dict[str, Any]:
+        settings = self.tuner.config.settings
+        return {
+            "config": {name: setting.value for name, setting in settings.items()},
+            "sources": {name: str(setting.source) for name, setting in settings.items()},
+            "data": self.tuner.data.as_dict(),
+            "model_parameters": self.outcome.get("model_parameter_info"),
+            "rows": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
+        }
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run ended by Ctrl-C or SIGTERM.
+
+    Args:
+        result: what it left behind.
+        cause: the interrupt that ended it.
+    """
+
+    def __init__(self, result: TrainingResult, cause: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.result, self.cause = result, cause
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
+    versions = {"python": platform.python_version()}
+    for name in ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "datasets"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+def make_parser() -> command_line.Parser:
+    """The flags of this script; every other ``--name value`` is a setting."""
+    parser = command_line.Parser(
+        prog="finetune_trainer.py",
+        usage="%(prog)s [--config FILE] [--name value ...] [--dry-run] [--verify-data] [--json]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
+    )
+    parser.add_argument(
+        "--verify-data", action="store_true", help="read all data, say what is wrong, and stop"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
+    )
+    parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
+    parser.add_argument(
+        "--quiet-notices", action="store_true", help="do not say which old names were translated"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    interrupt_on_sigterm()
+
+    def on_error(error: ToolkitError) -> None:
+        problems = error.problems if isinstance(error, RequestError) else []
+        if as_json:
+            found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
+            print(json.dumps({"problems": found}, ensure_ascii=False))
+        if problems:
+            console.print_problems(problems)
+        else:
+            console.say(str(error))
+
+    return command_line.run(lambda: _command(words), on_error, "--debug" in words)
+
+
+def _command(words: list[str]) -> int:
+    options, settings = make_parser().parse(words)
+    if not options.config and not settings:
+        make_parser().print_help(sys.stderr)
+        return 2
+    tuner = FineTuner.from_command_line(options.config, settings)
+    if not options.quiet_notices:
+        for notice in tuner.config.notices:
+            console.say(notice)
+    if options.verify_data:
+        return _verify(tuner, options.json)
+    if options.dry_run:
+        if options.json:
+            print(json.dumps(tuner.describe(), ensure_ascii=False, default=str))
+        else:
+            tuner.print_plan(sys.stdout)
+        return 0
+    try:
+        result = tuner.run_training(options.verbose)
+    except Interrupted as interrupted:
+        _say_how_to_go_on(interrupted.result, words)
+        raise interrupted.cause from None
+    _print_result(result, options.json)
+    return 0
+
+
+def _verify(tuner: FineTuner, as_json: bool) -> int:
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        report = tuner.verify_data()
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False, default=str))
+    return 0 if report.ok else 2
+
+
+def _print_result(result: TrainingResult, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(result), ensure_ascii=False, default=str))
+        return
+    metrics = result.metrics
+    loss = (
+        f", loss {metrics['final_loss']:.4f} (best {metrics['best_loss']:.4f})"
+        if "final_loss" in metrics
+        else ""
+    )
+    print(f"Trained {result.steps} steps in {console.duration(result.seconds['training'])}{loss}.")
+    if result.last_checkpoint is None:
+        print("No checkpoint was saved.")
+        return
+    shown = result.best_checkpoint or result.last_checkpoint
+    print(f"{'Best' if result.best_checkpoint else 'Last'} checkpoint: {_short(shown)}")
+    print("Next:")
+    print(f"  python inference_test.py --checkpoint {shlex.quote(_short(shown))}")
+    print(f"  python deploy_model.py --checkpoint {shlex.quote(_short(shown))}")
+
+
+def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:
+    console.say(f"Interrupted at step {result.steps}.")
+    if result.last_checkpoint is None:
+        console.say("No checkpoint was saved yet.")
+        return
+    kept = " ".join(shlex.quote(word) for word in words if not word.startswith("--resume"))
+    console.say(f"Last checkpoint: {_short(result.last_checkpoint)}. To go on from it:")
+    checkpoint = shlex.quote(_short(result.last_checkpoint))
+    console.say(f"  python finetune_trainer.py {kept} --resume_from_checkpoint {checkpoint}")
+
+
+def _short(path: Path) -> str:
+    """``path`` as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

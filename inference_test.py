@@ -1,0 +1,438 @@
+#!/usr/bin/env python3
+"""Ask a fine-tuned checkpoint, and its base model beside it.
+
+    python inference_test.py --checkpoint output/quickstart --compare-base
+    python inference_test.py --checkpoint output/quickstart --question "Who are you?"
+    python inference_test.py --checkpoint output/quickstart --mode interactive
+
+    from inference_test import InferenceTester
+    with InferenceTester("output/quickstart") as tester:
+        print(tester.ask("Who are you?"))
+
+Everything is checked before a model is loaded, and the model is loaded in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swift_toolkit import command_line, console
+from swift_toolkit.problems import Problem, RequestError, RunError, ToolkitError
+from swift_toolkit.process import interrupt_on_sigterm
+
+if TYPE_CHECKING:
+    from swift_toolkit.batch import Batch, Progress
+    from swift_toolkit.engine import Engine, Side
+
+DESCRIPTION = """\
+Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
+
+Every inference argument of the installed ms-swift is a flag or a key of the config file, under its own name:
+--max-new-tokens 256, --temperature 0.7, --top-p 0.9, --top-k 50, --repetition-penalty 1.05, --seed 1,
+--system "...". Without them answers have at most 512 tokens and are the same every time."""
+
+EXAMPLES = """\
+examples:
+  python inference_test.py --checkpoint output/quickstart --compare-base
+  python inference_test.py --checkpoint output/quickstart --question "Who are you?" --temperature 0.7
+  python inference_test.py --checkpoint output/quickstart --questions-file test.jsonl --report answers.html
+  python inference_test.py --checkpoint output/quickstart --mode interactive
+
+exit status: 0 done, 1 a question failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM"""
+
+SHOWN_ANSWERS = 20
+"""How many answers of a batch are printed; all are in the file."""
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a batch left behind.
+
+    Args:
+        output: the JSON file with ``meta``, ``summary`` and ``results``.
+        meta: what was asked, of what, and how.
+        summary: the figures, see `swift_toolkit.summary.Summary.as_dict`.
+    """
+
+    output: Path
+    meta: dict[str, Any]
+    summary: dict[str, Any]
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The results in the order of the questions, one at a time."""
+        from swift_toolkit.answers import read_results
+
+        return read_results(self.output)[2]
+
+
+class InferenceTester:
+    """Asks one checkpoint. Checked when it is made; the model is loaded at the first question.
+
+    Use it in a ``with`` statement, or call `close`: the model lives in another process.
+
+    Args:
+        checkpoint: a checkpoint, a run directory, or an output directory.
+        config: inference settings: a JSON or YAML file, or a mapping.
+        base_model: where the base is now, if it is not where training found it.
+        infer_backend: ``auto``, ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
+        merge_lora: merge an adapter into its base beside the checkpoint, and ask that.
+        trust_code: accept a checkpoint that names Python files to import.
+        log: file for what the engine prints; ``infer.log`` beside the checkpoint by default.
+        settings: inference settings laid over ``config``, under ms-swift's names.
+
+    Raises:
+        RequestError: with every problem of the request.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        config: str | Path | Mapping[str, Any] | None = None,
+        *,
+        base_model: str | None = None,
+        infer_backend: str = "auto",
+        merge_lora: bool = False,
+        trust_code: bool = False,
+        log: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        given = {"base_model": base_model, "infer_backend": infer_backend, "merge_lora": merge_lora}
+        self._setup(
+            str(checkpoint), config, settings, "call", {**given, "trust_code": trust_code, "log": log}
+        )
+
+    @classmethod
+    def from_command_line(cls, flags: argparse.Namespace, settings: Mapping[str, Any]) -> InferenceTester:
+        """The same, with messages that speak of flags."""
+        tester = cls.__new__(cls)
+        tester._setup(flags.checkpoint, flags.config, settings, "command line", {**vars(flags), "log": None})
+        return tester
+
+    def _setup(
+        self,
+        checkpoint: str | None,
+        config: str | Path | Mapping[str, Any] | None,
+        settings: Mapping[str, Any],
+        source: Literal["command line", "call"],
+        flags: Mapping[str, Any],
+    ) -> None:
+        from swift_toolkit.inference_plan import make_plan
+
+        self.plan = make_plan(checkpoint, config, settings, source, flags)
+        self.verbose = bool(flags.get("verbose"))
+        self.on_loading: Callable[[Engine], None] | None = None
+        self._engine: Engine | None = None
+        self._engine_side: Side | None = None
+        self._resources = ExitStack()
+
+    def __enter__(self) -> InferenceTester:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine; the next question starts it anew."""
+        self._resources.close()
+        self._engine = None
+
+    def engine(self, side: Side = "tuned") -> Engine:
+        """The engine that answers for ``side``, started if it is not running.
+
+        Raises:
+            RequestError: the base is asked for and not known.
+            RunError: the model could not be loaded.
+        """
+        from swift_toolkit.engine import Engine
+
+        if side == "base" and (problems := self.plan.base_problems()):
+            raise RequestError(problems)
+        if self._engine is not None and self._engine_side not in (None, side):
+            self.close()
+        if self._engine is None:
+            order = self._resources.enter_context(self.plan.order(side))
+            echo = sys.stderr if self.verbose else None
+            self._engine = self._resources.enter_context(Engine(order, self.plan.log, echo))
+            self._engine_side = None if self.plan.one_engine else side
+            if self.on_loading is not None:
+                self.on_loading(self._engine)
+        return self._engine
+
+    # --- asking ---------------------------------------------------------------------------------------------
+
+    def ask(self, question: str | Mapping[str, Any], *, base: bool = False) -> str:
+        """The answer to one question, a text or an object as in a questions file; of the base model if
+        ``base``.
+
+        Raises:
+            RequestError: it is no question.
+            RunError: it could not be answered, or the model could not be loaded.
+        """
+        return "".join(self.stream(question, base=base))
+
+    def stream(self, question: str | Mapping[str, Any], *, base: bool = False) -> Iterator[str]:
+        """The same, piece by piece as it is made."""
+        from swift_toolkit.questions import QuestionSet
+
+        asked = QuestionSet([question])
+        asked.check()
+        side: Side = "base" if base else "tuned"
+        for piece in self.engine(side).stream(next(iter(asked)), side):
+            if isinstance(piece, str):
+                yield piece
+            elif piece.text is None:
+                raise RunError(f"The question could not be answered: {piece.error}.")
+
+    def compare(self, question: str | Mapping[str, Any]) -> dict[str, str]:
+        """The answers of both to one question: ``{"tuned": ..., "base": ...}``."""
+        base = self.ask(question, base=True)
+        return {"tuned": self.ask(question), "base": base}
+
+    def run_batch(
+        self,
+        questions: str | Path | Sequence[str | Mapping[str, Any]],
+        output: str | Path | None = None,
+        *,
+        compare_base: bool = False,
+        report: str | Path | None = None,
+    ) -> BatchResult:
+        """Ask every question and keep the answers; goes on where an earlier run of the same was stopped.
+
+        Args:
+            questions: a file, or a list of texts and objects.
+            output: the JSON file for the answers; by default beside the checkpoint, named by time.
+            compare_base: ask the base model too.
+            report: an ``.html`` or ``.md`` file to make of the answers.
+
+        Raises:
+            RequestError: with everything wrong with the questions, or no base to compare with.
+            RunError: the engine ended. What was answered is kept.
+        """
+        with self.batch(questions, output, compare_base=compare_base, report=report) as batch:
+            return self.run(batch, lambda done, total, answer: None)
+
+    def batch(
+        self,
+        questions: str | Path | Sequence[str | Mapping[str, Any]],
+        output: str | Path | None = None,
+        *,
+        compare_base: bool = False,
+        report: str | Path | None = None,
+    ) -> Batch:
+        """A checked batch that has not begun."""
+        from swift_toolkit.batch import Batch
+        from swift_toolkit.questions import QuestionSet
+
+        places = [Path(place) if place is not None else None for place in (output, report)]
+        return Batch(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
+
+    def run(self, batch: Batch, progress: Progress) -> BatchResult:
+        """Carry out a batch that was begun, and tell ``progress`` about it."""
+        return BatchResult(*batch.run(self.engine, progress))
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def make_parser() -> command_line.Parser:
+    """The flags that are this command's own; every other ``--name value`` is an inference setting."""
+    parser = command_line.Parser(
+        prog="inference_test.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", help="a checkpoint, a run directory or an output directory")
+    add(
+        "--mode",
+        choices=("batch", "single", "interactive"),
+        help="batch is the default; --question means single",
+    )
+    add(
+        "--question",
+        metavar="TEXT",
+        help="the question of single mode; the answer goes to stdout as it is made",
+    )
+    add(
+        "--image", metavar="FILE", action="append", help="an image for the question; more than one is allowed"
+    )
+    add("--questions-file", metavar="FILE", help="questions for batch mode (default test_questions.json)")
+    add(
+        "--output", metavar="FILE", help="JSON file for the answers (default: beside the checkpoint, by time)"
+    )
+    add("--compare-base", action="store_true", help="ask the base model too, and show both side by side")
+    add("--report", metavar="FILE", help="make an .html page or an .md table of the answers")
+    add("--config", metavar="FILE", help="inference settings in JSON or YAML")
+    add("--base-model", metavar="DIR", help="where the base model is, if it has moved since the training")
+    add("--infer-backend", metavar="NAME", help="auto (default), pt, vllm, sglang or lmdeploy")
+    add(
+        "--merge-lora",
+        action="store_true",
+        help="merge the adapter beside the checkpoint and ask the merged model",
+    )
+    add("--no-thinking", action="store_true", help="answer without thinking first, where the template can")
+    add("--trust-code", action="store_true", help="accept a checkpoint that names Python files to import")
+    add("--dry-run", action="store_true", help="check everything, load nothing")
+    add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    add("--verbose", action="store_true", help="show everything that the engine prints")
+    add("--quiet-notices", action="store_true", help="do not say which old names were translated")
+    add("--debug", action="store_true", help="show tracebacks (also: SWIFT_DEBUG=1)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status, see ``--help``."""
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    return command_line.run(lambda: _main(argv), _tell, debug)
+
+
+def _tell(error: ToolkitError) -> None:
+    if isinstance(error, RequestError):
+        console.print_problems(error.problems)
+    else:
+        console.say(str(error))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    flags, settings = make_parser().parse(argv)
+    mode = flags.mode or ("single" if flags.question is not None else "batch")
+    problems = _mode_problems(flags, mode)
+    try:
+        tester = InferenceTester.from_command_line(flags, settings)
+        problems += tester.plan.base_problems() if flags.compare_base else []
+    except RequestError as error:
+        raise RequestError(problems + error.problems) from None
+    if problems:
+        raise RequestError(problems)
+    if not flags.quiet_notices:
+        for notice in tester.plan.config.notices:
+            console.say(notice)
+    interrupt_on_sigterm()
+    with tester:
+        return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
+
+
+def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
+    """Flags that do not belong to the mode."""
+    of_mode = {
+        "--question": ("single",),
+        "--image": ("single",),
+        "--questions-file": ("batch",),
+        "--output": ("batch",),
+        "--report": ("batch",),
+        "--compare-base": ("batch", "single"),
+        "--json": ("batch", "single"),
+    }
+    problems = []
+    for flag, modes in of_mode.items():
+        if getattr(flags, flag[2:].replace("-", "_")) and mode not in modes:
+            problems.append(Problem(f"is for {' and '.join(modes)} mode, not for {mode}", "Remove it.", flag))
+    if mode == "single" and flags.question is None:
+        problems.append(Problem("is needed in single mode", "", "--question"))
+    return problems
+
+
+def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
+    """One question; its answer, and nothing else, goes to stdout as it is made."""
+    question = {"question": flags.question, **({"images": flags.image} if flags.image else {})}
+    if flags.dry_run:
+        return _dry_run(tester, flags)
+    tester.on_loading = console.loading_line
+    if flags.compare_base:
+        answers = tester.compare(question)
+        if flags.json:
+            print(json.dumps(answers, ensure_ascii=False))
+        else:
+            both = {
+                "id": "1",
+                "question": flags.question,
+                "answer": answers["tuned"],
+                "base": {"answer": answers["base"]},
+            }
+            console.print_answers([both], sys.stdout)
+        return 0
+    pieces = []
+    for piece in tester.stream(question):
+        pieces.append(piece)
+        if not flags.json:
+            print(piece, end="", flush=True)
+    print(json.dumps({"answer": "".join(pieces)}, ensure_ascii=False) if flags.json else "")
+    return 0
+
+
+def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
+    """A chat."""
+    if flags.dry_run:
+        return _dry_run(tester, flags)
+    from swift_toolkit.chat import run
+
+    return run(tester)
+
+
+def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
+    """Every question of a file."""
+    questions = flags.questions_file or _default_questions()
+    batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
+    if flags.dry_run:
+        return _dry_run(tester, flags, batch)
+    with batch, console.AnsweringLine() as line:
+        console.print_facts([*tester.plan.rows(), *batch.rows()])
+        tester.on_loading = line.loading
+        result = tester.run(batch, line.show)
+    if flags.json:
+        print(json.dumps({"output": str(result.output), "meta": result.meta, "summary": result.summary}))
+    else:
+        _show(result)
+    return 1 if result.summary["failed"] else 0
+
+
+def _show(result: BatchResult) -> None:
+    """The first answers, the figures and the scores, on stdout."""
+    from itertools import islice
+
+    from swift_toolkit.summary import score_table
+
+    console.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
+    summary = result.summary
+    if summary["asked"] > SHOWN_ANSWERS:
+        print(f"... and {summary['asked'] - SHOWN_ANSWERS} more in the file.\n")
+    figures = f"{summary['answered']} of {summary['asked']} answered, {summary['tokens_out']} tokens"
+    latency = f"latency {summary['latency_p50']} s (p95 {summary['latency_p95']} s)"
+    speed = f"{summary['tokens_per_second']} tokens/s, {latency}"
+    rows = [("answers", figures), ("speed", speed), ("file", str(result.output))]
+    console.print_facts(rows, sys.stdout)
+    if summary["scores"]:
+        print()
+        console.print_table(*score_table(summary["scores"]), file=sys.stdout)
+
+
+def _default_questions() -> Path:
+    """The question set here, else the one that comes with the toolkit."""
+    here = Path("test_questions.json")
+    return here if here.is_file() else Path(__file__).with_name("test_questions.json")
+
+
+def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: Batch | None = None) -> int:
+    """What would be done, on stdout."""
+    arguments = tester.plan.arguments("tuned")
+    if flags.json:
+        facts = {**tester.plan.facts(), "arguments": arguments, **(batch.facts() if batch else {})}
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        rows = [*tester.plan.rows(), *(batch.rows() if batch else []), ("arguments", shlex.join(arguments))]
+        console.print_facts(rows, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

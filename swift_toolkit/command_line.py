@@ -1,0 +1,99 @@
+"""What the command lines of the three scripts have in common.
+
+A script declares its own flags with argparse. Every other ``--name value ...`` is a setting, an ms-swift argument or a
+key of the toolkit, and is checked where settings are known, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from swift_toolkit.problems import Problem, RequestError, ToolkitError
+from swift_toolkit.process import Terminated
+
+Settings = dict[str, "str | list[str]"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are RequestErrors and which leaves settings to ``parse``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message`` as a RequestError."""
+        raise RequestError([Problem(message, f"See {self.prog} --help.")])
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+        """The script's own flags, and the settings in the order given.
+
+        ``-`` and ``_`` are alike in names. A setting takes one value (``--x v``, ``--x=v``), several (``--x a b``) or
+        none (``--x``, which means true).
+
+        Raises:
+            RequestError: a word belongs to no flag, or a setting is given twice.
+        """
+        flags, settings, problems = [], {}, []
+        for words in _grouped(sys.argv[1:] if argv is None else argv):
+            name, equals, value = words[0].partition("=")
+            flag = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+            if flag in self._option_string_actions or not name.startswith("--"):
+                flags += [flag + equals + value, *words[1:]]
+                continue
+            key = name[2:].replace("-", "_")
+            if key in settings:
+                problems.append(Problem("is given twice", f"Write it once: {name} ... ...", name))
+            values = [value] if equals else []
+            values += words[1:]
+            settings[key] = values[0] if len(values) == 1 else values or "true"
+        if problems:
+            raise RequestError(problems)
+        return self.parse_args(flags), settings
+
+
+def _grouped(argv: Sequence[str]) -> list[list[str]]:
+    """``argv`` cut before every word that begins with ``--`` or is a one-letter flag."""
+    groups: list[list[str]] = []
+    for word in argv:
+        starts = word.startswith("--") or (len(word) == 2 and word[0] == "-" and word[1].isalpha())
+        if starts or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    return groups
+
+
+def debugging(flag: bool = False) -> bool:
+    """Whether the user asked for tracebacks, with ``--debug`` or SWIFT_DEBUG=1."""
+    return flag or os.environ.get("SWIFT_DEBUG", "") not in ("", "0", "false")
+
+
+def run(command: Callable[[], int], on_error: Callable[[ToolkitError], None], debug: bool = False) -> int:
+    """Call ``command`` and turn what ends it into an exit status.
+
+    Returns:
+        What ``command`` returned; 1 a failed run, 2 a wrong request (see ``on_error``, which is told first);
+        130 after Ctrl-C, 143 after SIGTERM.
+    """
+    try:
+        return command()
+    except ToolkitError as error:
+        if debugging(debug):
+            import traceback
+
+            traceback.print_exc()
+        on_error(error)
+        return error.exit_status
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt as interrupt:
+        return 143 if isinstance(interrupt, Terminated) else 130
+    except Exception as error:
+        if debugging(debug):
+            raise
+        print(
+            f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.",
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,261 @@
+"""Read one JSON or YAML file of settings, knowing on which line each setting stands.
+
+JSON is read by the standard library, YAML 1.2 by ruamel.yaml's safe loader (there ``1e-4`` is a number and
+``no`` is a word). Whatever is wrong with the file itself is a RequestError that names the line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.problems import Problem, RequestError
+
+EXTENSIONS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
+MAX_BYTES = 4 << 20  # no config is this long; a data file given by mistake is
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The settings of one file.
+
+    Args:
+        path: the file, as the user spelled it.
+        values: every top-level key with its value.
+        lines: the line, counted from 1, on which each key stands.
+    """
+
+    path: str
+    values: dict[str, Any]
+    lines: dict[str, int]
+
+
+def read_config_file(path: str | Path) -> ConfigFile:
+    """Read the settings in ``path``.
+
+    Raises:
+        RequestError: the file is missing, is not UTF-8 JSON or YAML, holds no object, or gives a key twice.
+    """
+    name = str(path)
+    text = _read_text(Path(path), name)
+    read = _read_json if EXTENSIONS[Path(path).suffix.lower()] == "JSON" else _read_yaml
+    values, keys = read(text, name)
+    lines: dict[str, int] = {}
+    twice = []
+    for key, line in keys:
+        if key in lines:
+            first = f"first on line {lines[key]}"
+            twice.append(Problem(f"is given twice ({first})", "Keep one of the two.", key, name, line))
+        else:
+            lines[key] = line
+    if twice:
+        raise RequestError(twice)
+    return ConfigFile(name, values, lines)
+
+
+def _stop(what: str, do: str, name: str, line: int | None = None, key: str | None = None) -> RequestError:
+    return RequestError([Problem(what, do, key, name, line)])
+
+
+def _read_text(path: Path, name: str) -> str:
+    if path.is_dir():
+        raise _stop("is a directory", "Name a .json, .yaml or .yml file.", name)
+    if not path.exists():
+        raise _stop("no such file", _near_files(path), name)
+    if path.suffix.lower() not in EXTENSIONS:
+        raise _stop("has an unknown extension", "Use .json, .yaml or .yml.", name)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _stop("is over 4 MiB, too long for a config", "Is it a data file?", name)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise _stop(f"cannot be read ({error.strerror})", "", name) from None
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _stop("is UTF-16 text", "Save it as UTF-8.", name)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        what = f"is not UTF-8 text (byte 0x{raw[error.start]:02x})"
+        raise _stop(what, "Save it as UTF-8.", name, line) from None
+    if not text.strip():
+        raise _stop("is empty", 'It needs at least "model" and "dataset".', name)
+    return text
+
+
+def _near_files(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f'There is no directory "{path.parent}" either.'
+    files = [entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in EXTENSIONS]
+    near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.5)
+    return f'Did you mean "{path.with_name(near[0])}"?' if near else "Check the path."
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+
+def _read_json(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    def constant(token: str) -> Any:
+        raise _stop(f"{token} is not a JSON value", "Use a number or null.", name, _line_of(text, token))
+
+    try:
+        values = json.loads(text, parse_constant=constant, object_pairs_hook=_unique_pairs)
+    except json.JSONDecodeError as error:
+        raise _json_error(text, error, name) from None
+    except RecursionError:
+        raise _stop("is nested too deeply", "Settings are flat.", name) from None
+    except _TwiceInsideError as error:
+        raise _stop(
+            "is given twice in one object", "Keep one of the two.", name, error.line(text), error.key
+        ) from None
+    if not isinstance(values, _Pairs):
+        found = "a list" if isinstance(values, list) else f"the value {json.dumps(values)}"
+        raise _stop(f"holds {found}, not an object", 'Write {"model": ..., "dataset": ...}.', name)
+    return dict(values.pairs), list(_json_keys(text))
+
+
+class _TwiceInsideError(Exception):
+    """A key stands twice in an object below the top one."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def line(self, text: str) -> int:
+        quoted = json.dumps(self.key, ensure_ascii=False)
+        return _line_of(text, quoted, text.find(quoted) + 1)
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that still knows its pairs, so that a key given twice is not lost."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+    for _, value in pairs:
+        for inside in value if isinstance(value, list) else [value]:
+            if isinstance(inside, _Pairs) and len(inside) < len(inside.pairs):
+                keys = [key for key, _ in inside.pairs]
+                raise _TwiceInsideError(next(key for key in keys if keys.count(key) > 1))
+    result = _Pairs(pairs)
+    result.pairs = pairs
+    return result
+
+
+def _json_keys(text: str) -> Iterator[tuple[str, int]]:
+    """The top-level keys of a valid JSON object and their lines, in order."""
+    decoder = json.JSONDecoder()
+    position = text.index("{") + 1
+    while True:
+        start = _skip(text, position, " \t\r\n,")
+        if text[start] == "}":
+            return
+        key, end = decoder.raw_decode(text, start)
+        yield key, text.count("\n", 0, start) + 1
+        _, position = decoder.raw_decode(text, _skip(text, end, " \t\r\n:"))
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while text[position] in characters:
+        position += 1
+    return position
+
+
+def _line_of(text: str, token: str, start: int = 0) -> int:
+    return text.count("\n", 0, max(text.find(token, start), 0)) + 1
+
+
+def _json_error(text: str, error: json.JSONDecodeError, name: str) -> RequestError:
+    """What a person would say of this JSON error."""
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    line = error.lineno
+    if after.startswith(("//", "#", "/*")):
+        return _stop("JSON takes no comments", "Remove it, or save the file as .yaml.", name, line)
+    if before.endswith(",") and after[:1] in ("}", "]"):
+        line = before.count("\n") + 1
+        return _stop(f'has a comma before the closing "{after[0]}"', "Remove the comma.", name, line)
+    if after.startswith(",") and after[1:].lstrip()[:1] in ("}", "]"):  # where Python 3.13 points
+        return _stop(
+            f'has a comma before the closing "{after[1:].lstrip()[0]}"', "Remove the comma.", name, line
+        )
+    if after.startswith("'"):
+        return _stop("JSON quotes with \", not with '", 'Use ".', name, line)
+    if after.startswith(("True", "False", "None")):
+        return _stop("JSON writes true, false and null", "Use these, in lower case.", name, line)
+    if not after:
+        return _stop("ends too early", "A closing bracket or quote is missing.", name, line)
+    if error.msg.startswith("Expecting ',' delimiter"):
+        line = before.count("\n") + 1
+        return _stop("lacks a comma after this line's value", "Add the comma.", name, line)
+    if error.msg.startswith("Extra data"):
+        return _stop("goes on after the end of the object", "Remove the rest.", name, line)
+    return _stop(f"is not valid JSON ({error.msg[:1].lower()}{error.msg[1:]})", "", name, line)
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------
+
+
+def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.nodes import MappingNode, ScalarNode
+
+    loader = YAML(typ="safe", pure=True)
+    loader.allow_duplicate_keys = True  # reported here, with both lines
+    try:
+        for event in loader.parse(text):
+            _refuse_yaml_extras(event, name)
+        root = loader.compose(text)
+        _refuse_repeats_inside(root, name)
+        values = loader.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        raise _stop(f"is not valid YAML ({error.problem or error.context})", "", name, line) from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise _stop(f"is not valid YAML ({str(error).splitlines()[0]})", "", name) from None
+    if root is None:
+        raise _stop("is empty", 'It needs at least "model" and "dataset".', name)
+    if not isinstance(root, MappingNode):
+        found = "a list" if isinstance(values, list) else "a single value"
+        raise _stop(f"holds {found}, not settings", 'Write "model: ..." and "dataset: ..." lines.', name)
+    keys = []
+    for key, _ in root.value:
+        if not isinstance(key, ScalarNode):
+            raise _stop("has a key that is not a word", "Use plain names.", name, key.start_mark.line + 1)
+        keys.append((str(key.value), key.start_mark.line + 1))
+    return {str(key): value for key, value in values.items()}, keys
+
+
+def _refuse_yaml_extras(event: Any, name: str) -> None:
+    """Stop at tags (they ask for code) and aliases (they can grow without bound)."""
+    line = event.start_mark.line + 1
+    tag = getattr(event, "tag", None)
+    if tag is not None:
+        raise _stop(f'uses the YAML tag "{tag}"', "Only plain values are read: remove it.", name, line)
+    if type(event).__name__ == "AliasEvent":
+        raise _stop(f'uses the YAML alias "*{event.anchor}"', "Write the value out.", name, line)
+
+
+def _refuse_repeats_inside(root: Any, name: str) -> None:
+    """Stop at a key given twice in an object below the top one."""
+    below = [value for _, value in root.value] if root is not None and root.id == "mapping" else []
+    while below:
+        node = below.pop()
+        if node.id == "scalar":
+            continue
+        if node.id == "sequence":
+            below.extend(node.value)
+            continue
+        seen = set()
+        for key, value in node.value:
+            if key.id == "scalar" and key.value in seen:
+                line = key.start_mark.line + 1
+                raise _stop("is given twice in one object", "Keep one of the two.", name, line, key.value)
+            seen.add(key.value if key.id == "scalar" else None)
+            below.append(value)

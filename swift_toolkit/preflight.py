@@ -1,0 +1,179 @@
+"""What is looked at before anything heavy starts: the model, the checkpoints, the output directory, the disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from swift_toolkit import dataset, demo_model, model_files
+from swift_toolkit.config import Config
+from swift_toolkit.problems import Problem
+
+DATA_SECONDS = 2.0
+"""About how long the data is looked at before a run; ``--verify-data`` looks at all of it."""
+
+_MODELS = ("model", "ref_model", "reward_model", "teacher_model")
+_CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
+
+
+def check(config: Config) -> list[Problem]:
+    """Every problem of the files a training run starts from and of the place it writes to."""
+    return [*_models(config), *_checkpoints(config), *_media(config), *_output(config)]
+
+
+def unpack_models(config: Config) -> None:
+    """Put the directory of an embedded model in the place of its name, unpacking it first where needed."""
+    for name in _MODELS:
+        model = config.get(name)
+        if isinstance(model, str) and demo_model.is_builtin(model):
+            config.replace(name, str(demo_model.materialise(model)))
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model name means a path of this machine and not an id on a hub (``owner/name``)."""
+    path = Path(name).expanduser()
+    return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+
+
+def _models(config: Config) -> Iterator[Problem]:
+    for name in _MODELS:
+        value = config.get(name)
+        for model in value if isinstance(value, list) else [value]:
+            if not isinstance(model, str):
+                continue
+            if demo_model.is_builtin(model):
+                for problem in demo_model.problems(model):
+                    yield config.problem(name, problem.what, problem.do)
+            elif looks_local(model):
+                yield from _local_model(config, name, model)
+
+
+def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
+    path = Path(model).expanduser()
+    if not path.exists():
+        yield config.problem(name, f'names the directory "{model}", which does not exist', _near(path))
+        return
+    where = config.problem(name, "")
+    yield from model_files.model_problems(path, where.key, where.file, where.line)
+
+
+def _near(path: Path) -> str:
+    import difflib
+
+    if not path.parent.is_dir():
+        return "Check the path, or name a model of a hub as owner/name."
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f'Did you mean "{path.parent / near[0]}"?' if near else "Check the path."
+
+
+def _checkpoints(config: Config) -> Iterator[Problem]:
+    for name in _CHECKPOINTS:
+        value = config.get(name)
+        for given in value if isinstance(value, list) else [value]:
+            if not isinstance(given, str) or not (name == "resume_from_checkpoint" or looks_local(given)):
+                continue
+            path = Path(given).expanduser()
+            if not path.is_dir():
+                yield config.problem(
+                    name, f'names the directory "{given}", which does not exist', _near(path)
+                )
+            elif name == "resume_from_checkpoint" and not (path / "trainer_state.json").is_file():
+                do = "Name a directory checkpoint-N of a training run."
+                if not config.get("resume_only_model"):
+                    yield config.problem(name, f'"{given}" holds no trainer_state.json to go on from', do)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def check_data(config: Config, whole: bool = False) -> dataset.DataReport:
+    """What is in the data of a training run and what is wrong with it.
+
+    Args:
+        config: the request.
+        whole: look at every row; otherwise at what takes about ``DATA_SECONDS``.
+    """
+    columns = config.get("columns")
+    return dataset.verify(
+        config.get("dataset", []),
+        config.get("val_dataset", []),
+        task=dataset.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
+        multimodal=config.preset == "multimodal",
+        num_labels=config.get("num_labels"),
+        problem_type=config.get("problem_type"),
+        max_length=config.get("max_length"),
+        columns=columns if isinstance(columns, dict) else None,
+        limit_seconds=None if whole else DATA_SECONDS,
+    )
+
+
+_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
+_LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names its columns there
+
+
+def _media(config: Config) -> Iterator[Problem]:
+    """The multimodal preset on data that nowhere speak of media."""
+    names = config.get("dataset", []) if config.preset == "multimodal" else []
+    files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
+    if not files or len(files) < len(names) or any(path.suffix in (".gz", ".zst") for path in files):
+        return
+    if not any(_MEDIA.search(_ends(path)) for path in files):
+        do = 'Add them to the rows, or set "preset" to "lora".'
+        yield config.problem(
+            "dataset", 'holds no images, videos or audios, which preset "multimodal" is for', do
+        )
+
+
+def _ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        beginning = file.read(_LOOKED_AT)
+        file.seek(max(path.stat().st_size - _LOOKED_AT, 0))
+        return beginning + file.read()
+
+
+def train_rows(config: Config, report: dataset.DataReport) -> int | None:
+    """Rows the run trains on, None where a hub holds some of them."""
+    held_out = config.get("split_dataset_ratio", 0) if not config.get("val_dataset") else 0
+    rows = report.train_rows
+    return None if rows is None else rows - int(rows * held_out)
+
+
+# --- output -------------------------------------------------------------------------------------------------
+
+
+def _output(config: Config) -> Iterator[Problem]:
+    output = Path(str(config.get("output_dir") or "output")).expanduser()
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        yield config.problem("output_dir", f'"{existing}" is a file, not a directory', "Choose another.")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield config.problem(
+            "output_dir", f'"{existing}" is not writable', "Choose another, or change its rights."
+        )
+    else:
+        needed, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
+        if needed is not None and needed > free:
+            what = f"has {_gib(free)} free, and one checkpoint takes about {_gib(needed)}"
+            yield config.problem("output_dir", what, "Free some, or choose another disk.")
+
+
+def checkpoint_bytes(config: Config) -> int | None:
+    """About how much disk one checkpoint takes; None where the model is not a local directory.
+
+    A full checkpoint is the weights and, unless ``save_only_model``, AdamW's two states of the same size. An
+    adapter is far smaller: its rank in both factors of every matrix, taken here as a hundredth of the weights.
+    """
+    model = Path(str(config.get("model"))).expanduser()
+    if demo_model.is_builtin(str(config.get("model"))) or not model.is_dir():
+        return None
+    names = [path for path in model.iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file()]
+    weights = sum(path.stat().st_size for path in names)
+    parts = 1 if config.get("save_only_model") else 3
+    return parts * (weights if config.tuner == "full" else weights // 100)
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

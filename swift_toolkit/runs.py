@@ -1,0 +1,67 @@
+"""The directory of one run: claimed for it alone, with links to its checkpoints and a result file.
+
+The layout is ms-swift's own, ``<output_dir>/v0-<time>/checkpoint-N``. Claiming the directory before ms-swift starts
+gives the log a place from the first byte, and no two runs the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+
+def next_run_directory(output_dir: Path) -> Path:
+    """The name ms-swift would give the next run in ``output_dir``; nothing is made."""
+    taken = [-1]
+    if output_dir.is_dir():
+        taken += [
+            int(found[1]) for entry in output_dir.iterdir() if (found := re.match(r"v(\d+)-", entry.name))
+        ]
+    return output_dir / f"v{max(taken) + 1}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def claim_run_directory(output_dir: Path) -> Path:
+    """Make the next run's directory, which nobody else gets.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        directory = next_run_directory(output_dir)
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return directory
+
+
+def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
+    """Make ``<output_dir>/<name>`` a relative link to ``checkpoint``, replacing an older link in one step.
+
+    Something else of that name, or a file system without links, is left as it is.
+    """
+    place = output_dir / name
+    if checkpoint is None or not Path(checkpoint).is_dir() or (place.exists() and not place.is_symlink()):
+        return
+    beside = output_dir / f".{name}-{secrets.token_hex(4)}"
+    try:
+        beside.symlink_to(os.path.relpath(checkpoint, output_dir), target_is_directory=True)
+        beside.replace(place)
+    except OSError:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` whole or not at all."""
+    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    text = json.dumps(content, ensure_ascii=False, indent=2, default=str)
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""Models and checkpoints that several test files share; each is made for real, once a session."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shipped configs name their data from the project's directory."""
+    monkeypatch.chdir(ROOT)
+    for name in ("NPROC_PER_NODE", "NNODES", "CUDA_VISIBLE_DEVICES", "SWIFT_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The directory of the embedded SmolLM2-135M-Instruct."""
+    from swift_toolkit.demo_model import materialise
+
+    return materialise(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers and 3 million random weights with the tokenizer of SmolLM2; needs ``model_type`` llama
+    and ``template`` chatml."""
+    return make_tiny_llama(demo_model, tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+def make_tiny_llama(demo_model: Path, path: Path) -> Path:
+    """Write the model of ``tiny_model`` to ``path``."""
+    import numpy
+    from safetensors.numpy import save_file
+
+    path.mkdir(parents=True)
+    config = json.loads((demo_model / "config.json").read_text())
+    hidden, inner, heads = 64, 128, 4
+    config |= {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": hidden // heads}
+    config |= {"tie_word_embeddings": True, "dtype": "float32", "torch_dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(config))
+    for file in demo_model.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, path)
+    random = numpy.random.default_rng(0)
+
+    def matrix(*shape: int) -> numpy.ndarray:
+        return random.normal(0, 0.05, shape).astype("float32")
+
+    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden)}
+    weights["model.norm.weight"] = numpy.ones(hidden, "float32")
+    for layer in ("model.layers.0", "model.layers.1"):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            weights[f"{layer}.self_attn.{name}.weight"] = matrix(hidden, hidden)
+        for name in ("gate_proj", "up_proj"):
+            weights[f"{layer}.mlp.{name}.weight"] = matrix(inner, hidden)
+        weights[f"{layer}.mlp.down_proj.weight"] = matrix(hidden, inner)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}.{name}.weight"] = numpy.ones(hidden, "float32")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a LoRA run of four steps on ``tiny_model``; ``last`` in it is the checkpoint."""
+    from finetune_trainer import FineTuner
+
+    output = tmp_path_factory.mktemp("runs") / "tiny"
+    settings = {
+        "model": str(tiny_model),
+        "model_type": "llama",
+        "template": "chatml",
+        "train_type": "lora",
+        "dataset": str(ROOT / "data/self_cognition.jsonl"),
+        "output_dir": str(output),
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 1,
+    }
+    FineTuner(settings).run_training()
+    return output
+
+
+@pytest.fixture(scope="session")
+def tuned_checkpoint(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of the quickstart's training, with which SmolLM2 says its new name."""
+    from finetune_trainer import FineTuner
+
+    output = tmp_path_factory.mktemp("runs") / "quickstart"
+    config, data = str(ROOT / "configs/quickstart.json"), str(ROOT / "data/self_cognition.jsonl")
+    FineTuner(config, dataset=data, output_dir=str(output)).run_training()
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model`` (a LLaVA of random weights), ``images`` and ``train.jsonl``."""
+    folder = tmp_path_factory.mktemp("llava")
+    subprocess.run([sys.executable, str(ROOT / "tests/tiny_llava.py"), str(folder)], check=True)
+    return folder
