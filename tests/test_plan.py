@@ -148,6 +148,14 @@ def test_several_processes_go_through_torchrun(monkeypatch: pytest.MonkeyPatch) 
     assert plan.launch_command(config(), TWO_GPUS) == [*run, *where, "-m", "swift_toolkit.training"]
 
 
+def test_waiting_threads_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert plan.environment(CPU) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert plan.environment(TWO_GPUS) == {}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert plan.environment(CPU) == {}
+
+
 def test_deepspeed_takes_every_visible_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = config()
     request.settings["deepspeed"] = request.settings["model"]  # as if deepspeed were installed and asked for
