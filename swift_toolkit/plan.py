@@ -120,6 +120,8 @@ def fill_automatic(config: Config, device: Device) -> None:
         config.fill(
             "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
         )
+    if processes(config, device) > 1:
+        config.fill("ddp_backend", "gloo", "processes on CPUs talk through gloo")
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
         for name in ("fp16", "bf16"):
             config.fill(
@@ -210,10 +212,9 @@ def launch_command(config: Config, device: Device) -> list[str]:
     if not needs_launcher(config):
         return [sys.executable, *module]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes(config, device)}"]
-    for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if os.environ.get(name):
-            command.append(f"--{name.lower()}={os.environ[name]}")
-    return [*command, *module]
+    given = [name for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if os.environ.get(name)]
+    command += [f"--{name.lower()}={os.environ[name]}" for name in given]
+    return [*command, *([] if given else ["--standalone"]), *module]  # alone: any free port will do
 
 
 def accumulation(config: Config, device: Device) -> int:
@@ -238,7 +239,9 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batches = math.ceil(rows / (config.get("per_device_train_batch_size", 1) * processes(config, device)))
+    batches: int = math.ceil(
+        rows / (config.get("per_device_train_batch_size", 1) * processes(config, device))
+    )
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
     epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
     return math.ceil(epochs * per_epoch)

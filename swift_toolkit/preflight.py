@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 
 def check(config: Config) -> list[Problem]:
     """Every problem of the files a training run starts from and of the place it writes to."""
-    return [*_models(config), *_checkpoints(config), *_output(config)]
+    return [*_models(config), *_checkpoints(config), *_media(config), *_output(config)]
 
 
 def unpack_models(config: Config) -> None:
@@ -108,6 +109,30 @@ def check_data(config: Config, whole: bool = False) -> dataset.DataReport:
         columns=columns if isinstance(columns, dict) else None,
         limit_seconds=None if whole else DATA_SECONDS,
     )
+
+
+_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
+_LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names its columns there
+
+
+def _media(config: Config) -> Iterator[Problem]:
+    """The multimodal preset on data that nowhere speak of media."""
+    names = config.get("dataset", []) if config.preset == "multimodal" else []
+    files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
+    if not files or len(files) < len(names) or any(path.suffix in (".gz", ".zst") for path in files):
+        return
+    if not any(_MEDIA.search(_ends(path)) for path in files):
+        do = 'Add them to the rows, or set "preset" to "lora".'
+        yield config.problem(
+            "dataset", 'holds no images, videos or audios, which preset "multimodal" is for', do
+        )
+
+
+def _ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        beginning = file.read(_LOOKED_AT)
+        file.seek(max(path.stat().st_size - _LOOKED_AT, 0))
+        return beginning + file.read()
 
 
 def _task(config: Config) -> str:

@@ -73,7 +73,7 @@ class Child:
                 stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if echo else output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {}), PIPE_VARIABLE: str(pipe)},
+                env={**os.environ, **(environment or {}), **_import_path(), PIPE_VARIABLE: str(pipe)},
                 start_new_session=True,  # Ctrl-C reaches the starter alone, which decides
             )
         self._echo = self._start_echo(log, echo) if echo else None
@@ -157,6 +157,12 @@ class Child:
         except (ProcessLookupError, PermissionError):
             return False
         return True
+
+
+def _import_path() -> dict[str, str]:
+    """The variable that lets a child import this package from wherever it is started."""
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 class Reporter:

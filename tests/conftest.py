@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,3 +104,11 @@ def tuned_checkpoint(demo_model: Path, tmp_path_factory: pytest.TempPathFactory)
     config, data = str(ROOT / "configs/quickstart.json"), str(ROOT / "data/self_cognition.jsonl")
     FineTuner(config, dataset=data, output_dir=str(output)).run_training()
     return output
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model`` (a LLaVA of random weights), ``images`` and ``train.jsonl``."""
+    folder = tmp_path_factory.mktemp("llava")
+    subprocess.run([sys.executable, str(ROOT / "tests/tiny_llava.py"), str(folder)], check=True)
+    return folder

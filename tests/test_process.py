@@ -1,0 +1,90 @@
+"""A child reports, is ended with all it started, and does not outlive its starter."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from swift_toolkit.process import Child
+
+CHILD = """
+import os, subprocess, sys, time
+from swift_toolkit.process import Reporter
+report = Reporter()
+report.end_with_starter()
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+report("ready", pids=[os.getpid(), grandchild.pid])
+print("printed", flush=True)
+time.sleep(float(sys.argv[1]))
+report("done", words="ü" * 100_000)
+os._exit(7)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+def command(seconds: float) -> list[str]:
+    return [sys.executable, "-c", CHILD, str(seconds)]
+
+
+def test_events_arrive_whole_and_in_order(tmp_path: Path) -> None:
+    with Child(command(0.5), tmp_path / "log") as child:
+        events = [event for event in child.events() if event is not None]
+        assert [event["event"] for event in events] == ["ready", "done"]
+        assert events[1]["words"] == "ü" * 100_000
+        assert child.process.wait() == 7
+    assert gone(events[0]["pids"])
+    assert (tmp_path / "log").read_text() == "printed\n"
+
+
+def test_leaving_early_ends_the_whole_group(tmp_path: Path) -> None:
+    with Child(command(600), tmp_path / "log") as child:
+        pids = next(event for event in child.events() if event is not None)["pids"]
+        began = time.monotonic()
+    assert gone(pids)
+    assert time.monotonic() - began < 5
+
+
+def test_echo_shows_what_the_log_gets(tmp_path: Path) -> None:
+    echo = io.StringIO()
+    with Child(command(0.2), tmp_path / "log", echo=echo) as child:
+        for _ in child.events():
+            pass
+    assert echo.getvalue() == (tmp_path / "log").read_text() == "printed\n"
+
+
+def test_a_killed_starter_takes_the_group_along(tmp_path: Path) -> None:
+    starter = (
+        "import sys; from pathlib import Path; from swift_toolkit.process import Child\n"
+        f"with Child({command(600)!r}, Path({str(tmp_path / 'log')!r})) as child:\n"
+        "    for event in child.events():\n"
+        "        if event: print(*event['pids'], flush=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    pids = [int(word) for word in process.stdout.readline().split()]
+    assert len(pids) == 2
+    assert all(map(alive, pids))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert gone(pids)
