@@ -358,7 +358,9 @@ def _read_several(
         try:
             checkpoint = _checkpoint(path, given.base, bool(flags.get("trust_code")))
         except RequestError as error:
-            found += [replace(where, what=f"cannot be served: {one.what}", do=one.do) for one in error.problems]
+            found += [
+                replace(where, what=f"cannot be served: {one.what}", do=one.do) for one in error.problems
+            ]
             continue
         if checkpoint.kind != "lora":
             what = f"is {_SAID[checkpoint.kind]}, not an adapter"

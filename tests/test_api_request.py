@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swift_toolkit import api_request
@@ -162,6 +162,7 @@ FIELDS = [
 ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     st.dictionaries(
         st.sampled_from([*FIELDS, "stop", "logprobs", "response_format", "max_completion_tokens"]), JSON
@@ -175,6 +176,7 @@ def test_any_request_is_taken_or_refused(request_: dict[str, Any]) -> None:
             assert error.status == 400
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(["role", "content", "type", "tool_calls"]), JSON | st.just("user"))
