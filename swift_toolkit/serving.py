@@ -127,7 +127,9 @@ class Desk:
         server.infer_async = self.ask
         if self.backend == "pt":
             self.engine.max_batch_size = order["max_batch_size"] or _batch_size(self.engine, self.limits)
-            _fail_streams_whole(server.template)
+            if self.engine.task_type != "causal_lm" and len(self.models) > 1:
+                self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
+            _mend_generation(server.template)
 
     async def ask(
         self, infer_request: Any, request_config: Any, *, adapter_request: Any = None, **kwargs: Any
@@ -331,11 +333,19 @@ def _batch_size(engine: Any, limits: Limits) -> int:
     return max(1, min(fitting, LARGEST_BATCH["cuda" if on_gpu else "cpu"]))
 
 
-def _fail_streams_whole(template: Any) -> None:
-    """Make a generation that fails while it streams fail its requests; ms-swift would wait for it for ever."""
+def _mend_generation(template: Any) -> None:
+    """Make ms-swift generate for batches under an adapter, and end a stream whose generation failed.
+
+    It names the adapter once for a whole batch, where PEFT wants it for every sequence; and of a generation that
+    failed it would wait for tokens for ever.
+    """
     generate = template.generate
 
-    def generate_or_tell(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def mended(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("adapter_names"):
+            config = kwargs["generation_config"]
+            times = len(kwargs["attention_mask"]) * max(config.num_return_sequences, config.num_beams)
+            kwargs["adapter_names"] = kwargs["adapter_names"] * times
         try:
             return generate(model, *args, **kwargs)
         except Exception as error:
@@ -345,7 +355,7 @@ def _fail_streams_whole(template: Any) -> None:
             kwargs["streamer"].put(_Failed(error))
             return None
 
-    template.generate = generate_or_tell
+    template.generate = mended
 
 
 class _Failed:
