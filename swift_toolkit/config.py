@@ -123,6 +123,11 @@ class Config:
         if name not in self.settings and name not in self.left_alone:
             self.settings[name] = Setting(value, Source("automatic", reason), name)
 
+    def replace(self, name: str, value: Any) -> None:
+        """Put ``value`` in the place of what was given for ``name``, if anything was; it keeps its source."""
+        if name in self.settings:
+            self.settings[name] = replace(self.settings[name], value=value)
+
     def arguments(self) -> list[str]:
         """The argument list for ms-swift's own parser, e.g. ``["--lora_rank", "8"]``."""
         result = []

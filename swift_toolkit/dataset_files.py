@@ -1,13 +1,13 @@
 """Reading rows from files of any accepted kind as a stream, with the place of each.
 
 JSON, JSONL (also one array or several pretty-printed objects), CSV, TSV, text and Parquet; plain, .gz or
-.zst. Memory stays flat: a block of the file and one row are all that is held. What cannot be read becomes a
-`Flaw` in its place, never an exception.
+.zst. Memory stays flat: a block of the file and one row are all that is held.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import os
@@ -15,22 +15,24 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
-from swift_toolkit.dataset_rows import Flaw
+from swift_toolkit.dataset_flaws import Flaw, FlawError
 
-Syntax = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt"]
+Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]
 SUFFIXES: dict[str, Syntax] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".txt": "txt",
 }  # fmt: skip
-PACKINGS = {".gz": "gz", ".zst": "zst"}
+PACKINGS = {".gz", ".zst"}
 READ_BY_SWIFT = frozenset({".jsonl", ".json", ".csv", ".parquet", ".txt"})
-"""Suffixes that ms-swift's `load_dataset` takes for a single file."""
+"""Last suffixes by which ms-swift knows how to read a file."""
 
 BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 32 << 20
 """Longest row that is read, in bytes; keeps memory bounded. About eight million tokens."""
+
+_T = TypeVar("_T")
 
 
 class Record(NamedTuple):
@@ -39,14 +41,14 @@ class Record(NamedTuple):
     Args:
         number: its place among the rows, from 1.
         line: the line it starts on, from 1; None where the file has no lines.
-        value: the decoded row, or what is wrong with it.
-        bytes: its size in the file, or an estimate of it.
+        value: the decoded row, or the flaw that makes it unreadable.
+        size: its bytes in the file, or an estimate of them.
     """
 
     number: int
     line: int | None
     value: Any
-    bytes: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class DataFile:
     Args:
         path: where it is.
         shown: how messages call it, as the user spelled it.
-        syntax: how it is written.
+        syntax: how it is written; "json" is one row a line.
         packing: compression, "" for none; told by its first bytes, not its name.
         size: bytes on disk.
+        values: JSON whose rows are not one to a line: the items of an array, or objects over several lines.
     """
 
     path: Path
@@ -66,6 +69,12 @@ class DataFile:
     syntax: Syntax
     packing: str
     size: int
+    values: Literal["", "array", "objects"] = ""
+
+    @property
+    def has_lines(self) -> bool:
+        """JSON with one row a line."""
+        return self.syntax == "json" and not self.values
 
 
 def data_suffix(path: str | Path) -> str | None:
@@ -76,30 +85,50 @@ def data_suffix(path: str | Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
 
 
-def look_at(path: Path, shown: str) -> DataFile | Flaw:
-    """What kind of data file this is, from its name and its first bytes."""
+def look_at(path: Path, shown: str) -> DataFile:
+    """What kind of data file this is, from its name and its first bytes.
+
+    Raises:
+        FlawError: it is none, or cannot be opened.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(8)
         size = path.stat().st_size
     except OSError as error:
-        return Flaw("unreadable", f"cannot be read: {os.strerror(error.errno or 0).lower()}")
+        raise FlawError("unreadable", f"cannot be read: {os.strerror(error.errno or 0).lower()}") from None
     suffix = data_suffix(path)
     if suffix is None:
-        known = ", ".join(SUFFIXES)
-        return Flaw(
-            "unreadable", "is not a kind of file that holds rows", f"Use one of {known}, plain, .gz or .zst."
-        )
-    if head.startswith(b"PK\x03\x04"):
-        return Flaw("unreadable", "is a zip archive", "Unpack it first.")
+        do = f"Use one of {', '.join(SUFFIXES)}, plain, .gz or .zst."
+        raise FlawError("unreadable", "is not a kind of file that holds rows", do)
     packing = "gz" if head.startswith(b"\x1f\x8b") else "zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
+    if head.startswith(b"PK\x03\x04"):
+        raise FlawError("unreadable", "is a zip archive", "Unpack it first.")
     if suffix == ".parquet" and packing:
-        return Flaw("unreadable", "is a compressed Parquet file", "Unpack it first.")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return Flaw("encoding", "is UTF-16")
+        raise FlawError("unreadable", "is a compressed Parquet file", "Unpack it first.")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FlawError("encoding", "is UTF-16")
     if head.startswith(b"version "):
-        return Flaw("unreadable", "is a Git LFS pointer, not the data", 'Run "git lfs pull" to get it.')
-    return DataFile(path, shown, SUFFIXES[suffix], packing, size)
+        raise FlawError("unreadable", "is a Git LFS pointer, not the data", 'Run "git lfs pull" to get it.')
+    file = DataFile(path, shown, SUFFIXES[suffix], packing, size)
+    return DataFile(path, shown, file.syntax, packing, size, _values_of(file, suffix))
+
+
+def _values_of(file: DataFile, suffix: str) -> Literal["", "array", "objects"]:
+    if file.syntax != "json":
+        return ""
+    with guarded(), open_stream(file) as stream:
+        first = stream.readline(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8).strip()
+        while not first and (line := stream.readline(BLOCK_BYTES)):
+            first = line.strip()
+    if first.startswith(b"["):
+        return "array"
+    # one object over several lines, as a JSON file may hold it
+    return "objects" if suffix == ".json" and _is_cut(decode_line(first)) else ""
+
+
+def _is_cut(value: Any) -> bool:
+    return isinstance(value, Flaw) and value.what == CUT_OFF
 
 
 def open_stream(file: DataFile) -> IO[bytes]:
@@ -115,96 +144,98 @@ def open_stream(file: DataFile) -> IO[bytes]:
     return file.path.open("rb")
 
 
-def read_records(file: DataFile) -> Iterator[Record]:
-    """Every row of a file in order. A flaw that ends the reading is the last record."""
-    number = 0
-    try:
-        for record in _READERS[file.syntax](file):
-            number = record.number
-            yield record
-    except UnicodeDecodeError:
-        yield Record(number + 1, None, Flaw("encoding", "is not UTF-8"), 0)
-    except Exception as error:
-        if not _is_damage(error):
-            raise
-        yield Record(
-            number + 1, None, Flaw("broken", f"cannot be read past row {number}: {_damage(error)}"), 0
-        )
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether this is a library's way to say that the file is damaged."""
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Within it, a library's complaint about a damaged file becomes a FlawError."""
     import zlib
 
-    module = type(error).__module__.partition(".")[0]
-    return isinstance(error, (OSError, EOFError, zlib.error)) or module in {
-        "zstandard",
-        "zstd",
-        "pyarrow",
-        "_csv",
-    }
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise FlawError("encoding", "is not UTF-8") from None
+    except FlawError:
+        raise
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        known = isinstance(error, (OSError, EOFError, zlib.error))
+        if not known and library not in {"zstandard", "pyarrow", "_csv"}:
+            raise
+        raise FlawError("broken", f"cannot be read to its end: {_damage(error)}") from None
 
 
 def _damage(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "the file is cut off"
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first[:120].rstrip(".")
+    return first[:120].rstrip(".").lower()
+
+
+def read_records(file: DataFile) -> Iterator[Record]:
+    """Every row of a file in order.
+
+    Raises:
+        FlawError: the file cannot be read any further.
+    """
+    readers = {"csv": _read_table, "tsv": _read_table, "txt": _read_text, "parquet": _read_parquet}
+    with guarded():
+        if file.syntax == "json":
+            yield from _read_values(file) if file.values else _read_json_lines(file)
+        else:
+            yield from readers[file.syntax](file)
 
 
 # JSON
 
-
-def _read_jsonl(file: DataFile) -> Iterator[Record]:
-    if is_array(file) or (file.syntax == "json" and _first_line_is_cut(file)):
-        yield from _read_values(file)
-        return
-    number = 0
-    for line, data in enumerate(read_lines(file), 1):
-        if data is None:
-            yield Record(number + 1, line, _too_long_row(), 0)
-            return
-        if not data or data.isspace():
-            continue
-        number += 1
-        yield Record(number, line, decode_line(data), len(data))
+CUT_OFF = "row is cut off"
 
 
-def is_array(file: DataFile) -> bool:
-    """Whether the rows are the items of one JSON array."""
-    with open_stream(file) as stream:
-        return stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+def read_chunks(file: DataFile, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """Whole lines of a file, about `BLOCK_BYTES` at a time.
 
+    Args:
+        file: a file of lines.
+        start: first byte; the line it falls into belongs to the part before. Only for plain files.
+        end: lines that begin at this byte or later are left out.
 
-def _first_line_is_cut(file: DataFile) -> bool:
-    """Whether the first row goes on behind its first line, as a pretty-printed object does."""
-    first = next((data for data in read_lines(file) if data is None or data.strip()), None)
-    return first is not None and isinstance(decode_line(first), Flaw)
-
-
-def _too_long_row() -> Flaw:
-    return Flaw("broken", f"row is longer than {MAX_ROW_BYTES >> 20} MB", "Split it.")
-
-
-def read_lines(file: DataFile) -> Iterator[bytes | None]:
-    """The lines of a file without their ends; None, and an end, for one longer than `MAX_ROW_BYTES`."""
-    with open_stream(file) as stream:
-        rest = stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
-        while block := stream.read(BLOCK_BYTES):
-            *lines, tail = block.split(b"\n")
-            if lines:
-                yield rest + lines[0]
-                yield from lines[1:]
-                rest = tail
-            else:
-                rest += tail
-            if len(rest) > MAX_ROW_BYTES:
-                yield None
+    Raises:
+        FlawError: a line is longer than `MAX_ROW_BYTES`, or the file is damaged.
+    """
+    with guarded(), open_stream(file) as stream:
+        at = start
+        if start:
+            stream.seek(start - 1)
+            at += len(stream.readline(MAX_ROW_BYTES)) - 1
+        elif stream.read(3) != codecs.BOM_UTF8:
+            stream.seek(0)
+        while end is None or at < end:
+            size = BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - at)
+            chunk = stream.read(size)
+            if not chunk:
                 return
-        *lines, tail = rest.split(b"\n")
-        yield from lines
-        if tail:
-            yield tail
+            if not chunk.endswith(b"\n"):
+                chunk += stream.readline(MAX_ROW_BYTES)
+                if len(chunk) > MAX_ROW_BYTES and not chunk.endswith(b"\n"):
+                    raise FlawError("broken", f"a row is longer than {MAX_ROW_BYTES >> 20} MB", "Split it.")
+            at += len(chunk)
+            yield chunk
+
+
+def lines_of(chunk: bytes) -> list[bytes]:
+    """The lines of a chunk without their ends."""
+    lines = chunk.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _read_json_lines(file: DataFile) -> Iterator[Record]:
+    line = number = 0
+    for chunk in read_chunks(file):
+        for data in lines_of(chunk):
+            line += 1
+            if data and not data.isspace():
+                number += 1
+                yield Record(number, line, decode_line(data), len(data))
 
 
 def decode_line(data: bytes) -> Any:
@@ -218,7 +249,7 @@ def decode_line(data: bytes) -> Any:
 
 
 def explain_json(data: bytes) -> Flaw:
-    """Why these bytes are not one JSON value, in words."""
+    """Why these bytes are not one JSON value that ms-swift can read, in words."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -226,16 +257,18 @@ def explain_json(data: bytes) -> Flaw:
     try:
         json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        return Flaw("broken", "row is nested too deeply")
+        return TOO_DEEP
     except json.JSONDecodeError as error:
         return _explain_syntax(text, error)
     except ValueError as error:
         return Flaw("broken", str(error))
     if re.search(r"\\u[dD][89a-fA-F]", text):
-        return Flaw(
-            "broken", "text holds half of a surrogate pair (\\ud800 to \\udfff)", "Write the whole character."
-        )
+        what = "text holds half of a surrogate pair (\\ud800 to \\udfff)"
+        return Flaw("broken", what, "Write the whole character.")
     return Flaw("broken", "row holds a number that is too large")
+
+
+TOO_DEEP = Flaw("broken", "row is nested too deeply", "Write the inner part as text.")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -244,8 +277,8 @@ def _refuse_constant(name: str) -> Any:
 
 def _explain_syntax(text: str, error: json.JSONDecodeError) -> Flaw:
     column = error.colno
+    rest = text[error.pos :].lstrip()
     if error.msg == "Extra data":
-        rest = text[error.pos :].lstrip()
         if rest.startswith("{"):
             return Flaw("broken", f"a second row begins at column {column}", "Put each row on its own line.")
         if rest.startswith(","):
@@ -255,14 +288,13 @@ def _explain_syntax(text: str, error: json.JSONDecodeError) -> Flaw:
         return Flaw("broken", f"something follows the row at column {column}", "Remove it.")
     if error.msg.startswith("Invalid control character"):
         at = text[error.pos]
-        named = {"\t": "tab, write \\t", "\x00": "NUL character", "\r": "line break, write \\n"}
-        return Flaw("broken", f"text holds a raw {named.get(at, f'control character (code {ord(at)})')}")
-    if error.msg.startswith("Unterminated string") or not text[error.pos :].strip():
-        return Flaw("broken", "row is cut off", "Each row must be whole and on one line.")
-    if text.lstrip()[:1] not in '{["' and error.pos == len(text) - len(text.lstrip()):
+        names = {"\t": "tab, write \\t", "\x00": "NUL character", "\n": "line break, write \\n", "\r": "\\r"}
+        return Flaw("broken", f"text holds a raw {names.get(at, f'control character (code {ord(at)})')}")
+    if error.msg.startswith("Unterminated string") or not rest:
+        return Flaw("broken", CUT_OFF, "Each row must be whole and on one line.")
+    if not text[: error.pos].strip():
         return Flaw("broken", "row is not JSON")
-    hint = error.msg[0].lower() + error.msg[1:]
-    return Flaw("broken", f"broken JSON at column {column}: {hint}")
+    return Flaw("broken", f"broken JSON at column {column}: {error.msg[0].lower() + error.msg[1:]}")
 
 
 def _read_values(file: DataFile) -> Iterator[Record]:
@@ -295,7 +327,10 @@ class _ValueReader:
                     yield Record(number, self.line, Flaw("broken", "a comma is missing before this row"), 0)
                     return
                 self.at += 1
-                self._next_mark()
+                if self._next_mark() == "]":
+                    what = "a comma follows the last row"
+                    yield Record(number, self.line, Flaw("broken", what, "Remove it."), 0)
+                    return
             line = self.line
             value, size, goes_on = self._value()
             yield Record(number, line, value, size)
@@ -316,14 +351,16 @@ class _ValueReader:
 
     def _more(self, size: int) -> bool:
         block = self.stream.read(size)
+        if not block:
+            return False
         self.text = self.text[self.at :] + block
         self.at = 0
-        return bool(block)
+        return True
 
     def _next_mark(self) -> str:
         """The next character that is no space, "" at the end."""
         while True:
-            start, self.at = self.at, _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            start, self.at = self.at, cast("re.Match[str]", _SPACE.match(self.text, self.at)).end()
             self.line += self.text.count("\n", start, self.at)
             if self.at < len(self.text):
                 return self.text[self.at]
@@ -338,12 +375,13 @@ class _ValueReader:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 if held > MAX_ROW_BYTES:
-                    return _too_long_row(), 0, False
+                    what = f"row is longer than {MAX_ROW_BYTES >> 20} MB"
+                    return Flaw("broken", what, "Split it."), 0, False
                 if self._more(max(held, BLOCK_BYTES)):
                     continue
                 return self._explain(error), 0, False
             except RecursionError:
-                return Flaw("broken", "row is nested too deeply"), 0, False
+                return TOO_DEEP, 0, False
             except ValueError as error:
                 return Flaw("broken", str(error)), 0, False
             if end == len(self.text) and self._more(BLOCK_BYTES):
@@ -354,7 +392,7 @@ class _ValueReader:
             return _whole_characters(value, raw), len(raw), True
 
     def _explain(self, error: json.JSONDecodeError) -> Flaw:
-        flaw = _explain_syntax(self.text[self.at :], error)
+        flaw = _explain_syntax(self.text, error)
         if not flaw.what.startswith("broken JSON"):
             return flaw
         line = self.line + self.text.count("\n", self.at, error.pos)
@@ -372,7 +410,7 @@ def _whole_characters(value: Any, raw: str) -> Any:
     return value
 
 
-# Tables
+# Tables and text
 
 
 def _read_table(file: DataFile) -> Iterator[Record]:
@@ -382,20 +420,16 @@ def _read_table(file: DataFile) -> Iterator[Record]:
     with open_stream(file) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
         reader = csv.reader(text, delimiter="\t" if file.syntax == "tsv" else ",", strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
-        twice = sorted({name for name in header if header.count(name) > 1})
+        header = next(reader, [])
+        twice = [name for at, name in enumerate(header) if name in header[:at]]
         if twice:
-            yield Record(
-                1, 1, Flaw("columns", f'column "{twice[0]}" is there twice', "Rename one of them."), 0
-            )
-            return
+            raise FlawError("columns", f'column "{twice[0]}" is there twice', "Rename one of them.")
         number, line = 0, reader.line_num + 1
         for fields in reader:
             if fields:
                 number += 1
-                yield Record(number, line, _table_row(header, fields), sum(map(len, fields)) + len(fields))
+                size = sum(map(len, fields)) + len(fields)
+                yield Record(number, line, _table_row(header, fields), size)
             line = reader.line_num + 1
 
 
@@ -416,24 +450,24 @@ def _cell(name: str, field: str) -> Any:
     """Lists, objects and labels are read as JSON; all else stays text, and an empty cell is none."""
     if not field:
         return None
-    if field.lstrip()[:1] in {"[", "{"} or name in _NUMBER_COLUMNS:
+    is_number = name in _NUMBER_COLUMNS
+    if is_number or field.lstrip()[:1] in {"[", "{"}:
         try:
-            return json.loads(field if name not in _NUMBER_COLUMNS else field.lower())
+            return json.loads(field.lower() if is_number else field)
         except (ValueError, RecursionError):
             return field
     return field
 
 
 def _read_text(file: DataFile) -> Iterator[Record]:
-    number = 0
-    for line, data in enumerate(read_lines(file), 1):
-        if data is None:
-            yield Record(number + 1, line, _too_long_row(), 0)
-            return
-        text = data.decode().rstrip("\r")
-        if text.strip():
-            number += 1
-            yield Record(number, line, {"text": text}, len(data))
+    line = number = 0
+    for chunk in read_chunks(file):
+        for data in lines_of(chunk):
+            line += 1
+            text = data.decode().rstrip("\r")
+            if text.strip():
+                number += 1
+                yield Record(number, line, {"text": text}, len(data))
 
 
 def _read_parquet(file: DataFile) -> Iterator[Record]:
@@ -442,18 +476,7 @@ def _read_parquet(file: DataFile) -> Iterator[Record]:
     number = 0
     with pyarrow.parquet.ParquetFile(file.path) as table:
         rows = table.metadata.num_rows
-        size = file.size // rows if rows else 0
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
-                yield Record(number, None, row, size)
-
-
-_READERS = {
-    "jsonl": _read_jsonl,
-    "json": _read_jsonl,
-    "csv": _read_table,
-    "tsv": _read_table,
-    "txt": _read_text,
-    "parquet": _read_parquet,
-}
+                yield Record(number, None, row, file.size // rows)

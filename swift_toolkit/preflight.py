@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from swift_toolkit import dataset, demo_model, model_files
@@ -30,7 +29,7 @@ def unpack_models(config: Config) -> None:
     for name in _MODELS:
         model = config.get(name)
         if isinstance(model, str) and demo_model.is_builtin(model):
-            config.settings[name] = replace(config.settings[name], value=str(demo_model.materialise(model)))
+            config.replace(name, str(demo_model.materialise(model)))
 
 
 def looks_local(name: str) -> bool:
@@ -101,7 +100,7 @@ def check_data(config: Config, whole: bool = False) -> dataset.DataReport:
     return dataset.verify(
         config.get("dataset", []),
         config.get("val_dataset", []),
-        task=_task(config),
+        task=dataset.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
         multimodal=config.preset == "multimodal",
         num_labels=config.get("num_labels"),
         problem_type=config.get("problem_type"),
@@ -135,21 +134,11 @@ def _ends(path: Path) -> bytes:
         return beginning + file.read()
 
 
-def _task(config: Config) -> str:
-    """What the rows of the data have to hold."""
-    if config.command == "rlhf":
-        return str(config.get("rlhf_type", "dpo"))
-    task = config.get("task_type", "causal_lm")
-    return config.command if task == "causal_lm" else str(task)
-
-
 def train_rows(config: Config, report: dataset.DataReport) -> int | None:
     """Rows the run trains on, None where a hub holds some of them."""
-    if report.unchecked:
-        return None
-    rows = sum(file.sample or file.rows for file in report.files if file.split == "train")
     held_out = config.get("split_dataset_ratio", 0) if not config.get("val_dataset") else 0
-    return rows - int(rows * held_out)
+    rows = report.train_rows
+    return None if rows is None else rows - int(rows * held_out)
 
 
 # --- output -------------------------------------------------------------------------------------------------

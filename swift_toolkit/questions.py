@@ -23,15 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.dataset_files import look_at, read_records
-from swift_toolkit.dataset_rows import (
-    MEDIA,
-    RESPONSE_COLUMNS,
-    Flaw,
-    Layout,
-    RowError,
-    layout_of,
-    standard_row,
-)
+from swift_toolkit.dataset_flaws import Flaw, FlawError
+from swift_toolkit.dataset_rows import MEDIA, RESPONSE_COLUMNS, Layout, layout_of, standard_row
 from swift_toolkit.problems import Problem, RequestError
 
 KEYS = ("id", "question", "messages", "system", "reference", "category", *MEDIA)
@@ -115,7 +108,7 @@ class QuestionSet:
         for index, (line, row) in enumerate(self._rows()):
             try:
                 yield _question(index, row, self._folder)
-            except RowError as error:
+            except FlawError as error:
                 raise RequestError([self._problem(line, error.flaw)]) from None
 
     def check(self) -> Overview:
@@ -131,7 +124,7 @@ class QuestionSet:
         for index, (line, row) in enumerate(self._rows()):
             try:
                 reading.add(row, _question(index, row, self._folder), line)
-            except RowError as error:
+            except FlawError as error:
                 if len(problems) < SHOWN_PROBLEMS:
                     problems.append(self._problem(line, error.flaw))
                 else:
@@ -153,9 +146,10 @@ class QuestionSet:
         if not path.is_file():
             what = "is a directory, not a file of questions" if path.is_dir() else "does not exist"
             raise RequestError([Problem(what, file=self.name)])
-        file = look_at(path, self.name)
-        if isinstance(file, Flaw):
-            raise RequestError([Problem(file.what, file.advice, file=self.name)])
+        try:
+            file = look_at(path, self.name)
+        except FlawError as error:
+            raise RequestError([Problem(error.flaw.what, error.flaw.advice, file=self.name)]) from None
         for record in read_records(file):
             yield record.line or record.number, record.value
 
@@ -179,7 +173,7 @@ class _Reading:
     def add(self, row: Any, question: Question, line: int | None) -> None:
         if question.id in self.lines_of_ids:
             first = self.lines_of_ids[question.id]
-            raise RowError(
+            raise FlawError(
                 "columns", f'the id "{question.id}" was given before, in line {first}', "Give each its own."
             )
         if isinstance(row, Mapping) and row.get("id") is not None:
@@ -204,25 +198,25 @@ def _question(index: int, row: Any, folder: Path) -> Question:
     """The question that a row holds.
 
     Raises:
-        RowError: it holds none.
+        FlawError: it holds none.
     """
     if isinstance(row, Flaw):
-        raise RowError(*row)
+        raise FlawError(*row)
     if isinstance(row, str):
         row = {"question": row}
     if not isinstance(row, Mapping):
-        raise RowError("not-a-row", "is neither a text nor an object", 'Write a text, or {"question": ...}.')
+        raise FlawError("not-a-row", "is neither a text nor an object", 'Write a text, or {"question": ...}.')
     own = {key: _text(row[key], key) for key in _OWN_KEYS if row.get(key) is not None}
     asked = {key: value for key, value in row.items() if key not in _OWN_KEYS}
     if "question" in asked:
         _refuse_other_keys(asked)
     if not asked:
-        raise RowError("no-question", "nothing is asked", 'Write a "question" or "messages".')
+        raise FlawError("no-question", "nothing is asked", 'Write a "question" or "messages".')
     standard = standard_row(asked, _layout(tuple(asked)))
     messages = standard["messages"]
     answer = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
     if not messages or messages[-1]["role"] == "system" or not messages[-1]["content"]:
-        raise RowError(
+        raise FlawError(
             "no-question", "nothing is asked", 'Write a "question", or "messages" with a turn from "user".'
         )
     extra = {key: standard[key] for key in _PASSED_ON if standard.get(key)}
@@ -249,12 +243,12 @@ def _refuse_other_keys(row: Mapping[str, Any]) -> None:
     silence.
     """
     if "messages" in row:
-        raise RowError("columns", 'there are both "question" and "messages"', "Keep one of them.")
+        raise FlawError("columns", 'there are both "question" and "messages"', "Keep one of them.")
     for key in row:
         if key not in _ALLOWED:
             near = difflib.get_close_matches(key, KEYS, n=1)
             do = f'Did you mean "{near[0]}"?' if near else f"A question has {', '.join(KEYS)}."
-            raise RowError("columns", f'"{key}" is not a key of a question', do)
+            raise FlawError("columns", f'"{key}" is not a key of a question', do)
 
 
 def _text(value: Any, key: str) -> str:
@@ -262,7 +256,7 @@ def _text(value: Any, key: str) -> str:
         return value
     if isinstance(value, (int, float)):
         return str(value)
-    raise RowError("content", f'"{key}" must be text')
+    raise FlawError("content", f'"{key}" must be text')
 
 
 def _medium(item: Any, kind: str, folder: Path) -> Any:
@@ -274,4 +268,4 @@ def _medium(item: Any, kind: str, folder: Path) -> Any:
     for path in (Path(item).expanduser(), folder / item):
         if path.is_file():
             return str(path)
-    raise RowError("media-file", f'"{kind}" names {item}, which does not exist', "Correct the path.")
+    raise FlawError("media-file", f'"{kind}" names {item}, which does not exist', "Correct the path.")

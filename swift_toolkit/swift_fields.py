@@ -15,7 +15,7 @@ import ast
 import importlib.util
 import json
 import os
-import subprocess
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -95,7 +95,7 @@ def installed() -> SwiftInstall:
     version = _version(swift / "version.py") if swift else ""
     if swift is None or not version:
         raise RequestError([Problem("ms-swift is not installed", _INSTALL)])
-    major, minor = (int(number) for number in version.split(".")[:2])
+    major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
     if (major, minor) < (3, 12):
         raise RequestError(
             [Problem(f"ms-swift {version} is older than 3.12, the oldest that works", _INSTALL)]
@@ -363,6 +363,8 @@ def _declaration(value: ast.expr | None) -> tuple[str, bool, tuple[Any, ...] | N
 
 def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]:
     """The fields as a second Python process finds them by importing ms-swift, some 10 seconds."""
+    import subprocess
+
     run = subprocess.run(
         [sys.executable, "-m", __name__, command],
         cwd=Path(__file__).parent.parent,

@@ -2,7 +2,7 @@
 
 Started by finetune_trainer.py through process.py, alone or under torch.distributed.run, with the request in the
 environment. It calls ms-swift's own ``sft_main`` (or ``pretrain_main``, ``rlhf_main``) with an argument list and
-reports every step. SIGTERM lets the step in hand end, saves a checkpoint and stops.
+reports every step. SIGTERM, to one process of the run, lets the step in hand end, saves a checkpoint and stops all.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rl
 def main() -> int:
     """Run the training that the environment asks for. Returns the exit status."""
     request = json.loads(os.environ.pop(REQUEST_VARIABLE))
-    first = os.environ.get("RANK", "0") == "0"
-    reporter = Reporter() if first else None
+    pipe = Reporter()
+    pipe.end_with_starter()
+    reporter = pipe if os.environ.get("RANK", "0") == "0" else None
     stop = _StopFlag()
     signal.signal(signal.SIGTERM, stop.ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
     if reporter:
-        reporter.end_with_starter()
-        reporter("importing")
+        reporter("importing", pid=os.getpid())
     try:
         train = _train_function(request["command"], request["arguments"])
         _add_callback(reporter, stop)

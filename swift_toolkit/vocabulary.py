@@ -1,8 +1,8 @@
 """The names of every ms-swift generation, spelled for the installed one.
 
-ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row for
-each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models, templates
-and data sets that had names of their own before 3.0. Adding a rename is adding a row:
+ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row
+for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
+templates and data sets that had names of their own before 3.0. Adding a rename is adding a row:
 
     for     the commands that know the name, or "all"
     old     the name; it may still be in use, when only its values or its meaning changed
@@ -10,14 +10,21 @@ and data sets that had names of their own before 3.0. Adding a rename is adding 
     since   the first ms-swift that had the old name
     until   the first that no longer had it
     sure    "likely" where the successor does nearly the same
-    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several settings, "*"
-            is any other value and "$" the value given; values_v3 and values_v4 hold what differs
+    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
+            settings, "*" is any other value and "$" the value given
+    values_v3, values_v4    the same, for one of the two
+    refused old value -> what to do, for values without a successor
     split   what separates several values written as one string
     rule    a function of this module, for what depends on other settings
     join    several old names add up to one list
     gone    what to say when the name has no successor
-    error   [what is wrong, what to do] where leaving the setting out would change the result
+    error   [what is wrong, what to do] where leaving the setting out would change the result; what is new in
+            ms-swift 4 and has no "gone" is an error in ms-swift 3
     note    for the maintainer
+
+``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
+before then gets the old one: ``name`` and ``value``, ``until`` the ms-swift that changed it, ``with`` the
+settings it matters to and ``unless`` those that make it void.
 
 Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
 settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
@@ -100,17 +107,18 @@ def legacy_model(model_type: str) -> str | None:
 class Row:
     """One row of the table; see the module's docstring."""
 
-    commands: frozenset[str]
+    commands: tuple[Command, ...]
     old: str
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
+    refused: dict[str, str]
     since: str = ""
     until: str = ""
     sure: str = "certain"
     rule: str = ""
     split: str = ""
     join: bool = False
-    gone: str = "has no successor in ms-swift and is left out"
+    gone: str = ""
     error: tuple[str, str] | None = None
 
 
@@ -129,17 +137,20 @@ def _legacy() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def rows() -> dict[tuple[str, str], Row]:
+def rows() -> dict[tuple[Command, str], Row]:
     """The table by command and old name."""
     found = {}
     for entry in _vocabulary()["rows"]:
         optional = {key: entry[key] for key in _OPTIONAL if key in entry}
         common = entry.get("values", {})
         row = Row(
-            commands=frozenset(COMMANDS if entry["for"] == "all" else entry["for"].split()),
+            commands=tuple(
+                name for name in COMMANDS if entry["for"] == "all" or name in entry["for"].split()
+            ),
             old=entry["old"],
             names={"v3": entry["v3"], "v4": entry["v4"]},
             values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
+            refused=entry.get("refused", {}),
             error=tuple(entry["error"]) if "error" in entry else None,
             **optional,
         )
@@ -153,8 +164,8 @@ def rows() -> dict[tuple[str, str], Row]:
 class _Translator:
     """One translation under way.
 
-    ``given`` is the whole request. Each name in it is translated in turn; a rule may ``take`` others along with
-    it, which then are not translated again.
+    ``given`` is the whole request. Each name in it is translated in turn; a rule may ``take`` others along
+    with it, which then are not translated again.
     """
 
     def __init__(
@@ -165,31 +176,37 @@ class _Translator:
         self.line = line
         self.fields = fields
         self.result = Translation({}, {}, [], [], [], [])
-        # names with a rule first: a rule may take others along
-        self._left = dict(sorted(values.items(), key=lambda item: not self._has_rule(item[0])))
+        # names with a rule first, in the order of RULES: a rule may take others along
+        self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
+        self._notices: dict[str, str] = {}
         self._join = False
 
     def run(self) -> Translation:
         while self._left:
             name = next(iter(self._left))
             self._taken, self._made, self._join = {}, {}, False
-            problems = len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown)
+            said = self._said()
             self._spell(name, self.take(name))
-            said = len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown) > problems
-            if self._made or not said:
+            if self._made or self._said() == said:
                 self._notice()
-        self._keep_validation_split()
-        order = list(self.given)
-        in_order = sorted(
-            self.result.values.items(), key=lambda item: order.index(self.result.origin[item[0]][0])
-        )
-        return replace(self.result, values=dict(in_order))
+        self.result.notices.extend(self._notices[name] for name in self.given if name in self._notices)
+        self._keep_defaults()
+        place = {name: position for position, name in enumerate(self.given)}
+        names = sorted(self.result.values, key=lambda name: place[self.result.origin[name][0]])
+        return replace(self.result, values={name: self.result.values[name] for name in names})
 
-    def _has_rule(self, name: str) -> bool:
+    def _said(self) -> int:
+        return len(self.result.warnings) + len(self.result.errors) + len(self.result.unknown)
+
+    def _turn(self, name: str) -> int:
+        rule = self._rule(name)
+        return list(RULES).index(rule) if rule else len(RULES)
+
+    def _rule(self, name: str) -> str:
         row = rows().get((self.command, name))
-        return row is not None and bool(row.rule)
+        return row.rule if row else ""
 
     def take(self, name: str) -> Any:
         """The value of a setting, None if not given; it now belongs to the one being translated."""
@@ -197,10 +214,15 @@ class _Translator:
             self._taken[name] = self._left.pop(name)
         return self._taken.get(name)
 
-    def is_older_than(self, version: str) -> bool:
-        """Whether the request has names that ms-swift lost in or before a version."""
+    def older_than(self, version: str) -> list[str]:
+        """The names in the request that show it was written for an ms-swift before a version."""
         found = [rows().get((self.command, name)) for name in self.given]
-        return any(row.until and _version(row.until) <= _version(version) for row in found if row)
+        names = [row.old for row in found if row and row.until and _version(row.until) <= _version(version)]
+        is_legacy = "model_type" in self.given and str(self.given["model_type"]) in _legacy()["models"]
+        return [*names, "model_type"] if is_legacy else names
+
+    def fail(self, what: str, do: str, name: str = "") -> None:
+        self.result.errors.append((name or next(iter(self._taken)), what, do))
 
     def warn(self, name: str, text: str) -> None:
         self.result.warnings.append((name, text))
@@ -215,13 +237,16 @@ class _Translator:
             new = row.names[self.line] if old == name else old
             if new is None:
                 self._lose(row)
-            elif new == name:
+            elif new == name or (new in self.fields and row.rule and row.rule == self._rule(new)):
                 self._put(new, setting)
             else:
                 self._spell(new, setting)
 
     def _read(self, row: Row, value: Any) -> dict[str, Any]:
         """What a row makes of a value, as settings still to be spelled."""
+        if _key(value) in row.refused:
+            self.fail(f"is {_text(value)}, which ms-swift no longer has", row.refused[_key(value)])
+            return {}
         if row.rule:
             settings = RULES[row.rule](self, row.old, value)
             if settings is not None:
@@ -229,11 +254,10 @@ class _Translator:
         table = row.values[self.line]
         if row.split:
             value = _split(value, row.split)
-        if isinstance(value, list):
-            mapped = [table.get(_key(item), item) for item in value]
-            kept = [item for item in mapped if item is not None]
-            return {row.old: kept} if kept else {}
         new = table.get(_key(value), table.get("*", _MISSING))
+        if new is _MISSING and isinstance(value, list):
+            mapped = [table.get(_key(item), item) for item in value]
+            new = [item for item in mapped if item is not None] or None
         if new is _MISSING:
             return {row.old: value}
         if isinstance(new, dict):
@@ -241,23 +265,20 @@ class _Translator:
         return {} if new is None else {row.old: new}
 
     def _put(self, name: str, value: Any) -> None:
-        source = next(iter(self._taken))
         if name not in self.fields:
-            if name == source:
+            if name in self._taken:
                 self.result.unknown.append(name)
             else:
-                what = f'is "{name}" in another ms-swift than the one installed, which does not take it'
-                self.result.errors.append((source, what, "Remove it, or change the version of ms-swift."))
+                self.fail(f'is "{name}", which the installed ms-swift does not take', "Remove it.")
             return
         if isinstance(value, list) and len(value) == 1 and not self.fields[name].is_list:
             value = value[0]
         known = self.result.values.get(name, _MISSING)
         if known is not _MISSING:
-            joined = _joined(known, value, self._join)
+            joined = _joined(known, value, self._join and self.fields[name].is_list)
             if joined is _MISSING:
                 other = self.result.origin[name][0]
-                what = f'is {_text(value)} as "{name}", yet "{other}" makes it {_text(known)}'
-                self.result.errors.append((source, what, "Remove one of the two."))
+                self.fail(f'and "{other}" both set "{name}", to different values', "Remove one of the two.")
                 return
             value = joined
         self.result.values[name] = self._made[name] = value
@@ -266,36 +287,47 @@ class _Translator:
 
     def _lose(self, row: Row) -> None:
         if row.error:
-            self.result.errors.append((row.old, *row.error))
-        else:
+            self.fail(*row.error)
+        elif row.gone:
             self.warn(row.old, row.gone)
+        elif row.names["v4"]:
+            self.fail("needs ms-swift 4", 'Remove it, or run: pip install "ms-swift>=4".')
+        else:
+            self.warn(row.old, "has no successor in ms-swift and is left out")
 
     def _notice(self) -> None:
+        """One line for the settings just translated; a value that stayed the same is not shown."""
         if self._made == self._taken:
             return
-        kept = {_text(value) for value in self._taken.values()} & {
-            _text(value) for value in self._made.values()
-        }
+        before, after = ({_text(value) for value in side.values()} for side in (self._taken, self._made))
         old, new = (
             ", ".join(
-                name if _text(value) in kept else f"{name} {_text(value)}" for name, value in side.items()
+                name if _text(value) in before & after else f"{name} {_text(value)}"
+                for name, value in side.items()
             )
             for side in (self._taken, self._made)
         )
-        self.result.notices.append(f"{old} → {new or 'left to ms-swift'}")
+        likely = any(
+            row.sure == "likely" for name in self._taken if (row := rows().get((self.command, name)))
+        )
+        close = " (close to it, not the same)" if likely and new else ""
+        self._notices[next(iter(self._taken))] = f"{old} → {new or 'left to ms-swift'}{close}"
 
-    def _keep_validation_split(self) -> None:
-        """Before 3.6 one percent of the data was held out by default, later none."""
+    def _keep_defaults(self) -> None:
+        """Says what an older ms-swift did where nothing was said, if that was something else than today."""
         values = self.result.values
-        if self.command not in ("sft", "pt", "rlhf", "infer") or not self.is_older_than("3.6"):
-            return
-        if "dataset" not in values or {"split_dataset_ratio", "val_dataset"} & values.keys():
-            return
-        if _key(values.get("streaming", False)) == "true":
-            return
-        values["split_dataset_ratio"] = 0.01
-        self.result.origin["split_dataset_ratio"] = self.result.origin["dataset"]
-        self.result.notices.append("split_dataset_ratio 0.01 added: it was the default before ms-swift 3.6")
+        for default in _vocabulary()["defaults"]:
+            name, until = default["name"], default["until"]
+            old_names = self.older_than(until)
+            if self.command not in default["for"].split() or not old_names:
+                continue
+            said = values.keys() | self.given.keys()
+            is_moot = not said.isdisjoint([name, *default["unless"]]) or name not in self.fields
+            if not is_moot and said >= set(default["with"]):
+                values[name] = default["value"]
+                self.result.origin[name] = (old_names[0],)
+                text = f"{name} {_text(default['value'])} added: the default before ms-swift {until}"
+                self.result.notices.append(text)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -355,14 +387,16 @@ def _model_path(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 
 def _model_type(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """Before 3.0 a model type was one model and its template, since then it is a family of models."""
-    legacy = _legacy()["models"].get(value)
+    legacy = _legacy()["models"].get(str(value))
     if legacy is None:
         families = _legacy()["families"] if work.line == "v4" else {}
-        return {name: families[value]} if families.get(value) else {} if value in families else None
+        if str(value) not in families:
+            return None
+        return {name: families[str(value)]} if families[str(value)] else {}
     modelscope, huggingface, template, *families_by_line = legacy
     settings: dict[str, Any] = {}
     paths = [work.given[key] for key in ("model", "model_id_or_path", "model_cache_dir") if key in work.given]
-    is_local = bool(paths) and Path(str(paths[0])).is_dir()
+    is_local = bool(paths) and _exists(paths[0])
     if is_local:
         settings["model_type"] = families_by_line[work.line == "v4"]
     elif not paths:
@@ -380,7 +414,7 @@ def _template(work: _Translator, name: str, value: Any) -> dict[str, Any] | None
         return {"use_chat_template": False}
     if _key(value) == "auto":
         return {}
-    spelled = _legacy()["templates"].get(value)
+    spelled = _legacy()["templates"].get(str(value))
     return {"template": spelled[work.line == "v4"] if spelled else value}
 
 
@@ -408,7 +442,7 @@ def _quantization_bit(work: _Translator, name: str, value: Any) -> dict[str, Any
 def _checkpoint(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """A checkpoint is an adapter or a whole model; without the directory, its name and the tuner tell."""
     path = Path(str(value))
-    if path.is_dir():
+    if _exists(path):
         marks = ("adapter_config.json", "default/adapter_config.json", "reft")
         is_adapter = any((path / mark).exists() for mark in marks)
     else:
@@ -420,7 +454,7 @@ def _checkpoint(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
         return {"adapters": [value]}
     for other in ("model_id_or_path", "model_cache_dir", "model"):
         work.take(other)
-    if work.given.get("model_type") in _legacy()["models"]:
+    if str(work.given.get("model_type")) in _legacy()["models"]:
         work.take("model_type")
     return {"model": value}
 
@@ -428,7 +462,7 @@ def _checkpoint(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 def _train_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The training data and its size were spread over six settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("dataset")))]
-    sets += _list(_split(work.take("custom_train_dataset_path"), ","))
+    sets += map(str, _list(_split(work.take("custom_train_dataset_path"), ",")))
     sets = _sampled(work, "train_dataset_sample", sets)
     for item in _list(work.take("train_dataset_mix_ds")):
         sets.append(_dataset(item, work))
@@ -437,8 +471,8 @@ def _train_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
             "train_dataset_mix_ratio",
             'is gone: say how many rows of each data set to take, as in "name#1000"',
         )
-    cognition = work.take("self_cognition_sample")
-    if cognition is not None and int(cognition) > 0:
+    cognition = _count(work, "self_cognition_sample")
+    if cognition > 0:
         sets = [item for item in sets if "self-cognition" not in item] + [f"swift/self-cognition#{cognition}"]
     return _as_given("dataset", sets, work)
 
@@ -446,8 +480,8 @@ def _train_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 def _val_data(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The validation data and its size were spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
-    sets += _list(_split(work.take("custom_val_dataset_path"), ","))
-    if "sft" in rows()[work.command, "val_dataset_sample"].commands:
+    sets += map(str, _list(_split(work.take("custom_val_dataset_path"), ",")))
+    if work.command in ("sft", "pt", "rlhf"):  # the others still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
     return _as_given("val_dataset", sets, work)
 
@@ -461,8 +495,8 @@ def _as_given(name: str, sets: list[str], work: _Translator) -> dict[str, Any]:
 
 def _sampled(work: _Translator, name: str, sets: list[str]) -> list[str]:
     """Appends the number of rows that a setting of its own used to say: ``file.jsonl#1000``."""
-    count = work.take(name)
-    if count is None or int(count) <= 0:
+    count = _count(work, name)
+    if count <= 0:
         return sets
     if not sets:
         work.warn(name, "limits data that is not named here and is left out")
@@ -471,21 +505,39 @@ def _sampled(work: _Translator, name: str, sets: list[str]) -> list[str]:
         work.warn(
             name, f'was {count} rows of all data sets together; now each has its own size, as in "name#1000"'
         )
-    return [f"{item.split('#')[0]}#{max(int(count) // len(sets), 1)}" for item in sets]
+    return [f"{item.split('#')[0]}#{max(count // len(sets), 1)}" for item in sets]
+
+
+def _count(work: _Translator, name: str) -> int:
+    """A number of rows that a setting says; 0 if it says none."""
+    value = work.take(name)
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        work.fail(f"is not a number of rows: {_text(value)}", "Give a whole number.", name)
+        return 0
+
+
+def _exists(path: Any) -> bool:
+    """Whether there is such a file or directory; a text that cannot be a path is none."""
+    try:
+        return Path(str(path)).exists()
+    except OSError:
+        return False
 
 
 def _split_datasets(value: Any) -> Any:
     """Data sets written as one string with commas, unless a file has that name."""
     items = _list(value)
-    return value if len(items) == 1 and Path(str(items[0])).exists() else _split(value, ",")
+    return value if len(items) == 1 and _exists(items[0]) else _split(value, ",")
 
 
-def _dataset(item: Any, work: _Translator) -> Any:
+def _dataset(item: Any, work: _Translator) -> str:
     """A data set that had a short name before 3.0 (``alpaca-zh:subset#1000``) by its id on the hub."""
     parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
     ids = _legacy()["datasets"].get(parts[1]) if parts else None
-    if not parts or not ids or Path(str(item)).exists() or Path(parts[1]).exists():
-        return item
+    if not parts or not ids or _exists(item) or _exists(parts[1]):
+        return str(item)
     use_hf = _key(work.given.get("use_hf", False)) == "true"
     hub_id = (ids[1] or ids[0]) if use_hf else (ids[0] or f"HF::{ids[1]}")
     plain, subset, sample = re.fullmatch(r"((?:HF::)?[^:#]+)(:[^#]*)?(#.*)?", hub_id).groups()  # type: ignore[union-attr]
@@ -497,14 +549,14 @@ def _freeze_parameters(work: _Translator, name: str, value: Any) -> dict[str, An
     try:
         (share,) = _list(value)
         return {"freeze_parameters_ratio": float(share)}
-    except ValueError:
+    except (TypeError, ValueError):
         return None
 
 
 def _deepspeed(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The configurations that came with ms-swift, by their path in its repository."""
     shipped = re.fullmatch(r".*?(zero[0123])(?:[-_](offload))?\.json", str(value))
-    if shipped is None or Path(str(value)).exists():
+    if shipped is None or _exists(value):
         return None
     return {"deepspeed": "_".join(filter(None, shipped.groups()))}
 
@@ -519,7 +571,7 @@ def _do_sample(work: _Translator, name: str, value: Any) -> dict[str, Any] | Non
 
 def _vllm_length(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """``max_model_len`` was vLLM's before 3.7, since then it is the model's own."""
-    return {"vllm_max_model_len": value} if work.is_older_than("3.7") else None
+    return {"vllm_max_model_len": value} if work.older_than("3.7") else None
 
 
 def _result_dir(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
@@ -534,16 +586,22 @@ def _max_memory(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
 def _few_shot(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The number of examples is now said for each data set."""
     sets = _list(work.given.get("eval_dataset"))
-    return {"eval_dataset_args": {item: {"few_shot_num": int(value)} for item in sets}}
+    return {"eval_dataset_args": {str(item): {"few_shot_num": value} for item in sets}}
+
+
+def _eval_dataset(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
+    """Before 3.0 ``no`` meant no data set."""
+    sets = [item for item in _list(value) if item != "no"]
+    return {name: value if sets == _list(value) else sets} if sets else {}
 
 
 RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
+    "checkpoint": _checkpoint,
     "model_path": _model_path,
     "model_type": _model_type,
     "template": _template,
     "tuner": _tuner,
     "quantization_bit": _quantization_bit,
-    "checkpoint": _checkpoint,
     "train_data": _train_data,
     "val_data": _val_data,
     "freeze_parameters": _freeze_parameters,
@@ -553,4 +611,5 @@ RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
     "result_dir": _result_dir,
     "max_memory": _max_memory,
     "few_shot": _few_shot,
+    "eval_dataset": _eval_dataset,
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.dataset import DatasetSpec, verify
-from swift_toolkit.dataset_rows import RowError
+from swift_toolkit.dataset_flaws import FlawError
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 
@@ -25,21 +25,21 @@ def write(name: str, *rows: object) -> str:
 def test_good_file() -> None:
     report = verify([write("train.jsonl", GOOD, GOOD | {"id": 7})])
     assert report.ok and report.complete
-    assert report.rows() == 2
-    assert report.lines()[0] == "train.jsonl: messages, 2 rows, not used: id"
+    assert report.train_rows == 2
+    assert report.summary()[0] == "train.jsonl: messages, 2 rows, not used: id"
     assert report.as_dict()["files"][0]["format"] == "messages"
 
 
 def test_row_without_answer() -> None:
     report = verify([write("data/train.jsonl", GOOD, GOOD, {"messages": GOOD["messages"][:1]})])
-    assert [str(p) for p in report.problems()] == [
+    assert [str(p) for p in report.problems] == [
         'data/train.jsonl:3: row has no answer: the last message must be from "assistant".'
     ]
 
 
 def test_missing_file_names_the_near_one() -> None:
     write("data/train.jsonl", GOOD)
-    assert [str(p) for p in verify(["data/trian.jsonl"]).problems()] == [
+    assert [str(p) for p in verify(["data/trian.jsonl"]).problems] == [
         'data/trian.jsonl: no such file. Did you mean "data/train.jsonl"?'
     ]
 
@@ -58,11 +58,30 @@ def test_spec_forms() -> None:
     assert DatasetSpec.parse("data").kind == "folder"
     assert DatasetSpec.parse("HF::owner/name#5").kind == "hub"
     assert DatasetSpec.parse("data/none.jsonl").kind == "missing"
-    with pytest.raises(RowError, match='"#0" is not a number of rows'):
+    with pytest.raises(FlawError, match='"#0" is not a number of rows'):
         DatasetSpec.parse("data/a.jsonl#0")
 
 
 def test_many_of_one_kind_are_counted() -> None:
     report = verify([write("t.jsonl", *[{"messages": [{"role": "bot!", "content": "x"}]}] * 9)])
-    assert str(report.problems()[-1]) == "4 more of this kind: unknown role."
+    assert str(report.problems[-1]) == "4 more of this kind: unknown role."
     assert report.files[0].bad == 9
+
+
+BAD_DATA = Path(__file__).parent / "bad_data"
+EXPECTED = json.loads((BAD_DATA / "expected.json").read_text(encoding="utf-8"))
+
+
+def test_every_bad_file_is_in_the_list() -> None:
+    assert {path.name for path in BAD_DATA.iterdir()} - {"expected.json"} == set(EXPECTED)
+    assert len(EXPECTED) >= 60
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_bad_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(BAD_DATA)
+    options = dict(EXPECTED[name])
+    says = options.pop("says")
+    report = verify([name], **options)
+    assert [str(p) for group in report.groups.values() for p in group.examples] == says
+    assert report.ok == name.startswith("warn_")

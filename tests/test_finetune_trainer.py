@@ -113,7 +113,7 @@ def test_the_plan_as_json() -> None:
     assert plan["arguments"]["target_modules"] == ["q_proj", "v_proj"]
     assert plan["sources"]["target_modules"] == "command line"
     assert plan["arguments"]["check_model"] is False
-    assert plan["data"]["rows"] == 84
+    assert plan["data"]["train_rows"] == 84
     assert plan["launch"]["effective_batch_size"] == 4
     assert plan["launch"]["command"] == [sys.executable, "-m", "swift_toolkit.training"]
 
@@ -188,7 +188,7 @@ def test_verify_data_in_python(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr(sys, "argv", ["notebook", "--not-ours"])
     report = FineTuner("configs/quickstart.json").verify_data()
     assert report.ok
-    assert report.rows() == 84
+    assert report.train_rows == 84
     assert "data/self_cognition.jsonl: messages, 84 rows" in capsys.readouterr().out
 
 
@@ -300,12 +300,14 @@ def test_losses_are_those_of_ms_swift_itself(tiny_model: Path, tmp_path: Path) -
 class Started:
     """A training on the command line that has reached its third step."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], **environment: str) -> None:
         command = [sys.executable, str(ROOT / "finetune_trainer.py"), *flags(settings)]
         self.output = Path(settings["output_dir"])
         self.errors = self.output.with_suffix(".err")
         with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **environment}
+            )
         deadline = time.monotonic() + 300
         while "step 3/" not in self.errors.read_text():
             assert self.process.poll() is None, self.errors.read_text()
@@ -347,6 +349,18 @@ def test_ctrl_c_saves_and_the_run_can_go_on(started: Started, tiny_model: Path) 
     assert result["steps"] == step + 2
     assert result["run_directory"] != str(started.run_directory)
     assert len(losses(Path(result["run_directory"]))) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(tiny_model: Path, tmp_path: Path) -> None:
+    started = Started(tiny(tiny_model, tmp_path / "out", max_steps=5000, save_steps=1000), NPROC_PER_NODE="2")
+    started.process.send_signal(signal.SIGINT)
+    assert started.wait() == 130
+    content = json.loads((started.run_directory / "result.json").read_text())
+    assert content["status"] == "stopped"
+    assert content["config"]["ddp_backend"] == "gloo"
+    assert (started.run_directory / f"checkpoint-{content['steps']}").is_dir()
+    assert not leftovers(started.run_directory)
 
 
 @pytest.mark.slow
