@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -285,6 +286,40 @@ def test_adapters_come_and_go(
         status, said = load("bad", path)
         assert (status, said["error"]["param"]) == (400, "lora_path")
     assert {name: ask(client, name) for name in before} == before
+
+
+# --- the chat page ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_chat_page(deployer: ModelDeployer, client: openai.OpenAI, tmp_path: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": 600})
+        asked: list[str] = []
+        faults: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(deployer.url.removesuffix("v1"))
+        page.fill("#key", KEY)
+        page.press("#key", "Enter")
+        expect(page.locator("#model option")).to_have_count(3)
+        page.select_option("#model", "one")
+        page.fill("#question", "Hello")
+        page.press("#question", "Enter")
+        expect(page.locator("#send")).to_have_text("Send", timeout=60_000)
+        assert (page.text_content("article.answer") or "").strip() == ask(client, "one", max_tokens=64).strip()
+        page.fill("#question", "And <b>now</b>?")
+        page.click("#send")
+        expect(page.locator("#send")).to_have_text("Send", timeout=60_000)
+        expect(page.locator("article")).to_have_count(4)
+        assert page.locator("article b").count() == 0
+        page.screenshot(path=os.environ.get("CHAT_SCREENSHOT", str(tmp_path / "chat.png")))
+        browser.close()
+    assert faults == []
+    assert all(url.startswith((deployer.url.removesuffix("v1"), "data:")) for url in asked)
 
 
 # --- load and garbage ---------------------------------------------------------------------------------------
