@@ -153,8 +153,8 @@ class InferenceTester:
         """
         from swift_toolkit.engine import Engine
 
-        if side == "base":
-            self._need_base()
+        if side == "base" and (problems := self.plan.base_problems()):
+            raise RequestError(problems)
         if self._engine is not None and self._engine_side not in (None, side):
             self.close()
         if self._engine is None:
@@ -165,12 +165,6 @@ class InferenceTester:
             if self.on_loading is not None:
                 self.on_loading(self._engine)
         return self._engine
-
-    def _need_base(self) -> None:
-        checkpoint = self.plan.checkpoint
-        if checkpoint.base is None:
-            what = f"needs to know which model {checkpoint.path} was trained from"
-            raise RequestError([Problem(what, "Name it with --base-model DIR.", "--compare-base")])
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -199,7 +193,8 @@ class InferenceTester:
 
     def compare(self, question: str | Mapping[str, Any]) -> dict[str, str]:
         """The answers of both to one question: ``{"tuned": ..., "base": ...}``."""
-        return {"tuned": self.ask(question), "base": self.ask(question, base=True)}
+        base = self.ask(question, base=True)
+        return {"tuned": self.ask(question), "base": base}
 
     def run_batch(
         self,
@@ -236,8 +231,6 @@ class InferenceTester:
         from swift_toolkit.batch import Batch
         from swift_toolkit.questions import QuestionSet
 
-        if compare_base:
-            self._need_base()
         places = [Path(place) if place is not None else None for place in (output, report)]
         return Batch(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
 
@@ -316,6 +309,7 @@ def _main(argv: Sequence[str] | None) -> int:
     problems = _mode_problems(flags, mode)
     try:
         tester = InferenceTester.from_command_line(flags, settings)
+        problems += tester.plan.base_problems() if flags.compare_base else []
     except RequestError as error:
         raise RequestError(problems + error.problems) from None
     if problems:

@@ -135,8 +135,8 @@ class AnswersFile:
                 for result in results:
                     file.write(separator + json.dumps(result, ensure_ascii=False))
                     separator = ",\n"
-            meta = {"format": FORMAT, "fingerprint": self.fingerprint, **self.meta}
-            head = json.dumps({"meta": meta, "summary": summary()}, ensure_ascii=False, indent=2)
+            self.meta = {"format": FORMAT, "fingerprint": self.fingerprint, **self.meta}
+            head = json.dumps({"meta": self.meta, "summary": summary()}, ensure_ascii=False, indent=2)
             with parts[1].open("w", encoding="utf-8") as file, parts[0].open(encoding="utf-8") as body:
                 file.write(head.removesuffix("\n}") + ",\n" + _RESULTS)
                 shutil.copyfileobj(body, file)

@@ -52,6 +52,7 @@ class Batch:
         problems = _place_problems(output, "--output", (".json",)) + _place_problems(
             report, "--report", (".html", ".md")
         )
+        problems += plan.base_problems() if compare_base else []
         try:
             self.overview = questions.check()
         except RequestError as error:
@@ -119,12 +120,19 @@ class Batch:
         """
         answers = self.answers
         assert answers is not None
-        if answers.finished:
-            return (answers.output, *read_results(answers.output)[:2])
+        if not answers.finished:
+            self._ask_all(answers, engine, progress)
+        if self.report is not None:
+            from swift_toolkit.answers_report import write_report
+
+            write_report(answers.output, self.report)
+        return (answers.output, *read_results(answers.output)[:2])
+
+    def _ask_all(self, answers: AnswersFile, engine: Callable[[Side], Engine], progress: Progress) -> None:
         for side in self.sides:
             if answers.count_of(side) < self.overview.count:
                 self._ask(answers, side, engine(side), progress)
-        return (answers.output, *self._finish(answers))
+        self._finish(answers)
 
     def _ask(self, answers: AnswersFile, side: Side, engine: Engine, progress: Progress) -> None:
         answers.keep_meta(self._facts(engine))
@@ -148,13 +156,12 @@ class Batch:
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
 
-    def _finish(self, answers: AnswersFile) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _finish(self, answers: AnswersFile) -> None:
         from swift_toolkit.scores import Scorer
         from swift_toolkit.summary import Summary
 
         summary = Summary(self.sides, Scorer() if self.overview.references else None)
         answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.as_dict)
-        return answers.meta, summary.as_dict()
 
 
 def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) -> list[Problem]:

@@ -16,6 +16,7 @@ from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from typing_extensions import Self
 
     from swift_toolkit.answers import Answer
     from swift_toolkit.engine import Engine
@@ -75,16 +76,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class TrainingLine:
-    """The one live line of a training run, fed with the events of training.py.
+class _LiveLine:
+    """A spinner, a description, a bar and some words in one line that is gone at the end; nothing off a terminal."""
 
-    Use it as a context manager.
-
-    Args:
-        file: where it is shown; a bar on a terminal, else a plain line at every log of the run.
-    """
-
-    def __init__(self, file: IO[str] | None = None) -> None:
+    def __init__(self, description: str, file: IO[str] | None) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         self._file = file or sys.stderr
@@ -98,12 +93,9 @@ class TrainingLine:
         self._progress = Progress(
             *columns, console=_console(self._file), transient=True, disable=not self._live
         )
-        self._task = self._progress.add_task("starting", total=None, words="")
-        self._step, self._total, self._first = 0, 0, 0
-        self._began = time.monotonic()
-        self._words: dict[str, str] = {}
+        self._task = self._progress.add_task(description, total=None, words="")
 
-    def __enter__(self) -> TrainingLine:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -111,6 +103,22 @@ class TrainingLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class TrainingLine(_LiveLine):
+    """The one live line of a training run, fed with the events of training.py.
+
+    Use it as a context manager.
+
+    Args:
+        file: where it is shown; a bar on a terminal, else a plain line at every log of the run.
+    """
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        super().__init__("starting", file)
+        self._step, self._total, self._first = 0, 0, 0
+        self._began = time.monotonic()
+        self._words: dict[str, str] = {}
 
     def note(self, description: str) -> None:
         """Say what is going on while there are no steps."""
@@ -166,7 +174,7 @@ class TrainingLine:
         return " · ".join(parts)
 
 
-class AnsweringLine:
+class AnsweringLine(_LiveLine):
     """The one live line of a batch of questions. Use it as a context manager.
 
     Args:
@@ -174,32 +182,10 @@ class AnsweringLine:
     """
 
     def __init__(self, file: IO[str] | None = None) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        self._file = file or sys.stderr
-        self._live = self._file.isatty()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(20),
-            TextColumn("{task.fields[words]}"),
-        )
-        self._progress = Progress(
-            *columns, console=_console(self._file), transient=True, disable=not self._live
-        )
-        self._task = self._progress.add_task("", total=None, words="")
+        super().__init__("", file)
         self._began: float | None = None
         self._first = self._tokens = 0
         self._said = 0.0
-
-    def __enter__(self) -> AnsweringLine:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def loading(self, engine: Engine) -> None:
         """Show what goes on until the engine is ready."""

@@ -143,7 +143,7 @@ def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: 
 def export_arguments(plan: Merging) -> list[str]:
     """What ms-swift's export has to know of the checkpoint."""
     config = Config("export", plan.config.install, None, {})
-    model = _local(str(plan.checkpoint.base))
+    model = local(str(plan.checkpoint.base))
     fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)
     return config.arguments()
 
@@ -225,6 +225,13 @@ class Plan:
         base = side == "base" or self.checkpoint.kind == "lora"
         return str(self.checkpoint.base if base else self.checkpoint.path)
 
+    def base_problems(self) -> list[Problem]:
+        """What keeps the base from being asked too."""
+        if self.checkpoint.base is not None:
+            return []
+        what = f"needs to know which model {self.checkpoint.path} was trained from"
+        return [Problem(what, "Name it with --base-model DIR.", "--compare-base")]
+
     def arguments(self, side: Side, model: str | None = None) -> list[str]:
         """The argument list for ms-swift's InferArguments; ``model`` stands in for `model_of`."""
         config = deepcopy(self.config)
@@ -241,7 +248,7 @@ class Plan:
         from swift_toolkit.merging import merged
 
         merging = self.merge != "no" and side == "tuned"
-        with merged(self) if merging else nullcontext(_local(self.model_of(side))) as model:
+        with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
             yield Order(
                 arguments=self.arguments(side, str(model)),
                 backend=self.backend,
@@ -317,7 +324,7 @@ class Plan:
         }
 
 
-def _local(model: str) -> str:
+def local(model: str) -> str:
     """A model as ms-swift takes it: an embedded one is unpacked."""
     return str(materialise(model)) if is_builtin(model) else model
 
