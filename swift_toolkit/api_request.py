@@ -272,7 +272,7 @@ NUMBERS = {
     "top_p": _Number(False, 0, 1, above_low=True),
     "min_p": _Number(False, 0, 1),
     "top_k": _Number(True, -1, float("inf")),
-    "repetition_penalty": _Number(False, 0, 10, above_low=True),
+    "repetition_penalty": _Number(False, 0.1, 10),
     "presence_penalty": _Number(False, -2, 2),
     "frequency_penalty": _Number(False, -2, 2),
     "length_penalty": _Number(False, -10, 10),
@@ -285,6 +285,10 @@ NUMBERS = {
 """The fields of ms-swift's RequestConfig, bounded as in OpenAI's reference where it has them."""
 
 
+LEAST_TEMPERATURE = 0.01
+"""Below it, dividing by the temperature overflows: 0, which always takes the likeliest token, is what is meant."""
+
+
 def _with_settings(request: dict[str, Any], limits: Limits, default_tokens: int | None) -> dict[str, Any]:
     request["max_tokens"] = _tokens(request, limits, default_tokens)
     for name, number in NUMBERS.items():
@@ -292,6 +296,8 @@ def _with_settings(request: dict[str, Any], limits: Limits, default_tokens: int 
             request.pop(name, None)
         elif fault := number.fault(request[name]):
             raise _refuse(f"{name} {fault}.", name)
+    if request.get("temperature", 1) < LEAST_TEMPERATURE:
+        request["temperature"] = 0
     for name in ("stream", "logprobs"):
         if request.get(name) is None:
             request.pop(name, None)

@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -130,14 +131,18 @@ class Gateway:
             return  # a WebSocket is closed unanswered
         one = Exchange(scope["path"])
         exchange.set(one)
+        envelope = _Envelope(one, send)
         try:
-            await self._answer(one, scope, receive, _Envelope(one, send))
+            await self._answer(one, scope, receive, envelope)
         except ApiError as error:
             one.error = error
             await _respond(
                 send, error.status, error.body(), _JSON, _AUTHENTICATE if error.status == 401 else []
             )
             one.status = error.status
+        except Exception:
+            traceback.print_exc()
+            await envelope.fail()
         finally:
             self._observer.ended(one)
 
@@ -244,20 +249,37 @@ class _Envelope:
     def __init__(self, one: Exchange, send: Send) -> None:
         self._one, self._send = one, send
         self._failed = bytearray()
+        self._done = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._one.status = message["status"]
             if message["status"] < 400:
                 await self._send(message)
-        elif self._one.status < 400:
+            return
+        self._done = not message.get("more_body")
+        if self._one.status < 400:
             await self._send(message)
         else:
             self._failed += message.get("body", b"")
-            if not message.get("more_body"):
-                error = self._one.error or ApiError(self._one.status, _said(self._failed))
-                self._one.error, self._one.status = error, error.status
-                await _respond(self._send, error.status, error.body(), _JSON)
+            if self._done:
+                await self._refuse(self._one.error or ApiError(self._one.status, _said(self._failed)))
+
+    async def _refuse(self, error: ApiError) -> None:
+        self._done = True
+        self._one.error, self._one.status = error, error.status
+        await _respond(self._send, error.status, error.body(), _JSON)
+
+    async def fail(self) -> None:
+        """End a response whose maker failed: a stream that has begun with an event that says so."""
+        error = self._one.error or ApiError(500, "The server failed to answer; its log says why.")
+        if self._done:
+            return
+        if not 0 < self._one.status < 400:
+            await self._refuse(error)
+            return
+        self._one.error, self._one.status = error, 500
+        await self._send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
 
 
 def _said(body: bytes | bytearray) -> str:

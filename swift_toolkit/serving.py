@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,9 @@ class Desk:
             yield _noted(first, name, one)
             async for piece in pieces:
                 yield _noted(piece, name, one)
+        except Exception as error:
+            one.error = _as_api_error(error)
+            raise
         finally:
             self.running[name] -= 1
 
@@ -223,7 +227,7 @@ class Desk:
             await self._touch(name)
         except Exception as error:
             del self.models[name]
-            raise _as_api_error(error) from error
+            raise replace(_as_api_error(error), param="lora_path") from error
         self.server.args.adapter_mapping[name] = model.path
         return f"Success: LoRA adapter '{name}' added successfully."
 
@@ -293,18 +297,13 @@ def _as_api_error(error: Exception) -> ApiError:
     name, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
     if name == "MaxLengthError" or "leaves no room" in text or "maximum context length" in text:
         return _too_long(f"The prompt is too long: {text}")
-    if name in ("EngineDeadError", "EngineGenerateError"):
-        threading.Thread(target=_raise, args=(error,)).start()  # see _end_when_a_thread_fails
-        return ApiError(500, "The engine has ended.")
+    if name == "EngineDeadError":
+        return ApiError(503, "The engine has died, and the server ends.")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ApiError(503, "The server has not enough memory for this request.")
     if isinstance(error, (ValueError, TypeError, KeyError, AssertionError, OSError)):
         return ApiError(400, text or name)
     return ApiError(500, f"The model failed to answer ({name}); the server's log says more.")
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 # --- the engine pt ------------------------------------------------------------------------------------------
@@ -411,7 +410,12 @@ async def _serve(desk: Desk, order: Mapping[str, Any], listening: Any, report: R
         server.should_exit = True
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
-    await server.serve([listening])
+    serving = asyncio.create_task(server.serve([listening]))
+    while not serving.done():
+        await asyncio.wait([serving], timeout=1)
+        if desk.backend == "vllm" and desk.engine.engine.errored and not server.should_exit:
+            raise RuntimeError("the engine of vLLM has died")
+    serving.result()
 
 
 def _log(one: Exchange) -> None:

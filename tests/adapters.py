@@ -1,4 +1,4 @@
-"""Adapters of random weights for the tiny model: each answers in its own way, and none has to be trained."""
+"""Adapters of random weights: each answers in its own way, and none has to be trained."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-HIDDEN = 64
 TARGETS = ("q_proj", "v_proj")
+LAYERS = 2
 
 
 def make_adapter(base: Path, path: Path, seed: int, rank: int = 8, **args: Any) -> Path:
-    """Write an adapter of ``base`` (see ``tiny_model``) as ms-swift 4 lays a checkpoint out."""
+    """Write an adapter of the Llama in ``base`` as ms-swift 4 lays a checkpoint out."""
     import numpy
     from safetensors.numpy import save_file
 
     path.mkdir(parents=True)
     random = numpy.random.default_rng(seed)
+    hidden, widths = _sizes(base)
     weights = {}
-    for layer in range(2):
-        for name in TARGETS:
+    for layer in range(LAYERS):
+        for name, width in zip(TARGETS, widths, strict=True):
             module = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{module}.lora_A.weight"] = random.normal(0, 1, (rank, HIDDEN)).astype("float32")
-            weights[f"{module}.lora_B.weight"] = random.normal(0, 1, (HIDDEN, rank)).astype("float32")
+            weights[f"{module}.lora_A.weight"] = random.normal(0, 1, (rank, hidden)).astype("float32")
+            weights[f"{module}.lora_B.weight"] = random.normal(0, 1, (width, rank)).astype("float32")
     save_file(weights, path / "adapter_model.safetensors", metadata={"format": "pt"})
     adapter = {
         "peft_type": "LORA",
@@ -50,3 +51,11 @@ def make_adapter(base: Path, path: Path, seed: int, rank: int = 8, **args: Any) 
     }
     (path / "args.json").write_text(json.dumps(recorded))
     return path
+
+
+def _sizes(base: Path) -> tuple[int, tuple[int, int]]:
+    """The width of the model, and those of its queries and values."""
+    config = json.loads((base / "config.json").read_text())
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    return hidden, (heads * head, config["num_key_value_heads"] * head)

@@ -82,6 +82,8 @@ def test_the_model_must_be_there() -> None:
          "max_completion_tokens"),
         ({"temperature": 3}, "temperature must be a number from 0 to 2, not 3.", "temperature"),
         ({"temperature": float("nan")}, "temperature must be a number from 0 to 2, not NaN.", "temperature"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty must be a number from 0.1 to 10, not 1e-300.",
+         "repetition_penalty"),
         ({"top_p": 0}, "top_p must be a number above 0 and at most 1, not 0.", "top_p"),
         ({"n": 2, "stream": True}, "n must be 1 with stream.", "n"),
         ({"n": 2}, "n above 1 needs a temperature above 0: without it all answers are the same.", "n"),
@@ -115,6 +117,11 @@ def test_an_answer_is_bounded_where_the_request_does_not_say() -> None:
     assert chat()["max_tokens"] == 100
     assert chat(default=20)["max_tokens"] == 20
     assert chat(default=2000)["max_tokens"] == 100
+
+
+def test_a_temperature_that_would_overflow_is_zero() -> None:
+    assert chat(temperature=1e-300)["temperature"] == 0
+    assert chat(temperature=0.01)["temperature"] == 0.01
 
 
 def image(path: str) -> list[dict[str, Any]]:

@@ -56,9 +56,7 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.fixture(scope="module")
-def deployer(
-    adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ModelDeployer]:
+def deployer(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelDeployer]:
     """Two adapters on the tiny model, with a key and everything that can be switched on."""
     folder = tmp_path_factory.mktemp("deploy")
     (folder / "key").write_text(KEY + "\n")
@@ -243,7 +241,9 @@ def test_metrics_count(deployer: ModelDeployer, client: openai.OpenAI) -> None:
     before = value("swift_requests_total", model="v2.0", status="200")
     tokens = value("swift_completion_tokens_total", model="v2.0")
     ask(client, "v2.0", max_tokens=5)
-    list(client.chat.completions.create(model="v2.0", messages=HELLO, max_tokens=3, temperature=0, stream=True))
+    list(
+        client.chat.completions.create(model="v2.0", messages=HELLO, max_tokens=3, temperature=0, stream=True)
+    )
     assert value("swift_requests_total", model="v2.0", status="200") == before + 2
     assert value("swift_completion_tokens_total", model="v2.0") == tokens + 8
     assert value("swift_first_token_seconds_count", model="v2.0") >= 1
@@ -258,7 +258,11 @@ def test_metrics_count(deployer: ModelDeployer, client: openai.OpenAI) -> None:
 
 
 def test_adapters_come_and_go(
-    deployer: ModelDeployer, client: openai.OpenAI, adapters: dict[str, Path], tmp_path: Path, tiny_model: Path
+    deployer: ModelDeployer,
+    client: openai.OpenAI,
+    adapters: dict[str, Path],
+    tmp_path: Path,
+    tiny_model: Path,
 ) -> None:
     def load(name: str, path: Path) -> tuple[int, Any]:
         body = json.dumps({"lora_name": name, "lora_path": str(path)}).encode()
@@ -281,6 +285,7 @@ def test_adapters_come_and_go(
     assert load("new", adapters["one"])[0] == 200  # the old weights of that name are gone
     assert ask(client, "new", messages=same_as_one) == before["one"] != spare
     assert unload("new")[0] == 200
+    shutil.copytree(tiny_model, tmp_path / "other-base")
     other = make_adapter(tmp_path / "other-base", tmp_path / "foreign", 4)
     for path in (other, tiny_model, tmp_path / "gone"):
         status, said = load("bad", path)
@@ -310,7 +315,9 @@ def test_the_chat_page(deployer: ModelDeployer, client: openai.OpenAI, tmp_path:
         page.fill("#question", "Hello")
         page.press("#question", "Enter")
         expect(page.locator("#send")).to_have_text("Send", timeout=60_000)
-        assert (page.text_content("article.answer") or "").strip() == ask(client, "one", max_tokens=64).strip()
+        assert (page.text_content("article.answer") or "").strip() == ask(
+            client, "one", max_tokens=64
+        ).strip()
         page.fill("#question", "And <b>now</b>?")
         page.click("#send")
         expect(page.locator("#send")).to_have_text("Send", timeout=60_000)
@@ -389,7 +396,10 @@ def test_a_picture_comes_with_the_request(tiny_llava: Path, tmp_path: Path) -> N
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
         def about(picture: str) -> Any:
-            parts: Any = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "What?"}]
+            parts: Any = [
+                {"type": "image_url", "image_url": {"url": picture}},
+                {"type": "text", "text": "What?"},
+            ]
             messages: Any = [{"role": "user", "content": parts}]
             return client.chat.completions.create(
                 model="model", messages=messages, max_tokens=4, temperature=0, logprobs=True
@@ -526,7 +536,9 @@ def test_a_start_that_fails_says_why(tmp_path: Path, tiny_model: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
-    assert re.fullmatch(r"The server could not be started: \w+: .*\. The whole log: " + re.escape(str(log)), last)
+    assert re.fullmatch(
+        r"The server could not be started: \w+: .*\. The whole log: " + re.escape(str(log)), last
+    )
 
 
 def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]) -> None:
@@ -536,7 +548,11 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]
     certificate, key = make_certificate(tmp_path, "server")
     words = ["--checkpoint", adapters["one"], "--port", 0, "--output-dir", tmp_path / "runs"]
     words += ["--ssl-certfile", certificate, "--ssl-keyfile", key]
-    environment = {"SWIFT_API_KEY": KEY, "CURL_CA_BUNDLE": str(certificate), "SSL_CERT_FILE": str(certificate)}
+    environment = {
+        "SWIFT_API_KEY": KEY,
+        "CURL_CA_BUNDLE": str(certificate),
+        "SSL_CERT_FILE": str(certificate),
+    }
     running = Command(*words, **environment)
     try:
         assert running.process.stdout is not None
@@ -550,7 +566,9 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]
         _, _, examples = printed.partition("\n\n")
         curl, _, python = examples.partition("\n\n")
         environment = {**os.environ, **environment}
-        asked = subprocess.run(["bash", "-c", curl], env=environment, capture_output=True, text=True, check=True)
+        asked = subprocess.run(
+            ["bash", "-c", curl], env=environment, capture_output=True, text=True, check=True
+        )
         answer = json.loads(asked.stdout)["choices"][0]["message"]["content"]
         said = subprocess.run(
             [sys.executable, "-c", python], env=environment, capture_output=True, text=True, check=True
