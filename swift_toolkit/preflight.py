@@ -21,7 +21,7 @@ _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 
 def check(config: Config) -> list[Problem]:
     """Every problem of the files a training run starts from and of the place it writes to."""
-    return [*_models(config), *_checkpoints(config), *_media(config), *_output(config)]
+    return [*_models(config), *_checkpoints(config), *_plugins(config), *_media(config), *_output(config)]
 
 
 def unpack_models(config: Config) -> None:
@@ -54,7 +54,8 @@ def _models(config: Config) -> Iterator[Problem]:
 def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
     path = Path(model).expanduser()
     if not path.exists():
-        yield config.problem(name, f'names the directory "{model}", which does not exist', _near(path))
+        do = _near(path) or "Check the path, or name a model of a hub as owner/name."
+        yield config.problem(name, f'names the directory "{model}", which does not exist', do)
         return
     where = config.problem(name, "")
     yield from model_files.model_problems(path, where.key, where.file, where.line)
@@ -63,10 +64,17 @@ def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
 def _near(path: Path) -> str:
     import difflib
 
-    if not path.parent.is_dir():
-        return "Check the path, or name a model of a hub as owner/name."
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f'Did you mean "{path.parent / near[0]}"?' if near else "Check the path."
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f'Did you mean "{path.parent / near[0]}"?' if near else ""
+
+
+def _plugins(config: Config) -> Iterator[Problem]:
+    for name in ("external_plugins", "custom_register_path"):
+        for file in config.get(name, []):
+            if not Path(file).expanduser().is_file():
+                do = _near(Path(file)) or "Check the path."
+                yield config.problem(name, f'names the file "{file}", which does not exist', do)
 
 
 def _checkpoints(config: Config) -> Iterator[Problem]:
@@ -77,9 +85,8 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
                 continue
             path = Path(given).expanduser()
             if not path.is_dir():
-                yield config.problem(
-                    name, f'names the directory "{given}", which does not exist', _near(path)
-                )
+                do = _near(path) or "Check the path."
+                yield config.problem(name, f'names the directory "{given}", which does not exist', do)
             elif name == "resume_from_checkpoint" and not (path / "trainer_state.json").is_file():
                 do = "Name a directory checkpoint-N of a training run."
                 if not config.get("resume_only_model"):

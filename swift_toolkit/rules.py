@@ -283,6 +283,8 @@ def _evaluation(config: Config, rejected: set[str]) -> Iterator[Problem]:
 
 def _quantisation(config: Config, rejected: set[str]) -> Iterator[Problem]:
     method, bits = config.get("quant_method"), config.get("quant_bits")
+    if config.preset == "full":  # refuses both already
+        return
     if config.preset == "qlora" and method not in (None, "bnb"):
         do = 'Remove it, or set "preset" to "lora" to use it.'
         yield config.problem("quant_method", f'is "{method}", but preset "qlora" is bnb', do)

@@ -68,7 +68,11 @@ class Translation:
 
 
 def translate(
-    values: Mapping[str, Any], command: Command, line: Line, fields: Mapping[str, Field]
+    values: Mapping[str, Any],
+    command: Command,
+    line: Line,
+    fields: Mapping[str, Field],
+    beside: Mapping[str, Any] | None = None,
 ) -> Translation:
     """Spells settings of any ms-swift generation for the installed one.
 
@@ -77,8 +81,10 @@ def translate(
         command: the command of ms-swift they are for.
         line: which generation is installed.
         fields: the arguments the command takes there.
+        beside: settings that the same request gives elsewhere, and that are translated by themselves; what
+            depends on several settings takes notice of them.
     """
-    return _Translator(values, command, line, fields).run()
+    return _Translator(values, command, line, fields, beside or {}).run()
 
 
 def suggestions(name: str, fields: Iterable[str]) -> list[str]:
@@ -164,14 +170,20 @@ def rows() -> dict[tuple[Command, str], Row]:
 class _Translator:
     """One translation under way.
 
-    ``given`` is the whole request. Each name in it is translated in turn; a rule may ``take`` others along
-    with it, which then are not translated again.
+    ``given`` is the whole request, those beside included. Each name in ``values`` is translated in turn; a rule
+    may ``take`` others along with it, which then are not translated again.
     """
 
     def __init__(
-        self, values: Mapping[str, Any], command: Command, line: Line, fields: Mapping[str, Field]
+        self,
+        values: Mapping[str, Any],
+        command: Command,
+        line: Line,
+        fields: Mapping[str, Field],
+        beside: Mapping[str, Any],
     ) -> None:
-        self.given = dict(values)
+        self.values = dict(values)
+        self.given = {**beside, **values}
         self.command = command
         self.line = line
         self.fields = fields
@@ -191,9 +203,9 @@ class _Translator:
             self._spell(name, self.take(name))
             if self._made or self._said() == said:
                 self._notice()
-        self.result.notices.extend(self._notices[name] for name in self.given if name in self._notices)
+        self.result.notices.extend(self._notices[name] for name in self.values if name in self._notices)
         self._keep_defaults()
-        place = {name: position for position, name in enumerate(self.given)}
+        place = {name: position for position, name in enumerate(self.values)}
         names = sorted(self.result.values, key=lambda name: place[self.result.origin[name][0]])
         return replace(self.result, values={name: self.result.values[name] for name in names})
 
@@ -318,7 +330,7 @@ class _Translator:
         values = self.result.values
         for default in _vocabulary()["defaults"]:
             name, until = default["name"], default["until"]
-            old_names = self.older_than(until)
+            old_names = [old for old in self.older_than(until) if old in self.values]
             if self.command not in default["for"].split() or not old_names:
                 continue
             said = values.keys() | self.given.keys()

@@ -251,7 +251,7 @@ def leftovers(run_directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_and_a_second_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_and_a_second_one(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = tiny(tiny_model, tmp_path)
     done = run(*flags(settings))
     assert done.returncode == 0, done.stderr
@@ -273,7 +273,9 @@ def test_a_run_and_a_second_one(tiny_model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "last").resolve() == first / "checkpoint-4"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
 
-    result = FineTuner(settings, max_steps=2, split_dataset_ratio=0.1, eval_steps=1).run_training()
+    tuner = FineTuner(settings, max_steps=2, split_dataset_ratio=0.1, eval_steps=1)
+    result = tuner.run_training(verbose=True)
+    assert "{'loss'" in capfd.readouterr().err
     assert result.status == "done"
     assert result.run_directory.name.startswith("v1-")
     assert result.last_checkpoint == result.run_directory / "checkpoint-2"
@@ -369,6 +371,21 @@ def test_sigterm_ends_with_143(started: Started) -> None:
     assert started.wait() == 143
     assert json.loads((started.run_directory / "result.json").read_text())["status"] == "stopped"
     assert not leftovers(started.run_directory)
+
+
+@pytest.mark.slow
+def test_a_training_that_the_system_kills(started: Started) -> None:
+    (pid,) = [int(pid) for pid in leftovers(started.run_directory) if os.getpgid(int(pid)) == int(pid)]
+    os.kill(pid, signal.SIGKILL)
+    assert started.wait() == 1
+    assert started.errors.read_text().splitlines()[-4:] == [
+        "Training failed: the system killed the training process, most often for lack of memory. "
+        f"The whole log: {started.run_directory}/train.log",
+        "Out of memory? In this order, try:",
+        "  --per_device_train_batch_size 1 --gradient_accumulation_steps 2",
+        "  --train_type qlora",
+    ]
+    assert json.loads((started.run_directory / "result.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.slow

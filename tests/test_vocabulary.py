@@ -430,6 +430,17 @@ def test_old_defaults_are_kept_for_old_requests() -> None:
     assert told.values.keys().isdisjoint(added)
 
 
+def test_settings_given_elsewhere_are_seen_but_not_translated() -> None:
+    beside = {"warmup_steps": 5, "model_id_or_path": "a/b", "max_steps": 3, "val_dataset": "v.jsonl"}
+    values = {"model_type": "qwen-7b-chat", "sft_type": "lora", "dataset": "d.jsonl"}
+    result = translate(values, "sft", LINE, fields("sft"), beside)
+    tuner = "tuner_type" if LINE == "v4" else "train_type"
+    assert result.values == {tuner: "lora", "max_length": 2048, "dataset": "d.jsonl"}
+    assert result.origin["max_length"] == ("sft_type",)
+    late = translate({"max_steps": 3}, "sft", LINE, fields("sft"), values)
+    assert late.values == {"max_steps": 3}
+
+
 # ------------------------------------------------------------------------------------------ what cannot be
 
 
