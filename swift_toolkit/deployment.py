@@ -22,7 +22,7 @@ from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoin
 from swift_toolkit.config import Config, not_one_of, read_request
 from swift_toolkit.config_file import read_config_file
 from swift_toolkit.demo_model import is_builtin, materialise
-from swift_toolkit.plan import Device, find_device
+from swift_toolkit.plan import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.rules import SECRETS
 
@@ -249,7 +249,7 @@ def make_deployment(
         problems += _merge_problems(kind, checkpoints)
     if problems:
         raise RequestError(problems)
-    _fill(config, backend, models, flags)
+    _fill(config, backend, device, models, flags)
     limits = Limits(flags["max_tokens_limit"], int(flags["max_body_mb"] * (1 << 20)), _media_dir(flags))
     return Deployment(kind, models, checkpoints, config, backend, why, device, merge, limits, key, flags)
 
@@ -459,12 +459,18 @@ def _merge_problems(kind: Type, checkpoints: list[Checkpoint]) -> list[Problem]:
     return [Problem("needs one adapter", do, "--merge-lora")]
 
 
-def _fill(config: Config, backend: str, models: list[ServedModel], flags: Mapping[str, Any]) -> None:
+def _fill(
+    config: Config, backend: str, device: Device, models: list[ServedModel], flags: Mapping[str, Any]
+) -> None:
     """Choose what nobody has set and the server needs."""
     name = "transformers" if backend == "pt" and config.install.line == "v4" else backend
     config.fill("infer_backend", name, "")
     config.fill("verbose", bool(flags.get("log_requests")), "prompts are logged with --log-requests only")
     config.fill("log_interval", -1, "the server has /metrics")
+    if device.kind == "cpu" and not cpu_computes_bfloat16():
+        config.fill(
+            "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
+        )
     adapters = [model for model in models if model.kind == "lora"]
     if backend == "vllm" and adapters:
         highest = max(model.rank or 0 for model in adapters)

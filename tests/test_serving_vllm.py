@@ -65,7 +65,8 @@ def client(deployer: ModelDeployer) -> openai.OpenAI:
 
 
 def ask(client: openai.OpenAI, model: str, question: Any) -> str:
-    answer = client.chat.completions.create(model=model, messages=question, max_tokens=6, temperature=0)
+    """The first token of the answer: random adapters leave close calls, which batches round either way, later."""
+    answer = client.chat.completions.create(model=model, messages=question, max_tokens=1, temperature=0)
     assert answer.model == model
     return answer.choices[0].message.content or ""
 
@@ -73,15 +74,13 @@ def ask(client: openai.OpenAI, model: str, question: Any) -> str:
 def test_adapters_answer_differently_under_load(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert names[1:] == ["one", "two"]
-    alone = {(name, index): ask(client, name, QUESTIONS[index]) for name in names for index in (0, 1)}
-    for index in (0, 1):
-        assert len({alone[name, index] for name in names}) == 3
-    keys = [(name, index) for name in names for index in range(8)] * 3
+    keys = [(name, index) for name in names for index in range(len(QUESTIONS))]
+    alone = {(name, index): ask(client, name, QUESTIONS[index]) for name, index in keys}
+    assert all(len({alone[name, index] for name in names}) == 3 for index in range(len(QUESTIONS)))
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda key: ask(client, key[0], QUESTIONS[key[1]]), keys))
-    together = dict(zip(keys, answers, strict=True))
-    same = sum(together[key] == answer for key, answer in alone.items())
-    assert same >= len(alone) - 1  # batches round differently; one close call may go the other way
+        answers = list(pool.map(lambda key: ask(client, key[0], QUESTIONS[key[1]]), keys * 3))
+    same = sum(answer == alone[key] for key, answer in zip(keys * 3, answers, strict=True))
+    assert same >= 0.95 * len(answers)
 
 
 def test_mistakes_are_told_the_same_way(client: openai.OpenAI) -> None:
