@@ -243,3 +243,37 @@ def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
         console.print(Text(f"[{result['id']}] {result['question']}", style="bold"))
         console.print(table)
         console.print()
+
+
+class StartingLine:
+    """The one live line of a server that starts. Use it as a context manager.
+
+    Args:
+        file: where it is shown; a spinner on a terminal, else a plain line for every step.
+    """
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._file = file or sys.stderr
+        self._live = self._file.isatty()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._progress = Progress(
+            *columns, console=_console(self._file), transient=True, disable=not self._live
+        )
+        self._task = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> StartingLine:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def note(self, description: str) -> None:
+        """Say what is going on."""
+        self._progress.update(self._task, description=description)
+        if not self._live:
+            print(description, file=self._file, flush=True)

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
@@ -23,6 +23,9 @@ from swift_toolkit.engine import Order, Side
 from swift_toolkit.model_files import read_json
 from swift_toolkit.plan import Device, find_device
 from swift_toolkit.problems import Problem, RequestError
+
+if TYPE_CHECKING:
+    from swift_toolkit.merging import Merging
 
 PACKAGES = {
     "vllm": ("vllm", "pip install vllm"),
@@ -137,7 +140,7 @@ def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: 
             config.fill("vllm_max_lora_rank", rank, f"the adapter has rank {checkpoint.lora_rank}")
 
 
-def export_arguments(plan: Plan) -> list[str]:
+def export_arguments(plan: Merging) -> list[str]:
     """What ms-swift's export has to know of the checkpoint."""
     config = Config("export", plan.config.install, None, {})
     model = local(str(plan.checkpoint.base))

@@ -13,16 +13,26 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from swift_toolkit.checkpoint import Checkpoint
+from swift_toolkit.config import Config
 from swift_toolkit.model_files import model_problems
 from swift_toolkit.problems import Problem, RunError
 
-if TYPE_CHECKING:
-    from swift_toolkit.inference_plan import Plan
-
 MARK = "merged_from.json"
+
+
+class Merging(Protocol):
+    """What merging has to know: a part of `inference_plan.Plan` and of `deployment.Deployment`."""
+
+    merge: Any
+    config: Config
+    log: Path
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The adapter."""
 
 
 def place(checkpoint: Checkpoint) -> Path:
@@ -42,7 +52,7 @@ def problems(checkpoint: Checkpoint) -> list[Problem]:
 
 
 @contextmanager
-def merged(plan: Plan) -> Iterator[Path]:
+def merged(plan: Merging) -> Iterator[Path]:
     """The directory of the merged model; there for good (``plan.merge`` is ``beside``) or as long as the
     block is.
 
@@ -88,7 +98,7 @@ def _made_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"adapter": str(checkpoint.path), "files": files, "base": checkpoint.base}
 
 
-def _merge(plan: Plan, output: Path) -> None:
+def _merge(plan: Merging, output: Path) -> None:
     from swift_toolkit.engine import run_export
     from swift_toolkit.inference_plan import export_arguments
 

@@ -116,7 +116,7 @@ def fill_automatic(config: Config, device: Device) -> None:
     if device.kind != "cpu":
         return
     config.fill("use_cpu", True, device.reason)
-    if not _cpu_computes_bfloat16():
+    if not cpu_computes_bfloat16():
         config.fill(
             "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
         )
@@ -135,7 +135,7 @@ def fill_automatic(config: Config, device: Device) -> None:
         config.fill("gradient_checkpointing", False, reason)
 
 
-def _cpu_computes_bfloat16() -> bool:
+def cpu_computes_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 numbers itself; True where the system does not tell."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())

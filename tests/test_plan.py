@@ -75,10 +75,10 @@ def test_nothing_is_chosen_for_a_hub_model_on_a_gpu() -> None:
 
 
 def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_cpu_computes_bfloat16", lambda: False)
+    monkeypatch.setattr(plan, "cpu_computes_bfloat16", lambda: False)
     assert automatic(config(), CPU) == {"use_cpu": True, "torch_dtype": "float32"}
     assert automatic(config(torch_dtype="bfloat16"), CPU) == {"use_cpu": True}
-    monkeypatch.setattr(plan, "_cpu_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(plan, "cpu_computes_bfloat16", lambda: True)
     assert automatic(config(), CPU) == {"use_cpu": True}
 
 

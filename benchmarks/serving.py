@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""How fast the server is, as ratios against raw ``swift deploy`` in one run of this script.
+
+    python benchmarks/serving.py                       # SmolLM2 on this machine's pt backend; about 10 minutes
+    python benchmarks/serving.py --backend vllm        # with VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 on a CPU
+
+Three servers take turns: ours, raw at its defaults and raw at our batch size (raw's own default is one). Each is
+asked at 1, 8 and 32 at once for answers of the same length, and for the time to the first token of a stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+BATCH = 32
+TOKENS = 32
+CONCURRENCY = (1, 8, 32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backend", choices=["pt", "vllm"], default="pt")
+    parser.add_argument("--model", help="a model directory (default: the embedded SmolLM2)")
+    parser.add_argument("--model-type", default="llama")
+    parser.add_argument("--template", default="chatml")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="counted rounds at each concurrency (default 3)"
+    )
+    parser.add_argument("--starts", type=int, default=2, help="starts of each server (default 2)")
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(options.starts):
+        for name, command in servers(options).items():
+            found.setdefault(name, []).append(measure(command, options.rounds))
+    report(found)
+
+
+def servers(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The command of each side; ``{port}`` and ``{folder}`` are filled in at each start."""
+    from swift_toolkit import demo_model
+
+    model = options.model or str(demo_model.materialise("builtin/SmolLM2-135M-Instruct"))
+    shared = [
+        "--model_type",
+        options.model_type,
+        "--template",
+        options.template,
+        "--torch_dtype",
+        options.dtype,
+    ]
+    shared += ["--served_model_name", "model", "--port", "{port}"]
+    if options.backend == "vllm":
+        shared += ["--vllm_enforce_eager", "true", "--vllm_max_model_len", "1024"]
+    ours = [sys.executable, str(ROOT / "deploy_model.py"), "--checkpoint", model, "--wait-json"]
+    ours += ["--infer-backend", options.backend, "--output-dir", "{folder}", *shared]
+    raw = [str(Path(sys.executable).with_name("swift")), "deploy", "--model", model, "--verbose", "false"]
+    raw += ["--infer_backend", "transformers" if options.backend == "pt" else "vllm", *shared]
+    if options.backend == "vllm":
+        return {"ours": ours, "raw": raw}
+    return {"ours": ours, "raw": raw, f"raw, batch {BATCH}": [*raw, "--max_batch_size", str(BATCH)]}
+
+
+def measure(command: list[str], rounds: int) -> dict[str, Any]:
+    """Start a server, ask it, end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
+        words = [word.format(port=port, folder=folder) for word in command]
+        began = time.perf_counter()
+        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        try:
+            wait_until_ready(process, port, Path(folder, "log"))
+            found: dict[str, Any] = {"ready": time.perf_counter() - began}
+            ask(port, 0)
+            for many in CONCURRENCY:
+                found[f"tokens/s at {many}"] = statistics.median(
+                    throughput(port, many) for _ in range(rounds)
+                )
+            found["first token"] = statistics.median(first_token(port) for _ in range(2 * rounds + 1))
+            return found
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(3)
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None:
+                sys.exit(f"the server ended:\n{log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+
+def request(port: int, number: int, **more: Any) -> urllib.request.Request:
+    messages = [{"role": "user", "content": f"Write a long story about the number {number}."}]
+    body = {"model": "model", "messages": messages, "max_tokens": TOKENS, "temperature": 0, **more}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+def ask(port: int, number: int) -> int:
+    """Ask one question. Returns the tokens of the answer."""
+    with urllib.request.urlopen(request(port, number)) as response:
+        return int(json.load(response)["usage"]["completion_tokens"])
+
+
+def throughput(port: int, many: int) -> float:
+    """Tokens a second of ``many`` questions asked at once."""
+    began = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(many) as pool:
+        tokens = sum(pool.map(lambda number: ask(port, number), range(many)))
+    return tokens / (time.perf_counter() - began)
+
+
+def first_token(port: int) -> float:
+    """Seconds until the first words of a streamed answer."""
+    began = time.perf_counter()
+    with urllib.request.urlopen(request(port, 1, stream=True)) as response:
+        for line in response:
+            if re.search(rb'"content": ?"[^"]', line):
+                return time.perf_counter() - began
+    raise RuntimeError("the stream was empty")
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> None:
+    """One line for each figure: every side, and ours against raw."""
+    best = {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in found.items()
+    }
+    for key in best["ours"]:
+        figures = ", ".join(f"{name} {values[key]:.2f}" for name, values in best.items())
+        ratios = ", ".join(
+            f"{best['ours'][key] / values[key]:.2f} of {name}"
+            for name, values in best.items()
+            if name != "ours"
+        )
+        print(f"{key}: {figures} (ours is {ratios})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
