@@ -251,3 +251,23 @@ def test_the_readme_lists_the_presets_and_own_keys(readme: str) -> None:
     text = Path(readme).read_text(encoding="utf-8")
     named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert set(PRESETS) | set(OWN_KEYS) <= set(named)
+
+
+def test_an_old_name_by_habit_changes_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**BASE, "train_type": "lora", "num_train_epochs": 3}))
+    config = load_config(path, {"sft_type": "full"}, overrides_from="command line")
+    assert config.notices == ["sft_type → tuner_type"]
+    assert {name: setting.value for name, setting in config.settings.items()} == {
+        "model": BASE["model"],
+        "dataset": [BASE["dataset"]],
+        "tuner_type": "full",
+        "num_train_epochs": 3,
+        "learning_rate": 1e-5,
+    }
+
+
+def test_a_request_of_before_3_0_keeps_its_defaults() -> None:
+    config = load_config({"model_id_or_path": "Qwen/Qwen-7B-Chat", "dataset": "a/b", "sft_type": "lora"})
+    assert config.get("num_train_epochs") == 1
+    assert any(line.startswith("num_train_epochs 1 added") for line in config.notices)
