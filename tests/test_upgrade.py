@@ -33,7 +33,8 @@ model: qwen/Qwen-7B-Chat             # the model
 tuner_type: lora
 
 # data
-dataset: data/self_cognition.jsonl
+dataset:
+- data/self_cognition.jsonl
 num_train_epochs: 3  # all of it
 max_length: 1024
 warmup_ratio: 0.1
