@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from swift_toolkit import deployment
+from swift_toolkit import deployment, inference_plan
 from swift_toolkit.api_request import ApiError
 from swift_toolkit.deployment import Limits, ServedModel
 from swift_toolkit.engine_process import LARGEST_BATCH, MEMORY_SHARE
@@ -236,6 +236,12 @@ class Desk:
             checkpoint = deployment.read_adapter(path)
         except RequestError as error:
             raise ApiError(400, str(error), "lora_path") from None
+        highest = self.server.args.vllm_max_lora_rank
+        if self.backend == "vllm" and not inference_plan.serves_adapter("vllm", checkpoint):
+            raise ApiError(400, f"vLLM takes plain LoRA only, which {path} is not.", "lora_path")
+        if self.backend == "vllm" and (checkpoint.lora_rank or 0) > highest:  # vLLM's engine would die of it
+            what = f"{path} has rank {checkpoint.lora_rank}, and the server was started for {highest} at most"
+            raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
         base = self.models[self.first]
         if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
             raise ApiError(
