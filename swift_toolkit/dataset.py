@@ -566,8 +566,7 @@ def sample_part(part: Part, deadline: float) -> Tally:
     if needed < deadline - time.perf_counter():
         tally.add(scan_part(replace(part, start=SAMPLE_BYTES), deadline=deadline))
         return tally
-    for start in _spread(part.file.size // SAMPLE_BYTES):
-        at = start * SAMPLE_BYTES
+    for at in _spread(part.file.size):
         tally.add(scan_part(replace(part, start=at, end=at + SAMPLE_BYTES)), near=at)
         if time.perf_counter() > deadline:
             break
@@ -575,17 +574,18 @@ def sample_part(part: Part, deadline: float) -> Tally:
     return tally
 
 
-def _spread(blocks: int) -> Iterator[int]:
-    """Blocks 1 to the last in an order that is spread evenly wherever it is stopped, the last one first."""
-    yield blocks - 1
-    seen = {0, blocks - 1}
+def _spread(size: int) -> Iterator[int]:
+    """Where to look behind the head: the tail, then blocks in an order that is even wherever it is stopped."""
+    yield size - SAMPLE_BYTES
+    blocks = size // SAMPLE_BYTES
+    seen = {0, blocks, blocks - 1}
     step = 2
-    while len(seen) < blocks:
+    while step <= blocks:
         for part in range(1, step, 2):
             block = blocks * part // step
             if block not in seen:
                 seen.add(block)
-                yield block
+                yield block * SAMPLE_BYTES
         step *= 2
 
 
@@ -602,12 +602,28 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
         return "ms-swift does not read chosen/rejected"
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
-    dates = [name for name in layout.rename if name in shape.fields and shape.fields[name].is_dates]
-    texts = {"query", "response", "instruction", "input", "output", "system"}
-    for name in dates:
-        if layout.rename[name] in texts:
-            return f'ms-swift would read the dates in "{name}" as numbers'
+    for column in shape.fields.keys() - set(layout.unused):
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].is_dates:
+            return f'ms-swift would read the dates in "{column}" as numbers'
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
+            return f'ms-swift would read texts like "42" in "{column}" as numbers'
     return ""
+
+
+_TEXT_COLUMNS = frozenset(
+    {
+        "query",
+        "response",
+        "instruction",
+        "input",
+        "output",
+        "system",
+        "history",
+        "messages",
+        "rejected_messages",
+    }
+    | {"rejected_response", "positive_messages", "negative_messages"}
+)
 
 
 def _starts_with(file: DataFile, mark: bytes) -> bool:

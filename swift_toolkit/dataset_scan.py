@@ -37,7 +37,7 @@ from swift_toolkit.dataset_checks import (
 )
 from swift_toolkit.dataset_files import DataFile, decode_line, lines_of, read_chunks, read_records
 from swift_toolkit.dataset_flaws import Flaw, FlawError
-from swift_toolkit.dataset_media import MEDIA_NAMES, media_flaws
+from swift_toolkit.dataset_media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset_rows import Layout, Row, layout_of
 from swift_toolkit.dataset_shape import HEAD_BYTES, Shape
 
@@ -240,7 +240,7 @@ class Part:
 
 
 def head_of(file: DataFile) -> tuple[list[str], Shape]:
-    """The columns and types of a file: by its first 10 MB, as ms-swift sees it; of an array by all of it.
+    """The columns and types of a file: by its first 10 MB, as ms-swift sees them; of an array by all of it.
 
     Raises:
         FlawError: the file cannot be read.
@@ -254,7 +254,7 @@ def head_of(file: DataFile) -> tuple[list[str], Shape]:
         if isinstance(record.value, dict):
             shape.add(record.value)
         size += record.size
-        if size > HEAD_BYTES and file.values != "array":
+        if size > HEAD_BYTES and not file.values:
             break
     return list(shape.fields), shape
 
@@ -306,6 +306,7 @@ class _RecordScan:
         self.sink = sink
         self.tally = Tally()
         self.answers: list[str] = []
+        self.media = MediaCheck()
 
     def run(self, deadline: float | None) -> None:
         for record in read_records(self.part.file):
@@ -325,7 +326,7 @@ class _RecordScan:
             tally.prints.extend([hash((self.part.file.shown, self.part.start, tally.rows))], 1)
         else:
             if not MEDIA_NAMES.isdisjoint(row):
-                flaws += media_flaws(row)
+                flaws += self.media.flaws(row)
             self._measure(row)
         for flaw in flaws:
             tally.note(flaw, line, tally.rows)
@@ -366,7 +367,7 @@ class _LineScan(_RecordScan):
     def run(self, deadline: float | None) -> None:
         at = self.part.start
         for chunk in read_chunks(self.part.file, self.part.start, self.part.end):
-            if at > HEAD_BYTES and not self.part.copy_reason and self.later_type is None:
+            if at > HEAD_BYTES and self.later_type is None:
                 self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
             at += len(chunk)
             self.tally.size += len(chunk)
