@@ -102,10 +102,28 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
     if arguments.adapter_mapping:
         arguments.system = order["system"]  # read from the first adapter, it would be every model's
     arguments.result_path = None
+    if order["backend"] == "vllm":
+        _set_lora_slots(arguments, order)
     server = swift.SwiftDeploy(arguments)
     server.jsonl_writer = None
     server.infer_engine.strict = False  # a request that cannot be rendered fails alone, not its whole batch
     return server
+
+
+RUNTIME_SLOTS = 4
+"""How many adapters more than at the start vLLM can hold ready where they may be loaded while serving."""
+
+
+def _set_lora_slots(arguments: Any, order: Mapping[str, Any]) -> None:
+    """Give vLLM room for the adapters that may come, and one slot that stays empty.
+
+    On a CPU its kernels (``vllm/lora/ops/torch_ops/lora_ops.py``) index the adapters with -1 for a request without
+    one: in a batch with others, the base model would answer as the adapter in the last slot. Slots are filled from
+    the first on.
+    """
+    make = arguments.get_vllm_engine_kwargs
+    slots = len(arguments.adapter_mapping) + 1 + (RUNTIME_SLOTS if order["allow_runtime_lora"] else 0)
+    arguments.get_vllm_engine_kwargs = lambda: {**make(), "max_loras": slots}
 
 
 class Desk:
@@ -216,6 +234,8 @@ class Desk:
         async with self._changing:
             if name in self.models:
                 raise ApiError(400, f"There is a model {name} already.", "lora_name")
+            if self.backend == "vllm" and len(self.models) >= self.engine.max_loras:  # the base has no slot
+                raise ApiError(400, f"There is no room for more than {len(self.models) - 1} adapters.")
             model = await asyncio.to_thread(self._adapter, name, path)
             self.models[name], self._aliases[name] = model, f"adapter{self._made}"
             self._made += 1

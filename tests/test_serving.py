@@ -511,7 +511,7 @@ def test_sigterm_lets_running_answers_end(command: Any) -> None:
     assert found["models"] == ["tiny-llama", "tiny-llama-lora"]
     client = openai.OpenAI(base_url=found["url"], api_key="none", max_retries=0)
     stream = client.chat.completions.create(
-        model="tiny-llama-lora", messages=HELLO, max_tokens=400, temperature=1, stream=True
+        model="tiny-llama-lora", messages=HELLO, max_tokens=60, temperature=1, stream=True
     )
     chunks = iter(stream)
     next(chunks)
