@@ -13,11 +13,7 @@ left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `da
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import signal
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -645,6 +641,10 @@ class BackgroundVerify:
     """
 
     def __init__(self, train: Sequence[str], val: Sequence[str] = (), **options: Any) -> None:
+        import pickle
+        import subprocess
+        import tempfile
+
         command, environment = apart()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
@@ -663,9 +663,12 @@ class BackgroundVerify:
         Raises:
             RuntimeError: the process failed.
         """
+        import pickle
+        from subprocess import TimeoutExpired
+
         try:
             status = self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             return None
         if status:
             raise RuntimeError(f"the verification of the data ended with status {status}")
@@ -675,6 +678,8 @@ class BackgroundVerify:
 
     def stop(self) -> None:
         """End it, finished or not."""
+        import signal
+
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

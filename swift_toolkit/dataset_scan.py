@@ -7,15 +7,12 @@ can be scanned by different processes (see `scan_parts`). Run as a module this f
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import subprocess
 import sys
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, repeat
@@ -631,6 +628,8 @@ def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> 
 
 def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
     """The tallies of these parts in order, scanned by one process for each core."""
+    from concurrent.futures import ThreadPoolExecutor
+
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_PROCESSES))
     try:
         yield from pool.map(_scan_apart, parts)
@@ -639,6 +638,9 @@ def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
 
 
 def _scan_apart(part: Part) -> Tally:
+    import pickle
+    import subprocess
+
     command, environment = apart()
     work = pickle.dumps((scan_part, (part,), {}))
     done = subprocess.run(command, input=work, stdout=subprocess.PIPE, env=environment, check=True)
@@ -657,5 +659,7 @@ def apart() -> tuple[list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
+    import pickle
+
     function, arguments, keywords = pickle.load(sys.stdin.buffer)
     pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
