@@ -18,7 +18,10 @@ from adapters import make_adapter
 from deploy_model import ModelDeployer
 from swift_toolkit.problems import RunError
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vllm")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vllm"),
+]
 
 KEY = "correct-horse-battery"
 ROOT = Path(__file__).resolve().parent.parent
