@@ -194,6 +194,8 @@ def read_request(
     reader = _Reader(command, install, swift_fields.fields(command, install), problems)
     merged: dict[str, Setting] = {}
     for layer in given:
+        others = {n: s.value for other in given if other is not layer for n, s in other.items()}
+        reader.beside = {name: value for name, value in others.items() if value is not None}
         merged.update(reader.translate({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}))
     path = str(source) if isinstance(source, (str, Path)) else None
     config = Config(command, install, None, merged, reader.notices, path=path)
@@ -254,6 +256,7 @@ class _Reader:
     ) -> None:
         self.command, self.install, self.fields, self.problems = command, install, fields, problems
         self.notices: list[str] = []
+        self.beside: dict[str, Any] = {}
         self.rejected: list[str] = []
 
     def translate(self, layer: Mapping[str, Setting]) -> dict[str, Setting]:
@@ -264,7 +267,7 @@ class _Reader:
         for name in qlora:  # a preset, not a tuner: put back below, for presets.apply
             layer[name] = replace(layer[name], value="lora")
         values = {name: setting.value for name, setting in layer.items()}
-        done = vocabulary.translate(values, self.command, self.install.line, self.fields)
+        done = vocabulary.translate(values, self.command, self.install.line, self.fields, self.beside)
         for name, value in done.values.items():
             first = layer[done.origin[name][0]]
             result[name] = replace(first, value="qlora" if done.origin[name][0] in qlora else value)

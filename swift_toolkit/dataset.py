@@ -13,11 +13,7 @@ left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `da
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import signal
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -566,8 +562,7 @@ def sample_part(part: Part, deadline: float) -> Tally:
     if needed < deadline - time.perf_counter():
         tally.add(scan_part(replace(part, start=SAMPLE_BYTES), deadline=deadline))
         return tally
-    for start in _spread(part.file.size // SAMPLE_BYTES):
-        at = start * SAMPLE_BYTES
+    for at in _spread(part.file.size):
         tally.add(scan_part(replace(part, start=at, end=at + SAMPLE_BYTES)), near=at)
         if time.perf_counter() > deadline:
             break
@@ -575,17 +570,18 @@ def sample_part(part: Part, deadline: float) -> Tally:
     return tally
 
 
-def _spread(blocks: int) -> Iterator[int]:
-    """Blocks 1 to the last in an order that is spread evenly wherever it is stopped, the last one first."""
-    yield blocks - 1
-    seen = {0, blocks - 1}
+def _spread(size: int) -> Iterator[int]:
+    """Where to look behind the head: the tail, then blocks in an order that is even wherever it is stopped."""
+    yield size - SAMPLE_BYTES
+    blocks = size // SAMPLE_BYTES
+    seen = {0, blocks, blocks - 1}
     step = 2
-    while len(seen) < blocks:
+    while step <= blocks:
         for part in range(1, step, 2):
             block = blocks * part // step
             if block not in seen:
                 seen.add(block)
-                yield block
+                yield block * SAMPLE_BYTES
         step *= 2
 
 
@@ -602,12 +598,28 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
         return "ms-swift does not read chosen/rejected"
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
-    dates = [name for name in layout.rename if name in shape.fields and shape.fields[name].is_dates]
-    texts = {"query", "response", "instruction", "input", "output", "system"}
-    for name in dates:
-        if layout.rename[name] in texts:
-            return f'ms-swift would read the dates in "{name}" as numbers'
+    for column in shape.fields.keys() - set(layout.unused):
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].is_dates:
+            return f'ms-swift would read the dates in "{column}" as numbers'
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
+            return f'ms-swift would read texts like "42" in "{column}" as numbers'
     return ""
+
+
+_TEXT_COLUMNS = frozenset(
+    {
+        "query",
+        "response",
+        "instruction",
+        "input",
+        "output",
+        "system",
+        "history",
+        "messages",
+        "rejected_messages",
+    }
+    | {"rejected_response", "positive_messages", "negative_messages"}
+)
 
 
 def _starts_with(file: DataFile, mark: bytes) -> bool:
@@ -629,6 +641,10 @@ class BackgroundVerify:
     """
 
     def __init__(self, train: Sequence[str], val: Sequence[str] = (), **options: Any) -> None:
+        import pickle
+        import subprocess
+        import tempfile
+
         command, environment = apart()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
@@ -647,9 +663,12 @@ class BackgroundVerify:
         Raises:
             RuntimeError: the process failed.
         """
+        import pickle
+        from subprocess import TimeoutExpired
+
         try:
             status = self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             return None
         if status:
             raise RuntimeError(f"the verification of the data ended with status {status}")
@@ -659,6 +678,8 @@ class BackgroundVerify:
 
     def stop(self) -> None:
         """End it, finished or not."""
+        import signal
+
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -186,6 +186,8 @@ def _is_call(content: Any) -> bool:
 
 def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     task = rules.task
+    if task == "pt" and any(message["role"] in TOOL_ANSWERS for message in row["messages"]):
+        yield Flaw("order", "row holds a tool's answer, which ms-swift cannot take in pretraining")
     if task in ANSWER_TASKS:
         yield from _answer_flaws(row["messages"], rules)
     if task in PREFERENCE_TASKS or "rejected_response" in row or "rejected_messages" in row:

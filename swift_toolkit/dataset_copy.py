@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part, verify
+from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part
+from swift_toolkit.dataset_checks import text_of
 from swift_toolkit.dataset_flaws import KINDS, Flaw
 from swift_toolkit.dataset_rows import Row
 from swift_toolkit.dataset_scan import scan_part
-from swift_toolkit.dataset_shape import HEAD_BYTES
 from swift_toolkit.problems import Problem, RequestError
 
 
@@ -127,10 +127,6 @@ def _copied(
     else:
         rejected.unlink()
     given.copies.append(target)
-    if target.stat().st_size > HEAD_BYTES:
-        check = verify([str(target)], task=report.rules.task)
-        if "late" in check.groups:
-            raise RequestError(check.problems)
     return str(target) if spec.sample is None else f"{target}#{spec.sample}"
 
 
@@ -173,13 +169,22 @@ class _CleanCopy:
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         errors = [flaw for flaw in flaws if flaw.is_error]
         if not errors and row is not None:
-            self.out.write(json_line(value if self.as_it_is else row))
+            self.out.write(json_line(value if self.as_it_is else with_texts(row)))
             return
         self.left_out[KINDS[errors[0].kind].title] += 1
         reasons = [str(Problem(flaw.what, flaw.advice)) for flaw in errors]
         shown = None if isinstance(value, Flaw) else value
         entry = {"file": self.file, "line": line, "row": number, "reasons": reasons, "value": shown}
         self.rejected.write(json_line(entry).decode())
+
+
+def with_texts(row: Row) -> Row:
+    """The row with every content as text: one type of content in all rows, which readers of JSON rely on."""
+    out = dict(row)
+    for name in ("messages", "rejected_messages"):
+        if name in row:
+            out[name] = [{**message, "content": text_of(message)} for message in row[name]]
+    return out
 
 
 def json_line(value: Any) -> bytes:
@@ -247,5 +252,5 @@ class _AllRows:
                 Problem(where + flaw.what, flaw.advice, file=self.file, line=line) for flaw in flaws
             ]
             return
-        self.out.write(json_line({"messages": row["messages"], **row}))
+        self.out.write(json_line({"messages": None, **with_texts(row)}))
         self.rows += 1

@@ -413,6 +413,10 @@ def _block_call(block: Message, at: int) -> Message:
 
 
 def _standard_message(message: Message, at: int, row: Row, standard_only: bool) -> Message:
+    if message.keys() == {"role", "content"}:
+        role, content = message["role"], message["content"]
+        if isinstance(content, str) and isinstance(role, str) and role in STANDARD_ROLES:
+            return message  # as most are
     role = _one_of(message, ("role",) if standard_only else ("role", "from"), "role", at)
     content = _one_of(message, ("content",) if standard_only else ("content", "value"), "content", at)
     out = {"role": _standard_role(role, at, standard_only)}

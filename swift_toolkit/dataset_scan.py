@@ -7,15 +7,12 @@ can be scanned by different processes (see `scan_parts`). Run as a module this f
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import subprocess
 import sys
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, repeat
@@ -37,7 +34,7 @@ from swift_toolkit.dataset_checks import (
 )
 from swift_toolkit.dataset_files import DataFile, decode_line, lines_of, read_chunks, read_records
 from swift_toolkit.dataset_flaws import Flaw, FlawError
-from swift_toolkit.dataset_media import MEDIA_NAMES, media_flaws
+from swift_toolkit.dataset_media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset_rows import Layout, Row, layout_of
 from swift_toolkit.dataset_shape import HEAD_BYTES, Shape
 
@@ -240,7 +237,7 @@ class Part:
 
 
 def head_of(file: DataFile) -> tuple[list[str], Shape]:
-    """The columns and types of a file: by its first 10 MB, as ms-swift sees it; of an array by all of it.
+    """The columns and types of a file: by its first 10 MB, as ms-swift sees them; of an array by all of it.
 
     Raises:
         FlawError: the file cannot be read.
@@ -254,7 +251,7 @@ def head_of(file: DataFile) -> tuple[list[str], Shape]:
         if isinstance(record.value, dict):
             shape.add(record.value)
         size += record.size
-        if size > HEAD_BYTES and file.values != "array":
+        if size > HEAD_BYTES and not file.values:
             break
     return list(shape.fields), shape
 
@@ -306,6 +303,7 @@ class _RecordScan:
         self.sink = sink
         self.tally = Tally()
         self.answers: list[str] = []
+        self.media = MediaCheck()
 
     def run(self, deadline: float | None) -> None:
         for record in read_records(self.part.file):
@@ -325,7 +323,7 @@ class _RecordScan:
             tally.prints.extend([hash((self.part.file.shown, self.part.start, tally.rows))], 1)
         else:
             if not MEDIA_NAMES.isdisjoint(row):
-                flaws += media_flaws(row)
+                flaws += self.media.flaws(row)
             self._measure(row)
         for flaw in flaws:
             tally.note(flaw, line, tally.rows)
@@ -366,7 +364,7 @@ class _LineScan(_RecordScan):
     def run(self, deadline: float | None) -> None:
         at = self.part.start
         for chunk in read_chunks(self.part.file, self.part.start, self.part.end):
-            if at > HEAD_BYTES and not self.part.copy_reason and self.later_type is None:
+            if at > HEAD_BYTES and self.later_type is None:
                 self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
             at += len(chunk)
             self.tally.size += len(chunk)
@@ -630,6 +628,8 @@ def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> 
 
 def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
     """The tallies of these parts in order, scanned by one process for each core."""
+    from concurrent.futures import ThreadPoolExecutor
+
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_PROCESSES))
     try:
         yield from pool.map(_scan_apart, parts)
@@ -638,6 +638,9 @@ def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
 
 
 def _scan_apart(part: Part) -> Tally:
+    import pickle
+    import subprocess
+
     command, environment = apart()
     work = pickle.dumps((scan_part, (part,), {}))
     done = subprocess.run(command, input=work, stdout=subprocess.PIPE, env=environment, check=True)
@@ -656,5 +659,7 @@ def apart() -> tuple[list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
+    import pickle
+
     function, arguments, keywords = pickle.load(sys.stdin.buffer)
     pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)

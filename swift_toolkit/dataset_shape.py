@@ -71,6 +71,17 @@ class Shape:
         """So far that is true of a column."""
         return any(field.is_dates for field in self.fields.values())
 
+    @property
+    def mixes_texts(self) -> bool:
+        """Texts stand where other values stand too, here or inside.
+
+        Such a place may be kept as JSON and decoded again, and a text like "42" then comes back as a number.
+        """
+        if len(self.kinds) > 1 and str in self.kinds:
+            return True
+        inner = [*self.fields.values(), *([self.items] if self.items else [])]
+        return any(shape.mixes_texts for shape in inner)
+
     def type(self, whole: bool) -> Any:
         """What a further value must be, as a type for msgspec; `Any` where the reader keeps plain JSON.
 

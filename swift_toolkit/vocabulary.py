@@ -23,8 +23,8 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
     note    for the maintainer
 
 ``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
-before then gets the old one: ``name`` and ``value``, ``until`` the ms-swift that changed it, ``with`` the
-settings it matters to and ``unless`` those that make it void.
+before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that
+changed it, ``with`` the settings it matters to and ``unless`` those that make it void.
 
 Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
 settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
@@ -43,6 +43,7 @@ from typing import Any
 from swift_toolkit.swift_fields import COMMANDS, Command, Field, Line
 
 _MISSING = object()
+_SINCE_3 = frozenset({"model", "train_type", "tuner_type"})  # names that no request of before 3.0 can do with
 _OPTIONAL = ("since", "until", "sure", "rule", "split", "join", "gone")
 
 
@@ -233,6 +234,11 @@ class _Translator:
         is_legacy = "model_type" in self.given and str(self.given["model_type"]) in _legacy()["models"]
         return [*names, "model_type"] if is_legacy else names
 
+    def written_before(self, version: str) -> list[str]:
+        """The same, but a name from before 3.0 beside one from since then is a habit and shows nothing."""
+        habits = self.older_than("3.0") if not _SINCE_3.isdisjoint(self.given) else []
+        return [name for name in self.older_than(version) if name not in habits]
+
     def fail(self, what: str, do: str, name: str = "") -> None:
         self.result.errors.append((name or next(iter(self._taken)), what, do))
 
@@ -330,7 +336,7 @@ class _Translator:
         values = self.result.values
         for default in _vocabulary()["defaults"]:
             name, until = default["name"], default["until"]
-            old_names = [old for old in self.older_than(until) if old in self.values]
+            old_names = [old for old in self.written_before(until) if old in self.values]
             if self.command not in default["for"].split() or not old_names:
                 continue
             said = values.keys() | self.given.keys()

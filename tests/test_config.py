@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swift_toolkit.config import OWN_KEYS, load_config
-from swift_toolkit.presets import PRESETS
+from swift_toolkit.config import load_config
 from swift_toolkit.problems import RequestError
 
 BASE = {"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "AI-ModelScope/alpaca-gpt4-data-zh#1000"}
@@ -243,11 +241,21 @@ def test_older_names_are_translated_with_a_notice(settings: dict[str, Any], expe
     assert config.notices[0].startswith(next(iter(settings)))
 
 
-# --- the documentation --------------------------------------------------------------------------------------
+def test_an_old_name_by_habit_changes_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**BASE, "train_type": "lora", "num_train_epochs": 3}))
+    config = load_config(path, {"sft_type": "full"}, overrides_from="command line")
+    assert config.notices == ["sft_type → tuner_type"]
+    assert {name: setting.value for name, setting in config.settings.items()} == {
+        "model": BASE["model"],
+        "dataset": [BASE["dataset"]],
+        "tuner_type": "full",
+        "num_train_epochs": 3,
+        "learning_rate": 1e-5,
+    }
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
-def test_the_readme_lists_the_presets_and_own_keys(readme: str) -> None:
-    text = Path(readme).read_text(encoding="utf-8")
-    named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert set(PRESETS) | set(OWN_KEYS) <= set(named)
+def test_a_request_of_before_3_0_keeps_its_defaults() -> None:
+    config = load_config({"model_id_or_path": "Qwen/Qwen-7B-Chat", "dataset": "a/b", "sft_type": "lora"})
+    assert config.get("num_train_epochs") == 1
+    assert any(line.startswith("num_train_epochs 1 added") for line in config.notices)

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""How fast data are verified, in how much memory, and against ms-swift's own reading of the same rows.
+
+    python benchmarks/dataset_scan.py                  # 1 MB, 100 MB and 2 GB; 100,000 rows with ms-swift
+    python benchmarks/dataset_scan.py --swift-rows 1000000
+
+The files hold messages in JSON Lines, generated with a fixed seed and removed afterwards. Each figure is the best of
+some rounds, of a process of its own; memory is the highest sum over all processes of a run. On a machine with other
+work the processor time counts, which is given beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+
+VERIFY = """
+import json, os, sys, time
+from swift_toolkit import dataset
+from swift_toolkit.dataset import verify
+if sys.argv[2] == "one":
+    dataset.PART_BYTES = 1 << 60
+started, busy = time.perf_counter(), sum(os.times()[:4])
+report = verify([sys.argv[1]], limit_seconds=float(sys.argv[3]) if sys.argv[3] else None)
+seconds, busy = time.perf_counter() - started, sum(os.times()[:4]) - busy
+assert report.ok, report.problems
+print(json.dumps({"seconds": seconds, "busy": busy, "rows": report.train_rows}))
+"""
+
+SWIFT = """
+import json, os, sys, time
+from swift import load_dataset
+started = time.perf_counter()
+rows, _ = load_dataset([sys.argv[1]], load_from_cache_file=False)
+print(json.dumps({"seconds": time.perf_counter() - started, "rows": len(rows)}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=int, nargs="*", default=[1, 100, 2000])
+    parser.add_argument(
+        "--swift-rows", type=int, default=100_000, help="rows that ms-swift reads too; 0 for none"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("english", "chinese"):
+            throughput(Path(folder), kind, 100, options.rounds)
+        for megabytes in options.megabytes:
+            growth(Path(folder), megabytes, options.rounds)
+        if options.swift_rows:
+            against_swift(Path(folder), options.swift_rows, options.rounds)
+
+
+def throughput(folder: Path, kind: str, megabytes: int, rounds: int) -> None:
+    for words in (60, 400):
+        path = folder / "rows.jsonl"
+        write(path, rows_of(kind, words), size=megabytes << 20)
+        best, _ = best_of(rounds, VERIFY, path, "one", "")
+        print(
+            f"one core, {kind}, {path.stat().st_size // best['rows']} bytes a row: {figures(path, best)}",
+            flush=True,
+        )
+
+
+def growth(folder: Path, megabytes: int, rounds: int) -> None:
+    path = folder / "rows.jsonl"
+    write(path, rows_of("english", 60), size=megabytes << 20)
+    for cores, name in (("one", "one core"), ("all", "all cores")):
+        best, memory = best_of(rounds if megabytes < 1000 else 1, VERIFY, path, cores, "")
+        print(f"{megabytes} MB, {name}: {figures(path, best)}, {memory} MB of memory", flush=True)
+    best, memory = best_of(1, VERIFY, path, "one", "2")
+    print(f"{megabytes} MB, within 2 s: {best['seconds']:.2f} s, {memory} MB of memory", flush=True)
+
+
+def against_swift(folder: Path, rows: int, rounds: int) -> None:
+    path = folder / "rows.jsonl"
+    write(path, rows_of("english", 60), rows=rows)
+    ours, _ = best_of(rounds, VERIFY, path, "all", "")
+    swift, _ = best_of(1, SWIFT, path)
+    ratio = swift["seconds"] / ours["seconds"]
+    print(
+        f"{rows} rows: ours {ours['seconds']:.2f} s, ms-swift {swift['seconds']:.1f} s, {ratio:.0f} times",
+        flush=True,
+    )
+
+
+def figures(path: Path, best: dict[str, float]) -> str:
+    size, rows = path.stat().st_size, best["rows"]
+    out = [
+        f"{seconds:.2f} s {name}, {size / seconds / 1e6:.0f} MB/s, {rows / seconds / 1e3:.0f} krows/s"
+        for name, seconds in (("wall", best["seconds"]), ("processor", best["busy"]))
+    ]
+    return "; ".join(out)
+
+
+def rows_of(kind: str, words: int) -> Iterator[bytes]:
+    """Endless rows of a question and an answer, no two the same."""
+    some = random.Random(1)
+    sentence = (
+        "the model learns from data which is read row by row and it must be right before training begins"
+    )
+    english = sentence.split()
+    chinese = [chr(some.randrange(0x4E00, 0x9000)) for _ in range(2000)] + ["，", "。"] * 100
+    known, space = (english, " ") if kind == "english" else (chinese, "")
+    texts = [
+        space.join(some.choices(known, k=some.randrange(words // 2, words * 3 // 2))) for _ in range(500)
+    ]
+    number = 0
+    while True:
+        number += 1
+        question, answer = some.choice(texts)[: words * 2], some.choice(texts)
+        yield (
+            f'{{"messages": [{{"role": "user", "content": "{number}: {question}"}}, '
+            f'{{"role": "assistant", "content": "{answer}"}}]}}\n'
+        ).encode()
+
+
+def write(path: Path, lines: Iterator[bytes], size: int = 0, rows: int = 0) -> None:
+    with path.open("wb") as out:
+        written = 0
+        for number, line in enumerate(lines, 1):
+            written += out.write(line)
+            if written >= size and number >= rows:
+                return
+
+
+def best_of(rounds: int, code: str, *arguments: object) -> tuple[dict[str, float], int]:
+    """The quickest of some runs, and the highest memory of any in MB."""
+    results, peaks = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            result, peak = run(code, cache, *map(str, arguments))
+        results.append(result)
+        peaks.append(peak)
+    return min(results, key=lambda result: result["seconds"]), max(peaks) >> 20
+
+
+def run(code: str, cache: str, *arguments: str) -> tuple[dict[str, float], int]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MODELSCOPE_CACHE": cache, "HF_HOME": cache}
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    peak = 0
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        peak = max(peak, memory_of(watched))
+        time.sleep(0.02)
+    assert process.stdout is not None
+    if process.returncode:
+        raise SystemExit(f"a run failed with status {process.returncode}")
+    return json.loads(process.stdout.read().splitlines()[-1]), peak
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes held by a process and its children, what they share counted for each."""
+    total = 0
+    try:
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
+
+
+if __name__ == "__main__":
+    main()
