@@ -139,7 +139,6 @@ def test_the_plan_of_a_lora_checkpoint(output, capsys):
         "--model_type=llama",
         "--template=chatml",
         "--system=Be brief.",
-        "--torch_dtype=bfloat16",
         "--infer_backend=transformers",
     } <= set(plan["arguments"])
 
@@ -497,7 +496,7 @@ def test_the_calls_that_the_other_engines_take(backend, engine):
 
     from swift_toolkit.swift_fields import installed
 
-    (source,) = (installed().location / "swift").glob(f"**/infer_engine/{engine}.py")
+    (source,) = installed().location.glob(f"**/infer_engine/{engine}.py")
     functions = {
         node.name: {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
