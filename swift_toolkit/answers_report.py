@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.answers import read_results
+from swift_toolkit.scores import METRICS
 from swift_toolkit.summary import score_table
 
 SHOWN = 2_000
@@ -139,7 +140,7 @@ def _html(answers: Path) -> Iterator[str]:
     yield _HEAD.replace("TITLE", escape(title))
     yield f"<h1>{escape(title)}</h1><p class=path>{escape(meta['checkpoint'])}</p><dl>{facts}</dl>"
     yield f"<div class=charts>{_score_charts(summary['scores'])}{_latency_chart(latencies)}</div>"
-    yield _filter(categories)
+    yield _filter(categories) + "".join(f" <i class='key {side}'></i> {side}" for side in sides)
     for result in islice(read_results(answers)[2], SHOWN):
         yield _article(result, sides)
     yield f"<p>{escape(_left_out(summary['asked'], answers))}</p></main><script>{_SCRIPT}</script></html>\n"
@@ -153,7 +154,7 @@ def _filter(categories: Iterable[str]) -> str:
 def _score_charts(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """One chart for each metric: a bar for each category and side, from 0 to 100."""
     return "".join(
-        _figure(metric.replace("_", " "), f"<table>{''.join(_score_rows(scores, metric))}</table>")
+        _figure(METRICS[metric], f"<table>{''.join(_score_rows(scores, metric))}</table>")
         for metric in (scores["all"]["tuned"] if scores else ())
     )
 
@@ -234,7 +235,7 @@ def _column(side: str, marked: str, told: Mapping[str, Any]) -> str:
         f"{told['seconds']} s",
         str(told["finish_reason"] or ""),
     ]
-    figures += [f"{name.replace('_', ' ')} {value:.0f}" for name, value in told.get("scores", {}).items()]
+    figures += [f"{METRICS[name]} {value:.0f}" for name, value in told.get("scores", {}).items()]
     failed = " failed" if told.get("error") is not None else ""
     footer = f"<small>{' · '.join(part for part in figures if part)}</small>"
     return (
@@ -275,6 +276,7 @@ figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
 figure table { width: 100%; border-spacing: 0 1px; } figure th { text-align: left; font-weight: 400;
 font-size: .85rem; } td { font-size: .75rem; text-align: right; width: 2.5rem; } td.bar { width: auto; }
 .bar i { display: block; height: .7rem; min-width: 1px; border-radius: 2px; }
+i.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-left: 1rem; }
 i.base { background: var(--base); } i.tuned { background: var(--tuned); }
 rect.base { fill: var(--base); } rect.tuned { fill: var(--tuned); opacity: .75; }
 svg { width: 100%; } svg text { font-size: 9px; fill: var(--faint); }

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-METRICS = ("exact_match", "rouge_l", "bleu")
+METRICS = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
+"""The scores, and what people call them."""
+
 PACKAGES = {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
 ALL = "all"  # the category that every answer is in
 

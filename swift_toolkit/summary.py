@@ -8,7 +8,7 @@ from typing import Any
 
 from swift_toolkit.answers import Answer
 from swift_toolkit.questions import Question
-from swift_toolkit.scores import Score, ScoreBoard, Scorer
+from swift_toolkit.scores import METRICS, Score, ScoreBoard, Scorer
 
 
 class Summary:
@@ -119,5 +119,5 @@ def score_table(scores: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], lis
                 f"{of[side][metric]:+.1f}" if side == "difference" else f"{of[side][metric]:.1f}"
                 for side in sides
             ]
-            rows.append([category, str(of["count"]), metric, *values])
+            rows.append([category, str(of["count"]), METRICS[metric], *values])
     return ["category", "count", "score", *sides], rows

@@ -89,7 +89,7 @@ def test_scores_by_category_and_the_difference():
     assert "scores" not in results[3]
     heading, table = score_table(scores)
     assert heading == ["category", "count", "score", "base", "tuned", "difference"]
-    assert ["self", "1", "exact_match", "0.0", "100.0", "+100.0"] in table
+    assert ["self", "1", "exact match", "0.0", "100.0", "+100.0"] in table
 
 
 def test_a_question_that_one_side_failed_is_scored_for_neither():
