@@ -221,7 +221,9 @@ class DataReport:
         files: one entry per file.
         groups: problems by kind, each with its count and first examples.
         turns: messages in a row -> rows of the training data.
-        tokens: estimated tokens of a row, down to a multiple of `TOKEN_STEP` -> rows of the training data.
+        tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
+        token_step: the precision of `tokens`.
+        exact_tokens: they were counted by the model's own template, not estimated by bytes.
         seconds: time it took.
     """
 
@@ -231,6 +233,8 @@ class DataReport:
     groups: dict[str, Group] = field(default_factory=dict)
     turns: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
+    token_step: int = TOKEN_STEP
+    exact_tokens: bool = False
     seconds: float = 0.0
 
     @property
@@ -325,6 +329,7 @@ class DataReport:
             "unchecked": self.unchecked,
             "turns": dict(sorted(self.turns.items())),
             "tokens": dict(sorted(self.tokens.items())),
+            "exact_tokens": self.exact_tokens,
             "seconds": round(self.seconds, 3),
         }
 

@@ -416,6 +416,7 @@ class _LineScan(_RecordScan):
 _ROLES = Literal["system", "user", "human", "assistant", "gpt", "bot"]
 _Texts = tuple[str, ...]
 _last: Callable[[_Texts], str] = itemgetter(-1)
+_FINE = 4  # bits of a length that its count of tokens does without
 _TAGS = ("<image>", "<video>", "<audio>")
 _MARKS = ("\ufffd", "\u200b", "\ufeff", "Ã", "â")
 _UNSEEN = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa0\xa6-\xa9])")
@@ -616,10 +617,9 @@ def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> 
         text: of all rows, from whose beginning the bytes of a character are taken.
     """
     sample = text[:20_000]
-    width = len(sample.encode()) / len(sample)
-    step = BYTES_PER_TOKEN * TOKEN_STEP
-    for length, rows in Counter(map(rshift, lengths, repeat(step.bit_length() - 1))).items():
-        tokens = (length + 0.5) * TOKEN_STEP * width + TOKENS_PER_MESSAGE * turns
+    width = len(sample.encode()) / len(sample) / BYTES_PER_TOKEN
+    for length, rows in Counter(map(rshift, lengths, repeat(_FINE))).items():
+        tokens = ((length << _FINE) + (1 << _FINE) / 2) * width + TOKENS_PER_MESSAGE * turns
         tally.tokens[int(tokens) // TOKEN_STEP] += rows
 
 
