@@ -121,7 +121,7 @@ class ModelDeployer:
         Raises:
             RunError: it cannot be started; ``serve.log`` in ``directory`` says more.
         """
-        from swift_toolkit import runs
+        from swift_toolkit import plan, runs
         from swift_toolkit.process import Child
 
         try:
@@ -134,11 +134,9 @@ class ModelDeployer:
         try:
             with console.StartingLine() as line:
                 model = self._stack.enter_context(self._model(line))
-                package = str(Path(__file__).resolve().parent)
-                path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
                 command = [sys.executable, "-m", "swift_toolkit.serving"]
                 echo = sys.stderr if self.flags.get("verbose") else None
-                log, environment = self.deployment.log, {"PYTHONPATH": path}
+                log, environment = self.deployment.log, plan.environment(self.deployment.device)
                 self._child = Child(command, log, environment, echo=echo, listens=True)
                 self._stack.enter_context(self._child)
                 self._child.send(self.deployment.order(model))

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from swift_toolkit import command_line, console
-from swift_toolkit.problems import RequestError, RunError, ToolkitError
+from swift_toolkit.problems import Problem, RequestError, RunError, ToolkitError
 from swift_toolkit.process import interrupt_on_sigterm
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class FineTuner:
         self._setup(config, overrides, "call")
 
     @classmethod
-    def from_command_line(cls, config: str | None, settings: Mapping[str, Any]) -> FineTuner:
+    def from_command_line(
+        cls, config: str | Mapping[str, Any] | None, settings: Mapping[str, Any]
+    ) -> FineTuner:
         """The same, with messages that speak of flags."""
         tuner = cls.__new__(cls)
         tuner._setup(config, settings, "command line")
@@ -416,6 +418,15 @@ def make_parser() -> command_line.Parser:
     )
     parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
     parser.add_argument(
+        "--from-command", metavar="LINE", help="settings out of a line such as 'swift sft ...'"
+    )
+    parser.add_argument(
+        "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
+    )
+    parser.add_argument(
+        "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
     )
     parser.add_argument(
@@ -453,10 +464,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     options, settings = make_parser().parse(words)
-    if not options.config and not settings:
+    source, settings = _request(options, settings)
+    if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
-    tuner = FineTuner.from_command_line(options.config, settings)
+    if options.upgrade:
+        return _upgrade(source, settings, options)
+    tuner = FineTuner.from_command_line(source, settings)
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             console.say(notice)
@@ -474,6 +488,48 @@ def _command(words: list[str]) -> int:
         _say_how_to_go_on(interrupted.result, words)
         raise interrupted.cause from None
     _print_result(result, options.json)
+    return 0
+
+
+def _request(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone."""
+    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
+    if len(given) > 1:
+        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
+        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
+    if not given or options.config:
+        return options.config, settings
+    from swift_toolkit import shell
+
+    text, file = options.from_command, None
+    if options.from_script:
+        file = options.from_script
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            what = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise RequestError([Problem(f"cannot be read ({what})", file=file)]) from None
+    command = shell.from_command(text, ("sft", "pt", "rlhf"), file)
+    for line in command.left_out:
+        console.say(f"left out: {line}")
+    for name, value in command.env.items():
+        os.environ.setdefault(name, value)
+    values = dict(command.values)
+    config = values.pop("config", None)
+    task = {} if command.command == "sft" else {"task": command.command}
+    return (None if config is None else str(config)), {**task, **values, **settings}
+
+
+def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Namespace) -> int:
+    from swift_toolkit.upgrade import upgrade
+
+    if settings and source is not None:
+        names = ", ".join(f'"--{name}"' for name in settings)
+        raise RequestError([Problem(f"--upgrade with a file takes no settings: {names}", "Remove them.")])
+    for notice in upgrade(source or settings, options.upgrade):
+        if not options.quiet_notices:
+            console.say(notice)
+    print(options.upgrade)
     return 0
 
 

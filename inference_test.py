@@ -337,6 +337,9 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
     for flag, modes in of_mode.items():
         if getattr(flags, flag[2:].replace("-", "_")) and mode not in modes:
             problems.append(Problem(f"is for {' and '.join(modes)} mode, not for {mode}", "Remove it.", flag))
+    for image in flags.image or []:
+        if "://" not in image and not Path(image).expanduser().is_file():
+            problems.append(Problem(f"names {image}, which does not exist", "", "--image"))
     if mode == "single" and flags.question is None:
         problems.append(Problem("is needed in single mode", "", "--question"))
     return problems

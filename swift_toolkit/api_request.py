@@ -44,7 +44,7 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """The JSON of OpenAI's error format."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        return json.dumps({"error": error}).encode()  # ASCII: the text may hold half a character
 
     @property
     def type(self) -> str:

@@ -11,7 +11,6 @@ command's side of it.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +37,7 @@ class Order:
         arguments: for ms-swift's own InferArguments parser.
         backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
         generation: ``RequestConfig``'s fields, and ``seed``.
+        environment: variables for the engine's process, added to this one's.
         adapter: the adapter that can be switched off, None if there is none to switch.
         largest_batch: questions asked together at most; None to choose it from the device.
     """
@@ -45,6 +45,7 @@ class Order:
     arguments: list[str]
     backend: str
     generation: Mapping[str, Any]
+    environment: Mapping[str, str]
     adapter: str | None = None
     largest_batch: int | None = None
 
@@ -60,7 +61,7 @@ class Engine:
 
     def __init__(self, order: Order, log: Path, echo: IO[str] | None = None) -> None:
         self.log = log
-        self._child = _start(log, echo)
+        self._child = _start(log, order.environment, echo)
         self._events = self._child.events()
         self._ready: dict[str, Any] | None = None
         first = {"arguments": order.arguments, "backend": order.backend, "adapter": order.adapter}
@@ -196,13 +197,13 @@ class Engine:
 _ENDED: dict[str, Any] = {"event": "ended"}
 
 
-def run_export(arguments: list[str], log: Path) -> None:
+def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
     """Run ms-swift's export with these arguments, to its end.
 
     Raises:
         RunError: it failed.
     """
-    with _start(log) as child:
+    with _start(log, environment) as child:
         child.send({"export": arguments})
         events = (event for event in child.events() if event is not None)
         event = next((event for event in events if event["event"] in ("exported", "failed")), _ENDED)
@@ -210,11 +211,9 @@ def run_export(arguments: list[str], log: Path) -> None:
             raise _failure(event, "ms-swift could not merge the adapter into its base", child, log)
 
 
-def _start(log: Path, echo: IO[str] | None = None) -> Child:
-    package_home = str(Path(__file__).resolve().parent.parent)
-    paths = [package_home, *filter(None, [os.environ.get("PYTHONPATH")])]
+def _start(log: Path, environment: Mapping[str, str], echo: IO[str] | None = None) -> Child:
     command = [sys.executable, "-m", "swift_toolkit.engine_process"]
-    return Child(command, log, environment={"PYTHONPATH": os.pathsep.join(paths)}, echo=echo, listens=True)
+    return Child(command, log, environment=environment, echo=echo, listens=True)
 
 
 def _failure(event: Mapping[str, Any], what: str, child: Child, log: Path) -> RunError:

@@ -386,16 +386,12 @@ def _in_words(error: Exception) -> str:
 
 
 def _versions(backend: str) -> dict[str, str]:
-    from importlib import metadata
+    from importlib import import_module, metadata
 
-    names = ["ms-swift", "torch", "transformers", "peft", *([] if backend == "pt" else [backend])]
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {name: metadata.version(name) for name in ("ms-swift", "torch", "transformers", "peft")}
+    if backend != "pt":
+        versions[backend] = import_module(backend).__version__  # its distribution may have another name
+    return versions
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import hmac
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Gateway:
         app: what answers checked requests.
         policy: what is enforced.
         names: the model names that are served; may change while serving.
+        running: how many requests each model has on their way; kept here, for whoever wants to know.
         observer: is told of every request.
         actions: paths of POST requests that are answered here, with what answers them.
     """
@@ -117,11 +119,12 @@ class Gateway:
         app: App,
         policy: Policy,
         names: Mapping[str, Any],
+        running: Counter[str],
         observer: Observer,
         actions: Mapping[str, Action],
     ) -> None:
         self._app, self._policy, self._names, self._observer = app, policy, names, observer
-        self._actions = actions
+        self._running, self._actions = running, actions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; anything that is no HTTP request goes on as it is."""
@@ -187,11 +190,18 @@ class Gateway:
         request = api_request.parse(await self._body(scope, receive))
         one.model = api_request.check_model(request, self._names)
         checked = CHECKS[one.path](request, self._policy.limits, self._policy.default_tokens)
-        body = json.dumps(checked).encode()
+        try:
+            body = json.dumps(checked).encode()
+        except RecursionError:
+            raise ApiError(400, "The body of the request is nested too deeply.") from None
         headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"content-type")]
         headers += [(b"content-length", str(len(body)).encode()), (b"content-type", _JSON)]
         self._observer.began(one)
-        await self._app({**scope, "headers": headers}, _replay(body, receive), send)
+        self._running[one.model] += 1
+        try:
+            await self._app({**scope, "headers": headers}, _replay(body, receive), send)
+        finally:
+            self._running[one.model] -= 1
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._policy.limits.max_body

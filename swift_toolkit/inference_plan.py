@@ -16,12 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from swift_toolkit import swift_fields, vocabulary
 from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
 from swift_toolkit.demo_model import BUILTIN, is_builtin, materialise
 from swift_toolkit.engine import Order, Side
 from swift_toolkit.model_files import read_json
-from swift_toolkit.plan import Device, find_device
+from swift_toolkit.plan import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.problems import Problem, RequestError
 
 if TYPE_CHECKING:
@@ -118,15 +119,28 @@ def fill_model(config: Config, checkpoint: Checkpoint, *, model: str, adapter: P
         config.fill("adapters", [str(adapter)], reason)
     if checkpoint.tuner_type:
         config.fill(config.tuner_name, checkpoint.tuner_type, reason)
-    builtin = BUILTIN.get(checkpoint.base or "")
-    if builtin is not None:
-        config.fill("model_type", builtin.model_type, reason)
-        config.fill("template", builtin.template, reason)
-    elif checkpoint.model_type and checkpoint.generation in (None, config.install.line):
-        config.fill("model_type", checkpoint.model_type, reason)
-    for name in ("template", "system", "torch_dtype"):
+    for name, value in _names(config, checkpoint, model).items():
+        config.fill(name, value, reason)
+    for name in ("system", "torch_dtype"):
         if getattr(checkpoint, name):
             config.fill(name, getattr(checkpoint, name), reason)
+
+
+def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
+    """``model_type`` and ``template`` of a checkpoint, as the installed ms-swift calls them."""
+    builtin = BUILTIN.get(checkpoint.base or "")
+    if builtin is not None:
+        return {"model_type": builtin.model_type, "template": builtin.template}
+    recorded = {
+        "model_type": checkpoint.args.get("model_type"),
+        "template": checkpoint.template,
+        "model": model,
+    }
+    known = {name: value for name, value in recorded.items() if value is not None}
+    if checkpoint.generation not in (None, config.install.line):
+        fields = swift_fields.fields("infer", config.install)
+        known = vocabulary.translate(known, "infer", config.install.line, fields).values
+    return {name: known[name] for name in ("model_type", "template") if name in known}
 
 
 def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: Path | None) -> None:
@@ -236,6 +250,8 @@ class Plan:
         """The argument list for ms-swift's InferArguments; ``model`` stands in for `model_of`."""
         config = deepcopy(self.config)
         adapter = self.checkpoint.path if self.one_engine else None
+        if self.device.kind == "cpu" and not cpu_computes_bfloat16():
+            config.fill("torch_dtype", "float32", "this CPU has no bfloat16 arithmetic")
         fill_model(config, self.checkpoint, model=model or self.model_of(side), adapter=adapter)
         fill_backend(config, self.checkpoint, self.backend, adapter)
         return config.arguments()
@@ -253,6 +269,7 @@ class Plan:
                 arguments=self.arguments(side, str(model)),
                 backend=self.backend,
                 generation=self.generation,
+                environment=environment(self.device),
                 adapter=str(self.checkpoint.path) if self.one_engine else None,
                 largest_batch=self.config.get("max_batch_size"),
             )

@@ -101,9 +101,10 @@ def _made_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def _merge(plan: Merging, output: Path) -> None:
     from swift_toolkit.engine import run_export
     from swift_toolkit.inference_plan import export_arguments
+    from swift_toolkit.plan import environment, find_device
 
     arguments = [*export_arguments(plan), "--merge_lora=true", f"--output_dir={output}"]
-    run_export(arguments, plan.log)
+    run_export(arguments, environment(find_device()), plan.log)
     found = model_problems(output)
     if found:
         raise RunError(f"The merged model is not whole: {found[0]}\nThe whole story is in {plan.log}.")

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from swift_toolkit import deployment
+from swift_toolkit import deployment, inference_plan
 from swift_toolkit.api_request import ApiError
 from swift_toolkit.deployment import Limits, ServedModel
 from swift_toolkit.engine_process import LARGEST_BATCH, MEMORY_SHARE
@@ -101,10 +102,28 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
     if arguments.adapter_mapping:
         arguments.system = order["system"]  # read from the first adapter, it would be every model's
     arguments.result_path = None
+    if order["backend"] == "vllm":
+        _set_lora_slots(arguments, order)
     server = swift.SwiftDeploy(arguments)
     server.jsonl_writer = None
     server.infer_engine.strict = False  # a request that cannot be rendered fails alone, not its whole batch
     return server
+
+
+RUNTIME_SLOTS = 4
+"""How many adapters more than at the start vLLM can hold ready where they may be loaded while serving."""
+
+
+def _set_lora_slots(arguments: Any, order: Mapping[str, Any]) -> None:
+    """Give vLLM room for the adapters that may come, and one slot that stays empty.
+
+    On a CPU its kernels (``vllm/lora/ops/torch_ops/lora_ops.py``) index the adapters with -1 for a request without
+    one: in a batch with others, the base model would answer as the adapter in the last slot. Slots are filled from
+    the first on.
+    """
+    make = arguments.get_vllm_engine_kwargs
+    slots = len(arguments.adapter_mapping) + 1 + (RUNTIME_SLOTS if order["allow_runtime_lora"] else 0)
+    arguments.get_vllm_engine_kwargs = lambda: {**make(), "max_loras": slots}
 
 
 class Desk:
@@ -122,7 +141,8 @@ class Desk:
         self.models = {one["name"]: ServedModel(**one) for one in order["models"]}
         self.limits = Limits(**order["limits"])
         self.first = next(iter(self.models))
-        self.running = dict.fromkeys(self.models, 0)
+        self.running: Counter[str] = Counter()  # requests on their way, see Gateway
+        self._changing = asyncio.Lock()
         self._aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
         self._made = len(self.models)
         server.infer_async = self.ask
@@ -138,10 +158,10 @@ class Desk:
         """What ms-swift's server calls instead of its engine's own ``infer_async``."""
         name = adapter_request.name if adapter_request is not None else self.first
         one = exchange.get(Exchange(""))
-        self.running[name] += 1
-        kept = False
         try:
-            model = self.models[name]
+            model = self.models.get(name)
+            if model is None:  # it was unloaded a moment ago
+                raise ApiError(404, f"There is no model {name} here.", "model", "model_not_found")
             self._set_system(infer_request, model)
             await self._make_room(infer_request, request_config)
             if model.kind == "lora":
@@ -151,14 +171,10 @@ class Desk:
                 return _noted(answer, name, one)
             pieces = aiter(answer)
             first = await anext(pieces)  # what is wrong with the request shows before the response begins
-            kept = True
             return self._stream(first, pieces, name, one)
         except Exception as error:
-            one.error = error if isinstance(error, ApiError) else _as_api_error(error)
+            one.error = _as_api_error(error)
             raise
-        finally:
-            if not kept:
-                self.running[name] -= 1
 
     async def _stream(
         self, first: Any, pieces: AsyncIterator[Any], name: str, one: Exchange
@@ -171,8 +187,6 @@ class Desk:
         except Exception as error:
             one.error = _as_api_error(error)
             raise
-        finally:
-            self.running[name] -= 1
 
     def _set_system(self, infer_request: Any, model: ServedModel) -> None:
         if model.system and infer_request.messages[0]["role"] != "system":
@@ -189,8 +203,8 @@ class Desk:
         if self.backend != "pt" or room is None or request_config.max_tokens is None:
             return
         text = json.dumps(infer_request.messages, ensure_ascii=False, default=str)
-        media = any(getattr(infer_request, name) for name in ("images", "audios", "videos"))
-        if not media and len(text.encode()) + TEMPLATE_TOKENS + request_config.max_tokens <= room:
+        more = any(getattr(infer_request, name) for name in ("images", "audios", "videos", "tools"))
+        if not more and len(text.encode()) + TEMPLATE_TOKENS + request_config.max_tokens <= room:
             return
         encoded = await asyncio.to_thread(self.server.template.encode, infer_request)
         length = len(encoded["input_ids"])
@@ -217,18 +231,20 @@ class Desk:
         name, path = _texts(body, "lora_name", "lora_path")
         if not deployment.NAME.fullmatch(name):
             raise ApiError(400, "lora_name may have letters, digits and . _ : / - only.", "lora_name")
-        if name in self.models:
-            raise ApiError(400, f"There is a model {name} already.", "lora_name")
-        model = await asyncio.to_thread(self._adapter, name, path)
-        self.models[name], self._aliases[name] = model, f"adapter{self._made}"
-        self._made += 1
-        self.running[name] = 0
-        try:
-            await self._touch(name)
-        except Exception as error:
-            del self.models[name]
-            raise replace(_as_api_error(error), param="lora_path") from error
-        self.server.args.adapter_mapping[name] = model.path
+        async with self._changing:
+            if name in self.models:
+                raise ApiError(400, f"There is a model {name} already.", "lora_name")
+            if self.backend == "vllm" and len(self.models) >= self.engine.max_loras:  # the base has no slot
+                raise ApiError(400, f"There is no room for more than {len(self.models) - 1} adapters.")
+            model = await asyncio.to_thread(self._adapter, name, path)
+            self.models[name], self._aliases[name] = model, f"adapter{self._made}"
+            self._made += 1
+            try:
+                await self._touch(name)
+            except Exception as error:
+                del self.models[name]
+                raise replace(_as_api_error(error), param="lora_path") from error
+            self.server.args.adapter_mapping[name] = model.path
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def _adapter(self, name: str, path: str) -> ServedModel:
@@ -236,6 +252,12 @@ class Desk:
             checkpoint = deployment.read_adapter(path)
         except RequestError as error:
             raise ApiError(400, str(error), "lora_path") from None
+        highest = self.server.args.vllm_max_lora_rank
+        if self.backend == "vllm" and not inference_plan.serves_adapter("vllm", checkpoint):
+            raise ApiError(400, f"vLLM takes plain LoRA only, which {path} is not.", "lora_path")
+        if self.backend == "vllm" and (checkpoint.lora_rank or 0) > highest:  # vLLM's engine would die of it
+            what = f"{path} has rank {checkpoint.lora_rank}, and the server was started for {highest} at most"
+            raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
         base = self.models[self.first]
         if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
             raise ApiError(
@@ -248,17 +270,18 @@ class Desk:
     async def unload(self, body: Mapping[str, Any]) -> str:
         """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first."""
         (name,) = _texts(body, "lora_name")
-        if name == self.first or name not in self.models:
-            raise ApiError(404, f"There is no adapter {name} here.", "lora_name")
-        self.server.args.adapter_mapping.pop(name)
-        del self.models[name]
-        while self.running[name]:
-            await asyncio.sleep(0.05)
-        alias = self._aliases.pop(name)
-        if self.backend == "vllm":
-            await self.engine.engine.remove_lora(self.engine._adapters_pool[alias].lora_int_id)
-        else:
-            await self._touch(self.first, pre_infer_hook=self._dropping(alias))
+        async with self._changing:
+            if name == self.first or name not in self.models:
+                raise ApiError(404, f"There is no adapter {name} here.", "lora_name")
+            self.server.args.adapter_mapping.pop(name)
+            del self.models[name]
+            while self.running[name]:
+                await asyncio.sleep(0.05)
+            alias = self._aliases.pop(name)
+            if self.backend == "vllm":
+                await self.engine.engine.remove_lora(self.engine._adapters_pool[alias].lora_int_id)
+            else:
+                await self._touch(self.first, pre_infer_hook=self._dropping(alias))
         return f"Success: LoRA adapter '{name}' removed successfully."
 
     def _dropping(self, alias: str) -> Any:
@@ -292,8 +315,14 @@ def _too_long(message: str) -> ApiError:
     return ApiError(400, message, "messages", "context_length_exceeded")
 
 
+_OF_THE_REQUEST = (ValueError, TypeError, LookupError, AttributeError, AssertionError, OSError)
+"""What ms-swift raises when a request cannot be rendered; generating raises RuntimeErrors."""
+
+
 def _as_api_error(error: Exception) -> ApiError:
     """What the engine says, as a client should see it."""
+    if isinstance(error, ApiError):
+        return error
     name, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
     if name == "MaxLengthError" or "leaves no room" in text or "maximum context length" in text:
         return _too_long(f"The prompt is too long: {text}")
@@ -301,7 +330,8 @@ def _as_api_error(error: Exception) -> ApiError:
         return ApiError(503, "The engine has died, and the server ends.")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ApiError(503, "The server has not enough memory for this request.")
-    if isinstance(error, (ValueError, TypeError, KeyError, AssertionError, OSError)):
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, _OF_THE_REQUEST) or "TemplateError" in kinds:  # jinja2's, of a chat template
         return ApiError(400, text or name)
     return ApiError(500, f"The model failed to answer ({name}); the server's log says more.")
 
@@ -382,7 +412,7 @@ async def _serve(desk: Desk, order: Mapping[str, Any], listening: Any, report: R
     actions: dict[str, Action] = {}
     if order["allow_runtime_lora"]:
         actions = {"/v1/load_lora_adapter": desk.load, "/v1/unload_lora_adapter": desk.unload}
-    gateway = Gateway(desk.server.app, policy, desk.models, Metrics(_log), actions)
+    gateway = Gateway(desk.server.app, policy, desk.models, desk.running, Metrics(_log), actions)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:

@@ -23,8 +23,8 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
     note    for the maintainer
 
 ``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
-before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that changed it, ``with`` the
-settings it matters to and ``unless`` those that make it void.
+before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that
+changed it, ``with`` the settings it matters to and ``unless`` those that make it void.
 
 Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
 settings more, and then, for ms-swift 4, ``tuner_type "lora"``.

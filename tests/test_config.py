@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swift_toolkit.config import OWN_KEYS, load_config
-from swift_toolkit.presets import PRESETS
+from swift_toolkit.config import load_config
 from swift_toolkit.problems import RequestError
 
 BASE = {"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "AI-ModelScope/alpaca-gpt4-data-zh#1000"}
@@ -241,16 +239,6 @@ def test_older_names_are_translated_with_a_notice(settings: dict[str, Any], expe
     config = load_config({**BASE, **settings})
     assert {name: config.get(name) for name in expected} == expected
     assert config.notices[0].startswith(next(iter(settings)))
-
-
-# --- the documentation --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
-def test_the_readme_lists_the_presets_and_own_keys(readme: str) -> None:
-    text = Path(readme).read_text(encoding="utf-8")
-    named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert set(PRESETS) | set(OWN_KEYS) <= set(named)
 
 
 def test_an_old_name_by_habit_changes_nothing_else(tmp_path: Path) -> None:

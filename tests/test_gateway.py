@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -48,7 +49,7 @@ def application() -> FastAPI:
 def post(content: Any, policy: Policy | None = None, **more: Any) -> tuple[httpx.Response, list[Exchange]]:
     told: list[Exchange] = []
     policy = policy or Policy(None, Limits())
-    layer = Gateway(application(), policy, {"one": 1}, Metrics(told.append), {})
+    layer = Gateway(application(), policy, {"one": 1}, Counter(), Metrics(told.append), {})
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(layer)
@@ -111,6 +112,11 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(gateway, "BODY_SECONDS", 0.1)
     assert post(nothing())[0].status_code == 408
+
+
+def test_half_a_character_is_no_reason_to_break() -> None:
+    response, _ = post(b'{"model": "\\ud800", "messages": []}')
+    assert response.status_code == 404
 
 
 def test_a_key_is_wanted_in_the_usual_way() -> None:

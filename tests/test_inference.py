@@ -179,6 +179,29 @@ def test_a_backend_without_adapters_merges_aside(output, monkeypatch, tmp_path, 
     assert not any(argument.startswith("--adapters") for argument in plan["arguments"])
 
 
+def test_names_of_older_generations_become_those_of_the_installed_one(tmp_path, capsys):
+    """A LoRA checkpoint of 3.x, whose model family has another name in 4, and one of 2.x."""
+    base = make_model(tmp_path / "base")
+    three = {"train_type": "lora", "model": str(base), "model_type": "qwen2_5", "template": "qwen2_5"}
+    make_adapter(tmp_path / "three/checkpoint-1", args=three)
+    two = {
+        "model_type": "qwen1half-7b-chat",
+        "model_id_or_path": str(base),
+        "template_type": "qwen",
+        "sft_type": "lora",
+    }
+    path = make_adapter(tmp_path / "two/checkpoint-1")
+    (path / "sft_args.json").write_text(
+        json.dumps({**two, "custom_register_path": None, "system": "Be brief."})
+    )
+    for name, expected in {
+        "three": {"--model_type=qwen2", "--template=qwen2_5"},
+        "two": {"--model_type=qwen2", "--template=qwen", "--system=Be brief."},
+    }.items():
+        plan = dry_run(capsys, "--checkpoint", tmp_path / name, "--question", "a", "--infer-backend", "pt")
+        assert expected | {f"--model={base}", "--tuner_type=lora"} <= set(plan["arguments"])
+
+
 def test_nothing_heavy_is_imported(output, tmp_path):
     code = (
         "import sys; from inference_test import main\n"
@@ -406,6 +429,42 @@ def test_a_merged_model_says_the_same_and_a_stale_one_is_made_anew(tiny_checkpoi
     assert ask()[1] == first
     assert (merged / "model.safetensors").stat().st_mtime_ns > made
     assert is_fresh(merged, checkpoint)
+
+
+@pytest.mark.slow
+def test_a_full_model_and_its_base_answer_one_after_the_other(tiny_checkpoint, tiny_model):
+    """The merged model stands for a full fine-tune: it is loaded as one, and closed before its base is loaded."""
+    settings = {"infer_backend": "pt", "max_new_tokens": 8}
+    with InferenceTester(tiny_checkpoint, **settings) as tester:
+        expected = tester.compare("Who are you?")
+        merged = InferenceTester(tiny_checkpoint, merge_lora=True, **settings)
+    with merged:
+        merged.ask("Who are you?")
+    from swift_toolkit.merging import place
+
+    full = place(merged.plan.checkpoint)
+    with InferenceTester(full, base_model=str(tiny_model), **settings) as tester:
+        assert tester.plan.checkpoint.kind == "merged" and not tester.plan.one_engine
+        assert tester.compare("Who are you?") == expected
+
+
+@pytest.mark.slow
+def test_a_picture_goes_with_the_question(tiny_llava, capsys):
+    """A LLaVA of random weights: what it says means nothing, that it sees the picture shows in the prompt."""
+    picture = next((tiny_llava / "images").glob("*.png"))
+    command = [
+        "--checkpoint",
+        str(tiny_llava / "model"),
+        "--model_type",
+        "llava1_5_hf",
+        "--infer-backend",
+        "pt",
+    ]
+    command += ["--question", "What is this?", "--max-new-tokens", "4", "--json"]
+    assert main([*command, "--image", str(picture)]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"answer"}
+    assert main([*command, "--image", "no.png"]) == 2
+    assert capsys.readouterr().err == '"--image" names no.png, which does not exist.\n'
 
 
 def test_a_merged_directory_of_others_is_left_alone(output):

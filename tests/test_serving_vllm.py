@@ -18,22 +18,31 @@ from adapters import make_adapter
 from deploy_model import ModelDeployer
 from swift_toolkit.problems import RunError
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vllm")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vllm"),
+]
 
 KEY = "correct-horse-battery"
-QUESTIONS: list[Any] = [
-    [{"role": "user", "content": f"Tell me about the number {number}."}] for number in range(8)
-]
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {"one": "Robin", "two": "Vesper"}
+QUESTION: Any = [{"role": "user", "content": "What is your name?"}]
 
 
 @pytest.fixture(scope="module")
-def adapters(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def adapters(
+    demo_model: Path, tuned_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Two that were taught different names, and one of a higher rank."""
+    from finetune_trainer import FineTuner
+
     folder = tmp_path_factory.mktemp("adapters")
-    names = ("one", "two", "spare")
-    return {
-        name: make_adapter(demo_model, folder / name, seed, rank=8 * (seed + 1))
-        for seed, name in enumerate(names)
-    }
+    taught = (ROOT / "data/self_cognition.jsonl").read_text(encoding="utf-8")
+    (folder / "names.jsonl").write_text(taught.replace(NAMES["one"], NAMES["two"]), encoding="utf-8")
+    config, data = str(ROOT / "configs/quickstart.json"), str(folder / "names.jsonl")
+    FineTuner(config, dataset=data, output_dir=str(folder / "two")).run_training()
+    spare = make_adapter(demo_model, folder / "spare", 1, rank=128)
+    return {"one": tuned_checkpoint, "two": folder / "two", "spare": spare}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +73,8 @@ def client(deployer: ModelDeployer) -> openai.OpenAI:
     return openai.OpenAI(base_url=deployer.url, api_key=KEY, max_retries=0, timeout=300)
 
 
-def ask(client: openai.OpenAI, model: str, question: Any) -> str:
-    """The first token of the answer: random adapters leave close calls, which batches round either way, later."""
-    answer = client.chat.completions.create(model=model, messages=question, max_tokens=1, temperature=0)
+def ask(client: openai.OpenAI, model: str) -> str:
+    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=12, temperature=0)
     assert answer.model == model
     return answer.choices[0].message.content or ""
 
@@ -74,13 +82,12 @@ def ask(client: openai.OpenAI, model: str, question: Any) -> str:
 def test_adapters_answer_differently_under_load(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert names[1:] == ["one", "two"]
-    keys = [(name, index) for name in names for index in range(len(QUESTIONS))]
-    alone = {(name, index): ask(client, name, QUESTIONS[index]) for name, index in keys}
-    assert all(len({alone[name, index] for name in names}) == 3 for index in range(len(QUESTIONS)))
+    asked = names * 16
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda key: ask(client, key[0], QUESTIONS[key[1]]), keys * 3))
-    same = sum(answer == alone[key] for key, answer in zip(keys * 3, answers, strict=True))
-    assert same >= 0.95 * len(answers)
+        answers = list(pool.map(lambda name: ask(client, name), asked))
+    for name, answer in zip(asked, answers, strict=True):
+        said = [taught for taught in NAMES.values() if taught in answer]
+        assert said == ([NAMES[name]] if name in NAMES else []), (name, answer)
 
 
 def test_mistakes_are_told_the_same_way(client: openai.OpenAI) -> None:
@@ -100,16 +107,16 @@ def test_adapters_come_and_go(client: openai.OpenAI, adapters: dict[str, Path]) 
         return httpx.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
 
     assert change("load", lora_name="new", lora_path=str(adapters["two"])).status_code == 200
-    assert ask(client, "new", QUESTIONS[0]) == ask(client, "two", QUESTIONS[0])
+    assert NAMES["two"] in ask(client, "new")
     assert change("unload", lora_name="new").status_code == 200
     with pytest.raises(openai.NotFoundError):
-        ask(client, "new", QUESTIONS[0])
+        ask(client, "new")
     too_high = change("load", lora_name="new", lora_path=str(adapters["spare"]))
     assert (too_high.status_code, too_high.json()["error"]["param"]) == (400, "lora_path")
 
 
 def test_an_engine_that_dies_ends_the_server(deployer: ModelDeployer, client: openai.OpenAI) -> None:
-    ask(client, "one", QUESTIONS[0])
+    ask(client, "one")
     processes = psutil.Process().children(recursive=True)
     (core,) = [
         process for process in processes if "EngineCore" in " ".join(process.cmdline() or [process.name()])

@@ -1,0 +1,52 @@
+"""The two walls: few doors to ms-swift, and none of it imported with a module."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENGINES = {"swift", "torch", "transformers", "peft", "datasets", "accelerate", "vllm", "unsloth"}
+DOORS = {"training.py", "engine_process.py", "serving.py", "swift_fields.py"}
+SCRIPTS = ["finetune_trainer.py", "inference_test.py", "deploy_model.py"]
+FILES = [*map(Path, SCRIPTS), *sorted(Path("swift_toolkit").glob("*.py"))]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The packages that the code below ``tree`` imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_only_the_doors_import_an_engine_and_only_inside_functions(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    if file.name not in DOORS:
+        assert not imports(tree) & ENGINES
+    outside = [node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert not imports(ast.Module(outside, [])) & ENGINES
+
+
+def test_the_package_does_not_import_the_scripts() -> None:
+    scripts = {name.removesuffix(".py") for name in SCRIPTS}
+    for file in Path("swift_toolkit").glob("*.py"):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        run = [
+            node for node in body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        ]
+        assert not imports(ast.Module(run, [])) & scripts, file
+
+
+@pytest.mark.parametrize("module", [file.with_suffix("").as_posix().replace("/", ".") for file in FILES])
+def test_importing_a_module_imports_no_engine(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({ENGINES!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
