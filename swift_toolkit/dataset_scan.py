@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, repeat
 from operator import attrgetter, itemgetter, rshift, sub
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol, cast
 
 from swift_toolkit.dataset_checks import (
     BYTES_PER_TOKEN,
@@ -628,24 +629,35 @@ def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> 
 
 def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
     """The tallies of these parts in order, scanned by one process for each core."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_PROCESSES))
-    try:
-        yield from pool.map(_scan_apart, parts)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _scan_apart(part: Part) -> Tally:
     import pickle
-    import subprocess
+
+    waiting = deque(parts)
+    running: deque[subprocess.Popen[bytes]] = deque()
+    try:
+        while waiting or running:
+            while waiting and len(running) < min(os.cpu_count() or 1, MAX_PROCESSES):
+                running.append(_start(waiting.popleft()))
+            process = running[0]
+            result, _ = process.communicate()
+            if process.returncode:
+                raise subprocess.CalledProcessError(process.returncode, process.args)
+            running.popleft()
+            yield pickle.loads(result)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _start(part: Part) -> subprocess.Popen[bytes]:
+    import pickle
 
     command, environment = apart()
-    work = pickle.dumps((scan_part, (part,), {}))
-    done = subprocess.run(command, input=work, stdout=subprocess.PIPE, env=environment, check=True)
-    tally: Tally = pickle.loads(done.stdout)
-    return tally
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    with cast("IO[bytes]", process.stdin) as stdin:
+        pickle.dump((scan_part, (part,), {}), stdin)
+    process.stdin = None
+    return process
 
 
 def apart() -> tuple[list[str], dict[str, str]]:
@@ -653,13 +665,16 @@ def apart() -> tuple[list[str], dict[str, str]]:
 
     It reads a pickled (function, arguments, keywords) and writes the pickled result.
     """
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     # equal rows must have equal hashes in all processes
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": path}
     return [sys.executable, "-m", "swift_toolkit.dataset_scan"], environment
 
 
 if __name__ == "__main__":
     import pickle
+    import signal
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which has the word
     function, arguments, keywords = pickle.load(sys.stdin.buffer)
     pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
