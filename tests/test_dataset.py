@@ -161,10 +161,10 @@ def test_folder_without_data() -> None:
 
 def test_unreadable_file() -> None:
     Path("a.jsonl").mkdir()
-    Path("b.jsonl").symlink_to("nowhere.jsonl")
-    assert [str(p) for p in verify(["a.jsonl", "b.jsonl"]).problems] == [
+    Path("broken-link.jsonl").symlink_to("nowhere.jsonl")
+    assert [str(p) for p in verify(["a.jsonl", "broken-link.jsonl"]).problems] == [
         "a.jsonl: holds no data file. Put files of rows into it.",
-        "b.jsonl: no such file. Check the path.",
+        "broken-link.jsonl: no such file. Check the path.",
     ]
 
 
