@@ -19,7 +19,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,7 +155,7 @@ class InferenceTester:
 
         if side == "base" and (problems := self.plan.base_problems()):
             raise RequestError(problems)
-        if self._engine is not None and self._engine_side not in (None, side):
+        if self._engine is not None and (self._engine.closed or self._engine_side not in (None, side)):
             self.close()
         if self._engine is None:
             order = self._resources.enter_context(self.plan.order(side))
@@ -164,7 +164,12 @@ class InferenceTester:
             self._engine_side = None if self.plan.one_engine else side
             if self.on_loading is not None:
                 self.on_loading(self._engine)
+                self._say_without_thinking(self._engine.ready)
         return self._engine
+
+    def _say_without_thinking(self, ready: Mapping[str, Any]) -> None:
+        if self.plan.config.get("enable_thinking") is False and not ready["thinks"]:
+            console.say(f'The template "{ready["template"]}" has no thinking to turn off.')
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -388,7 +393,7 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
     if flags.dry_run:
         return _dry_run(tester, flags, batch)
-    with batch, console.AnsweringLine() as line:
+    with batch, _told_how_to_go_on(batch), console.AnsweringLine() as line:
         console.print_facts([*tester.plan.rows(), *batch.rows()])
         tester.on_loading = line.loading
         result = tester.run(batch, line.show)
@@ -399,10 +404,24 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     return 1 if result.summary["failed"] else 0
 
 
+@contextmanager
+def _told_how_to_go_on(batch: Batch) -> Iterator[None]:
+    """If it ends early, say what is kept."""
+    try:
+        yield
+    except (RunError, KeyboardInterrupt):
+        if batch.kept:
+            console.say(
+                f"{batch.kept} of {batch.total} answers are kept. The same command goes on from there."
+            )
+        raise
+
+
 def _show(result: BatchResult) -> None:
     """The first answers, the figures and the scores, on stdout."""
     from itertools import islice
 
+    from swift_toolkit.scores import missing_packages
     from swift_toolkit.summary import score_table
 
     console.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
@@ -417,6 +436,8 @@ def _show(result: BatchResult) -> None:
     if summary["scores"]:
         print()
         console.print_table(*score_table(summary["scores"]), file=sys.stdout)
+    if missing := missing_packages():
+        console.say(f"For all scores: pip install {' '.join(missing)}")
 
 
 def _default_questions() -> Path:

@@ -68,6 +68,7 @@ class AnswersFile:
         self.finished = False
         self.meta: dict[str, Any] = {}
         self._offsets = {side: array("q", [-1]) * count for side in self.sides}
+        self._kept = dict.fromkeys(self.sides, 0)
         self._file: BinaryIO | None = None
 
     def close(self) -> None:
@@ -78,7 +79,7 @@ class AnswersFile:
 
     def count_of(self, side: str) -> int:
         """How many questions have an answer, or a recorded failure, from ``side``."""
-        return self.count - self._offsets[side].count(-1)
+        return self._kept[side]
 
     def keep_meta(self, meta: Mapping[str, Any]) -> None:
         """Keep what is known of the run, once."""
@@ -92,7 +93,11 @@ class AnswersFile:
 
     def append(self, index: int, side: str, answer: Answer) -> None:
         """Keep one answer. When this returns, no kill of this process can lose it."""
-        self._offsets[side][index] = self._append({"index": index, "side": side, **asdict(answer)})
+        self._note(side, index, self._append({"index": index, "side": side, **asdict(answer)}))
+
+    def _note(self, side: str, index: int, offset: int) -> None:
+        self._kept[side] += self._offsets[side][index] < 0
+        self._offsets[side][index] = offset
 
     def _append(self, line: Mapping[str, Any]) -> int:
         """Write one line; returns where it begins."""
@@ -179,7 +184,7 @@ class AnswersFile:
             if "meta" in entry:
                 self.meta = entry["meta"]
             else:
-                self._offsets[entry["side"]][entry["index"]] = offset
+                self._note(entry["side"], entry["index"], offset)
             offset += len(line)
         file.truncate(offset)
 

@@ -6,6 +6,7 @@ asked, first of the tuned model, then of the base; the figures are summed and th
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,19 +98,21 @@ class Batch:
             rows.append(("answers", f"{self.answers.output}{self._left_off()}"))
         return rows
 
+    @property
+    def kept(self) -> int:
+        """How many answers are there."""
+        return sum(self.answers.count_of(side) for side in self.sides) if self.answers else 0
+
     def _left_off(self) -> str:
-        answers = self.answers
-        assert answers is not None
-        if answers.finished:
+        assert self.answers is not None
+        if self.answers.finished:
             return " (all are there already)"
-        kept = sum(answers.count_of(side) for side in self.sides)
-        return f" (going on: {kept} of {self.total} are there)" if kept else ""
+        return f" (going on: {self.kept} of {self.total} are there)" if self.kept else ""
 
     def run(
         self, engine: Callable[[Side], Engine], progress: Progress
     ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-        """Ask what is missing and write the finished file. Returns its path, its ``meta`` and its
-        ``summary``.
+        """Ask what is missing and write the finished file; its path, its ``meta`` and its ``summary``.
 
         Args:
             engine: gives the engine that answers for a side.
@@ -139,8 +142,7 @@ class Batch:
         for event in engine.answers(self._missing(answers, side), side):
             if event is not None:
                 answers.append(event[0], side, event[1])
-            done = sum(answers.count_of(side) for side in self.sides)
-            progress(done, self.total, None if event is None else event[1])
+            progress(self.kept, self.total, None if event is None else event[1])
 
     def _missing(self, answers: AnswersFile, side: Side) -> Iterator[Question]:
         return (question for question in self.questions if answers.missing(side, question.index))
@@ -168,7 +170,10 @@ def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) ->
     """What keeps a file from being written there."""
     if place is None:
         return []
+    folder = next((folder for folder in place.absolute().parents if folder.exists()), place)
     if place.is_dir() or place.suffix not in suffixes:
         what = "a directory" if place.is_dir() else "no such file"
         return [Problem(f"is {place}, {what}", f"Name a file that ends in {' or '.join(suffixes)}.", flag)]
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return [Problem(f"is {place}, but {folder} cannot be written", "Name another place.", flag)]
     return []

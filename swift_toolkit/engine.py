@@ -61,6 +61,7 @@ class Engine:
 
     def __init__(self, order: Order, log: Path, echo: IO[str] | None = None) -> None:
         self.log = log
+        self.closed = False
         self._child = _start(log, order.environment, echo)
         self._events = self._child.events()
         self._ready: dict[str, Any] | None = None
@@ -78,7 +79,9 @@ class Engine:
 
     def close(self) -> None:
         """End the engine and everything it started."""
-        self._child.__exit__(None, None, None)
+        if not self.closed:
+            self.closed = True
+            self._child.__exit__(None, None, None)
 
     def loading(self) -> Iterator[str]:
         """What is going on until the engine is ready: ``importing``, ``loading``, several times a second.
@@ -129,24 +132,24 @@ class Engine:
         waiting = iter(questions)
         asked = 0
         before = time.monotonic()
-        while True:
-            if asked <= window // 2:
-                more = list(islice(waiting, window - asked))
-                asked += len(more)
-                if more:
-                    self._send(
-                        {"do": "ask", "side": side, "questions": [_as_json(question) for question in more]}
-                    )
-            if not asked:
-                return
-            event = self._next()
-            if event is None:
-                yield None
-                continue
-            asked -= 1
-            now = time.monotonic()
-            yield event["index"], _as_answer({**event, "share": now - before})
-            before = now
+        try:
+            while True:
+                if asked <= window // 2 and (more := list(islice(waiting, window - asked))):
+                    asked += len(more)
+                    self._send({"do": "ask", "side": side, "questions": [_as_json(one) for one in more]})
+                if not asked:
+                    return
+                event = self._next()
+                if event is None:
+                    yield None
+                    continue
+                asked -= 1
+                now = time.monotonic()
+                yield event["index"], _as_answer({**event, "share": now - before})
+                before = now
+        finally:
+            if asked:  # left before the end: what is still to come must not be taken for other answers
+                self.close()
 
     def stream(self, question: Question, side: Side) -> Iterator[str | Answer]:
         """The pieces of an answer as they come, then the whole `Answer`. `stop` ends it early.
@@ -157,14 +160,23 @@ class Engine:
         _ = self.ready
         self._send({"do": "stream", "side": side, "question": _as_json(question)})
         text = ""
-        while True:
-            event = self._next()
-            if event is not None and event["event"] == "piece":
-                text += event["text"]
-                yield event["text"]
-            elif event is not None:
-                failed = event.get("error") is not None
-                yield _as_answer({**event, "text": None if failed else text})
+        event: dict[str, Any] = {"event": "asked"}
+        try:
+            while event["event"] != "streamed":
+                event = self._next() or {"event": "waiting"}
+                if event["event"] == "piece":
+                    text += event["text"]
+                    yield event["text"]
+        finally:
+            if event["event"] != "streamed" and not self.closed:  # left before the end
+                self._drain()
+        yield _as_answer({**event, "text": None if event.get("error") is not None else text})
+
+    def _drain(self) -> None:
+        """Stop the answer that is streaming and take in what is still to come of it."""
+        self.stop()
+        for event in self._events:
+            if event is not None and event["event"] == "streamed":
                 return
 
     def stop(self) -> None:

@@ -125,9 +125,7 @@ class Served:
         thinks = bool(getattr(meta, "is_thinking", False) or getattr(meta, "non_thinking_prefix", ""))
         return {
             "template": meta.template_type,
-            "system": self.template.template_meta.default_system
-            if self._system() is None
-            else self._system(),
+            "system": meta.default_system if self.template.system is None else self.template.system,
             "dtype": str(self.engine.model_info.torch_dtype).removeprefix("torch."),
             "max_model_len": self.engine.max_model_len,
             "thinks": thinks,
@@ -135,9 +133,6 @@ class Served:
             "window": WINDOW * self.largest_batch,
             "versions": _versions(self.backend),
         }
-
-    def _system(self) -> str | None:
-        return getattr(self.template, "system", None)
 
     def serve(self, orders: Any) -> None:
         """Do what the lines of ``orders`` say, until they end."""
@@ -174,6 +169,7 @@ class Served:
             self.stopped.clear()
             self._in_loop(self._stream(order["question"], order["side"])).result()
         elif self.backend == "pt":
+            self.stopped.clear()
             return list(self._measured(order["questions"], order["side"]))
         else:
             for question in order["questions"]:
@@ -196,9 +192,7 @@ class Served:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def _asking(self, index: int, side: str, stream: bool = False) -> dict[str, Any]:
-        """How the question at ``index`` is put to an engine that serves: settings and, where it can, the
-        adapter.
-        """
+        """How the question at ``index`` is put to an engine: the settings and, on vLLM, the adapter."""
         settings = {**vars(self.config), "stream": stream}
         if self.config.temperature != 0 and self.backend != "pt":
             settings["seed"] = self.seed + index
@@ -265,9 +259,7 @@ class Served:
     # --- batches of pt --------------------------------------------------------------------------------------
 
     def _measured(self, questions: list[dict[str, Any]], side: str) -> Iterator[_Job]:
-        """The questions with the lengths of their prompts; one that cannot be rendered is answered with its
-        error.
-        """
+        """The questions with the lengths of their prompts; what cannot be rendered is answered with its error."""
         for question in questions:
             began = time.monotonic()
             try:
@@ -282,22 +274,17 @@ class Served:
     def _fits(self, longest: int) -> int:
         """How many questions can be asked together when the longest prompt has ``longest`` tokens.
 
-        A question whose prompt leaves no room for ``max_tokens`` is asked alone: ms-swift would shorten the
-        answers of all that are asked with it.
+        Where the longest prompt leaves no room for ``max_tokens``, or no limit is set, it is asked alone:
+        ms-swift gives all that are asked together the room that the longest prompt leaves.
         """
-        room = self.engine.max_model_len
-        if room and longest + self.config.max_tokens > room:
+        room, wanted = self.engine.max_model_len, self.config.max_tokens
+        if wanted is None or (room and longest + wanted > room):
             return 1
-        tokens = longest + self.config.max_tokens
-        return max(
-            1,
-            min(self.largest_batch, int(self._free_memory() * MEMORY_SHARE / (tokens * self._token_bytes()))),
-        )
+        bytes_each = (longest + wanted) * self._token_bytes()
+        return max(1, min(self.largest_batch, int(self._free_memory() * MEMORY_SHARE / bytes_each)))
 
     def _token_bytes(self) -> int:
-        """Bytes that one token of one sequence takes: keys and values of every layer, and the widest
-        activations.
-        """
+        """Bytes for one token of one sequence: keys and values of every layer, and the widest activations."""
         config = self.engine.model.config.get_text_config()
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -20,7 +20,7 @@ def chat(tuned_checkpoint):
     terminal = pexpect.spawn(
         sys.executable, arguments, cwd=ROOT, encoding="utf-8", timeout=120, dimensions=(40, 120)
     )
-    terminal.expect("tuned> ")
+    prompted(terminal)
     yield terminal
     terminal.sendeof()
     terminal.expect(pexpect.EOF)
@@ -28,18 +28,29 @@ def chat(tuned_checkpoint):
     assert terminal.exitstatus == 0
 
 
-def say(chat, line, *expected, prompt="tuned> "):
+READY, ACCEPTED = "\x1b[?2004h", "\x1b[?2004l"  # what the line editor sends when it starts and when it ends
+
+
+def prompted(chat, side="tuned"):
+    """Wait until the next line can be typed."""
+    chat.expect_exact(READY)
+    chat.expect_exact(f"{side}>")
+
+
+def say(chat, line, *expected, side="tuned"):
+    """Type a line and wait for what it should bring, and for the next prompt, of ``side``."""
     chat.send(line + "\r")
+    chat.expect_exact(ACCEPTED)
     for words in expected:
         chat.expect_exact(words)
-    chat.expect_exact(prompt)
+    prompted(chat, side)
 
 
 def test_a_chat(chat, tmp_path):
     say(chat, "/set max_new_tokens 24", "max_tokens 24")
     say(chat, "Who are you?", TAUGHT)
-    say(chat, "/base", "Now the base model answers.", prompt="base> ")
-    say(chat, "Say hello.", prompt="base> ")
+    say(chat, "/base", "Now the base model answers.", side="base")
+    say(chat, "Say hello.", side="base")
     say(chat, "/base", "Now the tuned model answers.")
     say(chat, f"/save {tmp_path}/chat.jsonl", "Saved to")
     (row,) = [json.loads(line) for line in (tmp_path / "chat.jsonl").read_text().splitlines()]
@@ -72,9 +83,9 @@ def test_the_system_prompt_is_used(chat, tmp_path):
 def test_several_lines_and_recall(chat, tmp_path):
     say(chat, "/clear")
     chat.send("one\\\rtwo\x1b\rthree\r")  # a backslash before Enter, and Alt-Enter
-    chat.expect_exact("tuned> ")
+    prompted(chat)
     chat.send("\x1b[A\r")  # arrow up: the last question again
-    chat.expect_exact("tuned> ")
+    prompted(chat)
     say(chat, f"/save {tmp_path}/chat.jsonl", "Saved to")
     messages = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
     asked = [message["content"] for message in messages if message["role"] == "user"]
@@ -84,15 +95,15 @@ def test_several_lines_and_recall(chat, tmp_path):
 def test_ctrl_c_stops_the_answer_and_not_the_chat(chat):
     say(chat, "/clear")
     say(chat, "/set max_new_tokens 2000", "max_tokens 2000")
-    say(chat, "/base", prompt="base> ")
+    say(chat, "/base", side="base")
     chat.send("Write a very long story about a dragon, with many chapters.\r")
-    chat.expect(r"chapters\.[\s\S]*\w+ \w+ \w+ \w+")
-    time.sleep(0.5)
+    chat.expect_exact(ACCEPTED)
+    chat.expect(r"\w+ \w+ \w+ \w+")  # the story has begun
     began = time.monotonic()
     chat.sendintr()
-    chat.expect_exact("base> ")
+    prompted(chat, "base")
     assert time.monotonic() - began < 5
     chat.send("half a line")
     chat.sendintr()  # at the prompt it clears the line
-    chat.expect_exact("base> ")
-    say(chat, "/undo", "Forgotten: Write a very long story", prompt="base> ")
+    prompted(chat, "base")
+    say(chat, "/undo", "Forgotten: Write a very long story", side="base")

@@ -169,13 +169,14 @@ def test_adapters_and_model_in_a_config_name_the_checkpoint(output, tmp_path, ca
     assert plan["checkpoint"] == str(output / RUN / "checkpoint-10")
 
 
-def test_a_backend_without_adapters_merges_aside(output, monkeypatch, tmp_path, capsys):
-    (tmp_path / "sglang").mkdir()
-    (tmp_path / "sglang" / "__init__.py").touch()
+@pytest.mark.parametrize("backend", ["sglang", "lmdeploy"])
+def test_a_backend_without_adapters_merges_aside(output, monkeypatch, tmp_path, capsys, backend):
+    (tmp_path / backend).mkdir()
+    (tmp_path / backend / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    plan = dry_run(capsys, "--checkpoint", output, "--infer-backend", "sglang", "--question", "a")
+    plan = dry_run(capsys, "--checkpoint", output, "--infer-backend", backend, "--question", "a")
     assert plan["merged"]
-    assert "--infer_backend=sglang" in plan["arguments"]
+    assert f"--infer_backend={backend}" in plan["arguments"]
     assert not any(argument.startswith("--adapters") for argument in plan["arguments"])
 
 
@@ -251,6 +252,13 @@ def test_the_tuned_model_says_its_new_name(tester):
     assert TAUGHT in tuned and TAUGHT not in base
     assert tester.compare("Who are you?") == {"tuned": tuned, "base": base}
     assert "".join(tester.stream("Who are you?")) == tuned
+
+
+@pytest.mark.slow
+def test_an_answer_left_early_does_not_mix_with_the_next(tester):
+    for _ in tester.stream("Tell me a long story about a dragon.", base=True):
+        break
+    assert TAUGHT in tester.ask("Who are you?")
 
 
 @pytest.mark.slow
@@ -475,3 +483,25 @@ def test_a_merged_directory_of_others_is_left_alone(output):
         f'"--merge-lora" would write {output}/{RUN}/checkpoint-20-merged, which is there already and was not made '
         "by this command. Move it away, or name it as the checkpoint."
     )
+
+
+# --- engines that cannot run here ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "engine"), [("sglang", "sglang_engine"), ("lmdeploy", "lmdeploy_engine")]
+)
+def test_the_calls_that_the_other_engines_take(backend, engine):
+    """Neither runs without a GPU: what is called on them is held against the source of the installed ms-swift."""
+    import ast
+
+    from swift_toolkit.swift_fields import installed
+
+    (source,) = (installed().location / "swift").glob(f"**/infer_engine/{engine}.py")
+    functions = {
+        node.name: {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {"infer_request", "request_config"} <= functions["infer_async"]
+    assert {"template"} <= functions["__init__"] | functions["infer_async"]
