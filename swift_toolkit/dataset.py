@@ -22,10 +22,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from swift_toolkit.dataset_checks import TASKS, Rules, Task, layout_for
+from swift_toolkit.dataset_checks import TASKS, Rules, Task, misspelled_column
 from swift_toolkit.dataset_files import READ_BY_SWIFT, DataFile, data_suffix, look_at
 from swift_toolkit.dataset_flaws import KINDS, Flaw, FlawError, Severity, brief
-from swift_toolkit.dataset_rows import Layout
+from swift_toolkit.dataset_rows import Layout, layout_of
 from swift_toolkit.dataset_scan import (
     EXAMPLES,
     PART_BYTES,
@@ -109,7 +109,7 @@ class DatasetSpec:
             return cls(text, path, "folder" if local.is_dir() else "file", sample)
         near = _near_file(local)
         looks_local = path.startswith(("./", "../", "/", "~")) or data_suffix(path) is not None
-        if "::" not in path and (looks_local or path.count("/") != 1):
+        if "::" not in path and (looks_local or path.partition(":")[0].count("/") > 1):
             return cls(text, path, "missing", sample, near)
         return cls(text, path, "hub", sample, near)
 
@@ -133,7 +133,7 @@ def _near_file(path: Path) -> str | None:
     from difflib import get_close_matches
 
     try:
-        names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+        names = [entry.name for entry in path.parent.iterdir() if entry.exists() and entry.name[0] != "."]
     except OSError:
         return None
     near = get_close_matches(path.name, names, n=1, cutoff=0.6)
@@ -221,7 +221,9 @@ class DataReport:
         files: one entry per file.
         groups: problems by kind, each with its count and first examples.
         turns: messages in a row -> rows of the training data.
-        tokens: estimated tokens of a row, down to a multiple of `TOKEN_STEP` -> rows of the training data.
+        tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
+        token_step: the precision of `tokens`.
+        exact_tokens: they were counted by the model's own template, not estimated by bytes.
         seconds: time it took.
     """
 
@@ -231,6 +233,8 @@ class DataReport:
     groups: dict[str, Group] = field(default_factory=dict)
     turns: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
+    token_step: int = TOKEN_STEP
+    exact_tokens: bool = False
     seconds: float = 0.0
 
     @property
@@ -325,6 +329,7 @@ class DataReport:
             "unchecked": self.unchecked,
             "turns": dict(sorted(self.turns.items())),
             "tokens": dict(sorted(self.tokens.items())),
+            "exact_tokens": self.exact_tokens,
             "seconds": round(self.seconds, 3),
         }
 
@@ -424,6 +429,8 @@ class _Verification:
                 continue
             entry.bytes, entry.copy_reason = part.file.size, part.copy_reason
             entry.format, entry.unused = part.layout.name, list(part.layout.unused)
+            if flaw := misspelled_column(part.layout, self.rules):
+                self.report.add(flaw, shown)
             self.work.append((entry, part))
 
     def scan(self, deadline: float | None) -> None:
@@ -524,7 +531,7 @@ def find_part(path: Path, shown: str, rules: Rules) -> Part:
     file = look_at(path, shown)
     columns, shape = head_of(file)
     # without any row that is an object there is no format, and no row that would need one
-    layout = layout_for(columns, rules) if columns else Layout("", "messages", {})
+    layout = layout_of(columns, rules.columns) if columns else Layout("", "messages", {})
     return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape))
 
 

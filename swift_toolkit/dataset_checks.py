@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from swift_toolkit.dataset_flaws import Flaw, FlawError, brief, kind_of
 from swift_toolkit.dataset_rows import (
+    KNOWN_COLUMNS,
     MEDIA,
+    MEDIA_COLUMNS,
     OTHER_COLUMNS,
     TOOL_ANSWERS,
     Layout,
     Message,
     Row,
-    layout_of,
+    near_name,
     other_format,
     read_messages,
     standard_row,
@@ -68,18 +70,21 @@ class Rules:
     columns: Mapping[str, str] | None = None
 
 
-def layout_for(columns: Collection[str], rules: Rules) -> Layout:
-    """The format of a file with these columns, see `layout_of`.
-
-    Raises:
-        FlawError: no known format, or columns that are unclear or misspelled.
-    """
-    prefixes = {"rejected": rules.task in PREFERENCE_TASKS, "positive": rules.task in RANKING_TASKS}
-    prefixes["negative"] = prefixes["positive"]
-    useful = [name for name in OTHER_COLUMNS if prefixes.get(name.partition("_")[0], True)]
-    if rules.task not in LABEL_TASKS:
-        useful.remove("label")
-    return layout_of(columns, rules.columns, useful)
+def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
+    """A column that is not used, but is much like one that would be."""
+    ours = {
+        "rejected": PREFERENCE_TASKS,
+        "positive": RANKING_TASKS,
+        "negative": RANKING_TASKS,
+        "label": LABEL_TASKS,
+    }
+    wanted = [name for name in OTHER_COLUMNS if rules.task in ours.get(name.partition("_")[0], TASKS)]
+    used = set(layout.rename.values()) - set(layout.unused)
+    absent = [name for name in (*wanted, *MEDIA_COLUMNS) if MEDIA_COLUMNS.get(name, name) not in used]
+    near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent, 0.8)
+    if near is None:
+        return None
+    return Flaw("near-column", f'column "{near[0]}" is not used', f'Rename it if "{near[1]}" is meant.')
 
 
 def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Flaw]]:

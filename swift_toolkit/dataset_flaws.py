@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "tools": Kind("error", "tools or tool calls of the wrong shape"),
     "value": Kind("error", "value of the wrong type"),
     # worth a look
+    "near-column": Kind("warning", "columns that may be misspelled"),
     "same-role": Kind(
         "warning", "same role twice in a row", "ms-swift joins the two texts with nothing between them."
     ),

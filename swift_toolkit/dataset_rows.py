@@ -39,6 +39,11 @@ OTHER_COLUMNS = (
 """What ms-swift keeps by its own name (`RowPreprocessor.standard_keys`), and history and solution."""
 
 
+KNOWN_COLUMNS = frozenset(
+    {*MESSAGE_COLUMNS, *SYSTEM_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS}
+)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the columns of one file become messages.
@@ -57,15 +62,12 @@ class Layout:
     unused: tuple[str, ...] = ()
 
 
-def layout_of(
-    columns: Collection[str], mapping: Mapping[str, str] | None = None, useful: Collection[str] = ()
-) -> Layout:
+def layout_of(columns: Collection[str], mapping: Mapping[str, str] | None = None) -> Layout:
     """The format of a file with these columns, chosen as ms-swift's AutoPreprocessor chooses.
 
     Args:
         columns: all columns of the file.
         mapping: ms-swift's `columns`, names in the file -> standard names.
-        useful: further columns that matter, so that a misspelled one is not passed over.
 
     Raises:
         FlawError: no known format, or columns of which ms-swift would use neither.
@@ -82,7 +84,8 @@ def layout_of(
     if family == "alpaca":
         known |= {"instruction", "input", "output"}
     unused = tuple(column for column, name in rename.items() if name not in known)
-    _refuse_unknown(set(rename.values()), unused, family, useful)
+    if family == "response" and not {"query", "response"} & set(rename.values()):
+        raise _no_format(unused)
     return Layout(_format_name(family, names), family, rename, unused)
 
 
@@ -133,31 +136,21 @@ def _format_name(family: Family, names: Collection[str]) -> str:
     return "/".join(filter(None, (query, response)))
 
 
-def _refuse_unknown(
-    standard: set[str], unused: Sequence[str], family: Family, useful: Collection[str]
-) -> None:
-    """No known format at all, or a column that looks like a misspelled one that matters."""
-    if family == "response" and not standard & {"query", "response"}:
-        shown = ", ".join(f'"{name}"' for name in (unused or sorted(standard))[:8])
-        near = _near(unused, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS), 0.75)
-        raise FlawError(
-            "columns",
-            f"no known format has the columns {shown}",
-            'Use "messages", "query" and "response", or "instruction", "input" and "output".'
-            + (f' Did you mean "{near[1]}" for "{near[0]}"?' if near else ""),
-        )
-    absent = [name for name in useful if name not in standard]
-    absent += [name for name, column in MEDIA_COLUMNS.items() if useful and column not in standard]
-    if near := _near([name for name in unused if name not in MEDIA_COLUMNS], absent, 0.8):
-        what = f'column "{near[0]}" is not used by any format'
-        raise FlawError("columns", what, f'Did you mean "{near[1]}"? Rename or remove it.')
+def _no_format(columns: Sequence[str]) -> FlawError:
+    shown = ", ".join(f'"{name}"' for name in columns[:8])
+    near = near_name(columns, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS), 0.75)
+    do = 'Use "messages", "query" and "response", or "instruction", "input" and "output".'
+    if near:
+        do += f' Did you mean "{near[1]}" for "{near[0]}"?'
+    return FlawError("columns", f"no known format has the columns {shown}", do)
 
 
-def _near(names: Iterable[str], known: Sequence[str], cutoff: float) -> tuple[str, str] | None:
+def near_name(names: Iterable[str], known: Sequence[str], cutoff: float) -> tuple[str, str] | None:
+    """The first of these names that is much like a known one, and that one."""
     from difflib import get_close_matches
 
     for name in names:
-        if name not in SYSTEM_COLUMNS and (near := get_close_matches(name.lower(), known, 1, cutoff)):
+        if near := get_close_matches(name.lower(), known, 1, cutoff):
             return name, near[0]
     return None
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, repeat
 from operator import attrgetter, itemgetter, rshift, sub
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol, cast
 
 from swift_toolkit.dataset_checks import (
     BYTES_PER_TOKEN,
@@ -416,6 +417,7 @@ class _LineScan(_RecordScan):
 _ROLES = Literal["system", "user", "human", "assistant", "gpt", "bot"]
 _Texts = tuple[str, ...]
 _last: Callable[[_Texts], str] = itemgetter(-1)
+_FINE = 4  # bits of a length that its count of tokens does without
 _TAGS = ("<image>", "<video>", "<audio>")
 _MARKS = ("\ufffd", "\u200b", "\ufeff", "Ã", "â")
 _UNSEEN = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa0\xa6-\xa9])")
@@ -616,10 +618,9 @@ def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> 
         text: of all rows, from whose beginning the bytes of a character are taken.
     """
     sample = text[:20_000]
-    width = len(sample.encode()) / len(sample)
-    step = BYTES_PER_TOKEN * TOKEN_STEP
-    for length, rows in Counter(map(rshift, lengths, repeat(step.bit_length() - 1))).items():
-        tokens = (length + 0.5) * TOKEN_STEP * width + TOKENS_PER_MESSAGE * turns
+    width = len(sample.encode()) / len(sample) / BYTES_PER_TOKEN
+    for length, rows in Counter(map(rshift, lengths, repeat(_FINE))).items():
+        tokens = ((length << _FINE) + (1 << _FINE) / 2) * width + TOKENS_PER_MESSAGE * turns
         tally.tokens[int(tokens) // TOKEN_STEP] += rows
 
 
@@ -628,24 +629,35 @@ def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> 
 
 def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
     """The tallies of these parts in order, scanned by one process for each core."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_PROCESSES))
-    try:
-        yield from pool.map(_scan_apart, parts)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _scan_apart(part: Part) -> Tally:
     import pickle
-    import subprocess
+
+    waiting = deque(parts)
+    running: deque[subprocess.Popen[bytes]] = deque()
+    try:
+        while waiting or running:
+            while waiting and len(running) < min(os.cpu_count() or 1, MAX_PROCESSES):
+                running.append(_start(waiting.popleft()))
+            process = running[0]
+            result, _ = process.communicate()
+            if process.returncode:
+                raise subprocess.CalledProcessError(process.returncode, process.args)
+            running.popleft()
+            yield pickle.loads(result)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _start(part: Part) -> subprocess.Popen[bytes]:
+    import pickle
 
     command, environment = apart()
-    work = pickle.dumps((scan_part, (part,), {}))
-    done = subprocess.run(command, input=work, stdout=subprocess.PIPE, env=environment, check=True)
-    tally: Tally = pickle.loads(done.stdout)
-    return tally
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    with cast("IO[bytes]", process.stdin) as stdin:
+        pickle.dump((scan_part, (part,), {}), stdin)
+    process.stdin = None
+    return process
 
 
 def apart() -> tuple[list[str], dict[str, str]]:
@@ -653,13 +665,16 @@ def apart() -> tuple[list[str], dict[str, str]]:
 
     It reads a pickled (function, arguments, keywords) and writes the pickled result.
     """
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     # equal rows must have equal hashes in all processes
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": path}
     return [sys.executable, "-m", "swift_toolkit.dataset_scan"], environment
 
 
 if __name__ == "__main__":
     import pickle
+    import signal
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which has the word
     function, arguments, keywords = pickle.load(sys.stdin.buffer)
     pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from swift_toolkit.dataset import DatasetSpec, verify
+from swift_toolkit.dataset import DatasetSpec, task_of, verify
 from swift_toolkit.dataset_flaws import FlawError
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -85,3 +85,103 @@ def test_bad_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     report = verify([name], **options)
     assert [str(p) for group in report.groups.values() for p in group.examples] == says
     assert report.ok == name.startswith("warn_")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("owner/name", "hub"),
+        ("owner/name:one/two#9", "hub"),
+        ("self-cognition#9", "hub"),
+        ("MS::owner/name", "hub"),
+        ("./name", "missing"),
+        ("/data/name", "missing"),
+        ("data/sub/name", "missing"),
+        ("name.parquet", "missing"),
+    ],
+)
+def test_what_is_a_path_and_what_a_hub_id(text: str, kind: str) -> None:
+    assert DatasetSpec.parse(text).kind == kind
+
+
+def test_a_hub_id_beside_a_file_of_that_name() -> None:
+    write("data/train.jsonl", GOOD)
+    report = verify(["data/trainn"])
+    assert report.ok
+    assert [str(p) for p in report.groups["near-name"].examples] == [
+        '"data/trainn" is taken for a hub id, but there is a local "data/train.jsonl". '
+        "Correct the name if that is meant."
+    ]
+
+
+def test_rows_of_a_run() -> None:
+    train = write("a.jsonl", GOOD, GOOD | {"id": 1})
+    report = verify([train, f"{train}#5", "owner/name#7"], [train])
+    assert (report.train_rows, report.val_rows) == (14, 2)
+    assert report.headline() == "3 data sets, 14 rows (messages), 2 to validate"
+    assert verify(["owner/name"]).train_rows is None
+    assert verify([train]).headline() == "a.jsonl, 2 rows (messages)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "task"),
+    [
+        (("sft",), "sft"),
+        (("pt",), "pt"),
+        (("rlhf",), "dpo"),
+        (("rlhf", "kto"), "kto"),
+        (("sft", None, "seq_cls"), "seq_cls"),
+        (("sft", None, "causal_lm"), "sft"),
+        (("rlhf", "rm", "seq_cls"), "rm"),
+    ],
+)
+def test_task_of(settings: tuple[str, ...], task: str) -> None:
+    assert task_of(*settings) == task
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(ValueError, match="unknown task 'decision'"):
+        task_of("sft", None, "decision")
+
+
+def test_columns_of_the_run() -> None:
+    train = write("a.jsonl", {"q": "one", "a": "two"})
+    assert not verify([train]).ok
+    report = verify([train], columns={"q": "query", "a": "response"})
+    assert report.ok and report.files[0].format == "query/response"
+
+
+def test_folder_without_data() -> None:
+    Path("folder/.hidden").mkdir(parents=True)
+    write("folder/.hidden/a.jsonl", GOOD)
+    assert [str(p) for p in verify(["folder"]).problems] == [
+        "folder: holds no data file. Put files of rows into it."
+    ]
+
+
+def test_unreadable_file() -> None:
+    Path("a.jsonl").mkdir()
+    Path("broken-link.jsonl").symlink_to("nowhere.jsonl")
+    assert [str(p) for p in verify(["a.jsonl", "broken-link.jsonl"]).problems] == [
+        "a.jsonl: holds no data file. Put files of rows into it.",
+        "broken-link.jsonl: no such file. Check the path.",
+    ]
+
+
+def test_report_as_plain_data() -> None:
+    report = verify([write("a.jsonl", GOOD, {"messages": []})], ["owner/name"])
+    data = json.loads(json.dumps(report.as_dict()))
+    assert data["ok"] is False and data["complete"] is True
+    assert data["unchecked"] == ["owner/name"]
+    assert data["files"][0] | {"bytes": 0} == {
+        "path": "a.jsonl", "split": "train", "entry": 0, "format": "messages", "bytes": 0, "rows": 2, "checked": 2,
+        "bad": 1, "complete": True, "unusable": False, "unused": [], "copy_reason": "",
+    }  # fmt: skip
+    assert data["errors"] == [
+        {
+            "kind": "messages",
+            "title": "messages of the wrong shape",
+            "count": 1,
+            "examples": ['a.jsonl:2: "messages" is empty.'],
+        }
+    ]
