@@ -174,8 +174,11 @@ class InferenceTester:
     # --- asking ---------------------------------------------------------------------------------------------
 
     def ask(self, question: str | Mapping[str, Any], *, base: bool = False) -> str:
-        """The answer to one question, a text or an object as in a questions file; of the base model if
-        ``base``.
+        """The answer to one question: a text, or an object as in a questions file.
+
+        Args:
+            question: what to ask.
+            base: ask the base model instead of the tuned one.
 
         Raises:
             RequestError: it is no question.

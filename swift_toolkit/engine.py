@@ -66,7 +66,7 @@ class Engine:
         self._events = self._child.events()
         self._ready: dict[str, Any] | None = None
         first = {"arguments": order.arguments, "backend": order.backend, "adapter": order.adapter}
-        self._child.send({**first, "largest_batch": order.largest_batch})
+        self._send({**first, "largest_batch": order.largest_batch})
         self.set_generation(order.generation)
 
     def __enter__(self) -> Engine:
@@ -102,8 +102,7 @@ class Engine:
 
     @property
     def ready(self) -> dict[str, Any]:
-        """What was loaded: ``template``, ``system``, ``dtype``, ``max_model_len``, ``thinks``, ``window``,
-        ``versions``.
+        """What was loaded: ``template``, ``system``, ``dtype``, ``max_model_len``, ``versions`` and more.
 
         Waits until it is.
 
@@ -120,8 +119,7 @@ class Engine:
         self._send({"do": "generation", "settings": dict(settings)})
 
     def answers(self, questions: Iterable[Question], side: Side) -> Iterator[tuple[int, Answer] | None]:
-        """Ask all the questions; their indices and answers as they come, None several times a second between
-        them.
+        """Ask all the questions; their indices and answers as they come, and None while there is none.
 
         Never more questions are held than the engine looks at to put like lengths together.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -258,9 +260,7 @@ class Plan:
 
     @contextmanager
     def order(self, side: Side) -> Iterator[Order]:
-        """What to start the engine of ``side`` with; a model merged aside is there as long as the block
-        is.
-        """
+        """What to start the engine of ``side`` with; a model merged aside is there for as long as the block."""
         from swift_toolkit.merging import merged
 
         merging = self.merge != "no" and side == "tuned"
@@ -388,8 +388,16 @@ def make_plan(
     merge: Literal["no", "beside", "aside"] = "no"
     if read.kind == "lora" and (merge_lora or not serves_adapter(backend, read)):
         merge = "beside" if merge_lora else "aside"
-    log = Path(flags["log"]) if flags.get("log") else read.path.parent / "infer.log"
+    log = Path(flags["log"]) if flags.get("log") else _log(read, flags.get("output"))
     return Plan(read, why, config, backend, backend_why, device, merge, log)
+
+
+def _log(checkpoint: Checkpoint, output: str | None) -> Path:
+    """Beside the answers, or beside the checkpoint; elsewhere if nobody may write there."""
+    folder = checkpoint.path.parent if output is None else Path(output).absolute().parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        folder = Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
+    return folder / "infer.log"
 
 
 def _read(
