@@ -85,7 +85,7 @@ def layout_of(columns: Collection[str], mapping: Mapping[str, str] | None = None
         known |= {"instruction", "input", "output"}
     unused = tuple(column for column, name in rename.items() if name not in known)
     if family == "response" and not {"query", "response"} & set(rename.values()):
-        raise _no_format(unused)
+        raise _no_format(unused or list(columns))
     return Layout(_format_name(family, names), family, rename, unused)
 
 
