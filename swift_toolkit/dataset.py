@@ -7,49 +7,40 @@
 A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is
 left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `dataset_files` reads files,
 `dataset_rows` knows the formats, `dataset_checks` judges a row, `dataset_media` looks at its images,
-`dataset_shape` guards the types of columns, `dataset_scan` goes through a file, `dataset_copy` writes copies.
+`dataset_shape` guards the types of columns, `dataset_scan` goes through a file (`dataset_blocks` through many
+rows at once, `dataset_tally` counts), `dataset_report` is what comes out, `dataset_copy` writes copies.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from swift_toolkit.dataset_checks import TASKS, Rules, Task, misspelled_column
-from swift_toolkit.dataset_files import READ_BY_SWIFT, DataFile, data_suffix, look_at
-from swift_toolkit.dataset_flaws import KINDS, Flaw, FlawError, Severity, brief
+from swift_toolkit.dataset_files import READ_BY_SWIFT, DataFile, look_at
+from swift_toolkit.dataset_flaws import Flaw, FlawError, brief
+from swift_toolkit.dataset_report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset_rows import Layout, layout_of
-from swift_toolkit.dataset_scan import (
-    EXAMPLES,
-    PART_BYTES,
-    TOKEN_STEP,
-    Part,
-    Prints,
-    Tally,
-    apart,
-    head_of,
-    scan_part,
-    scan_parts,
-)
+from swift_toolkit.dataset_scan import PART_BYTES, Part, apart, head_of, scan_part, scan_parts
 from swift_toolkit.dataset_shape import Shape
-from swift_toolkit.problems import Problem
+from swift_toolkit.dataset_spec import DatasetSpec
+from swift_toolkit.dataset_tally import TOKEN_STEP, Prints, Tally
 
-Split = Literal["train", "val"]
+__all__ = [
+    "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "find_part", "task_of", "verify",
+]  # fmt: skip
 
 MOST = 0.5
 """Share of the answers that one answer may make up before it is a warning."""
 
 FEW_ROWS = 20
 """Below this many answers nothing is said about one of them being frequent."""
-
-_OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
 
 
 def task_of(command: str = "sft", rlhf_type: str | None = None, task_type: str | None = None) -> Task:
@@ -70,278 +61,6 @@ def task_of(command: str = "sft", rlhf_type: str | None = None, task_type: str |
         if task == name:
             return task
     raise ValueError(f"unknown task {name!r}, one of {', '.join(TASKS)}")
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """One entry of `dataset` or `val_dataset`.
-
-    Args:
-        text: as the user wrote it.
-        path: the path or hub id in it.
-        kind: "file", "folder", "missing" (a path that does not exist) or "hub".
-        sample: N of "#N", the number of rows to take; None for all.
-        near: a local file with nearly the same name, where there is one.
-    """
-
-    text: str
-    path: str
-    kind: Literal["file", "folder", "missing", "hub"]
-    sample: int | None = None
-    near: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> DatasetSpec:
-        """Read "path#N", "owner/name:subset#N", "HF::owner/name" or "MS::owner/name".
-
-        Raises:
-            FlawError: N is not a positive whole number.
-        """
-        path, sample = text, None
-        if not Path(text).expanduser().exists() and "#" in text:
-            path, _, count = text.rpartition("#")
-            if not count.isdecimal() or int(count) == 0:
-                what = f"{brief('#' + count)} is not a number of rows"
-                raise FlawError("no-file", what, 'Write a number such as "#500".')
-            sample = int(count)
-        local = Path(path).expanduser()
-        if local.exists():
-            return cls(text, path, "folder" if local.is_dir() else "file", sample)
-        near = _near_file(local)
-        looks_local = path.startswith(("./", "../", "/", "~")) or data_suffix(path) is not None
-        if "::" not in path and (looks_local or path.partition(":")[0].count("/") > 1):
-            return cls(text, path, "missing", sample, near)
-        return cls(text, path, "hub", sample, near)
-
-    def files(self) -> list[Path]:
-        """The file, or the training files of a folder, which `datasets` knows by their names."""
-        path = Path(self.path).expanduser()
-        if self.kind == "file":
-            return [path]
-        names = sorted(
-            entry.relative_to(path)
-            for entry in path.rglob("*")
-            if entry.is_file() and data_suffix(entry) is not None
-        )
-        names = [name for name in names if not any(part.startswith((".", "__")) for part in name.parts)]
-        train = [name for name in names if "train" in str(name).lower()]
-        other = [name for name in names if not _OTHER_SPLIT.search(str(name).lower())]
-        return [path / name for name in train or other]
-
-
-def _near_file(path: Path) -> str | None:
-    from difflib import get_close_matches
-
-    try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.exists() and entry.name[0] != "."]
-    except OSError:
-        return None
-    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return str(path.parent / near[0]) if near else None
-
-
-# The report
-
-
-@dataclass
-class Group:
-    """The problems of one kind: how many, and the first few."""
-
-    kind: str
-    count: int = 0
-    examples: list[Problem] = field(default_factory=list)
-
-    @property
-    def severity(self) -> Severity:
-        return KINDS[self.kind].severity
-
-    @property
-    def title(self) -> str:
-        return KINDS[self.kind].title
-
-    def as_dict(self) -> dict[str, Any]:
-        examples = [str(problem) for problem in self.examples]
-        return {"kind": self.kind, "title": self.title, "count": self.count, "examples": examples}
-
-
-@dataclass
-class FileReport:
-    """What one file holds.
-
-    Args:
-        path: as the user spelled it; a file in a folder with the folder before it.
-        split: "train" or "val".
-        entry: the place of its data set among those of the split.
-        format: name of the row format, "" where none was recognised.
-        bytes: size on disk.
-        rows: rows in the file; an estimate unless `complete`.
-        checked: rows looked at.
-        bad: rows with an error.
-        complete: every row was looked at.
-        unusable: not a single row can be saved by leaving others out.
-        unused: columns that training does not look at.
-        copy_reason: why ms-swift cannot be given the file itself but a converted copy; "" if it can.
-    """
-
-    path: str
-    split: Split
-    entry: int
-    format: str = ""
-    bytes: int = 0
-    rows: int = 0
-    checked: int = 0
-    bad: int = 0
-    complete: bool = True
-    unusable: bool = False
-    unused: list[str] = field(default_factory=list)
-    copy_reason: str = ""
-
-    def line(self) -> str:
-        """The file in one line."""
-        parts = [self.format or "no known format"]
-        parts.append(
-            f"{self.rows:,} rows" if self.complete else f"about {self.rows:,} rows, {self.checked:,} checked"
-        )
-        if self.bad:
-            parts.append(f"{self.bad:,} bad")
-        if self.unused:
-            parts.append("not used: " + ", ".join(self.unused[:6]) + (", …" if len(self.unused) > 6 else ""))
-        if self.copy_reason:
-            parts.append(f"a copy is made, {self.copy_reason}")
-        return f"{self.path}: " + ", ".join(parts)
-
-
-@dataclass
-class DataReport:
-    """What `verify` found.
-
-    Args:
-        rules: what the rows were judged by.
-        specs: the data sets of each split.
-        files: one entry per file.
-        groups: problems by kind, each with its count and first examples.
-        turns: messages in a row -> rows of the training data.
-        tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
-        token_step: the precision of `tokens`.
-        exact_tokens: they were counted by the model's own template, not estimated by bytes.
-        seconds: time it took.
-    """
-
-    rules: Rules
-    specs: dict[Split, list[DatasetSpec]] = field(default_factory=lambda: {"train": [], "val": []})
-    files: list[FileReport] = field(default_factory=list)
-    groups: dict[str, Group] = field(default_factory=dict)
-    turns: Counter[int] = field(default_factory=Counter)
-    tokens: Counter[int] = field(default_factory=Counter)
-    token_step: int = TOKEN_STEP
-    exact_tokens: bool = False
-    seconds: float = 0.0
-
-    @property
-    def errors(self) -> list[Group]:
-        return self._of("error")
-
-    @property
-    def warnings(self) -> list[Group]:
-        return self._of("warning")
-
-    def _of(self, severity: Severity) -> list[Group]:
-        return [
-            self.groups[kind] for kind in KINDS if kind in self.groups and KINDS[kind].severity == severity
-        ]
-
-    @property
-    def ok(self) -> bool:
-        """Nothing found that stops a run."""
-        return not self.errors
-
-    @property
-    def complete(self) -> bool:
-        """Every row of every local file was looked at."""
-        return all(file.complete for file in self.files)
-
-    @property
-    def unchecked(self) -> list[str]:
-        """Data sets left to ms-swift: hub ids."""
-        return [spec.text for specs in self.specs.values() for spec in specs if spec.kind == "hub"]
-
-    @property
-    def train_rows(self) -> int | None:
-        """Rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
-        return self._rows("train")
-
-    @property
-    def val_rows(self) -> int | None:
-        """Rows of the validation data sets, likewise."""
-        return self._rows("val")
-
-    def _rows(self, split: Split) -> int | None:
-        total = 0
-        for at, spec in enumerate(self.specs[split]):
-            if spec.sample is not None:
-                total += spec.sample
-            elif spec.kind == "hub":
-                return None
-            else:
-                total += sum(file.rows for file in self.files if (file.split, file.entry) == (split, at))
-        return total
-
-    @property
-    def problems(self) -> list[Problem]:
-        """The errors, ready for a RequestError: the first of each kind, and how many more there are."""
-        out: list[Problem] = []
-        for group in self.errors:
-            out += group.examples
-            if group.count > len(group.examples):
-                out.append(Problem(f"{group.count - len(group.examples):,} more of this kind: {group.title}"))
-        return out
-
-    def headline(self) -> str:
-        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows (messages)"."""
-        names = [spec.text for spec in self.specs["train"]]
-        formats = sorted({file.format for file in self.files if file.split == "train" and file.format})
-        rows = self.train_rows
-        count = "" if rows is None else f", {'' if self.complete else 'about '}{rows:,} rows"
-        shown = names[0] if len(names) == 1 else f"{len(names)} data sets"
-        held_out = f", {self.val_rows:,} to validate" if self.val_rows else ""
-        return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
-
-    def summary(self) -> list[str]:
-        """The whole report as plain lines for the screen."""
-        out = [file.line() for file in self.files]
-        out += [f"{name}: on a hub, not checked before ms-swift loads it" for name in self.unchecked]
-        for group in (*self.errors, *self.warnings):
-            out.append(f"{group.severity}: {group.title} ({group.count:,})")
-            out += [f"  {problem}" for problem in group.examples]
-        return out
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for `--json` and result.json."""
-        return {
-            "ok": self.ok,
-            "task": self.rules.task,
-            "complete": self.complete,
-            "train_rows": self.train_rows,
-            "val_rows": self.val_rows,
-            "files": [dict(vars(file)) for file in self.files],
-            "errors": [group.as_dict() for group in self.errors],
-            "warnings": [group.as_dict() for group in self.warnings],
-            "unchecked": self.unchecked,
-            "turns": dict(sorted(self.turns.items())),
-            "tokens": dict(sorted(self.tokens.items())),
-            "exact_tokens": self.exact_tokens,
-            "seconds": round(self.seconds, 3),
-        }
-
-    def add(
-        self, flaw: Flaw, file: str | None = None, line: int | None = None, row: int | None = None
-    ) -> None:
-        """Count a flaw, and keep it as an example if it is among the first of its kind."""
-        group = self.groups.setdefault(flaw.kind, Group(flaw.kind))
-        group.count += 1
-        if len(group.examples) < EXAMPLES:
-            where = f"row {row:,}: " if line is None and row is not None else ""
-            group.examples.append(Problem(where + flaw.what, flaw.advice, file=file, line=line))
 
 
 # Verification

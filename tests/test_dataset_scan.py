@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit import dataset, dataset_files, dataset_scan
+from swift_toolkit import dataset, dataset_files, dataset_flaws, dataset_scan, dataset_tally
 from swift_toolkit.dataset import BackgroundVerify, DataReport, find_part, verify
 from swift_toolkit.dataset_checks import Rules
-from swift_toolkit.dataset_scan import Prints, Tally, scan_part
+from swift_toolkit.dataset_scan import scan_part
+from swift_toolkit.dataset_tally import Prints, Tally
 
 Row = dict[str, Any]
 
@@ -126,7 +127,7 @@ def test_blocks_say_what_single_rows_say(
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     try:
         part = find_part(path, "rows.jsonl", Rules(multimodal=multimodal, max_length=max_length))
-    except dataset.FlawError:
+    except dataset_flaws.FlawError:
         return
     assert verdict(scan_part(part)) == verdict(scan_part(part, Everything()))
 
@@ -210,7 +211,7 @@ def test_verification_beside_other_work_can_be_stopped() -> None:
 
 
 def test_a_share_of_the_prints_is_kept_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_scan, "MAX_PRINTS", 1000)
+    monkeypatch.setattr(dataset_tally, "MAX_PRINTS", 1000)
     prints = Prints()
     values = [hash((f"row {at % 8000}",)) for at in range(16_000)]
     prints.extend(values, len(values))
