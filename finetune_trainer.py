@@ -89,22 +89,30 @@ class FineTuner:
 
     Args:
         config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` say everything.
+        skip_bad_rows: train without the rows that have errors: at most "N" of them, "P%" of all, or "" for any
+            number; ``run_directory/data/rejected.jsonl`` lists them. None stops at errors.
         overrides: settings laid over ``config``, under ms-swift's names.
 
     Raises:
         RequestError: with every problem of the request.
     """
 
-    def __init__(self, config: str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> None:
-        self._setup(config, overrides, "call")
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any] | None = None,
+        *,
+        skip_bad_rows: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        self._setup(config, overrides, "call", skip_bad_rows)
 
     @classmethod
     def from_command_line(
-        cls, config: str | Mapping[str, Any] | None, settings: Mapping[str, Any]
+        cls, config: str | None, settings: Mapping[str, Any], skip_bad_rows: str | None = None
     ) -> FineTuner:
         """The same, with messages that speak of flags."""
         tuner = cls.__new__(cls)
-        tuner._setup(config, settings, "command line")
+        tuner._setup(config, settings, "command line", skip_bad_rows)
         return tuner
 
     def _setup(
@@ -112,6 +120,7 @@ class FineTuner:
         config: str | Path | Mapping[str, Any] | None,
         overrides: Mapping[str, Any],
         overrides_from: Literal["command line", "call"],
+        skip_bad_rows: str | None,
     ) -> None:
         from swift_toolkit import plan, preflight
         from swift_toolkit.config import read_request
@@ -119,8 +128,10 @@ class FineTuner:
         self.config: Config
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
-        self.data: DataReport = preflight.check_data(self.config)
-        problems += self.data.problems
+        self.skip_bad_rows = skip_bad_rows
+        self.data: DataReport = preflight.check_data(self.config, whole=skip_bad_rows is not None)
+        if skip_bad_rows is None:
+            problems += self.data.problems
         if problems:
             raise RequestError(problems)
         self.device: Device = plan.find_device()
@@ -134,12 +145,25 @@ class FineTuner:
 
     def verify_data(self) -> DataReport:
         """Read the data of this run from end to end, print what was found and return it."""
-        from swift_toolkit import preflight
+        from swift_toolkit import data_report, preflight
 
         self.data = preflight.check_data(self.config, whole=True)
-        for line in self.data.summary():
+        for line in (*self.data.summary(), *data_report.histogram_lines(self.data)):
             print(line)
         return self.data
+
+    def preview_data(self, count: int) -> None:
+        """Print the first ``count`` rows as the model will see them; what is learned is in colour on a terminal.
+
+        Imports ms-swift and the model's tokenizer, no weights.
+        """
+        from swift_toolkit import preflight, preview
+
+        preflight.unpack_models(self.config)
+        settings = {name: setting.value for name, setting in self.config.settings.items()}
+        view = preview.TemplateView(settings["model"], self.data.rules, settings)
+        for row in view.rows(settings["dataset"], count):
+            print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
@@ -209,7 +233,11 @@ class FineTuner:
 
         preflight.unpack_models(self.config)
         directory = self._claim(runs)
-        given = dataset_copy.prepare(self.data, directory / "data")
+        given = dataset_copy.prepare(self.data, directory / "data", self.skip_bad_rows)
+        if given.rejected is not None:
+            count, place = given.left_out.total(), given.rejected
+            console.say(f"{count:,} bad rows are left out, listed with reasons in {place}")
+        self.left_out = given.as_dict()
         self.config.replace("dataset", given.train)
         self.config.replace("val_dataset", given.val)
         self.print_plan()
@@ -371,7 +399,7 @@ class _Run:
         return {
             "config": {name: setting.value for name, setting in settings.items()},
             "sources": {name: str(setting.source) for name, setting in settings.items()},
-            "data": self.tuner.data.as_dict(),
+            "data": {**self.tuner.data.as_dict(), "given": self.tuner.left_out},
             "model_parameters": self.outcome.get("model_parameter_info"),
             "rows": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
         }
@@ -430,6 +458,22 @@ def make_parser() -> command_line.Parser:
         "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
     )
     parser.add_argument(
+        "--preview", metavar="N", type=int, help="show N rows as the model will see them, and stop"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", help="with --verify-data: also write what was found as HTML"
+    )
+    parser.add_argument(
+        "--convert", metavar="FILE", help="write the training data as messages JSONL, and stop"
+    )
+    parser.add_argument(
+        "--skip-bad-rows",
+        metavar="N|P%",
+        nargs="?",
+        const="",
+        help="train without the rows that have errors, at most N of them or P percent",
+    )
+    parser.add_argument(
         "--verify-data", action="store_true", help="read all data, say what is wrong, and stop"
     )
     parser.add_argument(
@@ -470,12 +514,19 @@ def _command(words: list[str]) -> int:
         return 2
     if options.upgrade:
         return _upgrade(source, settings, options)
-    tuner = FineTuner.from_command_line(source, settings)
+    looking = options.verify_data or options.convert is not None
+    skip = options.skip_bad_rows if options.skip_bad_rows is not None or not looking else ""
+    tuner = FineTuner.from_command_line(source, settings, skip)
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             console.say(notice)
+    if options.preview is not None:
+        tuner.preview_data(options.preview)
+        return 0
+    if options.convert is not None:
+        return _convert(tuner, options.convert)
     if options.verify_data:
-        return _verify(tuner, options.json)
+        return _verify(tuner, options)
     if options.dry_run:
         if options.json:
             print(json.dumps(tuner.describe(), ensure_ascii=False, default=str))
@@ -533,10 +584,22 @@ def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Nam
     return 0
 
 
-def _verify(tuner: FineTuner, as_json: bool) -> int:
-    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+def _convert(tuner: FineTuner, target: str) -> int:
+    from swift_toolkit.dataset_copy import convert
+
+    console.say(f"{convert(tuner.data, Path(target)):,} rows written")
+    print(target)
+    return 0
+
+
+def _verify(tuner: FineTuner, options: argparse.Namespace) -> int:
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         report = tuner.verify_data()
-    if as_json:
+    if options.report:
+        from swift_toolkit.data_report import write_report
+
+        write_report(report, Path(options.report))
+    if options.json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, default=str))
     return 0 if report.ok else 2
 

@@ -448,3 +448,65 @@ def test_multimodal_data_needs_media() -> None:
         '"--dataset" holds no images, videos or audios, which preset "multimodal" is for. '
         'Add them to the rows, or set "preset" to "lora".'
     )
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_data(tmp_path: Path) -> Path:
+    """Nine good rows and one without an answer."""
+    path = tmp_path / "mine.jsonl"
+    rows = Path(DATA).read_text(encoding="utf-8").splitlines()[:9]
+    path.write_text(
+        "\n".join([*rows, '{"messages": [{"role": "user", "content": "And?"}]}']) + "\n", encoding="utf-8"
+    )
+    return path
+
+
+def test_verify_data_shows_all_and_writes_a_page(bad_data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "data.html"
+    done = run(
+        "--config",
+        "configs/quickstart.json",
+        "--dataset",
+        str(bad_data),
+        "--verify-data",
+        "--report",
+        str(page),
+    )
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[0] == f"{bad_data}: messages, 10 rows, 1 bad"
+    assert (
+        f'  {bad_data}:10: row has no answer: the last message must be from "assistant".'
+        in done.stdout.splitlines()
+    )
+    assert "tokens per row (estimated)" in done.stdout
+    assert "row has no answer" in page.read_text(encoding="utf-8")
+
+
+def test_convert_writes_messages(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("query,response\nWho?,Robin\n")
+    out = tmp_path / "a.jsonl"
+    done = run(
+        "--config", "configs/quickstart.json", "--dataset", str(tmp_path / "a.csv"), "--convert", str(out)
+    )
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert [message["content"] for message in row["messages"]] == ["Who?", "Robin"]
+
+
+@pytest.mark.slow
+def test_bad_rows_are_left_out_on_request_and_counted(
+    bad_data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = tiny(tiny_model, tmp_path / "out", dataset=str(bad_data), max_steps=2)
+    assert run(*flags(settings)).returncode == 2
+    done = run(*flags(settings), "--skip-bad-rows", "1")
+    assert done.returncode == 0, done.stderr
+    assert "1 bad rows are left out" in done.stderr
+    (directory,) = (tmp_path / "out").glob("v0-*")
+    given = json.loads((directory / "result.json").read_text())["data"]["given"]
+    assert given["rows_left_out"] == 1
+    assert "And?" in (directory / "data/rejected.jsonl").read_text()
+    assert len((directory / "data/mine.jsonl").read_text(encoding="utf-8").splitlines()) == 9
