@@ -190,8 +190,11 @@ class _Verification:
             self.report.groups[kind].count += tally.counts[kind] - len(founds)
         if entry.split == "train":
             self.report.turns.update(tally.turns)
+            share = tally.turns.total() / max(
+                tally.tokens.total(), 1
+            )  # the tokens of some rows stand for all
             for bar, rows in tally.tokens.items():
-                self.report.tokens[bar * TOKEN_STEP] += rows
+                self.report.tokens[bar * TOKEN_STEP] += round(rows * share)
 
     def compare(self) -> None:
         """Look for what only all rows together show: copies, leaks, one answer for everything."""

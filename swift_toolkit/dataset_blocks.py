@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, chain, repeat
 from operator import attrgetter, itemgetter, rshift, sub
@@ -28,6 +28,12 @@ from swift_toolkit.dataset_checks import (
 from swift_toolkit.dataset_rows import Layout, layout_of
 from swift_toolkit.dataset_shape import Shape
 from swift_toolkit.dataset_tally import ANSWERS_AT_ONCE, TOKEN_STEP, Tally
+
+COUNTED = 8
+"""Of so many blocks the tokens of one are counted, for the histogram; they stand for those passed before it."""
+
+FEW_ROWS = 100
+"""A smaller block, one of a small file or beside a bad row, is counted in any case."""
 
 _ROLES = Literal["system", "user", "human", "assistant", "gpt", "bot"]
 _Texts = tuple[str, ...]
@@ -58,6 +64,8 @@ class BlockCheck:
         self.decode = msgspec.json.Decoder(shape.struct(replace)).decode_lines
         self.errors = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
         self.rules = rules
+        self.passed_blocks = 0
+        self.passed_rows = 0
         self.good: dict[tuple[str, ...], bool] = {}
 
     @staticmethod
@@ -99,15 +107,18 @@ class BlockCheck:
         if any(map(is_tiny, short)) or self._is_odd(chunk, joined):
             return False
         turns = Counter(map(len, texts))
-        lengths = _lengths(contents, texts, turns)
-        if self._may_be_too_long(max(lengths), max(turns), joined):
+        if self._may_be_too_long(contents, texts, turns, joined):
             return False
         tally.rows += len(rows)
         tally.lines += len(rows)
         tally.turns.update(turns)
         tally.prints.extend(map(hash, texts), len(texts))
         tally.note_answers(answers[:ANSWERS_AT_ONCE])
-        _count_tokens(tally, lengths, len(contents) / len(texts), joined)
+        self.passed_rows += len(rows)
+        self.passed_blocks += 1
+        if self.passed_blocks % COUNTED == 1 or len(rows) < FEW_ROWS:
+            _count_tokens(tally, _lengths(contents, texts, turns), len(contents), joined, self.passed_rows)
+            self.passed_rows = 0
         return True
 
     def roles_are_right(self, roles: tuple[str, ...]) -> bool:
@@ -127,12 +138,17 @@ class BlockCheck:
             return bool("\ufffd" in text or MOJIBAKE.search(text) or INVISIBLE.search(text))
         return any(odd.search(chunk) for odd in (_UNSEEN, _C1, _CONTROL))
 
-    def _may_be_too_long(self, longest: int, turns: int, text: str) -> bool:
+    def _may_be_too_long(
+        self, contents: list[str], texts: list[_Texts], turns: Counter[int], joined: str
+    ) -> bool:
         limit = self.rules.max_length
         if limit is None:
             return False
-        width = 1 if text.isascii() else 3
-        return longest * width // BYTES_PER_TOKEN + turns * TOKENS_PER_MESSAGE > limit
+        most = max(turns)
+        limit = (limit - most * TOKENS_PER_MESSAGE) * BYTES_PER_TOKEN // (1 if joined.isascii() else 3)
+        if max(map(len, contents)) * most <= limit:
+            return False
+        return max(_lengths(contents, texts, turns)) > limit
 
 
 class _MessageBlocks(BlockCheck):
@@ -173,22 +189,23 @@ class _MessageBlocks(BlockCheck):
             return None
         if len(turns) == 1:  # as most files are; faster than to go through each row
             messages = list(chain.from_iterable(talks))
-            texts = _in_rows(list(map(self.content_of, messages)), *turns)
-            roles = _in_rows(list(map(self.role_of, messages)), *turns)
+            texts = list(_in_rows(list(map(self.content_of, messages)), *turns))
+            roles = set(_in_rows(list(map(self.role_of, messages)), *turns))
         else:
             texts = list(map(tuple, map(partial(map, self.content_of), talks)))
-            roles = list(map(tuple, map(partial(map, self.role_of), talks)))
+            roles = set(map(tuple, map(partial(map, self.role_of), talks)))
         if self.system_of is not None:
             systems = list(map(self.system_of, rows))
             if not all(isinstance(system, str) for system in systems):
                 return None
             texts = [(system, *text) for system, text in zip(systems, texts, strict=True)]
-            roles = [("system", *role) for role in roles]
-        return texts if all(map(self.roles_are_right, set(roles))) else None
+            roles = {("system", *role) for role in roles}
+        return texts if all(map(self.roles_are_right, roles)) else None
 
 
-def _in_rows(values: list[Any], width: int) -> list[tuple[Any, ...]]:
-    return list(zip(*(values[at::width] for at in range(width)), strict=True))
+def _in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
+    """Values in rows of one width."""
+    return zip(*(values[at::width] for at in range(width)), strict=True)
 
 
 class _TextBlocks(BlockCheck):
@@ -226,17 +243,19 @@ def _lengths(contents: list[str], texts: list[_Texts], turns: Counter[int]) -> l
     return list(map(sub, bounds[1:], bounds))
 
 
-def _count_tokens(tally: Tally, lengths: list[int], turns: float, text: str) -> None:
+def _count_tokens(tally: Tally, lengths: list[int], messages: int, text: str, rows: int) -> None:
     """Count rows by tokens, to within the step of the histogram.
 
     Args:
         tally: what to add to.
-        lengths: characters of each row.
-        turns: messages in a row, on average.
-        text: of all rows, from whose beginning the bytes of a character are taken.
+        lengths: characters of each row of a block.
+        messages: how many these rows have.
+        text: of all of them, from whose beginning the bytes of a character are taken.
+        rows: how many rows they stand for.
     """
     sample = text[:20_000]
     width = len(sample.encode()) / len(sample) / BYTES_PER_TOKEN
-    for length, rows in Counter(map(rshift, lengths, repeat(_FINE))).items():
-        tokens = ((length << _FINE) + (1 << _FINE) / 2) * width + TOKENS_PER_MESSAGE * turns
-        tally.tokens[int(tokens) // TOKEN_STEP] += rows
+    marks = TOKENS_PER_MESSAGE * messages / len(lengths)
+    for length, times in Counter(map(rshift, lengths, repeat(_FINE))).items():
+        tokens = ((length << _FINE) + (1 << _FINE) / 2) * width + marks
+        tally.tokens[int(tokens) // TOKEN_STEP] += round(times * rows / len(lengths))

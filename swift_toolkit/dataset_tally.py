@@ -104,7 +104,7 @@ class Tally:
         counts: kind of flaw -> how many.
         found: kind of flaw -> the first few.
         turns: messages in a row -> rows.
-        tokens: estimated tokens of a row by `TOKEN_STEP` -> rows.
+        tokens: estimated tokens of a row by `TOKEN_STEP` -> rows, of some of the rows.
         answers: answer -> how often it was seen among `sampled` answers; only frequent ones.
         sampled: answers that were compared.
         pending: answers noted and not yet compared.
