@@ -125,7 +125,7 @@ class Served:
         thinks = bool(getattr(meta, "is_thinking", False) or getattr(meta, "non_thinking_prefix", ""))
         return {
             "template": meta.template_type,
-            "system": meta.default_system if self.template.system is None else self.template.system,
+            "system": meta.default_system,
             "dtype": str(self.engine.model_info.torch_dtype).removeprefix("torch."),
             "max_model_len": self.engine.max_model_len,
             "thinks": thinks,
