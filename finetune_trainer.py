@@ -21,6 +21,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from swift_toolkit.process import Child
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
+
+FAILED_FOR = 15.0
+"""Seconds after which a run is ended whose process has failed and which has not ended by itself."""
 
 ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
@@ -122,19 +126,23 @@ class FineTuner:
         overrides_from: Literal["command line", "call"],
         skip_bad_rows: str | None,
     ) -> None:
-        from swift_toolkit import plan, preflight
+        from swift_toolkit import launch, plan, preflight
         from swift_toolkit.config import read_request
 
         self.config: Config
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
+        self.device: Device = plan.find_device()
+        problems += launch.problems(self.device)
         self.skip_bad_rows = skip_bad_rows
         self.data: DataReport = preflight.check_data(self.config, whole=skip_bad_rows is not None)
         if skip_bad_rows is None:
             problems += self.data.problems
         if problems:
             raise RequestError(problems)
-        self.device: Device = plan.find_device()
+        self.given = {
+            name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
+        }
         plan.fill_automatic(self.config, self.device)
         self.output_dir = Path(
             self.config.get("output_dir") or plan.default_output_dir(self.config)
@@ -167,7 +175,7 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
-        from swift_toolkit import plan, runs
+        from swift_toolkit import launch, plan, runs
 
         self._write_to(runs.next_run_directory(self.output_dir))
         settings = self.config.settings
@@ -181,8 +189,10 @@ class FineTuner:
             "memory": plan.memory(self.config),
             "launch": {
                 "device": str(self.device),
-                "command": plan.launch_command(self.config, self.device),
-                "environment": plan.environment(self.device),
+                "processes": launch.processes(self.config, self.device),
+                "nodes": launch.nodes().count,
+                "command": launch.command(self.config, self.device),
+                "environment": self.environment(),
                 "effective_batch_size": plan.effective_batch_size(self.config, self.device),
                 "steps": plan.step_count(self.config, self._rows(), self.device),
             },
@@ -190,11 +200,11 @@ class FineTuner:
 
     def print_plan(self, file: IO[str] | None = None) -> None:
         """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
-        from swift_toolkit import plan
+        from swift_toolkit import launch, plan
 
         config, device = self.config, self.device
         batch = config.get("per_device_train_batch_size", 1)
-        world, accumulation = plan.processes(config, device), plan.accumulation(config, device)
+        world, accumulation = launch.world_size(config, device), plan.accumulation(config, device)
         effective = plan.effective_batch_size(config, device)
         steps = plan.step_count(config, self._rows(), device)
         facts = [
@@ -202,6 +212,7 @@ class FineTuner:
             ("data", self.data.headline()),
             ("preset", plan.preset_phrase(config)),
             ("device", str(device)),
+            ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
             ("output", str(self.output_dir)),
@@ -209,6 +220,12 @@ class FineTuner:
         console.print_facts(facts, file)
         rows = [(name, one.shown, str(one.source)) for name, one in sorted(config.settings.items())]
         console.print_table(("setting", "value", "from"), rows, file)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that training processes get besides those of this process."""
+        from swift_toolkit import launch, plan
+
+        return {**plan.environment(self.device), **launch.environment(self.config, self.device)}
 
     def _rows(self) -> int | None:
         from swift_toolkit import preflight
@@ -229,10 +246,12 @@ class FineTuner:
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
-        from swift_toolkit import dataset_copy, preflight, runs
+        from swift_toolkit import dataset_copy, launch, preflight, runs
 
         preflight.unpack_models(self.config)
-        directory = self._claim(runs)
+        first = launch.is_first()
+        directory = self._claim(runs) if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
+        self._write_to(directory)
         given = dataset_copy.prepare(self.data, directory / "data", self.skip_bad_rows)
         if given.rejected is not None:
             count, place = given.left_out.total(), given.rejected
@@ -240,8 +259,11 @@ class FineTuner:
         self.left_out = given.as_dict()
         self.config.replace("dataset", given.train)
         self.config.replace("val_dataset", given.val)
-        self.print_plan()
-        return _Run(self, directory, verbose).carry_out()
+        if first:
+            self.print_plan()
+            return _Run(self, directory, verbose).carry_out()
+        console.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
+        return _RunElsewhere(self, directory, verbose).carry_out()
 
     def _claim(self, runs: ModuleType) -> Path:
         try:
@@ -254,7 +276,6 @@ class FineTuner:
             raise RunError(
                 f"{self.output_dir}: the run directory cannot be made ({error.strerror})."
             ) from None
-        self._write_to(directory)
         return directory
 
     def _write_to(self, directory: Path) -> None:
@@ -283,22 +304,53 @@ class _Run:
         self.eval_losses: list[float] = []
         self.metrics: dict[str, float] = {}
         self.outcome: dict[str, Any] = {}
-        self.error: dict[str, Any] = {}
+        self.errors: list[dict[str, Any]] = []
+        self.failed = 0.0
+        self.differences: list[str] = []
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
-        from swift_toolkit import plan, training
+        from swift_toolkit import launch, training
         from swift_toolkit.process import Child
 
-        config = self.tuner.config
-        request = {"command": config.command, "arguments": config.arguments()}
-        command = plan.launch_command(config, self.tuner.device)
-        environment = {training.REQUEST_VARIABLE: json.dumps(request), **plan.environment(self.tuner.device)}
+        config, device = self.tuner.config, self.tuner.device
+        command = launch.command(config, device)
+        environment = {training.REQUEST_VARIABLE: json.dumps(self._request()), **self.tuner.environment()}
         echo = sys.stderr if self.verbose else None
         with Child(command, self.log, environment, echo) as child, console.TrainingLine() as line:
+            if (nodes := launch.nodes()).count > 1:
+                line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
             self._follow(child, line)
             status = child.process.wait()
         return self._finish(status)
+
+    def _request(self) -> dict[str, Any]:
+        """What the training process shall do."""
+        from swift_toolkit import launch
+
+        config = self.tuner.config
+        return {
+            "command": config.command,
+            "arguments": config.words(),
+            "directory": str(self.directory),
+            "peers": self._peers() if launch.takes_part() or launch.nodes().count > 1 else None,
+        }
+
+    def _peers(self) -> dict[str, Any]:
+        """What every process that others started must be asked alike."""
+        import socket
+
+        from swift_toolkit import launch, preflight
+
+        node = f"node {launch.nodes().rank} ({socket.gethostname()})"
+        settings = self.tuner.config.settings
+        data = preflight.fingerprints(self.tuner.data)
+        versions = {name: version for name, version in _versions().items() if name in _SAME_VERSIONS}
+        return {
+            "own_starter": launch.takes_part(),
+            "automatic": [name for name, one in settings.items() if one.source.kind == "automatic"],
+            "same": {"node": node, "given": self.tuner.given, "data": data, "versions": versions},
+        }
 
     def _follow(self, child: Child, line: console.TrainingLine) -> None:
         events, asked = child.events(), -ONE_PRESS
@@ -307,7 +359,9 @@ class _Run:
                 for event in events:
                     if event is not None:
                         self._take(event)
-                        line.show(event)
+                        self._show(event, line)
+                    elif self.errors and time.monotonic() > self.failed + FAILED_FOR:
+                        child.end(patience=0)
                 return
             except KeyboardInterrupt as interrupt:
                 if time.monotonic() - asked < ONE_PRESS:
@@ -322,6 +376,9 @@ class _Run:
                 line.note("stopping after this step, then saving (Ctrl-C again ends at once)")
                 os.kill(self.pid, signal.SIGTERM)
                 events = child.events()
+
+    def _show(self, event: dict[str, Any], line: console.TrainingLine) -> None:
+        line.show(event)
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -341,7 +398,10 @@ class _Run:
             self.best = event["best_model_checkpoint"] or self.best
             self._link()
         elif kind == "error":
-            self.error = event
+            self.failed = self.failed if self.errors else time.monotonic()
+            self.errors.append(event)
+        elif kind == "refused":
+            self.differences = event["differences"]
 
     def _link(self) -> None:
         from swift_toolkit import runs
@@ -353,6 +413,8 @@ class _Run:
         result = self._result(exit_status)
         reason = self._reason(exit_status) if result.status == "failed" else ""
         self._write(result, reason)
+        if self.differences:
+            raise RequestError([Problem(line.removesuffix(".")) for line in self.differences])
         if result.status == "failed":
             raise RunError(reason)
         if self.interrupt is not None:
@@ -376,17 +438,22 @@ class _Run:
         return TrainingResult(status, self.directory, last, best, self.steps, metrics, rounded)
 
     def _reason(self, exit_status: int) -> str:
-        from swift_toolkit import plan
+        from swift_toolkit import failure, launch, plan
 
-        config, device = self.tuner.config, self.tuner.device
-        words = f"{self.error.get('type', '')}: {self.error.get('message', '')}".strip(": ")
-        first = words.splitlines()[0] if words else f"the training process ended with status {exit_status}"
-        if exit_status == -signal.SIGKILL and not self.error:
-            first = "the system killed the training process, most often for lack of memory"
-        elif "out of memory" not in words.lower() and "OutOfMemory" not in words:
-            return f"Training failed: {first}. The whole log: {self.log}"
-        advice = "\n".join(f"  {line}" for line in plan.memory_advice(config, device))
-        return f"Training failed: {first}. The whole log: {self.log}\nOut of memory? In this order, try:\n{advice}"
+        if self.differences:
+            return "\n".join(self.differences)
+        what, memory = failure.reason(self.errors, exit_status, self.log)
+        if not self.pid and (nodes := launch.nodes()).count > 1:
+            what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
+        lines = [f"Training failed: {what}. The whole log: {self.log}"]
+        if memory:
+            advice = plan.memory_advice(self.tuner.config, self.tuner.device)
+            lines += ["Out of memory? In this order, try:", *(f"  {line}" for line in advice)]
+        elif self.last:
+            lines.append(
+                f"To go on from the last checkpoint, add: --resume_from_checkpoint {_short(Path(self.last))}"
+            )
+        return "\n".join(lines)
 
     def _write(self, result: TrainingResult, reason: str) -> None:
         from swift_toolkit import runs
@@ -405,6 +472,49 @@ class _Run:
         }
 
 
+class _RunElsewhere(_Run):
+    """The part of a run that is shown, and written down, by the process that has rank 0.
+
+    Its own directory is for the log of the start and for copies of data; it is gone at the end.
+    """
+
+    directory_of_run: Path | None = None
+
+    def _take(self, event: dict[str, Any]) -> None:
+        super()._take(event)
+        if event["event"] == "agreed":
+            self.directory_of_run = Path(event["directory"])
+
+    def _show(self, event: dict[str, Any], line: console.TrainingLine) -> None:
+        if event["event"] == "agreed":
+            line.note(f"taking part in {self.directory_of_run}")
+
+    def _link(self) -> None:
+        pass
+
+    def _finish(self, exit_status: int) -> TrainingResult:
+        self._keep_log()
+        return super()._finish(exit_status)
+
+    def _keep_log(self) -> None:
+        """Put the log of the start beside those of the ranks, which are in the run's directory already."""
+        import shutil
+
+        from swift_toolkit import launch
+
+        if self.directory_of_run is None:
+            return
+        name = f"rank{os.environ['RANK']}" if launch.takes_part() else f"node{launch.nodes().rank}"
+        logs = self.directory_of_run / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log = Path(shutil.move(self.log, logs / f"start-{name}.log"))
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory = self.directory_of_run
+
+    def _write(self, result: TrainingResult, reason: str) -> None:
+        pass
+
+
 class Interrupted(KeyboardInterrupt):
     """A run ended by Ctrl-C or SIGTERM.
 
@@ -418,12 +528,25 @@ class Interrupted(KeyboardInterrupt):
         self.result, self.cause = result, cause
 
 
+_SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "deepspeed")
+"""What must be the same on every node."""
+
+
 def _versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
     versions = {"python": platform.python_version()}
-    for name in ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "datasets"):
+    for name in (
+        "swift-toolkit",
+        "ms-swift",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "datasets",
+        "deepspeed",
+    ):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -479,6 +602,14 @@ def make_parser() -> command_line.Parser:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
     )
+    launching = parser.add_argument_group("several devices and machines", "(or the environment, in capitals)")
+    launching.add_argument(
+        "--nproc-per-node", metavar="N", help="processes on this machine; else one a device"
+    )
+    launching.add_argument("--nnodes", metavar="N", help="machines that take part")
+    launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
+    launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
+    launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
     parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
     parser.add_argument(
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
@@ -503,11 +634,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             console.say(str(error))
 
-    return command_line.run(lambda: _command(words), on_error, "--debug" in words)
+    with contextlib.ExitStack() as stack:
+        if (
+            os.environ.get("LOCAL_RANK", "0") != "0"
+        ):  # under torchrun, the first process of a node speaks for all
+            silence = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        return command_line.run(lambda: _command(words), on_error, "--debug" in words)
 
 
 def _command(words: list[str]) -> int:
+    from swift_toolkit import launch
+
     options, settings = make_parser().parse(words)
+    for name in launch.FLAGS:
+        if (value := getattr(options, name)) is not None:
+            os.environ[name.upper()] = value
     source, settings = _request(options, settings)
     if not source and not settings:
         make_parser().print_help(sys.stderr)
@@ -536,9 +679,11 @@ def _command(words: list[str]) -> int:
     try:
         result = tuner.run_training(options.verbose)
     except Interrupted as interrupted:
-        _say_how_to_go_on(interrupted.result, words)
+        if launch.is_first():
+            _say_how_to_go_on(interrupted.result, words)
         raise interrupted.cause from None
-    _print_result(result, options.json)
+    if launch.is_first():
+        _print_result(result, options.json)
     return 0
 
 

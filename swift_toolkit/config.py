@@ -129,15 +129,17 @@ class Config:
             self.settings[name] = replace(self.settings[name], value=value)
 
     def arguments(self) -> list[str]:
-        """The argument list for ms-swift's own parser, e.g. ``["--lora_rank", "8"]``."""
-        result = []
+        """The argument list for ms-swift's own parser, e.g. ``["--lora_rank=8"]``."""
+        return [word for words in self.words().values() for word in words]
+
+    def words(self) -> dict[str, list[str]]:
+        """The words of each argument for ms-swift's own parser, e.g. ``{"lora_rank": ["--lora_rank=8"]}``."""
+        result = {}
         for name, setting in self.settings.items():
             values = setting.value if isinstance(setting.value, list) else [setting.value]
             words = [_word(value) for value in values]
-            if len(words) == 1:  # with "=", so that a value may begin with "-"
-                result.append(f"--{name}={words[0]}")
-            else:
-                result += [f"--{name}", *words]
+            # with "=", so that a value may begin with "-"
+            result[name] = [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
         return result
 
 

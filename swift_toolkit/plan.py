@@ -1,4 +1,4 @@
-"""The plan of a training run: the device, the settings chosen automatically, how the run is launched.
+"""The plan of a training run: the device, the settings chosen automatically, its size.
 
 Everything is learned from files and the operating system; torch is not imported.
 """
@@ -11,12 +11,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from swift_toolkit import demo_model
+from swift_toolkit import demo_model, launch
 from swift_toolkit.config import Config
 
 
@@ -42,59 +43,140 @@ class Device:
         return f"{text} ({detail})" if detail else text
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU: its model, its UUID ("GPU-..."), and whether it is cut into MIG instances."""
+
+    name: str = "NVIDIA GPU"
+    uuid: str = ""
+    mig: bool = False
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this machine has, whatever the environment hides of it.
+
+    Args:
+        build: what the installed torch is built for: ``cuda``, ``rocm`` or ``cpu``.
+        nvidia: the GPUs the driver knows.
+        amd: how many GPUs the ROCm driver knows.
+        npus: how many Ascend devices, if torch_npu is installed.
+        apple: whether it is a Mac with Apple's own processor.
+    """
+
+    build: Literal["cuda", "rocm", "cpu"] = "cpu"
+    nvidia: Sequence[Gpu] = ()
+    amd: int = 0
+    npus: int = 0
+    apple: bool = False
+
+
+def hardware() -> Hardware:
+    """Look at this machine. Everything else about devices follows from what this says and the environment."""
+    nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id") if Path("/dev/kfd").exists() else ()
+    return Hardware(
+        _torch_build(),
+        _nvidia_gpus(),
+        sum(node.read_text().strip() != "0" for node in nodes),
+        len(list(Path("/dev").glob("davinci[0-9]*"))) if importlib.util.find_spec("torch_npu") else 0,
+        sys.platform == "darwin" and os.uname().machine == "arm64",
+    )
+
+
 def find_device() -> Device:
     """The accelerators this process may use, else the CPU."""
-    build = _torch_build()
-    gpus = _nvidia_gpus()
-    if gpus:
-        visible = _visible("CUDA_VISIBLE_DEVICES", len(gpus))
-        if build == "cpu":
+    found = hardware()
+    if found.nvidia:
+        if found.build == "cpu":
             return Device("cpu", reason="the installed torch is a CPU build, the GPU stays unused")
+        visible, reason = _visible_nvidia(found.nvidia)
         if visible:
-            return Device("cuda", visible, gpus[0])
-        return Device("cpu", reason="CUDA_VISIBLE_DEVICES hides every GPU")
-    if build == "rocm" and Path("/dev/kfd").exists():
-        nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
-        count = sum(node.read_text().strip() != "0" for node in nodes)
-        return Device("cuda", _visible("HIP_VISIBLE_DEVICES", count) or 1, "ROCm")
-    npus = len(list(Path("/dev").glob("davinci[0-9]*")))
-    if npus and importlib.util.find_spec("torch_npu"):
-        return Device("npu", _visible("ASCEND_RT_VISIBLE_DEVICES", npus))
-    if sys.platform == "darwin" and os.uname().machine == "arm64":
-        return Device("mps")
-    return Device("cpu", reason="no accelerator found")
+            return Device("cuda", len(visible), visible[0].name, reason)
+        return Device("cpu", reason=reason or "CUDA_VISIBLE_DEVICES hides every GPU")
+    if found.build == "rocm" and found.amd:
+        names = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+        variable = next((name for name in names if name in os.environ), names[0])
+        return _visible("cuda", found.amd, variable, "ROCm")
+    if found.npus:
+        return _visible("npu", found.npus, "ASCEND_RT_VISIBLE_DEVICES")
+    return Device("mps") if found.apple else Device("cpu", reason="no accelerator found")
 
 
-def _torch_build() -> str:
-    """``cuda``, ``rocm`` or ``cpu``, from the version file of the installed torch."""
+def _torch_build() -> Literal["cuda", "rocm", "cpu"]:
+    """What torch is built for, from the version file of the installed one."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "cpu"
     version = Path(spec.origin).with_name("version.py")
     text = version.read_text() if version.exists() else ""
-    for build, variable in (("rocm", "hip"), ("cuda", "cuda")):
-        if re.search(rf"^{variable}\b[^=]*= *['\"]", text, re.MULTILINE):
-            return build
-    return "cpu"
+    if re.search(r"^hip\b[^=]*= *['\"]", text, re.MULTILINE):
+        return "rocm"
+    return "cuda" if re.search(r"^cuda\b[^=]*= *['\"]", text, re.MULTILINE) else "cpu"
 
 
-def _nvidia_gpus() -> list[str]:
-    """The model name of each NVIDIA GPU the driver knows."""
-    names = []
+def _nvidia_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs the driver knows, in the order of their numbers."""
+    gpus = []
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        found = re.search(r"^Model:\s*(.+?)\s*$", information.read_text(), re.MULTILINE)
-        names.append(found[1] if found else "NVIDIA GPU")
-    if not names:  # containers without that tree, and WSL
-        names = ["NVIDIA GPU"] * len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return names or ["NVIDIA GPU"] * Path("/dev/dxg").exists()
+        told = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.+?)\s*$", information.read_text(), re.MULTILINE))
+        instances = Path(f"/proc/driver/nvidia/capabilities/gpu{told.get('Device Minor')}/mig")
+        mig = any(instances.glob("gi*"))
+        gpus.append(Gpu(told.get("Model", Gpu.name), told.get("GPU UUID", ""), mig))
+    if not gpus:  # containers without that tree, and WSL
+        return [Gpu()] * (len(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists())
+    return gpus
 
 
-def _visible(variable: str, count: int) -> int:
-    """How many of ``count`` devices the environment variable leaves visible."""
-    value = os.environ.get(variable)
+def _visible_nvidia(gpus: Sequence[Gpu]) -> tuple[list[Gpu], str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, and why they are fewer than it names.
+
+    As CUDA reads it (CUDA C++ Programming Guide, "CUDA Environment Variables"): numbers and UUIDs, which may be
+    abbreviated; the first that means no GPU hides itself and all after it; one named twice hides all. Of MIG
+    instances a process sees one only, and no other GPU beside it (NVIDIA MIG User Guide, "CUDA Device Enumeration").
+    """
+    one_mig = "a process can use only one MIG instance"
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
-        return count
-    return len([part for part in value.split(",") if part.strip() and part.strip() != "-1"])
+        cut = [gpu for gpu in gpus if gpu.mig]
+        return (cut[:1], one_mig) if cut else (list(gpus), "")
+    chosen: list[int] = []
+    words = [word.strip() for word in value.split(",")]
+    for word in words:
+        if word.startswith("MIG-"):
+            return (
+                ([Gpu(gpus[0].name, word, True)], one_mig) if not chosen else ([gpus[n] for n in chosen], "")
+            )
+        number = _gpu_number(word, gpus, len(chosen))
+        if number is None:
+            named = f'CUDA_VISIBLE_DEVICES names "{word}", which is no GPU of this machine'
+            return [gpus[n] for n in chosen], "" if word in ("", "-1") else named
+        if number in chosen:
+            return [], f'CUDA_VISIBLE_DEVICES names "{word}" twice, which hides every GPU'
+        chosen.append(number)
+    return [gpus[n] for n in chosen], ""
+
+
+def _gpu_number(word: str, gpus: Sequence[Gpu], unnamed: int) -> int | None:
+    """The GPU that ``word`` means; ``unnamed`` where the driver does not tell UUIDs. None if there is none."""
+    if word.startswith("GPU-") and any(gpu.uuid for gpu in gpus):
+        found = [number for number, gpu in enumerate(gpus) if gpu.uuid.startswith(word)]
+        return found[0] if len(found) == 1 else None
+    number = unnamed if word.startswith("GPU-") else int(word) if word.isdecimal() else len(gpus)
+    return number if number < len(gpus) else None
+
+
+def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str = "") -> Device:
+    """``count`` devices but for those the environment variable hides: it lists numbers, up to the first that is
+    none (Ascend: CANN environment variables; ROCm: HIP_VISIBLE_DEVICES)."""
+    value = os.environ.get(variable)
+    words = [str(number) for number in range(count)] if value is None else value.split(",")
+    good = list(takewhile(lambda word: word.isdecimal() and int(word) < count, words))
+    if not good:
+        return Device("cpu", reason=f"{variable} hides every device")
+    rest = (
+        "" if len(good) == len(words) else f'{variable} names "{words[len(good)]}", which is no device here'
+    )
+    return Device(kind, len(good), name, rest)
 
 
 # --- automatic settings -------------------------------------------------------------------------------------
@@ -120,7 +202,7 @@ def fill_automatic(config: Config, device: Device) -> None:
         config.fill(
             "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
         )
-    if processes(config, device) > 1:
+    if launch.world_size(config, device) > 1:
         config.fill("ddp_backend", "gloo", "processes on CPUs talk through gloo")
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
         for name in ("fp16", "bf16"):
@@ -190,35 +272,8 @@ def _model_sizes(model: str) -> Mapping[str, Any]:
 # --- size of the run ----------------------------------------------------------------------------------------
 
 
-def processes(config: Config, device: Device) -> int:
-    """How many training processes run on this machine, from NPROC_PER_NODE or the engine that is asked for."""
-    asked = os.environ.get("NPROC_PER_NODE", "")
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    return device.count if config.get("deepspeed") or config.get("fsdp") else 1
-
-
-def needs_launcher(config: Config) -> bool:
-    """Whether the run goes through torch.distributed.run."""
-    variables = ("NPROC_PER_NODE", "NNODES")
-    return any(os.environ.get(name) for name in variables) or bool(
-        config.get("deepspeed") or config.get("fsdp")
-    )
-
-
-def launch_command(config: Config, device: Device) -> list[str]:
-    """The command that starts the training process or processes."""
-    module = ["-m", "swift_toolkit.training"]
-    if not needs_launcher(config):
-        return [sys.executable, *module]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes(config, device)}"]
-    given = [name for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if os.environ.get(name)]
-    command += [f"--{name.lower()}={os.environ[name]}" for name in given]
-    return [*command, *([] if given else ["--standalone"]), *module]  # alone: any free port will do
-
-
 def environment(device: Device) -> dict[str, str]:
-    """The variables a training process gets besides the user's own, which win.
+    """The variables a process that computes gets besides the user's own, which win.
 
     On a CPU, OpenMP's threads sleep while they wait instead of spinning: where other work shares the cores, spinning
     made a step 5 to 10 times slower (measured with torch 2.13 on two cores); results are the same.
@@ -230,14 +285,14 @@ def environment(device: Device) -> dict[str, str]:
 def accumulation(config: Config, device: Device) -> int:
     """Gradient accumulation steps; ms-swift's default makes the effective batch at least 16
     (``TrainArgumentsMixin.__post_init__``)."""
-    batch = config.get("per_device_train_batch_size", 1) * processes(config, device)
+    batch = config.get("per_device_train_batch_size", 1) * launch.world_size(config, device)
     return int(config.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
 
 
 def effective_batch_size(config: Config, device: Device) -> int:
-    """Rows per optimiser step, over all processes of this machine."""
+    """Rows per optimiser step, over all processes of all nodes."""
     batch = config.get("per_device_train_batch_size", 1)
-    return int(batch * accumulation(config, device) * processes(config, device))
+    return int(batch * accumulation(config, device) * launch.world_size(config, device))
 
 
 def step_count(config: Config, rows: int | None, device: Device) -> int | None:
@@ -249,9 +304,8 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batches: int = math.ceil(
-        rows / (config.get("per_device_train_batch_size", 1) * processes(config, device))
-    )
+    batch = config.get("per_device_train_batch_size", 1) * launch.world_size(config, device)
+    batches: int = math.ceil(rows / batch)
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
     epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
     return math.ceil(epochs * per_epoch)

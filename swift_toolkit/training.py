@@ -1,4 +1,4 @@
-"""The door to ms-swift's training: the process in which one run takes place.
+"""The door to ms-swift's training: the process in which one run, or one rank of it, takes place.
 
 Started by finetune_trainer.py through process.py, alone or under torch.distributed.run, with the request in the
 environment. It calls ms-swift's own ``sft_main`` (or ``pretrain_main``, ``rlhf_main``) with an argument list and
@@ -13,47 +13,154 @@ import signal
 import sys
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.process import Reporter
 
+if TYPE_CHECKING:
+    from swift_toolkit.peers import Peers
+
 REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
-"""Environment variable that holds the request: ``{"command": "sft", "arguments": [...]}``."""
+"""Environment variable that holds the request: ``command`` of ms-swift; ``arguments``, the words of each by its name;
+``directory`` of the run; ``peers``, what the processes that others start must agree on, null if there are none."""
 
 _MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rlhf_main",)}
+
+MEETING_SECONDS = 300
+"""How long processes that have been started wait for one another."""
+
+_MESSAGE_LENGTH = 600  # so that a line stays whole in a pipe that several processes write to (PIPE_BUF)
 
 
 def main() -> int:
     """Run the training that the environment asks for. Returns the exit status."""
-    request = json.loads(os.environ.pop(REQUEST_VARIABLE))
-    pipe = Reporter()
-    pipe.end_with_starter()
-    reporter = pipe if os.environ.get("RANK", "0") == "0" else None
-    stop = _StopFlag()
-    signal.signal(signal.SIGTERM, stop.ask)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
-    if reporter:
-        reporter("importing", pid=os.getpid())
-    try:
-        train = _train_function(request["command"], request["arguments"])
-        _add_callback(reporter, stop)
-        if reporter:
-            reporter("loading")
-        outcome = train(request["arguments"])
-    except Exception as error:
-        traceback.print_exc()
-        if reporter:
-            reporter("error", type=type(error).__name__, message=str(error))
-        return 1
-    if reporter:
-        reporter("result", **{key: outcome.get(key) for key in _KEPT}, stopped=stop.asked)
-    return 0
+    return _Training(json.loads(os.environ.pop(REQUEST_VARIABLE))).carry_out()
+
+
+class _Training:
+    """This process's part of a run."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.command, self.directory = request["command"], request["directory"]
+        self.words: dict[str, list[str]] = request["arguments"]
+        self.asked = request["peers"]
+        self.rank, self.world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+        self.leads = _number("LOCAL_RANK", 0) == 0
+        self.peers: Peers | None = None
+        self.stop = _StopFlag()
+        self.pipe = Reporter()
+        self.own_starter = self.asked is not None and self.asked["own_starter"]
+
+    def carry_out(self) -> int:
+        self.pipe.end_with_starter()
+        signal.signal(signal.SIGTERM, self.stop.ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
+        self.report("importing", pid=os.getpid())
+        try:
+            if self.asked is not None and not self._agree():
+                return 2
+            if self.rank:
+                _print_to(Path(self.directory) / "logs" / f"rank{self.rank}.log")
+            arguments = [word for words in self.words.values() for word in words]
+            train = _train_function(self.command, arguments)
+            _add_callback(self.report, self.stop)
+            self._prepare_deepspeed()
+            self.report("loading")
+            outcome = train(arguments)
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(error)
+            return 1
+        if self.peers:
+            self.peers.leave()
+        self.report("result", **{key: outcome.get(key) for key in _KEPT}, stopped=self.stop.asked)
+        return 0
+
+    def report(self, event: str, **details: Any) -> None:
+        """Tell the starter; of the processes that one starter has, the first speaks for all."""
+        if self.leads or self.own_starter:
+            self.pipe(event, **details)
+
+    def _agree(self) -> bool:
+        """Compare this process's request with that of rank 0, whose automatic settings and directory hold for all.
+        False if they differ."""
+        from swift_toolkit import peers
+
+        mine = peers.Request(automatic=self._automatic(), directory=self.directory, **self.asked["same"])
+        node, nodes = _number("GROUP_RANK", 0), _number("GROUP_WORLD_SIZE", 1)
+        self.peers = peers.Peers(_connect, self.rank, self.world, node, nodes, self.leads)
+        first, differences = self.peers.agree(mine)
+        if differences:
+            self.report("refused", differences=differences)
+            return False
+        for name in mine.automatic:
+            del self.words[name]
+        self.words |= {name: list(words) for name, words in first.automatic.items()}
+        self.words["output_dir"] = [f"--output_dir={first.directory}"]
+        self.directory = first.directory
+        self.report("agreed", directory=self.directory)
+        self.peers.watch(self._on_loss)
+        return True
+
+    def _automatic(self) -> dict[str, list[str]]:
+        return {name: self.words[name] for name in self.asked["automatic"]}
+
+    def _prepare_deepspeed(self) -> None:
+        """On CPUs: DeepSpeed, left to itself, would ask for a backend that needs Intel's oneCCL for ZeRO-3."""
+        if "deepspeed" in self.words and os.environ.get("DS_ACCELERATOR") == "cpu":
+            import deepspeed
+
+            deepspeed.init_distributed(dist_backend="gloo")
+
+    def _fail(self, error: Exception) -> None:
+        kind, message = type(error).__name__, str(error)[:_MESSAGE_LENGTH]
+        cause = self.peers.cause(str(error)) if self.peers else None
+        if self.peers and not cause:
+            first = f"rank {self.rank}: {kind}: {message}".splitlines()[0]
+            told = self.peers.tell(first)
+            cause = None if told.endswith(first) else told
+        self._report_error(kind, message, cause)
+
+    def _on_loss(self, reason: str) -> None:
+        """Another node has gone: end now, for whoever waits for it would wait for hours."""
+        print(reason, file=sys.stderr, flush=True)
+        self._report_error("", "", reason)
+        os._exit(1)
+
+    def _report_error(self, kind: str, message: str, cause: str | None) -> None:
+        place = {"rank": self.rank, "of": self.world, "time": time.time()}
+        self.pipe("error", **place, type=kind, message=message, cause=cause)
 
 
 _KEPT = (
     *("last_model_checkpoint", "best_model_checkpoint", "best_metric", "global_step", "memory"),
     *("model_parameter_info", "train_dataset", "val_dataset"),
 )
+
+
+def _number(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default))
+
+
+def _connect() -> Any:
+    """A connection to the store whose address torchrun puts into the environment."""
+    from torch import distributed
+
+    store, _, _ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
+    return distributed.PrefixStore(f"swift_toolkit/{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _print_to(log: Path) -> None:
+    """From now on, all that this process prints goes to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 class _StopFlag:
@@ -81,7 +188,7 @@ def _train_function(command: str, arguments: list[str]) -> Any:
     return next(getattr(module, name) for name in _MAINS[command] if hasattr(module, name))
 
 
-def _add_callback(reporter: Reporter | None, stop: _StopFlag) -> None:
+def _add_callback(report: Callable[..., None], stop: _StopFlag) -> None:
     """Give every Trainer that will be made a callback that reports and stops."""
     import importlib
 
@@ -116,8 +223,7 @@ def _add_callback(reporter: Reporter | None, stop: _StopFlag) -> None:
             self.say("end", step=state.global_step)
 
         def say(self, event: str, **details: Any) -> None:
-            if reporter:
-                reporter(event, time=time.time(), **details)
+            report(event, time=time.time(), **details)
 
     trainer.DEFAULT_CALLBACKS.append(Reporting)
 
