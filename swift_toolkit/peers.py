@@ -76,14 +76,9 @@ class Request:
             mine, theirs = getattr(self, kind), getattr(first, kind)
             for name in [*theirs, *(name for name in mine if name not in theirs)]:
                 if (here := mine.get(name)) != (there := theirs.get(name)):
-                    lines.append(
-                        f'"{name}" {_is(here)} on {self.node} and {_is(there)} on {first.node}. {do}'
-                    )
+                    where = f"{here or 'missing'} on {self.node}, but {there or 'missing'} on {first.node}"
+                    lines.append(f'"{name}" is {where}. {do}')
         return lines
-
-
-def _is(value: str | None) -> str:
-    return "is not there" if value is None else f"is {value}"
 
 
 class Peers:

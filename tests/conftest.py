@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,18 @@ SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shipped configs name their data from the project's directory."""
     monkeypatch.chdir(ROOT)
-    for name in ("NPROC_PER_NODE", "NNODES", "CUDA_VISIBLE_DEVICES", "SWIFT_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
+    names = (
+        "RANK",
+        "WORLD_SIZE",
+        "VISIBLE_DEVICES",
+        "SWIFT_DEBUG",
+        "NPROC_PER",
+        "NNODES",
+        "MASTER_",
+        "SLURM_",
+    )
+    for name in [name for name in os.environ if name.startswith("PET_") or any(one in name for one in names)]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

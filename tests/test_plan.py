@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,75 @@ def config(**settings: Any) -> Config:
     return load_config({"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "a/b", **settings})
 
 
-# --- devices: the driver's files and the torch build are faked at their two readers -------------------------
+# --- devices: faked at one seam, plan.hardware ----------------------------------------------------------------
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, **has: Any) -> None:
+    """Let this machine have so many ``gpus`` (of which ``mig`` are cut up), ``amd``, ``npus`` or be ``apple``."""
+    gpus = [
+        plan.Gpu("NVIDIA A100", f"GPU-{number}a2b3c4d", number < has.get("mig", 0))
+        for number in range(has.pop("gpus", 0))
+    ]
+    has.pop("mig", None)
+    found = plan.Hardware(**{"build": "cuda", "nvidia": gpus, **has})
+    monkeypatch.setattr(plan, "hardware", lambda: found)
 
 
 @pytest.mark.parametrize(
-    ("gpus", "build", "variable", "text"),
+    ("has", "visible", "text"),
     [
-        (0, "cuda", None, "cpu (no accelerator found)"),
-        (2, "cuda", None, "2 × cuda (NVIDIA A100)"),
-        (8, "cuda", "0,3,5", "3 × cuda (NVIDIA A100)"),
-        (1, "cuda", "0", "cuda (NVIDIA A100)"),
-        (2, "cuda", "", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
-        (2, "cuda", "-1", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
-        (2, "cpu", None, "cpu (the installed torch is a CPU build, the GPU stays unused)"),
-        (1, "cuda", "MIG-1f2e", "cuda (NVIDIA A100)"),
+        ({}, None, "cpu (no accelerator found)"),
+        ({"gpus": 1}, None, "cuda (NVIDIA A100)"),
+        ({"gpus": 2}, None, "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 8}, "0,3,5", "3 × cuda (NVIDIA A100)"),
+        ({"gpus": 8}, " 7, 1 ", "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 1}, "0", "cuda (NVIDIA A100)"),
+        ({"gpus": 2}, "", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
+        ({"gpus": 2}, "-1", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
+        ({"gpus": 4}, "1,-1,2", "cuda (NVIDIA A100)"),
+        ({"gpus": 2}, "0,2,1", 'cuda (NVIDIA A100, CUDA_VISIBLE_DEVICES names "2", which is no GPU of this machine)'),
+        ({"gpus": 2}, "1,1", 'cpu (CUDA_VISIBLE_DEVICES names "1" twice, which hides every GPU)'),
+        ({"gpus": 4}, "GPU-3a2b3c4d,GPU-1a2", "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 4}, "GPU-9", 'cpu (CUDA_VISIBLE_DEVICES names "GPU-9", which is no GPU of this machine)'),
+        ({"gpus": 2, "build": "cpu"}, None, "cpu (the installed torch is a CPU build, the GPU stays unused)"),
+        ({"gpus": 8, "mig": 1}, None, "cuda (NVIDIA A100, a process can use only one MIG instance)"),
+        ({"gpus": 8, "mig": 1}, "2,3", "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 1, "mig": 1}, "MIG-1f2e,MIG-3a4b", "cuda (NVIDIA A100, a process can use only one MIG instance)"),
+        ({"build": "rocm", "amd": 4}, None, "4 × cuda (ROCm)"),
+        ({"build": "rocm", "amd": 4}, "1,2", "2 × cuda (ROCm)"),
+        ({"npus": 8}, None, "8 × npu"),
+        ({"apple": True}, None, "mps"),
+    ],
+)  # fmt: skip
+def test_the_device(
+    has: dict[str, Any], visible: str | None, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, **has)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert str(plan.find_device()) == text
+
+
+@pytest.mark.parametrize(
+    ("visible", "text"),
+    [
+        ("0,1,2", "3 × npu"),
+        ("3", "npu"),
+        ("1, 2", 'npu (ASCEND_RT_VISIBLE_DEVICES names " 2", which is no device here)'),
+        ("1,3,8", '2 × npu (ASCEND_RT_VISIBLE_DEVICES names "8", which is no device here)'),
+        ("", "cpu (ASCEND_RT_VISIBLE_DEVICES hides every device)"),
     ],
 )
-def test_the_device(
-    gpus: int, build: str, variable: str | None, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "_nvidia_gpus", lambda: ["NVIDIA A100"] * gpus)
-    monkeypatch.setattr(plan, "_torch_build", lambda: build)
-    monkeypatch.setattr(sys, "platform", "linux")
-    if variable is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+def test_ascend_devices(visible: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, npus=8)
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
     assert str(plan.find_device()) == text
+
+
+def test_uuids_where_the_driver_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "hardware", lambda: plan.Hardware("cuda", [plan.Gpu()] * 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
+    assert plan.find_device().count == 2
 
 
 def test_the_torch_build_is_read_from_its_version_file(
@@ -133,33 +176,12 @@ def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, s
     assert plan.step_count(request, None, CPU) == settings.get("max_steps")
 
 
-def test_one_process_is_started_directly() -> None:
-    assert plan.launch_command(config(), TWO_GPUS) == [sys.executable, "-m", "swift_toolkit.training"]
-
-
-def test_several_processes_go_through_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NPROC_PER_NODE", "8")
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=8"]
-    assert plan.launch_command(config(), TWO_GPUS) == [*run, "--standalone", "-m", "swift_toolkit.training"]
-    assert plan.effective_batch_size(config(per_device_train_batch_size=4), TWO_GPUS) == 32
-    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "29501"}.items():
-        monkeypatch.setenv(name, value)
-    where = ["--nnodes=2", "--node_rank=1", "--master_addr=h", "--master_port=29501"]
-    assert plan.launch_command(config(), TWO_GPUS) == [*run, *where, "-m", "swift_toolkit.training"]
-
-
 def test_waiting_threads_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert plan.environment(CPU) == {"OMP_WAIT_POLICY": "PASSIVE"}
     assert plan.environment(TWO_GPUS) == {}
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert plan.environment(CPU) == {}
-
-
-def test_deepspeed_takes_every_visible_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = config()
-    request.settings["deepspeed"] = request.settings["model"]  # as if deepspeed were installed and asked for
-    assert "--nproc_per_node=2" in plan.launch_command(request, TWO_GPUS)
 
 
 def test_advice_on_memory_is_in_the_runs_own_numbers() -> None:
