@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from swift_toolkit.process import Reporter
 
@@ -73,6 +73,8 @@ class _Training:
         except Exception as error:
             traceback.print_exc()
             self._fail(error)
+            if self.world > 1:
+                _end_now()  # the ordinary way waits for connections to processes that may not be there any more
             return 1
         if self.peers:
             self.peers.leave()
@@ -128,7 +130,7 @@ class _Training:
         """Another node has gone: end now, for whoever waits for it would wait for hours."""
         print(reason, file=sys.stderr, flush=True)
         self._report_error("", "", reason)
-        os._exit(1)
+        _end_now()
 
     def _report_error(self, kind: str, message: str, cause: str | None) -> None:
         place = {"rank": self.rank, "of": self.world, "time": time.time()}
@@ -151,6 +153,12 @@ def _connect() -> Any:
 
     store, _, _ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
     return distributed.PrefixStore(f"swift_toolkit/{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _end_now() -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _print_to(log: Path) -> None:
