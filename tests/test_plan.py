@@ -148,9 +148,10 @@ def test_several_processes_go_through_torchrun(monkeypatch: pytest.MonkeyPatch) 
     assert plan.launch_command(config(), TWO_GPUS) == [*run, *where, "-m", "swift_toolkit.training"]
 
 
-def test_waiting_threads_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert plan.environment(CPU) == {"OMP_WAIT_POLICY": "PASSIVE"}
+def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert plan.environment(CPU) == {"GOMP_SPINCOUNT": "2000"}
     assert plan.environment(TWO_GPUS) == {}
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert plan.environment(CPU) == {}
