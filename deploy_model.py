@@ -23,14 +23,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from swift_toolkit import command_line, console
-from swift_toolkit.problems import RequestError, RunError, ToolkitError
-from swift_toolkit.process import Terminated, interrupt_on_sigterm
+from swift_toolkit.problems import RunError
+from swift_toolkit.process import Terminated
 
 if TYPE_CHECKING:
     from swift_toolkit.deployment import Deployment
@@ -329,21 +328,7 @@ def make_parser() -> command_line.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
-    interrupt_on_sigterm()
-
-    def on_error(error: ToolkitError) -> None:
-        problems = error.problems if isinstance(error, RequestError) else []
-        if as_json:
-            found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
-            print(json.dumps({"problems": found}, ensure_ascii=False))
-        if problems:
-            console.print_problems(problems)
-        else:
-            console.say(str(error))
-
-    return command_line.run(lambda: _command(words), on_error, "--debug" in words)
+    return command_line.run(_command, argv)
 
 
 def _command(words: list[str]) -> int:

@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from swift_toolkit import command_line, console
-from swift_toolkit.problems import Problem, RequestError, RunError, ToolkitError
-from swift_toolkit.process import interrupt_on_sigterm
+from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -620,28 +619,14 @@ def make_parser() -> command_line.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
-    interrupt_on_sigterm()
-
-    def on_error(error: ToolkitError) -> None:
-        problems = error.problems if isinstance(error, RequestError) else []
-        if as_json:
-            found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
-            print(json.dumps({"problems": found}, ensure_ascii=False))
-        if problems:
-            console.print_problems(problems)
-        else:
-            console.say(str(error))
-
-    with contextlib.ExitStack() as stack:
-        if (
-            os.environ.get("LOCAL_RANK", "0") != "0"
-        ):  # under torchrun, the first process of a node speaks for all
-            silence = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-            stack.enter_context(contextlib.redirect_stderr(silence))
-        return command_line.run(lambda: _command(words), on_error, "--debug" in words)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return command_line.run(_command, argv)
+    with (  # under torchrun, the first process of a node speaks for all
+        Path(os.devnull).open("w") as silence,
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+    ):
+        return command_line.run(_command, argv)
 
 
 def _command(words: list[str]) -> int:

@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swift_toolkit import command_line, console
-from swift_toolkit.problems import Problem, RequestError, RunError, ToolkitError
-from swift_toolkit.process import interrupt_on_sigterm
+from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
     from swift_toolkit.batch import Batch, Progress
@@ -300,19 +299,11 @@ def make_parser() -> command_line.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status, see ``--help``."""
-    debug = "--debug" in (sys.argv if argv is None else argv)
-    return command_line.run(lambda: _main(argv), _tell, debug)
+    return command_line.run(_command, argv)
 
 
-def _tell(error: ToolkitError) -> None:
-    if isinstance(error, RequestError):
-        console.print_problems(error.problems)
-    else:
-        console.say(str(error))
-
-
-def _main(argv: Sequence[str] | None) -> int:
-    flags, settings = make_parser().parse(argv)
+def _command(words: list[str]) -> int:
+    flags, settings = make_parser().parse(words)
     mode = flags.mode or ("single" if flags.question is not None else "batch")
     problems = _mode_problems(flags, mode)
     try:
@@ -325,7 +316,6 @@ def _main(argv: Sequence[str] | None) -> int:
     if not flags.quiet_notices:
         for notice in tester.plan.config.notices:
             console.say(notice)
-    interrupt_on_sigterm()
     with tester:
         return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
 

@@ -166,7 +166,7 @@ def mixed_questions(folder: Path) -> Path:
 def throughput(checkpoint: str, folder: Path, runs: int) -> None:
     """Tokens per second over mixed questions: automatic batches, raw's default, raw at the same batch size."""
     data, arguments = mixed_questions(folder), raw_arguments(checkpoint)
-    largest = 32  # what is chosen on a CPU, see engine_process.LARGEST_BATCH
+    largest = 32  # what is chosen on a CPU, see engine_process.largest_batch
     ours, one, same = in_turn(
         runs,
         lambda: our_speed(checkpoint, data, folder, []),

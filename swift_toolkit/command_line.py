@@ -7,13 +7,16 @@ key of the toolkit, and is checked where settings are known, not here.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import NoReturn
 
+from swift_toolkit import console
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
-from swift_toolkit.process import Terminated
+from swift_toolkit.process import Terminated, interrupt_on_sigterm
 
 Settings = dict[str, "str | list[str]"]
 
@@ -63,26 +66,28 @@ def _grouped(argv: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def debugging(flag: bool = False) -> bool:
-    """Whether the user asked for tracebacks, with ``--debug`` or SWIFT_DEBUG=1."""
-    return flag or os.environ.get("SWIFT_DEBUG", "") not in ("", "0", "false")
+def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Call ``command`` with the words of the command line and turn what ends it into an exit status.
 
+    Errors go to stderr, and with ``--json`` among the words also as one object to stdout.
 
-def run(command: Callable[[], int], on_error: Callable[[ToolkitError], None], debug: bool = False) -> int:
-    """Call ``command`` and turn what ends it into an exit status.
+    Args:
+        command: the script's work; it gets the words and returns the exit status.
+        argv: the words, those of this process by default.
 
     Returns:
-        What ``command`` returned; 1 a failed run, 2 a wrong request (see ``on_error``, which is told first);
-        130 after Ctrl-C, 143 after SIGTERM.
+        What ``command`` returned; 1 a failed run, 2 a wrong request; 130 after Ctrl-C, 143 after SIGTERM.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    interrupt_on_sigterm()
     try:
-        return command()
+        return command(words)
     except ToolkitError as error:
-        if debugging(debug):
+        if debugging(words):
             import traceback
 
             traceback.print_exc()
-        on_error(error)
+        _tell(error, "--json" in words)
         return error.exit_status
     except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,10 +95,23 @@ def run(command: Callable[[], int], on_error: Callable[[ToolkitError], None], de
     except KeyboardInterrupt as interrupt:
         return 143 if isinstance(interrupt, Terminated) else 130
     except Exception as error:
-        if debugging(debug):
+        if debugging(words):
             raise
-        print(
-            f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.",
-            file=sys.stderr,
-        )
+        console.say(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.")
         return 1
+
+
+def debugging(words: Sequence[str] = ()) -> bool:
+    """Whether the user asked for tracebacks, with ``--debug`` or SWIFT_DEBUG=1."""
+    return "--debug" in words or os.environ.get("SWIFT_DEBUG", "") not in ("", "0", "false")
+
+
+def _tell(error: ToolkitError, as_json: bool) -> None:
+    problems = error.problems if isinstance(error, RequestError) else []
+    if as_json:
+        found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
+        print(json.dumps({"problems": found}, ensure_ascii=False))
+    if problems:
+        console.print_problems(problems)
+    else:
+        console.say(str(error))

@@ -29,11 +29,6 @@ from typing import Any
 
 from swift_toolkit.process import Reporter
 
-LARGEST_BATCH = {"cpu": 32, "cuda": 128}
-"""Questions asked together at most; on a CPU more than 32 bring no more tokens per second (measured,
-SmolLM2-135M).
-"""
-
 MEMORY_SHARE = 0.5
 """Of the free memory, what the cache of a batch may take: the rest is for activations and for what else
 runs.
@@ -41,6 +36,40 @@ runs.
 
 WINDOW = 8
 """How many batches of questions are looked at to put like lengths together."""
+
+
+def largest_batch(device: str) -> int:
+    """Sequences generated together at most. On a CPU more than 32 bring no more tokens per second (measured,
+    SmolLM2-135M).
+    """
+    return 32 if device == "cpu" else 128
+
+
+def sequences_that_fit(model: Any, tokens: int, most: int) -> int:
+    """How many sequences of ``tokens`` tokens pt can generate together in the memory that is free, 1 to ``most``.
+
+    Keys and values of every layer and the widest activations take ``(2 * layers * kv_heads * head_dim + 4 * (hidden +
+    intermediate)) * bytes`` a token.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    cache = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
+    activations = 4 * (config.hidden_size + getattr(config, "intermediate_size", config.hidden_size))
+    bytes_each = tokens * (cache + activations) * model.dtype.itemsize
+    fitting = int(_free_memory(model) * MEMORY_SHARE / bytes_each)
+    return max(1, min(fitting, most))
+
+
+def _free_memory(model: Any) -> int:
+    """Free bytes on the device of ``model``, of the fullest where it is spread over several."""
+    import torch
+
+    from swift_toolkit.plan import free_memory
+
+    if model.device.type != "cuda":
+        return free_memory()
+    return int(min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))
 
 
 def main() -> int:
@@ -107,7 +136,8 @@ class Served:
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
         self.adapter: str | None = order.get("adapter")
-        self.largest_batch: int = order.get("largest_batch") or LARGEST_BATCH[self._device()]
+        device = self.engine.model.device.type if self.backend == "pt" else "cuda"
+        self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
         self.config: Any = None
         self.seed = 0
         self.stopped = threading.Event()
@@ -115,9 +145,6 @@ class Served:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         if self.backend == "pt":
             self._make_stoppable()
-
-    def _device(self) -> str:
-        return "cpu" if self.backend == "pt" and self.engine.model.device.type == "cpu" else "cuda"
 
     def description(self) -> dict[str, Any]:
         """What the starter wants to know of the loaded engine."""
@@ -280,26 +307,7 @@ class Served:
         room, wanted = self.engine.max_model_len, self.config.max_tokens
         if wanted is None or (room and longest + wanted > room):
             return 1
-        bytes_each = (longest + wanted) * self._token_bytes()
-        return max(1, min(self.largest_batch, int(self._free_memory() * MEMORY_SHARE / bytes_each)))
-
-    def _token_bytes(self) -> int:
-        """Bytes for one token of one sequence: keys and values of every layer, and the widest activations."""
-        config = self.engine.model.config.get_text_config()
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        cache = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
-        activations = 4 * (config.hidden_size + getattr(config, "intermediate_size", config.hidden_size))
-        return int((cache + activations) * self.engine.model.dtype.itemsize)
-
-    def _free_memory(self) -> int:
-        import torch
-
-        if self.engine.model.device.type == "cuda":
-            return int(min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))
-        from swift_toolkit.plan import free_memory
-
-        return free_memory()
+        return sequences_that_fit(self.engine.model, longest + wanted, self.largest_batch)
 
     def _reseed(self, index: int) -> None:
         """Make the draws of this question (and those asked with it) independent of what was asked before."""

@@ -26,7 +26,7 @@ from typing import Any
 from swift_toolkit import deployment, inference_plan
 from swift_toolkit.api_request import ApiError
 from swift_toolkit.deployment import Limits, ServedModel
-from swift_toolkit.engine_process import LARGEST_BATCH, MEMORY_SHARE
+from swift_toolkit.engine_process import largest_batch, sequences_that_fit
 from swift_toolkit.gateway import Action, Exchange, Gateway, Policy, exchange
 from swift_toolkit.metrics import Metrics
 from swift_toolkit.problems import RequestError
@@ -340,26 +340,9 @@ def _as_api_error(error: Exception) -> ApiError:
 
 
 def _batch_size(engine: Any, limits: Limits) -> int:
-    """How many requests pt answers together: as many as the free memory holds at the length of a whole context.
-
-    Keys and values of every layer and the widest activations take ``(2 * layers * kv_heads * head_dim + 4 *
-    (hidden + intermediate)) * bytes`` a token.
-    """
-    import torch
-
-    from swift_toolkit.plan import free_memory
-
-    model = engine.model
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    cache = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
-    activations = 4 * (config.hidden_size + getattr(config, "intermediate_size", config.hidden_size))
+    """How many requests pt answers together, each as long as a whole context."""
     tokens = min(engine.max_model_len or 8192, 2 * limits.max_tokens)
-    on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else free_memory()
-    fitting = int(free * MEMORY_SHARE / (tokens * (cache + activations) * model.dtype.itemsize))
-    return max(1, min(fitting, LARGEST_BATCH["cuda" if on_gpu else "cpu"]))
+    return sequences_that_fit(engine.model, tokens, largest_batch(engine.model.device.type))
 
 
 def _mend_generation(template: Any) -> None:

@@ -176,9 +176,10 @@ def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, s
     assert plan.step_count(request, None, CPU) == settings.get("max_steps")
 
 
-def test_waiting_threads_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert plan.environment(CPU) == {"OMP_WAIT_POLICY": "PASSIVE"}
+def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert plan.environment(CPU) == {"GOMP_SPINCOUNT": "2000"}
     assert plan.environment(TWO_GPUS) == {}
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert plan.environment(CPU) == {}
