@@ -20,7 +20,7 @@ test: .venv/.dev
 
 # vLLM's CPU build does not load beside torchvision, torchaudio and torchcodec, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready
-	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm
+	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm tests/*_vllm.py $(ARGS)
 
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -m venv .venv-vllm
