@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
 import sys
 import threading
@@ -72,9 +71,8 @@ def _free_memory(model: Any) -> int:
     return int(min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))
 
 
-def main() -> int:
+def main(report: Reporter) -> int:
     """Serve one engine until stdin ends. Returns the exit status."""
-    report = Reporter()
     report.end_with_starter()
     orders = sys.stdin
     order = json.loads(orders.readline())
@@ -390,6 +388,5 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)  # threads of the engine may not end by themselves
+    report = Reporter()
+    report.exit(main(report))

@@ -12,13 +12,14 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 PIPE_VARIABLE = "SWIFT_TOOLKIT_REPORT"
 """Environment variable that names the pipe to the child."""
@@ -185,11 +186,28 @@ class Reporter:
     def end_with_starter(self) -> None:
         """From now on, end this process group as soon as the starter is gone."""
         if self._pipe is not None:
-            threading.Thread(target=self._watch, args=(self._pipe,), daemon=True).start()
+            threading.Thread(target=self._wait_and_end, args=(self._pipe,), daemon=True).start()
+
+    def exit(self, status: int) -> NoReturn:
+        """End this process at once, whatever its threads do; if the starter is gone, all others of the group too."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._pipe is not None and _watch(self._pipe).poll(0):
+            _end_group()
+        os._exit(status)
 
     @staticmethod
-    def _watch(pipe: int) -> None:
-        poll = select.poll()
-        poll.register(pipe, 0)  # errors are always reported: the last reader has gone
-        poll.poll()
-        os.killpg(os.getpgid(0), signal.SIGKILL)
+    def _wait_and_end(pipe: int) -> None:
+        _watch(pipe).poll()
+        _end_group()
+
+
+def _watch(pipe: int) -> select.poll:
+    """Errors are always reported, and nothing else is asked for: the last reader has gone."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return poll
+
+
+def _end_group() -> None:
+    os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -36,9 +36,8 @@ TEMPLATE_TOKENS = 1024
 """More tokens than a chat format and its system prompt add to a short text."""
 
 
-def main() -> int:
+def main(report: Reporter) -> int:
     """Serve what the first line of stdin orders. Returns the exit status."""
-    report = Reporter()
     report.end_with_starter()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
     order = json.loads(sys.stdin.readline())
@@ -65,7 +64,7 @@ def _end_when_a_thread_fails(report: Reporter) -> None:
     def ended(failure: threading.ExceptHookArgs) -> None:
         traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
         report("failed", type=failure.exc_type.__name__, message=str(failure.exc_value))
-        os._exit(1)
+        report.exit(1)
 
     threading.excepthook = ended
 
@@ -439,7 +438,5 @@ def _log(one: Exchange) -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # threads of the engine may not end by themselves
+    report = Reporter()
+    report.exit(main(report))

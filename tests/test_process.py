@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from swift_toolkit.process import Child
 
 CHILD = """
@@ -22,7 +24,17 @@ report("ready", pids=[os.getpid(), grandchild.pid])
 print("printed", flush=True)
 time.sleep(float(sys.argv[1]))
 report("done", words="ü" * 100_000)
-os._exit(7)
+report.exit(7)
+"""
+
+LISTENING = """
+import subprocess, sys
+from swift_toolkit.process import Reporter
+report = Reporter()
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
+report("ready", pids=[grandchild.pid])
+sys.stdin.read()
+report.exit(0)  # sooner than any thread sees that the starter is gone
 """
 
 
@@ -70,10 +82,13 @@ def test_echo_shows_what_the_log_gets(tmp_path: Path) -> None:
     assert echo.getvalue() == (tmp_path / "log").read_text() == "printed\n"
 
 
-def test_a_killed_starter_takes_the_group_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "child", [[CHILD, "600"], [LISTENING]], ids=["busy", "ended by the end of its input"]
+)
+def test_a_killed_starter_takes_the_group_along(child: list[str], tmp_path: Path) -> None:
     starter = (
         "import sys; from pathlib import Path; from swift_toolkit.process import Child\n"
-        f"with Child({command(600)!r}, Path({str(tmp_path / 'log')!r})) as child:\n"
+        f"with Child([sys.executable, '-c', *{child!r}], Path({str(tmp_path / 'log')!r}), listens=True) as child:\n"
         "    for event in child.events():\n"
         "        if event: print(*event['pids'], flush=True)\n"
     )
@@ -83,7 +98,7 @@ def test_a_killed_starter_takes_the_group_along(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     pids = [int(word) for word in process.stdout.readline().split()]
-    assert len(pids) == 2
+    assert pids
     assert all(map(alive, pids))
     process.send_signal(signal.SIGKILL)
     process.wait()
