@@ -24,6 +24,10 @@ from typing import IO, Any, NoReturn
 PIPE_VARIABLE = "SWIFT_TOOLKIT_REPORT"
 """Environment variable that names the pipe to the child."""
 
+FAREWELL_SECONDS = 0.25
+"""The kernel closes what a killed starter had open one after the other: the child may see the end of its input so long
+before the end of the pipe."""
+
 KILL_AFTER_SECONDS = 10.0
 """How long a process group may take to end before it is killed."""
 
@@ -192,7 +196,7 @@ class Reporter:
         """End this process at once, whatever its threads do; if the starter is gone, all others of the group too."""
         sys.stdout.flush()
         sys.stderr.flush()
-        if self._pipe is not None and _watch(self._pipe).poll(0):
+        if self._pipe is not None and _watch(self._pipe).poll(FAREWELL_SECONDS * 1000):
             _end_group()
         os._exit(status)
 
