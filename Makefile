@@ -46,7 +46,7 @@ lint: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.ready
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora,scores,dev]'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora,scores,deepspeed,dev]'
 	@touch $@
 
 clean:
