@@ -111,14 +111,18 @@ def _problems(
 
 def missing(path: Path) -> Fault:
     """The fault of a path that is not there, with the names like it that are."""
-    shown, there = path, path.parent
+    there = path.parent
     while not there.is_dir():
-        there, path = there.parent, there
-    names = sorted(entry.name for entry in there.iterdir()) if path.name else []
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+        there = there.parent
+    name, *rest = path.parts[len(there.parts) :] or [""]
+    names = sorted(entry.name for entry in there.iterdir() if name and not entry.name.startswith("."))
+    near = [there / found for found in difflib.get_close_matches(name, names, n=3, cutoff=0.5)]
     if near:
-        return f"{shown} does not exist", f"Did you mean {' or '.join(str(there / name) for name in near)}?"
-    return f"{shown} does not exist", f"{there} holds {', '.join(names[:5]) or 'nothing'}."
+        whole = [found.joinpath(*rest) for found in near]
+        near = [found for found in whole if found.exists()] or near
+        return f"{path} does not exist", f"Did you mean {' or '.join(map(str, near))}?"
+    where = "The current directory" if there == Path() else there
+    return f"{path} does not exist", f"{where} holds {', '.join(names[:5]) or 'nothing'}."
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, Fault | None]:
