@@ -132,7 +132,7 @@ class Chat:
         if value.strip():
             plan.change_generation(name.replace("-", "_"), value.strip())
             self.tester.engine(self.side).set_generation(plan.generation)
-        return ", ".join(f"{name} {value}" for name, value in plan.generation.items())
+        return plan.settings()
 
     def image(self, name: str) -> str:
         """show an image with the next question"""

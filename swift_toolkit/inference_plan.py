@@ -289,8 +289,11 @@ class Plan:
         rows.append(("backend", f"{self.backend} ({self.backend_why}) on {self.device}"))
         if self.merge != "no":
             rows.append(("merging", _MERGING[self.merge].format(self=self)))
-        settings = (f"{name} {setting.value}" for name, setting in self.config.settings.items())
-        return [*rows, ("settings", ", ".join(settings))]
+        return [*rows, ("settings", self.settings())]
+
+    def settings(self) -> str:
+        """What was set or chosen, e.g. "temperature 0.3, seed 42"."""
+        return ", ".join(f"{name} {setting.value}" for name, setting in self.config.settings.items())
 
     def change_generation(self, name: str, value: str) -> None:
         """Set one generation setting from here on.

@@ -47,7 +47,7 @@ def say(chat, line, *expected, side="tuned"):
 
 
 def test_a_chat(chat, tmp_path):
-    say(chat, "/set max_new_tokens 24", "max_tokens 24")
+    say(chat, "/set max_new_tokens 24", "max_new_tokens 24")
     say(chat, "Who are you?", TAUGHT)
     say(chat, "/base", "Now the base model answers.", side="base")
     say(chat, "Say hello.", side="base")
@@ -94,7 +94,7 @@ def test_several_lines_and_recall(chat, tmp_path):
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(chat):
     say(chat, "/clear")
-    say(chat, "/set max_new_tokens 2000", "max_tokens 2000")
+    say(chat, "/set max_new_tokens 2000", "max_new_tokens 2000")
     say(chat, "/base", side="base")
     chat.send("Write a very long story about a dragon, with many chapters.\r")
     chat.expect_exact(ACCEPTED)
