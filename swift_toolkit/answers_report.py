@@ -186,9 +186,9 @@ def _latency_chart(latencies: Mapping[str, Sequence[float]], bins: int = 24) -> 
         for index, count in enumerate(of):
             height = 100 * count / highest
             said = f"{side}: {count} answers up to {longest * (index + 1) / bins:.2f} s"
-            place = f"x={index * 10} y={100 - height:.1f} width=9 height={height:.1f}"
+            place = f"x={index * 20} y={100 - height:.1f} width=19 height={height:.1f}"
             bars.append(f"<rect class={side} {place}><title>{said}</title></rect>")
-    width = bins * 10
+    width = bins * 20
     axis = f"<text x=0 y=116>0</text><text x={width} y=116 text-anchor=end>{longest:.2f} s</text>"
     chart = f"<svg viewBox='0 0 {width} 120' role=img>{''.join(bars)}{axis}</svg>"
     return _figure("latency, seconds per answer", chart)
@@ -279,7 +279,7 @@ font-size: .85rem; } td { font-size: .75rem; text-align: right; width: 2.5rem; }
 i.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-left: 1rem; }
 i.base { background: var(--base); } i.tuned { background: var(--tuned); }
 rect.base { fill: var(--base); } rect.tuned { fill: var(--tuned); opacity: .75; }
-svg { width: 100%; } svg text { font-size: 9px; fill: var(--faint); }
+svg { width: 100%; max-width: 42rem; } svg text { font-size: 11px; fill: var(--faint); }
 select { font: inherit; }
 article { border-top: 1px solid var(--line); padding: 1rem 0; }
 .tag { font-weight: 400; font-size: .75rem; border: 1px solid var(--line); border-radius: 1rem; padding: 0 .5rem; }
