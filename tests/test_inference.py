@@ -60,6 +60,15 @@ def test_everything_wrong_is_said_at_once(output, tmp_path, capsys):
     ]
 
 
+def test_the_questions_are_among_everything_that_is_wrong(output, capsys):
+    places = ("--questions-file", "none.json", "--output", "out.txt")
+    assert errors(capsys, "--checkpoint", output, "--temprature", "1", *places) == [
+        '"--temprature" is not a setting. Did you mean "--temperature" or "--template"?',
+        '"--output" is out.txt, no such file. Name a file that ends in .json.',
+        "none.json: does not exist.",
+    ]
+
+
 def test_a_checkpoint_is_needed(capsys):
     assert errors(capsys, "--question", "a") == [
         '"--checkpoint" is needed. Name a checkpoint, a run or an output directory.'
