@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.answers import Answer, AnswersFile, open_answers, read_results
+from swift_toolkit.answers import Answer, AnswersFile, open_answers, read_results, told_if_unwritable
 from swift_toolkit.engine import Side
 from swift_toolkit.inference_plan import Plan
 from swift_toolkit.problems import Problem, RequestError
@@ -111,7 +111,7 @@ class Batch:
             progress: told what happens.
 
         Raises:
-            RunError: an engine ended. What was answered is kept.
+            RunError: an engine ended, or the disk is full. What was answered is kept.
         """
         answers = self.answers
         assert answers is not None
@@ -120,7 +120,8 @@ class Batch:
         if self.report is not None:
             from swift_toolkit.answers_report import write_report
 
-            write_report(answers.output, self.report)
+            with told_if_unwritable(self.report):
+                write_report(answers.output, self.report)
         return (answers.output, *read_results(answers.output)[:2])
 
     def _ask_all(self, answers: AnswersFile, engine: Callable[[Side], Engine], progress: Progress) -> None:
