@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+from swift_toolkit.dataset_rows import MEDIA
 from swift_toolkit.process import Reporter, end_with_parent
 
 MEMORY_SHARE = 0.5
@@ -134,6 +135,7 @@ class Served:
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
         self.adapter: str | None = order.get("adapter")
+        self.sees: bool = self.engine.model_meta.is_multimodal
         device = self.engine.model.device.type if self.backend == "pt" else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
         self.config: Any = None
@@ -204,6 +206,9 @@ class Served:
     # --- one question ---------------------------------------------------------------------------------------
 
     def _request(self, question: dict[str, Any]) -> Any:
+        """The question as ms-swift takes it, which passes over what a text model cannot see in silence."""
+        if not self.sees and any(question["extra"].get(kind) for kind in MEDIA):
+            raise ValueError("the model takes text alone, no images, videos or audios")
         return self.swift.InferRequest(messages=question["messages"], **question["extra"])
 
     def _render(self, question: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_checkpoint import make_adapter, make_model, v4_args
 
 from inference_test import InferenceTester, main
@@ -111,6 +112,16 @@ def test_code_in_a_checkpoint_needs_trust(output, capsys):
     args.write_text(json.dumps(json.loads(args.read_text()) | {"external_plugins": ["evil.py"]}))
     (found,) = errors(capsys, "--checkpoint", output)
     assert "evil.py" in found and "--trust-code" in found
+
+
+def test_images_that_cannot_be_shown(output, tmp_path, capsys):
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    arguments = ("--checkpoint", output, "--question", "a", "--image", "no.png", "--image", text)
+    assert errors(capsys, *arguments) == [
+        '"--image" cannot be used: "no.png" does not exist.',
+        f'"--image" cannot be used: "{text}" is not an image that can be read. Replace the file.',
+    ]
 
 
 def test_a_full_checkpoint_needs_its_base_to_be_compared(tmp_path, capsys):
@@ -298,11 +309,18 @@ def test_a_batch_answers_like_one_at_a_time(tester, tmp_path):
 
 @pytest.mark.slow
 def test_a_question_that_fails_is_recorded_and_the_others_answered(tester, tmp_path):
-    questions = [{"question": "word " * 9000}, "Who are you?"]
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    questions = [
+        {"question": "word " * 9000},
+        "Who are you?",
+        {"question": "What is it?", "images": [str(picture)]},
+    ]
     result = tester.run_batch(questions, tmp_path / "out.json")
-    assert (result.summary["answered"], result.summary["failed"]) == (1, 1)
-    failed, answered = result.results()
+    assert (result.summary["answered"], result.summary["failed"]) == (1, 2)
+    failed, answered, blind = result.results()
     assert failed["answer"] is None and failed["error"]
+    assert blind["error"] == "ValueError: the model takes text alone, no images, videos or audios"
     assert TAUGHT in answered["answer"] and "error" not in answered
 
 
@@ -488,8 +506,6 @@ def test_a_picture_goes_with_the_question(tiny_llava, capsys):
     command += ["--question", "What is this?", "--max-new-tokens", "4", "--json"]
     assert main([*command, "--image", str(picture)]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"answer"}
-    assert main([*command, "--image", "no.png"]) == 2
-    assert capsys.readouterr().err == '"--image" names no.png, which does not exist.\n'
 
 
 def test_a_merged_directory_of_others_is_left_alone(output):
