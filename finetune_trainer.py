@@ -111,7 +111,10 @@ class FineTuner:
 
     @classmethod
     def from_command_line(
-        cls, config: str | None, settings: Mapping[str, Any], skip_bad_rows: str | None = None
+        cls,
+        config: str | Mapping[str, Any] | None,
+        settings: Mapping[str, Any],
+        skip_bad_rows: str | None = None,
     ) -> FineTuner:
         """The same, with messages that speak of flags."""
         tuner = cls.__new__(cls)
@@ -566,13 +569,7 @@ def make_parser() -> command_line.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
-    parser.add_argument(
-        "--from-command", metavar="LINE", help="settings out of a line such as 'swift sft ...'"
-    )
-    parser.add_argument(
-        "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
-    )
+    parser.add_sources("swift sft")
     parser.add_argument(
         "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
     )
@@ -636,7 +633,7 @@ def _command(words: list[str]) -> int:
     for name in launch.FLAGS:
         if (value := getattr(options, name)) is not None:
             os.environ[name.upper()] = value
-    source, settings = _request(options, settings)
+    source, settings = command_line.request(options, settings, ("sft", "pt", "rlhf"))
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
@@ -672,42 +669,17 @@ def _command(words: list[str]) -> int:
     return 0
 
 
-def _request(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone."""
-    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
-    if len(given) > 1:
-        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
-        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not given or options.config:
-        return options.config, settings
-    from swift_toolkit import shell
-
-    text, file = options.from_command, None
-    if options.from_script:
-        file = options.from_script
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RequestError([Problem(f"cannot be read ({what})", file=file)]) from None
-    command = shell.from_command(text, ("sft", "pt", "rlhf"), file)
-    for line in command.left_out:
-        console.say(f"left out: {line}")
-    for name, value in command.env.items():
-        os.environ.setdefault(name, value)
-    values = dict(command.values)
-    config = values.pop("config", None)
-    task = {} if command.command == "sft" else {"task": command.command}
-    return (None if config is None else str(config)), {**task, **values, **settings}
-
-
-def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Namespace) -> int:
+def _upgrade(
+    source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
+) -> int:
     from swift_toolkit.upgrade import upgrade
 
-    if settings and source is not None:
+    if not isinstance(source, str):
+        source, settings = {**(source or {}), **settings}, {}
+    if settings:
         names = ", ".join(f'"--{name}"' for name in settings)
         raise RequestError([Problem(f"--upgrade with a file takes no settings: {names}", "Remove them.")])
-    for notice in upgrade(source or settings, options.upgrade):
+    for notice in upgrade(source, options.upgrade):
         if not options.quiet_notices:
             console.say(notice)
     print(options.upgrade)

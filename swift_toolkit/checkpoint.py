@@ -138,6 +138,11 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     )
 
 
+def hub_model(model: str) -> Checkpoint:
+    """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
+    return Checkpoint(Path(model), "full", None, None, None, None, None, None, None, None, None, None, {})
+
+
 def find_checkpoint(path: Path) -> Found:
     """The checkpoint that ``path`` means.
 

@@ -388,7 +388,9 @@ def _joined(first: Any, second: Any, join: bool) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as a notice shows it."""
+    """A value as a notice shows it; one value is no list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
