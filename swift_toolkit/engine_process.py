@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
 import sys
 import threading
@@ -128,7 +129,9 @@ class Served:
         self.backend: str = order["backend"]
         self.swift = _swift()
         report("loading")
-        self.engine = self.swift.SwiftInfer(order["arguments"]).infer_engine
+        # a file for results that is named makes no folders beside the model; nothing is written to it
+        words = [*order["arguments"], f"--result_path={os.devnull}"]
+        self.engine = self.swift.SwiftInfer(words).infer_engine
         self.engine.max_batch_size = 0  # no limit of its own: batches are made here
         self.template = (
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template

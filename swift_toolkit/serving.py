@@ -95,7 +95,9 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = order["limits"]["media_dir"] or f"{os.devnull}/none"
     swift = _swift()
     report("loading")
-    arguments, unknown = swift.parse_args(swift.DeployArguments, list(order["arguments"]))
+    # a file for results that is named makes no folders beside the model; nothing is written to it
+    words = [*order["arguments"], f"--result_path={os.devnull}"]
+    arguments, unknown = swift.parse_args(swift.DeployArguments, words)
     if unknown:
         raise ValueError(f"ms-swift does not know {' '.join(unknown)}")
     if arguments.adapter_mapping:
