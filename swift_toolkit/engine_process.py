@@ -27,6 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+from swift_toolkit.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.process import Reporter
 
 MEMORY_SHARE = 0.5
@@ -113,7 +114,7 @@ def _export(arguments: list[str]) -> None:
         from swift.llm import export_main  # ms-swift 3
     except ModuleNotFoundError:
         from swift import export_main
-    export_main(arguments)
+    export_main(with_peft_adapters(arguments))
 
 
 class Served:
@@ -130,13 +131,13 @@ class Served:
         self.swift = _swift()
         report("loading")
         # a file for results that is named makes no folders beside the model; nothing is written to it
-        words = [*order["arguments"], f"--result_path={os.devnull}"]
+        words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
         self.engine = self.swift.SwiftInfer(words).infer_engine
         self.engine.max_batch_size = 0  # no limit of its own: batches are made here
         self.template = (
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
-        self.adapter: str | None = order.get("adapter")
+        self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
         device = self.engine.model.device.type if self.backend == "pt" else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
         self.config: Any = None

@@ -23,7 +23,7 @@ from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, hub_model, rea
 from swift_toolkit.config import Config, not_one_of, read_request
 from swift_toolkit.demo_model import BUILTIN, is_builtin, materialise
 from swift_toolkit.engine import Order, Side
-from swift_toolkit.model_files import read_json
+from swift_toolkit.model_files import adapter_root, read_json
 from swift_toolkit.plan import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.preflight import looks_local
 from swift_toolkit.problems import Problem, RequestError
@@ -101,7 +101,8 @@ def serves_adapter(backend: str, checkpoint: Checkpoint) -> bool:
     """
     if backend != "vllm":
         return backend == "pt"
-    adapter = read_json(checkpoint.path / "adapter_config.json")[0] or {}
+    root = adapter_root(checkpoint.path) or checkpoint.path
+    adapter = read_json(root / "adapter_config.json")[0] or {}
     plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
     plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
     return plain and (checkpoint.lora_rank or 0) <= VLLM_RANKS[-1]
