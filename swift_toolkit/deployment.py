@@ -73,11 +73,14 @@ class Limits:
         max_tokens: longest answer, in tokens; also the length where a request names none.
         max_body: bytes of a request.
         media_dir: the only directory from which requests may name files; None for no files at all.
+        urls: whether pictures are fetched from where requests say. ms-swift 3 would fetch from this machine and its
+            network too.
     """
 
     max_tokens: int = 4096
     max_body: int = 16 << 20
     media_dir: str | None = None
+    urls: bool = True
 
 
 @dataclass
@@ -250,7 +253,8 @@ def make_deployment(
     if problems:
         raise RequestError(problems)
     _fill(config, backend, device, models, flags)
-    limits = Limits(flags["max_tokens_limit"], int(flags["max_body_mb"] * (1 << 20)), _media_dir(flags))
+    body, urls = int(flags["max_body_mb"] * (1 << 20)), config.install.line != "v3"
+    limits = Limits(flags["max_tokens_limit"], body, _media_dir(flags), urls)
     return Deployment(kind, models, checkpoints, config, backend, why, device, merge, limits, key, flags)
 
 
