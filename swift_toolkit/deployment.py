@@ -20,7 +20,7 @@ from typing import Any, Literal
 from swift_toolkit import inference_plan
 from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
-from swift_toolkit.config_file import read_config_file
+from swift_toolkit.config_file import ConfigFile, read_config_file
 from swift_toolkit.demo_model import is_builtin, materialise
 from swift_toolkit.plan import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.problems import Problem, RequestError
@@ -180,7 +180,7 @@ class Deployment:
         reach = "this machine only" if is_loopback(self.host) else "other machines"
         rows = [(one.name, str(one)) for one in self.models]
         rows += [
-            ("address", f"{self.url()} ({reach}, {access})"),
+            ("address", f"{self.url() if self.port else 'a port that is free'} ({reach}, {access})"),
             ("backend", f"{self.backend} ({self.backend_why}) on {self.device}"),
         ]
         if self.merge != "no":
@@ -351,7 +351,7 @@ def _read_several(
             found.append(Problem(what, "Remove one of the two.", name))
     file, lines, values = None, {}, dict(several) if isinstance(several, Mapping) else {}
     if not isinstance(several, Mapping):
-        read = read_config_file(several)
+        read = _read_list(several)
         file, lines, values = read.path, read.lines, read.values
     checkpoints = []
     for name, path in values.items():
@@ -371,9 +371,25 @@ def _read_several(
             found.append(replace(where, what=what, do="Serve it alone."))
         checkpoints.append(checkpoint)
     if not values:
-        found.append(Problem("names no adapter", 'Write {"name": "adapter directory"}.', file=file))
+        found.append(Problem("names no adapter", _LIST_FORM, file=file))
     problems += found
     return list(values), checkpoints, None if found else "multi-lora"
+
+
+_LIST_FORM = 'Write {"name": "adapter directory", ...}.'
+
+
+def _read_list(path: str) -> ConfigFile:
+    try:
+        return read_config_file(path)
+    except RequestError as error:
+        forms = [one.what.startswith(("holds", "is empty")) for one in error.problems]
+        raise RequestError(
+            [
+                replace(one, do=_LIST_FORM) if of_form else one
+                for one, of_form in zip(error.problems, forms, strict=True)
+            ]
+        ) from None
 
 
 def _models(
@@ -495,7 +511,7 @@ _OTHER_WAYS = {
 def _other_ways(config: Config) -> Iterator[Problem]:
     for name, do in _OTHER_WAYS.items():
         if name in config.settings:
-            what = "would be seen by everybody on this machine" if name == "api_key" else "is not used here"
+            what = "is a secret, and would not stay one" if name == "api_key" else "is not used here"
             yield config.problem(name, what, do)
     for name, variables in SECRETS.items():
         if name in config.settings:
