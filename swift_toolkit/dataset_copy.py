@@ -19,7 +19,7 @@ from typing import IO, Any
 from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part
 from swift_toolkit.dataset_checks import text_of
 from swift_toolkit.dataset_flaws import KINDS, Flaw
-from swift_toolkit.dataset_rows import Row
+from swift_toolkit.dataset_rows import Message, Row
 from swift_toolkit.dataset_scan import scan_part
 from swift_toolkit.problems import Problem, RequestError
 
@@ -183,8 +183,15 @@ def with_texts(row: Row) -> Row:
     out = dict(row)
     for name in ("messages", "rejected_messages"):
         if name in row:
-            out[name] = [{**message, "content": text_of(message)} for message in row[name]]
+            out[name] = _turns_with_texts(row[name])
+    for name in ("positive_messages", "negative_messages"):
+        if name in row:
+            out[name] = [_turns_with_texts(turns) for turns in row[name]]
     return out
+
+
+def _turns_with_texts(turns: list[Message]) -> list[Message]:
+    return [{**message, "content": text_of(message)} for message in turns]
 
 
 def json_line(value: Any) -> bytes:
