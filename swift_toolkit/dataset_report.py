@@ -139,7 +139,7 @@ class DataReport:
 
     @property
     def train_rows(self) -> int | None:
-        """Rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
+        """Good rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
         return self._rows("train")
 
     @property
@@ -148,15 +148,19 @@ class DataReport:
         return self._rows("val")
 
     def _rows(self, split: Split) -> int | None:
-        total = 0
+        asked = [
+            good if spec.sample is None else spec.sample
+            for spec, good in zip(self.specs[split], self.good_rows(split), strict=True)
+        ]
+        return None if None in asked else sum(filter(None, asked))
+
+    def good_rows(self, split: Split) -> list[int | None]:
+        """Rows without errors of each data set of a split, "#N" aside; None where a hub must be asked."""
+        out: list[int | None] = []
         for at, spec in enumerate(self.specs[split]):
-            if spec.sample is not None:
-                total += spec.sample
-            elif spec.kind == "hub":
-                return None
-            else:
-                total += sum(file.rows for file in self.files if (file.split, file.entry) == (split, at))
-        return total
+            files = [file for file in self.files if (file.split, file.entry) == (split, at)]
+            out.append(None if spec.kind == "hub" else sum(file.rows - file.bad for file in files))
+        return out
 
     @property
     def problems(self) -> list[Problem]:
