@@ -287,8 +287,9 @@ class FineTuner:
         self._write_to(directory)
         given = dataset_copy.prepare(self.data, directory / "data", self.skip_bad_rows)
         if given.rejected is not None:
-            count, place = given.left_out.total(), given.rejected
-            console.say(f"{count:,} bad rows are left out, listed with reasons in {place}")
+            count = given.left_out.total()
+            rows = "1 bad row is" if count == 1 else f"{count:,} bad rows are"
+            console.say(f"{rows} left out, listed with reasons in {given.rejected}")
         self.left_out = given.as_dict()
         self.config.replace("dataset", given.train)
         self.config.replace("val_dataset", given.val)
@@ -367,6 +368,8 @@ class _Run:
             status = child.process.wait()
             if self.gate is not None:
                 self.tuner.data, self.rows = self.gate.report, self.gate.as_dict()
+                if sentence := self.gate.last_sentence():
+                    line.say(f"{sentence}.")
         return self._finish(status)
 
     def _make_gate(self) -> DataGate | None:

@@ -109,11 +109,20 @@ class DataGate:
         found, loaded, used = self._found("train"), self.loaded.get("train"), self.used.get("train")
         if found is None or used is None or loaded is None or found <= used:
             return ""
-        why = [f"{count:,} {reason}" for reason, count in self.reasons.most_common(REASONS)]
+        why = _listed(self.reasons)
         if loaded < found:
             why.insert(0, f"{found - loaded:,} were not read by ms-swift, see train.log")
         told = ": " + ", ".join(why) if why else ""
         return f"ms-swift trains on {used:,} of {found:,} rows{told}"
+
+    def last_sentence(self) -> str:
+        """Of rows that turned out while training to be of no use; "" if none did."""
+        replaced = self._reasons() - self.reasons
+        if not replaced:
+            return ""
+        return (
+            f"ms-swift took other rows in the place of those it could not use: {', '.join(_listed(replaced))}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for result.json: rows of each split as found, loaded and used; reasons of those that are not
@@ -137,6 +146,10 @@ class DataGate:
     def _reasons(self) -> Counter[str]:
         lines = self.lost.read_text(encoding="utf-8").splitlines() if self.lost.exists() else []
         return Counter(json.loads(line) for line in lines)
+
+
+def _listed(reasons: Counter[str]) -> list[str]:
+    return [f"{count:,} {reason}" for reason, count in reasons.most_common(REASONS)]
 
 
 def _is_too_long(reason: str) -> bool:

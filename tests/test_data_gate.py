@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer import FineTuner
-from swift_toolkit import preflight
+from swift_toolkit import dataset, preflight
 from swift_toolkit.config import read_request
 from swift_toolkit.data_gate import DataGate
 from swift_toolkit.dataset import Split, verify
@@ -160,31 +160,37 @@ def test_a_run_that_loses_too_many_rows_takes_no_step(tiny_model: Path) -> None:
 
 @pytest.fixture
 def looked_at_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are treated like large ones: only head and tail are looked at before the run."""
     monkeypatch.setattr(preflight, "DATA_SECONDS", 0.0)
-
-
-def many(*others: object) -> str:
-    """4 MB of rows, with others in the middle."""
-    rows = [talk(f"{'words ' * 700}{n}") for n in range(1000)]
-    return write("many.jsonl", *rows[:500], *others, *rows[500:])
+    monkeypatch.setattr(dataset, "SAMPLE_BYTES", 200)
 
 
 @pytest.mark.slow
 def test_an_error_found_beside_the_loading_stops_the_run(tiny_model: Path, looked_at_by_sample: None) -> None:
-    asked = tuner(tiny_model, many(talk("")))
+    rows = [talk(f"a{n}") for n in range(20)]
+    asked = tuner(tiny_model, write("a.jsonl", *rows[:10], talk(""), *rows[10:]))
     assert asked.data.ok and not asked.data.complete
     with pytest.raises(RequestError) as caught:
         asked.run_training()
-    assert str(caught.value) == 'many.jsonl:501: the content of message 2 ("assistant") is empty.'
+    assert str(caught.value) == 'a.jsonl:11: the content of message 2 ("assistant") is empty.'
     assert (result()["status"], result()["steps"]) == ("failed", 0)
     assert result()["data"]["complete"]
 
 
 @pytest.mark.slow
-def test_a_run_on_large_data_is_counted_to_the_row(tiny_model: Path, looked_at_by_sample: None) -> None:
-    asked = tuner(tiny_model, many(), max_length=64, lazy_tokenize=True, per_device_train_batch_size=1)
+def test_rows_that_get_lost_while_training_are_counted(
+    tiny_model: Path, looked_at_by_sample: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write("a.jsonl", *(talk(f"a{n}") for n in range(19)), talk("word " * 200))
+    asked = tuner(tiny_model, path, max_length=64, lazy_tokenize=True, max_steps=2)
     assert not asked.data.complete
-    asked.config.replace("max_length", 2048)
-    assert asked.run_training().steps == 1
-    assert result()["rows"]["train"] == {"found": 1000, "loaded": 1000, "used": None}
+    assert asked.run_training().steps == 2
+    rows = result()["rows"]
+    assert rows["train"] == {"found": 20, "loaded": 20, "used": None}
+    times = rows["replaced_while_training"].pop("too long for max_length")
+    assert times and not rows["replaced_while_training"]
+    said = (
+        f"ms-swift took other rows in the place of those it could not use: {times} too long for max_length."
+    )
+    assert said in capfd.readouterr().err
     assert result()["data"]["complete"]

@@ -504,7 +504,7 @@ def test_bad_rows_are_left_out_on_request_and_counted(
     assert run(*flags(settings)).returncode == 2
     done = run(*flags(settings), "--skip-bad-rows", "1")
     assert done.returncode == 0, done.stderr
-    assert "1 bad rows are left out" in done.stderr
+    assert "1 bad row is left out" in done.stderr
     (directory,) = (tmp_path / "out").glob("v0-*")
     given = json.loads((directory / "result.json").read_text())["data"]["given"]
     assert given["rows_left_out"] == 1
