@@ -91,7 +91,8 @@ def refusal(report: DataReport, skip_bad_rows: str | None) -> list[Problem]:
         return report.problems
     allowed = bad_rows_allowed(skip_bad_rows, rows)
     if bad > allowed:
-        what = f"{bad:,} of {rows:,} rows are bad, and only {allowed:,} may be left out"
+        are = "is" if bad == 1 else "are"
+        what = f"{bad:,} of {rows:,} rows {are} bad, and only {allowed:,} may be left out"
         return [*report.problems, Problem(what, "Mend them, or allow more.")]
     return []
 

@@ -173,13 +173,15 @@ class DataReport:
         return out
 
     def headline(self) -> str:
-        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows (messages)"."""
+        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows, 3 bad (messages)"."""
         names = [spec.text for spec in self.specs["train"]]
         formats = sorted({file.format for file in self.files if file.split == "train" and file.format})
         rows = self.train_rows
         count = "" if rows is None else f", {'' if self.complete else 'about '}{rows:,} rows"
         shown = names[0] if len(names) == 1 else f"{len(names)} data sets"
         held_out = f", {self.val_rows:,} to validate" if self.val_rows else ""
+        bad = sum(file.bad for file in self.files)
+        count += f", {bad:,} bad" if bad else ""
         return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
 
     def summary(self) -> list[str]:

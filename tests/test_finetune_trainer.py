@@ -496,6 +496,21 @@ def test_convert_writes_messages(tmp_path: Path) -> None:
     assert [message["content"] for message in row["messages"]] == ["Who?", "Robin"]
 
 
+def test_a_dry_run_says_that_too_many_rows_are_bad(bad_data: Path) -> None:
+    asked = ("--config", "configs/quickstart.json", "--dataset", str(bad_data), "--dry-run")
+    done = run(*asked, "--skip-bad-rows", "10%")
+    assert done.returncode == 0
+    assert "9 rows, 1 bad (messages)" in done.stdout
+    done = run(*asked, "--skip-bad-rows", "0")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "1 of 10 rows is bad, and only 0 may be left out. Mend them, or allow more."
+    )
+    done = run(*asked, "--skip-bad-rows", "few")
+    assert done.returncode == 2
+    assert done.stderr == '"--skip-bad-rows" is "few". Write a number of rows, or a share such as "5%".\n'
+
+
 @pytest.mark.slow
 def test_bad_rows_are_left_out_on_request_and_counted(
     bad_data: Path, tiny_model: Path, tmp_path: Path
