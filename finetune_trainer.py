@@ -189,6 +189,7 @@ class FineTuner:
             self._template_view().count_tokens(self.data)
         for line in (*self.data.summary(), *data_report.histogram_lines(self.data)):
             print(line)
+        print(f"{self.data.verdict()}, {self.data.seconds:.1f} s")
         return self.data
 
     def preview_data(self, count: int) -> None:

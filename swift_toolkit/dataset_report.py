@@ -184,6 +184,18 @@ class DataReport:
         count += f", {bad:,} bad" if bad else ""
         return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
 
+    def verdict(self) -> str:
+        """How many problems there are, in a phrase, e.g. "no errors, 1 warning"."""
+        counts = {
+            name: sum(group.count for group in groups)
+            for name, groups in (("error", self.errors), ("warning", self.warnings))
+        }
+        parts = [
+            f"{count:,} {name}{'' if count == 1 else 's'}" if count else f"no {name}s"
+            for name, count in counts.items()
+        ]
+        return ", ".join(parts) + ("" if self.complete else ", by a sample of the rows")
+
     def summary(self) -> list[str]:
         """The whole report as plain lines for the screen."""
         out = [file.line() for file in self.files]

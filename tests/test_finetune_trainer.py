@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -482,6 +483,7 @@ def test_verify_data_shows_all_and_writes_a_page(bad_data: Path, tmp_path: Path)
         in done.stdout.splitlines()
     )
     assert "tokens per row (estimated)" in done.stdout
+    assert re.fullmatch(r"1 error, no warnings, \d+\.\d s", done.stdout.splitlines()[-1])
     assert "row has no answer" in page.read_text(encoding="utf-8")
 
 
