@@ -95,11 +95,10 @@ def test_exact_tokens(tiny_model: Path) -> None:
     report = verify([write(TALK, refused, TALK, long)], max_length=rules.max_length)
     TemplateView(str(tiny_model), rules, SETTINGS).count_tokens(report)
     assert report.exact_tokens and report.tokens == {18: 2, 36: 1}
-    (error,), (warning,) = report.errors, report.warnings
-    assert str(error.examples[0]).startswith(
+    assert str(report.groups["template"].examples[0]).startswith(
         "a.jsonl:2: the template refuses it: Failed to automatically match an agent_template"
     )
-    assert list(map(str, warning.examples)) == [
+    assert list(map(str, report.groups["too-long"].examples)) == [
         "a.jsonl:4: row has 36 tokens, more than max_length 30. "
         "Raise max_length, shorten the row, or set truncation_strategy."
     ]
