@@ -129,6 +129,13 @@ class TrainingLine(_LiveLine):
         if not self._live:
             print(description, file=self._file, flush=True)
 
+    def say(self, sentence: str) -> None:
+        """One message line that stays."""
+        if self._live:
+            self._progress.console.print(sentence, markup=False)
+        else:
+            print(sentence, file=self._file, flush=True)
+
     def show(self, event: dict[str, Any]) -> None:
         """Take in one event."""
         kind = event["event"]
@@ -136,6 +143,8 @@ class TrainingLine(_LiveLine):
             self.note("importing ms-swift")
         elif kind == "loading":
             self.note("loading the model and the data")
+        elif kind == "waiting":
+            self.note("waiting until every row of the data is looked at")
         elif kind == "begin":
             self._first, self._total, self._began = event["step"], event["max_steps"], time.monotonic()
             self._progress.update(self._task, description="training", total=self._total)
