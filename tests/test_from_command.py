@@ -153,7 +153,7 @@ def test_a_model_on_a_hub_is_left_to_ms_swift(script: Any, planned: Any) -> None
         (
             deploy_model,
             ["--from-command", "swift deploy --model a --api_key secret"],
-            '"--api_key" would be seen by everybody on this machine. '
+            '"--api_key" is a secret, and would not stay one. '
             "Set the environment variable SWIFT_API_KEY, or use --api-key-file.",
         ),
         (
