@@ -20,8 +20,6 @@ from swift_toolkit.vocabulary import Translation, foreign, rows, suggestions, tr
 
 LINE = installed().line
 fields = cache(read_fields)
-v4_only = pytest.mark.skipif(LINE != "v4", reason="says how names are spelled in ms-swift 4")
-v3_only = pytest.mark.skipif(LINE != "v3", reason="says how names are spelled in ms-swift 3.12")
 
 
 def spelled(command: Command = "sft", **values: Any) -> Translation:
@@ -119,7 +117,7 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
 # ------------------------------------------------------------------------------------------ names and values
 
 
-@v4_only
+@pytest.mark.swift4
 @pytest.mark.parametrize(
     ("old", "new", "notice"),
     [
@@ -199,7 +197,7 @@ def test_training_names_for_ms_swift_4(old: dict[str, Any], new: dict[str, Any],
     assert notice is None or result.notices == [notice]
 
 
-@v3_only
+@pytest.mark.swift3
 @pytest.mark.parametrize(
     ("old", "new", "notice"),
     [
@@ -222,7 +220,7 @@ def test_training_names_for_ms_swift_3(
     assert notice is None or result.notices == notice
 
 
-@v3_only
+@pytest.mark.swift3
 def test_what_is_new_in_4_is_an_error_in_3() -> None:
     result = spelled("rlhf", gkd_logits_topk=5, experts_impl="eager")
     do = 'Remove it, or run: pip install "ms-swift>=4".'
@@ -231,7 +229,7 @@ def test_what_is_new_in_4_is_an_error_in_3() -> None:
     assert result.values == {}
 
 
-@v4_only
+@pytest.mark.swift4
 @pytest.mark.parametrize(
     ("command", "old", "new"),
     [
@@ -329,7 +327,7 @@ def test_model_type_beside_a_path(tmp_path: Path) -> None:
     assert both == {"model": str(tmp_path)}
 
 
-@v4_only
+@pytest.mark.swift4
 def test_model_type_of_a_family() -> None:
     assert spelled(model_type="qwen3").values == {"model_type": "qwen3"}
     assert spelled(model_type="qwen2_5").values == {"model_type": "qwen2"}
