@@ -78,7 +78,8 @@ def test_rules_and_defaults_are_used() -> None:
 
 def test_versions_are_in_order() -> None:
     for row in rows().values():
-        if row.since and row.until:
+        assert row.sure in ("certain", "likely") and (row.since == "-" or vocabulary._version(row.since))
+        if row.until:
             assert vocabulary._version(row.since) <= vocabulary._version(row.until), row.old
 
 
@@ -169,6 +170,8 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
         ({"quantization_bit": 4}, {"quant_method": "bnb", "quant_bits": 4}, None),
         ({"quantization_bit": 3}, {"quant_method": "hqq", "quant_bits": 3}, None),
         ({"quant_method": "gptq"}, {}, 'quant_method "gptq" → left to ms-swift'),
+        ({"quant_method": "eetq"}, {"quant_method": "eetq", "quant_bits": 8}, None),
+        ({"quant_method": "eetq", "quant_bits": 8}, {"quant_method": "eetq", "quant_bits": 8}, None),
         ({"load_in_8bit": True}, {"quant_method": "bnb", "quant_bits": 8}, None),
         ({"load_in_4bit": "false"}, {}, None),
         ({"freeze_parameters": 0.5}, {"freeze_parameters_ratio": 0.5}, None),
