@@ -298,6 +298,7 @@ class _Run:
         self.last: str | None = None
         self.best: str | None = None
         self.steps = 0
+        self.memory = 0
         self.pid = 0  # of the process that reports: a launcher would pass a signal on to its data loaders too
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
@@ -382,6 +383,7 @@ class _Run:
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.steps = event.get("step", self.steps)
+        self.memory = max(self.memory, event.get("memory", 0))
         self.pid = event.get("pid", self.pid)
         if "time" in event:
             self.times[kind] = event["time"]
@@ -458,6 +460,7 @@ class _Run:
         from swift_toolkit import runs
 
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
+        content["peak_memory"] = self.memory or None
         runs.write_json(self.directory / "result.json", content)
 
     def _resolved(self) -> dict[str, Any]:

@@ -30,12 +30,14 @@ class Device:
         count: how many are visible to the run.
         name: the model of the first, empty if not known.
         reason: why it is this one.
+        memory: bytes of the smallest of them, 0 if not known; of a CPU, what is free.
     """
 
     kind: Literal["cpu", "cuda", "npu", "mps"]
     count: int = 1
     name: str = ""
     reason: str = ""
+    memory: int = 0
 
     def __str__(self) -> str:
         text = f"{self.count} × {self.kind}" if self.count > 1 else self.kind
