@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from swift_toolkit.config import Config
     from swift_toolkit.dataset import DataReport
+    from swift_toolkit.fitting import Verdict
     from swift_toolkit.plan import Device
     from swift_toolkit.process import Child
 
@@ -133,6 +134,7 @@ class FineTuner:
         problems += preflight.check(self.config)
         self.device: Device = plan.find_device()
         problems += launch.problems(self.device)
+        problems += plan.problems(self.config, self.device)
         self.skip_bad_rows = skip_bad_rows
         self.data: DataReport = preflight.check_data(self.config, whole=skip_bad_rows is not None)
         if skip_bad_rows is None:
@@ -142,7 +144,7 @@ class FineTuner:
         self.given = {
             name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
         }
-        plan.fill_automatic(self.config, self.device)
+        plan.fill_automatic(self.config, self.device, self.data)
         self.output_dir = Path(
             self.config.get("output_dir") or plan.default_output_dir(self.config)
         ).expanduser()
@@ -185,7 +187,7 @@ class FineTuner:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "notices": self.config.notices,
             "data": self.data.as_dict(),
-            "memory": plan.memory(self.config),
+            "memory": self._verdict().as_dict(),
             "launch": {
                 "device": str(self.device),
                 "processes": launch.processes(self.config, self.device),
@@ -195,6 +197,7 @@ class FineTuner:
                 "effective_batch_size": plan.effective_batch_size(self.config, self.device),
                 "steps": plan.step_count(self.config, self._rows(), self.device),
             },
+            "suggestions": plan.suggestions(self.config, self.device, self.data),
         }
 
     def print_plan(self, file: IO[str] | None = None) -> None:
@@ -214,6 +217,8 @@ class FineTuner:
             ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
+            *self._verdict().lines(),
+            *(("suggestion", line) for line in plan.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
         ]
         console.print_facts(facts, file)
@@ -225,6 +230,11 @@ class FineTuner:
         from swift_toolkit import launch, plan
 
         return {**plan.environment(self.device), **launch.environment(self.config, self.device)}
+
+    def _verdict(self) -> Verdict:
+        from swift_toolkit import plan
+
+        return plan.judge(self.config, self.device, self.data)
 
     def _rows(self) -> int | None:
         from swift_toolkit import preflight
@@ -448,7 +458,7 @@ class _Run:
             what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
         lines = [f"Training failed: {what}. The whole log: {self.log}"]
         if memory:
-            advice = plan.memory_advice(self.tuner.config, self.tuner.device)
+            advice = plan.memory_advice(self.tuner.config, self.tuner.device, self.tuner.data)
             lines += ["Out of memory? In this order, try:", *(f"  {line}" for line in advice)]
         elif self.last:
             lines.append(

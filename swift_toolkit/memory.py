@@ -58,9 +58,23 @@ class Rows:
 def rows_of(report: DataReport) -> Rows:
     """How long the rows are that were looked at."""
     count = report.tokens.total()
-    mean = sum(tokens * rows for tokens, rows in report.tokens.items()) // max(count, 1) + report.token_step // 2
-    longest = max(report.tokens) + report.token_step
-    return Rows(longest, mean, longest, seen=True)
+    mean = (
+        sum(tokens * rows for tokens, rows in report.tokens.items()) // max(count, 1) + report.token_step // 2
+    )
+    longest = report.longest["train"]
+    return Rows(longest, mean, report.longest["val"] or longest, seen=not report.unchecked)
+
+
+_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
+
+
+def _has_media(report: DataReport) -> bool:
+    """Whether the beginning of a file speaks of images, videos or sound."""
+    for file in report.files:
+        with Path(file.path).expanduser().open("rb") as beginning:
+            if _MEDIA.search(beginning.read(1 << 16)):
+                return True
+    return False
 
 
 def _assumed(settings: Mapping[str, Any]) -> Rows:
@@ -115,6 +129,13 @@ class Run:
         return 4 if self.get("torch_dtype") == "float32" else 2
 
     @property
+    def accumulation(self) -> int:
+        """Gradient accumulation steps; ms-swift's default makes the effective batch at least 16
+        (``TrainArgumentsMixin.__post_init__``)."""
+        batch = self.get("per_device_train_batch_size", 1) * self.world
+        return int(self.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
+
+    @property
     def tuner(self) -> str:
         return str(self.get("tuner_type", "lora"))
 
@@ -138,7 +159,7 @@ def run_of(config: Config, device: Device, report: DataReport | None = None) -> 
     settings = {name: setting.value for name, setting in config.settings.items()}
     settings |= {"tuner_type": config.tuner, "command": config.command}
     rows = rows_of(report) if report and report.tokens else _assumed(settings)
-    if shape.encoder and (config.preset == "multimodal" or not rows.seen):
+    if shape.encoder and (report is None or not rows.seen or _has_media(report)):
         rows = replace(rows, images=1)
     world = launch.world_size(config, device)
     return Run(settings, shape, rows, device.kind, device.count, world, device.memory)
@@ -167,7 +188,16 @@ class Estimate:
 
 
 PARTS = (
-    *("weights", "quantisation", "reference model", "adapter", "gradients", "optimiser", "activations", "logits"),
+    *(
+        "weights",
+        "quantisation",
+        "reference model",
+        "adapter",
+        "gradients",
+        "optimiser",
+        "activations",
+        "logits",
+    ),
     *("generation", "overhead"),
 )
 
@@ -184,7 +214,9 @@ def estimate(run: Run) -> Estimate:
     peak = "training" if sum(training.values()) >= sum(evaluation.values()) else "evaluation"
     parts = {
         **_frozen(run, share),
-        **{"adapter": adapter // share.weights, **states.device, **(training if peak == "training" else evaluation)},
+        **states.device,
+        **(training if peak == "training" else evaluation),
+        "adapter": adapter // share.weights,
         "generation": _generation(run),
     }
     parts["overhead"] = _overhead(run, parts)
@@ -217,9 +249,14 @@ def _sharing(run: Run) -> _Sharing:
     world = run.world
     if run.get("deepspeed"):
         stage, optimiser, weights = _zero(run.get("deepspeed"))
-        divided = {"weights": 3, "gradients": 2, "optimiser": 1}
-        shares = {name: world if stage >= least else 1 for name, least in divided.items()}
-        return _Sharing(stage, offloads_optimiser=optimiser, offloads_weights=weights, **shares)
+        return _Sharing(
+            stage,
+            weights=world if stage >= 3 else 1,
+            gradients=world if stage >= 2 else 1,
+            optimiser=world if stage >= 1 else 1,
+            offloads_optimiser=optimiser,
+            offloads_weights=weights,
+        )
     if run.get("fsdp"):
         return _Sharing(None, True, world, world, world)
     if run.get("device_map") and run.devices > 1:
@@ -239,18 +276,23 @@ def _zero(deepspeed: Any) -> tuple[int, bool, bool]:
     except (OSError, ValueError):
         config = {}
     zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
-    offloaded = [zero.get(name, {}).get("device") in ("cpu", "nvme") for name in ("offload_optimizer", "offload_param")]
+    offloaded = [
+        zero.get(name, {}).get("device") in ("cpu", "nvme") for name in ("offload_optimizer", "offload_param")
+    ]
     return int(zero.get("stage", 0)), offloaded[0], offloaded[1]
 
 
 def _json(text: str) -> Any:
-    return json.loads(text if text.lstrip().startswith("{") else Path(text).expanduser().read_text(encoding="utf-8"))
+    return json.loads(
+        text if text.lstrip().startswith("{") else Path(text).expanduser().read_text(encoding="utf-8")
+    )
 
 
 # --- weights ------------------------------------------------------------------------------------------------
 
 _QUANTISED_BITS = {
-    ("bnb", 4): 4.127,  # NF4, blocks of 64 whose scales are quantised again: Dettmers et al. 2023, QLoRA, section 3
+    # NF4, blocks of 64 whose scales are quantised again: Dettmers et al. 2023, QLoRA, section 3
+    ("bnb", 4): 4.127,
     ("bnb", 8): 8.03,  # a 32-bit scale for each row: Dettmers et al. 2022, LLM.int8()
     ("hqq", 4): 4.5,  # 16-bit scale and zero for groups of 64: Badri and Shaji 2023, HQQ
     ("hqq", 8): 8.5,
@@ -261,9 +303,7 @@ def _bits(run: Run) -> float:
     """Bits of a weight of a linear layer; 16 or 32 unquantised."""
     bits, method = run.get("quant_bits"), run.get("quant_method") or "bnb"
     if bits in (4, 8) and run.tuner != "full":
-        return _QUANTISED_BITS.get((method, bits), bits + 0.5)
-    if run.get("quant_method") == "fp8":
-        return 8
+        return _QUANTISED_BITS.get((method, bits), float(bits + 0.5))
     return run.shape.bits if run.shape.bits < 16 else 8 * run.width
 
 
@@ -291,7 +331,10 @@ def _frozen(run: Run, share: _Sharing) -> dict[str, float]:
     if share.stage == 3:
         live = min(whole, 1e9 * run.width)
     elif share.fsdp:
-        live = min(whole, 2 * run.width * run.shape.parameters / run.shape.text.layers + run.shape.embeddings * run.width)
+        live = min(
+            whole,
+            2 * run.width * run.shape.parameters / run.shape.text.layers + run.shape.embeddings * run.width,
+        )
     if share.offloads_weights:
         parts = {"weights": 0, "quantisation": 0}
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
@@ -332,7 +375,9 @@ def _trained(run: Run) -> tuple[_Trained, int]:
     if run.tuner == "full":
         own: float = shape.parameters - shape.encoder_parameters
         own = 0 if run.get("freeze_llm") else own
-        own = (own + (shape.encoder_parameters if encoder else 0)) * (1 - run.get("freeze_parameters_ratio", 0.0))
+        own = (own + (shape.encoder_parameters if encoder else 0)) * (
+            1 - run.get("freeze_parameters_ratio", 0.0)
+        )
         return _Trained(own, encoder=encoder), 0
     if run.tuner == "lisa":
         layers = run.get("lisa_activated_layers", 2) or text.layers
@@ -340,9 +385,17 @@ def _trained(run: Run) -> tuple[_Trained, int]:
     if run.tuner == "llamapro":
         new = text.linear / text.layers * run.get("llamapro_num_new_blocks", 4)
         return _Trained(new), int(new * run.width)
-    copied = sum(shape.vocabulary * text.hidden for name in run.get("modules_to_save", []) if "embed" in name or "head" in name)
+    copied = sum(
+        shape.vocabulary * text.hidden
+        for name in run.get("modules_to_save", [])
+        if "embed" in name or "head" in name
+    )
     added = _adapter_numbers(run, text)
-    if run.tuner in ("lora_llm", "longlora") and shape.encoder is not None and run.get("freeze_vit") is not True:
+    if (
+        run.tuner in ("lora_llm", "longlora")
+        and shape.encoder is not None
+        and run.get("freeze_vit") is not True
+    ):
         return _Trained(shape.encoder_parameters, added, copied, True), int(4 * added + run.width * copied)
     if encoder and shape.encoder:
         added += _adapter_numbers(run, shape.encoder)
@@ -356,7 +409,12 @@ def _adapter_numbers(run: Run, stack: Stack) -> float:
     much again (peft's ``init_r`` 12 for ``target_r`` 8); a bottleneck adapter two matrices after attention and MLP
     (Houlsby et al. 2019); the others have vectors.
     """
-    ends = 2 * stack.hidden + 2 * stack.queries + 2 * (stack.hidden + stack.keys) + 3 * (stack.hidden + stack.inner)
+    ends = (
+        2 * stack.hidden
+        + 2 * stack.queries
+        + 2 * (stack.hidden + stack.keys)
+        + 3 * (stack.hidden + stack.inner)
+    )
     if run.tuner == "adapter":
         return float(stack.layers * 4 * stack.hidden * run.get("adapter_length", 128))
     if run.tuner in ("ia3", "vera", "boft", "fourierft", "reft"):
@@ -415,7 +473,7 @@ def _state_count(run: Run) -> float:
     if run.get("use_galore") or run.get("use_q_galore"):
         # Zhao et al. 2024 (GaLore), table 1: both states have galore_rank rows instead of the hidden size
         text, embedded = run.shape.text, run.shape.embeddings / run.shape.parameters
-        return 2 * (embedded + (1 - embedded) * min(1, run.get("galore_rank", 128) / text.hidden))
+        return float(2 * (embedded + (1 - embedded) * min(1, run.get("galore_rank", 128) / text.hidden)))
     if run.get("optimizer") == "muon":
         return 1  # momentum only: Jordan et al. 2024
     name = str(run.get("optim", "adamw_torch_fused"))
@@ -505,7 +563,9 @@ def _kept(run: Run, stack: Stack, tokens: int, checkpointing: bool) -> float:
     """Bytes that ``stack`` keeps for the way back: with checkpointing the inputs of its layers, and one layer whole
     while it is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
     layer = tokens * _layer_bytes(run, stack) + _score_bytes(run, stack, tokens)
-    back = tokens * run.width * (3 * stack.inner + 2 * stack.hidden)  # gradients inside the layer that is at work
+    back = (
+        tokens * run.width * (3 * stack.inner + 2 * stack.hidden)
+    )  # gradients inside the layer that is at work
     if checkpointing:
         return stack.layers * tokens * stack.hidden * run.width + layer + back
     return stack.layers * layer + back
@@ -542,17 +602,20 @@ def _score_bytes(run: Run, stack: Stack, tokens: int) -> float:
 def _logits(run: Run) -> float:
     """Bytes of the output layer's results for a batch and of the loss made from them.
 
-    As transformers computes it (``loss_utils.ForCausalLMLoss``), on the way back: the log softmax, its gradient and that
-    of the logits, in float32. The way there takes less: the logits as computed and in float32, and the log softmax.
+    As transformers computes it (``loss_utils.ForCausalLMLoss``), on the way back: the log softmax, its gradient and
+    that of the logits, in float32. The way there takes less: the logits as computed, in float32, and the log softmax.
+    On a CPU another float32 copy stays (measured, SmolLM2: 13 to 20 bytes a logit in all).
     Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
     """
     tokens = _judged_tokens(run, run.get("per_device_train_batch_size", 1), run.rows.longest)
     task = run.get("task_type", "causal_lm")
     if task == "generative_reranker":
-        return tokens * run.shape.vocabulary * 2 * run.width  # and their gradient: only the last token's go on
+        return (
+            tokens * run.shape.vocabulary * 2 * run.width
+        )  # and their gradient: only the last token's go on
     if run.get("use_liger_kernel"):
         return tokens * run.shape.text.hidden * (run.width + 8)
-    return tokens * run.shape.vocabulary * 12
+    return float(tokens * run.shape.vocabulary * (16 if run.kind == "cpu" else 12))
 
 
 def _eval_logits(run: Run) -> float:
@@ -582,10 +645,12 @@ def _generation(run: Run) -> float:
     if run.get("use_vllm") and run.get("vllm_mode") == "colocate":
         if run.get("sleep_level"):
             return 0
-        return run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes
+        return float(run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes)
     text = run.shape.text
     each = text.layers * 2 * text.keys * run.width
-    return float(run.get("per_device_train_batch_size", 1) * _length(run, run.rows.longest, image_tokens(run)) * each)
+    return float(
+        run.get("per_device_train_batch_size", 1) * _length(run, run.rows.longest, image_tokens(run)) * each
+    )
 
 
 # --- overhead -----------------------------------------------------------------------------------------------
@@ -598,7 +663,7 @@ NCCL_BUFFERS = 0.4 * GIB
 
 FRAGMENTS, FEW_FRAGMENTS = 0.25, 0.05
 """Of what comes and goes, how much more PyTorch's caching allocator holds: rows of many lengths leave gaps between its
-blocks, but for packed rows, all of one length, or with ``expandable_segments`` ("CUDA semantics", memory management)."""
+blocks, but for packed rows, all of one length, or with ``expandable_segments`` ("CUDA semantics")."""
 
 CPU_PROCESS = 0.7 * GIB
 """Resident bytes of a training process before its model: Python with torch, transformers and ms-swift."""

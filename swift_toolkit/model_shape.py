@@ -104,7 +104,9 @@ def _cached(model: str) -> Iterable[Path]:
     if model.count("/") != 1:
         return
     home = Path.home() / ".cache"
-    huggingface = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / "huggingface", "hub")
+    huggingface = os.environ.get("HF_HUB_CACHE") or Path(
+        os.environ.get("HF_HOME") or home / "huggingface", "hub"
+    )
     folder = Path(huggingface, "models--" + model.replace("/", "--"), "snapshots")
     yield from sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
     modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or home / "modelscope")
@@ -127,7 +129,9 @@ def _from_config(config: Mapping[str, Any], model: str, directory: Path | None) 
     encoder = _encoder(vision) if isinstance(vision, dict) else None
     tied = bool(text.get("tie_word_embeddings", True))
     experts = _experts(text, stack)
-    encoder_parameters = encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.inner) if encoder else 0
+    encoder_parameters = (
+        encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.inner) if encoder else 0
+    )
     counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + encoder_parameters + experts
     bits = _stored_bits(config)
     stored = _stored_bytes(directory) if directory and bits == 16 else 0
@@ -166,7 +170,11 @@ def _expert_count(config: Mapping[str, Any]) -> int:
 
 def _expert_width(config: Mapping[str, Any]) -> int:
     """Width of one routed expert, 0 without experts."""
-    return (_first(config, "moe_intermediate_size", "intermediate_size") or 0) if _expert_count(config) > 1 else 0
+    return (
+        (_first(config, "moe_intermediate_size", "intermediate_size") or 0)
+        if _expert_count(config) > 1
+        else 0
+    )
 
 
 def _shared_width(config: Mapping[str, Any], each: int) -> int:
@@ -253,7 +261,10 @@ _VOCABULARIES = (
     (r"minicpm(?!-v|-o|-llama)", 73448),
     (r"chatglm|yi-", 65024),
     (r"smollm|smolvlm", 49280),
-    (r"phi-|llama|vicuna|mistral|mixtral|tinyllama|llava-(1\.5|v1\.5|v1\.6-(vicuna|mistral))|zephyr|alpaca", 32064),
+    (
+        r"phi-|llama|vicuna|mistral|mixtral|tinyllama|llava-(1\.5|v1\.5|v1\.6-(vicuna|mistral))|zephyr|alpaca",
+        32064,
+    ),
 )
 _VOCABULARY = 152064  # Qwen2, Qwen2.5 and Qwen3, GLM-4, and what is built on them
 
@@ -316,7 +327,10 @@ _ACTIVE = (
     (r"llama-4-scout", 17.0),
 )
 
-_SEES = r"vl|vision|omni|multimodal|llava|ovis|keye|minicpm-[vo]|ocr|glm-4[.\d]*v|internvl|pixtral|gemma-3-|qwen3\.[5-9]|audio|florence|molmo|idefics|mllama"
+_SEES = (
+    r"vl|vision|omni|multimodal|llava|ovis|keye|minicpm-[vo]|ocr|glm-4[.\d]*v|pixtral|gemma-3-|qwen3\.[5-9]|audio"
+    r"|florence|molmo|idefics|mllama"
+)
 _ENCODER = Stack(27, 1152, 4304, 1152, 1152, 16)  # SigLIP-so400m; the encoders of most models are near it
 _LARGE_ENCODER = Stack(32, 1280, 3420, 1280, 1280, 16)  # Qwen2-VL and Qwen2.5-VL
 
@@ -338,7 +352,9 @@ def _from_name(model: str) -> ModelShape | None:
     vocabulary = int(_listed(_VOCABULARIES, name) or _VOCABULARY)
     tied = (active or billions) < 5 and not active
     encoder = (_LARGE_ENCODER if re.search(r"qwen2", name) else _ENCODER) if re.search(_SEES, name) else None
-    encoder_parameters = encoder.layers * (4 * encoder.hidden**2 + 3 * encoder.hidden * encoder.inner) if encoder else 0
+    encoder_parameters = (
+        encoder.layers * (4 * encoder.hidden**2 + 3 * encoder.hidden * encoder.inner) if encoder else 0
+    )
     parameters = int(billions * 1e9)
     embeddings = vocabulary * hidden * (1 if tied else 2)
     experts = max(0, parameters - text.linear - embeddings - encoder_parameters) if active else 0
