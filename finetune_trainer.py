@@ -45,6 +45,8 @@ __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
 
+GIB = 1 << 30
+
 ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
 
@@ -243,20 +245,25 @@ class FineTuner:
 
     # --- training -----------------------------------------------------------------------------------------
 
-    def run_training(self, verbose: bool = False) -> TrainingResult:
+    def run_training(self, verbose: bool = False, probe: bool = False) -> TrainingResult:
         """Train, and show the plan, one live line and the result on stderr.
 
         Ctrl-C (KeyboardInterrupt) lets the step in hand end and saves a checkpoint; a second one ends at once.
 
         Args:
             verbose: also show all that ms-swift prints.
+            probe: first try one step, and one evaluation, with the longest rows.
 
         Raises:
+            RequestError: the longest rows cannot be known.
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
         from swift_toolkit import dataset_copy, launch, preflight, runs
+        from swift_toolkit import probe as probing
 
+        if probe and (found := list(probing.problems(self.data))):
+            raise RequestError(found)
         preflight.unpack_models(self.config)
         first = launch.is_first()
         directory = self._claim(runs) if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
@@ -270,6 +277,8 @@ class FineTuner:
         self.config.replace("val_dataset", given.val)
         if first:
             self.print_plan()
+            if probe:
+                _Probe(self, directory / "probe", verbose).carry_out()
             return _Run(self, directory, verbose).carry_out()
         console.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
         return _RunElsewhere(self, directory, verbose).carry_out()
@@ -484,6 +493,39 @@ class _Run:
         }
 
 
+class _Probe(_Run):
+    """One step with the longest rows, in a directory that stays only if it fails."""
+
+    def __init__(self, tuner: FineTuner, directory: Path, verbose: bool) -> None:
+        import copy
+
+        from swift_toolkit import launch, probe
+
+        self.whole = tuner
+        world = launch.world_size(tuner.config, tuner.device)
+        alone = copy.copy(tuner)
+        alone.config = probe.prepare(tuner.config, tuner.data, directory, world)
+        super().__init__(alone, directory, verbose)
+
+    def carry_out(self) -> TrainingResult:
+        import shutil
+
+        from swift_toolkit import fitting
+
+        console.say("Trying one step with the longest rows.")
+        result = super().carry_out()
+        device = self.tuner.device.memory
+        word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
+        took = f"{self.memory / GIB:.1f}{room} GiB, {console.duration(result.seconds['training'])}"
+        console.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")
+        shutil.rmtree(self.directory)
+        return result
+
+    def _reason(self, exit_status: int) -> str:
+        self.tuner = self.whole  # whose numbers the advice is given in
+        return super()._reason(exit_status).replace("Training", "One step with the longest rows", 1)
+
+
 class _RunElsewhere(_Run):
     """The part of a run that is shown, and written down, by the process that has rank 0.
 
@@ -622,6 +664,9 @@ def make_parser() -> command_line.Parser:
     launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
     launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
     launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
+    parser.add_argument(
+        "--probe", action="store_true", help="first try one real step with the longest rows: does it fit?"
+    )
     parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
     parser.add_argument(
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
@@ -675,7 +720,7 @@ def _command(words: list[str]) -> int:
             tuner.print_plan(sys.stdout)
         return 0
     try:
-        result = tuner.run_training(options.verbose)
+        result = tuner.run_training(options.verbose, options.probe)
     except Interrupted as interrupted:
         if launch.is_first():
             _say_how_to_go_on(interrupted.result, words)

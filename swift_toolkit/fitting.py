@@ -185,8 +185,12 @@ def _changes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
         return
     stages = ["zero2", "zero3"] if run.world > 1 else []
     for stage in [*stages, "zero2_offload", "zero3_offload"]:
-        if stage != run.get("deepspeed"):
-            yield _plain(deepspeed=stage)
+        if stage == run.get("deepspeed"):
+            continue
+        settings, flags = _plain(deepspeed=stage)
+        if stage.startswith("zero3"):  # which cannot divide quantised weights
+            settings |= {"quant_bits": None}
+        yield settings, flags
 
 
 def _plain(**settings: Any) -> tuple[dict[str, Any], dict[str, str]]:
