@@ -219,6 +219,7 @@ class FineTuner:
             ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
+            ("tokens", plan.tokens_phrase(config, device, steps, self.data)),
             *self._verdict().lines(),
             *(("suggestion", line) for line in plan.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
@@ -329,14 +330,15 @@ class _Run:
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
-        from swift_toolkit import launch, training
+        from swift_toolkit import launch, plan, training
         from swift_toolkit.process import Child
 
         config, device = self.tuner.config, self.tuner.device
         command = launch.command(config, device)
         environment = {training.REQUEST_VARIABLE: json.dumps(self._request()), **self.tuner.environment()}
         echo = sys.stderr if self.verbose else None
-        with Child(command, self.log, environment, echo) as child, console.TrainingLine() as line:
+        shown = console.TrainingLine(row_tokens=plan.row_tokens(self.tuner.data))
+        with Child(command, self.log, environment, echo) as child, shown as line:
             if (nodes := launch.nodes()).count > 1:
                 line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
             self._follow(child, line)

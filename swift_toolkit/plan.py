@@ -484,6 +484,21 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
     return math.ceil(epochs * per_epoch)
 
 
+def row_tokens(report: DataReport) -> int | None:
+    """About how many tokens a row has; None where data is not here."""
+    return memory.rows_of(report).mean if report.tokens and not report.unchecked else None
+
+
+def tokens_phrase(config: Config, device: Device, steps: int | None, report: DataReport) -> str:
+    """About how many tokens the run goes through; the time they take is not known before a few steps are measured."""
+    tokens = row_tokens(report)
+    known = tokens is not None and steps is not None and not config.get("packing")
+    if not known or tokens is None or steps is None:
+        return "unknown; the time left is measured from the first steps on"
+    count = steps * effective_batch_size(config, device) * tokens
+    return f"about {count:,}; the time left is measured from the first steps on"
+
+
 def default_output_dir(config: Config) -> str:
     """ms-swift's own default, ``output/<last part of the model's name>``."""
     return f"output/{Path(str(config.get('model'))).name}"
