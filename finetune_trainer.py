@@ -224,7 +224,7 @@ class FineTuner:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "notices": self.config.notices,
             "data": self.data.as_dict(),
-            "memory": self._verdict().as_dict(),
+            "memory": self.judge_memory().as_dict(),
             "launch": {
                 "device": str(self.device),
                 "processes": launch.processes(self.config, self.device),
@@ -255,7 +255,7 @@ class FineTuner:
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
             ("tokens", plan.tokens_phrase(config, device, steps, self.data)),
-            *self._verdict().lines(),
+            *self.judge_memory().lines(),
             *(("suggestion", line) for line in plan.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
         ]
@@ -269,7 +269,8 @@ class FineTuner:
 
         return {**plan.environment(self.device), **launch.environment(self.config, self.device)}
 
-    def _verdict(self) -> Verdict:
+    def judge_memory(self) -> Verdict:
+        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
         from swift_toolkit import plan
 
         return plan.judge(self.config, self.device, self.data)
@@ -555,7 +556,8 @@ class _Run:
         from swift_toolkit import runs
 
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
-        content["peak_memory"] = self.memory or None
+        estimate = self.tuner.judge_memory().estimate
+        content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
         runs.write_json(self.directory / "result.json", content)
 
     def _resolved(self) -> dict[str, Any]:

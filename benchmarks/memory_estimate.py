@@ -116,7 +116,7 @@ def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: di
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     (result,) = (folder / "output").glob("v0-*/result.json")
-    peak = json.loads(result.read_text())["peak_memory"] / memory.GIB
+    peak = json.loads(result.read_text())["memory"]["peak"] / memory.GIB
     parts = {part: size / memory.GIB for part, size in told["parts"].items()}
     return Figure(name, peak, sum(parts.values()), parts)
 

@@ -76,6 +76,8 @@ class Verdict:
         room = f" of {_gib(self.run.device_bytes)}" if self.run.device_bytes else ""
         word = "" if self.word == "unknown" else f", {self.word}"
         yield "memory", f"about {_gib(self.estimate.total)}{room} a {device}{word}: {_parts(self.estimate)}"
+        if self.estimate.host:
+            yield "", f"and {_gib(self.estimate.host)} of this machine's memory for each process"
         yield "", f"at the peak of {self.estimate.peak}, {self._rows()}"
         if self.word == "does not fit":
             yield (

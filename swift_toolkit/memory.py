@@ -162,7 +162,8 @@ def run_of(config: Config, device: Device, report: DataReport | None = None) -> 
     if shape.encoder and (report is None or not rows.seen or _has_media(report)):
         rows = replace(rows, images=1)
     world = launch.world_size(config, device)
-    return Run(settings, shape, rows, device.kind, device.count, world, device.memory)
+    shared = launch.processes(config, device) if device.kind == "cpu" else 1
+    return Run(settings, shape, rows, device.kind, device.count, world, device.memory // shared)
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str 
 GIB = 1 << 30
 
 MEMORY_SHARE = 0.6
-"""The share of a device's memory that the estimate may take before gradient checkpointing stays on."""
+"""The share of a device's memory that an estimate may take which decides something: it may be a third off."""
 
 MOST_ROWS = 64
 """Most rows of a batch on one device that are chosen automatically."""
@@ -362,7 +362,7 @@ def _largest_batch(
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = memory.estimate(run.but(per_device_train_batch_size=batch)).total
-            if fitting.word_for(needed, run.device_bytes) == "fits" or batch == 1:
+            if needed <= MEMORY_SHARE * run.device_bytes or batch == 1:
                 break
     return batch, f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB"
 
@@ -370,7 +370,9 @@ def _largest_batch(
 def _leave_out_checkpointing(config: Config, device: Device, report: DataReport | None) -> None:
     """Checkpointing costs a third of the time: it goes where the longest rows leave room without it."""
     run = memory.run_of(config, device, report)
-    if run is None or not run.device_bytes or run.rows.images or not (run.rows.seen or run.get("packing")):
+    if run is None or not run.device_bytes or run.rows.images or run.get("fsdp"):
+        return
+    if not (run.rows.seen or run.get("packing")):
         return
     needed = memory.estimate(run.but(gradient_checkpointing=False)).total
     if needed < MEMORY_SHARE * run.device_bytes:

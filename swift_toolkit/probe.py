@@ -26,7 +26,9 @@ def problems(report: DataReport) -> Iterator[Problem]:
     """What keeps the longest rows of a run from being tried."""
     if report.unchecked:
         names = ", ".join(f'"{name}"' for name in report.unchecked)
-        yield Problem(f"cannot know the longest rows of {names}, which is not here", "Download it.", "--probe")
+        yield Problem(
+            f"cannot know the longest rows of {names}, which is not here", "Download it.", "--probe"
+        )
     if launch.takes_part() or launch.nodes().count > 1:
         yield Problem("starts a run of its own, on one machine", "Try one machine alone first.", "--probe")
 

@@ -224,9 +224,9 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "device", "batch", "steps"),
     [
-        ({}, gpus(1), 16, 4),
+        ({}, gpus(1), 8, 8),
         ({}, gpus(8), 8, 1),
-        ({}, gpus(2, 24), 2, 16),
+        ({}, gpus(2, 40), 2, 16),
         ({}, plan.Device("cuda", 2), 1, 32),  # memory not known
         ({"per_device_train_batch_size": 2}, gpus(8), 2, 4),
         ({"gradient_accumulation_steps": 4}, gpus(8), 2, 4),
@@ -291,6 +291,13 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(CPU) == {}
     monkeypatch.setattr(plan, "_cores", lambda: 2)
     assert chosen(gpus(1)) == {}
+
+
+def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    run = plan.judge(config(), plan.Device("cpu", memory=40 << 30)).run
+    assert run is not None
+    assert (run.world, run.device_bytes) == (4, 10 << 30)
 
 
 def test_what_is_only_suggested(installed: set[str]) -> None:
