@@ -55,6 +55,18 @@ class Rows:
     seen: bool = False
 
 
+def _rows(report: DataReport | None, settings: Mapping[str, Any]) -> Rows:
+    """How long the rows are: what was seen of them, and what is assumed of those that are not here."""
+    if report is None or not report.tokens:
+        return _assumed(settings)
+    seen = rows_of(report)
+    if seen.seen:
+        return seen
+    assumed = _assumed(settings)
+    longest, longest_val = max(seen.longest, assumed.longest), max(seen.longest_val, assumed.longest_val)
+    return replace(assumed, longest=longest, longest_val=longest_val)
+
+
 def rows_of(report: DataReport) -> Rows:
     """How long the rows are that were looked at."""
     count = report.tokens.total()
@@ -105,6 +117,7 @@ class Run:
         devices: that this machine uses.
         world: processes of all machines, each with the whole batch of its own.
         device_bytes: memory of one device, 0 if not known.
+        others: weights of the models that judge or teach besides.
     """
 
     settings: Mapping[str, Any]
@@ -114,6 +127,7 @@ class Run:
     devices: int = 1
     world: int = 1
     device_bytes: int = 0
+    others: int = 0
 
     def get(self, name: str, default: Any = None) -> Any:
         """A setting, or what ms-swift takes without it."""
@@ -134,6 +148,11 @@ class Run:
         (``TrainArgumentsMixin.__post_init__``)."""
         batch = self.get("per_device_train_batch_size", 1) * self.world
         return int(self.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
+
+    @property
+    def rlhf(self) -> str:
+        """The kind of preference training, ms-swift's default of it being dpo; empty for other training."""
+        return str(self.get("rlhf_type") or "dpo") if self.get("command") == "rlhf" else ""
 
     @property
     def tuner(self) -> str:
@@ -158,12 +177,20 @@ def run_of(config: Config, device: Device, report: DataReport | None = None) -> 
         return None
     settings = {name: setting.value for name, setting in config.settings.items()}
     settings |= {"tuner_type": config.tuner, "command": config.command}
-    rows = rows_of(report) if report and report.tokens else _assumed(settings)
+    rows = _rows(report, settings)
     if shape.encoder and (report is None or not rows.seen or _has_media(report)):
         rows = replace(rows, images=1)
     world = launch.world_size(config, device)
     shared = launch.processes(config, device) if device.kind == "cpu" else 1
-    return Run(settings, shape, rows, device.kind, device.count, world, device.memory // shared)
+    memory = device.memory // shared
+    return Run(settings, shape, rows, device.kind, device.count, world, memory, _other_models(config))
+
+
+def _other_models(config: Config) -> int:
+    """Weights of the teacher and of reward models, as far as they are known."""
+    given = [config.get(name) or [] for name in ("teacher_model", "reward_model")]
+    names = [name for value in given for name in (value if isinstance(value, list) else [value])]
+    return sum(shape.parameters for name in names if (shape := model_shape.find(str(name))))
 
 
 @dataclass(frozen=True)
@@ -192,7 +219,7 @@ PARTS = (
     *(
         "weights",
         "quantisation",
-        "reference model",
+        "other models",
         "adapter",
         "gradients",
         "optimiser",
@@ -303,7 +330,7 @@ _QUANTISED_BITS = {
 def _bits(run: Run) -> float:
     """Bits of a weight of a linear layer; 16 or 32 unquantised."""
     bits, method = run.get("quant_bits"), run.get("quant_method") or "bnb"
-    if bits in (4, 8) and run.tuner != "full":
+    if bits and run.tuner != "full":
         return _QUANTISED_BITS.get((method, bits), float(bits + 0.5))
     return run.shape.bits if run.shape.bits < 16 else 8 * run.width
 
@@ -341,17 +368,16 @@ def _frozen(run: Run, share: _Sharing) -> dict[str, float]:
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
     if constants or run.shape.bits < 16:  # one matrix at a time is dequantised for its product
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
-    if _needs_reference(run):
-        parts["reference model"] = weights / share.weights
+    others = run.width * run.others + (weights if _needs_reference(run) else 0)
+    parts["other models"] = others / share.weights
     return parts
 
 
 def _needs_reference(run: Run) -> bool:
     """Whether a second copy of the model judges: with adapters, the model without them is the reference."""
-    kind = run.get("rlhf_type")
-    if run.get("command") != "rlhf" or kind not in ("dpo", "kto", "grpo", "ppo"):
+    if run.rlhf not in ("dpo", "kto", "grpo", "ppo"):
         return False
-    if kind == "grpo" and run.get("beta") == 0:
+    if run.rlhf == "grpo" and run.get("beta") == 0:
         return False
     return bool(run.whole or run.get("ref_model"))
 
@@ -492,8 +518,8 @@ def _state_count(run: Run) -> float:
 
 def _row_factor(run: Run) -> int:
     """Sequences that one row of the data becomes: chosen and rejected, or a question with its documents."""
-    if run.get("command") == "rlhf":
-        return 2 if run.get("rlhf_type") in ("dpo", "kto", "orpo", "simpo", "cpo", "rm") else 1
+    if run.rlhf:
+        return 2 if run.rlhf in ("dpo", "kto", "orpo", "simpo", "cpo", "rm") else 1
     if run.get("task_type") in ("reranker", "generative_reranker"):
         return 1 + int(os.environ.get("MAX_NEGATIVE_SAMPLES", 7))
     return 2 if run.get("task_type") == "embedding" else 1
@@ -518,7 +544,7 @@ def _length(run: Run, text: int, image: int) -> int:
     length = text + run.rows.images * image
     limit = run.get("max_length") or run.shape.context
     length = min(length, limit) if limit else length
-    if run.get("rlhf_type") == "grpo":
+    if run.rlhf == "grpo":
         length += run.get("max_completion_length", 512)
     return int(length)
 
@@ -633,7 +659,7 @@ def _judged_tokens(run: Run, batch: int, longest: int) -> int:
     """Tokens of a batch that have logits: of newer models not those of images, which come before the answer (ms-swift's
     ``use_logits_to_keep``); of a classifier none."""
     task = run.get("task_type", "causal_lm")
-    if task in ("seq_cls", "embedding", "reranker") or run.get("rlhf_type") == "rm":
+    if task in ("seq_cls", "embedding", "reranker") or run.rlhf == "rm":
         return 0
     keeps_all = not run.shape.answers_only or task != "causal_lm" or run.get("packing")
     return _batch_tokens(run, batch, longest, image_tokens(run) if keeps_all else 0)
@@ -641,7 +667,7 @@ def _judged_tokens(run: Run, batch: int, longest: int) -> int:
 
 def _generation(run: Run) -> float:
     """What answers are written with: vLLM takes its share of the device, else keys and values of a batch are kept."""
-    if run.get("rlhf_type") not in ("grpo", "ppo", "gkd"):
+    if run.rlhf not in ("grpo", "ppo", "gkd"):
         return 0
     if run.get("use_vllm") and run.get("vllm_mode") == "colocate":
         if run.get("sleep_level"):

@@ -123,10 +123,21 @@ def test_a_lora_adapter_is_counted_by_its_two_factors() -> None:
 
 def test_the_reference_model_of_preference_training() -> None:
     dpo = {"command": "rlhf", "rlhf_type": "dpo"}
-    assert parts(run(tuner_type="full", **dpo))["reference model"] == 2 * WEIGHTS
-    assert "reference model" not in parts(run(**dpo))  # the model without its adapter
-    assert "reference model" not in parts(run(tuner_type="full", command="rlhf", rlhf_type="simpo"))
+    assert parts(run(tuner_type="full", **dpo))["other models"] == 2 * WEIGHTS
+    assert "other models" not in parts(run(**dpo))  # the model without its adapter
+    assert "other models" not in parts(run(tuner_type="full", command="rlhf", rlhf_type="simpo"))
     assert memory.estimate(run(**dpo)).tokens == 2 * memory.estimate(run()).tokens
+    assert memory.estimate(run(command="rlhf")).tokens == memory.estimate(run(**dpo)).tokens  # the default
+
+
+def test_the_teacher_takes_its_own() -> None:
+    from swift_toolkit.config import load_config
+    from swift_toolkit.plan import Device
+
+    asked = {"model": "Qwen/Qwen2.5-0.5B", "dataset": "a/b", "rlhf_type": "gkd"}
+    found = memory.run_of(load_config({**asked, "teacher_model": "Qwen/Qwen2.5-7B"}), Device("cuda"))
+    assert found is not None
+    assert memory.estimate(found).parts["other models"] == 2 * WEIGHTS
 
 
 # --- activations and logits ---------------------------------------------------------------------------------
@@ -246,6 +257,19 @@ def test_public_data_sets_are_known_by_length() -> None:
     assert rows("AI-ModelScope/function-calling-chatml#500").longest == 6106
     assert rows("HF::vicgalle/alpaca-gpt4").mean == 168
     assert rows("owner/unknown") == Rows()
+
+
+def test_rows_here_and_rows_that_are_not() -> None:
+    from swift_toolkit.config import load_config
+    from swift_toolkit.plan import Device
+    from swift_toolkit.preflight import check_data
+
+    asked = load_config(
+        {"model": "Qwen/Qwen2.5-7B", "dataset": ["data/self_cognition.jsonl", "owner/unknown"]}
+    )
+    found = memory.run_of(asked, Device("cuda"), check_data(asked))
+    assert found is not None
+    assert found.rows == Rows()
 
 
 @pytest.mark.slow

@@ -143,9 +143,9 @@ def gpus(count: int = 1, gib: float = 80, name: str = "NVIDIA A100") -> plan.Dev
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The packages among these that are taken to be installed; none at first."""
-    some: set[str] = set()
-    asked = {"deepspeed", "flash_attn", "liger_kernel"}
+    """The packages among these that are taken to be installed; bitsandbytes alone at first."""
+    some = {"bitsandbytes"}
+    asked = {"bitsandbytes", "deepspeed", "flash_attn", "liger_kernel"}
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: name in some if name in asked else find(name)
