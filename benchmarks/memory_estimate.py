@@ -44,7 +44,7 @@ class Figure(NamedTuple):
 
 def published() -> Iterator[Figure]:
     """The estimates for the published commands."""
-    from swift_toolkit import memory
+    from swift_toolkit import memory, memory_run
     from swift_toolkit.config import read_request
     from swift_toolkit.plan import Device
 
@@ -57,7 +57,7 @@ def published() -> Iterator[Figure]:
         os.environ.update(row["environment"])
         try:
             config, _ = read_request(settings)  # what these machines lack is no matter here
-            run = memory.run_of(config, Device("cuda", gpus))
+            run = memory_run.run_of(config, Device("cuda", gpus))
             estimate = memory.estimate(run) if run else None
         finally:
             os.environ.clear()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from swift_toolkit import memory
-from swift_toolkit.memory import GIB, Estimate, Run
+from swift_toolkit.memory import GIB, Estimate
+from swift_toolkit.memory_run import Run
 
 Word = Literal["fits", "tight", "does not fit", "unknown"]
 

@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from swift_toolkit import demo_model, fitting, launch, memory
+from swift_toolkit import demo_model, fitting, launch, memory, memory_run
 from swift_toolkit.config import Config
 from swift_toolkit.problems import Problem
 
@@ -318,7 +318,7 @@ def _fill_for_gpu(config: Config, device: Device) -> None:
 def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     """Where the model does not fit one device with data of its own: what is divided, and how."""
     taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or launch.takes_part()
-    run = None if taken or device.count < 2 else memory.run_of(config, device, report)
+    run = None if taken or device.count < 2 else memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return
     needed = memory.estimate(run).total
@@ -356,7 +356,7 @@ def _largest_batch(
     """The largest divisor of ``rows`` that fits a device, and why."""
     if fixed:
         return rows, "what the accumulation leaves"
-    run = memory.run_of(config, device, report)
+    run = memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return 1, "the memory it would take is not known"
     for batch in range(min(rows, MOST_ROWS), 0, -1):
@@ -369,7 +369,7 @@ def _largest_batch(
 
 def _leave_out_checkpointing(config: Config, device: Device, report: DataReport | None) -> None:
     """Checkpointing costs a third of the time: it goes where the longest rows leave room without it."""
-    run = memory.run_of(config, device, report)
+    run = memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes or run.rows.images or run.get("fsdp"):
         return
     if not (run.rows.seen or run.get("packing")):
@@ -399,7 +399,7 @@ def _cores() -> int:
 
 def suggestions(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
     """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
-    run = memory.run_of(config, device, report)
+    run = memory_run.run_of(config, device, report)
     if run is None or device.kind != "cuda":
         return []
     found, estimate = [], memory.estimate(run)
@@ -492,7 +492,7 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
 
 def row_tokens(report: DataReport) -> int | None:
     """About how many tokens a row has; None where data is not here."""
-    return memory.rows_of(report).mean if report.tokens and not report.unchecked else None
+    return memory_run.rows_of(report).mean if report.tokens and not report.unchecked else None
 
 
 def tokens_phrase(config: Config, device: Device, steps: int | None, report: DataReport) -> str:
@@ -519,12 +519,12 @@ def preset_phrase(config: Config) -> str:
 
 def judge(config: Config, device: Device, report: DataReport | None = None) -> fitting.Verdict:
     """Whether the run fits the memory of its devices."""
-    return fitting.judge(memory.run_of(config, device, report))
+    return fitting.judge(memory_run.run_of(config, device, report))
 
 
 def memory_advice(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
     """What to change when memory ran out, the gentlest first, in this run's own numbers."""
-    run = memory.run_of(config, device, report)
+    run = memory_run.run_of(config, device, report)
     advice = [f"{one} (about {one.total / GIB:.1f} GiB)" for one in fitting.savings(run)] if run else []
     if (length := config.get("max_length")) and length > 512:
         advice.append(f"--max_length {length // 2}")

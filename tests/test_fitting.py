@@ -10,7 +10,8 @@ import pytest
 from test_memory import ROWS, SHAPE
 
 from swift_toolkit import fitting, model_shape
-from swift_toolkit.memory import GIB, Rows, Run
+from swift_toolkit.memory import GIB
+from swift_toolkit.memory_run import Rows, Run
 
 
 @pytest.fixture(autouse=True)

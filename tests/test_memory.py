@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit import memory, model_shape
-from swift_toolkit.memory import GIB, Estimate, Rows, Run
+from swift_toolkit import memory, memory_run, model_shape
+from swift_toolkit.memory import GIB, Estimate
+from swift_toolkit.memory_run import Rows, Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import memory_estimate
@@ -135,7 +136,7 @@ def test_the_teacher_takes_its_own() -> None:
     from swift_toolkit.plan import Device
 
     asked = {"model": "Qwen/Qwen2.5-0.5B", "dataset": "a/b", "rlhf_type": "gkd"}
-    found = memory.run_of(load_config({**asked, "teacher_model": "Qwen/Qwen2.5-7B"}), Device("cuda"))
+    found = memory_run.run_of(load_config({**asked, "teacher_model": "Qwen/Qwen2.5-7B"}), Device("cuda"))
     assert found is not None
     assert memory.estimate(found).parts["other models"] == 2 * WEIGHTS
 
@@ -250,7 +251,9 @@ def test_public_data_sets_are_known_by_length() -> None:
     from swift_toolkit.plan import Device
 
     def rows(dataset: str) -> Rows:
-        found = memory.run_of(load_config({"model": "Qwen/Qwen2.5-7B", "dataset": dataset}), Device("cuda"))
+        found = memory_run.run_of(
+            load_config({"model": "Qwen/Qwen2.5-7B", "dataset": dataset}), Device("cuda")
+        )
         assert found is not None
         return found.rows
 
@@ -267,7 +270,7 @@ def test_rows_here_and_rows_that_are_not() -> None:
     asked = load_config(
         {"model": "Qwen/Qwen2.5-7B", "dataset": ["data/self_cognition.jsonl", "owner/unknown"]}
     )
-    found = memory.run_of(asked, Device("cuda"), check_data(asked))
+    found = memory_run.run_of(asked, Device("cuda"), check_data(asked))
     assert found is not None
     assert found.rows == Rows()
 
