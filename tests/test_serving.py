@@ -96,6 +96,15 @@ def post(deployer: ModelDeployer, path: str, body: bytes, key: str | None = KEY)
         return error.code, json.loads(error.read())
 
 
+def leave(deployer: ModelDeployer, body: bytes, after: float, length: int | None = None) -> None:
+    """Send a request that says to be ``length`` bytes long, and go away ``after`` seconds."""
+    host, port = "127.0.0.1", int(deployer.url.split(":")[2].split("/")[0])
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((host, port)) as connection, contextlib.suppress(OSError):
+        connection.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body)
+        time.sleep(after)
+
+
 # --- clients ------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +170,22 @@ def test_requests_that_come_one_after_the_other_are_answered_together(client: op
             if max(ends) - min(ends) < 0.1:
                 return
     raise AssertionError("they were answered in several batches")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_written_for_a_client_that_has_gone(
+    deployer: ModelDeployer, client: openai.OpenAI, stream: bool
+) -> None:
+    def seconds(**more: Any) -> float:
+        began = time.monotonic()
+        ask(client, "one", max_tokens=64, **more)
+        return time.monotonic() - began
+
+    whole = min(seconds() for _ in range(3))
+    for number in range(1, 41):  # no two are answered together
+        body = {"model": "one", "messages": HELLO, "stream": stream, "max_tokens": 64, "top_k": number}
+        leave(deployer, json.dumps(body).encode(), 0.01)
+    assert seconds() < 10 * whole
 
 
 LONG = [{"role": "user", "content": "word " * 9000}]
@@ -387,7 +412,6 @@ def test_nobody_suffers_from_others(deployer: ModelDeployer, client: openai.Open
         for index, question in enumerate(questions)
     }
     server = psutil.Process(deployer.ready["pid"])
-    host, port = "127.0.0.1", int(deployer.url.split(":")[2].split("/")[0])
     wrong: list[object] = []
     memory: list[int] = []
 
@@ -405,16 +429,12 @@ def test_nobody_suffers_from_others(deployer: ModelDeployer, client: openai.Open
         if status != 200 and not (400 <= status < 500 and "error" in said):
             wrong.append((status, said))
 
-    def leave(number: int) -> None:
+    def go(number: int) -> None:
         whole = json.dumps({"model": "one", "messages": HELLO, "stream": True, "max_tokens": 32}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        with socket.create_connection((host, port)) as connection, contextlib.suppress(OSError):
-            connection.sendall(f"{head}Content-Length: {len(whole)}\r\n\r\n".encode())
-            connection.sendall(whole[: len(whole) // 2] if number % 2 else whole)
-            time.sleep(0.02)
+        leave(deployer, whole[: len(whole) // 2] if number % 2 else whole, 0.02, len(whole))
 
     jobs = [(good, number) for number in range(2000)]
-    jobs += [(garbage, number) for number in range(500)] + [(leave, number) for number in range(60)]
+    jobs += [(garbage, number) for number in range(500)] + [(go, number) for number in range(60)]
     random.Random(0).shuffle(jobs)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         for done in [pool.submit(work, number) for work, number in jobs]:
