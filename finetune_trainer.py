@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -35,14 +36,19 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from swift_toolkit.config import Config
+    from swift_toolkit.data_gate import DataGate
     from swift_toolkit.dataset import DataReport
     from swift_toolkit.plan import Device
+    from swift_toolkit.preview import TemplateView
     from swift_toolkit.process import Child
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
+
+MAX_LOST_ROWS = "5%"
+"""So many rows may get lost between the files and the first step, unless the user says otherwise."""
 
 ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
@@ -94,6 +100,8 @@ class FineTuner:
         config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` say everything.
         skip_bad_rows: train without the rows that have errors: at most "N" of them, "P%" of all, or "" for any
             number; ``run_directory/data/rejected.jsonl`` lists them. None stops at errors.
+        max_lost_rows: how many of the rows ms-swift may leave out when it turns them into tokens, e.g. because they are
+            longer than ``max_length``: "N" or "P%".
         overrides: settings laid over ``config``, under ms-swift's names.
 
     Raises:
@@ -105,17 +113,27 @@ class FineTuner:
         config: str | Path | Mapping[str, Any] | None = None,
         *,
         skip_bad_rows: str | None = None,
+        max_lost_rows: str = MAX_LOST_ROWS,
         **overrides: Any,
     ) -> None:
-        self._setup(config, overrides, "call", skip_bad_rows)
+        self._setup(config, overrides, "call", skip_bad_rows, max_lost_rows)
 
     @classmethod
     def from_command_line(
-        cls, config: str | None, settings: Mapping[str, Any], skip_bad_rows: str | None = None
+        cls,
+        config: str | None,
+        settings: Mapping[str, Any],
+        skip_bad_rows: str | None = None,
+        max_lost_rows: str = MAX_LOST_ROWS,
+        looking: bool = False,
     ) -> FineTuner:
-        """The same, with messages that speak of flags."""
+        """The same, with messages that speak of flags.
+
+        Args:
+            looking: it is made to look at its data, which may be bad.
+        """
         tuner = cls.__new__(cls)
-        tuner._setup(config, settings, "command line", skip_bad_rows)
+        tuner._setup(config, settings, "command line", skip_bad_rows, max_lost_rows, looking)
         return tuner
 
     def _setup(
@@ -124,8 +142,10 @@ class FineTuner:
         overrides: Mapping[str, Any],
         overrides_from: Literal["command line", "call"],
         skip_bad_rows: str | None,
+        max_lost_rows: str,
+        looking: bool = False,
     ) -> None:
-        from swift_toolkit import launch, plan, preflight
+        from swift_toolkit import dataset_copy, launch, plan, preflight
         from swift_toolkit.config import read_request
 
         self.config: Config
@@ -133,12 +153,17 @@ class FineTuner:
         problems += preflight.check(self.config)
         self.device: Device = plan.find_device()
         problems += launch.problems(self.device)
-        self.skip_bad_rows = skip_bad_rows
-        self.data: DataReport = preflight.check_data(self.config, whole=skip_bad_rows is not None)
-        if skip_bad_rows is None:
-            problems += self.data.problems
+        self.skip_bad_rows, self.max_lost_rows = skip_bad_rows, max_lost_rows
+        numbers = {"skip_bad_rows": skip_bad_rows, "max_lost_rows": max_lost_rows}
+        wrong = list(dataset_copy.number_problems(numbers, as_flags=overrides_from == "command line"))
+        self.data: DataReport = preflight.check_data(self.config, whole=looking or skip_bad_rows is not None)
+        problems += wrong
+        if not looking and not wrong:
+            problems += dataset_copy.refusal(self.data, skip_bad_rows)
+            problems += preflight.count_problems(self.config, self.data)
         if problems:
             raise RequestError(problems)
+        self.verify_arguments = preflight.verify_arguments(self.config)
         self.given = {
             name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
         }
@@ -150,13 +175,21 @@ class FineTuner:
 
     # --- looking ------------------------------------------------------------------------------------------
 
-    def verify_data(self) -> DataReport:
-        """Read the data of this run from end to end, print what was found and return it."""
+    def verify_data(self, exact: bool = False) -> DataReport:
+        """Read the data of this run from end to end, print what was found and return it.
+
+        Args:
+            exact: count the tokens of every row with the model's template, not by bytes; this imports ms-swift.
+        """
         from swift_toolkit import data_report, preflight
 
-        self.data = preflight.check_data(self.config, whole=True)
+        if not self.data.complete:
+            self.data = preflight.check_data(self.config, whole=True)
+        if exact:
+            self._template_view().count_tokens(self.data)
         for line in (*self.data.summary(), *data_report.histogram_lines(self.data)):
             print(line)
+        print(f"{self.data.verdict()}, {self.data.seconds:.1f} s")
         return self.data
 
     def preview_data(self, count: int) -> None:
@@ -164,13 +197,15 @@ class FineTuner:
 
         Imports ms-swift and the model's tokenizer, no weights.
         """
+        for row in self._template_view().rows(self.config.get("dataset"), count):
+            print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
+
+    def _template_view(self) -> TemplateView:
         from swift_toolkit import preflight, preview
 
         preflight.unpack_models(self.config)
         settings = {name: setting.value for name, setting in self.config.settings.items()}
-        view = preview.TemplateView(settings["model"], self.data.rules, settings)
-        for row in view.rows(settings["dataset"], count):
-            print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
+        return preview.TemplateView(settings["model"], self.data.rules, settings)
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
@@ -229,7 +264,7 @@ class FineTuner:
     def _rows(self) -> int | None:
         from swift_toolkit import preflight
 
-        return preflight.train_rows(self.config, self.data)
+        return preflight.expected_rows(self.config, self.data)["train"]
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -253,8 +288,9 @@ class FineTuner:
         self._write_to(directory)
         given = dataset_copy.prepare(self.data, directory / "data", self.skip_bad_rows)
         if given.rejected is not None:
-            count, place = given.left_out.total(), given.rejected
-            console.say(f"{count:,} bad rows are left out, listed with reasons in {place}")
+            count = given.left_out.total()
+            rows = "1 bad row is" if count == 1 else f"{count:,} bad rows are"
+            console.say(f"{rows} left out, listed with reasons in {given.rejected}")
         self.left_out = given.as_dict()
         self.config.replace("dataset", given.train)
         self.config.replace("val_dataset", given.val)
@@ -306,6 +342,9 @@ class _Run:
         self.errors: list[dict[str, Any]] = []
         self.failed = 0.0
         self.differences: list[str] = []
+        self.gate: DataGate | None = None
+        self.refused: list[Problem] = []
+        self.rows: dict[str, Any] = {}
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
@@ -314,14 +353,33 @@ class _Run:
 
         config, device = self.tuner.config, self.tuner.device
         command = launch.command(config, device)
-        environment = {training.REQUEST_VARIABLE: json.dumps(self._request()), **self.tuner.environment()}
         echo = sys.stderr if self.verbose else None
-        with Child(command, self.log, environment, echo) as child, console.TrainingLine() as line:
+        with contextlib.ExitStack() as stack:
+            self.gate = self._make_gate()
+            if self.gate is not None:
+                stack.enter_context(self.gate)
+            request = {training.REQUEST_VARIABLE: json.dumps(self._request())}
+            child = stack.enter_context(
+                Child(command, self.log, {**request, **self.tuner.environment()}, echo)
+            )
+            line = stack.enter_context(console.TrainingLine())
             if (nodes := launch.nodes()).count > 1:
                 line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
             self._follow(child, line)
             status = child.process.wait()
+            if self.gate is not None:
+                self.tuner.data, self.rows = self.gate.report, self.gate.as_dict()
+                if sentence := self.gate.last_sentence():
+                    line.say(f"{sentence}.")
         return self._finish(status)
+
+    def _make_gate(self) -> DataGate | None:
+        from swift_toolkit import preflight
+        from swift_toolkit.data_gate import DataGate
+
+        tuner = self.tuner
+        expected = functools.partial(preflight.expected_rows, tuner.config)
+        return DataGate(tuner.data, tuner.verify_arguments, expected, tuner.max_lost_rows)
 
     def _request(self) -> dict[str, Any]:
         """What the training process shall do."""
@@ -333,6 +391,7 @@ class _Run:
             "arguments": config.words(),
             "directory": str(self.directory),
             "peers": self._peers() if launch.takes_part() or launch.nodes().count > 1 else None,
+            "gate": self.gate and {"path": str(self.gate.path), "lost": str(self.gate.lost)},
         }
 
     def _peers(self) -> dict[str, Any]:
@@ -359,8 +418,9 @@ class _Run:
                     if event is not None:
                         self._take(event)
                         self._show(event, line)
-                    elif self.errors and time.monotonic() > self.failed + FAILED_FOR:
+                    if self._is_lost():
                         child.end(patience=0)
+                        return
                 return
             except KeyboardInterrupt as interrupt:
                 if time.monotonic() - asked < ONE_PRESS:
@@ -376,8 +436,16 @@ class _Run:
                 os.kill(self.pid, signal.SIGTERM)
                 events = child.events()
 
+    def _is_lost(self) -> bool:
+        """Nothing good can come of the run: the data are not fit for it, or a process failed and others wait for it."""
+        if self.gate is not None:
+            self.refused = self.gate.problems()
+        return bool(self.refused or (self.errors and time.monotonic() > self.failed + FAILED_FOR))
+
     def _show(self, event: dict[str, Any], line: console.TrainingLine) -> None:
         line.show(event)
+        if event["event"] == "rows" and self.gate is not None and (sentence := self.gate.sentence()):
+            line.say(f"{sentence}.")
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -401,6 +469,8 @@ class _Run:
             self.errors.append(event)
         elif kind == "refused":
             self.differences = event["differences"]
+        elif kind == "rows" and self.gate is not None:
+            self.gate.count(event["loaded"], event["used"])
 
     def _link(self) -> None:
         from swift_toolkit import runs
@@ -414,6 +484,8 @@ class _Run:
         self._write(result, reason)
         if self.differences:
             raise RequestError([Problem(line.removesuffix(".")) for line in self.differences])
+        if self.refused:
+            raise RequestError(self.refused)
         if result.status == "failed":
             raise RunError(reason)
         if self.interrupt is not None:
@@ -441,6 +513,8 @@ class _Run:
 
         if self.differences:
             return "\n".join(self.differences)
+        if self.refused:
+            return "\n".join(map(str, self.refused))
         what, memory = failure.reason(self.errors, exit_status, self.log)
         if not self.pid and (nodes := launch.nodes()).count > 1:
             what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
@@ -467,7 +541,8 @@ class _Run:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "data": {**self.tuner.data.as_dict(), "given": self.tuner.left_out},
             "model_parameters": self.outcome.get("model_parameter_info"),
-            "rows": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
+            "rows": self.rows,
+            "tokens_per_row": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
         }
 
 
@@ -478,6 +553,9 @@ class _RunElsewhere(_Run):
     """
 
     directory_of_run: Path | None = None
+
+    def _make_gate(self) -> None:
+        """The process that has rank 0 looks at the data; all wait for that one."""
 
     def _take(self, event: dict[str, Any]) -> None:
         super()._take(event)
@@ -586,6 +664,9 @@ def make_parser() -> command_line.Parser:
         "--report", metavar="FILE", help="with --verify-data: also write what was found as HTML"
     )
     parser.add_argument(
+        "--exact", action="store_true", help="with --verify-data: count tokens with the model's tokenizer"
+    )
+    parser.add_argument(
         "--convert", metavar="FILE", help="write the training data as messages JSONL, and stop"
     )
     parser.add_argument(
@@ -594,6 +675,13 @@ def make_parser() -> command_line.Parser:
         nargs="?",
         const="",
         help="train without the rows that have errors, at most N of them or P percent",
+    )
+    parser.add_argument(
+        "--max-lost-rows",
+        metavar="N|P%",
+        default=MAX_LOST_ROWS,
+        help="stop before the first step if ms-swift uses fewer rows by more than this, e.g. because "
+        "they are longer than max_length (default: 5%%)",
     )
     parser.add_argument(
         "--verify-data", action="store_true", help="read all data, say what is wrong, and stop"
@@ -643,8 +731,9 @@ def _command(words: list[str]) -> int:
     if options.upgrade:
         return _upgrade(source, settings, options)
     looking = options.verify_data or options.convert is not None
-    skip = options.skip_bad_rows if options.skip_bad_rows is not None or not looking else ""
-    tuner = FineTuner.from_command_line(source, settings, skip)
+    tuner = FineTuner.from_command_line(
+        source, settings, options.skip_bad_rows, options.max_lost_rows, looking
+    )
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             console.say(notice)
@@ -724,7 +813,7 @@ def _convert(tuner: FineTuner, target: str) -> int:
 
 def _verify(tuner: FineTuner, options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        report = tuner.verify_data()
+        report = tuner.verify_data(options.exact)
     if options.report:
         from swift_toolkit.data_report import write_report
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
+SHOWN_OF_A_QUESTION = 400
+"""How many characters of a question are shown above its answer."""
+
 
 def print_problems(problems: Sequence[Problem]) -> None:
     """One line each on stderr."""
@@ -126,6 +129,13 @@ class TrainingLine(_LiveLine):
         if not self._live:
             print(description, file=self._file, flush=True)
 
+    def say(self, sentence: str) -> None:
+        """One message line that stays."""
+        if self._live:
+            self._progress.console.print(sentence, markup=False)
+        else:
+            print(sentence, file=self._file, flush=True)
+
     def show(self, event: dict[str, Any]) -> None:
         """Take in one event."""
         kind = event["event"]
@@ -133,6 +143,8 @@ class TrainingLine(_LiveLine):
             self.note("importing ms-swift")
         elif kind == "loading":
             self.note("loading the model and the data")
+        elif kind == "waiting":
+            self.note("waiting until every row of the data is looked at")
         elif kind == "begin":
             self._first, self._total, self._began = event["step"], event["max_steps"], time.monotonic()
             self._progress.update(self._task, description="training", total=self._total)
@@ -240,7 +252,10 @@ def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
             side["answer"] if side.get("error") is None else f"failed: {side['error']}" for _, side in sides
         ]
         table.add_row(*(Text(answer) for answer in told))
-        console.print(Text(f"[{result['id']}] {result['question']}", style="bold"))
+        question = result["question"]
+        if len(question) > SHOWN_OF_A_QUESTION:
+            question = f"{question[:SHOWN_OF_A_QUESTION]} ..."
+        console.print(Text(f"[{result['id']}] {question}", style="bold"))
         console.print(table)
         console.print()
 

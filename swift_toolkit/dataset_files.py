@@ -138,9 +138,11 @@ def open_stream(file: DataFile) -> IO[bytes]:
 
         return cast("IO[bytes]", gzip.open(file.path, "rb"))
     if file.packing == "zst":
-        import zstandard
+        import pyarrow
 
-        return cast("IO[bytes]", zstandard.open(file.path, "rb"))
+        # unlike zstandard's reader it complains about a file that is cut off
+        stream = pyarrow.input_stream(str(file.path), compression="zstd")
+        return io.BufferedReader(stream, BLOCK_BYTES)
     return file.path.open("rb")
 
 
@@ -158,13 +160,13 @@ def guarded() -> Iterator[None]:
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         known = isinstance(error, (OSError, EOFError, zlib.error))
-        if not known and library not in {"zstandard", "pyarrow", "_csv"}:
+        if not known and library not in {"pyarrow", "_csv"}:
             raise
         raise FlawError("broken", f"cannot be read to its end: {_damage(error)}") from None
 
 
 def _damage(error: Exception) -> str:
-    if isinstance(error, EOFError):
+    if isinstance(error, EOFError) or str(error) == "Truncated compressed stream":
         return "the file is cut off"
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first[:120].rstrip(".").lower()
@@ -205,8 +207,6 @@ def read_chunks(file: DataFile, start: int = 0, end: int | None = None) -> Itera
         if start:
             stream.seek(start - 1)
             at += len(stream.readline(MAX_ROW_BYTES)) - 1
-        elif stream.read(3) != codecs.BOM_UTF8:
-            stream.seek(0)
         while end is None or at < end:
             size = BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - at)
             chunk = stream.read(size)
@@ -216,8 +216,8 @@ def read_chunks(file: DataFile, start: int = 0, end: int | None = None) -> Itera
                 chunk += stream.readline(MAX_ROW_BYTES)
                 if len(chunk) > MAX_ROW_BYTES and not chunk.endswith(b"\n"):
                     raise FlawError("broken", f"a row is longer than {MAX_ROW_BYTES >> 20} MB", "Split it.")
-            at += len(chunk)
-            yield chunk
+            begins, at = at == 0, at + len(chunk)
+            yield chunk.removeprefix(codecs.BOM_UTF8) if begins else chunk
 
 
 def lines_of(chunk: bytes) -> list[bytes]:
@@ -471,7 +471,7 @@ def _read_text(file: DataFile) -> Iterator[Record]:
 
 
 def _read_parquet(file: DataFile) -> Iterator[Record]:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     number = 0
     with pyarrow.parquet.ParquetFile(file.path) as table:

@@ -2,12 +2,14 @@
 
 The starter makes a named pipe, hands its path down in the environment and reads one JSON object a line from it. The
 child opens the pipe with ``Reporter``. When the starter is gone, however it went, the pipe has no reader any more;
-the child's watching thread sees that at once and ends the whole process group.
+the child's watching thread sees that at once and ends the whole process group. What the child spawns with
+multiprocessing watches the child in the same way, see ``end_with_parent``.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import select
 import shutil
@@ -207,6 +209,21 @@ class Reporter:
         _watch(pipe).poll()
         _remove_pipe()
         _end_group()
+
+
+def end_with_parent() -> None:
+    """From now on, end this process group as soon as the process that spawned this one is gone, however it went.
+
+    For a process that multiprocessing is about to spawn: it imports the main module of its parent as ``__mp_main__``.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while (parent := multiprocessing.parent_process()) is None:  # known once all of it is loaded
+        time.sleep(0.1)
+    parent.join()
+    _end_group()
 
 
 def _watch(pipe: int) -> select.poll:

@@ -30,7 +30,7 @@ from swift_toolkit.engine_process import largest_batch, sequences_that_fit
 from swift_toolkit.gateway import Action, Exchange, Gateway, Policy, exchange
 from swift_toolkit.metrics import Metrics
 from swift_toolkit.problems import RequestError
-from swift_toolkit.process import Reporter
+from swift_toolkit.process import Reporter, end_with_parent
 
 TEMPLATE_TOKENS = 1024
 """More tokens than a chat format and its system prompt add to a short text."""
@@ -515,3 +515,5 @@ def _log(one: Exchange) -> None:
 if __name__ == "__main__":
     report = Reporter()
     report.exit(main(report))
+elif __name__ == "__mp_main__":  # vLLM's engine, spawned by this process
+    end_with_parent()

@@ -170,6 +170,23 @@ def test_texts_beside_lists_stay_text() -> None:
     assert read(prepare(report, Path("data")).train[0]) == [talk("6 x 7?", "42"), talk("6 x 8?", "48")]
 
 
+def test_texts_beside_calls_stay_text() -> None:
+    """In positive and negative messages too: a place of texts and objects is decoded, and "true" is then no text."""
+    call = {"name": "f", "arguments": {"x": 1}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "tool_call", "content": call},
+        {"role": "tool_response", "content": "3"},
+        {"role": "assistant", "content": "true"},
+    ]
+    row = talk("q", "a") | {"positive_messages": [turns], "negative_messages": [turns[:1], turns]}
+    given = prepare(verify([write("a.jsonl", row)], task="embedding"), Path("data"))
+    (copied,) = read(given.train[0])
+    lists = [*copied["positive_messages"], *copied["negative_messages"]]
+    contents = ["q", '{"name": "f", "arguments": {"x": 1}}', "3", "true"]
+    assert [[turn["content"] for turn in turns] for turns in lists] == [contents, ["q"], contents]
+
+
 def test_a_folder_becomes_one_copy() -> None:
     write("shards/train-1.jsonl", talk("q1", "a"), talk("q2", ""))
     write("shards/train-2.jsonl", {"query": "q3", "response": "a"})

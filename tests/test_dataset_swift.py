@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from swift_toolkit.dataset import find_part, verify
@@ -337,6 +337,23 @@ lists_of_turns = st.lists(turns(("role", "content")), max_size=2)
 
 
 @few
+@example(
+    rows=[
+        {
+            "query": "q",
+            "response": "a",
+            "positive_messages": [
+                [
+                    {"role": "user", "content": "q"},
+                    {"role": "tool_call", "content": {"name": "f", "arguments": {"x": 1}}},
+                    {"role": "tool_response", "content": "3"},
+                    {"role": "assistant", "content": "true"},
+                ]
+            ],
+            "channel": "row 0",
+        }
+    ]
+)
 @given(
     rows=files(
         st.fixed_dictionaries(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -482,6 +483,7 @@ def test_verify_data_shows_all_and_writes_a_page(bad_data: Path, tmp_path: Path)
         in done.stdout.splitlines()
     )
     assert "tokens per row (estimated)" in done.stdout
+    assert re.fullmatch(r"1 error, no warnings, \d+\.\d s", done.stdout.splitlines()[-1])
     assert "row has no answer" in page.read_text(encoding="utf-8")
 
 
@@ -496,6 +498,21 @@ def test_convert_writes_messages(tmp_path: Path) -> None:
     assert [message["content"] for message in row["messages"]] == ["Who?", "Robin"]
 
 
+def test_a_dry_run_says_that_too_many_rows_are_bad(bad_data: Path) -> None:
+    asked = ("--config", "configs/quickstart.json", "--dataset", str(bad_data), "--dry-run")
+    done = run(*asked, "--skip-bad-rows", "10%")
+    assert done.returncode == 0
+    assert "9 rows, 1 bad (messages)" in done.stdout
+    done = run(*asked, "--skip-bad-rows", "0")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "1 of 10 rows is bad, and only 0 may be left out. Mend them, or allow more."
+    )
+    done = run(*asked, "--skip-bad-rows", "few")
+    assert done.returncode == 2
+    assert done.stderr == '"--skip-bad-rows" is "few". Write a number of rows, or a share such as "5%".\n'
+
+
 @pytest.mark.slow
 def test_bad_rows_are_left_out_on_request_and_counted(
     bad_data: Path, tiny_model: Path, tmp_path: Path
@@ -504,7 +521,7 @@ def test_bad_rows_are_left_out_on_request_and_counted(
     assert run(*flags(settings)).returncode == 2
     done = run(*flags(settings), "--skip-bad-rows", "1")
     assert done.returncode == 0, done.stderr
-    assert "1 bad rows are left out" in done.stderr
+    assert "1 bad row is left out" in done.stderr
     (directory,) = (tmp_path / "out").glob("v0-*")
     given = json.loads((directory / "result.json").read_text())["data"]["given"]
     assert given["rows_left_out"] == 1
