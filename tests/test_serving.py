@@ -649,10 +649,38 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]
         running.process.wait()
 
 
-def test_the_tuned_model_says_its_new_name(tuned_checkpoint: Path, tmp_path: Path) -> None:
-    question: Any = [{"role": "user", "content": "What is your name?"}]
-    with ModelDeployer(tuned_checkpoint, port=0, output_dir=str(tmp_path)) as url:
-        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        base, tuned = (model.id for model in client.models.list())
-        assert "Robin" in ask(client, tuned, messages=question, max_tokens=16)
-        assert "Robin" not in ask(client, base, messages=question, max_tokens=16)
+def examples(readme: str, heading: str) -> list[str]:
+    """The code in a section of a README."""
+    section = (ROOT / readme).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_examples_of_the_readme(tuned_checkpoint: Path, tmp_path: Path) -> None:
+    """Word for word, but for the address; the tuned model says its new name, its base does not."""
+    _, client, curl, python = examples("README.md", "## Deploy")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/quickstart").symlink_to(tuned_checkpoint)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def output(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
+
+    with ModelDeployer(tuned_checkpoint, port=0, output_dir=str(tmp_path / "runs")) as url:
+        said = output(sys.executable, "-c", client.replace("http://127.0.0.1:8000/v1", url))
+        assert said.startswith("['SmolLM2-135M-Instruct', 'SmolLM2-135M-Instruct-lora']\n")
+        assert "Robin" in said
+        said = output("bash", "-c", curl.removeprefix("$ ").replace("http://127.0.0.1:8000/v1", url))
+        assert "Robin" in json.loads(said)["choices"][0]["message"]["content"]
+    base, tuned = output(sys.executable, "-c", python).split("SmolLM2-135M-Instruct-lora: ")
+    assert "Robin" in tuned and "Robin" not in base
+
+
+def test_the_examples_are_the_same_in_both_languages() -> None:
+    def code(text: str) -> str:
+        return re.sub(r" +# .*", "", text)
+
+    here, there = examples("README.md", "## Deploy"), examples("README_zh.md", "## 部署")
+    assert list(map(code, here)) == list(map(code, there))
