@@ -363,8 +363,8 @@ def _batch_size(engine: Any, limits: Limits) -> int:
     return sequences_that_fit(engine.model, tokens, largest_batch(engine.model.device.type))
 
 
-GATHER_SECONDS = 0.005
-"""How long nothing more must have come before a batch begins; as long as ms-swift waits on average."""
+GATHER_SECONDS = 0.004
+"""How long nothing more must have come before a batch begins; ms-swift itself waits 5 ms on average."""
 
 GATHER_AT_MOST = 0.05
 """How long a request may wait for others."""
