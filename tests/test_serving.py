@@ -526,23 +526,24 @@ class Command:
         return self.process.returncode, err
 
 
-@pytest.fixture
-def command(tmp_path: Path, adapters: dict[str, Path]) -> Iterator[Any]:
-    started: list[Command] = []
-
-    def start(*words: object) -> Command:
-        where = ("--checkpoint", adapters["one"], "--port", 0, "--output-dir", tmp_path)
-        started.append(Command(*where, "--wait-json", *words))
-        return started[-1]
-
-    yield start
-    for one in started:
+@pytest.fixture(scope="module")
+def commands(
+    adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Command, Path]]]:
+    """Servers for the tests that end one, with their output directories; started together, which is quicker."""
+    found = {}
+    for name, more in (("drained", []), ("interrupted", ["--log-requests"]), ("killed", [])):
+        folder = tmp_path_factory.mktemp(name)
+        where = ("--checkpoint", adapters["one"], "--port", 0, "--output-dir", folder)
+        found[name] = Command(*where, "--wait-json", *more), folder
+    yield found
+    for one, _ in found.values():
         one.process.kill()
         one.process.wait()
 
 
-def test_sigterm_lets_running_answers_end(command: Any) -> None:
-    running = command()
+def test_sigterm_lets_running_answers_end(commands: Any) -> None:
+    running, _ = commands["drained"]
     found = running.ready()
     assert found["pid"] == running.process.pid
     assert found["models"] == ["tiny-llama", "tiny-llama-lora"]
@@ -562,10 +563,14 @@ def test_sigterm_lets_running_answers_end(command: Any) -> None:
     assert "Ending: running answers have 30 s (a second signal ends at once)" in err
 
 
-def test_ctrl_c_and_a_second_one(command: Any) -> None:
-    running = command()
+def test_ctrl_c_and_a_second_one(commands: Any) -> None:
+    running, folder = commands["interrupted"]
     found = running.ready()
     client = openai.OpenAI(base_url=found["url"], api_key="none", max_retries=0)
+    asked = "a question for the log"
+    ask(client, "tiny-llama-lora", messages=[{"role": "user", "content": asked}])
+    (log,) = folder.glob("*/serve.log")
+    assert asked in log.read_text()  # it was told to
     stream = client.chat.completions.create(
         model="tiny-llama", messages=HELLO, max_tokens=4000, temperature=1, stream=True
     )
@@ -576,12 +581,12 @@ def test_ctrl_c_and_a_second_one(command: Any) -> None:
     assert running.end(signal.SIGINT)[0] == 130
 
 
-def test_a_server_that_dies_is_told(command: Any, tmp_path: Path) -> None:
-    running = command()
+def test_a_server_that_dies_is_told(commands: Any) -> None:
+    running, folder = commands["killed"]
     running.ready()
     running.server[0].kill()
     status, err = running.wait()
-    (log,) = tmp_path.glob("*/serve.log")
+    (log,) = folder.glob("*/serve.log")
     assert status == 1
     said = f"The server has ended: it was killed, most often for lack of memory. The whole log: {log}"
     assert err.splitlines()[-1] == said
