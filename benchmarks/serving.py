@@ -40,6 +40,8 @@ CONCURRENCY = (1, 8, 32)
 
 
 def main() -> None:
+    from swift_toolkit.process import interrupt_on_sigterm
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--starts", type=int, default=2, help="starts of each server (default 2)")
     options = parser.parse_args()
+    interrupt_on_sigterm()
     commands = servers(options)
     starts = [{name: ready(command) for name, command in commands.items()} for _ in range(options.starts)]
     report("seconds to ready", starts)
