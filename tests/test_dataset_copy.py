@@ -187,6 +187,19 @@ def test_texts_beside_calls_stay_text() -> None:
     assert [[turn["content"] for turn in turns] for turns in lists] == [contents, ["q"], contents]
 
 
+def test_rejected_answers_become_lists() -> None:
+    """Beside lists a text like "12" would come back as a number."""
+    turns = [{"role": "assistant", "content": "bad"}]
+    path = write(
+        "a.jsonl", *(talk(f"q{n}", "good") | {"rejected_response": r} for n, r in enumerate(("12", turns)))
+    )
+    given = prepare(verify([path], task="dpo"), Path("data"))
+    assert [row["rejected_response"] for row in read(given.train[0])] == [
+        [{"role": "assistant", "content": "12"}],
+        turns,
+    ]
+
+
 def test_a_folder_becomes_one_copy() -> None:
     write("shards/train-1.jsonl", talk("q1", "a"), talk("q2", ""))
     write("shards/train-2.jsonl", {"query": "q3", "response": "a"})
