@@ -16,7 +16,7 @@ $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 	@$(BIN)/python finetune_trainer.py --config configs/quickstart.json
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # vLLM's CPU build does not load beside torchvision, torchaudio and torchcodec, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready

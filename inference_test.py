@@ -310,9 +310,9 @@ def _command(words: list[str]) -> int:
         tester = InferenceTester.from_command_line(flags, settings)
         problems += tester.plan.base_problems() if flags.compare_base else []
     except RequestError as error:
-        raise RequestError(problems + error.problems) from None
+        problems += error.problems
     if problems:
-        raise RequestError(problems)
+        raise RequestError(problems + (_batch_problems(flags) if mode == "batch" else []))
     if not flags.quiet_notices:
         for notice in tester.plan.config.notices:
             console.say(notice)
@@ -341,6 +341,19 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
     if mode == "single" and flags.question is None:
         problems.append(Problem("is needed in single mode", "", "--question"))
     return problems
+
+
+def _batch_problems(flags: argparse.Namespace) -> list[Problem]:
+    """What is wrong with the questions and with the places for what is made of them."""
+    from swift_toolkit.batch import check_request
+    from swift_toolkit.questions import QuestionSet
+
+    output, report = (Path(place) if place else None for place in (flags.output, flags.report))
+    try:
+        check_request(QuestionSet(flags.questions_file or _default_questions()), output, report)
+    except RequestError as error:
+        return error.problems
+    return []
 
 
 def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:

@@ -16,11 +16,12 @@ import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.questions import Question
 
 PARTIAL = ".partial"
@@ -74,7 +75,8 @@ class AnswersFile:
     def close(self) -> None:
         """Let go of the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written was told when it was tried
+                self._file.close()
             self._file = None
 
     def count_of(self, side: str) -> int:
@@ -100,11 +102,16 @@ class AnswersFile:
         self._offsets[side][index] = offset
 
     def _append(self, line: Mapping[str, Any]) -> int:
-        """Write one line; returns where it begins."""
+        """Write one line; returns where it begins.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
         assert self._file is not None
         offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with told_if_unwritable(self.partial):
+            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
         return offset
 
     def answer(self, index: int, side: str) -> Answer | None:
@@ -130,7 +137,18 @@ class AnswersFile:
         Args:
             results: one for each question, in order.
             summary: gives the figures of all results; asked after the last of them.
+
+        Raises:
+            RunError: the disk does not take them.
         """
+        with told_if_unwritable(self.output):
+            self._write_results(results, summary)
+        self.finished = True
+        self.partial.unlink(missing_ok=True)
+
+    def _write_results(
+        self, results: Iterable[Mapping[str, Any]], summary: Callable[[], Mapping[str, Any]]
+    ) -> None:
         parts = [
             self.output.with_name(f"{self.output.name}.{os.getpid()}.{name}") for name in ("results", "tmp")
         ]
@@ -150,14 +168,13 @@ class AnswersFile:
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
-        self.finished = True
-        self.partial.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Take hold of the partial file: make it, or read what an earlier run left.
 
         Raises:
             RequestError: another process holds it, or it cannot be written.
+            RunError: the disk is full.
         """
         try:
             self._file = self.partial.open("a+b")
@@ -168,9 +185,7 @@ class AnswersFile:
         header = self._file.readline()
         if not header.endswith(b"\n"):
             self._file.truncate(0)
-            line = {"format": FORMAT, "fingerprint": self.fingerprint, "run": self.run}
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            self._append({"format": FORMAT, "fingerprint": self.fingerprint, "run": self.run})
             return
         self._recover(self._file)
 
@@ -187,6 +202,15 @@ class AnswersFile:
                 self._note(entry["side"], entry["index"], offset)
             offset += len(line)
         file.truncate(offset)
+
+
+@contextmanager
+def told_if_unwritable(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a RunError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 _RESULTS = '  "results": [\n'

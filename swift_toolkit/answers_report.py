@@ -132,7 +132,8 @@ def _html(answers: Path) -> Iterator[str]:
     for result in results:
         categories[result["category"] or ""] = None
         for side in sides:
-            latencies[side].append(_side(result, side)["seconds"])
+            if _side(result, side).get("error") is None:
+                latencies[side].append(_side(result, side)["seconds"])
     title = f"Answers of {Path(meta['checkpoint']).name}"
     facts = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(meta, summary)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.answers import Answer, AnswersFile, open_answers, read_results
+from swift_toolkit.answers import Answer, AnswersFile, open_answers, read_results, told_if_unwritable
 from swift_toolkit.engine import Side
 from swift_toolkit.inference_plan import Plan
 from swift_toolkit.problems import Problem, RequestError
-from swift_toolkit.questions import Question, QuestionSet
+from swift_toolkit.questions import Overview, Question, QuestionSet
 
 if TYPE_CHECKING:
     from swift_toolkit.engine import Engine
@@ -50,16 +50,8 @@ class Batch:
     ) -> None:
         self.plan, self.questions, self.report = plan, questions, report
         self.sides: tuple[Side, ...] = ("tuned", "base") if compare_base else ("tuned",)
-        problems = _place_problems(output, "--output", (".json",)) + _place_problems(
-            report, "--report", (".html", ".md")
-        )
-        problems += plan.base_problems() if compare_base else []
-        try:
-            self.overview = questions.check()
-        except RequestError as error:
-            problems += error.problems
-        if problems:
-            raise RequestError(problems)
+        problems = plan.base_problems() if compare_base else []
+        self.overview = check_request(questions, output, report, problems)
         self.output = output
         self.answers: AnswersFile | None = None
 
@@ -119,7 +111,7 @@ class Batch:
             progress: told what happens.
 
         Raises:
-            RunError: an engine ended. What was answered is kept.
+            RunError: an engine ended, or the disk is full. What was answered is kept.
         """
         answers = self.answers
         assert answers is not None
@@ -128,7 +120,8 @@ class Batch:
         if self.report is not None:
             from swift_toolkit.answers_report import write_report
 
-            write_report(answers.output, self.report)
+            with told_if_unwritable(self.report):
+                write_report(answers.output, self.report)
         return (answers.output, *read_results(answers.output)[:2])
 
     def _ask_all(self, answers: AnswersFile, engine: Callable[[Side], Engine], progress: Progress) -> None:
@@ -164,6 +157,31 @@ class Batch:
 
         summary = Summary(self.sides, Scorer() if self.overview.references else None)
         answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.as_dict)
+
+
+def check_request(
+    questions: QuestionSet, output: Path | None, report: Path | None, problems: Sequence[Problem] = ()
+) -> Overview:
+    """Read the questions once and look at the places to write to.
+
+    Args:
+        questions: the questions.
+        output: where the answers are to go, None for beside the checkpoint.
+        report: where the report is to go, None for none.
+        problems: what is known to be wrong already.
+
+    Raises:
+        RequestError: with ``problems`` and everything wrong with the questions or the places.
+    """
+    found = [*problems, *_place_problems(output, "--output", (".json",))]
+    found += _place_problems(report, "--report", (".html", ".md"))
+    try:
+        overview = questions.check()
+    except RequestError as error:
+        raise RequestError(found + error.problems) from None
+    if found:
+        raise RequestError(found)
+    return overview
 
 
 def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) -> list[Problem]:

@@ -23,7 +23,7 @@ from swift_toolkit.swift_fields import Command, Field
 
 OWN_KEYS = {
     "preset": "`lora`, `qlora`, `full` or `multimodal`; without it `train_type` decides",
-    "train_type": "`lora`, `qlora`, `full` or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
+    "train_type": "a preset's name or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
     "task": "`sft` (default), `pt` or `rlhf`; `rlhf_type` alone means `rlhf`",
 }
 """The keys that are the toolkit's own, with what they take; all others are ms-swift's."""
@@ -32,6 +32,9 @@ _ABOUT_THE_REQUEST = ("preset", "task")  # the own keys that are no argument of 
 
 TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
 """The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
+
+PRESETS_OF_LORA = ("qlora", "multimodal")
+"""What may be said in the tuner's place and is no tuner but a preset, which begins with LoRA."""
 
 
 @dataclass(frozen=True)
@@ -265,14 +268,14 @@ class _Reader:
         """One layer in the names of the installed ms-swift."""
         layer = dict(layer)
         result = {name: layer.pop(name) for name in list(layer) if layer[name].value in (None, [])}
-        qlora = [name for name in TUNER_NAMES if name in layer and layer[name].value == "qlora"]
-        for name in qlora:  # a preset, not a tuner: put back below, for presets.apply
+        presets = {n: layer[n].value for n in TUNER_NAMES if n in layer and layer[n].value in PRESETS_OF_LORA}
+        for name in presets:  # no tuner: put back below, for presets.apply
             layer[name] = replace(layer[name], value="lora")
         values = {name: setting.value for name, setting in layer.items()}
         done = vocabulary.translate(values, self.command, self.install.line, self.fields, self.beside)
         for name, value in done.values.items():
             first = layer[done.origin[name][0]]
-            result[name] = replace(first, value="qlora" if done.origin[name][0] in qlora else value)
+            result[name] = replace(first, value=presets.get(done.origin[name][0], value))
         self.notices += [line for line in done.notices if not line.startswith("train_type ")]
         for name, text in done.warnings:
             self.notices.append(f"{name}: {text}")
@@ -356,8 +359,9 @@ def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
     """What to say of a value that is not among the ``choices``."""
     import difflib
 
-    words = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(value).lower(), words, n=1, cutoff=0.6)
+    words, word = [str(choice) for choice in choices], str(value).lower()
+    longer = [choice for choice in words if word and choice.startswith(f"{word}_")]
+    near = longer or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     do = f'Did you mean "{near[0]}"?' if near else f"Use one of {', '.join(words)}."
     return f"cannot be {json.dumps(value, ensure_ascii=False, default=str)}", do
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
+SHOWN_OF_A_QUESTION = 400
+"""How many characters of a question are shown above its answer."""
+
 
 def print_problems(problems: Sequence[Problem]) -> None:
     """One line each on stderr."""
@@ -249,7 +252,10 @@ def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
             side["answer"] if side.get("error") is None else f"failed: {side['error']}" for _, side in sides
         ]
         table.add_row(*(Text(answer) for answer in told))
-        console.print(Text(f"[{result['id']}] {result['question']}", style="bold"))
+        question = result["question"]
+        if len(question) > SHOWN_OF_A_QUESTION:
+            question = f"{question[:SHOWN_OF_A_QUESTION]} ..."
+        console.print(Text(f"[{result['id']}] {question}", style="bold"))
         console.print(table)
         console.print()
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from swift_toolkit import inference_plan
 from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
-from swift_toolkit.config_file import read_config_file
+from swift_toolkit.config_file import ConfigFile, read_config_file
 from swift_toolkit.demo_model import is_builtin, materialise
 from swift_toolkit.plan import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.problems import Problem, RequestError
@@ -73,11 +73,14 @@ class Limits:
         max_tokens: longest answer, in tokens; also the length where a request names none.
         max_body: bytes of a request.
         media_dir: the only directory from which requests may name files; None for no files at all.
+        urls: whether pictures are fetched from where requests say. ms-swift 3 would fetch from this machine and its
+            network too.
     """
 
     max_tokens: int = 4096
     max_body: int = 16 << 20
     media_dir: str | None = None
+    urls: bool = True
 
 
 @dataclass
@@ -177,7 +180,7 @@ class Deployment:
         reach = "this machine only" if is_loopback(self.host) else "other machines"
         rows = [(one.name, str(one)) for one in self.models]
         rows += [
-            ("address", f"{self.url()} ({reach}, {access})"),
+            ("address", f"{self.url() if self.port else 'a port that is free'} ({reach}, {access})"),
             ("backend", f"{self.backend} ({self.backend_why}) on {self.device}"),
         ]
         if self.merge != "no":
@@ -250,7 +253,8 @@ def make_deployment(
     if problems:
         raise RequestError(problems)
     _fill(config, backend, device, models, flags)
-    limits = Limits(flags["max_tokens_limit"], int(flags["max_body_mb"] * (1 << 20)), _media_dir(flags))
+    body, urls = int(flags["max_body_mb"] * (1 << 20)), config.install.line != "v3"
+    limits = Limits(flags["max_tokens_limit"], body, _media_dir(flags), urls)
     return Deployment(kind, models, checkpoints, config, backend, why, device, merge, limits, key, flags)
 
 
@@ -347,7 +351,7 @@ def _read_several(
             found.append(Problem(what, "Remove one of the two.", name))
     file, lines, values = None, {}, dict(several) if isinstance(several, Mapping) else {}
     if not isinstance(several, Mapping):
-        read = read_config_file(several)
+        read = _read_list(several)
         file, lines, values = read.path, read.lines, read.values
     checkpoints = []
     for name, path in values.items():
@@ -367,9 +371,25 @@ def _read_several(
             found.append(replace(where, what=what, do="Serve it alone."))
         checkpoints.append(checkpoint)
     if not values:
-        found.append(Problem("names no adapter", 'Write {"name": "adapter directory"}.', file=file))
+        found.append(Problem("names no adapter", _LIST_FORM, file=file))
     problems += found
     return list(values), checkpoints, None if found else "multi-lora"
+
+
+_LIST_FORM = 'Write {"name": "adapter directory", ...}.'
+
+
+def _read_list(path: str) -> ConfigFile:
+    try:
+        return read_config_file(path)
+    except RequestError as error:
+        forms = [one.what.startswith(("holds", "is empty")) for one in error.problems]
+        raise RequestError(
+            [
+                replace(one, do=_LIST_FORM) if of_form else one
+                for one, of_form in zip(error.problems, forms, strict=True)
+            ]
+        ) from None
 
 
 def _models(
@@ -491,7 +511,7 @@ _OTHER_WAYS = {
 def _other_ways(config: Config) -> Iterator[Problem]:
     for name, do in _OTHER_WAYS.items():
         if name in config.settings:
-            what = "would be seen by everybody on this machine" if name == "api_key" else "is not used here"
+            what = "is a secret, and would not stay one" if name == "api_key" else "is not used here"
             yield config.problem(name, what, do)
     for name, variables in SECRETS.items():
         if name in config.settings:

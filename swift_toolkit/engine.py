@@ -201,7 +201,9 @@ class Engine:
         return event
 
     def _failure(self, event: Mapping[str, Any]) -> RunError:
-        return _failure(event, "ms-swift could not load the model", self._child, self.log)
+        failure = _failure(event, "ms-swift could not load the model", self._child, self.log)
+        self.close()
+        return failure
 
 
 _ENDED: dict[str, Any] = {"event": "ended"}

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-from swift_toolkit.process import Reporter
+from swift_toolkit.process import Reporter, end_with_parent
 
 MEMORY_SHARE = 0.5
 """Of the free memory, what the cache of a batch may take: the rest is for activations and for what else
@@ -390,3 +390,5 @@ def _versions(backend: str) -> dict[str, str]:
 if __name__ == "__main__":
     report = Reporter()
     report.exit(main(report))
+elif __name__ == "__mp_main__":  # vLLM's engine, spawned by this process
+    end_with_parent()

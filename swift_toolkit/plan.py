@@ -278,10 +278,14 @@ def environment(device: Device) -> dict[str, str]:
     On a CPU, GNU OpenMP's threads spin for a moment only before they sleep. Two cores, ten steps of the quickstart,
     torch 2.13: 12 s alone, as with the default; beside another busy process 29 s, the default over 140 s. Results are
     the same.
+
+    vLLM spawns its engine and does not fork it, as under its own command: what is spawned can be made to end with its
+    parent (process.end_with_parent).
     """
+    always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if device.kind != "cpu" or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        return {}
-    return {"GOMP_SPINCOUNT": "2000"}
+        return always
+    return {**always, "GOMP_SPINCOUNT": "2000"}
 
 
 def accumulation(config: Config, device: Device) -> int:

@@ -2,14 +2,17 @@
 
 The starter makes a named pipe, hands its path down in the environment and reads one JSON object a line from it. The
 child opens the pipe with ``Reporter``. When the starter is gone, however it went, the pipe has no reader any more;
-the child's watching thread sees that at once and ends the whole process group.
+the child's watching thread sees that at once and ends the whole process group. What the child spawns with
+multiprocessing watches the child in the same way, see ``end_with_parent``.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,13 +200,30 @@ class Reporter:
         sys.stdout.flush()
         sys.stderr.flush()
         if self._pipe is not None and _watch(self._pipe).poll(FAREWELL_SECONDS * 1000):
+            _remove_pipe()
             _end_group()
         os._exit(status)
 
     @staticmethod
     def _wait_and_end(pipe: int) -> None:
         _watch(pipe).poll()
+        _remove_pipe()
         _end_group()
+
+
+def end_with_parent() -> None:
+    """From now on, end this process group as soon as the process that spawned this one is gone, however it went.
+
+    For a process that multiprocessing is about to spawn: it imports the main module of its parent as ``__mp_main__``.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while (parent := multiprocessing.parent_process()) is None:  # known once all of it is loaded
+        time.sleep(0.1)
+    parent.join()
+    _end_group()
 
 
 def _watch(pipe: int) -> select.poll:
@@ -211,6 +231,11 @@ def _watch(pipe: int) -> select.poll:
     poll = select.poll()
     poll.register(pipe, 0)
     return poll
+
+
+def _remove_pipe() -> None:
+    """Remove what a killed starter could not."""
+    shutil.rmtree(Path(os.environ[PIPE_VARIABLE]).parent, ignore_errors=True)
 
 
 def _end_group() -> None:

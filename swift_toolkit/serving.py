@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from swift_toolkit.engine_process import largest_batch, sequences_that_fit
 from swift_toolkit.gateway import Action, Exchange, Gateway, Policy, exchange
 from swift_toolkit.metrics import Metrics
 from swift_toolkit.problems import RequestError
-from swift_toolkit.process import Reporter
+from swift_toolkit.process import Reporter, end_with_parent
 
 TEMPLATE_TOKENS = 1024
 """More tokens than a chat format and its system prompt add to a short text."""
@@ -144,12 +144,14 @@ class Desk:
         self._changing = asyncio.Lock()
         self._aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
         self._made = len(self.models)
+        self._came = 0.0  # when the last request went to the engine
         server.infer_async = self.ask
         if self.backend == "pt":
             self.engine.max_batch_size = order["max_batch_size"] or _batch_size(self.engine, self.limits)
             if self.engine.task_type != "causal_lm" and len(self.models) > 1:
                 self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
             _mend_generation(server.template)
+            _gather_batches(self.engine, lambda: self._came)
 
     async def ask(
         self, infer_request: Any, request_config: Any, *, adapter_request: Any = None, **kwargs: Any
@@ -165,11 +167,13 @@ class Desk:
             await self._make_room(infer_request, request_config)
             if model.kind == "lora":
                 kwargs["adapter_request"] = self.swift.AdapterRequest(self._aliases[name], model.path)
+                request_config.adapter = self._aliases[name]  # else ms-swift 3 batches it with other adapters
+            self._came = time.monotonic()
             answer = await self.engine.infer_async(infer_request, request_config, **kwargs)
             if not request_config.stream:
                 return _noted(answer, name, one)
             pieces = aiter(answer)
-            first = await anext(pieces)  # what is wrong with the request shows before the response begins
+            first = _noted(await anext(pieces), name, one)  # what is wrong shows before the response begins
             return self._stream(first, pieces, name, one)
         except Exception as error:
             one.error = _as_api_error(error)
@@ -180,7 +184,7 @@ class Desk:
     ) -> AsyncIterator[Any]:
         try:
             one.first_token = one.seconds
-            yield _noted(first, name, one)
+            yield first
             async for piece in pieces:
                 yield _noted(piece, name, one)
         except Exception as error:
@@ -302,7 +306,13 @@ def _texts(body: Mapping[str, Any], *names: str) -> list[str]:
 
 
 def _noted(answer: Any, name: str, one: Exchange) -> Any:
-    """``answer`` under the name that was asked for; its tokens are noted."""
+    """``answer`` under the name that was asked for; its tokens are noted.
+
+    Raises:
+        Exception: ``answer`` is one, as ms-swift 3 hands back what it could not render.
+    """
+    if isinstance(answer, Exception):
+        raise answer
     answer.model = name
     usage = getattr(answer, "usage", None)
     if usage is not None:
@@ -325,6 +335,10 @@ def _as_api_error(error: Exception) -> ApiError:
     name, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
     if name == "MaxLengthError" or "leaves no room" in text or "maximum context length" in text:
         return _too_long(f"The prompt is too long: {text}")
+    if name == "UnidentifiedImageError":
+        return ApiError(
+            400, "A picture of the request is in no format that is known, or not whole.", "messages"
+        )
     if name == "EngineDeadError":
         return ApiError(503, "The engine has died, and the server ends.")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
@@ -342,6 +356,37 @@ def _batch_size(engine: Any, limits: Limits) -> int:
     """How many requests pt answers together, each as long as a whole context."""
     tokens = min(engine.max_model_len or 8192, 2 * limits.max_tokens)
     return sequences_that_fit(engine.model, tokens, largest_batch(engine.model.device.type))
+
+
+GATHER_SECONDS = 0.005
+"""How long nothing more must have come before a batch begins; as long as ms-swift waits on average."""
+
+GATHER_AT_MOST = 0.05
+"""How long a request may wait for others."""
+
+
+def _gather_batches(engine: Any, came: Callable[[], float]) -> None:
+    """Make ms-swift answer together what comes together.
+
+    Its worker looks every 10 ms and begins with what is there: of 32 requests it may see three, and the others wait
+    until those are answered.
+
+    Args:
+        engine: whose worker takes requests from ``_queue`` into ``_task_pool`` and from there a batch.
+        came: tells when the last request came.
+    """
+    fetch, waiting = engine._fetch_infer_requests, engine._queue
+
+    def gathered() -> Any:
+        with waiting.not_empty:
+            while not engine._task_pool and not waiting._qsize():
+                waiting.not_empty.wait()
+        deadline = time.monotonic() + GATHER_AT_MOST
+        while (rest := min(came() + GATHER_SECONDS, deadline) - time.monotonic()) > 0:
+            time.sleep(rest)
+        return fetch()
+
+    engine._fetch_infer_requests = gathered
 
 
 def _mend_generation(template: Any) -> None:
@@ -440,3 +485,5 @@ def _log(one: Exchange) -> None:
 if __name__ == "__main__":
     report = Reporter()
     report.exit(main(report))
+elif __name__ == "__mp_main__":  # vLLM's engine, spawned by this process
+    end_with_parent()

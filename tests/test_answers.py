@@ -1,5 +1,6 @@
 """The answers file: kept through a kill, never mixed, whole at the end."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.answers import Answer, open_answers, read_results
-from swift_toolkit.problems import RequestError
+from swift_toolkit.problems import RequestError, RunError
 from swift_toolkit.questions import QuestionSet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,13 +149,40 @@ def test_a_write_that_fails_leaves_nothing_half_done(tmp_path):
 
     def broken():
         yield {"id": "1"}
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"out\.json cannot be written: No space left on device"):
         answers.finish(broken(), dict)
     assert [path.name for path in tmp_path.iterdir()] == ["out.json.partial"]
     answers.close()
     assert opened(tmp_path).count_of("base") == 4
+
+
+FILLING = """
+import resource, sys
+from pathlib import Path
+from swift_toolkit.answers import Answer, open_answers
+from swift_toolkit.problems import RunError
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+place = Path(sys.argv[1])
+answers = open_answers(place, place.parent, {"run": 1}, ("tuned",), 100)
+try:
+    for index in range(100):
+        answers.append(index, "tuned", Answer("x" * 100, "stop"))
+except RunError as error:
+    print(answers.count_of("tuned"), error)
+answers.close()
+"""
+
+
+def test_a_disk_that_takes_no_more_is_told_and_what_was_kept_stays(tmp_path):
+    place = tmp_path / "out.json"
+    command = [sys.executable, "-c", FILLING, str(place)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, told = done.stdout.strip().split(" ", 1)
+    assert told == f"{place}.partial cannot be written: File too large."
+    again = opened(tmp_path, sides=("tuned",), count=100)
+    assert again.count_of("tuned") == int(kept) > 5
 
 
 def _hold(place, held, release):

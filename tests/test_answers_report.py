@@ -85,7 +85,8 @@ def page(answers, tmp_path):
 
 
 def test_the_page_shows_every_question_with_both_answers(answers, tmp_path):
-    read = Page(page(answers, tmp_path))
+    text = page(answers, tmp_path)
+    read = Page(text)
     assert [attributes["data-category"] for attributes in read.of("article")] == ["self", "facts", "facts"]
     assert "Who are <you>?" in read.articles[0] and "I am a model." in read.articles[0]
     assert "reference I am Robin." in read.articles[0]
@@ -93,6 +94,9 @@ def test_the_page_shows_every_question_with_both_answers(answers, tmp_path):
     assert len(read.of("option")) == 3  # all, self, facts
     assert {attributes["class"] for attributes in read.of("i")} >= {"base", "tuned"}  # bars of the scores
     assert len(read.of("rect")) == 48  # two histograms
+    shown = re.findall(r"(base|tuned): (\d+) answers", text)
+    counts = {side: sum(int(count) for of, count in shown if of == side) for side in ("base", "tuned")}
+    assert counts == {"base": 2, "tuned": 3}  # one has failed
 
 
 def test_the_page_needs_no_network_and_runs_no_answer(answers, tmp_path):

@@ -1,5 +1,6 @@
 """inference_test.py: what it refuses at once, and real answers of a real checkpoint."""
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from test_checkpoint import make_adapter, make_model, v4_args
 
 from inference_test import InferenceTester, main
+from swift_toolkit import console
 from swift_toolkit.answers import read_results
 from swift_toolkit.problems import RequestError
 
@@ -57,6 +59,15 @@ def test_everything_wrong_is_said_at_once(output, tmp_path, capsys):
         '"--infer-backend" cannot be "vlm". Did you mean "vllm"?',
         f"{output}/{RUN}/checkpoint-30 does not exist. Did you mean {output}/{RUN}/checkpoint-20 "
         f"or {output}/{RUN}/checkpoint-10?",
+    ]
+
+
+def test_the_questions_are_among_everything_that_is_wrong(output, capsys):
+    places = ("--questions-file", "none.json", "--output", "out.txt")
+    assert errors(capsys, "--checkpoint", output, "--temprature", "1", *places) == [
+        '"--temprature" is not a setting. Did you mean "--temperature" or "--template"?',
+        '"--output" is out.txt, no such file. Name a file that ends in .json.',
+        "none.json: does not exist.",
     ]
 
 
@@ -219,6 +230,13 @@ def test_a_dry_run_leaves_nothing(output, capsys):
     before = sorted(output.rglob("*"))
     dry_run(capsys, "--checkpoint", output)
     assert sorted(output.rglob("*")) == before
+
+
+def test_a_question_of_many_pages_does_not_flood_the_screen():
+    shown = io.StringIO()
+    console.print_answers([{"id": "1", "question": "word " * 9000, "answer": "No."}], shown)
+    assert shown.getvalue().count("word") == 80 and "word  ...\n" in shown.getvalue()
+    assert shown.getvalue().rstrip().endswith("No.")
 
 
 # --- real answers -------------------------------------------------------------------------------------------

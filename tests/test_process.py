@@ -27,6 +27,21 @@ report("done", words="ü" * 100_000)
 report.exit(7)
 """
 
+SPAWNING = """
+import multiprocessing, os, signal, time
+from swift_toolkit.process import Reporter, end_with_parent
+
+if __name__ == "__main__":
+    report = Reporter()
+    report.end_with_starter()
+    spawned = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    spawned.start()
+    report("ready", pids=[os.getpid(), spawned.pid])
+    time.sleep(600)
+elif __name__ == "__mp_main__":
+    end_with_parent()
+"""
+
 LISTENING = """
 import subprocess, sys
 from swift_toolkit.process import Reporter
@@ -92,7 +107,8 @@ def test_a_killed_starter_takes_the_group_along(child: list[str], tmp_path: Path
         "    for event in child.events():\n"
         "        if event: print(*event['pids'], flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TMPDIR": str(tmp_path / "tmp")}
     process = subprocess.Popen(
         [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -103,3 +119,15 @@ def test_a_killed_starter_takes_the_group_along(child: list[str], tmp_path: Path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert gone(pids)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_killed_child_takes_along_what_it_spawned_though_nobody_looks(tmp_path: Path) -> None:
+    script = tmp_path / "spawning.py"
+    script.write_text(SPAWNING)
+    with Child([sys.executable, str(script)], tmp_path / "log") as child:
+        pids = next(event for event in child.events() if event is not None)["pids"]
+        time.sleep(1)  # it sleeps in its target by then
+        assert all(map(alive, pids))
+        os.kill(pids[0], signal.SIGKILL)
+        assert gone(pids)

@@ -149,6 +149,20 @@ def test_the_async_client(deployer: ModelDeployer, client: openai.OpenAI) -> Non
     assert asyncio.run(both()) == [ask(client, "one")] * 2
 
 
+def test_requests_that_come_one_after_the_other_are_answered_together(client: openai.OpenAI) -> None:
+    def ended(number: int) -> float:
+        time.sleep(0.003 * number)  # ms-swift itself looks for requests every 10 ms
+        ask(client, "one", max_tokens=60)
+        return time.monotonic()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(10):  # of which the machine may be busy in some
+            ends = list(pool.map(ended, range(8)))
+            if max(ends) - min(ends) < 0.1:
+                return
+    raise AssertionError("they were answered in several batches")
+
+
 LONG = [{"role": "user", "content": "word " * 9000}]
 
 
