@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 from swift_toolkit.dataset_flaws import Flaw, FlawError
+from swift_toolkit.dataset_rows import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
 
 Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]
 SUFFIXES: dict[str, Syntax] = {
@@ -479,18 +480,23 @@ def _table_row(header: list[str], fields: list[str]) -> Any:
 
 
 _NUMBER_COLUMNS = frozenset({"label", "margin"})
+_TEXT_COLUMNS = frozenset({"rejected_response", "channel", "solution", "teacher_prompt"})
+_OBJECT_COLUMNS = {*MESSAGE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS} - _TEXT_COLUMNS - _NUMBER_COLUMNS
+_ANSWER_COLUMNS = frozenset({"chosen", "rejected"})
 
 
 def _cell(name: str, field: str) -> Any:
-    """Lists, objects and labels are read as JSON; all else stays text, and an empty cell is none."""
+    """Lists, objects and labels are read as JSON where such are meant; all else stays text, an empty cell is none."""
     if not field:
         return None
     is_number = name in _NUMBER_COLUMNS
-    if is_number or field.lstrip()[:1] in {"[", "{"}:
+    if is_number or (field.lstrip()[:1] in {"[", "{"} and name in _OBJECT_COLUMNS | _ANSWER_COLUMNS):
         try:
-            return json.loads(field.lower() if is_number else field)
+            value = json.loads(field.lower() if is_number else field)
         except (ValueError, RecursionError):
             return field
+        is_talk = isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+        return value if is_talk or name not in _ANSWER_COLUMNS else field
     return field
 
 

@@ -149,6 +149,22 @@ def test_numbers_in_a_table_stay_text() -> None:
     ]
 
 
+def test_lists_in_a_table_stay_text_where_text_is_meant() -> None:
+    Path("a.csv").write_text('query,response,history\nOnes?,[1],"[[""a"", ""b""]]"\nNone?,{},\n')
+    assert [
+        [m["content"] for m in row["messages"]]
+        for row in read(prepare(verify(["a.csv"]), Path("data")).train[0])
+    ] == [
+        ["a", "b", "Ones?", "[1]"],
+        ["None?", "{}"],
+    ]
+    Path("b.csv").write_text(
+        'prompt,chosen,rejected\nOnes?,[1],"[{""role"": ""assistant"", ""content"": ""2""}]"\n'
+    )
+    (row,) = read(prepare(verify(["b.csv"], task="dpo"), Path("data")).train[0])
+    assert (row["messages"][-1]["content"], row["rejected_messages"][-1]["content"]) == ("[1]", "2")
+
+
 def test_dates_in_a_column_stay_text() -> None:
     report = verify(
         [
