@@ -471,6 +471,8 @@ class _Run:
             self.differences = event["differences"]
         elif kind == "rows" and self.gate is not None:
             self.gate.count(event["loaded"], event["used"])
+        elif kind == "waiting" and self.gate is not None and not self.gate.counted:
+            self.gate.count({}, {})  # the rows came another way, such as tokenised before
 
     def _link(self) -> None:
         from swift_toolkit import runs

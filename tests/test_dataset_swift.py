@@ -86,7 +86,7 @@ class Swift:
         """What is learned of each row that is kept, by the row's channel; "" where the rows have no labels."""
         template = self.templates[task]
         try:
-            rows, _ = self.load_dataset(entries, load_from_cache_file=False)
+            rows, _ = self.load_dataset(entries, load_from_cache_file=False, num_proc=None)
         except Exception:
             return {}
         out = {}
