@@ -24,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -495,6 +495,8 @@ class _Run:
             self.differences = event["differences"]
         elif kind == "rows" and self.gate is not None:
             self.gate.count(event["loaded"], event["used"])
+        elif kind == "waiting" and self.gate is not None and not self.gate.counted:
+            self.gate.count({}, {})  # the rows came another way, such as tokenised before
 
     def _link(self) -> None:
         from swift_toolkit import runs
@@ -789,6 +791,8 @@ def _command(words: list[str]) -> int:
         return 2
     if options.upgrade:
         return _upgrade(source, settings, options)
+    if problems := list(_flag_problems(options)):
+        raise RequestError(problems)
     looking = options.verify_data or options.convert is not None
     tuner = FineTuner.from_command_line(
         source, settings, options.skip_bad_rows, options.max_lost_rows, looking
@@ -820,6 +824,23 @@ def _command(words: list[str]) -> int:
     return 0
 
 
+def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
+    """Flags that say where to write what cannot be written there, or that need another flag."""
+    for name in ("report", "convert"):
+        if (target := getattr(options, name)) is None:
+            continue
+        if Path(target).is_dir():
+            yield Problem(f'names "{target}", which is a directory', "Name a file.", key=f"--{name}")
+        elif not Path(target).parent.is_dir():
+            what = f'names "{target}", whose directory does not exist'
+            yield Problem(what, "Make it first, or name another.", key=f"--{name}")
+    for name in ("report", "exact"):
+        if getattr(options, name) and not options.verify_data:
+            yield Problem("goes with --verify-data", "Add that, or leave it out.", key=f"--{name}")
+    if options.preview is not None and options.preview < 1:
+        yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
+
+
 def _upgrade(
     source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
 ) -> int:
@@ -840,6 +861,8 @@ def _upgrade(
 def _convert(tuner: FineTuner, target: str) -> int:
     from swift_toolkit.dataset_copy import convert
 
+    if any(Path(target).absolute() == Path(file.path).expanduser().absolute() for file in tuner.data.files):
+        raise RequestError([Problem("names a file that is read", "Name another.", key="--convert")])
     console.say(f"{convert(tuner.data, Path(target)):,} rows written")
     print(target)
     return 0
