@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -23,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -35,14 +36,22 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from swift_toolkit.config import Config
+    from swift_toolkit.data_gate import DataGate
     from swift_toolkit.dataset import DataReport
+    from swift_toolkit.fitting import Verdict
     from swift_toolkit.plan import Device
+    from swift_toolkit.preview import TemplateView
     from swift_toolkit.process import Child
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
+
+GIB = 1 << 30
+
+MAX_LOST_ROWS = "5%"
+"""So many rows may get lost between the files and the first step, unless the user says otherwise."""
 
 ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
@@ -94,6 +103,8 @@ class FineTuner:
         config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` say everything.
         skip_bad_rows: train without the rows that have errors: at most "N" of them, "P%" of all, or "" for any
             number; ``run_directory/data/rejected.jsonl`` lists them. None stops at errors.
+        max_lost_rows: how many of the rows ms-swift may leave out when it turns them into tokens, e.g. because they are
+            longer than ``max_length``: "N" or "P%".
         overrides: settings laid over ``config``, under ms-swift's names.
 
     Raises:
@@ -105,17 +116,27 @@ class FineTuner:
         config: str | Path | Mapping[str, Any] | None = None,
         *,
         skip_bad_rows: str | None = None,
+        max_lost_rows: str = MAX_LOST_ROWS,
         **overrides: Any,
     ) -> None:
-        self._setup(config, overrides, "call", skip_bad_rows)
+        self._setup(config, overrides, "call", skip_bad_rows, max_lost_rows)
 
     @classmethod
     def from_command_line(
-        cls, config: str | None, settings: Mapping[str, Any], skip_bad_rows: str | None = None
+        cls,
+        config: str | Mapping[str, Any] | None,
+        settings: Mapping[str, Any],
+        skip_bad_rows: str | None = None,
+        max_lost_rows: str = MAX_LOST_ROWS,
+        looking: bool = False,
     ) -> FineTuner:
-        """The same, with messages that speak of flags."""
+        """The same, with messages that speak of flags.
+
+        Args:
+            looking: it is made to look at its data, which may be bad.
+        """
         tuner = cls.__new__(cls)
-        tuner._setup(config, settings, "command line", skip_bad_rows)
+        tuner._setup(config, settings, "command line", skip_bad_rows, max_lost_rows, looking)
         return tuner
 
     def _setup(
@@ -124,8 +145,10 @@ class FineTuner:
         overrides: Mapping[str, Any],
         overrides_from: Literal["command line", "call"],
         skip_bad_rows: str | None,
+        max_lost_rows: str,
+        looking: bool = False,
     ) -> None:
-        from swift_toolkit import launch, plan, preflight
+        from swift_toolkit import dataset_copy, launch, plan, preflight
         from swift_toolkit.config import read_request
 
         self.config: Config
@@ -133,16 +156,22 @@ class FineTuner:
         problems += preflight.check(self.config)
         self.device: Device = plan.find_device()
         problems += launch.problems(self.device)
-        self.skip_bad_rows = skip_bad_rows
-        self.data: DataReport = preflight.check_data(self.config, whole=skip_bad_rows is not None)
-        if skip_bad_rows is None:
-            problems += self.data.problems
+        problems += plan.problems(self.config, self.device)
+        self.skip_bad_rows, self.max_lost_rows = skip_bad_rows, max_lost_rows
+        numbers = {"skip_bad_rows": skip_bad_rows, "max_lost_rows": max_lost_rows}
+        wrong = list(dataset_copy.number_problems(numbers, as_flags=overrides_from == "command line"))
+        self.data: DataReport = preflight.check_data(self.config, whole=looking or skip_bad_rows is not None)
+        problems += wrong
+        if not looking and not wrong:
+            problems += dataset_copy.refusal(self.data, skip_bad_rows)
+            problems += preflight.count_problems(self.config, self.data)
         if problems:
             raise RequestError(problems)
+        self.verify_arguments = preflight.verify_arguments(self.config)
         self.given = {
             name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
         }
-        plan.fill_automatic(self.config, self.device)
+        plan.fill_automatic(self.config, self.device, self.data)
         self.output_dir = Path(
             self.config.get("output_dir") or plan.default_output_dir(self.config)
         ).expanduser()
@@ -150,13 +179,21 @@ class FineTuner:
 
     # --- looking ------------------------------------------------------------------------------------------
 
-    def verify_data(self) -> DataReport:
-        """Read the data of this run from end to end, print what was found and return it."""
+    def verify_data(self, exact: bool = False) -> DataReport:
+        """Read the data of this run from end to end, print what was found and return it.
+
+        Args:
+            exact: count the tokens of every row with the model's template, not by bytes; this imports ms-swift.
+        """
         from swift_toolkit import data_report, preflight
 
-        self.data = preflight.check_data(self.config, whole=True)
+        if not self.data.complete:
+            self.data = preflight.check_data(self.config, whole=True)
+        if exact:
+            self._template_view().count_tokens(self.data)
         for line in (*self.data.summary(), *data_report.histogram_lines(self.data)):
             print(line)
+        print(f"{self.data.verdict()}, {self.data.seconds:.1f} s")
         return self.data
 
     def preview_data(self, count: int) -> None:
@@ -164,13 +201,15 @@ class FineTuner:
 
         Imports ms-swift and the model's tokenizer, no weights.
         """
+        for row in self._template_view().rows(self.config.get("dataset"), count):
+            print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
+
+    def _template_view(self) -> TemplateView:
         from swift_toolkit import preflight, preview
 
         preflight.unpack_models(self.config)
         settings = {name: setting.value for name, setting in self.config.settings.items()}
-        view = preview.TemplateView(settings["model"], self.data.rules, settings)
-        for row in view.rows(settings["dataset"], count):
-            print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
+        return preview.TemplateView(settings["model"], self.data.rules, settings)
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
@@ -185,7 +224,7 @@ class FineTuner:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "notices": self.config.notices,
             "data": self.data.as_dict(),
-            "memory": plan.memory(self.config),
+            "memory": self.judge_memory().as_dict(),
             "launch": {
                 "device": str(self.device),
                 "processes": launch.processes(self.config, self.device),
@@ -195,6 +234,7 @@ class FineTuner:
                 "effective_batch_size": plan.effective_batch_size(self.config, self.device),
                 "steps": plan.step_count(self.config, self._rows(), self.device),
             },
+            "suggestions": plan.suggestions(self.config, self.device, self.data),
         }
 
     def print_plan(self, file: IO[str] | None = None) -> None:
@@ -214,6 +254,9 @@ class FineTuner:
             ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
+            ("tokens", plan.tokens_phrase(config, device, steps, self.data)),
+            *self.judge_memory().lines(),
+            *(("suggestion", line) for line in plan.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
         ]
         console.print_facts(facts, file)
@@ -226,40 +269,54 @@ class FineTuner:
 
         return {**plan.environment(self.device), **launch.environment(self.config, self.device)}
 
+    def judge_memory(self) -> Verdict:
+        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
+        from swift_toolkit import plan
+
+        return plan.judge(self.config, self.device, self.data)
+
     def _rows(self) -> int | None:
         from swift_toolkit import preflight
 
-        return preflight.train_rows(self.config, self.data)
+        return preflight.expected_rows(self.config, self.data)["train"]
 
     # --- training -----------------------------------------------------------------------------------------
 
-    def run_training(self, verbose: bool = False) -> TrainingResult:
+    def run_training(self, verbose: bool = False, probe: bool = False) -> TrainingResult:
         """Train, and show the plan, one live line and the result on stderr.
 
         Ctrl-C (KeyboardInterrupt) lets the step in hand end and saves a checkpoint; a second one ends at once.
 
         Args:
             verbose: also show all that ms-swift prints.
+            probe: first try one step, and one evaluation, with the longest rows.
 
         Raises:
+            RequestError: the longest rows cannot be known.
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
         from swift_toolkit import dataset_copy, launch, preflight, runs
+        from swift_toolkit import probe as probing
 
+        if probe and (found := list(probing.problems(self.data))):
+            raise RequestError(found)
         preflight.unpack_models(self.config)
         first = launch.is_first()
         directory = self._claim(runs) if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
         self._write_to(directory)
         given = dataset_copy.prepare(self.data, directory / "data", self.skip_bad_rows)
         if given.rejected is not None:
-            count, place = given.left_out.total(), given.rejected
-            console.say(f"{count:,} bad rows are left out, listed with reasons in {place}")
+            count = given.left_out.total()
+            rows = "1 bad row is" if count == 1 else f"{count:,} bad rows are"
+            console.say(f"{rows} left out, listed with reasons in {given.rejected}")
         self.left_out = given.as_dict()
         self.config.replace("dataset", given.train)
         self.config.replace("val_dataset", given.val)
         if first:
             self.print_plan()
+            if probe:
+                _Probe(self, directory / "probe", verbose).carry_out()
             return _Run(self, directory, verbose).carry_out()
         console.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
         return _RunElsewhere(self, directory, verbose).carry_out()
@@ -298,6 +355,7 @@ class _Run:
         self.last: str | None = None
         self.best: str | None = None
         self.steps = 0
+        self.memory = 0
         self.pid = 0  # of the process that reports: a launcher would pass a signal on to its data loaders too
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
@@ -306,22 +364,45 @@ class _Run:
         self.errors: list[dict[str, Any]] = []
         self.failed = 0.0
         self.differences: list[str] = []
+        self.gate: DataGate | None = None
+        self.refused: list[Problem] = []
+        self.rows: dict[str, Any] = {}
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
-        from swift_toolkit import launch, training
+        from swift_toolkit import launch, plan, training
         from swift_toolkit.process import Child
 
         config, device = self.tuner.config, self.tuner.device
         command = launch.command(config, device)
-        environment = {training.REQUEST_VARIABLE: json.dumps(self._request()), **self.tuner.environment()}
         echo = sys.stderr if self.verbose else None
-        with Child(command, self.log, environment, echo) as child, console.TrainingLine() as line:
+        with contextlib.ExitStack() as stack:
+            self.gate = self._make_gate()
+            if self.gate is not None:
+                stack.enter_context(self.gate)
+            request = {training.REQUEST_VARIABLE: json.dumps(self._request())}
+            child = stack.enter_context(
+                Child(command, self.log, {**request, **self.tuner.environment()}, echo)
+            )
+            tokens = plan.row_tokens(self.tuner.data)
+            line = stack.enter_context(console.TrainingLine(row_tokens=tokens))
             if (nodes := launch.nodes()).count > 1:
                 line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
             self._follow(child, line)
             status = child.process.wait()
+            if self.gate is not None:
+                self.tuner.data, self.rows = self.gate.report, self.gate.as_dict()
+                if sentence := self.gate.last_sentence():
+                    line.say(f"{sentence}.")
         return self._finish(status)
+
+    def _make_gate(self) -> DataGate | None:
+        from swift_toolkit import preflight
+        from swift_toolkit.data_gate import DataGate
+
+        tuner = self.tuner
+        expected = functools.partial(preflight.expected_rows, tuner.config)
+        return DataGate(tuner.data, tuner.verify_arguments, expected, tuner.max_lost_rows)
 
     def _request(self) -> dict[str, Any]:
         """What the training process shall do."""
@@ -333,6 +414,7 @@ class _Run:
             "arguments": config.words(),
             "directory": str(self.directory),
             "peers": self._peers() if launch.takes_part() or launch.nodes().count > 1 else None,
+            "gate": self.gate and {"path": str(self.gate.path), "lost": str(self.gate.lost)},
         }
 
     def _peers(self) -> dict[str, Any]:
@@ -359,8 +441,9 @@ class _Run:
                     if event is not None:
                         self._take(event)
                         self._show(event, line)
-                    elif self.errors and time.monotonic() > self.failed + FAILED_FOR:
+                    if self._is_lost():
                         child.end(patience=0)
+                        return
                 return
             except KeyboardInterrupt as interrupt:
                 if time.monotonic() - asked < ONE_PRESS:
@@ -376,12 +459,21 @@ class _Run:
                 os.kill(self.pid, signal.SIGTERM)
                 events = child.events()
 
+    def _is_lost(self) -> bool:
+        """Nothing good can come of the run: the data are not fit for it, or a process failed and others wait for it."""
+        if self.gate is not None:
+            self.refused = self.gate.problems()
+        return bool(self.refused or (self.errors and time.monotonic() > self.failed + FAILED_FOR))
+
     def _show(self, event: dict[str, Any], line: console.TrainingLine) -> None:
         line.show(event)
+        if event["event"] == "rows" and self.gate is not None and (sentence := self.gate.sentence()):
+            line.say(f"{sentence}.")
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.steps = event.get("step", self.steps)
+        self.memory = max(self.memory, event.get("memory", 0))
         self.pid = event.get("pid", self.pid)
         if "time" in event:
             self.times[kind] = event["time"]
@@ -401,6 +493,10 @@ class _Run:
             self.errors.append(event)
         elif kind == "refused":
             self.differences = event["differences"]
+        elif kind == "rows" and self.gate is not None:
+            self.gate.count(event["loaded"], event["used"])
+        elif kind == "waiting" and self.gate is not None and not self.gate.counted:
+            self.gate.count({}, {})  # the rows came another way, such as tokenised before
 
     def _link(self) -> None:
         from swift_toolkit import runs
@@ -414,6 +510,8 @@ class _Run:
         self._write(result, reason)
         if self.differences:
             raise RequestError([Problem(line.removesuffix(".")) for line in self.differences])
+        if self.refused:
+            raise RequestError(self.refused)
         if result.status == "failed":
             raise RunError(reason)
         if self.interrupt is not None:
@@ -441,12 +539,14 @@ class _Run:
 
         if self.differences:
             return "\n".join(self.differences)
+        if self.refused:
+            return "\n".join(map(str, self.refused))
         what, memory = failure.reason(self.errors, exit_status, self.log)
         if not self.pid and (nodes := launch.nodes()).count > 1:
             what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
         lines = [f"Training failed: {what}. The whole log: {self.log}"]
         if memory:
-            advice = plan.memory_advice(self.tuner.config, self.tuner.device)
+            advice = plan.memory_advice(self.tuner.config, self.tuner.device, self.tuner.data)
             lines += ["Out of memory? In this order, try:", *(f"  {line}" for line in advice)]
         elif self.last:
             lines.append(
@@ -458,6 +558,8 @@ class _Run:
         from swift_toolkit import runs
 
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
+        estimate = self.tuner.judge_memory().estimate
+        content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
         runs.write_json(self.directory / "result.json", content)
 
     def _resolved(self) -> dict[str, Any]:
@@ -467,8 +569,45 @@ class _Run:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "data": {**self.tuner.data.as_dict(), "given": self.tuner.left_out},
             "model_parameters": self.outcome.get("model_parameter_info"),
-            "rows": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
+            "rows": self.rows,
+            "tokens_per_row": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
         }
+
+
+class _Probe(_Run):
+    """One step with the longest rows, in a directory that stays only if it fails."""
+
+    def __init__(self, tuner: FineTuner, directory: Path, verbose: bool) -> None:
+        import copy
+
+        from swift_toolkit import launch, probe
+
+        self.whole = tuner
+        world = launch.world_size(tuner.config, tuner.device)
+        alone = copy.copy(tuner)
+        alone.config = probe.prepare(tuner.config, tuner.data, directory, world)
+        super().__init__(alone, directory, verbose)
+
+    def carry_out(self) -> TrainingResult:
+        import shutil
+
+        from swift_toolkit import fitting
+
+        console.say("Trying one step with the longest rows.")
+        result = super().carry_out()
+        device = self.tuner.device.memory
+        word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
+        took = f"{self.memory / GIB:.1f}{room} GiB, {console.duration(result.seconds['training'])}"
+        console.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")
+        shutil.rmtree(self.directory)
+        return result
+
+    def _make_gate(self) -> None:
+        """The run that follows looks at all of the data."""
+
+    def _reason(self, exit_status: int) -> str:
+        self.tuner = self.whole  # whose numbers the advice is given in
+        return super()._reason(exit_status).replace("Training", "One step with the longest rows", 1)
 
 
 class _RunElsewhere(_Run):
@@ -478,6 +617,9 @@ class _RunElsewhere(_Run):
     """
 
     directory_of_run: Path | None = None
+
+    def _make_gate(self) -> None:
+        """The process that has rank 0 looks at the data; all wait for that one."""
 
     def _take(self, event: dict[str, Any]) -> None:
         super()._take(event)
@@ -566,13 +708,7 @@ def make_parser() -> command_line.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
-    parser.add_argument(
-        "--from-command", metavar="LINE", help="settings out of a line such as 'swift sft ...'"
-    )
-    parser.add_argument(
-        "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
-    )
+    parser.add_sources("swift sft")
     parser.add_argument(
         "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
     )
@@ -586,6 +722,9 @@ def make_parser() -> command_line.Parser:
         "--report", metavar="FILE", help="with --verify-data: also write what was found as HTML"
     )
     parser.add_argument(
+        "--exact", action="store_true", help="with --verify-data: count tokens with the model's tokenizer"
+    )
+    parser.add_argument(
         "--convert", metavar="FILE", help="write the training data as messages JSONL, and stop"
     )
     parser.add_argument(
@@ -594,6 +733,13 @@ def make_parser() -> command_line.Parser:
         nargs="?",
         const="",
         help="train without the rows that have errors, at most N of them or P percent",
+    )
+    parser.add_argument(
+        "--max-lost-rows",
+        metavar="N|P%",
+        default=MAX_LOST_ROWS,
+        help="stop before the first step if ms-swift uses fewer rows by more than this, e.g. because "
+        "they are longer than max_length (default: 5%%)",
     )
     parser.add_argument(
         "--verify-data", action="store_true", help="read all data, say what is wrong, and stop"
@@ -609,6 +755,9 @@ def make_parser() -> command_line.Parser:
     launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
     launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
     launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
+    parser.add_argument(
+        "--probe", action="store_true", help="first try one real step with the longest rows: does it fit?"
+    )
     parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
     parser.add_argument(
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
@@ -636,15 +785,18 @@ def _command(words: list[str]) -> int:
     for name in launch.FLAGS:
         if (value := getattr(options, name)) is not None:
             os.environ[name.upper()] = value
-    source, settings = _request(options, settings)
+    source, settings = command_line.request(options, settings, ("sft", "pt", "rlhf"))
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
     if options.upgrade:
         return _upgrade(source, settings, options)
+    if problems := list(_flag_problems(options)):
+        raise RequestError(problems)
     looking = options.verify_data or options.convert is not None
-    skip = options.skip_bad_rows if options.skip_bad_rows is not None or not looking else ""
-    tuner = FineTuner.from_command_line(source, settings, skip)
+    tuner = FineTuner.from_command_line(
+        source, settings, options.skip_bad_rows, options.max_lost_rows, looking
+    )
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             console.say(notice)
@@ -662,7 +814,7 @@ def _command(words: list[str]) -> int:
             tuner.print_plan(sys.stdout)
         return 0
     try:
-        result = tuner.run_training(options.verbose)
+        result = tuner.run_training(options.verbose, options.probe)
     except Interrupted as interrupted:
         if launch.is_first():
             _say_how_to_go_on(interrupted.result, words)
@@ -672,42 +824,34 @@ def _command(words: list[str]) -> int:
     return 0
 
 
-def _request(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone."""
-    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
-    if len(given) > 1:
-        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
-        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not given or options.config:
-        return options.config, settings
-    from swift_toolkit import shell
-
-    text, file = options.from_command, None
-    if options.from_script:
-        file = options.from_script
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RequestError([Problem(f"cannot be read ({what})", file=file)]) from None
-    command = shell.from_command(text, ("sft", "pt", "rlhf"), file)
-    for line in command.left_out:
-        console.say(f"left out: {line}")
-    for name, value in command.env.items():
-        os.environ.setdefault(name, value)
-    values = dict(command.values)
-    config = values.pop("config", None)
-    task = {} if command.command == "sft" else {"task": command.command}
-    return (None if config is None else str(config)), {**task, **values, **settings}
+def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
+    """Flags that say where to write what cannot be written there, or that need another flag."""
+    for name in ("report", "convert"):
+        if (target := getattr(options, name)) is None:
+            continue
+        if Path(target).is_dir():
+            yield Problem(f'names "{target}", which is a directory', "Name a file.", key=f"--{name}")
+        elif not Path(target).parent.is_dir():
+            what = f'names "{target}", whose directory does not exist'
+            yield Problem(what, "Make it first, or name another.", key=f"--{name}")
+    for name in ("report", "exact"):
+        if getattr(options, name) and not options.verify_data:
+            yield Problem("goes with --verify-data", "Add that, or leave it out.", key=f"--{name}")
+    if options.preview is not None and options.preview < 1:
+        yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
 
 
-def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Namespace) -> int:
+def _upgrade(
+    source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
+) -> int:
     from swift_toolkit.upgrade import upgrade
 
-    if settings and source is not None:
+    if not isinstance(source, str):
+        source, settings = {**(source or {}), **settings}, {}
+    if settings:
         names = ", ".join(f'"--{name}"' for name in settings)
         raise RequestError([Problem(f"--upgrade with a file takes no settings: {names}", "Remove them.")])
-    for notice in upgrade(source or settings, options.upgrade):
+    for notice in upgrade(source, options.upgrade):
         if not options.quiet_notices:
             console.say(notice)
     print(options.upgrade)
@@ -717,6 +861,8 @@ def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Nam
 def _convert(tuner: FineTuner, target: str) -> int:
     from swift_toolkit.dataset_copy import convert
 
+    if any(Path(target).absolute() == Path(file.path).expanduser().absolute() for file in tuner.data.files):
+        raise RequestError([Problem("names a file that is read", "Name another.", key="--convert")])
     console.say(f"{convert(tuner.data, Path(target)):,} rows written")
     print(target)
     return 0
@@ -724,7 +870,7 @@ def _convert(tuner: FineTuner, target: str) -> int:
 
 def _verify(tuner: FineTuner, options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        report = tuner.verify_data()
+        report = tuner.verify_data(options.exact)
     if options.report:
         from swift_toolkit.data_report import write_report
 

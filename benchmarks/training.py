@@ -5,13 +5,15 @@
     python benchmarks/training.py checks        # help, a misspelled key, a dry run; a minute
     python benchmarks/training.py training      # whole training processes
 
-Both sides run in turn, so that a machine that changes its speed changes both. Quoted are medians of wall clock.
+Both sides run in turn, so that a machine that changes its speed changes both. Quoted are medians of wall clock, and
+for whole trainings of processor time too, which other work on the machine changes less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,6 +54,12 @@ def seconds(command: list[str], status: int) -> float:
     return took
 
 
+def cpu_seconds() -> float:
+    """Processor time of all processes that this one has started and waited for, their own children included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def checks(runs: int, raw_runs: int) -> None:
     """What a user waits for before anything is trained."""
     ours = {
@@ -83,6 +91,7 @@ def training(runs: int) -> None:
 def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, runs: int) -> None:
     """Time both sides in turn, and hold their logged losses against each other."""
     walls: dict[str, list[float]] = {"ours": [], "raw": []}
+    processors: dict[str, list[float]] = {"ours": [], "raw": []}
     found: dict[str, list[Any]] = {}
     for number in range(runs):
         sides: list[tuple[str, Callable[[Path], list[str]]]] = [
@@ -91,15 +100,17 @@ def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, run
         ]
         for side, command in sides if number % 2 == 0 else reversed(sides):
             output = folder / f"{side}-{number}"
+            before = cpu_seconds()
             walls[side].append(seconds(command(output), 0))
+            processors[side].append(cpu_seconds() - before)
             found[side] = losses(output)
-    ratios = [ours / raw for ours, raw in zip(walls["ours"], walls["raw"], strict=True)]
     print(f"\n{name}")
-    for side, times in walls.items():
-        report(f"  {side}", times)
-    print(
-        f"  ratio ours/raw: median {statistics.median(ratios):.3f}, all {[f'{ratio:.3f}' for ratio in ratios]}"
-    )
+    for what, times in (("wall clock", walls), ("processor time", processors)):
+        for side in times:
+            report(f"  {what}, {side}", times[side])
+        ratios = [ours / raw for ours, raw in zip(times["ours"], times["raw"], strict=True)]
+        each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(f"  {what}, ratio ours/raw: median {statistics.median(ratios):.3f} of {each}")
     same = "equal, digit for digit" if found["ours"] == found["raw"] else "DIFFERENT"
     print(f"  logged losses of {len(found['raw'])} steps: {same}", flush=True)
 

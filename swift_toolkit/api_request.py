@@ -209,11 +209,17 @@ def _check_media(value: Any, where: str, limits: Limits) -> None:
     """An image, a sound or a film comes as a URL, as a data URI, or from the folder that is allowed."""
     if not isinstance(value, str) or not value.strip():
         raise _refuse(f"{where} must be an http(s) URL or a data: URI.", where)
-    if re.match(r"https?://|data:[\w/+.-]*;base64,", value, re.IGNORECASE):
+    if re.match(r"data:[\w/+.-]*;base64,", value, re.IGNORECASE):
+        return
+    if re.match(r"https?://", value, re.IGNORECASE):
+        if not limits.urls:
+            raise _refuse(f"{where} is a URL, which this server does not fetch. Send a data: URI.", where)
         return
     if len(value) > LONGEST_PATH and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", value):
         return
     if limits.media_dir is not None and _is_inside(value, Path(limits.media_dir)):
+        if not Path(value).is_file():
+            raise _refuse(f"{where} names {value}, which is no file.", where)
         return
     raise _refuse(f"{where} names a local file, which this server does not read. Send a data: URI.", where)
 

@@ -79,16 +79,27 @@ def histogram_lines(report: DataReport, width: int = 40) -> list[str]:
         return []
     label = max(len(bar.label) for bar in bars)
     most = max(bar.rows for bar in bars)
-    out = [f"tokens per row{'' if report.exact_tokens else ' (estimated)'}: {summary_of(report.tokens)}"]
+    out = [
+        f"tokens per row{'' if report.exact_tokens else ' (estimated)'}: {summary_of(report.tokens, report.token_step)}"
+    ]
     for bar in bars:
         length = -(-bar.rows * width // most)
         out.append(f"{bar.label:>{label}}  {'█' * length}{' ' if length else ''}{bar.rows:,}")
     return out
 
 
-def summary_of(counts: Mapping[int, int]) -> str:
-    """Median, 95 % and largest in a phrase."""
-    return f"median {middle(counts, 0.5):,}, 95 % up to {middle(counts, 0.95):,}, largest {max(counts, default=0):,}"
+def summary_of(counts: Mapping[int, int], step: int = 1) -> str:
+    """Median, 95 % and largest in a phrase.
+
+    Args:
+        counts: value -> rows.
+        step: the values are multiples of this, each standing for `step` values, the last of which is named.
+    """
+    middling, high, largest = (
+        value + step - 1 for value in (middle(counts, 0.5), middle(counts, 0.95), max(counts, default=0))
+    )
+    up_to = "" if step == 1 else "up to "
+    return f"median {up_to}{middling:,}, 95 % up to {high:,}, largest {up_to}{largest:,}"
 
 
 def write_report(report: DataReport, path: Path) -> None:
@@ -105,12 +116,10 @@ def write_report(report: DataReport, path: Path) -> None:
 
 def page(report: DataReport) -> str:
     """The report as HTML."""
-    errors = sum(group.count for group in report.errors)
-    verdict = "No errors" if not errors else f"{errors:,} error{'s' if errors > 1 else ''}"
     parts = [
         f"<h1>{_text(report.headline())}</h1>",
-        f'<p class="{"good" if report.ok else "bad"}">{verdict}'
-        f"{'' if report.complete else ', by a sample of the rows'}. Judged for {_text(report.rules.task)}.</p>",
+        f'<p class="{"good" if report.ok else "bad"}">{report.verdict().capitalize()}. '
+        f"Judged for {_text(report.rules.task)}.</p>",
         _files_table(report.files),
     ]
     if report.unchecked:
@@ -118,7 +127,11 @@ def page(report: DataReport) -> str:
         parts.append(f"<p>On a hub, not checked before ms-swift loads them: {names}</p>")
     if report.tokens:
         title = "Tokens per row" + ("" if report.exact_tokens else ", estimated by bytes")
-        parts.append(_chart(title, summary_of(report.tokens), bars_of(report.tokens, report.token_step)))
+        parts.append(
+            _chart(
+                title, summary_of(report.tokens, report.token_step), bars_of(report.tokens, report.token_step)
+            )
+        )
         parts.append(_chart("Messages per row", summary_of(report.turns), bars_of(report.turns)))
     parts += [_problems(group) for group in (*report.errors, *report.warnings)]
     parts.append(f"<footer>swift-toolkit {__version__}, {report.seconds:.1f} s</footer>")

@@ -11,7 +11,7 @@ import base64
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ from typing import IO, Any
 from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part
 from swift_toolkit.dataset_checks import text_of
 from swift_toolkit.dataset_flaws import KINDS, Flaw
-from swift_toolkit.dataset_rows import Row
+from swift_toolkit.dataset_rows import Message, Row, read_messages
 from swift_toolkit.dataset_scan import scan_part
 from swift_toolkit.problems import Problem, RequestError
 
@@ -67,8 +67,8 @@ def prepare(report: DataReport, folder: Path, skip_bad_rows: str | None = None) 
         RequestError: there are errors that cannot be left out, or more of them than allowed.
         ValueError: `skip_bad_rows` is none of these.
     """
-    if not report.ok:
-        _refuse(report, skip_bad_rows)
+    if problems := refusal(report, skip_bad_rows):
+        raise RequestError(problems)
     given = Prepared()
     for split, specs in report.specs.items():
         entries = given.train if split == "train" else given.val
@@ -81,16 +81,20 @@ def prepare(report: DataReport, folder: Path, skip_bad_rows: str | None = None) 
     return given
 
 
-def _refuse(report: DataReport, skip_bad_rows: str | None) -> None:
-    """Raise what keeps the bad rows from being left out, if anything does."""
+def refusal(report: DataReport, skip_bad_rows: str | None) -> list[Problem]:
+    """What keeps a run from these data, if anything does; see `prepare`."""
+    if report.ok:
+        return []
     bad, rows = sum(file.bad for file in report.files), sum(file.rows for file in report.files)
     lost = any(file.unusable for file in report.files) or bad == rows or not report.complete
     if skip_bad_rows is None or lost or "no-file" in report.groups:
-        raise RequestError(report.problems)
+        return report.problems
     allowed = bad_rows_allowed(skip_bad_rows, rows)
     if bad > allowed:
-        what = f"{bad:,} of {rows:,} rows are bad, and only {allowed:,} may be left out"
-        raise RequestError([*report.problems, Problem(what, "Mend them, or allow more.")])
+        are = "is" if bad == 1 else "are"
+        what = f"{bad:,} of {rows:,} rows {are} bad, and only {allowed:,} may be left out"
+        return [*report.problems, Problem(what, "Mend them, or allow more.")]
+    return []
 
 
 def bad_rows_allowed(text: str, rows: int) -> int:
@@ -105,6 +109,21 @@ def bad_rows_allowed(text: str, rows: int) -> int:
     if not 0 <= number < float("inf"):
         raise ValueError(f"{text!r} is not a number of rows")
     return int(rows * number / 100) if text.endswith("%") else int(number)
+
+
+def number_problems(numbers: Mapping[str, str | None], as_flags: bool) -> Iterator[Problem]:
+    """Those of these arguments that are no number of rows.
+
+    Args:
+        numbers: argument -> its value, None for one not given.
+        as_flags: they were given on the command line.
+    """
+    for name, text in numbers.items():
+        try:
+            bad_rows_allowed(text or "", 0)
+        except ValueError:
+            key = "--" + name.replace("_", "-") if as_flags else name
+            yield Problem(f'is "{text}"', 'Write a number of rows, or a share such as "5%".', key=key)
 
 
 def _copied(
@@ -169,7 +188,7 @@ class _CleanCopy:
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         errors = [flaw for flaw in flaws if flaw.is_error]
         if not errors and row is not None:
-            self.out.write(json_line(value if self.as_it_is else with_texts(row)))
+            self.out.write(json_line(value if self.as_it_is else _for_reader(row)))
             return
         self.left_out[KINDS[errors[0].kind].title] += 1
         reasons = [str(Problem(flaw.what, flaw.advice)) for flaw in errors]
@@ -179,12 +198,30 @@ class _CleanCopy:
 
 
 def with_texts(row: Row) -> Row:
-    """The row with every content as text: one type of content in all rows, which readers of JSON rely on."""
+    """The row with every content as text."""
     out = dict(row)
     for name in ("messages", "rejected_messages"):
         if name in row:
-            out[name] = [{**message, "content": text_of(message)} for message in row[name]]
+            out[name] = _turns_with_texts(row[name])
+    for name in ("positive_messages", "negative_messages"):
+        if name in row:
+            out[name] = [_turns_with_texts(turns) for turns in row[name]]
     return out
+
+
+def _for_reader(row: Row) -> Row:
+    """The row with one type of value in each place, in all rows."""
+    out = with_texts(row)
+    if isinstance(rejected := out.get("rejected_response"), str):
+        out["rejected_response"] = [{"role": "assistant", "content": rejected}]
+    elif rejected is not None:
+        turns = read_messages(rejected, {}, None, "rejected_response", standard_only=True)
+        out["rejected_response"] = _turns_with_texts(turns)
+    return out
+
+
+def _turns_with_texts(turns: list[Message]) -> list[Message]:
+    return [{**message, "content": text_of(message)} for message in turns]
 
 
 def json_line(value: Any) -> bytes:

@@ -49,6 +49,7 @@ KINDS: dict[str, Kind] = {
     "objects": Kind("error", "objects of the wrong shape"),
     "tools": Kind("error", "tools or tool calls of the wrong shape"),
     "value": Kind("error", "value of the wrong type"),
+    "template": Kind("error", "refused by the model's template", "ms-swift would leave it out."),
     # worth a look
     "near-column": Kind("warning", "columns that may be misspelled"),
     "same-role": Kind(

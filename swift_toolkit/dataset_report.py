@@ -95,6 +95,7 @@ class DataReport:
         turns: messages in a row -> rows of the training data.
         tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
         token_step: the precision of `tokens`.
+        longest: tokens of the longest row looked at, up to a multiple of `token_step`, of each split; 0 without rows.
         exact_tokens: they were counted by the model's own template, not estimated by bytes.
         seconds: time it took.
     """
@@ -106,6 +107,7 @@ class DataReport:
     turns: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
     token_step: int = TOKEN_STEP
+    longest: dict[Split, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     exact_tokens: bool = False
     seconds: float = 0.0
 
@@ -139,7 +141,7 @@ class DataReport:
 
     @property
     def train_rows(self) -> int | None:
-        """Rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
+        """Good rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
         return self._rows("train")
 
     @property
@@ -148,15 +150,19 @@ class DataReport:
         return self._rows("val")
 
     def _rows(self, split: Split) -> int | None:
-        total = 0
+        asked = [
+            good if spec.sample is None else spec.sample
+            for spec, good in zip(self.specs[split], self.good_rows(split), strict=True)
+        ]
+        return None if None in asked else sum(filter(None, asked))
+
+    def good_rows(self, split: Split) -> list[int | None]:
+        """Rows without errors of each data set of a split, "#N" aside; None where a hub must be asked."""
+        out: list[int | None] = []
         for at, spec in enumerate(self.specs[split]):
-            if spec.sample is not None:
-                total += spec.sample
-            elif spec.kind == "hub":
-                return None
-            else:
-                total += sum(file.rows for file in self.files if (file.split, file.entry) == (split, at))
-        return total
+            files = [file for file in self.files if (file.split, file.entry) == (split, at)]
+            out.append(None if spec.kind == "hub" else sum(file.rows - file.bad for file in files))
+        return out
 
     @property
     def problems(self) -> list[Problem]:
@@ -169,14 +175,28 @@ class DataReport:
         return out
 
     def headline(self) -> str:
-        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows (messages)"."""
+        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows, 3 bad (messages)"."""
         names = [spec.text for spec in self.specs["train"]]
         formats = sorted({file.format for file in self.files if file.split == "train" and file.format})
         rows = self.train_rows
         count = "" if rows is None else f", {'' if self.complete else 'about '}{rows:,} rows"
         shown = names[0] if len(names) == 1 else f"{len(names)} data sets"
         held_out = f", {self.val_rows:,} to validate" if self.val_rows else ""
+        bad = sum(file.bad for file in self.files)
+        count += f", {bad:,} bad" if bad else ""
         return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
+
+    def verdict(self) -> str:
+        """How many problems there are, in a phrase, e.g. "no errors, 1 warning"."""
+        counts = {
+            name: sum(group.count for group in groups)
+            for name, groups in (("error", self.errors), ("warning", self.warnings))
+        }
+        parts = [
+            f"{count:,} {name}{'' if count == 1 else 's'}" if count else f"no {name}s"
+            for name, count in counts.items()
+        ]
+        return ", ".join(parts) + ("" if self.complete else ", by a sample of the rows")
 
     def summary(self) -> list[str]:
         """The whole report as plain lines for the screen."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
 import sys
 import threading
@@ -27,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from swift_toolkit.dataset_rows import MEDIA
+from swift_toolkit.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.process import Reporter, end_with_parent
 
 MEMORY_SHARE = 0.5
@@ -113,7 +115,7 @@ def _export(arguments: list[str]) -> None:
         from swift.llm import export_main  # ms-swift 3
     except ModuleNotFoundError:
         from swift import export_main
-    export_main(arguments)
+    export_main(with_peft_adapters(arguments))
 
 
 class Served:
@@ -129,12 +131,14 @@ class Served:
         self.backend: str = order["backend"]
         self.swift = _swift()
         report("loading")
-        self.engine = self.swift.SwiftInfer(order["arguments"]).infer_engine
+        # a file for results that is named makes no folders beside the model; nothing is written to it
+        words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
+        self.engine = self.swift.SwiftInfer(words).infer_engine
         self.engine.max_batch_size = 0  # no limit of its own: batches are made here
         self.template = (
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
-        self.adapter: str | None = order.get("adapter")
+        self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
         self.sees: bool = self.engine.model_meta.is_multimodal
         device = self.engine.model.device.type if self.backend == "pt" else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)

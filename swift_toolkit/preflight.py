@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from swift_toolkit import dataset, demo_model, model_files
 from swift_toolkit.config import Config
@@ -104,18 +105,22 @@ def check_data(config: Config, whole: bool = False) -> dataset.DataReport:
         config: the request.
         whole: look at every row; otherwise at what takes about ``DATA_SECONDS``.
     """
+    return dataset.verify(**verify_arguments(config), limit_seconds=None if whole else DATA_SECONDS)
+
+
+def verify_arguments(config: Config) -> dict[str, Any]:
+    """The arguments of `dataset.verify` for the data of a training run."""
     columns = config.get("columns")
-    return dataset.verify(
-        config.get("dataset", []),
-        config.get("val_dataset", []),
-        task=dataset.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
-        multimodal=config.preset == "multimodal",
-        num_labels=config.get("num_labels"),
-        problem_type=config.get("problem_type"),
-        max_length=config.get("max_length"),
-        columns=columns if isinstance(columns, dict) else None,
-        limit_seconds=None if whole else DATA_SECONDS,
-    )
+    return {
+        "train": config.get("dataset", []),
+        "val": config.get("val_dataset", []),
+        "task": dataset.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
+        "multimodal": config.preset == "multimodal",
+        "num_labels": config.get("num_labels"),
+        "problem_type": config.get("problem_type"),
+        "max_length": config.get("max_length"),
+        "columns": columns if isinstance(columns, dict) else None,
+    }
 
 
 FINGERPRINT_BYTES = 1 << 26
@@ -162,11 +167,45 @@ def _ends(path: Path) -> bytes:
         return beginning + file.read()
 
 
-def train_rows(config: Config, report: dataset.DataReport) -> int | None:
-    """Rows the run trains on, None where a hub holds some of them."""
-    held_out = config.get("split_dataset_ratio", 0) if not config.get("val_dataset") else 0
-    rows = report.train_rows
-    return None if rows is None else rows - int(rows * held_out)
+def expected_rows(config: Config, report: dataset.DataReport) -> dict[dataset.Split, int | None]:
+    """Rows of each split that ms-swift comes to by these data, as its ``DatasetLoader.post_process`` counts: all
+    or "#N" of each data set, a share of it held out to validate. None where a hub holds some of them, or they are mixed
+    by ``interleave_prob``.
+    """
+    train = val = 0
+    known = not config.get("interleave_prob")
+    for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
+        rows = good if spec.sample is None else spec.sample
+        if rows is None:
+            return {"train": None, "val": None}
+        held_out = _held_out(config, rows if good is None else min(rows, good))
+        train, val = train + rows - held_out, val + held_out
+    if config.get("val_dataset"):
+        given = report.val_rows
+        return {"train": train if known else None, "val": given}
+    return {"train": train, "val": val} if known else {"train": None, "val": None}
+
+
+def _held_out(config: Config, rows: int) -> int:
+    share = (
+        0 if config.get("val_dataset") or config.get("streaming") else config.get("split_dataset_ratio", 0)
+    )
+    return max(int(rows * share), 1) if share else 0
+
+
+def count_problems(config: Config, report: dataset.DataReport) -> Iterator[Problem]:
+    """Numbers of rows that ms-swift cannot make of these data."""
+    for spec, good in zip(report.specs["val"], report.good_rows("val"), strict=True):
+        if good and spec.sample is not None and spec.sample > good:
+            what = f'asks for {spec.sample:,} rows of "{spec.path}", which holds {good:,}'
+            yield config.problem("val_dataset", what, "ms-swift repeats rows only to train on them.")
+    for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
+        if not good:
+            continue
+        rows = good if spec.sample is None else spec.sample
+        if _held_out(config, min(rows, good)) >= rows:
+            what = f'leaves no row of "{spec.text}" to train on'
+            yield config.problem("split_dataset_ratio", what, "Name validation data as val_dataset instead.")
 
 
 # --- output -------------------------------------------------------------------------------------------------

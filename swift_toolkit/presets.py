@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swift_toolkit.config import Config, Setting, Source
+from swift_toolkit.config import PRESETS_OF_LORA, Config, Setting, Source
 from swift_toolkit.problems import Problem
 
 
@@ -85,24 +85,47 @@ def apply(config: Config, chosen: Setting | None, problems: list[Problem]) -> No
         chosen: the ``preset`` key, None if not given.
         problems: what is wrong is added here.
     """
+    chosen = _settled(config, chosen, problems)
     name = _name(config, chosen, problems)
-    tuner = config.settings.get(config.tuner_name)
-    if tuner is not None and tuner.value == "qlora":
-        config.settings[config.tuner_name] = replace(tuner, value="lora")
-        bits = config.get("quant_bits", 4)
-        config.notices.append(
-            f'{tuner.written} "qlora" → {config.tuner_name} "lora", quant_method "bnb", quant_bits {bits}'
-        )
+    _name_the_tuner(config)
     if name is None:
         return
     config.preset = name
     preset = PRESETS[name]
-    if config.get(config.tuner_name) not in (None, *preset.tuners):
-        kinds = " or ".join(f'"{kind}"' for kind in preset.tuners)
-        what = f'is {json.dumps(config.tuner)}, but preset "{name}" takes {kinds}'
-        problems.append(config.problem(config.tuner_name, what, "Change one of the two."))
     problems += _refused(config, name, preset)
     _lay_under(config, name, preset)
+
+
+def _settled(config: Config, chosen: Setting | None, problems: list[Problem]) -> Setting | None:
+    """The ``preset`` key, or None where the tuner decides. Of two that do not agree, the one on the command line wins
+    over the one in the file; the other is dropped."""
+    tuner = config.settings.get(config.tuner_name)
+    if chosen is None or tuner is None or chosen.value not in PRESETS:
+        return chosen
+    takes = PRESETS[chosen.value].tuners
+    if tuner.value in (None, chosen.value, *takes):
+        return chosen
+    if tuner.source.kind != chosen.source.kind and chosen.source.kind == "file":
+        return None
+    if tuner.source.kind != chosen.source.kind and tuner.source.kind == "file":
+        del config.settings[config.tuner_name]
+        return chosen
+    kinds = " or ".join(f'"{kind}"' for kind in takes)
+    what = f'is {json.dumps(tuner.value)}, but preset "{chosen.value}" takes {kinds}'
+    problems.append(tuner.problem(what, "Change one of the two."))
+    return chosen
+
+
+def _name_the_tuner(config: Config) -> None:
+    """Put LoRA in the place of a preset that was named as the tuner, and say so."""
+    tuner = config.settings.get(config.tuner_name)
+    if tuner is None or tuner.value not in PRESETS_OF_LORA:
+        return
+    config.settings[config.tuner_name] = replace(tuner, value="lora")
+    brings = f'preset "{tuner.value}"'
+    if tuner.value == "qlora":
+        brings = f'quant_method "bnb", quant_bits {config.get("quant_bits", 4)}'
+    config.notices.append(f'{tuner.written} "{tuner.value}" → {config.tuner_name} "lora", {brings}')
 
 
 def _name(config: Config, chosen: Setting | None, problems: list[Problem]) -> str | None:

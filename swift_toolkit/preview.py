@@ -9,17 +9,17 @@ Needs ms-swift and the model's tokenizer, no weights. Importing ms-swift takes i
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from swift_toolkit.dataset import DataReport, DatasetSpec, find_part
 from swift_toolkit.dataset_checks import PREFERENCE_TASKS, Rules, judge
 from swift_toolkit.dataset_files import read_records
+from swift_toolkit.dataset_flaws import Flaw
 from swift_toolkit.dataset_rows import Row
 
 TEMPLATE_SETTINGS = (
@@ -33,6 +33,17 @@ REPEATED = 4
 
 IGNORED = -100
 """Label of a token that is not learned (torch's `ignore_index`)."""
+
+
+class Place(NamedTuple):
+    """Where a row is."""
+
+    file: str
+    line: int | None
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line is not None else f"{self.file}, row {self.row}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,10 @@ class ShownRow:
         return [*out, *text.split("\n")] if text else out
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
 def _coloured(piece: Piece) -> str:
     if not piece.cut and not piece.learned:
         return piece.text
@@ -114,9 +129,7 @@ class TemplateView:
 
     def __init__(self, model: str, rules: Rules, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("LOG_LEVEL", "ERROR")
-        from swift import get_template
-        from swift.model import get_processor
-
+        get_processor, get_template = _swift()
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")
         kind = "causal_lm"
@@ -156,32 +169,39 @@ class TemplateView:
             FlawError: a file cannot be read.
         """
         for place, row in islice(self._read(entries), count):
-            yield from self._shown(place, row)
+            yield from self._shown(str(place), row)
 
     def count_tokens(self, report: DataReport) -> None:
-        """Replace the report's estimate of tokens per row by the exact number, of each row's longest sequence.
+        """Replace the report's estimates by what the template says: tokens per row (of each row's longest sequence),
+        rows longer than max_length, rows that it refuses.
 
         Raises:
             FlawError: a file cannot be read.
         """
-        entries = [spec.text for spec in report.specs["train"]]
         tokens: Counter[int] = Counter()
-        for _, row in self._read(entries):
-            if row is None:
-                continue
-            with contextlib.suppress(Exception):  # a row that the template refuses, ms-swift leaves out
-                tokens[max(len(ids) for ids, _ in self._encoded(row).values())] += 1
-        report.tokens, report.token_step, report.exact_tokens = tokens, 1, True
+        report.groups.pop("too-long", None)
+        for split in report.specs:
+            for place, row in self._read([spec.text for spec in report.specs[split]]):
+                if row is None:
+                    continue
+                try:
+                    length = max(len(ids) for ids, _ in self._encoded(row).values())
+                except Exception as error:  # whatever the template raises, ms-swift leaves the row out
+                    report.add(Flaw("template", f"the template refuses it: {_first_line(error)}"), *place)
+                    continue
+                tokens[length] += split == "train"
+                if self.max_length is not None and length > self.max_length:
+                    what = f"row has {length:,} tokens, more than max_length {self.max_length:,}"
+                    report.add(Flaw("too-long", what), *place)
+        report.tokens, report.token_step, report.exact_tokens = +tokens, 1, True
 
-    def _read(self, entries: Sequence[str]) -> Iterator[tuple[str, Row | None]]:
+    def _read(self, entries: Sequence[str]) -> Iterator[tuple[Place, Row | None]]:
         for entry in entries:
             spec = DatasetSpec.parse(entry)
             for path in spec.files() if spec.kind in {"file", "folder"} else ():
                 part = find_part(path, str(path), self.rules)
                 for record in read_records(part.file):
-                    place = (
-                        f"{path}:{record.line}" if record.line is not None else f"{path}, row {record.number}"
-                    )
+                    place = Place(str(path), record.line, record.number)
                     yield place, judge(record.value, part.layout, self.rules)[0]
 
     def _shown(self, place: str, row: Row | None) -> Iterator[ShownRow]:
@@ -192,7 +212,7 @@ class TemplateView:
             encoded = self._encoded(row)
         except Exception as error:
             # whatever the template raises for a row, ms-swift leaves the row out
-            yield ShownRow(place, "", (), f"ms-swift leaves it out: {str(error).splitlines()[0][:200]}")
+            yield ShownRow(place, "", (), f"ms-swift leaves it out: {_first_line(error)}")
             return
         for name, (tokens, labels) in encoded.items():
             shown = ShownRow(place, name, tuple(self._pieces(tokens, labels)))
@@ -251,3 +271,23 @@ class TemplateView:
             ]
             kept = []
         return "".join([*out, self.template.tokenizer.decode(kept)])
+
+
+def _swift() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x."""
+    try:
+        from swift.llm import get_model_tokenizer  # ms-swift 3
+        from swift.llm import get_template as get_template_by_name
+    except ModuleNotFoundError:
+        from swift import get_template
+        from swift.model import get_processor
+
+        return get_processor, get_template
+
+    def get_processor_of_3(model: str, **settings: Any) -> Any:
+        return get_model_tokenizer(model, load_model=False, **settings)[1]
+
+    def get_template_of_3(processor: Any, template_type: str | None, **settings: Any) -> Any:
+        return get_template_by_name(template_type or processor.model_meta.template, processor, **settings)
+
+    return get_processor_of_3, get_template_of_3

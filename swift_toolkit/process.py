@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,12 +200,14 @@ class Reporter:
         sys.stdout.flush()
         sys.stderr.flush()
         if self._pipe is not None and _watch(self._pipe).poll(FAREWELL_SECONDS * 1000):
+            _remove_pipe()
             _end_group()
         os._exit(status)
 
     @staticmethod
     def _wait_and_end(pipe: int) -> None:
         _watch(pipe).poll()
+        _remove_pipe()
         _end_group()
 
 
@@ -228,6 +231,11 @@ def _watch(pipe: int) -> select.poll:
     poll = select.poll()
     poll.register(pipe, 0)
     return poll
+
+
+def _remove_pipe() -> None:
+    """Remove what a killed starter could not."""
+    shutil.rmtree(Path(os.environ[PIPE_VARIABLE]).parent, ignore_errors=True)
 
 
 def _end_group() -> None:

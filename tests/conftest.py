@@ -1,4 +1,4 @@
-"""Models and checkpoints that several test files share; each is made for real, once a session."""
+"""Models and checkpoints that several test files share; each is made for real, once for all test processes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is meant for the ms-swift that is not installed."""
+    from swift_toolkit.swift_fields import installed
+
+    other = {"v4": ("swift3", "3.12"), "v3": ("swift4", "4")}[installed().line]
+    for item in items:
+        if item.get_closest_marker(other[0]):
+            item.add_marker(pytest.mark.skip(reason=f"needs ms-swift {other[1]}"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +47,19 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The path that ``make`` fills, called by the first of the test processes that comes here."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    path, done = root / name, root / f"{name}.made"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The directory of the embedded SmolLM2-135M-Instruct."""
@@ -47,10 +72,10 @@ def demo_model() -> Path:
 def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers and 3 million random weights with the tokenizer of SmolLM2; needs ``model_type`` llama
     and ``template`` chatml."""
-    return make_tiny_llama(demo_model, tmp_path_factory.mktemp("models") / "tiny-llama")
+    return made_once(tmp_path_factory, "tiny-llama", lambda path: make_tiny_llama(demo_model, path))
 
 
-def make_tiny_llama(demo_model: Path, path: Path) -> Path:
+def make_tiny_llama(demo_model: Path, path: Path) -> None:
     """Write the model of ``tiny_model`` to ``path``."""
     import numpy
     from safetensors.numpy import save_file
@@ -81,7 +106,6 @@ def make_tiny_llama(demo_model: Path, path: Path) -> Path:
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{layer}.{name}.weight"] = numpy.ones(hidden, "float32")
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -89,21 +113,22 @@ def tiny_checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The output directory of a LoRA run of four steps on ``tiny_model``; ``last`` in it is the checkpoint."""
     from finetune_trainer import FineTuner
 
-    output = tmp_path_factory.mktemp("runs") / "tiny"
     settings = {
         "model": str(tiny_model),
         "model_type": "llama",
         "template": "chatml",
         "train_type": "lora",
         "dataset": str(ROOT / "data/self_cognition.jsonl"),
-        "output_dir": str(output),
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "logging_steps": 1,
     }
-    FineTuner(settings).run_training()
-    return output
+    return made_once(
+        tmp_path_factory,
+        "tiny-run",
+        lambda output: FineTuner(settings, output_dir=str(output)).run_training(),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -111,15 +136,18 @@ def tuned_checkpoint(demo_model: Path, tmp_path_factory: pytest.TempPathFactory)
     """The output directory of the quickstart's training, with which SmolLM2 says its new name."""
     from finetune_trainer import FineTuner
 
-    output = tmp_path_factory.mktemp("runs") / "quickstart"
     config, data = str(ROOT / "configs/quickstart.json"), str(ROOT / "data/self_cognition.jsonl")
-    FineTuner(config, dataset=data, output_dir=str(output)).run_training()
-    return output
+    return made_once(
+        tmp_path_factory,
+        "quickstart",
+        lambda output: FineTuner(config, dataset=data, output_dir=str(output)).run_training(),
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``model`` (a LLaVA of random weights), ``images`` and ``train.jsonl``."""
-    folder = tmp_path_factory.mktemp("llava")
-    subprocess.run([sys.executable, str(ROOT / "tests/tiny_llava.py"), str(folder)], check=True)
-    return folder
+    command = [sys.executable, str(ROOT / "tests/tiny_llava.py")]
+    return made_once(
+        tmp_path_factory, "llava", lambda folder: subprocess.run([*command, str(folder)], check=True)
+    )

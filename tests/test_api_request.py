@@ -133,7 +133,10 @@ def test_files_are_read_from_the_allowed_folder_only(tmp_path: Path) -> None:
     inside.mkdir()
     outside.write_bytes(b"x")
     (inside / "link.png").symlink_to(outside)
+    (inside / "a.png").write_bytes(b"x")
     limits = Limits(media_dir=str(inside))
+    with pytest.raises(ApiError, match=r"image_url names .*/b\.png, which is no file\."):
+        chat(limits, messages=image(str(inside / "b.png")))
     assert chat(limits, messages=image(str(inside / "a.png")))
     for path in (
         str(outside),
@@ -149,6 +152,12 @@ def test_files_are_read_from_the_allowed_folder_only(tmp_path: Path) -> None:
     with pytest.raises(ApiError):  # short enough to be a path
         chat(images=[base64.b64encode(b"picture").decode()])
     assert chat(images=[base64.b64encode(bytes(4000)).decode()])
+
+
+def test_urls_are_refused_where_ms_swift_would_fetch_any() -> None:
+    assert chat(messages=image("https://x/y.png"))
+    with pytest.raises(ApiError, match=r"is a URL, which this server does not fetch\. Send a data: URI\."):
+        chat(Limits(urls=False), messages=image("https://x/y.png"))
 
 
 JSON = st.recursive(

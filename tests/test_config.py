@@ -116,6 +116,32 @@ def test_qlora_is_said() -> None:
     assert config.notices == ['train_type "qlora" → tuner_type "lora", quant_method "bnb", quant_bits 8']
 
 
+def test_multimodal_may_be_named_as_the_tuner() -> None:
+    config = load_config({**BASE, "train_type": "multimodal"})
+    assert (config.preset, config.tuner, config.get("freeze_vit")) == ("multimodal", "lora", True)
+    assert config.notices == ['train_type "multimodal" → tuner_type "lora", preset "multimodal"']
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "preset", "bits"),
+    [
+        ({"preset": "lora"}, {"train_type": "qlora"}, "qlora", 4),
+        ({"train_type": "qlora"}, {"preset": "lora"}, "lora", None),
+        ({"preset": "lora"}, {"train_type": "full"}, "full", None),
+        ({"train_type": "lora"}, {"preset": "full"}, "full", None),
+        ({"preset": "multimodal"}, {"train_type": "full"}, "multimodal", None),
+    ],
+)
+def test_of_preset_and_tuner_the_command_line_wins(
+    file: dict[str, str], flags: dict[str, str], preset: str, bits: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**BASE, **file}))
+    config = load_config(path, flags, overrides_from="command line")
+    assert (config.preset, config.get("quant_bits")) == (preset, bits)
+    assert config.tuner == ("full" if "full" in (*file.values(), *flags.values()) else "lora")
+
+
 def test_an_overridden_qlora_leaves_no_quantisation_behind(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({**BASE, "train_type": "qlora"}))
@@ -176,6 +202,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         '"lora_rank" cannot be used with preset "full", which trains no adapter. Remove it, or set "train_type" to "lora".',
     ])),
     ({"preset": "lora", "freeze_vit": True}, '"freeze_vit" cannot be used with preset "lora", which trains text models; preset "multimodal" takes it. Remove it, or choose another preset.'),
+    ({"preset": "lora", "train_type": "qlora"}, '"train_type" is "qlora", but preset "lora" takes "lora". Change one of the two.'),
+    ({"optim": "adamw"}, '"optim" cannot be "adamw". Did you mean "adamw_torch"?'),
     ({"preset": "qlora", "train_type": "full"}, '"train_type" is "full", but preset "qlora" takes "lora". Change one of the two.'),
     ({"train_type": "qlora", "quant_method": "hqq", "quant_bits": 4}, '"quant_method" is "hqq", but preset "qlora" is bnb. Remove it, or set "preset" to "lora" to use it.'),
     ({"train_type": "qlora", "quant_bits": 2}, '"quant_bits" is 2, but bnb has 4 and 8. Use 4 or 8.'),

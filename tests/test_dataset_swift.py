@@ -19,8 +19,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 
 from swift_toolkit.dataset import find_part, verify
 from swift_toolkit.dataset_copy import prepare
@@ -85,7 +86,7 @@ class Swift:
         """What is learned of each row that is kept, by the row's channel; "" where the rows have no labels."""
         template = self.templates[task]
         try:
-            rows, _ = self.load_dataset(entries, load_from_cache_file=False)
+            rows, _ = self.load_dataset(entries, load_from_cache_file=False, num_proc=None)
         except Exception:
             return {}
         out = {}
@@ -102,6 +103,17 @@ class Swift:
             else:
                 out[row["channel"]] = ""
         return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_same_examples_everywhere() -> Iterator[None]:
+    """Hypothesis also draws the constants of all modules that happen to be imported: with them, what is generated
+    would depend on which tests ran before and on where the packages lie."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "_get_local_constants", providers.Constants)
+        providers.CONSTANTS_CACHE.cache.clear()
+        yield
+        providers.CONSTANTS_CACHE.cache.clear()
 
 
 @pytest.fixture(scope="session")
@@ -337,6 +349,23 @@ lists_of_turns = st.lists(turns(("role", "content")), max_size=2)
 
 
 @few
+@example(
+    rows=[
+        {
+            "query": "q",
+            "response": "a",
+            "positive_messages": [
+                [
+                    {"role": "user", "content": "q"},
+                    {"role": "tool_call", "content": {"name": "f", "arguments": {"x": 1}}},
+                    {"role": "tool_response", "content": "3"},
+                    {"role": "assistant", "content": "true"},
+                ]
+            ],
+            "channel": "row 0",
+        }
+    ]
+)
 @given(
     rows=files(
         st.fixed_dictionaries(

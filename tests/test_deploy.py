@@ -146,6 +146,19 @@ def test_every_mistake_of_a_list_of_adapters_is_told(
     ]
 
 
+def test_a_list_of_adapters_in_the_wrong_form(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, content, said in (
+        ("a.json", '["a"]', "holds a list, not an object"),
+        ("a.yaml", "- a", "holds a list, not settings"),
+        ("b.yaml", "# nothing", "is empty"),
+        ("b.json", "{}", "names no adapter"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert refusals(capsys, "--multi-lora-config", tmp_path / name, "--port", 0) == [
+            f'{tmp_path}/{name}: {said}. Write {{"name": "adapter directory", ...}}.'
+        ]
+
+
 def test_adapters_that_do_not_go_together(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -210,7 +223,7 @@ def test_an_address_that_others_reach_needs_a_key(
 
 def test_the_key_never_stands_on_the_command_line(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
     assert refusals(capsys, "--checkpoint", adapter, "--port", 0, "--api-key", KEY) == [
-        '"--api_key" would be seen by everybody on this machine. '
+        '"--api_key" is a secret, and would not stay one. '
         "Set the environment variable SWIFT_API_KEY, or use --api-key-file."
     ]
 

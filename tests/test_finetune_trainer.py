@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -86,7 +87,18 @@ def test_every_shipped_config_passes_dry_run(config: str) -> None:
     done = run("--config", f"configs/{config}", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert set(plan) == {"preset", "ms_swift", "arguments", "sources", "notices", "data", "memory", "launch"}
+    parts = {
+        "preset",
+        "ms_swift",
+        "arguments",
+        "sources",
+        "notices",
+        "data",
+        "memory",
+        "launch",
+        "suggestions",
+    }
+    assert set(plan) == parts
     assert set(plan["arguments"]) == set(plan["sources"])
 
 
@@ -115,6 +127,9 @@ def test_the_plan_as_json() -> None:
     assert plan["arguments"]["check_model"] is False
     assert plan["data"]["train_rows"] == 84
     assert plan["launch"]["effective_batch_size"] == 4
+    assert plan["memory"]["verdict"] == "fits"
+    assert plan["memory"]["rows"]["seen"] is True
+    assert 1 << 30 < plan["memory"]["estimate"] < plan["memory"]["device"]
     assert plan["launch"]["command"] == [sys.executable, "-m", "swift_toolkit.training"]
 
 
@@ -378,11 +393,13 @@ def test_a_training_that_the_system_kills(started: Started) -> None:
     (pid,) = [int(pid) for pid in leftovers(started.run_directory) if os.getpgid(int(pid)) == int(pid)]
     os.kill(pid, signal.SIGKILL)
     assert started.wait() == 1
-    assert started.errors.read_text().splitlines()[-4:] == [
+    said = [line.partition(" (about")[0] for line in started.errors.read_text().splitlines()]
+    assert said[-6:] == [
         "Training failed: the system killed the training process, most often for lack of memory. "
         f"The whole log: {started.run_directory}/train.log",
         "Out of memory? In this order, try:",
         "  --per_device_train_batch_size 1 --gradient_accumulation_steps 2",
+        "  --gradient_checkpointing true",
         "  --train_type qlora",
     ]
     assert json.loads((started.run_directory / "result.json").read_text())["status"] == "failed"
@@ -482,6 +499,7 @@ def test_verify_data_shows_all_and_writes_a_page(bad_data: Path, tmp_path: Path)
         in done.stdout.splitlines()
     )
     assert "tokens per row (estimated)" in done.stdout
+    assert re.fullmatch(r"1 error, no warnings, \d+\.\d s", done.stdout.splitlines()[-1])
     assert "row has no answer" in page.read_text(encoding="utf-8")
 
 
@@ -496,6 +514,45 @@ def test_convert_writes_messages(tmp_path: Path) -> None:
     assert [message["content"] for message in row["messages"]] == ["Who?", "Robin"]
 
 
+def test_a_dry_run_says_that_too_many_rows_are_bad(bad_data: Path) -> None:
+    asked = ("--config", "configs/quickstart.json", "--dataset", str(bad_data), "--dry-run")
+    done = run(*asked, "--skip-bad-rows", "10%")
+    assert done.returncode == 0
+    assert "9 rows, 1 bad (messages)" in done.stdout
+    done = run(*asked, "--skip-bad-rows", "0")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "1 of 10 rows is bad, and only 0 may be left out. Mend them, or allow more."
+    )
+    done = run(*asked, "--skip-bad-rows", "few")
+    assert done.returncode == 2
+    assert done.stderr == '"--skip-bad-rows" is "few". Write a number of rows, or a share such as "5%".\n'
+
+
+def test_flags_that_cannot_be_followed(tmp_path: Path) -> None:
+    asked = ("--config", "configs/quickstart.json")
+    done = run(
+        *asked,
+        "--report",
+        str(tmp_path),
+        "--convert",
+        str(tmp_path / "no/a.jsonl"),
+        "--exact",
+        "--preview",
+        "0",
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f'"--report" names "{tmp_path}", which is a directory. Name a file.',
+        f'"--convert" names "{tmp_path}/no/a.jsonl", whose directory does not exist. Make it first, or name another.',
+        '"--report" goes with --verify-data. Add that, or leave it out.',
+        '"--exact" goes with --verify-data. Add that, or leave it out.',
+        '"--preview" is 0; it must be at least 1.',
+    ]
+    done = run(*asked, "--convert", DATA)
+    assert (done.returncode, done.stderr) == (2, '"--convert" names a file that is read. Name another.\n')
+
+
 @pytest.mark.slow
 def test_bad_rows_are_left_out_on_request_and_counted(
     bad_data: Path, tiny_model: Path, tmp_path: Path
@@ -504,7 +561,7 @@ def test_bad_rows_are_left_out_on_request_and_counted(
     assert run(*flags(settings)).returncode == 2
     done = run(*flags(settings), "--skip-bad-rows", "1")
     assert done.returncode == 0, done.stderr
-    assert "1 bad rows are left out" in done.stderr
+    assert "1 bad row is left out" in done.stderr
     (directory,) = (tmp_path / "out").glob("v0-*")
     given = json.loads((directory / "result.json").read_text())["data"]["given"]
     assert given["rows_left_out"] == 1

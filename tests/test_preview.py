@@ -88,9 +88,20 @@ def test_a_row_that_the_template_refuses(tiny_model: Path) -> None:
 
 @pytest.mark.slow
 def test_exact_tokens(tiny_model: Path) -> None:
-    report = verify([write(TALK, TALK)])
-    TemplateView(str(tiny_model), Rules(), SETTINGS).count_tokens(report)
-    assert report.exact_tokens and report.tokens == {18: 2}
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {}}'}
+    refused = {"messages": [TALK["messages"][0], call]}
+    long = {"messages": [TALK["messages"][0], {"role": "assistant", "content": "word " * 20}]}
+    rules = Rules(max_length=30)
+    report = verify([write(TALK, refused, TALK, long)], max_length=rules.max_length)
+    TemplateView(str(tiny_model), rules, SETTINGS).count_tokens(report)
+    assert report.exact_tokens and report.tokens == {18: 2, 36: 1}
+    assert str(report.groups["template"].examples[0]).startswith(
+        "a.jsonl:2: the template refuses it: Failed to automatically match an agent_template"
+    )
+    assert list(map(str, report.groups["too-long"].examples)) == [
+        "a.jsonl:4: row has 36 tokens, more than max_length 30. "
+        "Raise max_length, shorten the row, or set truncation_strategy."
+    ]
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ def test_a_killed_starter_takes_the_group_along(child: list[str], tmp_path: Path
         "    for event in child.events():\n"
         "        if event: print(*event['pids'], flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TMPDIR": str(tmp_path / "tmp")}
     process = subprocess.Popen(
         [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -118,6 +119,7 @@ def test_a_killed_starter_takes_the_group_along(child: list[str], tmp_path: Path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert gone(pids)
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_killed_child_takes_along_what_it_spawned_though_nobody_looks(tmp_path: Path) -> None:
