@@ -82,7 +82,7 @@ def test_kill_minus_nine_leaves_no_engine_and_the_same_request_goes_on(tester, t
         os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(lives, engines)), seconds=10)
     kept = [json.loads(line) for line in partial.read_text().splitlines()[2:] if line.endswith("}")]
-    assert 20 <= len(kept) < 200
+    assert 19 <= len(kept) < 200
     result = tester.run_batch(questions, output)
     results = list(result.results())
     assert [result["question"] for result in results] == texts
