@@ -29,6 +29,7 @@ from swift_toolkit.deployment import Limits, ServedModel
 from swift_toolkit.engine_process import largest_batch, sequences_that_fit
 from swift_toolkit.gateway import Action, Exchange, Gateway, Policy, exchange
 from swift_toolkit.metrics import Metrics
+from swift_toolkit.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.problems import RequestError
 from swift_toolkit.process import Reporter, end_with_parent
 
@@ -95,7 +96,9 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = order["limits"]["media_dir"] or f"{os.devnull}/none"
     swift = _swift()
     report("loading")
-    arguments, unknown = swift.parse_args(swift.DeployArguments, list(order["arguments"]))
+    # a file for results that is named makes no folders beside the model; nothing is written to it
+    words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
+    arguments, unknown = swift.parse_args(swift.DeployArguments, words)
     if unknown:
         raise ValueError(f"ms-swift does not know {' '.join(unknown)}")
     if arguments.adapter_mapping:
@@ -137,7 +140,8 @@ class Desk:
         self.swift = _swift()
         self.server, self.engine = server, server.infer_engine
         self.backend: str = order["backend"]
-        self.models = {one["name"]: ServedModel(**one) for one in order["models"]}
+        served = [ServedModel(**{**one, "path": as_peft(one["path"])}) for one in order["models"]]
+        self.models = {one.name: one for one in served}
         self.limits = Limits(**order["limits"])
         self.first = next(iter(self.models))
         self.running: Counter[str] = Counter()  # requests on their way, see Gateway
@@ -271,9 +275,8 @@ class Desk:
             raise ApiError(
                 400, f"{path} was trained from {checkpoint.base}, not from {base.path}.", "lora_path"
             )
-        return ServedModel(
-            name, "lora", str(checkpoint.path), checkpoint.base, checkpoint.system, checkpoint.lora_rank
-        )
+        peft = as_peft(str(checkpoint.path))
+        return ServedModel(name, "lora", peft, checkpoint.base, checkpoint.system, checkpoint.lora_rank)
 
     async def unload(self, body: Mapping[str, Any]) -> str:
         """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first."""
