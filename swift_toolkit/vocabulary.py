@@ -13,7 +13,7 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
     values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
             settings, "*" is any other value and "$" the value given
     values_v3, values_v4    the same, for one of the two
-    refused old value -> what to do, for values without a successor
+    refused old value -> what to do, for values without a successor; refused_v3, refused_v4 for one of the two
     split   what separates several values written as one string
     rule    a function of this module, for what depends on other settings
     join    several old names add up to one list
@@ -118,7 +118,7 @@ class Row:
     old: str
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
-    refused: dict[str, str]
+    refused: dict[Line, dict[str, str]]
     since: str
     sure: str
     until: str = ""
@@ -157,7 +157,10 @@ def rows() -> dict[tuple[Command, str], Row]:
             old=entry["old"],
             names={"v3": entry["v3"], "v4": entry["v4"]},
             values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
-            refused=entry.get("refused", {}),
+            refused={
+                "v3": entry.get("refused", {}) | entry.get("refused_v3", {}),
+                "v4": entry.get("refused", {}) | entry.get("refused_v4", {}),
+            },
             since=entry["since"],
             sure=entry["sure"],
             error=tuple(entry["error"]) if "error" in entry else None,
@@ -264,8 +267,9 @@ class _Translator:
 
     def _read(self, row: Row, value: Any) -> dict[str, Any]:
         """What a row makes of a value, as settings still to be spelled."""
-        if _key(value) in row.refused:
-            self.fail(f"is {_text(value)}, which ms-swift no longer has", row.refused[_key(value)])
+        refused = row.refused[self.line]
+        if _key(value) in refused:
+            self.fail(f"is {_text(value)}, which ms-swift no longer has", refused[_key(value)])
             return {}
         if row.rule:
             settings = RULES[row.rule](self, row.old, value)
@@ -605,6 +609,14 @@ def _max_memory(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
     return {"max_memory": {str(device): limit for device, limit in enumerate(_list(value))}}
 
 
+def _use_vllm(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
+    """Where nothing was said, vLLM ran beside the training, and elsewhere if an address was given."""
+    if _key(value) != "true" or "vllm_mode" in work.given:
+        return None
+    is_elsewhere = not {"vllm_server_host", "vllm_server_base_url"}.isdisjoint(work.given)
+    return {name: value, "vllm_mode": "server" if is_elsewhere else "colocate"}
+
+
 def _few_shot(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The number of examples is now said for each data set."""
     sets = _list(work.given.get("eval_dataset"))
@@ -632,6 +644,7 @@ RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
     "vllm_length": _vllm_length,
     "result_dir": _result_dir,
     "max_memory": _max_memory,
+    "use_vllm": _use_vllm,
     "few_shot": _few_shot,
     "eval_dataset": _eval_dataset,
 }
