@@ -58,6 +58,7 @@ class Translation:
         warnings: (old name, text) of what has no successor and is left out.
         errors: (old name, what is wrong, what to do).
         unknown: names that no ms-swift ever had.
+        added: argument names that no setting stands for: what an older ms-swift did where nothing was said.
     """
 
     values: dict[str, Any]
@@ -66,6 +67,7 @@ class Translation:
     warnings: list[tuple[str, str]]
     errors: list[tuple[str, str, str]]
     unknown: list[str]
+    added: list[str]
 
 
 def translate(
@@ -193,7 +195,7 @@ class _Translator:
         self.command = command
         self.line = line
         self.fields = fields
-        self.result = Translation({}, {}, [], [], [], [])
+        self.result = Translation({}, {}, [], [], [], [], [])
         # names with a rule first, in the order of RULES: a rule may take others along
         self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: dict[str, Any] = {}
@@ -350,6 +352,7 @@ class _Translator:
             if not is_moot and said >= set(default["with"]):
                 values[name] = default["value"]
                 self.result.origin[name] = (old_names[0],)
+                self.result.added.append(name)
                 text = f"{name} {_text(default['value'])} added: the default before ms-swift {until}"
                 self.result.notices.append(text)
 
