@@ -96,7 +96,7 @@ def _in_order(settings: Mapping[str, Any], done: vocabulary.Translation) -> dict
         made = [new for new, origins in done.origin.items() if origins[0] == _plain(name)]
         kept = [new for new in made if new not in done.added]
         names[name] = [name] if value is None or name in OWN_KEYS else kept
-    return {**names, "": done.added}
+    return {**names, "": list(done.added)}
 
 
 def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, Any], path: Path) -> None:

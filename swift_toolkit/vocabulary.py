@@ -14,6 +14,7 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
             settings, "*" is any other value and "$" the value given
     values_v3, values_v4    the same, for one of the two
     refused old value -> what to do, for values without a successor; refused_v3, refused_v4 for one of the two
+    warned  old value -> what is not as it was with the new one
     split   what separates several values written as one string
     rule    a function of this module, for what depends on other settings
     join    several old names add up to one list
@@ -58,7 +59,7 @@ class Translation:
         warnings: (old name, text) of what has no successor and is left out.
         errors: (old name, what is wrong, what to do).
         unknown: names that no ms-swift ever had.
-        added: argument names that no setting stands for: what an older ms-swift did where nothing was said.
+        added: what an older ms-swift did where nothing was said: argument name -> where it comes from.
     """
 
     values: dict[str, Any]
@@ -67,7 +68,7 @@ class Translation:
     warnings: list[tuple[str, str]]
     errors: list[tuple[str, str, str]]
     unknown: list[str]
-    added: list[str]
+    added: dict[str, str]
 
 
 def translate(
@@ -121,6 +122,7 @@ class Row:
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
     refused: dict[Line, dict[str, str]]
+    warned: dict[str, str]
     since: str
     sure: str
     until: str = ""
@@ -163,6 +165,7 @@ def rows() -> dict[tuple[Command, str], Row]:
                 "v3": entry.get("refused", {}) | entry.get("refused_v3", {}),
                 "v4": entry.get("refused", {}) | entry.get("refused_v4", {}),
             },
+            warned=entry.get("warned", {}),
             since=entry["since"],
             sure=entry["sure"],
             error=tuple(entry["error"]) if "error" in entry else None,
@@ -195,7 +198,7 @@ class _Translator:
         self.command = command
         self.line = line
         self.fields = fields
-        self.result = Translation({}, {}, [], [], [], [], [])
+        self.result = Translation({}, {}, [], [], [], [], {})
         # names with a rule first, in the order of RULES: a rule may take others along
         self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: dict[str, Any] = {}
@@ -273,6 +276,9 @@ class _Translator:
         if _key(value) in refused:
             self.fail(f"is {_text(value)}, which ms-swift no longer has", refused[_key(value)])
             return {}
+        single = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if _key(single) in row.warned:
+            self.warn(row.old, row.warned[_key(single)])
         if row.rule:
             settings = RULES[row.rule](self, row.old, value)
             if settings is not None:
@@ -352,8 +358,8 @@ class _Translator:
             if not is_moot and said >= set(default["with"]):
                 values[name] = default["value"]
                 self.result.origin[name] = (old_names[0],)
-                self.result.added.append(name)
-                text = f"{name} {_text(default['value'])} added: the default before ms-swift {until}"
+                self.result.added[name] = f"the default before ms-swift {until}"
+                text = f"{name} {_text(default['value'])} added: {self.result.added[name]}"
                 self.result.notices.append(text)
 
 

@@ -488,6 +488,13 @@ def test_a_value_that_4_no_longer_has() -> None:
     assert spelled("rlhf", seq_kd=False).values == {"seq_kd": False}
 
 
+def test_what_is_not_as_it_was() -> None:
+    text = "was the query, key and value layers; ms-swift now trains all linear ones"
+    result = spelled(lora_target_modules=["DEFAULT"], max_length=1, num_train_epochs=1, warmup_ratio=0)
+    assert result.warnings == [("lora_target_modules", text)]
+    assert "target_modules" not in result.values
+
+
 def test_unknown_names() -> None:
     result = spelled(lora_rnak=8, cutoff_len=2048)
     assert result.unknown == ["lora_rnak", "cutoff_len"]
