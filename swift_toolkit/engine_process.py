@@ -27,6 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+from swift_toolkit.dataset_rows import MEDIA
 from swift_toolkit.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.process import Reporter, end_with_parent
 
@@ -138,6 +139,7 @@ class Served:
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
         self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
+        self.sees: bool = self.engine.model_meta.is_multimodal
         device = self.engine.model.device.type if self.backend == "pt" else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
         self.config: Any = None
@@ -208,6 +210,9 @@ class Served:
     # --- one question ---------------------------------------------------------------------------------------
 
     def _request(self, question: dict[str, Any]) -> Any:
+        """The question as ms-swift takes it, which passes over what a text model cannot see in silence."""
+        if not self.sees and any(question["extra"].get(kind) for kind in MEDIA):
+            raise ValueError("the model takes text alone, no images, videos or audios")
         return self.swift.InferRequest(messages=question["messages"], **question["extra"])
 
     def _render(self, question: dict[str, Any]) -> None:

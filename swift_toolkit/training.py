@@ -314,12 +314,15 @@ def _numbers(logs: dict[str, Any]) -> dict[str, float]:
 
 
 def _memory() -> int:
-    """Peak bytes this process holds on its accelerator, or its resident bytes on a CPU."""
+    """Most bytes this process has held: on its accelerator, or resident on a CPU."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) << 10
     return int(psutil.Process().memory_info().rss)
 
 
