@@ -135,11 +135,12 @@ def _zero(deepspeed: Any) -> tuple[int, bool, bool]:
         config = deepspeed if isinstance(deepspeed, dict) else _json(str(deepspeed))
     except (OSError, ValueError):
         config = {}
-    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
-    offloaded = [
-        zero.get(name, {}).get("device") in ("cpu", "nvme") for name in ("offload_optimizer", "offload_param")
-    ]
-    return int(zero.get("stage", 0)), offloaded[0], offloaded[1]
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    zero = zero if isinstance(zero, dict) else {}
+    parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
+    optimiser, weights = (isinstance(part, dict) and part.get("device") in ("cpu", "nvme") for part in parts)
+    stage = zero.get("stage")
+    return stage if isinstance(stage, int) else 0, optimiser, weights
 
 
 def _json(text: str) -> Any:
@@ -353,7 +354,8 @@ def _row_factor(run: Run) -> int:
     if run.rlhf:
         return 2 if run.rlhf in ("dpo", "kto", "orpo", "simpo", "cpo", "rm") else 1
     if run.get("task_type") in ("reranker", "generative_reranker"):
-        return 1 + int(os.environ.get("MAX_NEGATIVE_SAMPLES", 7))
+        negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "")
+        return 1 + (int(negatives) if negatives.isdecimal() else 7)
     return 2 if run.get("task_type") == "embedding" else 1
 
 
@@ -364,7 +366,7 @@ def image_tokens(run: Run) -> int:
         return 0
     if shape.patches:
         return shape.patches // shape.patches_per_token
-    if tokens := os.environ.get("IMAGE_MAX_TOKEN_NUM", ""):
+    if (tokens := os.environ.get("IMAGE_MAX_TOKEN_NUM", "")).isdecimal():
         return int(tokens)
     if (pixels := os.environ.get("MAX_PIXELS", "")).isdecimal():
         return int(pixels) // 28**2
