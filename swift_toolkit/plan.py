@@ -318,7 +318,8 @@ def _fill_for_gpu(config: Config, device: Device) -> None:
 def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     """Where the model does not fit one device with data of its own: what is divided, and how."""
     taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or launch.takes_part()
-    run = None if taken or device.count < 2 else memory_run.run_of(config, device, report)
+    alone = device.count == 1 and launch.nodes().count == 1
+    run = None if taken or alone or device.kind == "cpu" else memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return
     needed = memory.estimate(run).total
@@ -327,7 +328,7 @@ def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
     if importlib.util.find_spec("deepspeed") and not run.get("quant_bits"):
         config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
-    elif launch.nodes().count == 1:
+    elif device.count > 1 and launch.nodes().count == 1:
         config.fill("device_map", "auto", f"{reason}: its layers are spread")
 
 

@@ -221,6 +221,15 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
     assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
 
 
+def test_machines_with_a_gpu_each_divide_it_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "h"}.items():
+        monkeypatch.setenv(name, value)
+    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+    installed.add("deepspeed")
+    assert automatic(config(**large), gpus(1))["deepspeed"] == "zero3"
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "batch", "steps"),
     [
