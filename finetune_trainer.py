@@ -24,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -124,7 +124,7 @@ class FineTuner:
     @classmethod
     def from_command_line(
         cls,
-        config: str | None,
+        config: str | Mapping[str, Any] | None,
         settings: Mapping[str, Any],
         skip_bad_rows: str | None = None,
         max_lost_rows: str = MAX_LOST_ROWS,
@@ -495,6 +495,8 @@ class _Run:
             self.differences = event["differences"]
         elif kind == "rows" and self.gate is not None:
             self.gate.count(event["loaded"], event["used"])
+        elif kind == "waiting" and self.gate is not None and not self.gate.counted:
+            self.gate.count({}, {})  # the rows came another way, such as tokenised before
 
     def _link(self) -> None:
         from swift_toolkit import runs
@@ -706,13 +708,7 @@ def make_parser() -> command_line.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
-    parser.add_argument(
-        "--from-command", metavar="LINE", help="settings out of a line such as 'swift sft ...'"
-    )
-    parser.add_argument(
-        "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
-    )
+    parser.add_sources("swift sft")
     parser.add_argument(
         "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
     )
@@ -789,12 +785,14 @@ def _command(words: list[str]) -> int:
     for name in launch.FLAGS:
         if (value := getattr(options, name)) is not None:
             os.environ[name.upper()] = value
-    source, settings = _request(options, settings)
+    source, settings = command_line.request(options, settings, ("sft", "pt", "rlhf"))
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
     if options.upgrade:
         return _upgrade(source, settings, options)
+    if problems := list(_flag_problems(options)):
+        raise RequestError(problems)
     looking = options.verify_data or options.convert is not None
     tuner = FineTuner.from_command_line(
         source, settings, options.skip_bad_rows, options.max_lost_rows, looking
@@ -826,42 +824,34 @@ def _command(words: list[str]) -> int:
     return 0
 
 
-def _request(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone."""
-    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
-    if len(given) > 1:
-        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
-        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not given or options.config:
-        return options.config, settings
-    from swift_toolkit import shell
-
-    text, file = options.from_command, None
-    if options.from_script:
-        file = options.from_script
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RequestError([Problem(f"cannot be read ({what})", file=file)]) from None
-    command = shell.from_command(text, ("sft", "pt", "rlhf"), file)
-    for line in command.left_out:
-        console.say(f"left out: {line}")
-    for name, value in command.env.items():
-        os.environ.setdefault(name, value)
-    values = dict(command.values)
-    config = values.pop("config", None)
-    task = {} if command.command == "sft" else {"task": command.command}
-    return (None if config is None else str(config)), {**task, **values, **settings}
+def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
+    """Flags that say where to write what cannot be written there, or that need another flag."""
+    for name in ("report", "convert"):
+        if (target := getattr(options, name)) is None:
+            continue
+        if Path(target).is_dir():
+            yield Problem(f'names "{target}", which is a directory', "Name a file.", key=f"--{name}")
+        elif not Path(target).parent.is_dir():
+            what = f'names "{target}", whose directory does not exist'
+            yield Problem(what, "Make it first, or name another.", key=f"--{name}")
+    for name in ("report", "exact"):
+        if getattr(options, name) and not options.verify_data:
+            yield Problem("goes with --verify-data", "Add that, or leave it out.", key=f"--{name}")
+    if options.preview is not None and options.preview < 1:
+        yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
 
 
-def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Namespace) -> int:
+def _upgrade(
+    source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
+) -> int:
     from swift_toolkit.upgrade import upgrade
 
-    if settings and source is not None:
+    if not isinstance(source, str):
+        source, settings = {**(source or {}), **settings}, {}
+    if settings:
         names = ", ".join(f'"--{name}"' for name in settings)
         raise RequestError([Problem(f"--upgrade with a file takes no settings: {names}", "Remove them.")])
-    for notice in upgrade(source or settings, options.upgrade):
+    for notice in upgrade(source, options.upgrade):
         if not options.quiet_notices:
             console.say(notice)
     print(options.upgrade)
@@ -871,6 +861,8 @@ def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Nam
 def _convert(tuner: FineTuner, target: str) -> int:
     from swift_toolkit.dataset_copy import convert
 
+    if any(Path(target).absolute() == Path(file.path).expanduser().absolute() for file in tuner.data.files):
+        raise RequestError([Problem("names a file that is read", "Name another.", key="--convert")])
     console.say(f"{convert(tuner.data, Path(target)):,} rows written")
     print(target)
     return 0

@@ -237,7 +237,9 @@ def _given(
         sources = {key: Source("file", file=read.path, line=line) for key, line in read.lines.items()}
         layers.append({_plain(key): Setting(value, sources[key], key) for key, value in read.values.items()})
     elif source is not None:
-        layers.append({_plain(key): Setting(v, Source("call"), str(key)) for key, v in source.items()})
+        layers.append(
+            {_plain(key): Setting(v, Source(overrides_from), str(key)) for key, v in source.items()}
+        )
     layers.append({_plain(key): Setting(v, Source(overrides_from), str(key)) for key, v in overrides.items()})
     return layers
 

@@ -50,6 +50,7 @@ class DataGate:
         self.path = Path(self._directory.name) / "go"
         self.lost = Path(self._directory.name) / "lost"
         self.lost.touch()
+        self.counted = False
         self.loaded: dict[Split, int | None] = {}
         self.used: dict[Split, int | None] = {}
         self.reasons: Counter[str] = Counter()
@@ -73,7 +74,7 @@ class DataGate:
             loaded: rows of each split that it read; None where it reads them while it trains.
             used: those that it turned into tokens; None if it does so while it trains.
         """
-        self.loaded, self.used = loaded, used
+        self.counted, self.loaded, self.used = True, loaded, used
         self.reasons = self._reasons()
 
     def problems(self) -> list[Problem]:
@@ -84,7 +85,7 @@ class DataGate:
             self.report = report
             if not report.ok:
                 return report.problems
-        if self._scan is not None or not self.loaded:
+        if self._scan is not None or not self.counted:
             return []
         if problem := self._too_many_lost():
             return [problem]

@@ -108,7 +108,8 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         other = other_format(value, layout) if error.flaw.kind == "messages" else None
         return None, [other or error.flaw]
     flaws = list(_flaws_of(row, rules))
-    if "rejected_response" in layout.rename.values() and "rejected_response" not in row and not flaws:
+    lacks = "rejected_response" in layout.rename.values() and "rejected_response" not in row
+    if lacks and not any(flaw.is_error for flaw in flaws):
         what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
     return row, flaws
@@ -281,7 +282,7 @@ def _rejected_list_flaws(response: list[Any], row: Row) -> Iterator[Flaw]:
         return
     if any(turn["role"] in {"user", "system"} for turn in turns):
         yield Flaw("rejected", '"rejected_response" may only hold the answer', "Remove its other messages.")
-    if turns == row["messages"][-len(turns) :]:
+    if list(map(text_of, turns)) == list(map(text_of, row["messages"][-len(turns) :])):
         yield Flaw("rejected", "the rejected answer is the same as the chosen one")
     yield from _conversation_flaws(turns, "rejected ", False)
 

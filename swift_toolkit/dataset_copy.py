@@ -19,7 +19,7 @@ from typing import IO, Any
 from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part
 from swift_toolkit.dataset_checks import text_of
 from swift_toolkit.dataset_flaws import KINDS, Flaw
-from swift_toolkit.dataset_rows import Message, Row
+from swift_toolkit.dataset_rows import Message, Row, read_messages
 from swift_toolkit.dataset_scan import scan_part
 from swift_toolkit.problems import Problem, RequestError
 
@@ -188,7 +188,7 @@ class _CleanCopy:
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         errors = [flaw for flaw in flaws if flaw.is_error]
         if not errors and row is not None:
-            self.out.write(json_line(value if self.as_it_is else with_texts(row)))
+            self.out.write(json_line(value if self.as_it_is else _for_reader(row)))
             return
         self.left_out[KINDS[errors[0].kind].title] += 1
         reasons = [str(Problem(flaw.what, flaw.advice)) for flaw in errors]
@@ -198,7 +198,7 @@ class _CleanCopy:
 
 
 def with_texts(row: Row) -> Row:
-    """The row with every content as text: one type of content in all rows, which readers of JSON rely on."""
+    """The row with every content as text."""
     out = dict(row)
     for name in ("messages", "rejected_messages"):
         if name in row:
@@ -206,6 +206,17 @@ def with_texts(row: Row) -> Row:
     for name in ("positive_messages", "negative_messages"):
         if name in row:
             out[name] = [_turns_with_texts(turns) for turns in row[name]]
+    return out
+
+
+def _for_reader(row: Row) -> Row:
+    """The row with one type of value in each place, in all rows."""
+    out = with_texts(row)
+    if isinstance(rejected := out.get("rejected_response"), str):
+        out["rejected_response"] = [{"role": "assistant", "content": rejected}]
+    elif rejected is not None:
+        turns = read_messages(rejected, {}, None, "rejected_response", standard_only=True)
+        out["rejected_response"] = _turns_with_texts(turns)
     return out
 
 

@@ -12,12 +12,14 @@ import io
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 from swift_toolkit.dataset_flaws import Flaw, FlawError
+from swift_toolkit.dataset_rows import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
 
 Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]
 SUFFIXES: dict[str, Syntax] = {
@@ -31,6 +33,9 @@ READ_BY_SWIFT = frozenset({".jsonl", ".json", ".csv", ".parquet", ".txt"})
 BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 32 << 20
 """Longest row that is read, in bytes; keeps memory bounded. About eight million tokens."""
+
+MAX_FIELD = 8 << 20
+"""Longest field of a table, in characters, of which the csv module takes four bytes for each."""
 
 _T = TypeVar("_T")
 
@@ -92,6 +97,8 @@ def look_at(path: Path, shown: str) -> DataFile:
         FlawError: it is none, or cannot be opened.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FlawError("unreadable", "is not a plain file", "Write the rows into one.")
         with path.open("rb") as stream:
             head = stream.read(8)
         size = path.stat().st_size
@@ -153,8 +160,6 @@ def guarded() -> Iterator[None]:
 
     try:
         yield
-    except UnicodeDecodeError:
-        raise FlawError("encoding", "is not UTF-8") from None
     except FlawError:
         raise
     except Exception as error:
@@ -168,6 +173,10 @@ def guarded() -> Iterator[None]:
 def _damage(error: Exception) -> str:
     if isinstance(error, EOFError) or str(error) == "Truncated compressed stream":
         return "the file is cut off"
+    if str(error) == "unexpected end of data":  # the csv module's words
+        return 'a " is opened and never closed'
+    if str(error).startswith("field larger than"):
+        return f"a field is longer than {MAX_FIELD >> 20} MB"
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first[:120].rstrip(".").lower()
 
@@ -180,10 +189,24 @@ def read_records(file: DataFile) -> Iterator[Record]:
     """
     readers = {"csv": _read_table, "tsv": _read_table, "txt": _read_text, "parquet": _read_parquet}
     with guarded():
-        if file.syntax == "json":
-            yield from _read_values(file) if file.values else _read_json_lines(file)
-        else:
-            yield from readers[file.syntax](file)
+        read = readers.get(file.syntax) or (_read_values if file.values else _read_json_lines)
+        try:
+            yield from read(file)
+        except UnicodeDecodeError:
+            raise _encoding_flaw(file) from None
+
+
+def _encoding_flaw(file: DataFile) -> FlawError:
+    """Where a file stops to be UTF-8."""
+    line, decode = 1, codecs.getincrementaldecoder("utf-8")().decode
+    with open_stream(file) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            try:
+                line += decode(block).count("\n")
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                break
+    return FlawError("encoding", f"is not UTF-8 on line {line:,}")
 
 
 # JSON
@@ -261,18 +284,24 @@ def explain_json(data: bytes) -> Flaw:
     except json.JSONDecodeError as error:
         return _explain_syntax(text, error)
     except ValueError as error:
-        return Flaw("broken", str(error))
+        return _odd_number(error)
     if re.search(r"\\u[dD][89a-fA-F]", text):
         what = "text holds half of a surrogate pair (\\ud800 to \\udfff)"
         return Flaw("broken", what, "Write the whole character.")
-    return Flaw("broken", "row holds a number that is too large")
+    return TOO_LARGE
 
 
+TOO_LARGE = Flaw("broken", "row holds a number that is too large")
 TOO_DEEP = Flaw("broken", "row is nested too deeply", "Write the inner part as text.")
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON; write null")
+
+
+def _odd_number(error: ValueError) -> Flaw:
+    """For what the decoder says of a number: `_refuse_constant`'s words, or Python's on thousands of digits."""
+    return Flaw("broken", str(error)) if str(error).endswith("write null") else TOO_LARGE
 
 
 def _explain_syntax(text: str, error: json.JSONDecodeError) -> Flaw:
@@ -383,7 +412,7 @@ class _ValueReader:
             except RecursionError:
                 return TOO_DEEP, 0, False
             except ValueError as error:
-                return Flaw("broken", str(error)), 0, False
+                return _odd_number(error), 0, False
             if end == len(self.text) and self._more(BLOCK_BYTES):
                 continue  # a number may go on in the next block
             raw = self.text[self.at : end]
@@ -416,10 +445,10 @@ def _whole_characters(value: Any, raw: str) -> Any:
 def _read_table(file: DataFile) -> Iterator[Record]:
     import csv
 
-    csv.field_size_limit(MAX_ROW_BYTES)
+    csv.field_size_limit(MAX_FIELD)
     with open_stream(file) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        reader = csv.reader(text, delimiter="\t" if file.syntax == "tsv" else ",", strict=True)
+        reader = csv.reader(_table_lines(text), delimiter="\t" if file.syntax == "tsv" else ",", strict=True)
         header = next(reader, [])
         twice = [name for at, name in enumerate(header) if name in header[:at]]
         if twice:
@@ -433,6 +462,13 @@ def _read_table(file: DataFile) -> Iterator[Record]:
             line = reader.line_num + 1
 
 
+def _table_lines(text: IO[str]) -> Iterator[str]:
+    while line := text.readline(MAX_FIELD):
+        if len(line) == MAX_FIELD and line[-1] not in "\r\n":
+            raise FlawError("broken", f"a line is longer than {MAX_FIELD >> 20} MB", "Split it.")
+        yield line
+
+
 def _table_row(header: list[str], fields: list[str]) -> Any:
     if len(fields) != len(header):
         return Flaw(
@@ -444,18 +480,23 @@ def _table_row(header: list[str], fields: list[str]) -> Any:
 
 
 _NUMBER_COLUMNS = frozenset({"label", "margin"})
+_TEXT_COLUMNS = frozenset({"rejected_response", "channel", "solution", "teacher_prompt"})
+_OBJECT_COLUMNS = {*MESSAGE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS} - _TEXT_COLUMNS - _NUMBER_COLUMNS
+_ANSWER_COLUMNS = frozenset({"chosen", "rejected"})
 
 
 def _cell(name: str, field: str) -> Any:
-    """Lists, objects and labels are read as JSON; all else stays text, and an empty cell is none."""
+    """Lists, objects and labels are read as JSON where such are meant; all else stays text, an empty cell is none."""
     if not field:
         return None
     is_number = name in _NUMBER_COLUMNS
-    if is_number or field.lstrip()[:1] in {"[", "{"}:
+    if is_number or (field.lstrip()[:1] in {"[", "{"} and name in _OBJECT_COLUMNS | _ANSWER_COLUMNS):
         try:
-            return json.loads(field.lower() if is_number else field)
+            value = json.loads(field.lower() if is_number else field)
         except (ValueError, RecursionError):
             return field
+        is_talk = isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+        return value if is_talk or name not in _ANSWER_COLUMNS else field
     return field
 
 

@@ -190,9 +190,7 @@ def _held_out(config: Config, rows: int) -> int:
     share = (
         0 if config.get("val_dataset") or config.get("streaming") else config.get("split_dataset_ratio", 0)
     )
-    if not 0 < share < 1:
-        return rows if share else 0
-    return max(int(rows * share), 1)
+    return max(int(rows * share), 1) if share else 0
 
 
 def count_problems(config: Config, report: dataset.DataReport) -> Iterator[Problem]:

@@ -252,7 +252,10 @@ def _add_callback(report: Callable[..., None], stop: _StopFlag, gate: str | None
     import importlib
 
     # ms-swift replaces the list of default callbacks when its trainers are imported: append after that.
-    importlib.import_module("swift.trainers.patcher")
+    try:
+        importlib.import_module("swift.trainers.patcher")
+    except ModuleNotFoundError:
+        importlib.import_module("swift.trainers.callback")  # ms-swift 3
     from transformers import TrainerCallback, trainer
 
     class Reporting(TrainerCallback):  # type: ignore[misc]

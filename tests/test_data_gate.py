@@ -80,6 +80,12 @@ def test_rows_read_while_training_are_not_counted(gate: DataGate) -> None:
     assert gate.problems() == [] and gate.path.exists()
 
 
+def test_rows_that_ms_swift_does_not_count(gate: DataGate) -> None:
+    gate.count({}, {})
+    assert gate.problems() == [] and gate.path.exists()
+    assert (gate.sentence(), gate.as_dict()["train"]) == ("", {"found": 20, "loaded": None, "used": None})
+
+
 @pytest.mark.parametrize(
     ("settings", "rows"),
     [

@@ -149,6 +149,22 @@ def test_numbers_in_a_table_stay_text() -> None:
     ]
 
 
+def test_lists_in_a_table_stay_text_where_text_is_meant() -> None:
+    Path("a.csv").write_text('query,response,history\nOnes?,[1],"[[""a"", ""b""]]"\nNone?,{},\n')
+    assert [
+        [m["content"] for m in row["messages"]]
+        for row in read(prepare(verify(["a.csv"]), Path("data")).train[0])
+    ] == [
+        ["a", "b", "Ones?", "[1]"],
+        ["None?", "{}"],
+    ]
+    Path("b.csv").write_text(
+        'prompt,chosen,rejected\nOnes?,[1],"[{""role"": ""assistant"", ""content"": ""2""}]"\n'
+    )
+    (row,) = read(prepare(verify(["b.csv"], task="dpo"), Path("data")).train[0])
+    assert (row["messages"][-1]["content"], row["rejected_messages"][-1]["content"]) == ("[1]", "2")
+
+
 def test_dates_in_a_column_stay_text() -> None:
     report = verify(
         [
@@ -185,6 +201,19 @@ def test_texts_beside_calls_stay_text() -> None:
     lists = [*copied["positive_messages"], *copied["negative_messages"]]
     contents = ["q", '{"name": "f", "arguments": {"x": 1}}', "3", "true"]
     assert [[turn["content"] for turn in turns] for turns in lists] == [contents, ["q"], contents]
+
+
+def test_rejected_answers_become_lists() -> None:
+    """Beside lists a text like "12" would come back as a number."""
+    turns = [{"role": "assistant", "content": "bad"}]
+    path = write(
+        "a.jsonl", *(talk(f"q{n}", "good") | {"rejected_response": r} for n, r in enumerate(("12", turns)))
+    )
+    given = prepare(verify([path], task="dpo"), Path("data"))
+    assert [row["rejected_response"] for row in read(given.train[0])] == [
+        [{"role": "assistant", "content": "12"}],
+        turns,
+    ]
 
 
 def test_a_folder_becomes_one_copy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -307,6 +308,11 @@ def test_damaged_archives() -> None:
     assert "cannot be read to its end" in says("flipped.jsonl.gz")[-1]
 
 
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("a.jsonl")
+    assert says("a.jsonl") == ["a.jsonl: is not a plain file. Write the rows into one."]
+
+
 def test_no_parquet() -> None:
     Path("a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     assert len(says("a.parquet")) == 1
@@ -331,14 +337,27 @@ def test_hostile_bytes(data: bytes, message: str) -> None:
     assert says("a.jsonl") == [message]
 
 
-def test_a_line_of_100_mb_takes_little_memory() -> None:
-    with Path("long.jsonl").open("wb") as out:
-        out.write(b'{"messages": "')
+@pytest.mark.parametrize(
+    ("name", "begin", "says"),
+    [
+        ("long.jsonl", '{"messages": "', "long.jsonl: a row is longer than 32 MB. Split it."),
+        ("long.json", '[{"messages": "', "long.json:1: row is longer than 32 MB. Split it."),
+        ("long.csv", "query,response\n", "long.csv: a line is longer than 8 MB. Split it."),
+        (
+            "quote.csv",
+            'query,response\n"\n',
+            "quote.csv: cannot be read to its end: a field is longer than 8 MB.",
+        ),
+    ],
+)
+def test_a_line_of_100_mb_takes_little_memory(name: str, begin: str, says: str) -> None:
+    with Path(name).open("w") as out:
+        out.write(begin)
         for _ in range(100):
-            out.write(b"x" * 1_000_000)
+            out.write("x" * 999_999 + ("\n" if name == "quote.csv" else "x"))
     code = (
         "import re; from pathlib import Path; from swift_toolkit.dataset import verify;"
-        "print(*verify(['long.jsonl']).problems, sep='\\n');"
+        f"print(*verify([{name!r}]).problems, sep='\\n');"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])"
     )
     root = Path(dataset.__file__).parents[1]
@@ -350,7 +369,7 @@ def test_a_line_of_100_mb_takes_little_memory() -> None:
         check=True,
     )
     message, kilobytes = done.stdout.splitlines()
-    assert message == "long.jsonl: a row is longer than 32 MB. Split it."
+    assert message == says
     assert int(kilobytes) < 250_000
 
 

@@ -21,6 +21,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 
 from swift_toolkit.dataset import find_part, verify
 from swift_toolkit.dataset_copy import prepare
@@ -85,7 +86,7 @@ class Swift:
         """What is learned of each row that is kept, by the row's channel; "" where the rows have no labels."""
         template = self.templates[task]
         try:
-            rows, _ = self.load_dataset(entries, load_from_cache_file=False)
+            rows, _ = self.load_dataset(entries, load_from_cache_file=False, num_proc=None)
         except Exception:
             return {}
         out = {}
@@ -102,6 +103,17 @@ class Swift:
             else:
                 out[row["channel"]] = ""
         return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_same_examples_everywhere() -> Iterator[None]:
+    """Hypothesis also draws the constants of all modules that happen to be imported: with them, what is generated
+    would depend on which tests ran before and on where the packages lie."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "_get_local_constants", providers.Constants)
+        providers.CONSTANTS_CACHE.cache.clear()
+        yield
+        providers.CONSTANTS_CACHE.cache.clear()
 
 
 @pytest.fixture(scope="session")

@@ -529,6 +529,30 @@ def test_a_dry_run_says_that_too_many_rows_are_bad(bad_data: Path) -> None:
     assert done.stderr == '"--skip-bad-rows" is "few". Write a number of rows, or a share such as "5%".\n'
 
 
+def test_flags_that_cannot_be_followed(tmp_path: Path) -> None:
+    asked = ("--config", "configs/quickstart.json")
+    done = run(
+        *asked,
+        "--report",
+        str(tmp_path),
+        "--convert",
+        str(tmp_path / "no/a.jsonl"),
+        "--exact",
+        "--preview",
+        "0",
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f'"--report" names "{tmp_path}", which is a directory. Name a file.',
+        f'"--convert" names "{tmp_path}/no/a.jsonl", whose directory does not exist. Make it first, or name another.',
+        '"--report" goes with --verify-data. Add that, or leave it out.',
+        '"--exact" goes with --verify-data. Add that, or leave it out.',
+        '"--preview" is 0; it must be at least 1.',
+    ]
+    done = run(*asked, "--convert", DATA)
+    assert (done.returncode, done.stderr) == (2, '"--convert" names a file that is read. Name another.\n')
+
+
 @pytest.mark.slow
 def test_bad_rows_are_left_out_on_request_and_counted(
     bad_data: Path, tiny_model: Path, tmp_path: Path
