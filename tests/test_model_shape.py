@@ -26,6 +26,8 @@ from swift_toolkit import model_shape
         ("mistralai/Mixtral-8x7B-v0.1", 46.7),
         ("some/Mix-4x7b", 23.24),
         ("deepseek-ai/DeepSeek-R1", 671),
+        ("deepseek-ai/DeepSeek-V3-0324", 671),
+        ("deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", 8),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14.8),
         ("OpenBMB/MiniCPM-V-2_6", 8.3),
         ("google/gemma-3-27b-it", 27),
