@@ -299,6 +299,7 @@ _PARAMETERS = (
     (r"glm-4v-9b", 13.9),
     (r"glm-4\.[56]v(?!-flash)|glm-4\.5-air", 107.0),
     (r"glm-4\.[5-7]$", 355.0),
+    (r"emu3", 8.5),
     (r"got-ocr", 0.56),
     (r"phi-4-multimodal", 5.57),
     (r"phi-(3|3\.5|4)-(mini|vision)", 4.0),

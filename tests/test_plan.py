@@ -352,6 +352,12 @@ def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, s
     assert plan.step_count(request, None, CPU) == settings.get("max_steps")
 
 
+def test_processes_that_share_a_row_count_once() -> None:
+    request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
+    assert plan.effective_batch_size(request, gpus(8)) == 12
+    assert plan.step_count(request, 100, gpus(8)) == 27  # 3 × 9
+
+
 def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
