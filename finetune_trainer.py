@@ -204,7 +204,7 @@ class FineTuner:
 
         config, device = self.config, self.device
         batch = config.get("per_device_train_batch_size", 1)
-        world, accumulation = launch.world_size(config, device), plan.accumulation(config, device)
+        world, accumulation = plan.feeders(config, device), plan.accumulation(config, device)
         effective = plan.effective_batch_size(config, device)
         steps = plan.step_count(config, self._rows(), device)
         facts = [
