@@ -7,8 +7,9 @@
 A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is
 left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `dataset_files` reads files,
 `dataset_rows` knows the formats, `dataset_checks` judges a row, `dataset_media` looks at its images,
-`dataset_shape` guards the types of columns, `dataset_scan` goes through a file (`dataset_blocks` through many
-rows at once, `dataset_tally` counts), `dataset_report` is what comes out, `dataset_copy` writes copies.
+`dataset_shape` guards the types of columns, `dataset_types` those of files that are read together,
+`dataset_scan` goes through a file (`dataset_blocks` through many rows at once, `dataset_tally` counts),
+`dataset_report` is what comes out, `dataset_copy` writes copies.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from swift_toolkit.dataset_scan import PART_BYTES, Part, apart, head_of, scan_pa
 from swift_toolkit.dataset_shape import Shape
 from swift_toolkit.dataset_spec import DatasetSpec
 from swift_toolkit.dataset_tally import TOKEN_STEP, Prints, Tally
+from swift_toolkit.dataset_types import agree
 
 __all__ = [
     "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "find_part", "task_of", "verify",
@@ -97,6 +99,7 @@ def verify(
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)
+    check.agree()
     check.scan(None if limit_seconds is None else started + limit_seconds)
     check.compare()
     check.report.seconds = time.perf_counter() - started
@@ -151,6 +154,13 @@ class _Verification:
             if flaw := misspelled_column(part.layout, self.rules):
                 self.report.add(flaw, shown)
             self.work.append((entry, part))
+
+    def agree(self) -> None:
+        """See that files that are read together go together."""
+        for split in self.report.specs:
+            for entry, flaw in agree([one for one in self.work if one[0].split == split]):
+                self.report.add(flaw, entry.path)
+                entry.unusable = True
 
     def scan(self, deadline: float | None) -> None:
         """Go through the rows of all files."""

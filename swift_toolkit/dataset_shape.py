@@ -82,6 +82,20 @@ class Shape:
         inner = [*self.fields.values(), *([self.items] if self.items else [])]
         return any(shape.mixes_texts for shape in inner)
 
+    @property
+    def kind(self) -> Any:
+        """The type that `datasets` gives such a place, to compare with another; None for nothing but nulls."""
+        names = {kind.__name__ for kind in self.kinds}
+        if names == {"int", "float"}:
+            return "float"
+        if names == {"list"}:
+            return "list", self.items.kind if self.items else None
+        if names == {"dict"} and len(self.keys) == 1 and self.fields:
+            return "dict", frozenset((name, field.kind) for name, field in self.fields.items())
+        if names == {"dict"} or len(names) > 1:
+            return "json"
+        return names.pop() if names else None
+
     def type(self, whole: bool) -> Any:
         """What a further value must be, as a type for msgspec; `Any` where the reader keeps plain JSON.
 
