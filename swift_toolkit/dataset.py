@@ -338,7 +338,7 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
     for column in shape.fields.keys() - set(layout.unused):
-        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].is_dates:
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].has_dates:
             return f'ms-swift would read the dates in "{column}" as numbers'
         if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
             return f'ms-swift would read texts like "42" in "{column}" as numbers'

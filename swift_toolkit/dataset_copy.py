@@ -21,6 +21,7 @@ from swift_toolkit.dataset_checks import LABEL_TASKS, RANKING_TASKS, Rules, text
 from swift_toolkit.dataset_flaws import KINDS, Flaw
 from swift_toolkit.dataset_rows import Message, Row, read_messages
 from swift_toolkit.dataset_scan import Part, scan_part
+from swift_toolkit.dataset_shape import DATE
 from swift_toolkit.problems import Problem, RequestError
 
 
@@ -188,7 +189,11 @@ class _CleanCopy:
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         errors = [flaw for flaw in flaws if flaw.is_error]
         if not errors and row is not None:
-            self.out.write(json_line(value if self.as_it_is else _for_reader(row, self.rules)))
+            if not self.as_it_is:
+                value = _for_reader(row, self.rules)
+                if not self.out.tell():
+                    _keep_dates(value["messages"])
+            self.out.write(json_line(value))
             return
         self.left_out[KINDS[errors[0].kind].title] += 1
         reasons = [str(Problem(flaw.what, flaw.advice)) for flaw in errors]
@@ -224,6 +229,14 @@ def _for_reader(row: Row, rules: Rules) -> Row:
     if "label" in out and rules.task in LABEL_TASKS:
         out["label"] = _label(out["label"], rules)
     return out
+
+
+def _keep_dates(messages: list[Message]) -> None:
+    """Where all texts are dates the reader would make numbers of them; it does not look into objects of different keys,
+    so the first of all messages gets one more.
+    """
+    if all(DATE.fullmatch(message["content"]) for message in messages):
+        messages[0].setdefault("loss", None)
 
 
 def _label(label: Any, rules: Rules) -> Any:
