@@ -28,7 +28,7 @@ from swift_toolkit.dataset_files import READ_BY_SWIFT, DataFile, look_at
 from swift_toolkit.dataset_flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset_report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset_rows import Layout, layout_of
-from swift_toolkit.dataset_scan import PART_BYTES, Part, apart, head_of, scan_part, scan_parts
+from swift_toolkit.dataset_scan import PART_BYTES, WITH_STARTER, Part, apart, head_of, scan_part, scan_parts
 from swift_toolkit.dataset_shape import Shape
 from swift_toolkit.dataset_spec import DatasetSpec
 from swift_toolkit.dataset_tally import TOKEN_STEP, Prints, Tally
@@ -387,11 +387,15 @@ class BackgroundVerify:
         command, environment = apart()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=self._out, env=environment, start_new_session=True
+            [*command, WITH_STARTER],
+            stdin=subprocess.PIPE,  # stays open as long as this process is there
+            stdout=self._out,
+            env=environment,
+            start_new_session=True,
         )
         assert self._process.stdin is not None
-        with self._process.stdin as stdin:
-            pickle.dump((verify, (list(train), list(val)), options), stdin)
+        pickle.dump((verify, (list(train), list(val)), options), self._process.stdin)
+        self._process.stdin.flush()
 
     def report(self, timeout: float | None = 0.0) -> DataReport | None:
         """The report, or None if it is not there yet.
@@ -422,6 +426,8 @@ class BackgroundVerify:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._out.close()
 
     def __enter__(self) -> BackgroundVerify:
