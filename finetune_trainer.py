@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from swift_toolkit.config import Config
     from swift_toolkit.data_gate import DataGate
     from swift_toolkit.dataset import DataReport
+    from swift_toolkit.fitting import Verdict
     from swift_toolkit.plan import Device
     from swift_toolkit.preview import TemplateView
     from swift_toolkit.process import Child
@@ -46,6 +47,8 @@ __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
+
+GIB = 1 << 30
 
 MAX_LOST_ROWS = "5%"
 """So many rows may get lost between the files and the first step, unless the user says otherwise."""
@@ -121,7 +124,7 @@ class FineTuner:
     @classmethod
     def from_command_line(
         cls,
-        config: str | None,
+        config: str | Mapping[str, Any] | None,
         settings: Mapping[str, Any],
         skip_bad_rows: str | None = None,
         max_lost_rows: str = MAX_LOST_ROWS,
@@ -153,6 +156,7 @@ class FineTuner:
         problems += preflight.check(self.config)
         self.device: Device = plan.find_device()
         problems += launch.problems(self.device)
+        problems += plan.problems(self.config, self.device)
         self.skip_bad_rows, self.max_lost_rows = skip_bad_rows, max_lost_rows
         numbers = {"skip_bad_rows": skip_bad_rows, "max_lost_rows": max_lost_rows}
         wrong = list(dataset_copy.number_problems(numbers, as_flags=overrides_from == "command line"))
@@ -167,7 +171,7 @@ class FineTuner:
         self.given = {
             name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
         }
-        plan.fill_automatic(self.config, self.device)
+        plan.fill_automatic(self.config, self.device, self.data)
         self.output_dir = Path(
             self.config.get("output_dir") or plan.default_output_dir(self.config)
         ).expanduser()
@@ -220,7 +224,7 @@ class FineTuner:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "notices": self.config.notices,
             "data": self.data.as_dict(),
-            "memory": plan.memory(self.config),
+            "memory": self.judge_memory().as_dict(),
             "launch": {
                 "device": str(self.device),
                 "processes": launch.processes(self.config, self.device),
@@ -230,6 +234,7 @@ class FineTuner:
                 "effective_batch_size": plan.effective_batch_size(self.config, self.device),
                 "steps": plan.step_count(self.config, self._rows(), self.device),
             },
+            "suggestions": plan.suggestions(self.config, self.device, self.data),
         }
 
     def print_plan(self, file: IO[str] | None = None) -> None:
@@ -249,6 +254,9 @@ class FineTuner:
             ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
+            ("tokens", plan.tokens_phrase(config, device, steps, self.data)),
+            *self.judge_memory().lines(),
+            *(("suggestion", line) for line in plan.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
         ]
         console.print_facts(facts, file)
@@ -261,6 +269,12 @@ class FineTuner:
 
         return {**plan.environment(self.device), **launch.environment(self.config, self.device)}
 
+    def judge_memory(self) -> Verdict:
+        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
+        from swift_toolkit import plan
+
+        return plan.judge(self.config, self.device, self.data)
+
     def _rows(self) -> int | None:
         from swift_toolkit import preflight
 
@@ -268,20 +282,25 @@ class FineTuner:
 
     # --- training -----------------------------------------------------------------------------------------
 
-    def run_training(self, verbose: bool = False) -> TrainingResult:
+    def run_training(self, verbose: bool = False, probe: bool = False) -> TrainingResult:
         """Train, and show the plan, one live line and the result on stderr.
 
         Ctrl-C (KeyboardInterrupt) lets the step in hand end and saves a checkpoint; a second one ends at once.
 
         Args:
             verbose: also show all that ms-swift prints.
+            probe: first try one step, and one evaluation, with the longest rows.
 
         Raises:
+            RequestError: the longest rows cannot be known.
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
         from swift_toolkit import dataset_copy, launch, preflight, runs
+        from swift_toolkit import probe as probing
 
+        if probe and (found := list(probing.problems(self.data))):
+            raise RequestError(found)
         preflight.unpack_models(self.config)
         first = launch.is_first()
         directory = self._claim(runs) if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
@@ -296,6 +315,8 @@ class FineTuner:
         self.config.replace("val_dataset", given.val)
         if first:
             self.print_plan()
+            if probe:
+                _Probe(self, directory / "probe", verbose).carry_out()
             return _Run(self, directory, verbose).carry_out()
         console.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
         return _RunElsewhere(self, directory, verbose).carry_out()
@@ -334,6 +355,7 @@ class _Run:
         self.last: str | None = None
         self.best: str | None = None
         self.steps = 0
+        self.memory = 0
         self.pid = 0  # of the process that reports: a launcher would pass a signal on to its data loaders too
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
@@ -348,7 +370,7 @@ class _Run:
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
-        from swift_toolkit import launch, training
+        from swift_toolkit import launch, plan, training
         from swift_toolkit.process import Child
 
         config, device = self.tuner.config, self.tuner.device
@@ -362,7 +384,8 @@ class _Run:
             child = stack.enter_context(
                 Child(command, self.log, {**request, **self.tuner.environment()}, echo)
             )
-            line = stack.enter_context(console.TrainingLine())
+            tokens = plan.row_tokens(self.tuner.data)
+            line = stack.enter_context(console.TrainingLine(row_tokens=tokens))
             if (nodes := launch.nodes()).count > 1:
                 line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
             self._follow(child, line)
@@ -450,6 +473,7 @@ class _Run:
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         self.steps = event.get("step", self.steps)
+        self.memory = max(self.memory, event.get("memory", 0))
         self.pid = event.get("pid", self.pid)
         if "time" in event:
             self.times[kind] = event["time"]
@@ -522,7 +546,7 @@ class _Run:
             what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
         lines = [f"Training failed: {what}. The whole log: {self.log}"]
         if memory:
-            advice = plan.memory_advice(self.tuner.config, self.tuner.device)
+            advice = plan.memory_advice(self.tuner.config, self.tuner.device, self.tuner.data)
             lines += ["Out of memory? In this order, try:", *(f"  {line}" for line in advice)]
         elif self.last:
             lines.append(
@@ -534,6 +558,8 @@ class _Run:
         from swift_toolkit import runs
 
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
+        estimate = self.tuner.judge_memory().estimate
+        content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
         runs.write_json(self.directory / "result.json", content)
 
     def _resolved(self) -> dict[str, Any]:
@@ -546,6 +572,42 @@ class _Run:
             "rows": self.rows,
             "tokens_per_row": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
         }
+
+
+class _Probe(_Run):
+    """One step with the longest rows, in a directory that stays only if it fails."""
+
+    def __init__(self, tuner: FineTuner, directory: Path, verbose: bool) -> None:
+        import copy
+
+        from swift_toolkit import launch, probe
+
+        self.whole = tuner
+        world = launch.world_size(tuner.config, tuner.device)
+        alone = copy.copy(tuner)
+        alone.config = probe.prepare(tuner.config, tuner.data, directory, world)
+        super().__init__(alone, directory, verbose)
+
+    def carry_out(self) -> TrainingResult:
+        import shutil
+
+        from swift_toolkit import fitting
+
+        console.say("Trying one step with the longest rows.")
+        result = super().carry_out()
+        device = self.tuner.device.memory
+        word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
+        took = f"{self.memory / GIB:.1f}{room} GiB, {console.duration(result.seconds['training'])}"
+        console.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")
+        shutil.rmtree(self.directory)
+        return result
+
+    def _make_gate(self) -> None:
+        """The run that follows looks at all of the data."""
+
+    def _reason(self, exit_status: int) -> str:
+        self.tuner = self.whole  # whose numbers the advice is given in
+        return super()._reason(exit_status).replace("Training", "One step with the longest rows", 1)
 
 
 class _RunElsewhere(_Run):
@@ -646,13 +708,7 @@ def make_parser() -> command_line.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
-    parser.add_argument(
-        "--from-command", metavar="LINE", help="settings out of a line such as 'swift sft ...'"
-    )
-    parser.add_argument(
-        "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
-    )
+    parser.add_sources("swift sft")
     parser.add_argument(
         "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
     )
@@ -699,6 +755,9 @@ def make_parser() -> command_line.Parser:
     launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
     launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
     launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
+    parser.add_argument(
+        "--probe", action="store_true", help="first try one real step with the longest rows: does it fit?"
+    )
     parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
     parser.add_argument(
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
@@ -726,7 +785,7 @@ def _command(words: list[str]) -> int:
     for name in launch.FLAGS:
         if (value := getattr(options, name)) is not None:
             os.environ[name.upper()] = value
-    source, settings = _request(options, settings)
+    source, settings = command_line.request(options, settings, ("sft", "pt", "rlhf"))
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
@@ -755,7 +814,7 @@ def _command(words: list[str]) -> int:
             tuner.print_plan(sys.stdout)
         return 0
     try:
-        result = tuner.run_training(options.verbose)
+        result = tuner.run_training(options.verbose, options.probe)
     except Interrupted as interrupted:
         if launch.is_first():
             _say_how_to_go_on(interrupted.result, words)
@@ -782,42 +841,17 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
         yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
 
 
-def _request(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone."""
-    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
-    if len(given) > 1:
-        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
-        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not given or options.config:
-        return options.config, settings
-    from swift_toolkit import shell
-
-    text, file = options.from_command, None
-    if options.from_script:
-        file = options.from_script
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RequestError([Problem(f"cannot be read ({what})", file=file)]) from None
-    command = shell.from_command(text, ("sft", "pt", "rlhf"), file)
-    for line in command.left_out:
-        console.say(f"left out: {line}")
-    for name, value in command.env.items():
-        os.environ.setdefault(name, value)
-    values = dict(command.values)
-    config = values.pop("config", None)
-    task = {} if command.command == "sft" else {"task": command.command}
-    return (None if config is None else str(config)), {**task, **values, **settings}
-
-
-def _upgrade(source: str | None, settings: dict[str, Any], options: argparse.Namespace) -> int:
+def _upgrade(
+    source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
+) -> int:
     from swift_toolkit.upgrade import upgrade
 
-    if settings and source is not None:
+    if not isinstance(source, str):
+        source, settings = {**(source or {}), **settings}, {}
+    if settings:
         names = ", ".join(f'"--{name}"' for name in settings)
         raise RequestError([Problem(f"--upgrade with a file takes no settings: {names}", "Remove them.")])
-    for notice in upgrade(source or settings, options.upgrade):
+    for notice in upgrade(source, options.upgrade):
         if not options.quiet_notices:
             console.say(notice)
     print(options.upgrade)

@@ -279,7 +279,7 @@ def make_parser() -> command_line.Parser:
     )
     add("--compare-base", action="store_true", help="ask the base model too, and show both side by side")
     add("--report", metavar="FILE", help="make an .html page or an .md table of the answers")
-    add("--config", metavar="FILE", help="inference settings in JSON or YAML")
+    parser.add_sources("swift infer")
     add("--base-model", metavar="DIR", help="where the base model is, if it has moved since the training")
     add("--infer-backend", metavar="NAME", help="auto (default), pt, vllm, sglang or lmdeploy")
     add(
@@ -304,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     flags, settings = make_parser().parse(words)
+    flags.config, settings = command_line.request(flags, settings, ("infer",))
     mode = flags.mode or ("single" if flags.question is not None else "batch")
     problems = _mode_problems(flags, mode)
     try:
@@ -316,12 +317,22 @@ def _command(words: list[str]) -> int:
     if not flags.quiet_notices:
         for notice in tester.plan.config.notices:
             console.say(notice)
+    if _is_chat(flags, tester):
+        mode = "interactive"
     with tester:
         return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
 
 
+def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
+    """Whether a line for ms-swift meant a chat, which it is without data, and nothing here says otherwise."""
+    asked = [flags.mode, flags.question, flags.questions_file, flags.output, flags.report]
+    return tester.plan.chat and not any([*asked, flags.compare_base, flags.json])
+
+
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
-    """Flags that do not belong to the mode."""
+    """Flags that do not belong to the mode, and images that cannot be shown."""
+    from swift_toolkit.questions import image_flaw
+
     of_mode = {
         "--question": ("single",),
         "--image": ("single",),
@@ -336,8 +347,8 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
         if getattr(flags, flag[2:].replace("-", "_")) and mode not in modes:
             problems.append(Problem(f"is for {' and '.join(modes)} mode, not for {mode}", "Remove it.", flag))
     for image in flags.image or []:
-        if "://" not in image and not Path(image).expanduser().is_file():
-            problems.append(Problem(f"names {image}, which does not exist", "", "--image"))
+        if flaw := image_flaw(image):
+            problems.append(Problem(f"cannot be used: {flaw.what}", flaw.do, "--image"))
     if mode == "single" and flags.question is None:
         problems.append(Problem("is needed in single mode", "", "--question"))
     return problems
@@ -395,7 +406,7 @@ def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
 
 def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """Every question of a file."""
-    questions = flags.questions_file or _default_questions()
+    questions = flags.questions_file or tester.plan.questions or _default_questions()
     batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
     if flags.dry_run:
         return _dry_run(tester, flags, batch)

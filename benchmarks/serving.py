@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """How fast the server is, as ratios against raw ``swift deploy`` in one run of this script.
 
-    python benchmarks/serving.py                       # SmolLM2 on this machine's pt backend; about 10 minutes
+    python benchmarks/serving.py                       # SmolLM2 on this machine's pt backend; about 6 minutes
     python benchmarks/serving.py --backend vllm        # with VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 on a CPU
 
-Three servers take turns: ours, raw at its defaults and raw at our batch size (raw's own default is one). Each is
-asked at 1, 8 and 32 at once for answers of the same length, and for the time to the first token of a stream.
+Ours, and raw at our batch size, are asked in turn at 1, 8 and 32 at once for answers of the same length, and for the
+time to the first token of a stream. Raw at its own defaults, which answers one by one, is asked at 8 once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 BATCH = 32
+DEFAULTS = "raw at its defaults"
 TOKENS = 32
 CONCURRENCY = (1, 8, 32)
 
 
 def main() -> None:
+    from swift_toolkit.process import interrupt_on_sigterm
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,15 +51,25 @@ def main() -> None:
     parser.add_argument("--template", default="chatml")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="counted rounds at each concurrency (default 3)"
+        "--rounds", type=int, default=4, help="counted rounds at each concurrency (default 4)"
     )
     parser.add_argument("--starts", type=int, default=2, help="starts of each server (default 2)")
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(options.starts):
-        for name, command in servers(options).items():
-            found.setdefault(name, []).append(measure(command, options.rounds))
-    report(found)
+    interrupt_on_sigterm()
+    commands = servers(options)
+    starts = [{name: ready(command) for name, command in commands.items()} for _ in range(options.starts)]
+    report("seconds to ready", starts)
+    sides = [name for name in commands if name != DEFAULTS]
+    with ExitStack() as stack:
+        ports = {name: stack.enter_context(running(command))[0] for name, command in commands.items()}
+        for port in ports.values():
+            ask(port, 0)
+        report("seconds to the first token", in_turn(sides, ports, first_token, 4 * options.rounds))
+        for many in CONCURRENCY:
+            found = in_turn(sides, ports, partial(throughput, many=many), options.rounds)
+            if many == 8 and DEFAULTS in ports:
+                found[0][DEFAULTS] = throughput(ports[DEFAULTS], many)
+            report(f"tokens/s at {many}", found)
 
 
 def servers(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -78,11 +94,12 @@ def servers(options: argparse.Namespace) -> dict[str, list[str]]:
     raw += ["--infer_backend", "transformers" if options.backend == "pt" else "vllm", *shared]
     if options.backend == "vllm":
         return {"ours": ours, "raw": raw}
-    return {"ours": ours, "raw": raw, f"raw, batch {BATCH}": [*raw, "--max_batch_size", str(BATCH)]}
+    return {"ours": ours, f"raw, batch {BATCH}": [*raw, "--max_batch_size", str(BATCH)], DEFAULTS: raw}
 
 
-def measure(command: list[str], rounds: int) -> dict[str, Any]:
-    """Start a server, ask it, end it."""
+@contextmanager
+def running(command: list[str]) -> Iterator[tuple[int, float]]:
+    """A server: its port, and the seconds from the command until it was ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -92,19 +109,29 @@ def measure(command: list[str], rounds: int) -> dict[str, Any]:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder, start_new_session=True)
         try:
             wait_until_ready(process, port, Path(folder, "log"))
-            found: dict[str, Any] = {"ready": time.perf_counter() - began}
-            ask(port, 0)
-            for many in CONCURRENCY:
-                found[f"tokens/s at {many}"] = statistics.median(
-                    throughput(port, many) for _ in range(rounds)
-                )
-            found["first token"] = statistics.median(first_token(port) for _ in range(2 * rounds + 1))
-            return found
+            yield port, time.perf_counter() - began
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             time.sleep(3)
             os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
             process.wait()
+
+
+def ready(command: list[str]) -> float:
+    """Seconds from the command until the server is ready."""
+    with running(command) as (_, seconds):
+        return seconds
+
+
+def in_turn(
+    sides: list[str], ports: dict[str, int], measure: Callable[[int], float], rounds: int
+) -> list[dict[str, float]]:
+    """What is measured of every side, round by round; who begins changes."""
+    found = []
+    for number in range(rounds):
+        order = sides if number % 2 else sides[::-1]
+        found.append({name: measure(ports[name]) for name in order})
+    return found
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -149,20 +176,19 @@ def first_token(port: int) -> float:
     raise RuntimeError("the stream was empty")
 
 
-def report(found: dict[str, list[dict[str, Any]]]) -> None:
-    """One line for each figure: every side, and ours against raw."""
-    best = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for name, runs in found.items()
+def report(what: str, rounds: list[dict[str, float]]) -> None:
+    """One line: the median of every side, and the median of the ratios within a round."""
+    names = ["ours", *(name for name in rounds[0] if name != "ours")]
+    medians = {name: statistics.median(one[name] for one in rounds if name in one) for name in names}
+    ratios = {
+        name: statistics.median(one["ours"] / one[name] for one in rounds if name in one)
+        for name in names[1:]
     }
-    for key in best["ours"]:
-        figures = ", ".join(f"{name} {values[key]:.2f}" for name, values in best.items())
-        ratios = ", ".join(
-            f"{best['ours'][key] / values[key]:.2f} of {name}"
-            for name, values in best.items()
-            if name != "ours"
-        )
-        print(f"{key}: {figures} (ours is {ratios})", flush=True)
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in medians.items())
+    print(
+        f"{what}: {figures} ({', '.join(f'{value:.2f} of {name}' for name, value in ratios.items())})",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.answers import Answer, AnswersFile, open_answers, read_results, told_if_unwritable
 from swift_toolkit.engine import Side
-from swift_toolkit.inference_plan import Plan
+from swift_toolkit.inference_plan import Plan, folder_of
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.questions import Overview, Question, QuestionSet
 
@@ -63,7 +63,7 @@ class Batch:
     def __enter__(self) -> Batch:
         """Take hold of the answers file."""
         run = {**self.plan.identity(), "questions": self.overview.digest, "sides": list(self.sides)}
-        folder = self.plan.checkpoint.path.parent
+        folder = folder_of(self.plan.checkpoint)
         self.answers = open_answers(self.output, folder, run, self.sides, self.overview.count)
         return self
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from swift_toolkit import console
 from swift_toolkit.engine import Side
 from swift_toolkit.problems import Problem, RequestError
-from swift_toolkit.questions import Question
+from swift_toolkit.questions import Question, image_flaw
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -136,8 +136,10 @@ class Chat:
 
     def image(self, name: str) -> str:
         """show an image with the next question"""
-        if not Path(name).expanduser().is_file() and "://" not in name:
-            return f"{name} does not exist." if name else "Name a file: /image photo.png"
+        if not name:
+            return "Name a file: /image photo.png"
+        if flaw := image_flaw(name):
+            return f"{flaw.what}."
         self.images.append(str(Path(name).expanduser()) if "://" not in name else name)
         return f"{name} goes with the next question."
 

@@ -115,6 +115,7 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
         problems += base_problems
     if kind == "lora" and base is not None and not problems:
         problems += _misfit(path, Path(base.model))
+    problems += _form_problems(path, adapter)
     if not trust_code:
         problems += _code_problems(path, base)
     if problems:
@@ -136,6 +137,11 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
         generation=_generation(args, old),
         args=args,
     )
+
+
+def hub_model(model: str) -> Checkpoint:
+    """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
+    return Checkpoint(Path(model), "full", None, None, None, None, None, None, None, None, None, None, {})
 
 
 def find_checkpoint(path: Path) -> Found:
@@ -208,6 +214,19 @@ def _generation(args: dict[str, Any], old: bool) -> Generation | None:
     return "v3" if "train_type" in args else None
 
 
+def _form_problems(path: Path, adapter: dict[str, Any]) -> list[Problem]:
+    """An adapter in the own form of ms-swift 1 that is not plain LoRA: nothing loads it any more."""
+    swift_type = adapter.get("swift_type")
+    if swift_type is None:
+        return []
+    kind = next((name for name in ("use_qa_lora", "use_merged_linear") if adapter.get(name)), swift_type)
+    if kind == "LORA":
+        return []
+    return [
+        Problem(f"{path} holds an adapter of ms-swift 1 that nothing loads today: {kind}", "Train it anew.")
+    ]
+
+
 def _rank(adapter: dict[str, Any]) -> int | None:
     """The greatest rank in the adapter: some layers may have their own."""
     ranks = [adapter.get("r"), *(adapter.get("rank_pattern") or {}).values()]
@@ -262,6 +281,7 @@ def _recorded_bases(args: dict[str, Any], adapter: dict[str, Any]) -> list[tuple
     """The base as each file names it, with where it stands, the surest first."""
     recorded = [
         (args.get("model"), "model in args.json"),
+        (args.get("model_cache_dir"), "model_cache_dir in sft_args.json"),
         (args.get("model_id_or_path"), "model_id_or_path in sft_args.json"),
         (_legacy_model(args), "model_type in sft_args.json"),
         (adapter.get("base_model_name_or_path"), "base_model_name_or_path in adapter_config.json"),

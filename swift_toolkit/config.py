@@ -25,10 +25,15 @@ OWN_KEYS = {
     "preset": "`lora`, `qlora`, `full` or `multimodal`; without it `train_type` decides",
     "train_type": "a preset's name or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
     "task": "`sft` (default), `pt` or `rlhf`; `rlhf_type` alone means `rlhf`",
+    "effective_batch_size": "rows an optimiser step, on any number of devices: batch and accumulation follow from it",
 }
 """The keys that are the toolkit's own, with what they take; all others are ms-swift's."""
 
-_ABOUT_THE_REQUEST = ("preset", "task")  # the own keys that are no argument of ms-swift under another name
+_ABOUT_THE_REQUEST = (
+    "preset",
+    "task",
+    "effective_batch_size",
+)  # the own keys that are no argument of ms-swift under another name
 
 TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
 """The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
@@ -91,6 +96,7 @@ class Config:
         notices: one line for each translation that was made.
         left_alone: names given as null, which no automatic setting may fill.
         path: the config file, None without one.
+        effective_batch: the rows of an optimiser step that were asked for, None if nobody asked.
     """
 
     command: Command
@@ -100,6 +106,7 @@ class Config:
     notices: list[str] = field(default_factory=list)
     left_alone: set[str] = field(default_factory=set)
     path: str | None = None
+    effective_batch: Setting | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of ``name``, or ``default`` when nobody set it."""
@@ -203,7 +210,8 @@ def read_request(
         reader.beside = {name: value for name, value in others.items() if value is not None}
         merged.update(reader.translate({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}))
     path = str(source) if isinstance(source, (str, Path)) else None
-    config = Config(command, install, None, merged, reader.notices, path=path)
+    effective = _effective_batch(own.get("effective_batch_size"), problems)
+    config = Config(command, install, None, merged, reader.notices, path=path, effective_batch=effective)
     if command in ("sft", "pt", "rlhf"):
         from swift_toolkit import presets
 
@@ -229,7 +237,9 @@ def _given(
         sources = {key: Source("file", file=read.path, line=line) for key, line in read.lines.items()}
         layers.append({_plain(key): Setting(value, sources[key], key) for key, value in read.values.items()})
     elif source is not None:
-        layers.append({_plain(key): Setting(v, Source("call"), str(key)) for key, v in source.items()})
+        layers.append(
+            {_plain(key): Setting(v, Source(overrides_from), str(key)) for key, v in source.items()}
+        )
     layers.append({_plain(key): Setting(v, Source(overrides_from), str(key)) for key, v in overrides.items()})
     return layers
 
@@ -247,6 +257,16 @@ def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]], problems:
         problems.append(own["task"].problem(f"is {json.dumps(task)}", 'Use "sft", "pt" or "rlhf".'))
         return "sft"
     return task  # type: ignore[no-any-return]
+
+
+def _effective_batch(given: Setting | None, problems: list[Problem]) -> Setting | None:
+    if given is None or given.value is None:
+        return None
+    text = str(given.value)
+    if not (text.isdecimal() and int(text) > 0):
+        problems.append(given.problem(f"is {json.dumps(given.value)}; it must be a whole number, 1 or more"))
+        return None
+    return replace(given, value=int(text))
 
 
 class _Reader:

@@ -108,6 +108,10 @@ class _LiveLine:
         self._progress.stop()
 
 
+WARM_UP = 2
+"""Steps after which the time of a step is measured: in the first ones memory is claimed and kernels are chosen."""
+
+
 class TrainingLine(_LiveLine):
     """The one live line of a training run, fed with the events of training.py.
 
@@ -115,12 +119,14 @@ class TrainingLine(_LiveLine):
 
     Args:
         file: where it is shown; a bar on a terminal, else a plain line at every log of the run.
+        row_tokens: about how many tokens a row has, None if that is not known.
     """
 
-    def __init__(self, file: IO[str] | None = None) -> None:
+    def __init__(self, file: IO[str] | None = None, row_tokens: int | None = None) -> None:
         super().__init__("starting", file)
         self._step, self._total, self._first = 0, 0, 0
-        self._began = time.monotonic()
+        self._warm: float | None = None
+        self._row_tokens, self._batch = row_tokens, 0
         self._words: dict[str, str] = {}
 
     def note(self, description: str) -> None:
@@ -146,10 +152,13 @@ class TrainingLine(_LiveLine):
         elif kind == "waiting":
             self.note("waiting until every row of the data is looked at")
         elif kind == "begin":
-            self._first, self._total, self._began = event["step"], event["max_steps"], time.monotonic()
+            self._first, self._total, self._batch = event["step"], event["max_steps"], event["batch"]
+            self._step, self._warm = self._first, None
             self._progress.update(self._task, description="training", total=self._total)
         elif kind == "step":
             self._step = event["step"]
+            if self._step - self._first == WARM_UP:
+                self._warm = time.monotonic()
             self._progress.update(
                 self._task, completed=self._step, description="training", words=self.words()
             )
@@ -174,13 +183,18 @@ class TrainingLine(_LiveLine):
             print(self.words(), file=self._file, flush=True)
 
     def words(self) -> str:
-        """The line without its bar: step, losses, learning rate, speed, time left, memory."""
+        """The line without its bar: step, losses, learning rate, speed, time left once measured, memory."""
         parts = [f"step {self._step}/{self._total}"]
         parts += [self._words[name] for name in ("loss", "eval", "rate") if name in self._words]
-        done = self._step - self._first
-        if done > 0:
-            pace = (time.monotonic() - self._began) / done
-            parts += [f"{pace:.2f} s/step", f"{duration(pace * (self._total - self._step))} left"]
+        done = self._step - self._first - WARM_UP
+        if self._warm is not None and done > 0:
+            pace = (time.monotonic() - self._warm) / done
+            parts.append(f"{pace:.2f} s/step")
+            if self._row_tokens:
+                parts.append(f"about {self._row_tokens * self._batch / max(pace, 0.001):,.0f} tokens/s")
+            parts.append(f"{duration(pace * (self._total - self._step))} left")
+        elif self._step < self._total:
+            parts.append("time left unknown")
         if "memory" in self._words:
             parts.append(self._words["memory"])
         return " · ".join(parts)

@@ -198,6 +198,8 @@ class _Verification:
             for flaw, line, number in founds:
                 self.report.add(flaw, entry.path, line, number)
             self.report.groups[kind].count += tally.counts[kind] - len(founds)
+        longest = (max(tally.tokens, default=-1) + 1) * TOKEN_STEP
+        self.report.longest[entry.split] = max(self.report.longest[entry.split], longest)
         if entry.split == "train":
             self.report.turns.update(tally.turns)
             share = tally.turns.total() / max(

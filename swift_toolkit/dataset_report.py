@@ -95,6 +95,7 @@ class DataReport:
         turns: messages in a row -> rows of the training data.
         tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
         token_step: the precision of `tokens`.
+        longest: tokens of the longest row looked at, up to a multiple of `token_step`, of each split; 0 without rows.
         exact_tokens: they were counted by the model's own template, not estimated by bytes.
         seconds: time it took.
     """
@@ -106,6 +107,7 @@ class DataReport:
     turns: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
     token_step: int = TOKEN_STEP
+    longest: dict[Split, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     exact_tokens: bool = False
     seconds: float = 0.0
 

@@ -47,7 +47,9 @@ BUILTIN = {
         sizes={
             "hidden_size": 576,
             "num_hidden_layers": 30,
+            "intermediate_size": 1536,
             "num_attention_heads": 9,
+            "num_key_value_heads": 3,
             "max_position_embeddings": 8192,
             "vocab_size": 49152,
         },

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit import inference_plan
-from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, hub_model, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
 from swift_toolkit.config_file import ConfigFile, read_config_file
 from swift_toolkit.demo_model import is_builtin, materialise
@@ -230,8 +230,12 @@ def make_deployment(
         RequestError: with everything that is wrong.
     """
     config, problems = read_request(source, overrides, command="deploy", overrides_from=overrides_from)
-    problems += [*_other_ways(config), *inference_plan.generation_problems(config), *_limit_problems(flags)]
-    given = _Given.take(config, flags)
+    problems += [
+        *_other_ways(config, flags),
+        *inference_plan.generation_problems(config),
+        *_limit_problems(flags),
+    ]
+    given = _Given.take(config, flags, problems)
     problems += inference_plan.backend_problems(given.backend)
     names, checkpoints, kind = _read(given, flags, problems)
     config.fill("host", "127.0.0.1", "this machine only")
@@ -266,12 +270,14 @@ class _Given:
     """What the settings and flags name together."""
 
     checkpoint: str | None
+    several: str | Mapping[str, str] | None
+    on_hub: bool
     base: str | None
     backend: str
     merge: bool
 
     @classmethod
-    def take(cls, config: Config, flags: Mapping[str, Any]) -> _Given:
+    def take(cls, config: Config, flags: Mapping[str, Any], problems: list[Problem]) -> _Given:
         """Take it out of ``config``; ms-swift's own ``adapters`` and ``model`` stand for a checkpoint and its
         base."""
 
@@ -279,20 +285,35 @@ class _Given:
             setting = config.settings.pop(name, None)
             return None if setting is None else setting.value
 
+        named = _named_adapters(config, problems)
         adapters, model, merge = taken("adapters"), taken("model"), taken("merge_lora")
         backend = flags.get("infer_backend") or taken("infer_backend") or "auto"
-        checkpoint = flags.get("checkpoint")
-        if checkpoint is None and flags.get("multi_lora_config") is None:
-            checkpoint, model = (adapters[0], model) if adapters else (model, None)
+        checkpoint, several, on_hub = flags.get("checkpoint"), flags.get("multi_lora_config"), False
+        if checkpoint is None and several is None and named:
+            several = named
+        elif checkpoint is None and several is None and adapters:
+            checkpoint = adapters[0]
+        elif checkpoint is None and several is None:
+            checkpoint, model, on_hub = model, None, inference_plan.is_on_hub(model)
         base = flags.get("base_model") or model
-        return cls(checkpoint, base, backend, bool(flags.get("merge_lora") or merge))
+        return cls(checkpoint, several, on_hub, base, backend, bool(flags.get("merge_lora") or merge))
+
+
+def _named_adapters(config: Config, problems: list[Problem]) -> dict[str, str]:
+    """Name -> directory of the adapters, where ms-swift's ``adapters`` names them: ``name=directory``."""
+    adapters = config.get("adapters", [])
+    pairs = [one.split("=", 1) for one in adapters if "=" in one and not Path(one).exists()]
+    if len(adapters) > 1 and len(pairs) < len(adapters):
+        do = "Write name=DIR for each: clients ask for an adapter by its name."
+        problems.append(config.problem("adapters", "has several adapters, and not every one has a name", do))
+    return dict(pairs)
 
 
 def _read(
     given: _Given, flags: Mapping[str, Any], problems: list[Problem]
 ) -> tuple[list[str], list[Checkpoint], Type | None]:
     """The adapters' names (of several), the checkpoints, and what they are together; None if something is wrong."""
-    asked, several = flags.get("type"), flags.get("multi_lora_config")
+    asked, several = flags.get("type"), given.several
     if asked is not None and asked not in TYPES:
         problems.append(Problem(*not_one_of(asked, TYPES), key="--type"))
         return [], [], None
@@ -307,7 +328,10 @@ def _read(
         problems.append(Problem("is needed", do, "--checkpoint"))
         return [], [], None
     try:
-        checkpoint = _checkpoint(given.checkpoint, given.base, bool(flags.get("trust_code")))
+        trust = bool(flags.get("trust_code"))
+        checkpoint = (
+            hub_model(given.checkpoint) if given.on_hub else _checkpoint(given.checkpoint, given.base, trust)
+        )
     except RequestError as error:
         problems += error.problems
         return [], [], None
@@ -501,18 +525,17 @@ def _fill(
 # --- settings that have another way here --------------------------------------------------------------------
 
 _OTHER_WAYS = {
-    "api_key": f"Set the environment variable {KEY_VARIABLE}, or use --api-key-file.",
     **dict.fromkeys(("dataset", "val_dataset", "result_path", "stream", "metric"), "Remove it."),
     "load_args": "Remove it: what the checkpoint says is always read.",
     "verbose": "Use --log-requests.",
 }
 
 
-def _other_ways(config: Config) -> Iterator[Problem]:
-    for name, do in _OTHER_WAYS.items():
-        if name in config.settings:
-            what = "is a secret, and would not stay one" if name == "api_key" else "is not used here"
-            yield config.problem(name, what, do)
+def _other_ways(config: Config, flags: Mapping[str, Any]) -> Iterator[Problem]:
+    if "api_key" in config.settings:
+        do = f"Set the environment variable {KEY_VARIABLE}, or use --api-key-file."
+        yield config.problem("api_key", "is a secret, and would not stay one", do)
+    yield from inference_plan.other_ways(config, _OTHER_WAYS, flags)
     for name, variables in SECRETS.items():
         if name in config.settings:
             do = f"Set the environment variable {' or '.join(variables)}." if variables else "Remove it."

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
 import sys
 import threading
@@ -26,6 +27,8 @@ from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+from swift_toolkit.dataset_rows import MEDIA
+from swift_toolkit.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.process import Reporter, end_with_parent
 
 MEMORY_SHARE = 0.5
@@ -112,7 +115,7 @@ def _export(arguments: list[str]) -> None:
         from swift.llm import export_main  # ms-swift 3
     except ModuleNotFoundError:
         from swift import export_main
-    export_main(arguments)
+    export_main(with_peft_adapters(arguments))
 
 
 class Served:
@@ -128,12 +131,15 @@ class Served:
         self.backend: str = order["backend"]
         self.swift = _swift()
         report("loading")
-        self.engine = self.swift.SwiftInfer(order["arguments"]).infer_engine
+        # a file for results that is named makes no folders beside the model; nothing is written to it
+        words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
+        self.engine = self.swift.SwiftInfer(words).infer_engine
         self.engine.max_batch_size = 0  # no limit of its own: batches are made here
         self.template = (
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
-        self.adapter: str | None = order.get("adapter")
+        self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
+        self.sees: bool = self.engine.model_meta.is_multimodal
         device = self.engine.model.device.type if self.backend == "pt" else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
         self.config: Any = None
@@ -204,6 +210,9 @@ class Served:
     # --- one question ---------------------------------------------------------------------------------------
 
     def _request(self, question: dict[str, Any]) -> Any:
+        """The question as ms-swift takes it, which passes over what a text model cannot see in silence."""
+        if not self.sees and any(question["extra"].get(kind) for kind in MEDIA):
+            raise ValueError("the model takes text alone, no images, videos or audios")
         return self.swift.InferRequest(messages=question["messages"], **question["extra"])
 
     def _render(self, question: dict[str, Any]) -> None:

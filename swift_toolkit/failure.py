@@ -43,7 +43,10 @@ def reason(errors: Sequence[Mapping[str, Any]], exit_status: int, log: Path) -> 
 
 
 def _lacks_memory(words: str) -> bool:
-    return "out of memory" in words.lower() or "OutOfMemory" in words
+    low = words.lower()
+    return (
+        "out of memory" in low or "outofmemory" in low or "can't allocate memory" in low
+    )  # the last on a CPU
 
 
 _SUMMARY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+) \(pid: \d+\)")

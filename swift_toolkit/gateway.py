@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -199,7 +200,9 @@ class Gateway:
         self._observer.began(one)
         self._running[one.model] += 1
         try:
-            await self._app({**scope, "headers": headers}, _replay(body, receive), send)
+            await _while_there(
+                receive, send, self._app({**scope, "headers": headers}, _replay(body, receive), send)
+            )
         finally:
             self._running[one.model] -= 1
 
@@ -253,13 +256,32 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
+async def _while_there(receive: Receive, send: _Envelope, answering: Awaitable[None]) -> None:
+    """Await ``answering``, but cancel it when the client goes away before it has its answer."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    work, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not send.done:
+            work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+    finally:
+        work.cancel()
+        leaving.cancel()
+
+
 class _Envelope:
     """Passes a response on; one that says an error is put in OpenAI's format first."""
 
     def __init__(self, one: Exchange, send: Send) -> None:
         self._one, self._send = one, send
         self._failed = bytearray()
-        self._done = False
+        self.done = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -267,23 +289,23 @@ class _Envelope:
             if message["status"] < 400:
                 await self._send(message)
             return
-        self._done = not message.get("more_body")
+        self.done = not message.get("more_body")
         if self._one.status < 400:
             await self._send(message)
         else:
             self._failed += message.get("body", b"")
-            if self._done:
+            if self.done:
                 await self._refuse(self._one.error or ApiError(self._one.status, _said(self._failed)))
 
     async def _refuse(self, error: ApiError) -> None:
-        self._done = True
+        self.done = True
         self._one.error, self._one.status = error, error.status
         await _respond(self._send, error.status, error.body(), _JSON)
 
     async def fail(self) -> None:
         """End a response whose maker failed: a stream that has begun with an event that says so."""
         error = self._one.error or ApiError(500, "The server failed to answer; its log says why.")
-        if self._done:
+        if self.done:
             return
         if not 0 < self._one.status < 400:
             await self._refuse(error)

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swift_toolkit import swift_fields, vocabulary
-from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, hub_model, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
 from swift_toolkit.demo_model import BUILTIN, is_builtin, materialise
 from swift_toolkit.engine import Order, Side
-from swift_toolkit.model_files import read_json
+from swift_toolkit.model_files import adapter_root, read_json
 from swift_toolkit.plan import Device, cpu_computes_bfloat16, environment, find_device
+from swift_toolkit.preflight import looks_local
 from swift_toolkit.problems import Problem, RequestError
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def serves_adapter(backend: str, checkpoint: Checkpoint) -> bool:
     """
     if backend != "vllm":
         return backend == "pt"
-    adapter = read_json(checkpoint.path / "adapter_config.json")[0] or {}
+    root = adapter_root(checkpoint.path) or checkpoint.path
+    adapter = read_json(root / "adapter_config.json")[0] or {}
     plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
     plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
     return plain and (checkpoint.lora_rank or 0) <= VLLM_RANKS[-1]
@@ -215,6 +217,8 @@ class Plan:
         device: what it runs on.
         merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
         log: file for what the engine prints.
+        questions: the file of questions that a line for ms-swift named.
+        chat: whether a line for ms-swift named no data, which means a chat.
     """
 
     checkpoint: Checkpoint
@@ -225,6 +229,8 @@ class Plan:
     device: Device
     merge: Literal["no", "beside", "aside"]
     log: Path
+    questions: str | None = None
+    chat: bool = False
 
     @property
     def one_engine(self) -> bool:
@@ -364,22 +370,24 @@ def make_plan(
         overrides: settings laid over it.
         overrides_from: what to call the overrides in messages.
         flags: the toolkit's own: ``base_model``, ``infer_backend``, ``merge_lora``, ``trust_code``,
-            ``no_thinking``, ``log``.
+            ``no_thinking``, ``log``, ``from_command`` and ``from_script``.
 
     Raises:
         RequestError: with everything that is wrong.
     """
     config, problems = read_request(source, overrides, command="infer", overrides_from=overrides_from)
-    problems += _other_ways(config)
+    chat = is_from_line(flags) and config.settings.keys().isdisjoint(_DATA)
+    questions = _questions(config) if is_from_line(flags) else None
+    problems += other_ways(config, _OTHER_WAYS, flags)
     problems += generation_problems(config)
-    path, base = _asked_for(config, checkpoint, flags.get("base_model"))
+    path, base, on_hub = _asked_for(config, checkpoint, flags.get("base_model"))
     backend = flags.get("infer_backend") or _taken(config, "infer_backend") or "auto"
     merge_lora = flags.get("merge_lora") or bool(_taken(config, "merge_lora"))
     if flags.get("no_thinking"):
         config.fill("enable_thinking", False, "--no-thinking")
     fill_generation(config)
     problems += backend_problems(backend)
-    why, read = _read(path, base, bool(flags.get("trust_code")), problems)
+    why, read = _read(path, on_hub, base, bool(flags.get("trust_code")), problems)
     if merge_lora and read is not None and read.kind == "lora":
         from swift_toolkit.merging import problems as merging_problems
 
@@ -392,19 +400,24 @@ def make_plan(
     if read.kind == "lora" and (merge_lora or not serves_adapter(backend, read)):
         merge = "beside" if merge_lora else "aside"
     log = Path(flags["log"]) if flags.get("log") else _log(read, flags.get("output"))
-    return Plan(read, why, config, backend, backend_why, device, merge, log)
+    return Plan(read, why, config, backend, backend_why, device, merge, log, questions, chat)
+
+
+def folder_of(checkpoint: Checkpoint) -> Path:
+    """Where answers go: beside the checkpoint, of a model on a hub under ``output``."""
+    return checkpoint.path.parent if checkpoint.path.is_absolute() else Path("output", checkpoint.path.name)
 
 
 def _log(checkpoint: Checkpoint, output: str | None) -> Path:
     """Beside the answers, or beside the checkpoint; elsewhere if nobody may write there."""
-    folder = checkpoint.path.parent if output is None else Path(output).absolute().parent
+    folder = folder_of(checkpoint) if output is None else Path(output).absolute().parent
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         folder = Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
     return folder / "infer.log"
 
 
 def _read(
-    path: str | None, base: str | None, trust_code: bool, problems: list[Problem]
+    path: str | None, on_hub: bool, base: str | None, trust_code: bool, problems: list[Problem]
 ) -> tuple[str, Checkpoint | None]:
     """The checkpoint and why it is this one; what is wrong with it goes to ``problems``."""
     if path is None:
@@ -412,6 +425,8 @@ def _read(
             Problem("is needed", "Name a checkpoint, a run or an output directory.", "--checkpoint")
         )
         return "", None
+    if on_hub:
+        return "a model on a hub", hub_model(path)
     try:
         if is_builtin(path):
             return "the embedded model", replace(read_checkpoint(materialise(path)), base=path)
@@ -422,6 +437,7 @@ def _read(
         return "", None
 
 
+_DATA = ("val_dataset", "dataset", "load_data_args")
 _OTHER_WAYS = {
     "val_dataset": "Give the questions with --questions-file.",
     "dataset": "Give the questions with --questions-file.",
@@ -430,16 +446,40 @@ _OTHER_WAYS = {
     "metric": "Answers are scored wherever there are references.",
     "stream": "Remove it: one question and a chat stream, a batch does not.",
     "load_args": "Remove it: what the checkpoint says is always read.",
+    "load_data_args": "Give the questions with --questions-file.",
 }
 
 
-def _other_ways(config: Config) -> list[Problem]:
-    """Settings of ms-swift for which this command has another way."""
-    return [
-        config.problem(name, "is not used here", do)
-        for name, do in _OTHER_WAYS.items()
-        if name in config.settings
-    ]
+def is_from_line(flags: Mapping[str, Any]) -> bool:
+    """Whether the settings are those of a line or script that starts ms-swift."""
+    return bool(flags.get("from_command") or flags.get("from_script"))
+
+
+def other_ways(config: Config, ways: Mapping[str, str], flags: Mapping[str, Any]) -> list[Problem]:
+    """Settings of ms-swift for which a command has another way: problems, unless they come out of a line for ms-swift,
+    from which they are left out with a notice.
+
+    Args:
+        config: the request.
+        ways: setting -> what to do instead.
+        flags: the toolkit's own.
+    """
+    found = [name for name in ways if name in config.settings]
+    if not is_from_line(flags):
+        return [config.problem(name, "is not used here", ways[name]) for name in found]
+    for name in found:
+        del config.settings[name]
+        rest = ways[name].removeprefix("Remove it")  # "." or ": why"
+        config.notices.append(f"left out: {name}{rest if rest != ways[name] else f'. {rest}'}")
+    return []
+
+
+def _questions(config: Config) -> str | None:
+    """The one local file that ``val_dataset`` names, which is taken out of ``config``."""
+    setting = config.settings.get("val_dataset")
+    if setting is None or len(setting.value) != 1 or not Path(setting.value[0]).expanduser().is_file():
+        return None
+    return str(config.settings.pop("val_dataset").value[0])
 
 
 def _taken(config: Config, name: str) -> Any:
@@ -448,11 +488,22 @@ def _taken(config: Config, name: str) -> Any:
     return None if setting is None else setting.value
 
 
-def _asked_for(config: Config, checkpoint: str | None, base: str | None) -> tuple[str | None, str | None]:
+def _asked_for(
+    config: Config, checkpoint: str | None, base: str | None
+) -> tuple[str | None, str | None, bool]:
     """The checkpoint and its base, from the flags or, as in ms-swift's own commands, from ``adapters`` and
-    ``model``.
+    ``model``; and whether the checkpoint is a model on a hub.
     """
-    adapters, model = _taken(config, "adapters"), _taken(config, "model")
-    if checkpoint is None:
-        checkpoint, model = (adapters[0], model) if adapters else (model, None)
-    return checkpoint, base or model
+    adapters, model = config.settings.pop("adapters", None), _taken(config, "model")
+    if checkpoint is not None:
+        return checkpoint, base or model, False
+    if adapters is None:
+        return model, base, is_on_hub(model)
+    if len(adapters.value) > 1:
+        raise RequestError([adapters.problem("names several adapters", "Name one: it is asked alone.")])
+    return str(adapters.value[0]).rpartition("=")[2], base or model, False
+
+
+def is_on_hub(model: str | None) -> bool:
+    """Whether the model is to be fetched from a hub: its name has the form, and its owner is no directory here."""
+    return not (model is None or is_builtin(model) or looks_local(model) or Path(model).parent.is_dir())

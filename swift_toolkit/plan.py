@@ -6,19 +6,24 @@ Everything is learned from files and the operating system; torch is not imported
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from swift_toolkit import demo_model, launch
+from swift_toolkit import demo_model, fitting, launch, memory, memory_run
 from swift_toolkit.config import Config
+from swift_toolkit.problems import Problem
+
+if TYPE_CHECKING:
+    from swift_toolkit.dataset import DataReport
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Device:
         count: how many are visible to the run.
         name: the model of the first, empty if not known.
         reason: why it is this one.
+        memory: bytes of the smallest of them, 0 if not known; of a CPU, what is free.
     """
 
     kind: Literal["cpu", "cuda", "npu", "mps"]
     count: int = 1
     name: str = ""
     reason: str = ""
+    memory: int = 0
 
     def __str__(self) -> str:
         text = f"{self.count} × {self.kind}" if self.count > 1 else self.kind
@@ -45,11 +52,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU: its model, its UUID ("GPU-..."), and whether it is cut into MIG instances."""
+    """One NVIDIA GPU: its model, its UUID ("GPU-..."), whether it is cut into MIG instances, and its bytes of memory, 0
+    if not known."""
 
     name: str = "NVIDIA GPU"
     uuid: str = ""
     mig: bool = False
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Hardware:
         build: what the installed torch is built for: ``cuda``, ``rocm`` or ``cpu``.
         nvidia: the GPUs the driver knows.
         amd: how many GPUs the ROCm driver knows.
+        amd_memory: bytes of the smallest of them, 0 if not known.
         npus: how many Ascend devices, if torch_npu is installed.
         apple: whether it is a Mac with Apple's own processor.
     """
@@ -67,6 +77,7 @@ class Hardware:
     build: Literal["cuda", "rocm", "cpu"] = "cpu"
     nvidia: Sequence[Gpu] = ()
     amd: int = 0
+    amd_memory: int = 0
     npus: int = 0
     apple: bool = False
 
@@ -78,25 +89,32 @@ def hardware() -> Hardware:
         _torch_build(),
         _nvidia_gpus(),
         sum(node.read_text().strip() != "0" for node in nodes),
+        min(map(_number_in, Path("/sys/class/drm").glob("card*/device/mem_info_vram_total")), default=0),
         len(list(Path("/dev").glob("davinci[0-9]*"))) if importlib.util.find_spec("torch_npu") else 0,
         sys.platform == "darwin" and os.uname().machine == "arm64",
     )
 
 
 def find_device() -> Device:
-    """The accelerators this process may use, else the CPU."""
+    """The accelerators this process may use, else the CPU, with the memory of each."""
+    device = _find_device()
+    return replace(device, memory=free_memory()) if device.kind in ("cpu", "mps") else device
+
+
+def _find_device() -> Device:
     found = hardware()
     if found.nvidia:
         if found.build == "cpu":
             return Device("cpu", reason="the installed torch is a CPU build, the GPU stays unused")
         visible, reason = _visible_nvidia(found.nvidia)
         if visible:
-            return Device("cuda", len(visible), visible[0].name, reason)
+            least = 0 if any(gpu.mig for gpu in visible) else min(gpu.memory for gpu in visible)
+            return Device("cuda", len(visible), visible[0].name, reason, least)
         return Device("cpu", reason=reason or "CUDA_VISIBLE_DEVICES hides every GPU")
     if found.build == "rocm" and found.amd:
         names = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
         variable = next((name for name in names if name in os.environ), names[0])
-        return _visible("cuda", found.amd, variable, "ROCm")
+        return replace(_visible("cuda", found.amd, variable, "ROCm"), memory=found.amd_memory)
     if found.npus:
         return _visible("npu", found.npus, "ASCEND_RT_VISIBLE_DEVICES")
     return Device("mps") if found.apple else Device("cpu", reason="no accelerator found")
@@ -123,8 +141,38 @@ def _nvidia_gpus() -> list[Gpu]:
         mig = any(instances.glob("gi*"))
         gpus.append(Gpu(told.get("Model", Gpu.name), told.get("GPU UUID", ""), mig))
     if not gpus:  # containers without that tree, and WSL
-        return [Gpu()] * (len(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists())
-    return gpus
+        gpus = [Gpu()] * (len(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists())
+    return _with_memory(gpus) if gpus else []
+
+
+def _with_memory(gpus: list[Gpu]) -> list[Gpu]:
+    """The same with what NVIDIA's own tool tells of their memory, and of their models where the driver tells none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return gpus
+    query = [tool, "--query-gpu=memory.total,uuid,name", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(
+            query, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return gpus
+    lines = [tuple(line.split(", ")) for line in told]
+    lines = [line for line in lines if len(line) == 3 and line[0].isdecimal()]
+    if len(lines) != len(gpus):
+        return gpus
+    by_uuid = {uuid: int(mib) << 20 for mib, uuid, _ in lines}
+    return [
+        replace(
+            gpu, memory=by_uuid.get(gpu.uuid, int(mib) << 20), name=name if gpu.name == Gpu.name else gpu.name
+        )
+        for gpu, (mib, _, name) in zip(gpus, lines, strict=True)
+    ]
+
+
+def _number_in(file: Path) -> int:
+    text = file.read_text().strip()
+    return int(text) if text.isdecimal() else 0
 
 
 def _visible_nvidia(gpus: Sequence[Gpu]) -> tuple[list[Gpu], str]:
@@ -182,11 +230,38 @@ def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str 
 # --- automatic settings -------------------------------------------------------------------------------------
 
 GIB = 1 << 30
+
 MEMORY_SHARE = 0.6
-"""The share of the free memory that the estimate may take before gradient checkpointing stays on."""
+"""The share of a device's memory that an estimate may take which decides something: it may be a third off."""
+
+MOST_ROWS = 64
+"""Most rows of a batch on one device that are chosen automatically."""
+
+MANY_ROWS = 10_000
+"""Rows from which on several processes read the data: fewer are read in the time that processes take to start."""
 
 
-def fill_automatic(config: Config, device: Device) -> None:
+def problems(config: Config, device: Device) -> list[Problem]:
+    """What is wrong with the size of the batch that was asked for."""
+    wish = config.effective_batch
+    if wish is None:
+        return []
+    batch, steps = config.get("per_device_train_batch_size"), config.get("gradient_accumulation_steps")
+    fixed = launch.world_size(config, device) * (batch or 1) * (steps or 1)
+    if wish.value % fixed == 0 and (wish.value == fixed or not (batch and steps)):
+        return []
+    parts = [f"{launch.world_size(config, device)} process(es)"]
+    parts += [f"{batch} rows a device"] if batch else []
+    parts += [f"{steps} accumulated"] if steps else []
+    if batch and steps:
+        return [
+            wish.problem(f"is {wish.value}, but {' × '.join(parts)} are {fixed}", "Leave one of them out.")
+        ]
+    near = max(1, round(wish.value / fixed)) * fixed
+    return [wish.problem(f"is {wish.value}, which {' × '.join(parts)} cannot share", f"Use {near}.")]
+
+
+def fill_automatic(config: Config, device: Device, report: DataReport | None = None) -> None:
     """Choose what the user left open and what does not change what is learned, each with its reason."""
     model = str(config.get("model"))
     builtin = demo_model.BUILTIN.get(model)
@@ -195,8 +270,17 @@ def fill_automatic(config: Config, device: Device) -> None:
         config.fill("template", builtin.template, "known of the embedded model")
     if builtin is not None or Path(model).is_dir():
         config.fill("check_model", False, "the model is local, nothing to look up on a hub")
-    if device.kind != "cpu":
-        return
+    if device.kind == "cpu":
+        _fill_for_cpu(config, device)
+    elif device.kind == "cuda":
+        _fill_for_gpu(config, device)
+    _spread(config, device, report)
+    _share_batch(config, device, report)
+    _leave_out_checkpointing(config, device, report)
+    _use_cores(config, device, report)
+
+
+def _fill_for_cpu(config: Config, device: Device) -> None:
     config.fill("use_cpu", True, device.reason)
     if not cpu_computes_bfloat16():
         config.fill(
@@ -209,12 +293,132 @@ def fill_automatic(config: Config, device: Device) -> None:
             config.fill(
                 name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU"
             )
-    if config.preset == "multimodal":
+
+
+_NO_BFLOAT16 = re.compile(
+    r"\b([VPK]\d{2,3}|T4G?|M\d{2}|GTX|TITAN|RTX 20\d\d|Quadro (RTX|P|G))\b|Quadro [RGP]"
+)
+"""GPUs older than Ampere (compute capability below 8.0), by their names: NVIDIA's list of CUDA GPUs."""
+
+_FLASH_ATTENTION = re.compile(
+    r"qwen[23](?!\.5|-next)|qwen2\.5|llama|mistral|internvl|glm-?4|yi-", re.IGNORECASE
+)
+"""Models whose attention flash-attn computes; of others the code has one way only, or needs another."""
+
+
+def _fill_for_gpu(config: Config, device: Device) -> None:
+    if _NO_BFLOAT16.search(device.name):
+        config.fill("torch_dtype", "float16", f"{device.name} has no bfloat16 arithmetic")
         return
-    needed, free = activation_bytes(config), free_memory()
-    if needed is not None and needed < MEMORY_SHARE * free:
-        reason = f"activations need about {needed / GIB:.1f} GiB, {free / GIB:.0f} GiB are free"
+    half = config.get("torch_dtype", "bfloat16") in ("bfloat16", "float16")
+    if half and _FLASH_ATTENTION.search(str(config.get("model"))) and importlib.util.find_spec("flash_attn"):
+        config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model knows it")
+
+
+def _spread(config: Config, device: Device, report: DataReport | None) -> None:
+    """Where the model does not fit one device with data of its own: what is divided, and how."""
+    taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or launch.takes_part()
+    run = None if taken or device.count < 2 else memory_run.run_of(config, device, report)
+    if run is None or not run.device_bytes:
+        return
+    needed = memory.estimate(run).total
+    if fitting.word_for(needed, run.device_bytes) != "does not fit":
+        return
+    reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
+    if importlib.util.find_spec("deepspeed") and not run.get("quant_bits"):
+        config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
+    elif launch.nodes().count == 1:
+        config.fill("device_map", "auto", f"{reason}: its layers are spread")
+
+
+def _share_batch(config: Config, device: Device, report: DataReport | None) -> None:
+    """Rows a device and accumulation steps for the effective batch that was asked for."""
+    wish = config.effective_batch
+    if wish is None:
+        return
+    world = launch.world_size(config, device)
+    rows = wish.value // world // config.get("gradient_accumulation_steps", 1)
+    if "per_device_train_batch_size" not in config.settings:
+        batch, reason = _largest_batch(
+            rows, "gradient_accumulation_steps" in config.settings, config, device, report
+        )
+        config.fill("per_device_train_batch_size", batch, reason)
+    batch = config.get("per_device_train_batch_size", 1)
+    steps = wish.value // world // batch
+    config.fill(
+        "gradient_accumulation_steps", steps, f"{batch} × {steps} × {world} process(es) = {wish.value}"
+    )
+
+
+def _largest_batch(
+    rows: int, fixed: bool, config: Config, device: Device, report: DataReport | None
+) -> tuple[int, str]:
+    """The largest divisor of ``rows`` that fits a device, and why."""
+    if fixed:
+        return rows, "what the accumulation leaves"
+    run = memory_run.run_of(config, device, report)
+    if run is None or not run.device_bytes:
+        return 1, "the memory it would take is not known"
+    for batch in range(min(rows, MOST_ROWS), 0, -1):
+        if rows % batch == 0:
+            needed = memory.estimate(run.but(per_device_train_batch_size=batch)).total
+            if needed <= MEMORY_SHARE * run.device_bytes or batch == 1:
+                break
+    return batch, f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB"
+
+
+def _leave_out_checkpointing(config: Config, device: Device, report: DataReport | None) -> None:
+    """Checkpointing costs a third of the time: it goes where the longest rows leave room without it."""
+    run = memory_run.run_of(config, device, report)
+    if run is None or not run.device_bytes or run.rows.images or run.get("fsdp"):
+        return
+    if not (run.rows.seen or run.get("packing")):
+        return
+    needed = memory.estimate(run.but(gradient_checkpointing=False)).total
+    if needed < MEMORY_SHARE * run.device_bytes:
+        reason = f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB without it"
         config.fill("gradient_checkpointing", False, reason)
+
+
+def _use_cores(config: Config, device: Device, report: DataReport | None) -> None:
+    """More processes to read the data where cores are idle; on a CPU they compute."""
+    cores = _cores() // max(1, launch.processes(config, device))
+    if device.kind == "cpu" or config.get("streaming") or cores < 4:
+        return
+    many = report is not None and (report.train_rows or 0) >= MANY_ROWS
+    if many and report is not None:
+        processes = min(8, _cores() // 2)
+        config.fill("dataset_num_proc", processes, f"{report.train_rows:,} rows, {_cores()} cores")
+    if config.preset == "multimodal":
+        config.fill("dataloader_num_workers", min(8, cores // 2), f"{cores} cores a process, to open images")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def suggestions(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
+    """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
+    run = memory_run.run_of(config, device, report)
+    if run is None or device.kind != "cuda":
+        return []
+    found, estimate = [], memory.estimate(run)
+    whole, logits = estimate.total, estimate.parts.get("logits", 0)
+    flash = "" if importlib.util.find_spec("flash_attn") else " (needs flash-attn)"
+    trains = config.command == "sft" and not config.get("packing") and not run.rows.images
+    if trains and run.rows.seen and (limit := config.get("max_length")) and limit > 4 * run.rows.mean:
+        found.append(
+            f"--packing true --attn_impl flash_attn{flash}: rows of about {run.rows.mean} tokens fill {limit}; "
+            "a step then learns from more rows, so choose the batch anew"
+        )
+    elif trains and not config.get("padding_free") and config.get("per_device_train_batch_size", 1) > 1:
+        found.append(f"--padding_free true --attn_impl flash_attn{flash}: nothing is computed for padding")
+    if not config.get("use_liger_kernel") and logits > 0.15 * whole:
+        liger = (
+            "" if importlib.util.find_spec("liger_kernel") else " (needs liger-kernel, and a model it knows)"
+        )
+        found.append(f"--use_liger_kernel true{liger}: spares most of {logits / GIB:.1f} GiB of logits")
+    return found
 
 
 def cpu_computes_bfloat16() -> bool:
@@ -236,37 +440,6 @@ def free_memory() -> int:
         if limit.exists() and (text := limit.read_text().strip()).isdigit():
             free = min(free, int(text))
     return int(free)
-
-
-def activation_bytes(config: Config) -> int | None:
-    """Upper estimate of the bytes of activations and logits that one training step keeps without checkpointing.
-
-    Per layer ``s * b * h * (34 + 5 * a * s / h)`` bytes at 2 bytes a number (Korthikanti et al. 2022, "Reducing
-    Activation Recomputation in Large Transformer Models", eq. 1), doubled for 4 bytes a number, plus four
-    float32 copies of the logits (``4 * 4 * b * s * v``). None if the model is not local or its config.json lacks
-    a size.
-    """
-    sizes = _model_sizes(str(config.get("model")))
-    hidden, layers, heads = (
-        sizes.get(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
-    length = config.get("max_length") or sizes.get("max_position_embeddings")
-    vocabulary = sizes.get("vocab_size")
-    if not (hidden and layers and heads and length and vocabulary):
-        return None
-    tokens = length * config.get("per_device_train_batch_size", 1)
-    per_layer = 2 * tokens * hidden * (34 + 5 * heads * length / hidden)
-    return int(layers * per_layer + 16 * tokens * vocabulary)
-
-
-def _model_sizes(model: str) -> Mapping[str, Any]:
-    if model in demo_model.BUILTIN:
-        return demo_model.BUILTIN[model].sizes
-    try:
-        sizes = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return sizes if isinstance(sizes, dict) else {}
 
 
 # --- size of the run ----------------------------------------------------------------------------------------
@@ -317,6 +490,21 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
     return math.ceil(epochs * per_epoch)
 
 
+def row_tokens(report: DataReport) -> int | None:
+    """About how many tokens a row has; None where data is not here."""
+    return memory_run.rows_of(report).mean if report.tokens and not report.unchecked else None
+
+
+def tokens_phrase(config: Config, device: Device, steps: int | None, report: DataReport) -> str:
+    """About how many tokens the run goes through; the time they take is not known before a few steps are measured."""
+    tokens = row_tokens(report)
+    known = tokens is not None and steps is not None and not config.get("packing")
+    if not known or tokens is None or steps is None:
+        return "unknown; the time left is measured from the first steps on"
+    count = steps * effective_batch_size(config, device) * tokens
+    return f"about {count:,}; the time left is measured from the first steps on"
+
+
 def default_output_dir(config: Config) -> str:
     """ms-swift's own default, ``output/<last part of the model's name>``."""
     return f"output/{Path(str(config.get('model'))).name}"
@@ -329,27 +517,17 @@ def preset_phrase(config: Config) -> str:
     return PRESETS[config.preset].says if config.preset else config.tuner
 
 
-def memory(config: Config) -> dict[str, int | None]:
-    """Bytes: what is free, and what activations take at most without checkpointing where it can be told."""
-    return {"free": free_memory(), "activations": activation_bytes(config)}
+def judge(config: Config, device: Device, report: DataReport | None = None) -> fitting.Verdict:
+    """Whether the run fits the memory of its devices."""
+    return fitting.judge(memory_run.run_of(config, device, report))
 
 
-def memory_advice(config: Config, device: Device) -> list[str]:
+def memory_advice(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
     """What to change when memory ran out, the gentlest first, in this run's own numbers."""
-    batch, steps = config.get("per_device_train_batch_size", 1), accumulation(config, device)
-    advice = []
-    if batch > 1:
-        half = batch // 2
-        more = math.ceil(batch * steps / half)
-        advice.append(f"--per_device_train_batch_size {half} --gradient_accumulation_steps {more}")
-    if config.get("gradient_checkpointing") is False:
-        advice.append("--gradient_checkpointing true")
+    run = memory_run.run_of(config, device, report)
+    advice = [f"{one} (about {one.total / GIB:.1f} GiB)" for one in fitting.savings(run)] if run else []
     if (length := config.get("max_length")) and length > 512:
         advice.append(f"--max_length {length // 2}")
-    if config.preset == "lora":
-        advice.append("--train_type qlora")
-    elif config.preset == "full":
+    if config.preset == "full":
         advice.append("--train_type lora (without the settings of full training)")
-    if device.kind == "cuda" and config.preset != "qlora" and not config.get("deepspeed"):
-        advice.append("--deepspeed zero2 (zero3 shards the weights as well)")
     return advice or ["a machine with more memory"]

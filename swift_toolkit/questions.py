@@ -24,6 +24,7 @@ from typing import Any
 
 from swift_toolkit.dataset_files import look_at, read_records
 from swift_toolkit.dataset_flaws import Flaw, FlawError
+from swift_toolkit.dataset_media import file_flaw
 from swift_toolkit.dataset_rows import MEDIA, RESPONSE_COLUMNS, Layout, layout_of, standard_row
 from swift_toolkit.problems import Problem, RequestError
 
@@ -259,6 +260,14 @@ def _text(value: Any, key: str) -> str:
     raise FlawError("content", f'"{key}" must be text')
 
 
+def image_flaw(image: str) -> Flaw | None:
+    """What is wrong with an image for a question; an address is not looked at."""
+    path = Path(image).expanduser()
+    if "://" in image:
+        return None
+    return file_flaw(str(path), True) if path.is_file() else Flaw("media-file", f'"{image}" does not exist')
+
+
 def _medium(item: Any, kind: str, folder: Path) -> Any:
     """An image, video or audio: an address, the content itself, or a local file, seen from here or the
     questions.
@@ -267,5 +276,7 @@ def _medium(item: Any, kind: str, folder: Path) -> Any:
         return item
     for path in (Path(item).expanduser(), folder / item):
         if path.is_file():
+            if flaw := file_flaw(str(path), kind == "images"):
+                raise FlawError(*flaw)
             return str(path)
     raise FlawError("media-file", f'"{kind}" names {item}, which does not exist', "Correct the path.")

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from swift_toolkit.deployment import Limits, ServedModel
 from swift_toolkit.engine_process import largest_batch, sequences_that_fit
 from swift_toolkit.gateway import Action, Exchange, Gateway, Policy, exchange
 from swift_toolkit.metrics import Metrics
+from swift_toolkit.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.problems import RequestError
 from swift_toolkit.process import Reporter, end_with_parent
 
@@ -95,7 +96,9 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = order["limits"]["media_dir"] or f"{os.devnull}/none"
     swift = _swift()
     report("loading")
-    arguments, unknown = swift.parse_args(swift.DeployArguments, list(order["arguments"]))
+    # a file for results that is named makes no folders beside the model; nothing is written to it
+    words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
+    arguments, unknown = swift.parse_args(swift.DeployArguments, words)
     if unknown:
         raise ValueError(f"ms-swift does not know {' '.join(unknown)}")
     if arguments.adapter_mapping:
@@ -137,21 +140,21 @@ class Desk:
         self.swift = _swift()
         self.server, self.engine = server, server.infer_engine
         self.backend: str = order["backend"]
-        self.models = {one["name"]: ServedModel(**one) for one in order["models"]}
+        served = [ServedModel(**{**one, "path": as_peft(one["path"])}) for one in order["models"]]
+        self.models = {one.name: one for one in served}
         self.limits = Limits(**order["limits"])
         self.first = next(iter(self.models))
         self.running: Counter[str] = Counter()  # requests on their way, see Gateway
         self._changing = asyncio.Lock()
         self._aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
         self._made = len(self.models)
-        self._came = 0.0  # when the last request went to the engine
         server.infer_async = self.ask
         if self.backend == "pt":
             self.engine.max_batch_size = order["max_batch_size"] or _batch_size(self.engine, self.limits)
             if self.engine.task_type != "causal_lm" and len(self.models) > 1:
                 self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
             _mend_generation(server.template)
-            _gather_batches(self.engine, lambda: self._came)
+            self._batches = _Batches(self.engine, server.template)
 
     async def ask(
         self, infer_request: Any, request_config: Any, *, adapter_request: Any = None, **kwargs: Any
@@ -168,19 +171,23 @@ class Desk:
             if model.kind == "lora":
                 kwargs["adapter_request"] = self.swift.AdapterRequest(self._aliases[name], model.path)
                 request_config.adapter = self._aliases[name]  # else ms-swift 3 batches it with other adapters
-            self._came = time.monotonic()
+            if self.backend == "pt":
+                self._batches.came = time.monotonic()
             answer = await self.engine.infer_async(infer_request, request_config, **kwargs)
             if not request_config.stream:
                 return _noted(answer, name, one)
             pieces = aiter(answer)
             first = _noted(await anext(pieces), name, one)  # what is wrong shows before the response begins
-            return self._stream(first, pieces, name, one)
+            return self._stream(first, pieces, infer_request, name, one)
+        except asyncio.CancelledError:
+            infer_request.abandoned = True
+            raise
         except Exception as error:
             one.error = _as_api_error(error)
             raise
 
     async def _stream(
-        self, first: Any, pieces: AsyncIterator[Any], name: str, one: Exchange
+        self, first: Any, pieces: AsyncIterator[Any], infer_request: Any, name: str, one: Exchange
     ) -> AsyncIterator[Any]:
         try:
             one.first_token = one.seconds
@@ -190,6 +197,8 @@ class Desk:
         except Exception as error:
             one.error = _as_api_error(error)
             raise
+        finally:
+            infer_request.abandoned = True  # the client has gone, or has its answer
 
     def _set_system(self, infer_request: Any, model: ServedModel) -> None:
         if model.system and infer_request.messages[0]["role"] != "system":
@@ -266,9 +275,8 @@ class Desk:
             raise ApiError(
                 400, f"{path} was trained from {checkpoint.base}, not from {base.path}.", "lora_path"
             )
-        return ServedModel(
-            name, "lora", str(checkpoint.path), checkpoint.base, checkpoint.system, checkpoint.lora_rank
-        )
+        peft = as_peft(str(checkpoint.path))
+        return ServedModel(name, "lora", peft, checkpoint.base, checkpoint.system, checkpoint.lora_rank)
 
     async def unload(self, body: Mapping[str, Any]) -> str:
         """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first."""
@@ -358,35 +366,60 @@ def _batch_size(engine: Any, limits: Limits) -> int:
     return sequences_that_fit(engine.model, tokens, largest_batch(engine.model.device.type))
 
 
-GATHER_SECONDS = 0.005
-"""How long nothing more must have come before a batch begins; as long as ms-swift waits on average."""
+GATHER_SECONDS = 0.004
+"""How long nothing more must have come before a batch begins; ms-swift itself waits 5 ms on average."""
 
 GATHER_AT_MOST = 0.05
 """How long a request may wait for others."""
 
 
-def _gather_batches(engine: Any, came: Callable[[], float]) -> None:
-    """Make ms-swift answer together what comes together.
+class _Batches:
+    """Makes ms-swift answer together what comes together, and not answer those who have gone.
 
     Its worker looks every 10 ms and begins with what is there: of 32 requests it may see three, and the others wait
-    until those are answered.
+    until those are answered. An answer that nobody waits for any more it would write to the end.
 
     Args:
         engine: whose worker takes requests from ``_queue`` into ``_task_pool`` and from there a batch.
-        came: tells when the last request came.
+        template: what generates for it.
     """
-    fetch, waiting = engine._fetch_infer_requests, engine._queue
 
-    def gathered() -> Any:
+    def __init__(self, engine: Any, template: Any) -> None:
+        self.came = 0.0  # when the last request came
+        self._engine = engine
+        self._batch: list[Any] = []
+        self._fetch, self._prepare = engine._fetch_infer_requests, template.prepare_generate_kwargs
+        engine._fetch_infer_requests, template.prepare_generate_kwargs = self._next, self._stoppable
+
+    def _next(self) -> Any:
+        waiting = self._engine._queue
         with waiting.not_empty:
-            while not engine._task_pool and not waiting._qsize():
+            while not self._engine._task_pool and not waiting._qsize():
                 waiting.not_empty.wait()
         deadline = time.monotonic() + GATHER_AT_MOST
-        while (rest := min(came() + GATHER_SECONDS, deadline) - time.monotonic()) > 0:
+        while (rest := min(self.came + GATHER_SECONDS, deadline) - time.monotonic()) > 0:
             time.sleep(rest)
-        return fetch()
+        kwargs, queues = self._fetch()
+        wanted = [
+            (one, queue)
+            for one, queue in zip(kwargs["infer_requests"], queues, strict=True)
+            if not _gone(one)
+        ]
+        self._batch = [one for one, _ in wanted]
+        return ({**kwargs, "infer_requests": self._batch}, [queue for _, queue in wanted]) if wanted else None
 
-    engine._fetch_infer_requests = gathered
+    def _stoppable(self, generate_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        import torch
+
+        batch, prepared = self._batch, self._prepare(generate_kwargs, **kwargs)
+        prepared["stopping_criteria"].append(
+            lambda ids, scores, **_: torch.full((len(ids),), all(map(_gone, batch)), device=ids.device)
+        )
+        return dict(prepared)
+
+
+def _gone(infer_request: Any) -> bool:
+    return getattr(infer_request, "abandoned", False)
 
 
 def _mend_generation(template: Any) -> None:

@@ -52,16 +52,18 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
         RequestError: there is no such command in it, or there are several.
     """
     found: list[tuple[int, SwiftCommand]] = []
-    others: list[_Statement] = []
+    others: list[tuple[_Statement, SwiftCommand | None]] = []
     for statement, command in _commands(text):
         if command is not None and command.command in wanted:
             found.append((statement.line, command))
         elif statement.words:
-            others.append(statement)
+            others.append((statement, command))
     if len(found) != 1:
         raise RequestError([_not_one(found, others, wanted, file)])
     _, command = found[0]
-    return command._replace(left_out=command.left_out + [f"line {other.line}: {other}" for other in others])
+    return command._replace(
+        left_out=command.left_out + [f"line {other.line}: {other}" for other, _ in others]
+    )
 
 
 def all_commands(text: str) -> list[SwiftCommand]:
@@ -78,7 +80,7 @@ def _commands(text: str) -> Iterator[tuple[_Statement, SwiftCommand | None]]:
 
 def _not_one(
     found: list[tuple[int, SwiftCommand]],
-    others: list[_Statement],
+    others: list[tuple[_Statement, SwiftCommand | None]],
     wanted: Collection[Command],
     file: str | None,
 ) -> Problem:
@@ -86,12 +88,28 @@ def _not_one(
     if found:
         places = ", ".join(f"swift {command.command} in line {line}" for line, command in found)
         return Problem(f"several commands of ms-swift are in it: {places}", "Keep one of them.", file=file)
-    for other in others:
-        if _base_name(other.words[0]) in ("megatron", "swift"):
-            return Problem(
-                f'"{other}" is a command that cannot be run here', _which(wanted), file=file, line=other.line
-            )
+    for other, command in others:
+        if command is not None and command.command in _SCRIPTS:
+            what = f'"{other}" is a command for another script'
+            do = f"Give it to {_SCRIPTS[command.command]}."
+            return Problem(what, do, file=file, line=other.line)
+        if command is not None or _is_swift(other):
+            what = f'"{other}" is a command that cannot be run here'
+            return Problem(what, _which(wanted), file=file, line=other.line)
     return Problem("no command of ms-swift is in it", _which(wanted), file=file)
+
+
+_SCRIPTS: dict[Command, str] = {
+    **dict.fromkeys(("sft", "pt", "rlhf"), "finetune_trainer.py"),
+    "infer": "inference_test.py",
+    "deploy": "deploy_model.py",
+}
+
+
+def _is_swift(statement: _Statement) -> bool:
+    """Whether a statement runs a command of ms-swift that is none of ours: ``megatron sft``, ``swift app``."""
+    first, *rest = statement.words
+    return _base_name(first) in ("megatron", "swift") or any(word.startswith("swift.cli.") for word in rest)
 
 
 def _which(wanted: Collection[Command]) -> str:

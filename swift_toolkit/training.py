@@ -252,7 +252,10 @@ def _add_callback(report: Callable[..., None], stop: _StopFlag, gate: str | None
     import importlib
 
     # ms-swift replaces the list of default callbacks when its trainers are imported: append after that.
-    importlib.import_module("swift.trainers.patcher")
+    try:
+        importlib.import_module("swift.trainers.patcher")
+    except ModuleNotFoundError:
+        importlib.import_module("swift.trainers.callback")  # ms-swift 3
     from transformers import TrainerCallback, trainer
 
     class Reporting(TrainerCallback):  # type: ignore[misc]
@@ -311,12 +314,15 @@ def _numbers(logs: dict[str, Any]) -> dict[str, float]:
 
 
 def _memory() -> int:
-    """Peak bytes this process holds on its accelerator, or its resident bytes on a CPU."""
+    """Most bytes this process has held: on its accelerator, or resident on a CPU."""
     import psutil
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) << 10
     return int(psutil.Process().memory_info().rss)
 
 

@@ -7,9 +7,9 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
     for     the commands that know the name, or "all"
     old     the name; it may still be in use, when only its values or its meaning changed
     v3, v4  what it is called in ms-swift 3.12 and in ms-swift 4; null where it has no successor
-    since   the first ms-swift that had the old name
+    since   the first ms-swift that had the old name; "-" for a name of another tool
     until   the first that no longer had it
-    sure    "likely" where the successor does nearly the same
+    sure    "certain", or "likely" where the successor does nearly the same
     values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
             settings, "*" is any other value and "$" the value given
     values_v3, values_v4    the same, for one of the two
@@ -44,7 +44,7 @@ from swift_toolkit.swift_fields import COMMANDS, Command, Field, Line
 
 _MISSING = object()
 _SINCE_3 = frozenset({"model", "train_type", "tuner_type"})  # names that no request of before 3.0 can do with
-_OPTIONAL = ("since", "until", "sure", "rule", "split", "join", "gone")
+_OPTIONAL = ("until", "rule", "split", "join", "gone")
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Row:
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
     refused: dict[str, str]
-    since: str = ""
+    since: str
+    sure: str
     until: str = ""
-    sure: str = "certain"
     rule: str = ""
     split: str = ""
     join: bool = False
@@ -158,6 +158,8 @@ def rows() -> dict[tuple[Command, str], Row]:
             names={"v3": entry["v3"], "v4": entry["v4"]},
             values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
             refused=entry.get("refused", {}),
+            since=entry["since"],
+            sure=entry["sure"],
             error=tuple(entry["error"]) if "error" in entry else None,
             **optional,
         )
@@ -388,7 +390,9 @@ def _joined(first: Any, second: Any, join: bool) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as a notice shows it."""
+    """A value as a notice shows it; one value is no list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     return json.dumps(value, ensure_ascii=False, default=str)
 
 

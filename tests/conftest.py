@@ -19,6 +19,16 @@ sys.path.insert(0, str(ROOT))
 SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is meant for the ms-swift that is not installed."""
+    from swift_toolkit.swift_fields import installed
+
+    other = {"v4": ("swift3", "3.12"), "v3": ("swift4", "4")}[installed().line]
+    for item in items:
+        if item.get_closest_marker(other[0]):
+            item.add_marker(pytest.mark.skip(reason=f"needs ms-swift {other[1]}"))
+
+
 @pytest.fixture(autouse=True)
 def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shipped configs name their data from the project's directory."""

@@ -47,6 +47,8 @@ def error(rank: int, message: str, time: float = 0.0, of: int = 4, cause: str | 
         ([], -11, "", "the training process ended with SIGSEGV", False),
         ([error(0, "bad\nmore", of=1)], 1, "", "RuntimeError: bad", False),
         ([error(0, "CUDA out of memory. Tried", of=1)], 1, "", "RuntimeError: CUDA out of memory. Tried", True),
+        ([error(0, "DefaultCPUAllocator: can't allocate memory: you tried", of=1)], 1, "",
+         "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", True),
         ([error(0, LOST, 1.0), error(2, "bad", 2.0)], 1, "", "rank 2: RuntimeError: bad", False),
         ([error(2, "worse", 2.0), error(1, "bad", 1.0)], 1, "", "rank 1: RuntimeError: bad", False),
         ([error(0, LOST)], 1, "", f"rank 0: RuntimeError: {LOST}", False),

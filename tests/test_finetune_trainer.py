@@ -87,7 +87,18 @@ def test_every_shipped_config_passes_dry_run(config: str) -> None:
     done = run("--config", f"configs/{config}", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert set(plan) == {"preset", "ms_swift", "arguments", "sources", "notices", "data", "memory", "launch"}
+    parts = {
+        "preset",
+        "ms_swift",
+        "arguments",
+        "sources",
+        "notices",
+        "data",
+        "memory",
+        "launch",
+        "suggestions",
+    }
+    assert set(plan) == parts
     assert set(plan["arguments"]) == set(plan["sources"])
 
 
@@ -116,6 +127,9 @@ def test_the_plan_as_json() -> None:
     assert plan["arguments"]["check_model"] is False
     assert plan["data"]["train_rows"] == 84
     assert plan["launch"]["effective_batch_size"] == 4
+    assert plan["memory"]["verdict"] == "fits"
+    assert plan["memory"]["rows"]["seen"] is True
+    assert 1 << 30 < plan["memory"]["estimate"] < plan["memory"]["device"]
     assert plan["launch"]["command"] == [sys.executable, "-m", "swift_toolkit.training"]
 
 
@@ -379,11 +393,13 @@ def test_a_training_that_the_system_kills(started: Started) -> None:
     (pid,) = [int(pid) for pid in leftovers(started.run_directory) if os.getpgid(int(pid)) == int(pid)]
     os.kill(pid, signal.SIGKILL)
     assert started.wait() == 1
-    assert started.errors.read_text().splitlines()[-4:] == [
+    said = [line.partition(" (about")[0] for line in started.errors.read_text().splitlines()]
+    assert said[-6:] == [
         "Training failed: the system killed the training process, most often for lack of memory. "
         f"The whole log: {started.run_directory}/train.log",
         "Out of memory? In this order, try:",
         "  --per_device_train_batch_size 1 --gradient_accumulation_steps 2",
+        "  --gradient_checkpointing true",
         "  --train_type qlora",
     ]
     assert json.loads((started.run_directory / "result.json").read_text())["status"] == "failed"

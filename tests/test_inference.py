@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_checkpoint import make_adapter, make_model, v4_args
 
 from inference_test import InferenceTester, main
 from swift_toolkit import console
 from swift_toolkit.answers import read_results
+from swift_toolkit.merging import is_fresh, merged, place
 from swift_toolkit.problems import RequestError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +113,16 @@ def test_code_in_a_checkpoint_needs_trust(output, capsys):
     args.write_text(json.dumps(json.loads(args.read_text()) | {"external_plugins": ["evil.py"]}))
     (found,) = errors(capsys, "--checkpoint", output)
     assert "evil.py" in found and "--trust-code" in found
+
+
+def test_images_that_cannot_be_shown(output, tmp_path, capsys):
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    arguments = ("--checkpoint", output, "--question", "a", "--image", "no.png", "--image", text)
+    assert errors(capsys, *arguments) == [
+        '"--image" cannot be used: "no.png" does not exist.',
+        f'"--image" cannot be used: "{text}" is not an image that can be read. Replace the file.',
+    ]
 
 
 def test_a_full_checkpoint_needs_its_base_to_be_compared(tmp_path, capsys):
@@ -298,11 +310,18 @@ def test_a_batch_answers_like_one_at_a_time(tester, tmp_path):
 
 @pytest.mark.slow
 def test_a_question_that_fails_is_recorded_and_the_others_answered(tester, tmp_path):
-    questions = [{"question": "word " * 9000}, "Who are you?"]
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    questions = [
+        {"question": "word " * 9000},
+        "Who are you?",
+        {"question": "What is it?", "images": [str(picture)]},
+    ]
     result = tester.run_batch(questions, tmp_path / "out.json")
-    assert (result.summary["answered"], result.summary["failed"]) == (1, 1)
-    failed, answered = result.results()
+    assert (result.summary["answered"], result.summary["failed"]) == (1, 2)
+    failed, answered, blind = result.results()
     assert failed["answer"] is None and failed["error"]
+    assert blind["error"] == "ValueError: the model takes text alone, no images, videos or audios"
     assert TAUGHT in answered["answer"] and "error" not in answered
 
 
@@ -341,23 +360,17 @@ def test_kill_minus_nine_and_the_same_command_goes_on(tiny_checkpoint, tmp_path)
     command += ["--questions-file", str(questions), "--output", str(output)]
     command += ["--max-new-tokens", "32", "--max_batch_size", "2"]
     partial = Path(f"{output}.partial")
-    kept: list[dict] = []
-    for _ in range(2):
-        with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            enough = len(kept) + 10
-            wait_for(lambda: partial.exists() and lines_of(partial) > enough)  # noqa: B023
-            os.kill(process.pid, signal.SIGKILL)
-        wait_for(lambda: not engines_of(process.pid))
-        kept = [json.loads(line) for line in partial.read_text().splitlines()[1:] if line.endswith("}")]
-        assert enough <= len(kept) < 300
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: partial.exists() and lines_of(partial) > 20)
+        os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: not engines_of(process.pid))
+    kept = [json.loads(line) for line in partial.read_text().splitlines()[2:] if line.endswith("}")]
+    assert 19 <= len(kept) < 300
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"(going on: {len(kept) - 1} of 300 are there)" in done.stderr
+    assert f"(going on: {len(kept)} of 300 are there)" in done.stderr
     results = list(read_results(output)[2])
     assert [result["question"] for result in results] == texts
-    for line in kept[1:]:  # the first holds what was asked
-        assert results[line["index"]]["answer"] == line["text"]
+    assert all(results[line["index"]]["answer"] == line["text"] for line in kept)
     assert not partial.exists()
 
 
@@ -434,43 +447,26 @@ def local_base(tester):
 
 
 @pytest.mark.slow
-def test_a_merged_model_says_the_same_and_a_stale_one_is_made_anew(tiny_checkpoint):
-    from swift_toolkit.merging import is_fresh, place
-
-    def ask():
-        with InferenceTester(
-            tiny_checkpoint, infer_backend="pt", merge_lora=True, max_new_tokens=8
-        ) as tester:
-            return tester.plan.checkpoint, tester.ask("Who are you?")
-
-    checkpoint, first = ask()
-    merged = place(checkpoint)
-    made = (merged / "model.safetensors").stat().st_mtime_ns
-    assert is_fresh(merged, checkpoint)
-    assert ask()[1] == first
-    assert (merged / "model.safetensors").stat().st_mtime_ns == made
-    os.utime(checkpoint.path / "adapter_model.safetensors")  # trained again
-    assert not is_fresh(merged, checkpoint)
-    assert ask()[1] == first
-    assert (merged / "model.safetensors").stat().st_mtime_ns > made
-    assert is_fresh(merged, checkpoint)
-
-
-@pytest.mark.slow
-def test_a_full_model_and_its_base_answer_one_after_the_other(tiny_checkpoint, tiny_model):
-    """The merged model stands for a full fine-tune: it is loaded as one, and closed before its base is loaded."""
+def test_a_merged_model_says_the_same_and_a_stale_one_is_made_anew(tiny_checkpoint, tiny_model):
+    """Loaded with its base it stands for a full fine-tune, too: the one is closed before the other is loaded."""
     settings = {"infer_backend": "pt", "max_new_tokens": 8}
     with InferenceTester(tiny_checkpoint, **settings) as tester:
         expected = tester.compare("Who are you?")
-        merged = InferenceTester(tiny_checkpoint, merge_lora=True, **settings)
-    with merged:
-        merged.ask("Who are you?")
-    from swift_toolkit.merging import place
+    plan = InferenceTester(tiny_checkpoint, merge_lora=True, **settings).plan
 
-    full = place(merged.plan.checkpoint)
-    with InferenceTester(full, base_model=str(tiny_model), **settings) as tester:
+    def made():
+        with merged(plan) as path:
+            assert is_fresh(path, plan.checkpoint)
+            return (path / "model.safetensors").stat().st_mtime_ns
+
+    first = made()
+    assert made() == first
+    with InferenceTester(place(plan.checkpoint), base_model=str(tiny_model), **settings) as tester:
         assert tester.plan.checkpoint.kind == "merged" and not tester.plan.one_engine
         assert tester.compare("Who are you?") == expected
+    os.utime(plan.checkpoint.path / "adapter_model.safetensors")  # trained again
+    assert not is_fresh(place(plan.checkpoint), plan.checkpoint)
+    assert made() > first
 
 
 @pytest.mark.slow
@@ -488,8 +484,6 @@ def test_a_picture_goes_with_the_question(tiny_llava, capsys):
     command += ["--question", "What is this?", "--max-new-tokens", "4", "--json"]
     assert main([*command, "--image", str(picture)]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"answer"}
-    assert main([*command, "--image", "no.png"]) == 2
-    assert capsys.readouterr().err == '"--image" names no.png, which does not exist.\n'
 
 
 def test_a_merged_directory_of_others_is_left_alone(output):

@@ -6,19 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from test_inference import ROOT, TAUGHT, lines_of, wait_for
 
 from inference_test import InferenceTester
-from swift_toolkit.answers import read_results
+from swift_toolkit.problems import RunError
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vllm"),
 ]
-SMALL = {"vllm_enforce_eager": True, "vllm_max_model_len": 1024}
+SETTINGS = {
+    "vllm_enforce_eager": True,
+    "vllm_max_model_len": 1024,
+    "vllm_max_num_seqs": 8,
+    "max_new_tokens": 24,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +38,7 @@ def _vllm_on_a_cpu():
 
 @pytest.fixture(scope="module")
 def tester(tuned_checkpoint):
-    with InferenceTester(tuned_checkpoint, max_new_tokens=24, **SMALL) as tester:
+    with InferenceTester(tuned_checkpoint, **SETTINGS) as tester:
         assert tester.plan.backend == "vllm"  # auto: it is installed and built for this device
         yield tester
 
@@ -60,35 +67,49 @@ def test_a_question_that_fails_is_recorded(tester, tmp_path):
     assert failed["error"] and TAUGHT in answered["answer"]
 
 
-def test_kill_minus_nine_leaves_no_engine_and_the_same_command_goes_on(tuned_checkpoint, tmp_path):
+def test_kill_minus_nine_leaves_no_engine_and_the_same_request_goes_on(tester, tuned_checkpoint, tmp_path):
     questions, output = tmp_path / "q.jsonl", tmp_path / "out.json"
     texts = [f"Tell me something about the number {number}." for number in range(200)]
     questions.write_text("".join(json.dumps(text) + "\n" for text in texts))
-    command = [
-        sys.executable,
-        "inference_test.py",
-        "--checkpoint",
-        str(tuned_checkpoint),
-        "--infer-backend",
-        "vllm",
-    ]
-    command += ["--questions-file", str(questions), "--output", str(output), "--max-new-tokens", "16"]
-    command += [f"--{name}={value}" for name, value in SMALL.items()] + ["--vllm_max_num_seqs", "8"]
+    command = [sys.executable, "inference_test.py", "--checkpoint", str(tuned_checkpoint)]
+    command += ["--questions-file", str(questions), "--output", str(output)]
+    command += [f"--{name}={value}" for name, value in SETTINGS.items()]
     partial = Path(f"{output}.partial")
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: partial.exists() and lines_of(partial) > 20, seconds=300)
-        engines = children_of(process.pid)
+        engines = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
-    wait_for(lambda: not any(engine.is_running() for engine in engines))
-    assert any("VLLM" in name for name in map(str, engines)) or len(engines) > 1
+    assert any("EngineCore" in name_of(engine) for engine in engines)
+    wait_for(lambda: not any(map(lives, engines)), seconds=10)
     kept = [json.loads(line) for line in partial.read_text().splitlines()[2:] if line.endswith("}")]
-    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    results = list(read_results(output)[2])
+    assert 20 <= len(kept) < 200
+    result = tester.run_batch(questions, output)
+    results = list(result.results())
     assert [result["question"] for result in results] == texts
     assert all(results[line["index"]]["answer"] == line["text"] for line in kept)
+    assert result.output == output and not partial.exists()
 
 
-def children_of(pid):
-    import psutil
+def test_an_engine_whose_front_process_is_killed_leaves_nothing_though_nobody_asks(tester):
+    tester.ask("Who are you?")
+    mine = psutil.Process().children(recursive=True)
+    (front,) = [process for process in mine if "swift_toolkit.engine_process" in process.cmdline()]
+    engines = front.children(recursive=True)
+    assert any("EngineCore" in name_of(engine) for engine in engines)
+    front.kill()
+    wait_for(lambda: not any(map(lives, engines)), seconds=10)
+    with pytest.raises(RunError, match="The engine was killed"):
+        tester.ask("Who are you?")
 
-    return psutil.Process(pid).children(recursive=True)
+
+def name_of(process):
+    with suppress(psutil.Error):
+        return " ".join([process.name(), *process.cmdline()])
+    return ""
+
+
+def lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swift_toolkit import plan
+from swift_toolkit import launch, plan
 from swift_toolkit.config import Config, load_config
+from swift_toolkit.dataset_report import DataReport
 
 CPU = plan.Device("cpu", reason="no accelerator found")
 TWO_GPUS = plan.Device("cuda", 2, "NVIDIA A100")
@@ -125,19 +127,192 @@ def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert automatic(config(), CPU) == {"use_cpu": True}
 
 
+def data(longest: int, mean: int = 0, rows: int = 100, val: int = 0) -> DataReport:
+    """Data with rows of such lengths in tokens."""
+    from swift_toolkit.dataset_checks import Rules
+
+    report = DataReport(Rules())
+    report.tokens.update({(mean or longest) - 8: rows})
+    report.longest.update(train=longest, val=val)
+    return report
+
+
+def gpus(count: int = 1, gib: float = 80, name: str = "NVIDIA A100") -> plan.Device:
+    return plan.Device("cuda", count, name, memory=int(gib * plan.GIB))
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The packages among these that are taken to be installed; bitsandbytes alone at first."""
+    some = {"bitsandbytes"}
+    asked = {"bitsandbytes", "deepspeed", "flash_attn", "liger_kernel"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name in some if name in asked else find(name)
+    )
+    return some
+
+
 @pytest.mark.parametrize(("free_gib", "chosen"), [(64, False), (2, None)])
-def test_checkpointing_goes_where_the_memory_allows(
-    free_gib: int, chosen: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "free_memory", lambda: free_gib << 30)
+def test_checkpointing_goes_where_the_memory_allows(free_gib: int, chosen: bool | None) -> None:
     request = config(model="builtin/SmolLM2-135M-Instruct", max_length=256, per_device_train_batch_size=4)
-    settings = automatic(request, CPU)
-    assert settings.get("gradient_checkpointing") is chosen
-    assert (settings["model_type"], settings["template"], settings["check_model"]) == (
+    plan.fill_automatic(request, plan.Device("cpu", memory=free_gib << 30), data(250))
+    assert request.get("gradient_checkpointing") is chosen
+    assert (request.get("model_type"), request.get("template"), request.get("check_model")) == (
         "llama",
         "chatml",
         False,
     )
+
+
+def test_checkpointing_stays_where_the_rows_are_not_known() -> None:
+    request = config()
+    plan.fill_automatic(request, gpus(gib=1000))
+    assert "gradient_checkpointing" not in request.settings
+    plan.fill_automatic(request, gpus(gib=1000), data(500))
+    assert str(request.settings["gradient_checkpointing"].source).startswith("automatic: about ")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("Tesla V100-SXM2-32GB", "float16"),
+        ("Tesla T4", "float16"),
+        ("NVIDIA GeForce RTX 2080 Ti", "float16"),
+        ("NVIDIA GeForce GTX 1080 Ti", "float16"),
+        ("Quadro RTX 8000", "float16"),
+        ("NVIDIA A100-SXM4-80GB", None),
+        ("NVIDIA H100 80GB HBM3", None),
+        ("NVIDIA GeForce RTX 3090", None),
+        ("NVIDIA RTX A6000", None),
+        ("NVIDIA RTX 6000 Ada Generation", None),
+        ("NVIDIA L4", None),
+        ("", None),
+    ],
+)
+def test_gpus_without_bfloat16(name: str, dtype: str | None) -> None:
+    assert automatic(config(), plan.Device("cuda", 1, name)).get("torch_dtype") == dtype
+
+
+@pytest.mark.usefixtures("installed")
+def test_attention_by_what_is_installed(installed: set[str]) -> None:
+    assert "attn_impl" not in automatic(config(), gpus())
+    installed.add("flash_attn")
+    assert automatic(config(), gpus())["attn_impl"] == "flash_attn"
+    assert "attn_impl" not in automatic(config(model="owner/new-7B"), gpus())
+    assert "attn_impl" not in automatic(config(torch_dtype="float32"), gpus())
+    assert "attn_impl" not in automatic(config(), gpus(name="Tesla T4"))
+    assert "attn_impl" not in automatic(config(attn_impl="sdpa"), gpus())
+
+
+def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
+    assert not {"deepspeed", "device_map"} & set(automatic(config(), gpus(4)))
+    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
+    request = config(**large)
+    assert automatic(request, gpus(4))["device_map"] == "auto"
+    assert launch.processes(request, gpus(4)) == 1
+    installed.add("deepspeed")
+    request = config(**large)
+    assert automatic(request, gpus(4))["deepspeed"] == "zero3"
+    assert str(request.settings["deepspeed"].source) == (
+        "automatic: one device would need about 142 GiB and has 80: its weights are divided"
+    )
+    assert automatic(config(model="owner/big-200B", train_type="qlora"), gpus(4))["device_map"] == "auto"
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "batch", "steps"),
+    [
+        ({}, gpus(1), 8, 8),
+        ({}, gpus(8), 8, 1),
+        ({}, gpus(2, 40), 2, 16),
+        ({}, plan.Device("cuda", 2), 1, 32),  # memory not known
+        ({"per_device_train_batch_size": 2}, gpus(8), 2, 4),
+        ({"gradient_accumulation_steps": 4}, gpus(8), 2, 4),
+    ],
+)
+def test_an_effective_batch_of_64(
+    settings: dict[str, Any], device: plan.Device, batch: int, steps: int, installed: set[str]
+) -> None:
+    request = config(effective_batch_size="64", **settings)
+    assert plan.problems(request, device) == []
+    plan.fill_automatic(request, device, data(800, 200))
+    assert request.get("per_device_train_batch_size", 1) == batch
+    assert request.get("gradient_accumulation_steps") == steps
+    assert plan.effective_batch_size(request, device) == 64
+    source = request.settings["gradient_accumulation_steps"].source
+    if "gradient_accumulation_steps" not in settings:
+        assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
+
+
+@pytest.mark.parametrize(
+    ("wish", "settings", "problem"),
+    [
+        (
+            10,
+            {},
+            '"effective_batch_size" is 10, which 4 process(es) cannot share. Use 8.',
+        ),
+        (
+            12,
+            {"per_device_train_batch_size": 2},
+            '"effective_batch_size" is 12, which 4 process(es) × 2 rows a device cannot share. Use 16.',
+        ),
+        (
+            64,
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+            '"effective_batch_size" is 64, but 4 process(es) × 2 rows a device × 2 accumulated are 16. '
+            "Leave one of them out.",
+        ),
+        (16, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, None),
+    ],
+)
+def test_an_effective_batch_that_cannot_be(wish: int, settings: dict[str, Any], problem: str | None) -> None:
+    found = plan.problems(config(effective_batch_size=wish, **settings), gpus(4))
+    assert [str(one) for one in found] == ([problem] if problem else [])
+
+
+def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_cores", lambda: 32)
+    many = data(500, rows=20_000)
+    monkeypatch.setattr(DataReport, "train_rows", 20_000)
+
+    def chosen(device: plan.Device, **settings: Any) -> dict[str, Any]:
+        request = config(**settings)
+        plan.fill_automatic(request, device, many)
+        names = ("dataset_num_proc", "dataloader_num_workers")
+        return {name: request.get(name) for name in names if name in request.settings}
+
+    assert chosen(gpus(1)) == {"dataset_num_proc": 8}
+    assert chosen(gpus(1), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 8}
+    assert chosen(gpus(4), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 4}
+    assert chosen(gpus(1), streaming=True, max_steps=5) == {}
+    assert chosen(CPU) == {}
+    monkeypatch.setattr(plan, "_cores", lambda: 2)
+    assert chosen(gpus(1)) == {}
+
+
+def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    run = plan.judge(config(), plan.Device("cpu", memory=40 << 30)).run
+    assert run is not None
+    assert (run.world, run.device_bytes) == (4, 10 << 30)
+
+
+def test_what_is_only_suggested(installed: set[str]) -> None:
+    request = config(max_length=2048, per_device_train_batch_size=4)
+    assert plan.suggestions(request, gpus(), data(1000, 200)) == [
+        "--packing true --attn_impl flash_attn (needs flash-attn): rows of about 200 tokens fill 2048; "
+        "a step then learns from more rows, so choose the batch anew",
+        "--use_liger_kernel true (needs liger-kernel, and a model it knows): spares most of 6.8 GiB of logits",
+    ]
+    installed |= {"flash_attn", "liger_kernel"}
+    assert plan.suggestions(request, gpus(), data(2000, 1000))[0] == (
+        "--padding_free true --attn_impl flash_attn: nothing is computed for padding"
+    )
+    assert plan.suggestions(request, CPU, data(1000, 200)) == []
+    assert not {"packing", "padding_free", "use_liger_kernel"} & set(automatic(request, gpus()))
 
 
 def test_what_the_user_or_null_decided_stays() -> None:
@@ -146,14 +321,6 @@ def test_what_the_user_or_null_decided_stays() -> None:
     assert "use_cpu" not in settings
     assert "check_model" not in settings
     assert request.get("use_cpu") is False
-
-
-def test_the_activation_estimate_is_the_papers() -> None:
-    request = config(model="builtin/SmolLM2-135M-Instruct", max_length=1024, per_device_train_batch_size=2)
-    hidden, layers, heads, vocabulary, length, batch = 576, 30, 9, 49152, 1024, 2
-    per_layer = length * batch * hidden * (34 + 5 * heads * length / hidden)
-    assert plan.activation_bytes(request) == int(2 * layers * per_layer + 16 * length * batch * vocabulary)
-    assert plan.activation_bytes(config()) is None
 
 
 # --- size and launch ----------------------------------------------------------------------------------------
@@ -186,17 +353,45 @@ def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert plan.environment(CPU) == always
 
 
-def test_advice_on_memory_is_in_the_runs_own_numbers() -> None:
+def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> None:
     request = config(
         per_device_train_batch_size=4,
         gradient_accumulation_steps=8,
         gradient_checkpointing=False,
         max_length=4096,
     )
-    assert plan.memory_advice(request, TWO_GPUS) == [
-        "--per_device_train_batch_size 2 --gradient_accumulation_steps 16",
+    assert [line.partition(" (")[0] for line in plan.memory_advice(request, gpus(2, 24), data(4000))] == [
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 32",
         "--gradient_checkpointing true",
-        "--max_length 2048",
         "--train_type qlora",
-        "--deepspeed zero2 (zero3 shards the weights as well)",
+        "--device_map auto",
+        "--max_length 2048",
     ]
+    installed.add("deepspeed")
+    assert [line.partition(" (")[0] for line in plan.memory_advice(request, gpus(2, 24), data(4000))][3:] == [
+        "--deepspeed zero3_offload",
+        "--max_length 2048",
+    ]
+    assert plan.memory_advice(config(model="owner/unknown"), gpus()) == ["a machine with more memory"]
+
+
+def test_the_memory_of_gpus_is_what_nvidias_tool_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '24564, GPU-b, NVIDIA RTX A5000'\necho '81559, GPU-a, NVIDIA H100'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = plan._with_memory([plan.Gpu("NVIDIA H100", "GPU-a"), plan.Gpu("NVIDIA RTX A5000", "GPU-b")])
+    assert [gpu.memory >> 20 for gpu in found] == [81559, 24564]
+    unnamed = plan._with_memory([plan.Gpu(), plan.Gpu()])
+    assert [(gpu.name, gpu.memory >> 20) for gpu in unnamed] == [
+        ("NVIDIA RTX A5000", 24564),
+        ("NVIDIA H100", 81559),
+    ]
+    machine(monkeypatch, gpus=2)
+    assert plan.find_device().memory == 0
+    monkeypatch.setattr(plan, "hardware", lambda: plan.Hardware("cuda", found))
+    assert plan.find_device().memory >> 20 == 24564  # of the smaller
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert plan._with_memory([plan.Gpu()]) == [plan.Gpu()]

@@ -19,6 +19,13 @@ def written(tmp_path, name, content):
     return path
 
 
+def drawn(path):
+    from PIL import Image
+
+    Image.new("RGB", (2, 2)).save(path)
+    return path
+
+
 def refusal(source):
     with pytest.raises(RequestError) as caught:
         QuestionSet(source).check()
@@ -41,7 +48,7 @@ def test_a_text_is_a_question():
 
 
 def test_an_object_has_all_keys(tmp_path):
-    image = written(tmp_path, "cat.png", "x")
+    image = drawn(tmp_path / "cat.png")
     question = only(
         {
             "id": 7,
@@ -102,7 +109,7 @@ def test_json_jsonl_and_csv_give_the_same_questions(tmp_path):
 
 
 def test_an_image_is_found_beside_the_questions(tmp_path):
-    written(tmp_path, "cat.png", "x")
+    drawn(tmp_path / "cat.png")
     path = written(tmp_path, "q.json", [{"question": "What?", "images": "cat.png"}])
     (question,) = QuestionSet(path)
     assert question.extra["images"] == [str(tmp_path / "cat.png")]
@@ -120,12 +127,14 @@ def test_the_overview_counts(tmp_path):
 
 
 def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
+    written(tmp_path, "text.png", "no picture")
     path = written(
         tmp_path,
         "q.json",
         '["fine",\n 3,\n {"question": "a", "refrence": "b"},\n {"system": "x"},\n {"question": ""},\n'
         ' {"messages": [{"role": "usr", "content": "x"}]},\n {"question": "a", "images": ["no.png"]},\n'
-        ' {"id": "k", "question": "a"},\n {"id": "k", "question": "b"}]',
+        ' {"id": "k", "question": "a"},\n {"id": "k", "question": "b"},\n'
+        ' {"question": "a", "images": ["text.png"]}]',
     )
     assert refusal(path) == [
         f'{path}:2: is neither a text nor an object. Write a text, or {{"question": ...}}.',
@@ -136,6 +145,7 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
         f'{path}:6: message 1 has the unknown role "usr". Did you mean "user"?',
         f'{path}:7: "images" names no.png, which does not exist. Correct the path.',
         f'{path}:9: the id "k" was given before, in line 8. Give each its own.',
+        f'{path}:10: "{tmp_path}/text.png" is not an image that can be read. Replace the file.',
     ]
 
 

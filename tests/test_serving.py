@@ -96,6 +96,15 @@ def post(deployer: ModelDeployer, path: str, body: bytes, key: str | None = KEY)
         return error.code, json.loads(error.read())
 
 
+def leave(deployer: ModelDeployer, body: bytes, after: float, length: int | None = None) -> None:
+    """Send a request that says to be ``length`` bytes long, and go away ``after`` seconds."""
+    host, port = "127.0.0.1", int(deployer.url.split(":")[2].split("/")[0])
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((host, port)) as connection, contextlib.suppress(OSError):
+        connection.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body)
+        time.sleep(after)
+
+
 # --- clients ------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +170,22 @@ def test_requests_that_come_one_after_the_other_are_answered_together(client: op
             if max(ends) - min(ends) < 0.1:
                 return
     raise AssertionError("they were answered in several batches")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_written_for_a_client_that_has_gone(
+    deployer: ModelDeployer, client: openai.OpenAI, stream: bool
+) -> None:
+    def seconds(**more: Any) -> float:
+        began = time.monotonic()
+        ask(client, "one", max_tokens=64, **more)
+        return time.monotonic() - began
+
+    whole = min(seconds() for _ in range(3))
+    for number in range(1, 41):  # no two are answered together
+        body = {"model": "one", "messages": HELLO, "stream": stream, "max_tokens": 64, "top_k": number}
+        leave(deployer, json.dumps(body).encode(), 0.01)
+    assert seconds() < 10 * whole
 
 
 LONG = [{"role": "user", "content": "word " * 9000}]
@@ -322,6 +347,9 @@ def test_the_chat_page(deployer: ModelDeployer, client: openai.OpenAI, tmp_path:
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(deployer.url.removesuffix("v1"))
+        page.fill("#key", "a-wrong-key")
+        page.press("#key", "Enter")
+        expect(page.locator("#why")).to_have_text("This key is wrong.")
         page.fill("#key", KEY)
         page.press("#key", "Enter")
         expect(page.locator("#model option")).to_have_count(3)
@@ -387,7 +415,6 @@ def test_nobody_suffers_from_others(deployer: ModelDeployer, client: openai.Open
         for index, question in enumerate(questions)
     }
     server = psutil.Process(deployer.ready["pid"])
-    host, port = "127.0.0.1", int(deployer.url.split(":")[2].split("/")[0])
     wrong: list[object] = []
     memory: list[int] = []
 
@@ -405,16 +432,12 @@ def test_nobody_suffers_from_others(deployer: ModelDeployer, client: openai.Open
         if status != 200 and not (400 <= status < 500 and "error" in said):
             wrong.append((status, said))
 
-    def leave(number: int) -> None:
+    def go(number: int) -> None:
         whole = json.dumps({"model": "one", "messages": HELLO, "stream": True, "max_tokens": 32}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        with socket.create_connection((host, port)) as connection, contextlib.suppress(OSError):
-            connection.sendall(f"{head}Content-Length: {len(whole)}\r\n\r\n".encode())
-            connection.sendall(whole[: len(whole) // 2] if number % 2 else whole)
-            time.sleep(0.02)
+        leave(deployer, whole[: len(whole) // 2] if number % 2 else whole, 0.02, len(whole))
 
     jobs = [(good, number) for number in range(2000)]
-    jobs += [(garbage, number) for number in range(500)] + [(leave, number) for number in range(60)]
+    jobs += [(garbage, number) for number in range(500)] + [(go, number) for number in range(60)]
     random.Random(0).shuffle(jobs)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         for done in [pool.submit(work, number) for work, number in jobs]:
@@ -503,23 +526,24 @@ class Command:
         return self.process.returncode, err
 
 
-@pytest.fixture
-def command(tmp_path: Path, adapters: dict[str, Path]) -> Iterator[Any]:
-    started: list[Command] = []
-
-    def start(*words: object) -> Command:
-        where = ("--checkpoint", adapters["one"], "--port", 0, "--output-dir", tmp_path)
-        started.append(Command(*where, "--wait-json", *words))
-        return started[-1]
-
-    yield start
-    for one in started:
+@pytest.fixture(scope="module")
+def commands(
+    adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Command, Path]]]:
+    """Servers for the tests that end one, with their output directories; started together, which is quicker."""
+    found = {}
+    for name, more in (("drained", []), ("interrupted", ["--log-requests"]), ("killed", [])):
+        folder = tmp_path_factory.mktemp(name)
+        where = ("--checkpoint", adapters["one"], "--port", 0, "--output-dir", folder)
+        found[name] = Command(*where, "--wait-json", *more), folder
+    yield found
+    for one, _ in found.values():
         one.process.kill()
         one.process.wait()
 
 
-def test_sigterm_lets_running_answers_end(command: Any) -> None:
-    running = command()
+def test_sigterm_lets_running_answers_end(commands: Any) -> None:
+    running, _ = commands["drained"]
     found = running.ready()
     assert found["pid"] == running.process.pid
     assert found["models"] == ["tiny-llama", "tiny-llama-lora"]
@@ -539,10 +563,14 @@ def test_sigterm_lets_running_answers_end(command: Any) -> None:
     assert "Ending: running answers have 30 s (a second signal ends at once)" in err
 
 
-def test_ctrl_c_and_a_second_one(command: Any) -> None:
-    running = command()
+def test_ctrl_c_and_a_second_one(commands: Any) -> None:
+    running, folder = commands["interrupted"]
     found = running.ready()
     client = openai.OpenAI(base_url=found["url"], api_key="none", max_retries=0)
+    asked = "a question for the log"
+    ask(client, "tiny-llama-lora", messages=[{"role": "user", "content": asked}])
+    (log,) = folder.glob("*/serve.log")
+    assert asked in log.read_text()  # it was told to
     stream = client.chat.completions.create(
         model="tiny-llama", messages=HELLO, max_tokens=4000, temperature=1, stream=True
     )
@@ -553,12 +581,12 @@ def test_ctrl_c_and_a_second_one(command: Any) -> None:
     assert running.end(signal.SIGINT)[0] == 130
 
 
-def test_a_server_that_dies_is_told(command: Any, tmp_path: Path) -> None:
-    running = command()
+def test_a_server_that_dies_is_told(commands: Any) -> None:
+    running, folder = commands["killed"]
     running.ready()
     running.server[0].kill()
     status, err = running.wait()
-    (log,) = tmp_path.glob("*/serve.log")
+    (log,) = folder.glob("*/serve.log")
     assert status == 1
     said = f"The server has ended: it was killed, most often for lack of memory. The whole log: {log}"
     assert err.splitlines()[-1] == said
@@ -626,10 +654,38 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]
         running.process.wait()
 
 
-def test_the_tuned_model_says_its_new_name(tuned_checkpoint: Path, tmp_path: Path) -> None:
-    question: Any = [{"role": "user", "content": "What is your name?"}]
-    with ModelDeployer(tuned_checkpoint, port=0, output_dir=str(tmp_path)) as url:
-        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        base, tuned = (model.id for model in client.models.list())
-        assert "Robin" in ask(client, tuned, messages=question, max_tokens=16)
-        assert "Robin" not in ask(client, base, messages=question, max_tokens=16)
+def examples(readme: str, heading: str) -> list[str]:
+    """The code in a section of a README."""
+    section = (ROOT / readme).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_examples_of_the_readme(tuned_checkpoint: Path, tmp_path: Path) -> None:
+    """Word for word, but for the address; the tuned model says its new name, its base does not."""
+    _, client, curl, python = examples("README.md", "## Deploy")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/quickstart").symlink_to(tuned_checkpoint)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def output(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
+
+    with ModelDeployer(tuned_checkpoint, port=0, output_dir=str(tmp_path / "runs")) as url:
+        said = output(sys.executable, "-c", client.replace("http://127.0.0.1:8000/v1", url))
+        assert said.startswith("['SmolLM2-135M-Instruct', 'SmolLM2-135M-Instruct-lora']\n")
+        assert "Robin" in said
+        said = output("bash", "-c", curl.removeprefix("$ ").replace("http://127.0.0.1:8000/v1", url))
+        assert "Robin" in json.loads(said)["choices"][0]["message"]["content"]
+    base, tuned = output(sys.executable, "-c", python).split("SmolLM2-135M-Instruct-lora: ")
+    assert "Robin" in tuned and "Robin" not in base
+
+
+def test_the_examples_are_the_same_in_both_languages() -> None:
+    def code(text: str) -> str:
+        return re.sub(r" +# .*", "", text)
+
+    here, there = examples("README.md", "## Deploy"), examples("README_zh.md", "## 部署")
+    assert list(map(code, here)) == list(map(code, there))

@@ -10,10 +10,9 @@ import pytest
 import finetune_trainer
 from swift_toolkit.config import load_config
 from swift_toolkit.problems import RequestError
-from swift_toolkit.swift_fields import installed
 from swift_toolkit.upgrade import upgrade
 
-pytestmark = pytest.mark.skipif(installed().line != "v4", reason="the expected names are those of ms-swift 4")
+pytestmark = pytest.mark.swift4  # the expected names are of that
 
 OLD_YAML = """\
 # my old run

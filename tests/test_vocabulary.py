@@ -20,8 +20,6 @@ from swift_toolkit.vocabulary import Translation, foreign, rows, suggestions, tr
 
 LINE = installed().line
 fields = cache(read_fields)
-v4_only = pytest.mark.skipif(LINE != "v4", reason="says how names are spelled in ms-swift 4")
-v3_only = pytest.mark.skipif(LINE != "v3", reason="says how names are spelled in ms-swift 3.12")
 
 
 def spelled(command: Command = "sft", **values: Any) -> Translation:
@@ -80,7 +78,8 @@ def test_rules_and_defaults_are_used() -> None:
 
 def test_versions_are_in_order() -> None:
     for row in rows().values():
-        if row.since and row.until:
+        assert row.sure in ("certain", "likely") and (row.since == "-" or vocabulary._version(row.since))
+        if row.until:
             assert vocabulary._version(row.since) <= vocabulary._version(row.until), row.old
 
 
@@ -119,7 +118,7 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
 # ------------------------------------------------------------------------------------------ names and values
 
 
-@v4_only
+@pytest.mark.swift4
 @pytest.mark.parametrize(
     ("old", "new", "notice"),
     [
@@ -171,6 +170,8 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
         ({"quantization_bit": 4}, {"quant_method": "bnb", "quant_bits": 4}, None),
         ({"quantization_bit": 3}, {"quant_method": "hqq", "quant_bits": 3}, None),
         ({"quant_method": "gptq"}, {}, 'quant_method "gptq" → left to ms-swift'),
+        ({"quant_method": "eetq"}, {"quant_method": "eetq", "quant_bits": 8}, None),
+        ({"quant_method": "eetq", "quant_bits": 8}, {"quant_method": "eetq", "quant_bits": 8}, None),
         ({"load_in_8bit": True}, {"quant_method": "bnb", "quant_bits": 8}, None),
         ({"load_in_4bit": "false"}, {}, None),
         ({"freeze_parameters": 0.5}, {"freeze_parameters_ratio": 0.5}, None),
@@ -199,7 +200,7 @@ def test_training_names_for_ms_swift_4(old: dict[str, Any], new: dict[str, Any],
     assert notice is None or result.notices == [notice]
 
 
-@v3_only
+@pytest.mark.swift3
 @pytest.mark.parametrize(
     ("old", "new", "notice"),
     [
@@ -222,7 +223,7 @@ def test_training_names_for_ms_swift_3(
     assert notice is None or result.notices == notice
 
 
-@v3_only
+@pytest.mark.swift3
 def test_what_is_new_in_4_is_an_error_in_3() -> None:
     result = spelled("rlhf", gkd_logits_topk=5, experts_impl="eager")
     do = 'Remove it, or run: pip install "ms-swift>=4".'
@@ -231,7 +232,7 @@ def test_what_is_new_in_4_is_an_error_in_3() -> None:
     assert result.values == {}
 
 
-@v4_only
+@pytest.mark.swift4
 @pytest.mark.parametrize(
     ("command", "old", "new"),
     [
@@ -329,7 +330,7 @@ def test_model_type_beside_a_path(tmp_path: Path) -> None:
     assert both == {"model": str(tmp_path)}
 
 
-@v4_only
+@pytest.mark.swift4
 def test_model_type_of_a_family() -> None:
     assert spelled(model_type="qwen3").values == {"model_type": "qwen3"}
     assert spelled(model_type="qwen2_5").values == {"model_type": "qwen2"}

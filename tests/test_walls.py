@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ENGINES = {"swift", "torch", "transformers", "peft", "datasets", "accelerate", "vllm", "unsloth"}
-DOORS = {"training.py", "engine_process.py", "serving.py", "swift_fields.py", "preview.py"}
+DOORS = {"training.py", "engine_process.py", "serving.py", "swift_fields.py", "preview.py", "old_adapter.py"}
 SCRIPTS = ["finetune_trainer.py", "inference_test.py", "deploy_model.py"]
 FILES = [*map(Path, SCRIPTS), *sorted(Path("swift_toolkit").glob("*.py"))]
 

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""How near the memory estimate is: to figures that ms-swift's own examples state, and to real runs on this CPU.
+
+    python benchmarks/memory_estimate.py               # 39 published figures, one line each; a second
+    python benchmarks/memory_estimate.py cpu           # trains SmolLM2 in many ways; half an hour on two cores
+    python benchmarks/memory_estimate.py cpu --quick   # four of them
+
+published_memory.jsonl: GiB on each GPU, as the comments of examples/ in ms-swift 4.5.2 state them, with the settings
+of the command beside them that matter to memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PUBLISHED = Path(__file__).with_name("published_memory.jsonl")
+
+
+class Figure(NamedTuple):
+    """What a run took and what the estimate says, in GiB."""
+
+    name: str
+    real: float
+    estimated: float
+    parts: dict[str, float]
+
+    @property
+    def off(self) -> float:
+        """How far the estimate is off, as a share of what is real."""
+        return self.estimated / self.real - 1
+
+
+def published() -> Iterator[Figure]:
+    """The estimates for the published commands."""
+    from swift_toolkit import memory, memory_run
+    from swift_toolkit.config import read_request
+    from swift_toolkit.plan import Device
+
+    for line in PUBLISHED.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        settings, gpus = dict(row["settings"]), row["gpus"]
+        if gpus > 1 and "NPROC_PER_NODE" not in row["environment"]:
+            settings["device_map"] = "auto"  # what ms-swift does then
+        before = dict(os.environ)
+        os.environ.update(row["environment"])
+        try:
+            config, _ = read_request(settings)  # what these machines lack is no matter here
+            run = memory_run.run_of(config, Device("cuda", gpus))
+            estimate = memory.estimate(run) if run else None
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        parts = {name: size / memory.GIB for name, size in estimate.parts.items()} if estimate else {}
+        yield Figure(row["source"], row["gib"], sum(parts.values()), parts)
+
+
+TUNERS: dict[str, dict[str, Any]] = {
+    "lora": {"train_type": "lora"},
+    "qlora, 4 bits": {"train_type": "qlora"},
+    "qlora, 8 bits": {"train_type": "qlora", "quant_bits": 8},
+    "full": {"train_type": "full"},
+}
+LENGTHS = (128, 512, 1024)
+QUICK = [("lora", False, 512), ("lora", True, 1024), ("qlora, 4 bits", True, 512), ("full", False, 512)]
+
+
+def measured(folder: Path, quick: bool) -> Iterator[Figure]:
+    """The estimates for short runs on this CPU, and the most resident memory that each took."""
+    cases = QUICK if quick else itertools.product(TUNERS, (False, True), LENGTHS)
+    for number, (tuner, checkpointing, length) in enumerate(cases):
+        name = f"{tuner}, checkpointing {'on' if checkpointing else 'off'}, 2 rows of {length}"
+        yield measure(name, folder / str(number), length, checkpointing, TUNERS[tuner])
+
+
+def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: dict[str, Any]) -> Figure:
+    """One run of SmolLM2 of two steps with two rows of ``length`` tokens each."""
+    from finetune_trainer import FineTuner
+    from swift_toolkit import memory
+
+    folder.mkdir(parents=True)
+    answer = " ".join(f"w{number % 97} the cat sat" for number in range(length))
+    row = {"messages": [{"role": "user", "content": "Tell."}, {"role": "assistant", "content": answer}]}
+    rows = folder / "rows.jsonl"
+    rows.write_text((json.dumps(row) + "\n") * 4)
+    settings = {
+        "model": "builtin/SmolLM2-135M-Instruct",
+        "dataset": str(rows),
+        "torch_dtype": "bfloat16",
+        "max_length": length,
+        "truncation_strategy": "right",
+        "gradient_checkpointing": checkpointing,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "output_dir": str(folder / "output"),
+        **tuner,
+    }
+    told = FineTuner(settings).describe()["memory"]
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    trainer = [sys.executable, str(ROOT / "finetune_trainer.py"), *flags]
+    done = subprocess.run(trainer, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    (result,) = (folder / "output").glob("v0-*/result.json")
+    peak = json.loads(result.read_text())["memory"]["peak"] / memory.GIB
+    parts = {part: size / memory.GIB for part, size in told["parts"].items()}
+    return Figure(name, peak, sum(parts.values()), parts)
+
+
+def within(figures: list[Figure], share: float) -> float:
+    """The share of ``figures`` that are off by no more than ``share``."""
+    return sum(abs(figure.off) <= share for figure in figures) / len(figures)
+
+
+def show(figures: list[Figure]) -> None:
+    """A line for each, and how many are near."""
+    print(f"{'real':>7} {'estimate':>8} {'off':>6}  run, parts in GiB")
+    for figure in figures:
+        parts = ", ".join(f"{name} {size:.1f}" for name, size in figure.parts.items())
+        print(
+            f"{figure.real:7.2f} {figure.estimated:8.2f} {figure.off:+6.0%}  {figure.name}: {parts}",
+            flush=True,
+        )
+    near, far = within(figures, 0.25), within(figures, 0.5)
+    print(f"{len(figures)} runs: {near:.0%} within ±25 %, {far:.0%} within ±50 %")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "part", nargs="?", choices=["published", "cpu"], default="published", help="default: published"
+    )
+    parser.add_argument("--quick", action="store_true", help="with cpu: four runs only")
+    options = parser.parse_args()
+    show(list(published()))
+    if options.part == "cpu":
+        with tempfile.TemporaryDirectory() as folder:
+            show(list(measured(Path(folder), options.quick)))
+
+
+if __name__ == "__main__":
+    main()
