@@ -127,7 +127,7 @@ _PIECE = re.compile(
 )
 _TOKEN = re.compile(
     rf"""
-    (?P<blank> [ \t\r]+ | \\[ \t\r]*\n(?:[ \t]*\#[^\n]*\n)*)
+    (?P<blank> [ \t\r]+ | \\[ \t\r]*\n(?:(?:[ \t]*\#[^\n]*\n)+(?=[ \t]*-))?)  # an option may be commented out
   | (?P<comment> (?<![^\s;&|(])\#[^\n]*)
   | (?P<redirection> \d?(?:&>>?|>>|>&?|<<<|<)(?P<handle>(?<=&)\d)?)
   | (?P<end> \n | ;+ | &&? | \|\|? | [()])
