@@ -247,10 +247,10 @@ def problems(config: Config, device: Device) -> list[Problem]:
     if wish is None:
         return []
     batch, steps = config.get("per_device_train_batch_size"), config.get("gradient_accumulation_steps")
-    fixed = launch.world_size(config, device) * (batch or 1) * (steps or 1)
+    fixed = feeders(config, device) * (batch or 1) * (steps or 1)
     if wish.value % fixed == 0 and (wish.value == fixed or not (batch and steps)):
         return []
-    parts = [f"{launch.world_size(config, device)} process(es)"]
+    parts = [f"{feeders(config, device)} process(es)"]
     parts += [f"{batch} rows a device"] if batch else []
     parts += [f"{steps} accumulated"] if steps else []
     if batch and steps:
@@ -318,7 +318,8 @@ def _fill_for_gpu(config: Config, device: Device) -> None:
 def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     """Where the model does not fit one device with data of its own: what is divided, and how."""
     taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or launch.takes_part()
-    run = None if taken or device.count < 2 else memory_run.run_of(config, device, report)
+    alone = device.count == 1 and launch.nodes().count == 1
+    run = None if taken or alone or device.kind == "cpu" else memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return
     needed = memory.estimate(run).total
@@ -327,7 +328,7 @@ def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
     if importlib.util.find_spec("deepspeed") and not run.get("quant_bits"):
         config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
-    elif launch.nodes().count == 1:
+    elif device.count > 1 and launch.nodes().count == 1:
         config.fill("device_map", "auto", f"{reason}: its layers are spread")
 
 
@@ -336,7 +337,7 @@ def _share_batch(config: Config, device: Device, report: DataReport | None) -> N
     wish = config.effective_batch
     if wish is None:
         return
-    world = launch.world_size(config, device)
+    world = feeders(config, device)
     rows = wish.value // world // config.get("gradient_accumulation_steps", 1)
     if "per_device_train_batch_size" not in config.settings:
         batch, reason = _largest_batch(
@@ -468,10 +469,15 @@ def accumulation(config: Config, device: Device) -> int:
     return int(config.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
 
 
+def feeders(config: Config, device: Device) -> int:
+    """Processes that each take rows of their own; with sequence parallelism several share a row."""
+    return max(1, launch.world_size(config, device) // (config.get("sequence_parallel_size") or 1))
+
+
 def effective_batch_size(config: Config, device: Device) -> int:
     """Rows per optimiser step, over all processes of all nodes."""
     batch = config.get("per_device_train_batch_size", 1)
-    return int(batch * accumulation(config, device) * launch.world_size(config, device))
+    return int(batch * accumulation(config, device) * feeders(config, device))
 
 
 def step_count(config: Config, rows: int | None, device: Device) -> int | None:
@@ -483,7 +489,7 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batch = config.get("per_device_train_batch_size", 1) * launch.world_size(config, device)
+    batch = config.get("per_device_train_batch_size", 1) * feeders(config, device)
     batches: int = math.ceil(rows / batch)
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
     epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)

@@ -56,7 +56,8 @@ def prepare(config: Config, report: DataReport, folder: Path, processes: int) ->
     }
     batch = config.get("per_device_train_batch_size", 1)
     changes["dataset"] = [_write(report, "train", folder, batch * processes * steps, _filled(config))]
-    if "val_dataset" in config.settings or config.get("split_dataset_ratio"):
+    validated = "val_dataset" in config.settings or config.get("split_dataset_ratio")
+    if validated and config.get("eval_strategy") != "no":
         split: Split = "val" if "val_dataset" in config.settings else "train"
         rows = config.get("per_device_eval_batch_size", 1) * processes
         changes |= {

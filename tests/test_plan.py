@@ -221,6 +221,15 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
     assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
 
 
+def test_machines_with_a_gpu_each_divide_it_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "h"}.items():
+        monkeypatch.setenv(name, value)
+    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+    installed.add("deepspeed")
+    assert automatic(config(**large), gpus(1))["deepspeed"] == "zero3"
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "batch", "steps"),
     [
@@ -341,6 +350,12 @@ def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, s
     assert plan.effective_batch_size(request, CPU) == effective
     assert plan.step_count(request, 100, CPU) == steps
     assert plan.step_count(request, None, CPU) == settings.get("max_steps")
+
+
+def test_processes_that_share_a_row_count_once() -> None:
+    request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
+    assert plan.effective_batch_size(request, gpus(8)) == 12
+    assert plan.step_count(request, 100, gpus(8)) == 27  # 3 × 9
 
 
 def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
