@@ -99,8 +99,7 @@ class ModelDeployer:
         self.flags = flags
         self.url = self.deployment.url()
         self.ready: dict[str, Any] = {}
-        self.directory = Path(flags["output_dir"]).expanduser()
-        self._started = time.time()
+        self.directory = self._output = Path(flags["output_dir"]).expanduser()
         self._stack = ExitStack()
         self._child: Child
         self._events: Iterator[dict[str, Any] | None]
@@ -123,8 +122,9 @@ class ModelDeployer:
         from swift_toolkit import plan, runs
         from swift_toolkit.process import Child
 
+        self.ready, self._started = {}, time.time()
         try:
-            self.directory = runs.claim_run_directory(self.directory).absolute()
+            self.directory = runs.claim_run_directory(self._output).absolute()
         except OSError as error:
             raise RunError(
                 f"{self.directory}: the run directory cannot be made ({error.strerror})."

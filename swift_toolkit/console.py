@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -68,6 +69,11 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
     for row in cells:
         table.add_row(*row)
     _console(file or sys.stderr).print(table)
+
+
+def short_path(path: Path) -> str:
+    """``path`` as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def duration(seconds: float) -> str:

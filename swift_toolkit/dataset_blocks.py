@@ -135,11 +135,12 @@ class BlockCheck:
         """Whether the text holds what `judge` may warn of: damaged or invisible characters, tags of media."""
         if self.rules.multimodal and any(tag in text for tag in _TAGS):
             return True
+        escapes = b"\\" in chunk  # which takes no time
         if text.isascii():
-            return _CONTROL.search(chunk) is not None
+            return escapes and _CONTROL.search(chunk) is not None
         if chunk.isascii() or any(mark in text for mark in _MARKS):
             return bool("\ufffd" in text or MOJIBAKE.search(text) or INVISIBLE.search(text))
-        return any(odd.search(chunk) for odd in (_UNSEEN, _C1, _CONTROL))
+        return any(odd.search(chunk) for odd in (_UNSEEN, _C1, *([_CONTROL] if escapes else [])))
 
     def _may_be_too_long(
         self, contents: list[str], texts: list[_Texts], turns: Counter[int], joined: str

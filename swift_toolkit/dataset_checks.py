@@ -69,6 +69,11 @@ class Rules:
     max_length: int | None = None
     columns: Mapping[str, str] | None = None
 
+    @property
+    def is_regression(self) -> bool:
+        """A "seq_cls" run learns numbers, not classes."""
+        return self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1)
+
 
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     """A column that is not used, but is much like one that would be."""
@@ -293,15 +298,14 @@ def _is_yes_or_no(label: Any) -> bool:
 
 def _class_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     label, classes = row.get("label"), rules.num_labels
-    kind = rules.problem_type or ("regression" if classes == 1 else "single_label_classification")
     if label is None:
         yield Flaw("label", '"label" is missing', "Add the class, a whole number from 0.")
         return
-    if kind == "regression":
+    if rules.is_regression:
         if not _is_number(label):
             yield Flaw("label", f'"label" is {brief(label)}, not a number')
         return
-    many = kind == "multi_label_classification"
+    many = rules.problem_type == "multi_label_classification"
     if isinstance(label, list) != many:
         yield Flaw("label", f'"label" is {brief(label)}, not {"a list of classes" if many else "one class"}')
         return

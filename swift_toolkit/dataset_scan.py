@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -290,10 +291,23 @@ def apart() -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "swift_toolkit.dataset_scan"], environment
 
 
+WITH_STARTER = "with-starter"
+"""Argument of such a process: end, with all that it started, as soon as its input is closed."""
+
+
+def _end_with_starter() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
     import pickle
-    import signal
+    import threading
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which has the word
     function, arguments, keywords = pickle.load(sys.stdin.buffer)
+    if WITH_STARTER in sys.argv:
+        threading.Thread(target=_end_with_starter, daemon=True).start()
     pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
+    sys.stdout.flush()
+    os._exit(0)  # not waiting for that thread, which holds the lock of the input

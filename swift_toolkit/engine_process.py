@@ -233,6 +233,8 @@ class Served:
         asking = {"request_config": self.swift.RequestConfig(**settings)}
         if self.backend == "vllm" and self.adapter is not None and side != "base":
             asking["adapter_request"] = self.swift.AdapterRequest("tuned", self.adapter)
+        if self.backend == "vllm" and not stream:
+            asking["pre_infer_hook"] = _whole_answers
         return asking
 
     def _as(self, side: str) -> AbstractContextManager[Any]:
@@ -349,6 +351,14 @@ class Served:
         seconds = time.monotonic() - began
         for job, response in zip(batch, responses, strict=True):
             yield job, _answer(response, seconds)
+
+
+def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
+    """Let vLLM hand over an answer once, at its end, and not at every token."""
+    from vllm.sampling_params import RequestOutputKind
+
+    asked["generation_config"].output_kind = RequestOutputKind.FINAL_ONLY
+    return asked
 
 
 class _Job:

@@ -505,5 +505,9 @@ def _asked_for(
 
 
 def is_on_hub(model: str | None) -> bool:
-    """Whether the model is to be fetched from a hub: its name has the form, and its owner is no directory here."""
-    return not (model is None or is_builtin(model) or looks_local(model) or Path(model).parent.is_dir())
+    """Whether the model is to be fetched from a hub: its name has the form, and neither it nor its owner is a
+    directory's.
+    """
+    if model is None or is_builtin(model) or looks_local(model):
+        return False
+    return not (Path(model).parent.is_dir() or Path(model).name.startswith("checkpoint-"))

@@ -286,6 +286,17 @@ nothing = st.just({})
 
 
 @many
+@example(
+    rows=[
+        {
+            "messages": [
+                {"role": "user", "content": "1999-05-01"},
+                {"role": "assistant", "content": "1999-05-02"},
+            ],
+            "channel": "row 0",
+        }
+    ]
+)
 @given(rows=files(nothing))
 def test_sft(swift: Swift, tmp_path: Path, rows: list[Row]) -> None:
     check(swift, tmp_path / "sft.jsonl", rows, "sft")
@@ -415,6 +426,7 @@ sentences = st.one_of(
 
 
 @few
+@example(way="a.csv", rows=[{"query": "1999-05-01", "response": "1999-05-02"}] * 2)
 @given(
     way=st.sampled_from(ways),
     rows=st.lists(st.fixed_dictionaries({"query": sentences, "response": sentences}), min_size=1, max_size=5),

@@ -299,6 +299,15 @@ def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str], adapter: Path,
     ]
 
 
+def test_a_limit_that_is_no_number(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
+    assert refusals(capsys, "--checkpoint", adapter, "--drain-seconds", "soon") == [
+        '"--drain-seconds" must be a whole number, not "soon".'
+    ]
+    assert refusals(capsys, "--checkpoint", adapter, "--max-body-mb", "1G") == [
+        '"--max-body-mb" must be a number, not "1G".'
+    ]
+
+
 def test_backends_that_are_not_there(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
     assert refusals(capsys, "--checkpoint", adapter, "--port", 0, "--infer-backend", "lmdeploy") == [
         '"--infer-backend" is "lmdeploy", which is not installed. Run: pip install lmdeploy'

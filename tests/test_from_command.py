@@ -127,6 +127,12 @@ def test_a_model_on_a_hub_is_left_to_ms_swift(script: Any, planned: Any) -> None
     assert "--model=nobody/No-Such-7B" in plan["arguments"]
 
 
+@pytest.mark.parametrize("script", [inference_test, deploy_model])
+def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--model", "old/checkpoint-20-merged", "--dry-run"]) == 2
+    assert "old/checkpoint-20-merged does not exist." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [

@@ -179,6 +179,11 @@ def test_flags_win_over_the_file_and_the_checkpoint(output, tmp_path, capsys):
     assert "--system=Be long." in plan["arguments"]
 
 
+def test_no_thinking_is_told_to_the_template(output, capsys):
+    plan = dry_run(capsys, "--checkpoint", output, "--question", "a", "--no-thinking")
+    assert "--enable_thinking=false" in plan["arguments"]
+
+
 def test_a_checkpoint_as_the_guides_write_it(output, capsys):
     plan = dry_run(capsys, "--checkpoint", output / "checkpoint-10", "--question", "a")
     assert plan["checkpoint"] == str(output / RUN / "checkpoint-10")

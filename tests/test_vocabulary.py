@@ -271,6 +271,14 @@ def test_what_is_new_in_4_is_an_error_in_3() -> None:
         ),
         ("eval", {"eval_dataset": ["ceval"]}, {"eval_dataset": ["ceval"]}),
         ("rlhf", {"ref_model_id_or_path": "a", "max_length": 9}, {"ref_model": "a", "max_length": 9}),
+        ("rlhf", {"use_vllm": True}, {"use_vllm": True, "vllm_mode": "colocate"}),
+        (
+            "rlhf",
+            {"use_vllm": "true", "vllm_server_host": "a"},
+            {"use_vllm": "true", "vllm_mode": "server", "vllm_server_host": "a"},
+        ),
+        ("rlhf", {"use_vllm": True, "vllm_mode": "server"}, {"use_vllm": True, "vllm_mode": "server"}),
+        ("rlhf", {"use_vllm": False}, {"use_vllm": False}),
         ("rlhf", {"multi_turn_func": "f"}, {"multi_turn_scheduler": "f"}),
         ("rlhf", {"tensor_parallel_size": 2}, {"vllm_tensor_parallel_size": 2}),
     ],
@@ -470,6 +478,21 @@ def test_gone_names_and_values() -> None:
             "Remove it: ms-swift 3 took this loss out.",
         ),
     ]
+
+
+@pytest.mark.swift4
+def test_a_value_that_4_no_longer_has() -> None:
+    do = "Remove it: ms-swift 4 does not learn from the teacher's answers."
+    result = spelled("rlhf", seq_kd=True)
+    assert result.errors == [("seq_kd", "is true, which ms-swift no longer has", do)]
+    assert spelled("rlhf", seq_kd=False).values == {"seq_kd": False}
+
+
+def test_what_is_not_as_it_was() -> None:
+    text = "was the query, key and value layers; ms-swift now trains all linear ones"
+    result = spelled(lora_target_modules=["DEFAULT"], max_length=1, num_train_epochs=1, warmup_ratio=0)
+    assert result.warnings == [("lora_target_modules", text)]
+    assert "target_modules" not in result.values
 
 
 def test_unknown_names() -> None:
