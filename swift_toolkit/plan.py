@@ -139,10 +139,17 @@ def _nvidia_gpus() -> list[Gpu]:
         told = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.+?)\s*$", information.read_text(), re.MULTILINE))
         instances = Path(f"/proc/driver/nvidia/capabilities/gpu{told.get('Device Minor')}/mig")
         mig = any(instances.glob("gi*"))
-        gpus.append(Gpu(told.get("Model", Gpu.name), told.get("GPU UUID", ""), mig))
+        name = told.get("Model", Gpu.name)
+        gpus.append(Gpu(name, told.get("GPU UUID", ""), mig, memory_in(name)))
     if not gpus:  # containers without that tree, and WSL
         gpus = [Gpu()] * (len(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists())
     return _with_memory(gpus) if gpus else []
+
+
+def memory_in(name: str) -> int:
+    """Bytes of memory that a GPU's name tells, such as "NVIDIA A100-SXM4-80GB"; 0 if it does not."""
+    found = re.search(r"\b(\d+) ?GB\b", name)
+    return int(found[1]) << 30 if found else 0
 
 
 def _with_memory(gpus: list[Gpu]) -> list[Gpu]:

@@ -392,6 +392,19 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
     assert plan.memory_advice(config(model="owner/unknown"), gpus()) == ["a machine with more memory"]
 
 
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA H100 80GB HBM3", 80),
+        ("Tesla V100-SXM2-32GB", 32),
+        ("NVIDIA L4", 0),
+    ],
+)
+def test_the_memory_that_a_name_tells(name: str, gib: int) -> None:
+    assert plan.memory_in(name) == gib << 30
+
+
 def test_the_memory_of_gpus_is_what_nvidias_tool_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
