@@ -367,6 +367,7 @@ def _largest_batch(
     run = memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return 1, "the memory it would take is not known"
+    run = memory_run.filled(run)
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = memory.estimate(run.but(per_device_train_batch_size=batch)).total

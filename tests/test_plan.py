@@ -256,6 +256,14 @@ def test_an_effective_batch_of_64(
         assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
 
 
+def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
+    request = config(effective_batch_size=64, max_length=4096)
+    plan.fill_automatic(request, gpus(2))
+    assert request.get("per_device_train_batch_size") == 2
+    plan.fill_automatic(seen := config(effective_batch_size=64, max_length=4096), gpus(2), data(1000))
+    assert seen.get("per_device_train_batch_size") == 8
+
+
 @pytest.mark.parametrize(
     ("wish", "settings", "problem"),
     [
