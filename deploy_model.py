@@ -212,11 +212,14 @@ class ModelDeployer:
             self._write("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
 
     def _failure(self, event: Mapping[str, Any]) -> RunError:
+        from swift_toolkit.failure import engine_error
+
         where = f"The whole log: {self.deployment.log}"
         what = "The server could not be started" if not self.ready else "The server has ended"
         if event:
             first = (str(event["message"]).strip().splitlines() or [""])[0]
-            return RunError(f"{what}: {event['type']}: {first}. {where}")
+            cause = engine_error(self.deployment.log) or f"{event['type']}: {first}"
+            return RunError(f"{what}: {cause.rstrip('.')}. {where}")
         status = self._child.process.wait()
         if status == -signal.SIGKILL:
             return RunError(f"{what}: it was killed, most often for lack of memory. {where}")
