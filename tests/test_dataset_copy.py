@@ -203,16 +203,16 @@ def test_texts_beside_calls_stay_text() -> None:
     assert [[turn["content"] for turn in turns] for turns in lists] == [contents, ["q"], contents]
 
 
-def test_rejected_answers_become_lists() -> None:
+def test_rejected_answers_become_messages() -> None:
     """Beside lists a text like "12" would come back as a number."""
     turns = [{"role": "assistant", "content": "bad"}]
     path = write(
         "a.jsonl", *(talk(f"q{n}", "good") | {"rejected_response": r} for n, r in enumerate(("12", turns)))
     )
     given = prepare(verify([path], task="dpo"), Path("data"))
-    assert [row["rejected_response"] for row in read(given.train[0])] == [
-        [{"role": "assistant", "content": "12"}],
-        turns,
+    assert read(given.train[0]) == [
+        talk("q0", "good") | {"rejected_messages": talk("q0", "12")["messages"]},
+        talk("q1", "good") | {"rejected_messages": talk("q1", "bad")["messages"]},
     ]
 
 
