@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -323,16 +322,11 @@ def test_a_config_file_says_the_same(
     assert found["sources"]["max_batch_size"] == f"{file}:6"
 
 
-def test_checking_is_fast_and_imports_nothing_heavy(adapter: Path) -> None:
+def test_checking_imports_nothing_heavy(adapter: Path) -> None:
     script = (
         "import sys, deploy_model\n"
         f"status = deploy_model.main(['--checkpoint', {str(adapter)!r}, '--port', '0', '--dry-run'])\n"
         "heavy = {'torch', 'transformers', 'swift', 'fastapi', 'uvicorn', 'peft'} & set(sys.modules)\n"
         "sys.exit(status or bool(heavy))"
     )
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-        seconds.append(time.monotonic() - began)
-    assert min(seconds) < 2.0
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
