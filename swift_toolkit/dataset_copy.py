@@ -79,6 +79,9 @@ def prepare(report: DataReport, folder: Path, skip_bad_rows: str | None = None) 
                 entries.append(_copied(files, spec, report, folder, given))
             else:
                 entries.append(spec.text)
+    if given.left_out and skip_bad_rows is None:  # behind the sample that was looked at
+        what = f"bad rows were found while a copy was made ({given.left_out.total():,}); {given.rejected} lists them"
+        raise RequestError([Problem(what, "Mend them, or leave them out with --skip-bad-rows.")])
     return given
 
 

@@ -111,6 +111,19 @@ def test_more_bad_rows_than_allowed() -> None:
     )
 
 
+def test_bad_rows_behind_the_sample() -> None:
+    Path("a.csv").write_text("query,response\n" + "q,a\n" * 200 + "q,\n")
+    report = verify(["a.csv"], limit_seconds=0.0)
+    assert report.ok and not report.complete
+    with pytest.raises(RequestError) as caught:
+        prepare(report, Path("data"))
+    assert str(caught.value) == (
+        "bad rows were found while a copy was made (1); data/rejected.jsonl lists them. "
+        "Mend them, or leave them out with --skip-bad-rows."
+    )
+    assert read("data/rejected.jsonl")[0]["line"] == 202
+
+
 def test_all_rows_bad_or_file_damaged() -> None:
     with pytest.raises(RequestError):
         prepare(verify([write("a.jsonl", talk("q", ""))]), Path("data"), "")
