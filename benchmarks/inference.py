@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast inference_test.py is, as ratios against raw ms-swift and raw vLLM in one run of this script.
 
-    python benchmarks/inference.py --checkpoint output/quickstart             # all but vllm; about 20 minutes
+    python benchmarks/inference.py --checkpoint output/quickstart             # all but vllm; about 15 minutes
     python benchmarks/inference.py checks                                     # help, a misspelled setting; a minute
     python benchmarks/inference.py first throughput --checkpoint output/quickstart
     .venv-vllm/bin/python benchmarks/inference.py vllm --checkpoint output/quickstart
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 COMMAND = [sys.executable, str(ROOT / "inference_test.py")]
 RAW = [str(Path(sys.executable).with_name("swift")), "infer"]
-NEW_TOKENS = 64
+NEW_TOKENS = 32
 QUESTIONS = 64
 
 OFFLINE_VLLM = """

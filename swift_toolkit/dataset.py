@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.dataset_checks import TASKS, Rules, Task, misspelled_column
+from swift_toolkit.dataset_checks import RANKING_TASKS, TASKS, Rules, Task, misspelled_column
 from swift_toolkit.dataset_files import READ_BY_SWIFT, DataFile, look_at
 from swift_toolkit.dataset_flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset_report import DataReport, FileReport, Group, Split
@@ -266,7 +266,7 @@ def find_part(path: Path, shown: str, rules: Rules) -> Part:
     columns, shape = head_of(file)
     # without any row that is an object there is no format, and no row that would need one
     layout = layout_of(columns, rules.columns) if columns else Layout("", "messages", {})
-    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape))
+    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape, rules))
 
 
 def _share(deadline: float | None, share: float) -> float | None:
@@ -326,7 +326,7 @@ def _spread(size: int) -> Iterator[int]:
         step *= 2
 
 
-def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
+def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:
     """Why ms-swift is given a converted copy of this file; "" where it reads the file itself."""
     suffixes = "".join(file.path.suffixes[-2 if file.packing else -1 :])
     if file.path.suffix not in READ_BY_SWIFT:
@@ -339,6 +339,9 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
         return "ms-swift does not read chosen/rejected"
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
+    for name in ("positive_messages", "negative_messages"):
+        if rules.task not in RANKING_TASKS and name in layout.rename.values():
+            return f'ms-swift would delete rows without "{name}"'
     for column in shape.fields.keys() - set(layout.unused):
         if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].has_dates:
             return f'ms-swift would read the dates in "{column}" as numbers'

@@ -113,8 +113,12 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         other = other_format(value, layout) if error.flaw.kind == "messages" else None
         return None, [other or error.flaw]
     flaws = list(_flaws_of(row, rules))
-    lacks = "rejected_response" in layout.rename.values() and "rejected_response" not in row
-    if lacks and not any(flaw.is_error for flaw in flaws):
+    clean = not any(flaw.is_error for flaw in flaws)
+    columns = layout.rename.values()
+    if clean and rules.task == "embedding" and "negative_messages" in set(columns) - row.keys():
+        what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
+        flaws.append(Flaw("pairs", what, "Write an empty list: []."))
+    if clean and "rejected_response" in set(columns) - row.keys():
         what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
     return row, flaws

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part
-from swift_toolkit.dataset_checks import LABEL_TASKS, RANKING_TASKS, Rules, text_of
+from swift_toolkit.dataset_checks import LABEL_TASKS, PREFERENCE_TASKS, RANKING_TASKS, Rules, text_of
 from swift_toolkit.dataset_flaws import KINDS, Flaw
 from swift_toolkit.dataset_rows import Message, Row, read_messages
 from swift_toolkit.dataset_scan import Part, scan_part
@@ -79,6 +79,9 @@ def prepare(report: DataReport, folder: Path, skip_bad_rows: str | None = None) 
                 entries.append(_copied(files, spec, report, folder, given))
             else:
                 entries.append(spec.text)
+    if given.left_out and skip_bad_rows is None:  # behind the sample that was looked at
+        what = f"bad rows were found while a copy was made ({given.left_out.total():,}); {given.rejected} lists them"
+        raise RequestError([Problem(what, "Mend them, or leave them out with --skip-bad-rows.")])
     return given
 
 
@@ -207,21 +210,23 @@ def with_texts(row: Row) -> Row:
     out = dict(row)
     for name in ("messages", "rejected_messages"):
         if name in row:
-            out[name] = _turns_with_texts(row[name])
+            out[name] = _turns_with_texts(row[name], name)
     for name in ("positive_messages", "negative_messages"):
         if name in row:
-            out[name] = [_turns_with_texts(turns) for turns in row[name]]
+            out[name] = [_turns_with_texts(turns, name) for turns in row[name]]
     return out
 
 
 def _for_reader(row: Row, rules: Rules) -> Row:
-    """The row with one type of value in each place, in all rows of all copies."""
+    """The row with the same columns and one type of value in each place, as in all rows of all copies."""
     out = with_texts(row)
-    if isinstance(rejected := out.get("rejected_response"), str):
-        out["rejected_response"] = [{"role": "assistant", "content": rejected}]
-    elif rejected is not None:
-        turns = read_messages(rejected, {}, None, "rejected_response", standard_only=True)
-        out["rejected_response"] = _turns_with_texts(turns)
+    rejected = out.pop("rejected_response", None)
+    if rejected is not None and rules.task in PREFERENCE_TASKS:
+        out.setdefault("rejected_messages", _rejected_messages(out["messages"], rejected))
+    if rules.task not in RANKING_TASKS:
+        out = {name: value for name, value in out.items() if not name.startswith(("positive_", "negative_"))}
+    elif rules.task == "embedding":
+        out.setdefault("negative_messages", [])
     if "margin" in out:
         out["margin"] = float(out["margin"])
     if "channel" in out and not isinstance(out["channel"], str):
@@ -229,6 +234,13 @@ def _for_reader(row: Row, rules: Rules) -> Row:
     if "label" in out and rules.task in LABEL_TASKS:
         out["label"] = _label(out["label"], rules)
     return out
+
+
+def _rejected_messages(messages: list[Message], rejected: Any) -> list[Message]:
+    """The question with the rejected answer in the place of all that follows it, as ms-swift joins them."""
+    answer = [{"role": "assistant", "content": rejected}] if isinstance(rejected, str) else rejected
+    asked = max(at for at, message in enumerate(messages) if message["role"] == "user")
+    return [*messages[: asked + 1], *_turns_with_texts(answer, "rejected_response")]
 
 
 def _keep_dates(messages: list[Message]) -> None:
@@ -248,8 +260,12 @@ def _label(label: Any, rules: Rules) -> Any:
     return float(label) if is_number else int(label)
 
 
-def _turns_with_texts(turns: list[Message]) -> list[Message]:
-    return [{**message, "content": text_of(message)} for message in turns]
+def _turns_with_texts(turns: list[Message], name: str) -> list[Message]:
+    media: Row = {}
+    read = read_messages(turns, media, None, name, standard_only=True)
+    if media:  # which has no other place than inside
+        return turns
+    return [{**message, "content": text_of(message)} for message in read]
 
 
 def json_line(value: Any) -> bytes:

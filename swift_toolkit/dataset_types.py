@@ -29,9 +29,10 @@ Files = Sequence[tuple[FileReport, Part]]
 
 
 def one_type_in_copies(rules: Rules) -> frozenset[str]:
-    """Columns that copies hold in one type, whatever it was in the file (see `dataset_copy`)."""
+    """Columns that copies hold in one way, whatever was in the file (see `dataset_copy`)."""
     labels = {"label"} if rules.task in LABEL_TASKS else set()
-    return frozenset({"rejected_response", "margin", "channel"} | labels)
+    pairs = {"negative_messages"} if rules.task == "embedding" else set()
+    return frozenset({"rejected_response", "margin", "channel"} | labels | pairs)
 
 
 def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
@@ -40,13 +41,22 @@ def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
     Args:
         files: in their order.
     """
+    if not files:
+        return
     sets = [list(group) for _, group in groupby(files, lambda one: one[0].entry)]
     for group in sets:
         yield from _agree_in_folder(group)
-    flaws, copied = list(_agree_among_sets(sets)), -1
-    while copied != (copied := sum(bool(entry.copy_reason) for entry, _ in files)):
-        flaws = list(_agree_among_sets(sets))  # a copy may now differ from what is not copied
-    yield from flaws
+    unified = one_type_in_copies(files[0][1].rules)
+    for name in sorted(unified):
+        if _differs(name, sets):
+            for entry, _ in files:
+                entry.copy_reason = entry.copy_reason or f'"{name}" differs between the data sets'
+    for name in sorted(_KEPT - unified):
+        holders = [(group[0][0], kind) for group in sets if (kind := _kind_of(name, group)) is not None]
+        for entry, kind in holders[1:]:
+            if kind != holders[0][1]:
+                what = f'"{name}" is of another type in {holders[0][0].path}'
+                yield entry, Flaw("columns", what, "Make them the same.")
 
 
 def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
@@ -89,27 +99,28 @@ def _as_list(name: str, kind: Any) -> Any:
     return ("list", kind) if name in MEDIA and kind == "str" else kind
 
 
-def _agree_among_sets(sets: Sequence[Files]) -> Iterator[tuple[FileReport, Flaw]]:
-    for name in sorted(_KEPT):
-        holders = [(group, kind) for group in sets if (kind := _kind_of(name, group)) is not None]
-        if len({kind for _, kind in holders}) < 2:
-            continue
-        first, part = holders[0][0][0]
-        if name in one_type_in_copies(part.rules):
-            for group, _ in holders:
-                for entry, _ in group:
-                    reason = f'the type of "{name}" differs between the data sets'
-                    entry.copy_reason = entry.copy_reason or reason
-            continue
-        other = next(group for group, kind in holders if kind != holders[0][1])[0][0]
-        yield other, Flaw("columns", f'"{name}" is of another type in {first.path}', "Make them the same.")
+def _differs(name: str, sets: Sequence[Files]) -> bool:
+    """Whether data sets hold a column differently, of those that copies hold in one way."""
+    kinds = {_kind_of(name, group) for group in sets}
+    if name not in _ALL_OR_NONE:
+        kinds.discard(None)
+    return len(kinds) > 1
+
+
+_ALL_OR_NONE = frozenset({"rejected_response", "negative_messages"})
+"""Columns that make ms-swift leave out each row that lacks them, if any row of the run has them."""
 
 
 def _kind_of(name: str, group: Files) -> Any:
     """The type in which a data set has this column, None if it has not."""
-    for entry, part in group:
+    entry, part = group[0]
+    if entry.copy_reason and name in one_type_in_copies(part.rules) & _ALL_OR_NONE:
+        return None if name == "rejected_response" else "there"  # as copies have it
+    for _, part in group:
         for column, shape in part.shape.fields.items():
             if part.layout.rename[column] == name and shape.kind is not None:
+                if name == "negative_messages":
+                    return "there"
                 copied = entry.copy_reason and name in one_type_in_copies(part.rules)
-                return name if copied else _as_list(name, shape.kind)
+                return "copied" if copied else _as_list(name, shape.kind)
     return None

@@ -195,10 +195,8 @@ def _frozen(run: Run, share: _Sharing) -> dict[str, float]:
     if share.stage == 3:
         live = min(whole, 1e9 * run.width)
     elif share.fsdp:
-        live = min(
-            whole,
-            2 * run.width * run.shape.parameters / run.shape.text.layers + run.shape.embeddings * run.width,
-        )
+        numbers = 2 * run.shape.parameters / run.shape.text.layers + run.shape.embeddings
+        live = min(whole, run.width * numbers)
     if share.offloads_weights:
         parts = {"weights": 0, "quantisation": 0}
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
@@ -239,26 +237,16 @@ def _trained(run: Run) -> tuple[_Trained, int]:
     if layers := run.get("lisa_activated_layers"):
         return _Trained(shape.embeddings + text.linear * min(1, layers / text.layers)), 0
     if run.tuner == "full":
-        own: float = shape.parameters - shape.encoder_parameters
-        own = 0 if run.get("freeze_llm") else own
-        own = (own + (shape.encoder_parameters if encoder else 0)) * (
-            1 - run.get("freeze_parameters_ratio", 0.0)
-        )
-        return _Trained(own, encoder=encoder), 0
+        own = 0 if run.get("freeze_llm") else shape.parameters - shape.encoder_parameters
+        own += shape.encoder_parameters if encoder else 0
+        return _Trained(own * (1 - run.get("freeze_parameters_ratio", 0.0)), encoder=encoder), 0
     if run.tuner == "llamapro":
         new = text.linear / text.layers * run.get("llamapro_num_new_blocks", 4)
         return _Trained(new), int(new * run.width)
-    copied = sum(
-        shape.vocabulary * text.hidden
-        for name in run.get("modules_to_save", [])
-        if "embed" in name or "head" in name
-    )
+    large = [name for name in run.get("modules_to_save", []) if "embed" in name or "head" in name]
+    copied = len(large) * shape.vocabulary * text.hidden
     added = _adapter_numbers(run, text)
-    if (
-        run.tuner in ("lora_llm", "longlora")
-        and shape.encoder is not None
-        and run.get("freeze_vit") is not True
-    ):
+    if run.tuner == "lora_llm" and shape.encoder is not None and run.get("freeze_vit") is not True:
         return _Trained(shape.encoder_parameters, added, copied, True), int(4 * added + run.width * copied)
     if encoder and shape.encoder:
         added += _adapter_numbers(run, shape.encoder)

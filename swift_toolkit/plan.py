@@ -139,10 +139,17 @@ def _nvidia_gpus() -> list[Gpu]:
         told = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.+?)\s*$", information.read_text(), re.MULTILINE))
         instances = Path(f"/proc/driver/nvidia/capabilities/gpu{told.get('Device Minor')}/mig")
         mig = any(instances.glob("gi*"))
-        gpus.append(Gpu(told.get("Model", Gpu.name), told.get("GPU UUID", ""), mig))
+        name = told.get("Model", Gpu.name)
+        gpus.append(Gpu(name, told.get("GPU UUID", ""), mig, memory_in(name)))
     if not gpus:  # containers without that tree, and WSL
         gpus = [Gpu()] * (len(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists())
     return _with_memory(gpus) if gpus else []
+
+
+def memory_in(name: str) -> int:
+    """Bytes of memory that a GPU's name tells, such as "NVIDIA A100-SXM4-80GB"; 0 if it does not."""
+    found = re.search(r"\b(\d+) ?GB\b", name)
+    return int(found[1]) << 30 if found else 0
 
 
 def _with_memory(gpus: list[Gpu]) -> list[Gpu]:
@@ -360,6 +367,7 @@ def _largest_batch(
     run = memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return 1, "the memory it would take is not known"
+    run = memory_run.filled(run)
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = memory.estimate(run.but(per_device_train_batch_size=batch)).total
@@ -382,8 +390,12 @@ def _leave_out_checkpointing(config: Config, device: Device, report: DataReport 
 
 
 def _use_cores(config: Config, device: Device, report: DataReport | None) -> None:
-    """More processes to read the data where cores are idle; on a CPU they compute."""
+    """More processes to read the data where cores are idle; on a CPU they compute, and none hands over what is in
+    memory already."""
     cores = _cores() // max(1, launch.processes(config, device))
+    in_memory = not config.get("streaming") and not config.get("lazy_tokenize")
+    if device.kind == "cpu" and config.preset != "multimodal" and in_memory:
+        config.fill("dataloader_num_workers", 0, "the rows are in memory, and the cores compute")
     if device.kind == "cpu" or config.get("streaming") or cores < 4:
         return
     many = report is not None and (report.train_rows or 0) >= MANY_ROWS

@@ -2,7 +2,8 @@
 
 ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row
 for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
-templates and data sets that had names of their own before 3.0. Adding a rename is adding a row:
+templates and data sets that had names of their own before 3.0, with the families of models by their names in 3 and 4
+(``families``, ``families_v3``, and ``moved``: the same name for another family). Adding a rename is adding a row:
 
     for     the commands that know the name, or "all"
     old     the name; it may still be in use, when only its values or its meaning changed
@@ -108,6 +109,14 @@ def legacy_model(model_type: str) -> str | None:
     """The hub id of a ``model_type`` of ms-swift 1 or 2, which named one model each."""
     names = _legacy()["models"].get(model_type)
     return str(names[0]) if names else None
+
+
+def in_other_line(setting: str, value: str, line: Line) -> str | None:
+    """A ``model_type`` or ``template`` that the other of ms-swift 3 and 4 wrote, where ``line`` gives its name to
+    another one: by its name in ``line``, None where there are several. Else ``value`` itself.
+    """
+    moved: dict[str, str | None] = _legacy()["moved"][setting][line]
+    return moved.get(value, value)
 
 
 # ------------------------------------------------------------------------------------------ the table
@@ -424,7 +433,9 @@ def _model_type(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
     """Before 3.0 a model type was one model and its template, since then it is a family of models."""
     legacy = _legacy()["models"].get(str(value))
     if legacy is None:
-        families = _legacy()["families"] if work.line == "v4" else {}
+        families = _legacy()["families" if work.line == "v4" else "families_v3"]
+        if work.line == "v4" and set(work.written_before("4.0")) - {"train_type"}:
+            families = families | _legacy()["moved"]["model_type"]["v4"]
         if str(value) not in families:
             return None
         return {name: families[str(value)]} if families[str(value)] else {}

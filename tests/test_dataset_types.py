@@ -46,7 +46,6 @@ def given(*entries: str, task: Task = "sft") -> list[str]:
 @pytest.mark.parametrize(
     ("task", "name", "values", "written"),
     [
-        ("dpo", "rejected_response", ("bad", [{"role": "assistant", "content": "bad"}]), None),
         ("kto", "label", (True, 1), True),
         ("seq_cls", "label", ("1", 1), 1),
         ("embedding", "label", (1, 0.5), None),
@@ -67,14 +66,51 @@ def test_types_that_differ_between_data_sets(
         assert [row[name] for row in copies] == [written, written]
 
 
-def test_a_copy_may_differ_from_what_is_not_copied() -> None:
-    """The first two differ in their margins; their copies hold rejected answers as lists, so the third must too."""
+def test_rejected_answers_given_in_several_ways() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "bad"}]
+    entries = [
+        write("text.jsonl", talk(rejected_response="bad")),
+        write("list.jsonl", talk(rejected_response=turns[1:])),
+        write("messages.jsonl", talk(rejected_messages=turns)),
+    ]
+    assert given(entries[0], task="dpo") == entries[:1]
+    copies = given(*entries, task="dpo")
+    assert [read(path) for path in copies] == [[talk(rejected_messages=turns)]] * 3
+    plain = write("plain.jsonl", talk())
+    assert [read(path) for path in given(entries[0], plain)] == [[talk()], [talk()]]
+
+
+def test_pairs_without_negatives_beside_others() -> None:
+    positive = {"positive_messages": [[{"role": "user", "content": "p"}]]}
+    negative = {"negative_messages": [[{"role": "user", "content": "n"}]]}
+    entries = [
+        write("both.jsonl", talk(**positive, **negative)),
+        write("one.jsonl", talk(**positive)),
+    ]
+    assert given(entries[1], task="embedding") == entries[1:]
+    copies = given(*entries, task="embedding")
+    assert [read(path)[0]["negative_messages"] for path in copies] == [negative["negative_messages"], []]
+
+
+def test_pairs_that_the_task_does_not_use() -> None:
+    path = write("a.jsonl", talk(positive_messages=[[{"role": "user", "content": "p"}]]), talk())
+    (copy,) = given(path)
+    assert read(copy) == [talk(), talk()]
+
+
+def test_a_copy_may_lead_to_others() -> None:
+    """The margins of the first two differ; their copies hold rejected messages, so the third must too."""
     entries = [
         write("a.jsonl", talk(margin=1, rejected_response="bad")),
         write("b.jsonl", talk(margin=0.5, rejected_response="bad")),
         write("c.jsonl", talk(rejected_response="bad")),
     ]
     assert given(*entries, task="rm") == ["data/a.jsonl", "data/b.jsonl", "data/c.jsonl"]
+
+
+def test_a_copy_of_one_does_not_lead_to_copies_of_all() -> None:
+    Path("a.csv").write_text("query,response\nq,good answer\n")
+    assert given("a.csv", write("b.jsonl", talk())) == ["data/a.jsonl", "b.jsonl"]
 
 
 def test_types_that_no_copy_can_mend() -> None:

@@ -153,8 +153,13 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         ),
         (
             inference_test,
-            ["--from-command", "python -m swift.cli.export --model a"],
-            '"python -m swift.cli.export --model a" is a command that cannot be run here. Give a line with swift infer.',
+            [
+                "--from-command",
+                "python -m swift.cli.export --ckpt_dir a-merged --quant_seqlen 64 --use_merge_kit true",
+            ],
+            '"python -m swift.cli.export --ckpt_dir a-merged --quant_se..." is a command that cannot be run here. '
+            f"With ms-swift {installed().version}: swift export --model a-merged --max_length 64 "
+            "(use_merge_kit has no successor in ms-swift and is left out.)",
         ),
         (
             deploy_model,

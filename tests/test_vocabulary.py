@@ -110,9 +110,11 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
         assert "-generation" in old_template or spelled_template in known_templates, name
     for name, spellings in legacy["templates"].items():
         assert spellings[position] in known_templates, name
-    if LINE == "v4":
-        for name, family in legacy["families"].items():
-            assert name not in known_families and family in [*known_families, None], name
+    for name, family in legacy["families" if LINE == "v4" else "families_v3"].items():
+        assert name not in known_families and family in [*known_families, None], name
+    for setting, known in (("model_type", known_families), ("template", known_templates)):
+        for name, other in legacy["moved"][setting][LINE].items():
+            assert name in known and other in [*known, None], name
 
 
 # ------------------------------------------------------------------------------------------ names and values
@@ -336,6 +338,23 @@ def test_model_type_beside_a_path(tmp_path: Path) -> None:
     }
     both = without_defaults(model_id_or_path="qwen/Qwen-7B-Chat", model_cache_dir=str(tmp_path))
     assert both == {"model": str(tmp_path)}
+
+
+@pytest.mark.swift3
+def test_a_family_that_only_4_has() -> None:
+    assert spelled(model_type="qwen3_vl_moe", template="chatglm4").values == {
+        "model_type": "qwen3_moe_vl",
+        "template": "glm4",
+    }
+    result = spelled(model_type="deepseek_v3")
+    assert result.values == {} and result.notices == ['model_type "deepseek_v3" → left to ms-swift']
+
+
+@pytest.mark.swift4
+def test_a_name_that_4_gives_to_another_family() -> None:
+    assert spelled(model_type="glm4").values == {"model_type": "glm4"}
+    old = spelled(model_type="glm4", metric="acc")
+    assert old.values == {"model_type": "chatglm4", "eval_metric": "acc"}
 
 
 @pytest.mark.swift4
