@@ -99,8 +99,7 @@ class ModelDeployer:
         self.flags = flags
         self.url = self.deployment.url()
         self.ready: dict[str, Any] = {}
-        self.directory = Path(flags["output_dir"]).expanduser()
-        self._started = time.time()
+        self.directory = self._output = Path(flags["output_dir"]).expanduser()
         self._stack = ExitStack()
         self._child: Child
         self._events: Iterator[dict[str, Any] | None]
@@ -123,8 +122,9 @@ class ModelDeployer:
         from swift_toolkit import plan, runs
         from swift_toolkit.process import Child
 
+        self.ready, self._started = {}, time.time()
         try:
-            self.directory = runs.claim_run_directory(self.directory).absolute()
+            self.directory = runs.claim_run_directory(self._output).absolute()
         except OSError as error:
             raise RunError(
                 f"{self.directory}: the run directory cannot be made ({error.strerror})."
@@ -212,11 +212,14 @@ class ModelDeployer:
             self._write("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
 
     def _failure(self, event: Mapping[str, Any]) -> RunError:
+        from swift_toolkit.failure import engine_error
+
         where = f"The whole log: {self.deployment.log}"
         what = "The server could not be started" if not self.ready else "The server has ended"
         if event:
             first = (str(event["message"]).strip().splitlines() or [""])[0]
-            return RunError(f"{what}: {event['type']}: {first}. {where}")
+            cause = engine_error(self.deployment.log) or f"{event['type']}: {first}"
+            return RunError(f"{what}: {cause.rstrip('.')}. {where}")
         status = self._child.process.wait()
         if status == -signal.SIGKILL:
             return RunError(f"{what}: it was killed, most often for lack of memory. {where}")

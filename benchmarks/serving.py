@@ -57,11 +57,12 @@ def main() -> None:
     options = parser.parse_args()
     interrupt_on_sigterm()
     commands = servers(options)
-    starts = [{name: ready(command) for name, command in commands.items()} for _ in range(options.starts)]
-    report("seconds to ready", starts)
     sides = [name for name in commands if name != DEFAULTS]
+    starts = [{name: ready(command) for name, command in commands.items()} for _ in range(options.starts - 1)]
     with ExitStack() as stack:
-        ports = {name: stack.enter_context(running(command))[0] for name, command in commands.items()}
+        started = {name: stack.enter_context(running(command)) for name, command in commands.items()}
+        report("seconds to ready", [*starts, {name: seconds for name, (_, seconds) in started.items()}])
+        ports = {name: port for name, (port, _) in started.items()}
         for port in ports.values():
             ask(port, 0)
         report("seconds to the first token", in_turn(sides, ports, first_token, 4 * options.rounds))

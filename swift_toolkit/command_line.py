@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -40,6 +41,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ``message`` as a RequestError."""
+        number = re.fullmatch(r"argument (--[\w-]+): invalid (int|float) value: '(.*)'", message)
+        if number:
+            flag, kind, value = number.groups()
+            what = f'must be a {"whole number" if kind == "int" else "number"}, not "{value}"'
+            raise RequestError([Problem(what, key=flag)])
         raise RequestError([Problem(message, f"See {self.prog} --help.")])
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:

@@ -295,7 +295,10 @@ class _Reader:
         done = vocabulary.translate(values, self.command, self.install.line, self.fields, self.beside)
         for name, value in done.values.items():
             first = layer[done.origin[name][0]]
-            result[name] = replace(first, value=presets.get(done.origin[name][0], value))
+            named = presets.get(done.origin[name][0]) if name in TUNER_NAMES else None
+            result[name] = replace(first, value=named or value)
+            if name in done.added:
+                result[name] = Setting(value, Source("automatic", done.added[name]), name)
         self.notices += [line for line in done.notices if not line.startswith("train_type ")]
         for name, text in done.warnings:
             self.notices.append(f"{name}: {text}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
     from typing_extensions import Self
 
     from swift_toolkit.answers import Answer
@@ -70,6 +72,11 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
     _console(file or sys.stderr).print(table)
 
 
+def short_path(path: Path) -> str:
+    """``path`` as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def duration(seconds: float) -> str:
     """``75`` as ``1:15``, ``7.25`` as ``7.2 s``."""
     if seconds < 60:
@@ -80,21 +87,18 @@ def duration(seconds: float) -> str:
 
 
 class _LiveLine:
-    """A spinner, a description, a bar and some words in one line that is gone at the end; nothing off a terminal."""
+    """A spinner, a description and more ``columns`` in one line that is gone at the end; nothing off a terminal."""
 
-    def __init__(self, description: str, file: IO[str] | None) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    def __init__(self, description: str, file: IO[str] | None, *columns: ProgressColumn) -> None:
+        from rich.progress import Progress, SpinnerColumn, TextColumn
 
         self._file = file or sys.stderr
         self._live = self._file.isatty()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(20),
-            TextColumn("{task.fields[words]}"),
-        )
         self._progress = Progress(
-            *columns, console=_console(self._file), transient=True, disable=not self._live
+            *(SpinnerColumn(), TextColumn("{task.description}"), *columns),
+            console=_console(self._file),
+            transient=True,
+            disable=not self._live,
         )
         self._task = self._progress.add_task(description, total=None, words="")
 
@@ -106,6 +110,18 @@ class _LiveLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def note(self, description: str) -> None:
+        """Say what is going on while there is nothing to count."""
+        self._progress.update(self._task, description=description)
+        if not self._live:
+            print(description, file=self._file, flush=True)
+
+
+def _bar_and_words() -> tuple[ProgressColumn, ProgressColumn]:
+    from rich.progress import BarColumn, TextColumn
+
+    return BarColumn(20), TextColumn("{task.fields[words]}")
 
 
 WARM_UP = 2
@@ -123,17 +139,11 @@ class TrainingLine(_LiveLine):
     """
 
     def __init__(self, file: IO[str] | None = None, row_tokens: int | None = None) -> None:
-        super().__init__("starting", file)
+        super().__init__("starting", file, *_bar_and_words())
         self._step, self._total, self._first = 0, 0, 0
         self._warm: float | None = None
         self._row_tokens, self._batch = row_tokens, 0
         self._words: dict[str, str] = {}
-
-    def note(self, description: str) -> None:
-        """Say what is going on while there are no steps."""
-        self._progress.update(self._task, description=description)
-        if not self._live:
-            print(description, file=self._file, flush=True)
 
     def say(self, sentence: str) -> None:
         """One message line that stays."""
@@ -208,7 +218,7 @@ class AnsweringLine(_LiveLine):
     """
 
     def __init__(self, file: IO[str] | None = None) -> None:
-        super().__init__("", file)
+        super().__init__("", file, *_bar_and_words())
         self._began: float | None = None
         self._first = self._tokens = 0
         self._said = 0.0
@@ -274,7 +284,7 @@ def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
         console.print()
 
 
-class StartingLine:
+class StartingLine(_LiveLine):
     """The one live line of a server that starts. Use it as a context manager.
 
     Args:
@@ -282,27 +292,6 @@ class StartingLine:
     """
 
     def __init__(self, file: IO[str] | None = None) -> None:
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeElapsedColumn
 
-        self._file = file or sys.stderr
-        self._live = self._file.isatty()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(
-            *columns, console=_console(self._file), transient=True, disable=not self._live
-        )
-        self._task = self._progress.add_task("starting", total=None)
-
-    def __enter__(self) -> StartingLine:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def note(self, description: str) -> None:
-        """Say what is going on."""
-        self._progress.update(self._task, description=description)
-        if not self._live:
-            print(description, file=self._file, flush=True)
+        super().__init__("starting", file, TimeElapsedColumn())

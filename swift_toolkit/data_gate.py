@@ -22,6 +22,8 @@ from swift_toolkit.dataset import BackgroundVerify, DataReport, Split
 from swift_toolkit.dataset_copy import bad_rows_allowed
 from swift_toolkit.problems import Problem
 
+_VERBS: dict[Split, str] = {"train": "trains on", "val": "validates on"}
+
 REASONS = 5
 """Most reasons told apart."""
 
@@ -106,15 +108,18 @@ class DataGate:
         return Problem(f"{self.sentence()}, and only {self.max_lost} may get lost", do)
 
     def sentence(self) -> str:
-        """How many of the training rows are used, and why not all; "" if all are, or it is not known."""
-        found, loaded, used = self._found("train"), self.loaded.get("train"), self.used.get("train")
-        if found is None or used is None or loaded is None or found <= used:
+        """How many rows are used, and why not all; "" if all are, or it is not known."""
+        parts, unread = [], 0
+        for split, verb in _VERBS.items():
+            found, loaded, used = self._found(split), self.loaded.get(split), self.used.get(split)
+            if found is not None and loaded is not None and used is not None and used < found:
+                parts.append(f"{verb} {used:,} of {found:,} rows")
+                unread += max(found - loaded, 0)
+        if not parts:
             return ""
-        why = _listed(self.reasons)
-        if loaded < found:
-            why.insert(0, f"{found - loaded:,} were not read by ms-swift, see train.log")
-        told = ": " + ", ".join(why) if why else ""
-        return f"ms-swift trains on {used:,} of {found:,} rows{told}"
+        why = [f"{unread:,} were not read by ms-swift, see train.log"] if unread else []
+        why += _listed(self.reasons)
+        return f"ms-swift {' and '.join(parts)}" + (": " + ", ".join(why) if why else "")
 
     def last_sentence(self) -> str:
         """Of rows that turned out while training to be of no use; "" if none did."""
@@ -129,14 +134,13 @@ class DataGate:
         """Plain data for result.json: rows of each split as found, loaded and used; reasons of those that are not
         used; and of those replaced by others while training.
         """
-        splits: tuple[Split, ...] = ("train", "val")
         rows: dict[str, Any] = {
             split: {
                 "found": self._found(split),
                 "loaded": self.loaded.get(split),
                 "used": self.used.get(split),
             }
-            for split in splits
+            for split in _VERBS
         }
         return {
             **rows,

@@ -7,8 +7,9 @@
 A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is
 left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `dataset_files` reads files,
 `dataset_rows` knows the formats, `dataset_checks` judges a row, `dataset_media` looks at its images,
-`dataset_shape` guards the types of columns, `dataset_scan` goes through a file (`dataset_blocks` through many
-rows at once, `dataset_tally` counts), `dataset_report` is what comes out, `dataset_copy` writes copies.
+`dataset_shape` guards the types of columns, `dataset_types` those of files that are read together,
+`dataset_scan` goes through a file (`dataset_blocks` through many rows at once, `dataset_tally` counts),
+`dataset_report` is what comes out, `dataset_copy` writes copies.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.dataset_checks import TASKS, Rules, Task, misspelled_column
+from swift_toolkit.dataset_checks import RANKING_TASKS, TASKS, Rules, Task, misspelled_column
 from swift_toolkit.dataset_files import READ_BY_SWIFT, DataFile, look_at
 from swift_toolkit.dataset_flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset_report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset_rows import Layout, layout_of
-from swift_toolkit.dataset_scan import PART_BYTES, Part, apart, head_of, scan_part, scan_parts
+from swift_toolkit.dataset_scan import PART_BYTES, WITH_STARTER, Part, apart, head_of, scan_part, scan_parts
 from swift_toolkit.dataset_shape import Shape
 from swift_toolkit.dataset_spec import DatasetSpec
 from swift_toolkit.dataset_tally import TOKEN_STEP, Prints, Tally
+from swift_toolkit.dataset_types import agree
 
 __all__ = [
     "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "find_part", "task_of", "verify",
@@ -97,6 +99,7 @@ def verify(
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)
+    check.agree()
     check.scan(None if limit_seconds is None else started + limit_seconds)
     check.compare()
     check.report.seconds = time.perf_counter() - started
@@ -151,6 +154,13 @@ class _Verification:
             if flaw := misspelled_column(part.layout, self.rules):
                 self.report.add(flaw, shown)
             self.work.append((entry, part))
+
+    def agree(self) -> None:
+        """See that files that are read together go together."""
+        for split in self.report.specs:
+            for entry, flaw in agree([one for one in self.work if one[0].split == split]):
+                self.report.add(flaw, entry.path)
+                entry.unusable = True
 
     def scan(self, deadline: float | None) -> None:
         """Go through the rows of all files."""
@@ -256,7 +266,7 @@ def find_part(path: Path, shown: str, rules: Rules) -> Part:
     columns, shape = head_of(file)
     # without any row that is an object there is no format, and no row that would need one
     layout = layout_of(columns, rules.columns) if columns else Layout("", "messages", {})
-    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape))
+    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape, rules))
 
 
 def _share(deadline: float | None, share: float) -> float | None:
@@ -316,7 +326,7 @@ def _spread(size: int) -> Iterator[int]:
         step *= 2
 
 
-def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
+def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:
     """Why ms-swift is given a converted copy of this file; "" where it reads the file itself."""
     suffixes = "".join(file.path.suffixes[-2 if file.packing else -1 :])
     if file.path.suffix not in READ_BY_SWIFT:
@@ -329,8 +339,11 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape) -> str:
         return "ms-swift does not read chosen/rejected"
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
+    for name in ("positive_messages", "negative_messages"):
+        if rules.task not in RANKING_TASKS and name in layout.rename.values():
+            return f'ms-swift would delete rows without "{name}"'
     for column in shape.fields.keys() - set(layout.unused):
-        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].is_dates:
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].has_dates:
             return f'ms-swift would read the dates in "{column}" as numbers'
         if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
             return f'ms-swift would read texts like "42" in "{column}" as numbers'
@@ -379,11 +392,15 @@ class BackgroundVerify:
         command, environment = apart()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=self._out, env=environment, start_new_session=True
+            [*command, WITH_STARTER],
+            stdin=subprocess.PIPE,  # stays open as long as this process is there
+            stdout=self._out,
+            env=environment,
+            start_new_session=True,
         )
         assert self._process.stdin is not None
-        with self._process.stdin as stdin:
-            pickle.dump((verify, (list(train), list(val)), options), stdin)
+        pickle.dump((verify, (list(train), list(val)), options), self._process.stdin)
+        self._process.stdin.flush()
 
     def report(self, timeout: float | None = 0.0) -> DataReport | None:
         """The report, or None if it is not there yet.
@@ -414,6 +431,8 @@ class BackgroundVerify:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._out.close()
 
     def __enter__(self) -> BackgroundVerify:

@@ -30,7 +30,8 @@ from swift_toolkit.dataset_shape import Shape
 from swift_toolkit.dataset_tally import ANSWERS_AT_ONCE, TOKEN_STEP, Tally
 
 COUNTED = 8
-"""Of so many blocks the tokens of one are counted, for the histogram; they stand for those passed before it."""
+"""Of so many blocks the tokens of one are counted, for the histogram; they stand for those passed before it. Of the
+others a row is counted that is longer than all so far: the longest decides about memory."""
 
 FEW_ROWS = 100
 """A smaller block, one of a small file or beside a bad row, is counted in any case."""
@@ -119,6 +120,8 @@ class BlockCheck:
         if self.passed_blocks % COUNTED == 1 or len(rows) < FEW_ROWS:
             _count_tokens(tally, _lengths(contents, texts, turns), len(contents), joined, self.passed_rows)
             self.passed_rows = 0
+        elif max(map(len, contents)) > max(tally.tokens, default=0) * TOKEN_STEP * BYTES_PER_TOKEN:
+            _count_tokens(tally, [max(_lengths(contents, texts, turns))], max(turns), joined, 1)
         return True
 
     def roles_are_right(self, roles: tuple[str, ...]) -> bool:
@@ -132,11 +135,12 @@ class BlockCheck:
         """Whether the text holds what `judge` may warn of: damaged or invisible characters, tags of media."""
         if self.rules.multimodal and any(tag in text for tag in _TAGS):
             return True
+        escapes = b"\\" in chunk  # which takes no time
         if text.isascii():
-            return _CONTROL.search(chunk) is not None
+            return escapes and _CONTROL.search(chunk) is not None
         if chunk.isascii() or any(mark in text for mark in _MARKS):
             return bool("\ufffd" in text or MOJIBAKE.search(text) or INVISIBLE.search(text))
-        return any(odd.search(chunk) for odd in (_UNSEEN, _C1, _CONTROL))
+        return any(odd.search(chunk) for odd in (_UNSEEN, _C1, *([_CONTROL] if escapes else [])))
 
     def _may_be_too_long(
         self, contents: list[str], texts: list[_Texts], turns: Counter[int], joined: str

@@ -69,6 +69,11 @@ class Rules:
     max_length: int | None = None
     columns: Mapping[str, str] | None = None
 
+    @property
+    def is_regression(self) -> bool:
+        """A "seq_cls" run learns numbers, not classes."""
+        return self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1)
+
 
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     """A column that is not used, but is much like one that would be."""
@@ -108,8 +113,12 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         other = other_format(value, layout) if error.flaw.kind == "messages" else None
         return None, [other or error.flaw]
     flaws = list(_flaws_of(row, rules))
-    lacks = "rejected_response" in layout.rename.values() and "rejected_response" not in row
-    if lacks and not any(flaw.is_error for flaw in flaws):
+    clean = not any(flaw.is_error for flaw in flaws)
+    columns = layout.rename.values()
+    if clean and rules.task == "embedding" and "negative_messages" in set(columns) - row.keys():
+        what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
+        flaws.append(Flaw("pairs", what, "Write an empty list: []."))
+    if clean and "rejected_response" in set(columns) - row.keys():
         what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
     return row, flaws
@@ -293,15 +302,14 @@ def _is_yes_or_no(label: Any) -> bool:
 
 def _class_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     label, classes = row.get("label"), rules.num_labels
-    kind = rules.problem_type or ("regression" if classes == 1 else "single_label_classification")
     if label is None:
         yield Flaw("label", '"label" is missing', "Add the class, a whole number from 0.")
         return
-    if kind == "regression":
+    if rules.is_regression:
         if not _is_number(label):
             yield Flaw("label", f'"label" is {brief(label)}, not a number')
         return
-    many = kind == "multi_label_classification"
+    many = rules.problem_type == "multi_label_classification"
     if isinstance(label, list) != many:
         yield Flaw("label", f'"label" is {brief(label)}, not {"a list of classes" if many else "one class"}')
         return

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from swift_toolkit.dataset import DataReport, DatasetSpec, FileReport, find_part
-from swift_toolkit.dataset_checks import text_of
+from swift_toolkit.dataset_checks import LABEL_TASKS, PREFERENCE_TASKS, RANKING_TASKS, Rules, text_of
 from swift_toolkit.dataset_flaws import KINDS, Flaw
 from swift_toolkit.dataset_rows import Message, Row, read_messages
-from swift_toolkit.dataset_scan import scan_part
+from swift_toolkit.dataset_scan import Part, scan_part
+from swift_toolkit.dataset_shape import DATE
 from swift_toolkit.problems import Problem, RequestError
 
 
@@ -78,6 +79,9 @@ def prepare(report: DataReport, folder: Path, skip_bad_rows: str | None = None) 
                 entries.append(_copied(files, spec, report, folder, given))
             else:
                 entries.append(spec.text)
+    if given.left_out and skip_bad_rows is None:  # behind the sample that was looked at
+        what = f"bad rows were found while a copy was made ({given.left_out.total():,}); {given.rejected} lists them"
+        raise RequestError([Problem(what, "Mend them, or leave them out with --skip-bad-rows.")])
     return given
 
 
@@ -140,7 +144,7 @@ def _copied(
     ):
         for file in files:
             part = find_part(Path(file.path).expanduser(), file.path, report.rules)
-            scan_part(part, _CleanCopy(file.path, as_it_is, out, left_out, given.left_out))
+            scan_part(part, _CleanCopy(part, as_it_is, out, left_out, given.left_out))
     if given.left_out:
         given.rejected = rejected
     else:
@@ -173,9 +177,9 @@ class _CleanCopy:
     """Writes the rows without errors to one file, and why the others are not there to another."""
 
     def __init__(
-        self, file: str, as_it_is: bool, out: IO[bytes], rejected: IO[str], left_out: Counter[str]
+        self, part: Part, as_it_is: bool, out: IO[bytes], rejected: IO[str], left_out: Counter[str]
     ) -> None:
-        self.file = file
+        self.file, self.rules = part.file.shown, part.rules
         self.as_it_is = as_it_is
         self.out = out
         self.rejected = rejected
@@ -188,7 +192,11 @@ class _CleanCopy:
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         errors = [flaw for flaw in flaws if flaw.is_error]
         if not errors and row is not None:
-            self.out.write(json_line(value if self.as_it_is else _for_reader(row)))
+            if not self.as_it_is:
+                value = _for_reader(row, self.rules)
+                if not self.out.tell():
+                    _keep_dates(value["messages"])
+            self.out.write(json_line(value))
             return
         self.left_out[KINDS[errors[0].kind].title] += 1
         reasons = [str(Problem(flaw.what, flaw.advice)) for flaw in errors]
@@ -202,26 +210,62 @@ def with_texts(row: Row) -> Row:
     out = dict(row)
     for name in ("messages", "rejected_messages"):
         if name in row:
-            out[name] = _turns_with_texts(row[name])
+            out[name] = _turns_with_texts(row[name], name)
     for name in ("positive_messages", "negative_messages"):
         if name in row:
-            out[name] = [_turns_with_texts(turns) for turns in row[name]]
+            out[name] = [_turns_with_texts(turns, name) for turns in row[name]]
     return out
 
 
-def _for_reader(row: Row) -> Row:
-    """The row with one type of value in each place, in all rows."""
+def _for_reader(row: Row, rules: Rules) -> Row:
+    """The row with the same columns and one type of value in each place, as in all rows of all copies."""
     out = with_texts(row)
-    if isinstance(rejected := out.get("rejected_response"), str):
-        out["rejected_response"] = [{"role": "assistant", "content": rejected}]
-    elif rejected is not None:
-        turns = read_messages(rejected, {}, None, "rejected_response", standard_only=True)
-        out["rejected_response"] = _turns_with_texts(turns)
+    rejected = out.pop("rejected_response", None)
+    if rejected is not None and rules.task in PREFERENCE_TASKS:
+        out.setdefault("rejected_messages", _rejected_messages(out["messages"], rejected))
+    if rules.task not in RANKING_TASKS:
+        out = {name: value for name, value in out.items() if not name.startswith(("positive_", "negative_"))}
+    elif rules.task == "embedding":
+        out.setdefault("negative_messages", [])
+    if "margin" in out:
+        out["margin"] = float(out["margin"])
+    if "channel" in out and not isinstance(out["channel"], str):
+        out["channel"] = json.dumps(out["channel"], default=str)
+    if "label" in out and rules.task in LABEL_TASKS:
+        out["label"] = _label(out["label"], rules)
     return out
 
 
-def _turns_with_texts(turns: list[Message]) -> list[Message]:
-    return [{**message, "content": text_of(message)} for message in turns]
+def _rejected_messages(messages: list[Message], rejected: Any) -> list[Message]:
+    """The question with the rejected answer in the place of all that follows it, as ms-swift joins them."""
+    answer = [{"role": "assistant", "content": rejected}] if isinstance(rejected, str) else rejected
+    asked = max(at for at, message in enumerate(messages) if message["role"] == "user")
+    return [*messages[: asked + 1], *_turns_with_texts(answer, "rejected_response")]
+
+
+def _keep_dates(messages: list[Message]) -> None:
+    """Where all texts are dates the reader would make numbers of them; it does not look into objects of different keys,
+    so the first of all messages gets one more.
+    """
+    if all(DATE.fullmatch(message["content"]) for message in messages):
+        messages[0].setdefault("loss", None)
+
+
+def _label(label: Any, rules: Rules) -> Any:
+    if isinstance(label, list):
+        return [int(value) for value in label]
+    if rules.task == "kto":
+        return bool(label)
+    is_number = rules.task in RANKING_TASKS or rules.is_regression
+    return float(label) if is_number else int(label)
+
+
+def _turns_with_texts(turns: list[Message], name: str) -> list[Message]:
+    media: Row = {}
+    read = read_messages(turns, media, None, name, standard_only=True)
+    if media:  # which has no other place than inside
+        return turns
+    return [{**message, "content": text_of(message)} for message in read]
 
 
 def json_line(value: Any) -> bytes:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -28,6 +30,9 @@ from swift_toolkit.dataset_tally import TOKEN_STEP, Tally
 
 PART_BYTES = 128 << 20
 """Size of the parts that processes take turns at; smaller data are scanned by this process alone."""
+
+LITTLE = 1 << 14
+"""Bytes of a file from which its columns and types are learned before the rest is held against them."""
 
 MAX_PROCESSES = 4
 """More would not keep to the memory that the whole scan may take."""
@@ -97,7 +102,7 @@ def _learn_from_lines(shape: Shape, file: DataFile) -> None:
 
     size = 0
     decode = None
-    for chunk in read_chunks(file):
+    for chunk in _little_first(read_chunks(file)):
         try:
             known = decode is not None and decode(chunk) is not None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -112,6 +117,14 @@ def _learn_from_lines(shape: Shape, file: DataFile) -> None:
         size += len(chunk)
         if size > HEAD_BYTES:
             return
+
+
+def _little_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, the first in two: what is learned value by value should be little."""
+    first = next(chunks, b"")
+    cut = first.find(b"\n", LITTLE) + 1
+    yield first[:cut] if cut else first
+    yield from (chunk for chunk in chain([first[cut:]] if cut else [], chunks) if chunk)
 
 
 def scan_part(part: Part, sink: Sink | None = None, deadline: float | None = None) -> Tally:
@@ -290,10 +303,25 @@ def apart() -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "swift_toolkit.dataset_scan"], environment
 
 
-if __name__ == "__main__":
-    import pickle
-    import signal
+WITH_STARTER = "with-starter"
+"""Argument of such a process: end, with all that it started, as soon as its input is closed."""
 
+
+def _end_with_starter() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    import gc
+    import pickle
+    import threading
+
+    gc.set_threshold(100_000)  # millions of rows come and go, and none refers to itself
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which has the word
     function, arguments, keywords = pickle.load(sys.stdin.buffer)
+    if WITH_STARTER in sys.argv:
+        threading.Thread(target=_end_with_starter, daemon=True).start()
     pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
+    sys.stdout.flush()
+    os._exit(0)  # not waiting for that thread, which holds the lock of the input

@@ -18,7 +18,7 @@ HEAD_BYTES = 10 << 20
 MAX_DEPTH = 60
 """Deepest nesting that pyarrow's JSON reader was found to take (64 fails)."""
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?)?(Z|[+-]\d\d(:?\d\d)?)?")
+DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?)?(Z|[+-]\d\d(:?\d\d)?)?")
 
 
 class Shape:
@@ -42,7 +42,7 @@ class Shape:
             return
         self.kinds.add(type(value))
         if isinstance(value, str):
-            self.only_dates = self.only_dates and _DATE.fullmatch(value) is not None
+            self.only_dates = self.only_dates and DATE.fullmatch(value) is not None
         elif isinstance(value, dict):
             self.keys.add(frozenset(value))
             for name, inner in value.items():
@@ -72,6 +72,11 @@ class Shape:
         return any(field.is_dates for field in self.fields.values())
 
     @property
+    def has_dates(self) -> bool:
+        """That is so here or somewhere inside."""
+        return self.is_dates or any(shape.has_dates for shape in self._inside())
+
+    @property
     def mixes_texts(self) -> bool:
         """Texts stand where other values stand too, here or inside.
 
@@ -79,8 +84,24 @@ class Shape:
         """
         if len(self.kinds) > 1 and str in self.kinds:
             return True
-        inner = [*self.fields.values(), *([self.items] if self.items else [])]
-        return any(shape.mixes_texts for shape in inner)
+        return any(shape.mixes_texts for shape in self._inside())
+
+    def _inside(self) -> list[Shape]:
+        return [*self.fields.values(), *([self.items] if self.items else [])]
+
+    @property
+    def kind(self) -> Any:
+        """The type that `datasets` gives such a place, to compare with another; None for nothing but nulls."""
+        names = {kind.__name__ for kind in self.kinds}
+        if names == {"int", "float"}:
+            return "float"
+        if names == {"list"}:
+            return "list", self.items.kind if self.items else None
+        if names == {"dict"} and len(self.keys) == 1 and self.fields:
+            return "dict", frozenset((name, field.kind) for name, field in self.fields.items())
+        if names == {"dict"} or len(names) > 1:
+            return "json"
+        return names.pop() if names else None
 
     def type(self, whole: bool) -> Any:
         """What a further value must be, as a type for msgspec; `Any` where the reader keeps plain JSON.

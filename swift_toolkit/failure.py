@@ -1,4 +1,4 @@
-"""Why a training run ended: the first cause, out of what its processes said and how they died."""
+"""Why a run or a server ended: the first cause, out of what its processes said and how they died."""
 
 from __future__ import annotations
 
@@ -61,3 +61,16 @@ def killed(log: Path) -> tuple[int | None, int]:
         if int(status) < 0 and -int(status) != signal.SIGTERM:
             return int(rank), -int(status)
     return None, 0
+
+
+_ENGINE_ERROR = re.compile(
+    r"^\((?:EngineCore|Worker)[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .+)$", re.MULTILINE
+)
+
+
+def engine_error(log: Path) -> str | None:
+    """The first error of vLLM's processes in ``log``; what the server itself sees says only that there was one."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+        found = _ENGINE_ERROR.search(file.read().decode("utf-8", "replace"))
+    return found.group(1) if found else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from swift_toolkit import memory
+from swift_toolkit import memory, memory_run
 from swift_toolkit.memory import GIB, Estimate
 from swift_toolkit.memory_run import Run
 
@@ -109,15 +109,8 @@ def judge(run: Run | None) -> Verdict:
     if run is None:
         return Verdict(None)
     estimate = memory.estimate(run)
-    filled = None
-    if (
-        not run.rows.seen
-        and not run.get("packing")
-        and (limit := run.get("max_length"))
-        and limit > run.rows.longest
-    ):
-        full = replace(run.rows, longest=limit, mean=limit, longest_val=limit)
-        filled = memory.estimate(replace(run, rows=full)).total
+    full = memory_run.filled(run)
+    filled = None if full is run else memory.estimate(full).total
     word = word_for(estimate.total, run.device_bytes)
     saving = smallest(run) if word == "does not fit" else None
     return Verdict(run, word, estimate, filled, saving)

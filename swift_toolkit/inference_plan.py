@@ -135,15 +135,19 @@ def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]
     builtin = BUILTIN.get(checkpoint.base or "")
     if builtin is not None:
         return {"model_type": builtin.model_type, "template": builtin.template}
-    recorded = {
+    recorded: dict[str, Any] = {
         "model_type": checkpoint.args.get("model_type"),
         "template": checkpoint.template,
         "model": model,
     }
+    line, generation = config.install.line, checkpoint.generation
+    if generation in ("v3", "v4") and generation != line:
+        for name in ("model_type", "template"):
+            recorded[name] = recorded[name] and vocabulary.in_other_line(name, recorded[name], line)
     known = {name: value for name, value in recorded.items() if value is not None}
-    if checkpoint.generation not in (None, config.install.line):
+    if generation not in (None, line):
         fields = swift_fields.fields("infer", config.install)
-        known = vocabulary.translate(known, "infer", config.install.line, fields).values
+        known = vocabulary.translate(known, "infer", line, fields).values
     return {name: known[name] for name in ("model_type", "template") if name in known}
 
 
@@ -505,5 +509,9 @@ def _asked_for(
 
 
 def is_on_hub(model: str | None) -> bool:
-    """Whether the model is to be fetched from a hub: its name has the form, and its owner is no directory here."""
-    return not (model is None or is_builtin(model) or looks_local(model) or Path(model).parent.is_dir())
+    """Whether the model is to be fetched from a hub: its name has the form, and neither it nor its owner is a
+    directory's.
+    """
+    if model is None or is_builtin(model) or looks_local(model):
+        return False
+    return not (Path(model).parent.is_dir() or Path(model).name.startswith("checkpoint-"))

@@ -9,9 +9,10 @@ imported that computes.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def estimate(run: Run) -> Estimate:
     """The peak of ``run`` on its fullest device."""
     share = _sharing(run)
     trained, adapter = _trained(run)
+    if run.rlhf == "ppo":
+        trained = replace(trained, own=2 * trained.own, added=2 * trained.added)
     states = _states(run, trained, share)
     batch = run.get("per_device_train_batch_size", 1)
     tokens = _batch_tokens(run, batch, run.rows.longest, image_tokens(run))
@@ -77,7 +80,7 @@ def estimate(run: Run) -> Estimate:
         **states.device,
         **(training if peak == "training" else evaluation),
         "adapter": adapter // share.weights,
-        "generation": _generation(run),
+        "generation": _generation(run, sum(training.values())),
     }
     parts["overhead"] = _overhead(run, parts)
     host = states.host + (_weights(run)[0] if share.offloads_weights else 0)
@@ -135,11 +138,12 @@ def _zero(deepspeed: Any) -> tuple[int, bool, bool]:
         config = deepspeed if isinstance(deepspeed, dict) else _json(str(deepspeed))
     except (OSError, ValueError):
         config = {}
-    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
-    offloaded = [
-        zero.get(name, {}).get("device") in ("cpu", "nvme") for name in ("offload_optimizer", "offload_param")
-    ]
-    return int(zero.get("stage", 0)), offloaded[0], offloaded[1]
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    zero = zero if isinstance(zero, dict) else {}
+    parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
+    optimiser, weights = (isinstance(part, dict) and part.get("device") in ("cpu", "nvme") for part in parts)
+    stage = zero.get("stage")
+    return stage if isinstance(stage, int) else 0, optimiser, weights
 
 
 def _json(text: str) -> Any:
@@ -191,16 +195,15 @@ def _frozen(run: Run, share: _Sharing) -> dict[str, float]:
     if share.stage == 3:
         live = min(whole, 1e9 * run.width)
     elif share.fsdp:
-        live = min(
-            whole,
-            2 * run.width * run.shape.parameters / run.shape.text.layers + run.shape.embeddings * run.width,
-        )
+        numbers = 2 * run.shape.parameters / run.shape.text.layers + run.shape.embeddings
+        live = min(whole, run.width * numbers)
     if share.offloads_weights:
         parts = {"weights": 0, "quantisation": 0}
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
     if constants or run.shape.bits < 16:  # one matrix at a time is dequantised for its product
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
-    others = run.width * run.others + (weights if _needs_reference(run) else 0)
+    copies = _needs_reference(run) + (run.rlhf == "ppo")  # PPO trains a model of the values besides
+    others = run.width * run.others + copies * weights
     parts["other models"] = others / share.weights
     return parts
 
@@ -231,30 +234,19 @@ def _trained(run: Run) -> tuple[_Trained, int]:
     """What is trained, and the bytes that come to the model for it."""
     shape, text = run.shape, run.shape.text
     encoder = shape.encoder is not None and not run.get("freeze_vit", True)
-    if run.tuner == "full":
-        own: float = shape.parameters - shape.encoder_parameters
-        own = 0 if run.get("freeze_llm") else own
-        own = (own + (shape.encoder_parameters if encoder else 0)) * (
-            1 - run.get("freeze_parameters_ratio", 0.0)
-        )
-        return _Trained(own, encoder=encoder), 0
-    if run.tuner == "lisa":
-        layers = run.get("lisa_activated_layers", 2) or text.layers
+    if layers := run.get("lisa_activated_layers"):
         return _Trained(shape.embeddings + text.linear * min(1, layers / text.layers)), 0
+    if run.tuner == "full":
+        own = 0 if run.get("freeze_llm") else shape.parameters - shape.encoder_parameters
+        own += shape.encoder_parameters if encoder else 0
+        return _Trained(own * (1 - run.get("freeze_parameters_ratio", 0.0)), encoder=encoder), 0
     if run.tuner == "llamapro":
         new = text.linear / text.layers * run.get("llamapro_num_new_blocks", 4)
         return _Trained(new), int(new * run.width)
-    copied = sum(
-        shape.vocabulary * text.hidden
-        for name in run.get("modules_to_save", [])
-        if "embed" in name or "head" in name
-    )
+    large = [name for name in run.get("modules_to_save", []) if "embed" in name or "head" in name]
+    copied = len(large) * shape.vocabulary * text.hidden
     added = _adapter_numbers(run, text)
-    if (
-        run.tuner in ("lora_llm", "longlora")
-        and shape.encoder is not None
-        and run.get("freeze_vit") is not True
-    ):
+    if run.tuner == "lora_llm" and shape.encoder is not None and run.get("freeze_vit") is not True:
         return _Trained(shape.encoder_parameters, added, copied, True), int(4 * added + run.width * copied)
     if encoder and shape.encoder:
         added += _adapter_numbers(run, shape.encoder)
@@ -353,7 +345,8 @@ def _row_factor(run: Run) -> int:
     if run.rlhf:
         return 2 if run.rlhf in ("dpo", "kto", "orpo", "simpo", "cpo", "rm") else 1
     if run.get("task_type") in ("reranker", "generative_reranker"):
-        return 1 + int(os.environ.get("MAX_NEGATIVE_SAMPLES", 7))
+        negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "")
+        return 1 + (int(negatives) if negatives.isdecimal() else 7)
     return 2 if run.get("task_type") == "embedding" else 1
 
 
@@ -364,7 +357,7 @@ def image_tokens(run: Run) -> int:
         return 0
     if shape.patches:
         return shape.patches // shape.patches_per_token
-    if tokens := os.environ.get("IMAGE_MAX_TOKEN_NUM", ""):
+    if (tokens := os.environ.get("IMAGE_MAX_TOKEN_NUM", "")).isdecimal():
         return int(tokens)
     if (pixels := os.environ.get("MAX_PIXELS", "")).isdecimal():
         return int(pixels) // 28**2
@@ -372,13 +365,14 @@ def image_tokens(run: Run) -> int:
 
 
 def _length(run: Run, text: int, image: int) -> int:
-    """Tokens of a row with so many of text, its images of so many each, and what is generated."""
+    """Tokens of a row with so many of text, its images of so many each, and what is generated; with sequence
+    parallelism, the part of a row that one device has."""
     length = text + run.rows.images * image
     limit = run.get("max_length") or run.shape.context
     length = min(length, limit) if limit else length
-    if run.rlhf == "grpo":
-        length += run.get("max_completion_length", 512)
-    return int(length)
+    if run.rlhf in ("grpo", "ppo"):
+        length += run.get("max_completion_length") or run.get("response_length") or 512
+    return math.ceil(length / (run.get("sequence_parallel_size") or 1))
 
 
 def _batch_tokens(run: Run, batch: int, longest: int, image: int) -> int:
@@ -395,7 +389,8 @@ def _batch_tokens(run: Run, batch: int, longest: int, image: int) -> int:
     """
     row = _length(run, longest, image)
     if run.get("packing"):
-        return int(batch * (run.get("packing_length") or run.get("max_length") or row))
+        full = run.get("packing_length") or run.get("max_length")
+        return batch * (math.ceil(full / (run.get("sequence_parallel_size") or 1)) if full else row)
     if run.get("padding_free"):
         row += (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
         return row * _row_factor(run)
@@ -467,6 +462,7 @@ def _logits(run: Run) -> float:
     Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
     """
     tokens = _judged_tokens(run, run.get("per_device_train_batch_size", 1), run.rows.longest)
+    tokens *= 2 if run.rlhf == "gkd" else 1  # the teacher's besides
     task = run.get("task_type", "causal_lm")
     if task == "generative_reranker":
         return (
@@ -497,19 +493,17 @@ def _judged_tokens(run: Run, batch: int, longest: int) -> int:
     return _batch_tokens(run, batch, longest, image_tokens(run) if keeps_all else 0)
 
 
-def _generation(run: Run) -> float:
-    """What answers are written with: vLLM takes its share of the device, else keys and values of a batch are kept."""
+def _generation(run: Run, training: float) -> float:
+    """What answers are written with: vLLM takes its share of the device, only while it writes if it sleeps between
+    (``sleep_level``); without it, keys and values of a batch are kept."""
     if run.rlhf not in ("grpo", "ppo", "gkd"):
         return 0
     if run.get("use_vllm") and run.get("vllm_mode") == "colocate":
-        if run.get("sleep_level"):
-            return 0
-        return float(run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes)
+        taken = float(run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes)
+        return max(0, taken - training) if run.get("sleep_level") else taken
     text = run.shape.text
-    each = text.layers * 2 * text.keys * run.width
-    return float(
-        run.get("per_device_train_batch_size", 1) * _length(run, run.rows.longest, image_tokens(run)) * each
-    )
+    row = _length(run, run.rows.longest, image_tokens(run)) * text.layers * 2 * text.keys * run.width
+    return float(run.get("per_device_train_batch_size", 1) * row)
 
 
 # --- overhead -----------------------------------------------------------------------------------------------

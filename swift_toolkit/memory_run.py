@@ -181,3 +181,11 @@ def _other_models(config: Config) -> int:
     given = [config.get(name) or [] for name in ("teacher_model", "reward_model")]
     names = [name for value in given for name in (value if isinstance(value, list) else [value])]
     return sum(shape.parameters for name in names if (shape := model_shape.find(str(name))))
+
+
+def filled(run: Run) -> Run:
+    """The same run with rows as long as they may be, where they are not here: they fill ``max_length``."""
+    limit = run.get("max_length") or 0
+    if run.rows.seen or run.get("packing") or limit <= run.rows.longest:
+        return run
+    return replace(run, rows=replace(run.rows, longest=limit, mean=limit, longest_val=limit))

@@ -119,106 +119,107 @@ def _cached(model: str) -> Iterable[Path]:
 
 def _from_config(config: Mapping[str, Any], model: str, directory: Path | None) -> ModelShape | None:
     """The sizes that a config.json tells; None if it does not tell the main ones."""
-    outer = config.get("thinker_config") or config
-    text = _first(outer, "text_config", "llm_config", "language_config") or outer
+    outer = _inner(config, "thinker_config") or config
+    text = _inner(outer, "text_config", "llm_config", "language_config") or outer
     text = {**{key: outer[key] for key in ("vocab_size", "tie_word_embeddings") if key in outer}, **text}
-    stack, vocabulary = _stack(text), _first(text, "vocab_size", "padded_vocab_size")
-    if stack is None or not isinstance(vocabulary, int):
+    stack, vocabulary = _stack(text), _size(text, "vocab_size", "padded_vocab_size")
+    if stack is None or not vocabulary:
         return None
-    vision = _first(outer, "vision_config", "visual", "vit_config", "audio_config", "audio_encoder_config")
-    encoder = _encoder(vision) if isinstance(vision, dict) else None
+    vision = _inner(outer, "vision_config", "visual", "vit_config", "audio_config", "audio_encoder_config")
+    encoder = _encoder(vision)
     tied = bool(text.get("tie_word_embeddings", True))
     experts = _experts(text, stack)
     encoder_parameters = (
         encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.inner) if encoder else 0
     )
     counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + encoder_parameters + experts
-    bits = _stored_bits(config)
+    bits = _stored_bits(_inner(config, "quantization_config"))
     stored = _stored_bytes(directory) if directory and bits == 16 else 0
     wide = (config.get("dtype") or config.get("torch_dtype")) == "float32"
     return ModelShape(
         stored // (4 if wide else 2) or counted,
         *(stack, vocabulary, tied, experts, encoder, encoder_parameters, bits),
-        context=_first(text, "max_position_embeddings", "seq_length"),
-        **(_patches(vision) if isinstance(vision, dict) else {}),
+        context=_size(text, "max_position_embeddings", "seq_length") or None,
+        patches=_patches(vision),
+        patches_per_token=(_size(vision, "spatial_merge_size") or 1) ** 2,
         answers_only=str(config.get("transformers_version", "")).startswith("5"),
         source="config.json" if directory else f"known of {model}",
     )
 
 
-def _first(config: Mapping[str, Any], *names: str) -> Any:
-    return next((config[name] for name in names if config.get(name) is not None), None)
+def _inner(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The first of these parts of a config that there is, else an empty one."""
+    return next((config[name] for name in names if isinstance(config.get(name), dict)), {})
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these sizes that there is, of a list the largest; 0 if there is none."""
+    for name in names:
+        value = config.get(name)
+        sizes = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+        if sizes and max(sizes) > 0:
+            return max(sizes)
+    return 0
 
 
 def _stack(config: Mapping[str, Any]) -> Stack | None:
-    hidden = _first(config, "hidden_size", "n_embd", "d_model")
-    layers = _first(config, "num_hidden_layers", "num_layers", "n_layer")
-    heads = _first(config, "num_attention_heads", "n_head")
-    if not (isinstance(hidden, int) and isinstance(layers, int) and isinstance(heads, int) and heads):
+    hidden = _size(config, "hidden_size", "n_embd", "d_model")
+    layers = _size(config, "num_hidden_layers", "num_layers", "n_layer")
+    heads = _size(config, "num_attention_heads", "n_head")
+    if not (hidden and layers and heads):
         return None
-    inner = _first(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
+    inner = _size(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
     if each := _expert_width(config):
-        inner = each * (_first(config, "num_experts_per_tok", "moe_topk") or 1) + _shared_width(config, each)
-    head = config.get("head_dim") or hidden // heads
-    keys = _first(config, "num_key_value_heads", "multi_query_group_num") or heads
+        inner = each * (_size(config, "num_experts_per_tok", "moe_topk") or 1) + _shared_width(config, each)
+    head = _size(config, "head_dim") or hidden // heads
+    keys = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
     return Stack(layers, hidden, inner, heads * head, keys * head, heads)
 
 
 def _expert_count(config: Mapping[str, Any]) -> int:
-    return _first(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") or 0
+    return _size(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def _expert_width(config: Mapping[str, Any]) -> int:
     """Width of one routed expert, 0 without experts."""
-    return (
-        (_first(config, "moe_intermediate_size", "intermediate_size") or 0)
-        if _expert_count(config) > 1
-        else 0
-    )
+    return _size(config, "moe_intermediate_size", "intermediate_size") if _expert_count(config) > 1 else 0
 
 
 def _shared_width(config: Mapping[str, Any], each: int) -> int:
-    return int(config.get("shared_expert_intermediate_size") or each * (config.get("n_shared_experts") or 0))
+    return _size(config, "shared_expert_intermediate_size") or each * _size(config, "n_shared_experts")
 
 
 def _experts(config: Mapping[str, Any], stack: Stack) -> int:
     """Weights of the routed experts beyond those that one token passes through."""
     each = _expert_width(config)
-    if not each:
-        return 0
     routed = stack.inner - _shared_width(config, each)
-    return 3 * stack.layers * stack.hidden * (each * _expert_count(config) - routed)
+    return 3 * stack.layers * stack.hidden * (each * _expert_count(config) - routed) if each else 0
 
 
 def _encoder(config: Mapping[str, Any]) -> Stack | None:
     """The layers of a vision or audio part. Qwen's ``hidden_size`` is the width it hands over where there is an
     ``embed_dim``."""
-    hidden = _first(config, "embed_dim", "hidden_size", "d_model", "width")
-    layers = _first(config, "depth", "num_hidden_layers", "encoder_layers", "layers")
-    heads = _first(config, "num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
-    if not (isinstance(hidden, int) and isinstance(layers, int)):
-        return None
-    inner = _first(config, "intermediate_size", "encoder_ffn_dim")
-    return Stack(layers, hidden, inner or int(hidden * config.get("mlp_ratio", 4)), hidden, hidden, heads)
+    hidden = _size(config, "embed_dim", "hidden_size", "d_model", "width")
+    layers = _size(config, "depth", "num_hidden_layers", "encoder_layers", "layers")
+    heads = _size(config, "num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
+    inner = _size(config, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
+    return Stack(layers, hidden, inner, hidden, hidden, heads) if hidden and layers else None
 
 
-def _patches(config: Mapping[str, Any]) -> dict[str, Any]:
-    size, patch = config.get("image_size"), config.get("patch_size")
-    merged = {"patches_per_token": int(config.get("spatial_merge_size") or 1) ** 2}
-    if isinstance(size, int) and isinstance(patch, int) and "spatial_merge_size" not in config:
-        return {"patches": (size // patch) ** 2, **merged}
-    return merged
+def _patches(config: Mapping[str, Any]) -> int | None:
+    """Patches of an image where all are made one size."""
+    size, patch = _size(config, "image_size"), _size(config, "patch_size")
+    return (size // patch) ** 2 if size and patch and "spatial_merge_size" not in config else None
 
 
-def _stored_bits(config: Mapping[str, Any]) -> float:
+def _stored_bits(quantisation: Mapping[str, Any]) -> float:
     """Bits of a stored weight: GPTQ and AWQ keep a 16-bit scale and a zero for every group of 128."""
-    quantisation = config.get("quantization_config") or {}
-    bits = quantisation.get("bits") or quantisation.get("w_bit")
     if quantisation.get("load_in_4bit"):
         return 4.127
     if quantisation.get("quant_method") in ("fp8", "fbgemm_fp8") or quantisation.get("load_in_8bit"):
         return 8.0
-    return 4.16 if bits == 4 else float(bits or 16)
+    bits = _size(quantisation, "bits", "w_bit")
+    return 4.16 if bits == 4 else float(min(bits, 16) or 16)
 
 
 def _stored_bytes(directory: Path) -> int:
@@ -289,7 +290,7 @@ _PARAMETERS = (
     (r"deepseek-vl2-small", 16.1),
     (r"deepseek-vl2$", 27.5),
     (r"deepseek-v2-lite|deepseek-moe-16b|deepseek-coder-v2-lite", 15.7),
-    (r"deepseek-(v3|r1)", 671.0),
+    (r"deepseek-(v3|r1)(?!.*\d+b)", 671.0),
     (r"kimi-vl-a3b", 16.4),
     (r"minicpm-v-4\.6", 1.3),
     (r"minicpm-v-4[._]5|minicpm-o-2_6", 8.7),
@@ -298,6 +299,7 @@ _PARAMETERS = (
     (r"glm-4v-9b", 13.9),
     (r"glm-4\.[56]v(?!-flash)|glm-4\.5-air", 107.0),
     (r"glm-4\.[5-7]$", 355.0),
+    (r"emu3", 8.5),
     (r"got-ocr", 0.56),
     (r"phi-4-multimodal", 5.57),
     (r"phi-(3|3\.5|4)-(mini|vision)", 4.0),
@@ -317,7 +319,7 @@ _ACTIVE = (
     (r"deepseek-vl2-tiny", 1.0),
     (r"deepseek-vl2-small|deepseek-v2-lite|deepseek-moe|deepseek-coder-v2-lite", 2.8),
     (r"deepseek-vl2$", 4.5),
-    (r"deepseek-(v3|r1)(?!-distill)", 37.0),
+    (r"deepseek-(v3|r1)(?!.*\d+b)", 37.0),
     (r"gpt-oss-20b", 3.6),
     (r"gpt-oss-120b", 5.1),
     (r"mixtral-8x7b", 12.9),

@@ -28,8 +28,11 @@ _PREFIX = "base_model.model."
 
 
 def is_old(path: Path) -> bool:
-    """Whether the checkpoint ``path`` holds an adapter in the form of ms-swift 1."""
-    return (path / OLD_FOLDER / "adapter_config.json").is_file()
+    """Whether the checkpoint ``path`` holds an adapter in the form of ms-swift 1; a text that is no path holds none."""
+    try:
+        return (path / OLD_FOLDER / "adapter_config.json").is_file()
+    except OSError:
+        return False
 
 
 def as_peft(path: str) -> str:

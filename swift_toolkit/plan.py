@@ -139,10 +139,17 @@ def _nvidia_gpus() -> list[Gpu]:
         told = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.+?)\s*$", information.read_text(), re.MULTILINE))
         instances = Path(f"/proc/driver/nvidia/capabilities/gpu{told.get('Device Minor')}/mig")
         mig = any(instances.glob("gi*"))
-        gpus.append(Gpu(told.get("Model", Gpu.name), told.get("GPU UUID", ""), mig))
+        name = told.get("Model", Gpu.name)
+        gpus.append(Gpu(name, told.get("GPU UUID", ""), mig, memory_in(name)))
     if not gpus:  # containers without that tree, and WSL
         gpus = [Gpu()] * (len(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists())
     return _with_memory(gpus) if gpus else []
+
+
+def memory_in(name: str) -> int:
+    """Bytes of memory that a GPU's name tells, such as "NVIDIA A100-SXM4-80GB"; 0 if it does not."""
+    found = re.search(r"\b(\d+) ?GB\b", name)
+    return int(found[1]) << 30 if found else 0
 
 
 def _with_memory(gpus: list[Gpu]) -> list[Gpu]:
@@ -247,10 +254,10 @@ def problems(config: Config, device: Device) -> list[Problem]:
     if wish is None:
         return []
     batch, steps = config.get("per_device_train_batch_size"), config.get("gradient_accumulation_steps")
-    fixed = launch.world_size(config, device) * (batch or 1) * (steps or 1)
+    fixed = feeders(config, device) * (batch or 1) * (steps or 1)
     if wish.value % fixed == 0 and (wish.value == fixed or not (batch and steps)):
         return []
-    parts = [f"{launch.world_size(config, device)} process(es)"]
+    parts = [f"{feeders(config, device)} process(es)"]
     parts += [f"{batch} rows a device"] if batch else []
     parts += [f"{steps} accumulated"] if steps else []
     if batch and steps:
@@ -318,7 +325,8 @@ def _fill_for_gpu(config: Config, device: Device) -> None:
 def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     """Where the model does not fit one device with data of its own: what is divided, and how."""
     taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or launch.takes_part()
-    run = None if taken or device.count < 2 else memory_run.run_of(config, device, report)
+    alone = device.count == 1 and launch.nodes().count == 1
+    run = None if taken or alone or device.kind == "cpu" else memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return
     needed = memory.estimate(run).total
@@ -327,7 +335,7 @@ def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
     if importlib.util.find_spec("deepspeed") and not run.get("quant_bits"):
         config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
-    elif launch.nodes().count == 1:
+    elif device.count > 1 and launch.nodes().count == 1:
         config.fill("device_map", "auto", f"{reason}: its layers are spread")
 
 
@@ -336,7 +344,7 @@ def _share_batch(config: Config, device: Device, report: DataReport | None) -> N
     wish = config.effective_batch
     if wish is None:
         return
-    world = launch.world_size(config, device)
+    world = feeders(config, device)
     rows = wish.value // world // config.get("gradient_accumulation_steps", 1)
     if "per_device_train_batch_size" not in config.settings:
         batch, reason = _largest_batch(
@@ -359,6 +367,7 @@ def _largest_batch(
     run = memory_run.run_of(config, device, report)
     if run is None or not run.device_bytes:
         return 1, "the memory it would take is not known"
+    run = memory_run.filled(run)
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = memory.estimate(run.but(per_device_train_batch_size=batch)).total
@@ -381,8 +390,12 @@ def _leave_out_checkpointing(config: Config, device: Device, report: DataReport 
 
 
 def _use_cores(config: Config, device: Device, report: DataReport | None) -> None:
-    """More processes to read the data where cores are idle; on a CPU they compute."""
+    """More processes to read the data where cores are idle; on a CPU they compute, and none hands over what is in
+    memory already."""
     cores = _cores() // max(1, launch.processes(config, device))
+    in_memory = not config.get("streaming") and not config.get("lazy_tokenize")
+    if device.kind == "cpu" and config.preset != "multimodal" and in_memory:
+        config.fill("dataloader_num_workers", 0, "the rows are in memory, and the cores compute")
     if device.kind == "cpu" or config.get("streaming") or cores < 4:
         return
     many = report is not None and (report.train_rows or 0) >= MANY_ROWS
@@ -468,10 +481,15 @@ def accumulation(config: Config, device: Device) -> int:
     return int(config.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
 
 
+def feeders(config: Config, device: Device) -> int:
+    """Processes that each take rows of their own; with sequence parallelism several share a row."""
+    return max(1, launch.world_size(config, device) // (config.get("sequence_parallel_size") or 1))
+
+
 def effective_batch_size(config: Config, device: Device) -> int:
     """Rows per optimiser step, over all processes of all nodes."""
     batch = config.get("per_device_train_batch_size", 1)
-    return int(batch * accumulation(config, device) * launch.world_size(config, device))
+    return int(batch * accumulation(config, device) * feeders(config, device))
 
 
 def step_count(config: Config, rows: int | None, device: Device) -> int | None:
@@ -483,7 +501,7 @@ def step_count(config: Config, rows: int | None, device: Device) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batch = config.get("per_device_train_batch_size", 1) * launch.world_size(config, device)
+    batch = config.get("per_device_train_batch_size", 1) * feeders(config, device)
     batches: int = math.ceil(rows / batch)
     per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
     epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)

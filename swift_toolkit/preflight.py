@@ -173,7 +173,7 @@ def expected_rows(config: Config, report: dataset.DataReport) -> dict[dataset.Sp
     by ``interleave_prob``.
     """
     train = val = 0
-    known = not config.get("interleave_prob")
+    known = bool(report.specs["train"]) and not config.get("interleave_prob")
     for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
         rows = good if spec.sample is None else spec.sample
         if rows is None:

@@ -42,9 +42,9 @@ def prepare(config: Config, report: DataReport, folder: Path, processes: int) ->
         folder: for the rows and for what the step leaves behind.
         processes: that share a step.
     """
-    steps = min(
-        2, config.get("gradient_accumulation_steps") or 2
-    )  # from the second on, gradients are there already
+    # from the second accumulation on, gradients are there already
+    steps = min(2, config.get("gradient_accumulation_steps") or 2)
+    batch = config.get("per_device_train_batch_size", 1)
     changes: dict[str, Any] = {
         "gradient_accumulation_steps": steps,
         "max_steps": 1,
@@ -53,28 +53,34 @@ def prepare(config: Config, report: DataReport, folder: Path, processes: int) ->
         "output_dir": str(folder),
         "split_dataset_ratio": 0.0,
         "dataset_num_proc": 1,
+        "dataset": [_write(report, "train", folder, batch * processes * steps, _filled(config))],
     }
-    batch = config.get("per_device_train_batch_size", 1)
-    changes["dataset"] = [_write(report, "train", folder, batch * processes * steps, _filled(config))]
-    if "val_dataset" in config.settings or config.get("split_dataset_ratio"):
-        split: Split = "val" if "val_dataset" in config.settings else "train"
+    if split := _validated(config):
         rows = config.get("per_device_eval_batch_size", 1) * processes
-        changes |= {
-            "val_dataset": [_write(report, split, folder, rows, 0, "val")],
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-        }
-    left_out = {
-        "num_train_epochs",
-        "max_epochs",
-        "resume_from_checkpoint",
-        "load_best_model_at_end",
-        "report_to",
-    }
-    settings = {name: one for name, one in config.settings.items() if name not in left_out}
+        changes["val_dataset"] = [_write(report, split, folder, rows, 0, "val")]
+        changes |= {"eval_strategy": "steps", "eval_steps": 1}
     source = Source("automatic", "for one step")
+    settings = {name: one for name, one in config.settings.items() if name not in _LEFT_OUT}
     settings |= {name: Setting(value, source, name) for name, value in changes.items()}
     return replace(config, settings=settings)
+
+
+_LEFT_OUT = (
+    "num_train_epochs",
+    "max_epochs",
+    "resume_from_checkpoint",
+    "load_best_model_at_end",
+    "report_to",
+)
+
+
+def _validated(config: Config) -> Split | None:
+    """The split whose rows the run is validated with, if it is."""
+    if config.get("eval_strategy") == "no":
+        return None
+    if "val_dataset" in config.settings:
+        return "val"
+    return "train" if config.get("split_dataset_ratio") else None
 
 
 def _filled(config: Config) -> int:

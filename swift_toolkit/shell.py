@@ -12,13 +12,16 @@ and the ways to start ms-swift of all its generations (``swift sft``, ``torchrun
 from __future__ import annotations
 
 import ast
+import json
 import operator
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from swift_toolkit import swift_fields, vocabulary
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.swift_fields import COMMANDS, Command
 
@@ -95,7 +98,8 @@ def _not_one(
             return Problem(what, do, file=file, line=other.line)
         if command is not None or _is_swift(other):
             what = f'"{other}" is a command that cannot be run here'
-            return Problem(what, _which(wanted), file=file, line=other.line)
+            do = (command and _for_the_installed(command)) or _which(wanted)
+            return Problem(what, do, file=file, line=other.line)
     return Problem("no command of ms-swift is in it", _which(wanted), file=file)
 
 
@@ -104,6 +108,21 @@ _SCRIPTS: dict[Command, str] = {
     "infer": "inference_test.py",
     "deploy": "deploy_model.py",
 }
+
+
+def _for_the_installed(command: SwiftCommand) -> str:
+    """How to run the command with ms-swift itself, in the names of the installed one; empty if that cannot be said."""
+    install = swift_fields.installed()
+    fields = swift_fields.fields(command.command, install)
+    done = vocabulary.translate(command.values, command.command, install.line, fields)
+    if done.errors or done.unknown:
+        return ""
+    words = ["swift", command.command]
+    for name, value in done.values.items():
+        items = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(one if isinstance(one, str) else json.dumps(one) for one in items)]
+    lost = "".join(f" {name} {text}." for name, text in done.warnings)
+    return f"With ms-swift {install.version}: {shlex.join(words)}{lost and f' ({lost.strip()})'}"
 
 
 def _is_swift(statement: _Statement) -> bool:
@@ -127,7 +146,7 @@ _PIECE = re.compile(
 )
 _TOKEN = re.compile(
     rf"""
-    (?P<blank> [ \t\r]+ | \\[ \t\r]*\n(?:[ \t]*\#[^\n]*\n)*)
+    (?P<blank> [ \t\r]+ | \\[ \t\r]*\n(?:(?:[ \t]*\#[^\n]*\n)+(?=[ \t]*-))?)  # an option may be commented out
   | (?P<comment> (?<![^\s;&|(])\#[^\n]*)
   | (?P<redirection> \d?(?:&>>?|>>|>&?|<<<|<)(?P<handle>(?<=&)\d)?)
   | (?P<end> \n | ;+ | &&? | \|\|? | [()])

@@ -2,7 +2,8 @@
 
 ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row
 for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
-templates and data sets that had names of their own before 3.0. Adding a rename is adding a row:
+templates and data sets that had names of their own before 3.0, with the families of models by their names in 3 and 4
+(``families``, ``families_v3``, and ``moved``: the same name for another family). Adding a rename is adding a row:
 
     for     the commands that know the name, or "all"
     old     the name; it may still be in use, when only its values or its meaning changed
@@ -13,7 +14,8 @@ templates and data sets that had names of their own before 3.0. Adding a rename 
     values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
             settings, "*" is any other value and "$" the value given
     values_v3, values_v4    the same, for one of the two
-    refused old value -> what to do, for values without a successor
+    refused old value -> what to do, for values without a successor; refused_v3, refused_v4 for one of the two
+    warned  old value -> what is not as it was with the new one
     split   what separates several values written as one string
     rule    a function of this module, for what depends on other settings
     join    several old names add up to one list
@@ -58,6 +60,7 @@ class Translation:
         warnings: (old name, text) of what has no successor and is left out.
         errors: (old name, what is wrong, what to do).
         unknown: names that no ms-swift ever had.
+        added: what an older ms-swift did where nothing was said: argument name -> where it comes from.
     """
 
     values: dict[str, Any]
@@ -66,6 +69,7 @@ class Translation:
     warnings: list[tuple[str, str]]
     errors: list[tuple[str, str, str]]
     unknown: list[str]
+    added: dict[str, str]
 
 
 def translate(
@@ -107,6 +111,14 @@ def legacy_model(model_type: str) -> str | None:
     return str(names[0]) if names else None
 
 
+def in_other_line(setting: str, value: str, line: Line) -> str | None:
+    """A ``model_type`` or ``template`` that the other of ms-swift 3 and 4 wrote, where ``line`` gives its name to
+    another one: by its name in ``line``, None where there are several. Else ``value`` itself.
+    """
+    moved: dict[str, str | None] = _legacy()["moved"][setting][line]
+    return moved.get(value, value)
+
+
 # ------------------------------------------------------------------------------------------ the table
 
 
@@ -118,7 +130,8 @@ class Row:
     old: str
     names: dict[Line, str | None]
     values: dict[Line, dict[str, Any]]
-    refused: dict[str, str]
+    refused: dict[Line, dict[str, str]]
+    warned: dict[str, str]
     since: str
     sure: str
     until: str = ""
@@ -157,7 +170,11 @@ def rows() -> dict[tuple[Command, str], Row]:
             old=entry["old"],
             names={"v3": entry["v3"], "v4": entry["v4"]},
             values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
-            refused=entry.get("refused", {}),
+            refused={
+                "v3": entry.get("refused", {}) | entry.get("refused_v3", {}),
+                "v4": entry.get("refused", {}) | entry.get("refused_v4", {}),
+            },
+            warned=entry.get("warned", {}),
             since=entry["since"],
             sure=entry["sure"],
             error=tuple(entry["error"]) if "error" in entry else None,
@@ -190,7 +207,7 @@ class _Translator:
         self.command = command
         self.line = line
         self.fields = fields
-        self.result = Translation({}, {}, [], [], [], [])
+        self.result = Translation({}, {}, [], [], [], [], {})
         # names with a rule first, in the order of RULES: a rule may take others along
         self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: dict[str, Any] = {}
@@ -264,9 +281,13 @@ class _Translator:
 
     def _read(self, row: Row, value: Any) -> dict[str, Any]:
         """What a row makes of a value, as settings still to be spelled."""
-        if _key(value) in row.refused:
-            self.fail(f"is {_text(value)}, which ms-swift no longer has", row.refused[_key(value)])
+        refused = row.refused[self.line]
+        if _key(value) in refused:
+            self.fail(f"is {_text(value)}, which ms-swift no longer has", refused[_key(value)])
             return {}
+        single = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if _key(single) in row.warned:
+            self.warn(row.old, row.warned[_key(single)])
         if row.rule:
             settings = RULES[row.rule](self, row.old, value)
             if settings is not None:
@@ -346,7 +367,8 @@ class _Translator:
             if not is_moot and said >= set(default["with"]):
                 values[name] = default["value"]
                 self.result.origin[name] = (old_names[0],)
-                text = f"{name} {_text(default['value'])} added: the default before ms-swift {until}"
+                self.result.added[name] = f"the default before ms-swift {until}"
+                text = f"{name} {_text(default['value'])} added: {self.result.added[name]}"
                 self.result.notices.append(text)
 
 
@@ -411,7 +433,9 @@ def _model_type(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
     """Before 3.0 a model type was one model and its template, since then it is a family of models."""
     legacy = _legacy()["models"].get(str(value))
     if legacy is None:
-        families = _legacy()["families"] if work.line == "v4" else {}
+        families = _legacy()["families" if work.line == "v4" else "families_v3"]
+        if work.line == "v4" and set(work.written_before("4.0")) - {"train_type"}:
+            families = families | _legacy()["moved"]["model_type"]["v4"]
         if str(value) not in families:
             return None
         return {name: families[str(value)]} if families[str(value)] else {}
@@ -605,6 +629,14 @@ def _max_memory(work: _Translator, name: str, value: Any) -> dict[str, Any] | No
     return {"max_memory": {str(device): limit for device, limit in enumerate(_list(value))}}
 
 
+def _use_vllm(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
+    """Where nothing was said, vLLM ran beside the training, and elsewhere if an address was given."""
+    if _key(value) != "true" or "vllm_mode" in work.given:
+        return None
+    is_elsewhere = not {"vllm_server_host", "vllm_server_base_url"}.isdisjoint(work.given)
+    return {name: value, "vllm_mode": "server" if is_elsewhere else "colocate"}
+
+
 def _few_shot(work: _Translator, name: str, value: Any) -> dict[str, Any] | None:
     """The number of examples is now said for each data set."""
     sets = _list(work.given.get("eval_dataset"))
@@ -632,6 +664,7 @@ RULES: dict[str, Callable[[_Translator, str, Any], dict[str, Any] | None]] = {
     "vllm_length": _vllm_length,
     "result_dir": _result_dir,
     "max_memory": _max_memory,
+    "use_vllm": _use_vllm,
     "few_shot": _few_shot,
     "eval_dataset": _eval_dataset,
 }

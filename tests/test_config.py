@@ -269,6 +269,13 @@ def test_older_names_are_translated_with_a_notice(settings: dict[str, Any], expe
     assert config.notices[0].startswith(next(iter(settings)))
 
 
+def test_an_old_qlora_brings_the_old_defaults_as_they_are() -> None:
+    config = load_config({"model_id_or_path": "a/b", "sft_type": "qlora", "dataset": "c/d"})
+    assert (config.preset, config.tuner) == ("qlora", "lora")
+    assert (config.get("warmup_ratio"), config.get("quant_bits"), config.get("max_length")) == (0.05, 4, 2048)
+    assert str(config.settings["warmup_ratio"].source) == "automatic: the default before ms-swift 3.0"
+
+
 def test_an_old_name_by_habit_changes_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({**BASE, "train_type": "lora", "num_train_epochs": 3}))

@@ -65,6 +65,15 @@ def test_a_few_rows_may_get_lost_and_are_explained(gate: DataGate) -> None:
     }
 
 
+def test_rows_to_validate_are_counted_too() -> None:
+    expected: dict[Split, int | None] = {"train": 4, "val": 4}
+    with DataGate(verify([write("a.jsonl", talk("a"))]), {}, lambda report: expected, "5%") as gate:
+        lose(gate, "too long for max_length", "too long for max_length")
+        gate.count({"train": 4, "val": 4}, {"train": 4, "val": 2})
+        assert gate.sentence() == "ms-swift validates on 2 of 4 rows: 2 too long for max_length"
+        assert gate.problems() == [] and gate.path.exists()
+
+
 def test_it_stays_shut_when_too_many_get_lost(gate: DataGate) -> None:
     lose(gate, "ValueError: odd")
     gate.count({"train": 18, "val": 0}, {"train": 17, "val": 0})

@@ -185,3 +185,20 @@ def test_report_as_plain_data() -> None:
             "examples": ['a.jsonl:2: "messages" is empty.'],
         }
     ]
+
+
+def test_the_longest_row_of_each_split_is_found_wherever_it_is(tmp_path: Path) -> None:
+    for name, count, long_one, words in (("train", 40_000, 31_234, 3000), ("val", 50, 7, 500)):
+        rows = (
+            {
+                "messages": [
+                    {"role": "user", "content": f"q{number}"},
+                    {"role": "assistant", "content": f"w{number} " * (words if number == long_one else 5)},
+                ]
+            }
+            for number in range(count)
+        )
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = verify([str(tmp_path / "train.jsonl")], [str(tmp_path / "val.jsonl")])
+    assert 5000 < report.longest["train"] < 7000
+    assert 300 < report.longest["val"] < 1000

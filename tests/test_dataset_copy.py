@@ -111,6 +111,19 @@ def test_more_bad_rows_than_allowed() -> None:
     )
 
 
+def test_bad_rows_behind_the_sample() -> None:
+    Path("a.csv").write_text("query,response\n" + "q,a\n" * 200 + "q,\n")
+    report = verify(["a.csv"], limit_seconds=0.0)
+    assert report.ok and not report.complete
+    with pytest.raises(RequestError) as caught:
+        prepare(report, Path("data"))
+    assert str(caught.value) == (
+        "bad rows were found while a copy was made (1); data/rejected.jsonl lists them. "
+        "Mend them, or leave them out with --skip-bad-rows."
+    )
+    assert read("data/rejected.jsonl")[0]["line"] == 202
+
+
 def test_all_rows_bad_or_file_damaged() -> None:
     with pytest.raises(RequestError):
         prepare(verify([write("a.jsonl", talk("q", ""))]), Path("data"), "")
@@ -203,16 +216,16 @@ def test_texts_beside_calls_stay_text() -> None:
     assert [[turn["content"] for turn in turns] for turns in lists] == [contents, ["q"], contents]
 
 
-def test_rejected_answers_become_lists() -> None:
+def test_rejected_answers_become_messages() -> None:
     """Beside lists a text like "12" would come back as a number."""
     turns = [{"role": "assistant", "content": "bad"}]
     path = write(
         "a.jsonl", *(talk(f"q{n}", "good") | {"rejected_response": r} for n, r in enumerate(("12", turns)))
     )
     given = prepare(verify([path], task="dpo"), Path("data"))
-    assert [row["rejected_response"] for row in read(given.train[0])] == [
-        [{"role": "assistant", "content": "12"}],
-        turns,
+    assert read(given.train[0]) == [
+        talk("q0", "good") | {"rejected_messages": talk("q0", "12")["messages"]},
+        talk("q1", "good") | {"rejected_messages": talk("q1", "bad")["messages"]},
     ]
 
 

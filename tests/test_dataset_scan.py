@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -210,6 +211,23 @@ def test_verification_beside_other_work_can_be_stopped() -> None:
 
 
 # Equal rows
+
+
+def test_verification_beside_other_work_ends_with_its_starter() -> None:
+    call = {"role": "tool_call", "content": {"name": "f", "arguments": {}}}
+    row = {"messages": [{"role": "user", "content": "q"}, call]}
+    Path("slow.jsonl").write_text((json.dumps(row) + "\n") * 500_000)
+    code = (
+        "import time; from swift_toolkit.dataset import BackgroundVerify;"
+        "print(BackgroundVerify(['slow.jsonl'])._process.pid, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(dataset.__file__).parents[1])}
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert starter.stdout is not None
+    scan = psutil.Process(int(starter.stdout.readline()))
+    starter.kill()
+    starter.wait()
+    scan.wait(timeout=5)
 
 
 def test_a_share_of_the_prints_is_kept_of_many(monkeypatch: pytest.MonkeyPatch) -> None:

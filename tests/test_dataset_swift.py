@@ -35,6 +35,9 @@ Row = dict[str, Any]
 LEARNS_ELSE = {"no-question", "no-answer", "content", "rejected", "label", "pairs"}
 """Kinds of error of rows that ms-swift keeps, but that train nothing or not what they say."""
 
+LEARNS_MARKS = {"order"}
+"""The same in pretraining: with a tool's answer ms-swift fails, or adds the marks of a chat to the plain text."""
+
 
 class Swift:
     """ms-swift's own reading and encoding of a file.
@@ -266,7 +269,8 @@ def check(swift: Swift, path: Path, rows: list[Row], task: str, **options: Any) 
                 assert answer.strip() in learned[channel], f"passed, but not learned: {row} {learned}"
     as_it_is = swift.learned([str(path)], task) if bad else {}
     for row in rows:
-        if (kinds := bad.get(row["channel"])) and not kinds & LEARNS_ELSE:
+        kinds = bad.get(row["channel"])
+        if kinds and not kinds & (LEARNS_ELSE | (LEARNS_MARKS if task == "pt" else set())):
             assert row["channel"] not in as_it_is, f"refused for {kinds}, but ms-swift trains on {row}"
 
 
@@ -286,6 +290,17 @@ nothing = st.just({})
 
 
 @many
+@example(
+    rows=[
+        {
+            "messages": [
+                {"role": "user", "content": "1999-05-01"},
+                {"role": "assistant", "content": "1999-05-02"},
+            ],
+            "channel": "row 0",
+        }
+    ]
+)
 @given(rows=files(nothing))
 def test_sft(swift: Swift, tmp_path: Path, rows: list[Row]) -> None:
     check(swift, tmp_path / "sft.jsonl", rows, "sft")
@@ -415,6 +430,7 @@ sentences = st.one_of(
 
 
 @few
+@example(way="a.csv", rows=[{"query": "1999-05-01", "response": "1999-05-02"}] * 2)
 @given(
     way=st.sampled_from(ways),
     rows=st.lists(st.fixed_dictionaries({"query": sentences, "response": sentences}), min_size=1, max_size=5),

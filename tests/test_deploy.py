@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +298,15 @@ def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str], adapter: Path,
     ]
 
 
+def test_a_limit_that_is_no_number(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
+    assert refusals(capsys, "--checkpoint", adapter, "--drain-seconds", "soon") == [
+        '"--drain-seconds" must be a whole number, not "soon".'
+    ]
+    assert refusals(capsys, "--checkpoint", adapter, "--max-body-mb", "1G") == [
+        '"--max-body-mb" must be a number, not "1G".'
+    ]
+
+
 def test_backends_that_are_not_there(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
     assert refusals(capsys, "--checkpoint", adapter, "--port", 0, "--infer-backend", "lmdeploy") == [
         '"--infer-backend" is "lmdeploy", which is not installed. Run: pip install lmdeploy'
@@ -314,16 +322,11 @@ def test_a_config_file_says_the_same(
     assert found["sources"]["max_batch_size"] == f"{file}:6"
 
 
-def test_checking_is_fast_and_imports_nothing_heavy(adapter: Path) -> None:
+def test_checking_imports_nothing_heavy(adapter: Path) -> None:
     script = (
         "import sys, deploy_model\n"
         f"status = deploy_model.main(['--checkpoint', {str(adapter)!r}, '--port', '0', '--dry-run'])\n"
         "heavy = {'torch', 'transformers', 'swift', 'fastapi', 'uvicorn', 'peft'} & set(sys.modules)\n"
         "sys.exit(status or bool(heavy))"
     )
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-        seconds.append(time.monotonic() - began)
-    assert min(seconds) < 2.0
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

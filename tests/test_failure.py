@@ -64,3 +64,19 @@ def test_the_first_cause(
 ) -> None:
     (tmp_path / "train.log").write_text("x" * 10 + log)
     assert failure.reason(errors, status, tmp_path / "train.log") == (words, memory)
+
+
+def test_the_first_error_of_an_engine_counts(tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    where = "ERROR 11-25 02:51:49 [multiproc_executor.py:1063]"
+    log.write_text(
+        "(EngineCore pid=7) INFO 11-25 02:51:40 [core.py:107] Initializing a V1 LLM engine\n"
+        f"(Worker pid=8) {where} Traceback (most recent call last):\n"
+        f'(Worker pid=8) {where}   File "worker.py", line 1056, in worker_busy_loop\n'
+        f"(Worker pid=8) {where} RuntimeError: Unsupported CPU attention configuration: head_dim=16\n"
+        "(EngineCore pid=7) ERROR 11-25 02:51:49 [core.py:1512] EngineCore encountered a fatal error.\n"
+        "(EngineCore pid=7) ERROR 11-25 02:51:49 [core.py:1512] RuntimeError: Worker failed, see above\n"
+    )
+    assert failure.engine_error(log) == "RuntimeError: Unsupported CPU attention configuration: head_dim=16"
+    log.write_text("ValueError: of something else\n")
+    assert failure.engine_error(log) is None

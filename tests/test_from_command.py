@@ -127,6 +127,12 @@ def test_a_model_on_a_hub_is_left_to_ms_swift(script: Any, planned: Any) -> None
     assert "--model=nobody/No-Such-7B" in plan["arguments"]
 
 
+@pytest.mark.parametrize("script", [inference_test, deploy_model])
+def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--model", "old/checkpoint-20-merged", "--dry-run"]) == 2
+    assert "old/checkpoint-20-merged does not exist." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
@@ -147,8 +153,13 @@ def test_a_model_on_a_hub_is_left_to_ms_swift(script: Any, planned: Any) -> None
         ),
         (
             inference_test,
-            ["--from-command", "python -m swift.cli.export --model a"],
-            '"python -m swift.cli.export --model a" is a command that cannot be run here. Give a line with swift infer.',
+            [
+                "--from-command",
+                "python -m swift.cli.export --ckpt_dir a-merged --quant_seqlen 64 --use_merge_kit true",
+            ],
+            '"python -m swift.cli.export --ckpt_dir a-merged --quant_se..." is a command that cannot be run here. '
+            f"With ms-swift {installed().version}: swift export --model a-merged --max_length 64 "
+            "(use_merge_kit has no successor in ms-swift and is left out.)",
         ),
         (
             deploy_model,

@@ -114,6 +114,37 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: Any) -> None:
     assert post(nothing())[0].status_code == 408
 
 
+def test_a_client_that_goes_away_is_not_answered() -> None:
+    ended: list[str] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("work")
+
+    metrics = Metrics(lambda one: ended.append(f"exchange {one.status}"))
+    layer = Gateway(slow, Policy(None, Limits()), {"one": 1}, Counter(), metrics, {})
+    coming = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": json.dumps(ASKED).encode()},
+    ]
+
+    async def receive() -> Any:
+        return coming.pop()
+
+    async def send(message: Any) -> None:
+        ended.append("answer")
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    asyncio.run(asyncio.wait_for(layer(scope, receive, send), 5))
+    assert ended == ["work", "exchange 0"]
+    assert (
+        b'swift_requests_total{model="one",path="/v1/chat/completions",status="499"} 1.0'
+        in metrics.exposition()[0]
+    )
+
+
 def test_half_a_character_is_no_reason_to_break() -> None:
     response, _ = post(b'{"model": "\\ud800", "messages": []}')
     assert response.status_code == 404

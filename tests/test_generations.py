@@ -12,7 +12,7 @@ from generations import LAYOUTS, lay_out
 from deploy_model import ModelDeployer
 from inference_test import InferenceTester
 from swift_toolkit.checkpoint import read_checkpoint
-from swift_toolkit.old_adapter import as_peft, name_in_peft
+from swift_toolkit.old_adapter import as_peft, name_in_peft, with_peft_adapters
 from swift_toolkit.problems import RequestError
 from swift_toolkit.swift_fields import installed
 
@@ -68,6 +68,11 @@ def test_a_copy_is_made_once(checkpoints: dict[str, Path]) -> None:
     assert (first / "adapter_model.safetensors").stat().st_mtime_ns == written
     assert [path.name for path in first.parent.iterdir() if "." in path.name] == []
     assert as_peft(str(checkpoints["2.6"])) == str(checkpoints["2.6"])
+
+
+def test_other_words_are_left_alone() -> None:
+    words = ["--system=" + "Be brief. " * 1000, "--adapters", "a=x", "--stream=true"]
+    assert with_peft_adapters(words) == words
 
 
 def test_other_adapters_of_ms_swift_1_are_refused(tmp_path: Path, tiny_model: Path) -> None:

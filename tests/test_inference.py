@@ -18,6 +18,7 @@ from swift_toolkit import console
 from swift_toolkit.answers import read_results
 from swift_toolkit.merging import is_fresh, merged, place
 from swift_toolkit.problems import RequestError
+from swift_toolkit.swift_fields import installed
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "v0-20260102-101500"
@@ -205,6 +206,20 @@ def test_a_backend_without_adapters_merges_aside(output, monkeypatch, tmp_path, 
     assert plan["merged"]
     assert f"--infer_backend={backend}" in plan["arguments"]
     assert not any(argument.startswith("--adapters") for argument in plan["arguments"])
+
+
+def test_a_name_that_the_other_generation_gave_to_another_family(tmp_path, capsys):
+    """glm4 was ChatGLM4 in ms-swift 3 and is GLM-4-0414 in 4."""
+    base = make_model(tmp_path / "base")
+    family = {"model": str(base), "model_type": "glm4", "template": "glm4"}
+    make_adapter(tmp_path / "three/checkpoint-1", args={**family, "train_type": "lora"})
+    make_adapter(tmp_path / "four/checkpoint-1", args={**family, "tuner_type": "lora"})
+    names = ("glm4", "chatglm4") if installed().line == "v4" else ("glm4_0414", "glm4")
+    for checkpoint, name in zip(("four", "three"), names, strict=True):
+        plan = dry_run(
+            capsys, "--checkpoint", tmp_path / checkpoint, "--question", "a", "--infer-backend", "pt"
+        )
+        assert {f"--model_type={name}", f"--template={name}"} <= set(plan["arguments"])
 
 
 def test_names_of_older_generations_become_those_of_the_installed_one(tmp_path, capsys):

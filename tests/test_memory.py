@@ -166,6 +166,14 @@ def test_padding_packing_and_the_longest_row() -> None:
     assert memory.estimate(run(max_length=512)).tokens == 512
 
 
+def test_sequence_parallelism_divides_a_row() -> None:
+    whole, part = (memory.estimate(run(world=4, **one)) for one in ({}, {"sequence_parallel_size": 4}))
+    assert part.tokens == whole.tokens / 4
+    assert part.parts["logits"] == whole.parts["logits"] / 4
+    packed = run(packing=True, max_length=8192, sequence_parallel_size=4)
+    assert memory.estimate(packed).tokens == 2048
+
+
 def test_the_longest_validation_row_counts() -> None:
     rows = Rows(100, 50, 8000, seen=True)
     with_it = memory.estimate(run(rows=rows, val_dataset=["v"]))
@@ -213,6 +221,21 @@ def test_vllm_takes_its_share_of_the_device() -> None:
     settings = {"command": "rlhf", "rlhf_type": "grpo", "use_vllm": True, "vllm_mode": "colocate"}
     request = Run({**settings, "vllm_gpu_memory_utilization": 0.5}, SHAPE, ROWS, device_bytes=80 * GIB)
     assert parts(request)["generation"] == 40 * GIB
+    asleep = parts(request.but(sleep_level=1))
+    assert asleep["generation"] + asleep["activations"] + asleep["logits"] == pytest.approx(40 * GIB)
+
+
+def test_ppo_trains_a_second_model() -> None:
+    full = {"tuner_type": "full", "command": "rlhf"}
+    grpo, ppo = (parts(run(rlhf_type=kind, **full)) for kind in ("grpo", "ppo"))
+    assert ppo["gradients"] == 2 * grpo["gradients"]
+    assert ppo["other models"] == 2 * grpo["other models"]
+
+
+def test_lisa_trains_some_layers() -> None:
+    assert SHAPE is not None
+    found = parts(run(tuner_type="full", lisa_activated_layers=7))
+    assert found["gradients"] == pytest.approx(2 * (SHAPE.embeddings + SHAPE.text.linear / 4), abs=1)
 
 
 # --- the whole ----------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 
 from swift_toolkit import model_shape
 
@@ -24,6 +26,8 @@ from swift_toolkit import model_shape
         ("mistralai/Mixtral-8x7B-v0.1", 46.7),
         ("some/Mix-4x7b", 23.24),
         ("deepseek-ai/DeepSeek-R1", 671),
+        ("deepseek-ai/DeepSeek-V3-0324", 671),
+        ("deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", 8),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14.8),
         ("OpenBMB/MiniCPM-V-2_6", 8.3),
         ("google/gemma-3-27b-it", 27),
@@ -118,3 +122,19 @@ def test_a_snapshot_in_a_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_config_that_tells_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     assert model_shape.find(str(tmp_path)) is None
+
+
+_ODD = some.one_of(
+    some.none(), some.integers(-3, 9), some.text(max_size=3), some.lists(some.integers(-3, 9), max_size=2)
+)
+_NAMES = some.sampled_from(
+    [*QWEN3_30B_A3B, "vision_config", "text_config", "image_size", "patch_size", "quantization_config"]
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(some.dictionaries(_NAMES, _ODD | some.dictionaries(_NAMES, _ODD)))
+def test_no_config_is_too_odd(odd: dict[str, object]) -> None:
+    for config in (odd, {**QWEN3_8B, **odd}, {**QWEN2_VL_2B, **odd}):
+        shape = model_shape._from_config(config, "odd", None)
+        assert shape is None or shape.parameters > 0

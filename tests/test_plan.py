@@ -121,10 +121,11 @@ def test_nothing_is_chosen_for_a_hub_model_on_a_gpu() -> None:
 
 def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "cpu_computes_bfloat16", lambda: False)
-    assert automatic(config(), CPU) == {"use_cpu": True, "torch_dtype": "float32"}
-    assert automatic(config(torch_dtype="bfloat16"), CPU) == {"use_cpu": True}
+    plain = {"use_cpu": True, "dataloader_num_workers": 0}
+    assert automatic(config(), CPU) == {**plain, "torch_dtype": "float32"}
+    assert automatic(config(torch_dtype="bfloat16"), CPU) == plain
     monkeypatch.setattr(plan, "cpu_computes_bfloat16", lambda: True)
-    assert automatic(config(), CPU) == {"use_cpu": True}
+    assert automatic(config(), CPU) == plain
 
 
 def data(longest: int, mean: int = 0, rows: int = 100, val: int = 0) -> DataReport:
@@ -221,6 +222,15 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
     assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
 
 
+def test_machines_with_a_gpu_each_divide_it_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "h"}.items():
+        monkeypatch.setenv(name, value)
+    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+    installed.add("deepspeed")
+    assert automatic(config(**large), gpus(1))["deepspeed"] == "zero3"
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "batch", "steps"),
     [
@@ -244,6 +254,14 @@ def test_an_effective_batch_of_64(
     source = request.settings["gradient_accumulation_steps"].source
     if "gradient_accumulation_steps" not in settings:
         assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
+
+
+def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
+    request = config(effective_batch_size=64, max_length=4096)
+    plan.fill_automatic(request, gpus(2))
+    assert request.get("per_device_train_batch_size") == 2
+    plan.fill_automatic(seen := config(effective_batch_size=64, max_length=4096), gpus(2), data(1000))
+    assert seen.get("per_device_train_batch_size") == 8
 
 
 @pytest.mark.parametrize(
@@ -288,7 +306,8 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(gpus(1), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 8}
     assert chosen(gpus(4), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 4}
     assert chosen(gpus(1), streaming=True, max_steps=5) == {}
-    assert chosen(CPU) == {}
+    assert chosen(CPU) == {"dataloader_num_workers": 0}
+    assert chosen(CPU, preset="multimodal") == chosen(CPU, lazy_tokenize=True) == {}
     monkeypatch.setattr(plan, "_cores", lambda: 2)
     assert chosen(gpus(1)) == {}
 
@@ -343,6 +362,12 @@ def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, s
     assert plan.step_count(request, None, CPU) == settings.get("max_steps")
 
 
+def test_processes_that_share_a_row_count_once() -> None:
+    request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
+    assert plan.effective_batch_size(request, gpus(8)) == 12
+    assert plan.step_count(request, 100, gpus(8)) == 27  # 3 × 9
+
+
 def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
@@ -373,6 +398,19 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
         "--max_length 2048",
     ]
     assert plan.memory_advice(config(model="owner/unknown"), gpus()) == ["a machine with more memory"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA H100 80GB HBM3", 80),
+        ("Tesla V100-SXM2-32GB", 32),
+        ("NVIDIA L4", 0),
+    ],
+)
+def test_the_memory_that_a_name_tells(name: str, gib: int) -> None:
+    assert plan.memory_in(name) == gib << 30
 
 
 def test_the_memory_of_gpus_is_what_nvidias_tool_tells(

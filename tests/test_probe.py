@@ -65,6 +65,8 @@ def test_rows_that_are_split_off_are_validated_with(tmp_path: Path) -> None:
     made, _, val_words = prepared(tmp_path, dataset=data, split_dataset_ratio=0.1)
     assert val_words == [50]
     assert made.get("split_dataset_ratio") == 0
+    _, _, without = prepared(tmp_path, dataset=data, split_dataset_ratio=0.1, eval_strategy="no")
+    assert without == []
 
 
 def test_what_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:

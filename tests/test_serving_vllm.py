@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,8 @@ def test_an_engine_that_dies_ends_the_server(deployer: ModelDeployer, client: op
     (core,) = [
         process for process in processes if "EngineCore" in " ".join(process.cmdline() or [process.name()])
     ]
+    # a front process that is killed takes this group along, see test_process.py
+    assert {os.getpgid(process.pid) for process in processes} == {deployer.ready["pid"]}
     core.kill()
     with pytest.raises(RunError, match="The server has ended"):
         deployer.wait()

@@ -103,6 +103,11 @@ def test_what_cannot_be_known_is_said() -> None:
     assert from_command("swift sft stray --a 1").left_out == ["stray belongs to no setting"]
 
 
+def test_a_comment_after_a_continued_line_ends_the_command_unless_options_follow() -> None:
+    text = "swift sft --a 1 \\\n  # --b 2 \\\n  # --c 3 \\\n  --d 4 \\\n# node1\nX=1 \\\nswift sft --e 5\n"
+    assert [command.values for command in all_commands(text)] == [{"a": "1", "d": "4"}, {"e": "5"}]
+
+
 def test_the_wanted_command_of_several() -> None:
     text = "swift sft --a 1\nswift infer --b 2\n"
     assert from_command(text, TRAINING).values == {"a": "1"}

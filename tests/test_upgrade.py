@@ -17,27 +17,47 @@ pytestmark = pytest.mark.swift4  # the expected names are of that
 OLD_YAML = """\
 # my old run
 model_id_or_path: qwen/Qwen-7B-Chat  # the model
-sft_type: lora
+sft_type: qlora  # cheap
+dtype: AUTO  # nothing
 
 # data
 dataset: data/self_cognition.jsonl
+custom_val_dataset_path:  # of last week
+- a.jsonl  # good
+# and
+- b.jsonl  # bad
+
 num_train_epochs: 3  # all of it
+target_modules:
+- q_proj  # first
+- v_proj
 max_length: 1024
-warmup_ratio: 0.1
 dataset_test_ratio: 0
+# the end
 """
 NEW_YAML = """\
 # my old run
-model: qwen/Qwen-7B-Chat             # the model
-tuner_type: lora
+model: qwen/Qwen-7B-Chat # the model
+tuner_type: lora # cheap
+quant_method: bnb
+quant_bits: 4
+# nothing
 
 # data
-dataset:
-- data/self_cognition.jsonl
+dataset: data/self_cognition.jsonl
+val_dataset: [a.jsonl, b.jsonl] # of last week
+# good
+# and
+# bad
+
 num_train_epochs: 3  # all of it
+target_modules:
+- q_proj  # first
+- v_proj
 max_length: 1024
-warmup_ratio: 0.1
 split_dataset_ratio: 0
+# the end
+warmup_ratio: 0.05
 """
 
 
@@ -46,11 +66,26 @@ def test_yaml_keeps_its_order_and_comments(tmp_path: Path) -> None:
     old.write_text(OLD_YAML)
     assert upgrade(old, new) == [
         "model_id_or_path → model",
-        "sft_type → tuner_type",
+        'sft_type "qlora" → tuner_type "lora", quant_method "bnb", quant_bits 4',
+        'dtype "AUTO" → left to ms-swift',
+        "custom_val_dataset_path → val_dataset",
         "dataset_test_ratio → split_dataset_ratio",
+        "warmup_ratio 0.05 added: the default before ms-swift 3.0",
     ]
     assert new.read_text() == NEW_YAML
     assert load_config(new).notices == []
+
+
+def test_comments_of_what_is_dropped_stay(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text(
+        "# top\ndtype: AUTO # a\n# b\nmodel: x\ntarget_modules:\n- q_proj # q\n- v_proj\nsave_total_limit: -1 # c\n\n# d\n"
+        "lora_rank: 8\nlora_modules_to_save: [] # e\n"
+    )
+    upgrade(old, new)
+    assert new.read_text() == (
+        "# top\n# a\n# b\nmodel: x\ntarget_modules:\n- q_proj # q\n- v_proj\n# c\n\n# d\nlora_rank: 8\n# e\n"
+    )
 
 
 def test_a_shell_line_becomes_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,9 +110,11 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
         assert "-generation" in old_template or spelled_template in known_templates, name
     for name, spellings in legacy["templates"].items():
         assert spellings[position] in known_templates, name
-    if LINE == "v4":
-        for name, family in legacy["families"].items():
-            assert name not in known_families and family in [*known_families, None], name
+    for name, family in legacy["families" if LINE == "v4" else "families_v3"].items():
+        assert name not in known_families and family in [*known_families, None], name
+    for setting, known in (("model_type", known_families), ("template", known_templates)):
+        for name, other in legacy["moved"][setting][LINE].items():
+            assert name in known and other in [*known, None], name
 
 
 # ------------------------------------------------------------------------------------------ names and values
@@ -271,6 +273,14 @@ def test_what_is_new_in_4_is_an_error_in_3() -> None:
         ),
         ("eval", {"eval_dataset": ["ceval"]}, {"eval_dataset": ["ceval"]}),
         ("rlhf", {"ref_model_id_or_path": "a", "max_length": 9}, {"ref_model": "a", "max_length": 9}),
+        ("rlhf", {"use_vllm": True}, {"use_vllm": True, "vllm_mode": "colocate"}),
+        (
+            "rlhf",
+            {"use_vllm": "true", "vllm_server_host": "a"},
+            {"use_vllm": "true", "vllm_mode": "server", "vllm_server_host": "a"},
+        ),
+        ("rlhf", {"use_vllm": True, "vllm_mode": "server"}, {"use_vllm": True, "vllm_mode": "server"}),
+        ("rlhf", {"use_vllm": False}, {"use_vllm": False}),
         ("rlhf", {"multi_turn_func": "f"}, {"multi_turn_scheduler": "f"}),
         ("rlhf", {"tensor_parallel_size": 2}, {"vllm_tensor_parallel_size": 2}),
     ],
@@ -328,6 +338,23 @@ def test_model_type_beside_a_path(tmp_path: Path) -> None:
     }
     both = without_defaults(model_id_or_path="qwen/Qwen-7B-Chat", model_cache_dir=str(tmp_path))
     assert both == {"model": str(tmp_path)}
+
+
+@pytest.mark.swift3
+def test_a_family_that_only_4_has() -> None:
+    assert spelled(model_type="qwen3_vl_moe", template="chatglm4").values == {
+        "model_type": "qwen3_moe_vl",
+        "template": "glm4",
+    }
+    result = spelled(model_type="deepseek_v3")
+    assert result.values == {} and result.notices == ['model_type "deepseek_v3" → left to ms-swift']
+
+
+@pytest.mark.swift4
+def test_a_name_that_4_gives_to_another_family() -> None:
+    assert spelled(model_type="glm4").values == {"model_type": "glm4"}
+    old = spelled(model_type="glm4", metric="acc")
+    assert old.values == {"model_type": "chatglm4", "eval_metric": "acc"}
 
 
 @pytest.mark.swift4
@@ -470,6 +497,21 @@ def test_gone_names_and_values() -> None:
             "Remove it: ms-swift 3 took this loss out.",
         ),
     ]
+
+
+@pytest.mark.swift4
+def test_a_value_that_4_no_longer_has() -> None:
+    do = "Remove it: ms-swift 4 does not learn from the teacher's answers."
+    result = spelled("rlhf", seq_kd=True)
+    assert result.errors == [("seq_kd", "is true, which ms-swift no longer has", do)]
+    assert spelled("rlhf", seq_kd=False).values == {"seq_kd": False}
+
+
+def test_what_is_not_as_it_was() -> None:
+    text = "was the query, key and value layers; ms-swift now trains all linear ones"
+    result = spelled(lora_target_modules=["DEFAULT"], max_length=1, num_train_epochs=1, warmup_ratio=0)
+    assert result.warnings == [("lora_target_modules", text)]
+    assert "target_modules" not in result.values
 
 
 def test_unknown_names() -> None:
