@@ -33,7 +33,8 @@ test-vllm: .venv-vllm/.ready
 # Its own tests, and those of what differs between the generations.
 test-swift3: .venv-swift3/.ready
 	@.venv-swift3/bin/python -m pytest -m "not swift4" tests/*_swift3.py tests/test_vocabulary.py \
-		tests/test_old_commands.py tests/test_swift_fields.py tests/test_from_command.py tests/test_generations.py $(ARGS)
+		tests/test_old_commands.py tests/test_swift_fields.py tests/test_model_types.py tests/test_from_command.py \
+		tests/test_generations.py $(ARGS)
 
 .venv-swift3/.ready: pyproject.toml constraints-swift3.txt
 	@$(PYTHON) -m venv .venv-swift3

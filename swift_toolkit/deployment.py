@@ -238,6 +238,8 @@ def make_deployment(
     given = _Given.take(config, flags, problems)
     problems += inference_plan.backend_problems(given.backend)
     names, checkpoints, kind = _read(given, flags, problems)
+    for checkpoint in checkpoints[:1]:
+        problems += inference_plan.naming_problems(config, checkpoint)
     config.fill("host", "127.0.0.1", "this machine only")
     config.fill("port", 8000, "")
     key, key_problems = find_key(flags.get("api_key_file"))

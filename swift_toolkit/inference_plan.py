@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from swift_toolkit import swift_fields, vocabulary
+from swift_toolkit import model_types, swift_fields, vocabulary
 from swift_toolkit.checkpoint import Checkpoint, find_checkpoint, hub_model, read_checkpoint
 from swift_toolkit.config import Config, not_one_of, read_request
 from swift_toolkit.demo_model import BUILTIN, is_builtin, materialise
@@ -149,6 +149,14 @@ def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]
         fields = swift_fields.fields("infer", config.install)
         known = vocabulary.translate(known, "infer", line, fields).values
     return {name: known[name] for name in ("model_type", "template") if name in known}
+
+
+def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
+    """What ms-swift could not tell of the model, with all that the request and the checkpoint say of it."""
+    model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
+    filled = deepcopy(config)
+    fill_model(filled, checkpoint, model=str(model), adapter=None)
+    return list(model_types.problems(filled))
 
 
 def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: Path | None) -> None:
@@ -396,6 +404,8 @@ def make_plan(
         from swift_toolkit.merging import problems as merging_problems
 
         problems += merging_problems(read)
+    if read is not None:
+        problems += naming_problems(config, read)
     if problems or read is None:
         raise RequestError(problems)
     device = find_device()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit import dataset, demo_model, model_files
+from swift_toolkit import dataset, demo_model, model_files, model_types
 from swift_toolkit.config import Config
 from swift_toolkit.problems import Problem
 
@@ -23,7 +23,14 @@ _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 
 def check(config: Config) -> list[Problem]:
     """Every problem of the files a training run starts from and of the place it writes to."""
-    return [*_models(config), *_checkpoints(config), *_plugins(config), *_media(config), *_output(config)]
+    return [
+        *_models(config),
+        *model_types.problems(config),
+        *_checkpoints(config),
+        *_plugins(config),
+        *_media(config),
+        *_output(config),
+    ]
 
 
 def unpack_models(config: Config) -> None:

@@ -17,14 +17,13 @@ import json
 import os
 import re
 import sys
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from enum import EnumMeta
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from swift_toolkit import source_cache
 from swift_toolkit.problems import Problem, RequestError
 
 Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
@@ -111,16 +110,17 @@ def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, F
         RequestError: ms-swift is not installed, or can neither be read nor imported.
     """
     install = install or installed()
-    cache = _cache_file(command, install)
-    found = _read_cache(cache)
-    if found is None:
+
+    def read() -> tuple[list[Any], list[Path]]:
         source = _Source()
         try:
             found = list(source.fields(_MODULE[install.line], _CLASSES[command][install.line]))
         except _UnresolvedError:
             found = _ask_another_process(command, install)
-        _write_cache(cache, found, source.files())
-    return {field.name: field for field in found}
+        return [astuple(field) for field in found], [*source.files(), Path(__file__)]
+
+    stem, place = f"fields-{install.version}-{command}", f"{install.location} {install.transformers_version}"
+    return {field.name: field for field in source_cache.kept(stem, place, read, _fields_from_json)}
 
 
 # ------------------------------------------------------------------------------------------ what is installed
@@ -136,40 +136,6 @@ def _version(file: Path) -> str:
     """What a source file assigns to ``__version__``; empty if nothing."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return next((line.split("=")[1].strip(" '\"") for line in lines if line.startswith("__version__ =")), "")
-
-
-# ------------------------------------------------------------------------------------------ the cache
-
-
-def _cache_file(command: Command, install: SwiftInstall) -> Path:
-    """Where the fields of one command of one installation are kept."""
-    import platformdirs
-
-    place = zlib.crc32(f"{install.location} {install.transformers_version}".encode())
-    name = f"fields-{install.version}-{command}-{place:08x}.json"
-    return platformdirs.user_cache_path("swift-toolkit") / name
-
-
-def _read_cache(file: Path) -> list[Field] | None:
-    """The fields in a cache file; None if it cannot be used or a source file has changed since."""
-    try:
-        kept = json.loads(file.read_bytes())
-        if any(Path(path).stat().st_mtime_ns != time for path, time in kept["files"].items()):
-            return None
-        return _fields_from_json(kept["fields"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-
-
-def _write_cache(file: Path, found: Iterable[Field], sources: Iterable[Path]) -> None:
-    """Keeps fields and the age of the files they were read from; if that cannot be, they are read anew."""
-    times = {str(path): path.stat().st_mtime_ns for path in [*sources, Path(__file__)]}
-    text = json.dumps({"files": times, "fields": [astuple(field) for field in found]})
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
 
 
 def _fields_from_json(rows: list[list[Any]]) -> list[Field]:

@@ -71,7 +71,12 @@ def test_a_disk_too_full_for_one_checkpoint(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 10_000_000))
-    settings = {"model": str(tiny_model), "output_dir": str(tmp_path)}
+    settings = {
+        "model": str(tiny_model),
+        "model_type": "llama",
+        "template": "chatml",
+        "output_dir": str(tmp_path),
+    }
     assert problems(**settings) == []  # an adapter is small
     weights = (tiny_model / "model.safetensors").stat().st_size
     assert problems(**settings, train_type="full") == [

@@ -1,0 +1,46 @@
+"""What was read out of the source of installed packages, kept in the user's cache until one of the files changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def kept(
+    stem: str, place: str, read: Callable[[], tuple[Any, Iterable[Path]]], decode: Callable[[Any], T]
+) -> T:
+    """What ``read`` says, from the cache where that is possible. A cache that cannot be written does not matter.
+
+    Args:
+        stem: begins the name of the cache file.
+        place: where the packages are: other installations have caches of their own.
+        read: reads the source; returns plain data for JSON, and the files it came from.
+        decode: makes the result of the data.
+    """
+    import platformdirs
+
+    cache = platformdirs.user_cache_path("swift-toolkit") / f"{stem}-{zlib.crc32(place.encode()):08x}.json"
+    try:
+        content = json.loads(cache.read_bytes())
+        if all(Path(path).stat().st_mtime_ns == time for path, time in content["files"].items()):
+            return decode(content["found"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass  # not there yet, damaged, or of another version of this toolkit
+    found, files = read()
+    _write(cache, {"files": {str(path): path.stat().st_mtime_ns for path in files}, "found": found})
+    return decode(found)
+
+
+def _write(cache: Path, content: Any) -> None:
+    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        unfinished.replace(cache)
