@@ -240,7 +240,7 @@ def vllm(checkpoint: str, folder: Path, runs: int) -> None:
 
     def theirs() -> float:
         done = run([sys.executable, str(script), json.dumps(order)])
-        return float(done.stdout.split("RESULT")[1])
+        return float(done.stdout.split("RESULT")[1].split()[0])
 
     speeds = in_turn(runs, ours, theirs)
     ratio = report("inference_test.py on vllm", speeds[0], "tokens/s") / report(

@@ -78,11 +78,11 @@ def test_kill_minus_nine_leaves_no_engine_and_the_same_request_goes_on(tester, t
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: partial.exists() and lines_of(partial) > 20, seconds=300)
         engines = psutil.Process(process.pid).children(recursive=True)
+        assert any("EngineCore" in name_of(engine) for engine in engines)
         os.kill(process.pid, signal.SIGKILL)
-    assert any("EngineCore" in name_of(engine) for engine in engines)
     wait_for(lambda: not any(map(lives, engines)), seconds=10)
     kept = [json.loads(line) for line in partial.read_text().splitlines()[2:] if line.endswith("}")]
-    assert 20 <= len(kept) < 200
+    assert 19 <= len(kept) < 200
     result = tester.run_batch(questions, output)
     results = list(result.results())
     assert [result["question"] for result in results] == texts

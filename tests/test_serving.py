@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import queue
 import random
 import re
 import shutil
@@ -15,11 +16,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -28,6 +31,7 @@ import pytest
 from adapters import make_adapter
 
 from deploy_model import ModelDeployer
+from swift_toolkit import serving
 
 pytestmark = pytest.mark.slow
 
@@ -158,18 +162,38 @@ def test_the_async_client(deployer: ModelDeployer, client: openai.OpenAI) -> Non
     assert asyncio.run(both()) == [ask(client, "one")] * 2
 
 
-def test_requests_that_come_one_after_the_other_are_answered_together(client: openai.OpenAI) -> None:
-    def ended(number: int) -> float:
-        time.sleep(0.003 * number)  # ms-swift itself looks for requests every 10 ms
-        ask(client, "one", max_tokens=60)
-        return time.monotonic()
+class Worker:
+    """What ``_Batches`` knows of ms-swift's engine."""
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for _ in range(10):  # of which the machine may be busy in some
-            ends = list(pool.map(ended, range(8)))
-            if max(ends) - min(ends) < 0.1:
-                return
-    raise AssertionError("they were answered in several batches")
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._task_pool: dict[str, Any] = {}
+
+    def _fetch_infer_requests(self) -> Any:
+        there = [self._queue.get() for _ in range(self._queue.qsize())]
+        return {"infer_requests": there}, [f"to {one.number}" for one in there]
+
+
+def test_requests_that_come_one_after_the_other_are_answered_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "GATHER_SECONDS", 0.5)  # the machine may be busy
+    monkeypatch.setattr(serving, "GATHER_AT_MOST", 30)
+    worker = Worker()
+    batches = serving._Batches(worker, SimpleNamespace(prepare_generate_kwargs=None))
+
+    def come() -> None:
+        for number in range(8):
+            time.sleep(0.02)
+            worker._queue.put(SimpleNamespace(number=number, abandoned=number == 3))
+            batches.came = time.monotonic()
+
+    threading.Thread(target=come).start()
+    kwargs, queues = worker._fetch_infer_requests()
+    assert [one.number for one in kwargs["infer_requests"]] == [0, 1, 2, 4, 5, 6, 7]  # one has gone
+    assert queues == ["to 0", "to 1", "to 2", "to 4", "to 5", "to 6", "to 7"]
+    worker._queue.put(SimpleNamespace(number=8, abandoned=True))
+    assert worker._fetch_infer_requests() is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
