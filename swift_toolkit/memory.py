@@ -202,6 +202,8 @@ def _frozen(run: Run, share: _Sharing) -> dict[str, float]:
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
     if constants or run.shape.bits < 16:  # one matrix at a time is dequantised for its product
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
+    if constants and run.kind == "cpu" and run.shape.bits == 16:  # the file they were made from stays mapped
+        parts["quantisation"] += 2 * run.shape.parameters
     copies = _needs_reference(run) + (run.rlhf == "ppo")  # PPO trains a model of the values besides
     others = run.width * run.others + copies * weights
     parts["other models"] = others / share.weights
