@@ -390,12 +390,9 @@ def _leave_out_checkpointing(config: Config, device: Device, report: DataReport 
 
 
 def _use_cores(config: Config, device: Device, report: DataReport | None) -> None:
-    """More processes to read the data where cores are idle; on a CPU they compute, and none hands over what is in
-    memory already."""
+    """More processes to read the data where cores are idle. On a CPU they compute; none to hand over rows would draw
+    other random numbers from the second epoch on."""
     cores = _cores() // max(1, launch.processes(config, device))
-    in_memory = not config.get("streaming") and not config.get("lazy_tokenize")
-    if device.kind == "cpu" and config.preset != "multimodal" and in_memory:
-        config.fill("dataloader_num_workers", 0, "the rows are in memory, and the cores compute")
     if device.kind == "cpu" or config.get("streaming") or cores < 4:
         return
     many = report is not None and (report.train_rows or 0) >= MANY_ROWS

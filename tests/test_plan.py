@@ -121,7 +121,7 @@ def test_nothing_is_chosen_for_a_hub_model_on_a_gpu() -> None:
 
 def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "cpu_computes_bfloat16", lambda: False)
-    plain = {"use_cpu": True, "dataloader_num_workers": 0}
+    plain = {"use_cpu": True}
     assert automatic(config(), CPU) == {**plain, "torch_dtype": "float32"}
     assert automatic(config(torch_dtype="bfloat16"), CPU) == plain
     monkeypatch.setattr(plan, "cpu_computes_bfloat16", lambda: True)
@@ -306,8 +306,7 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(gpus(1), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 8}
     assert chosen(gpus(4), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 4}
     assert chosen(gpus(1), streaming=True, max_steps=5) == {}
-    assert chosen(CPU) == {"dataloader_num_workers": 0}
-    assert chosen(CPU, preset="multimodal") == chosen(CPU, lazy_tokenize=True) == {}
+    assert chosen(CPU) == chosen(CPU, preset="multimodal") == {}
     monkeypatch.setattr(plan, "_cores", lambda: 2)
     assert chosen(gpus(1)) == {}
 
