@@ -82,12 +82,7 @@ def training(runs: int) -> None:
     settings = json.loads(Path(CONFIG).read_text())
     raw = {**settings, "model": model, "model_type": "llama", "template": "chatml"}
     raw["tuner_type"] = raw.pop("train_type")
-    automatic = {
-        "use_cpu": True,
-        "check_model": False,
-        "gradient_checkpointing": False,
-        "dataloader_num_workers": 0,
-    }
+    automatic = {"use_cpu": True, "check_model": False, "gradient_checkpointing": False}
     with tempfile.TemporaryDirectory() as folder:
         pair("identical settings", settings, {**raw, **automatic}, Path(folder) / "same", runs)
         pair("automatic settings against raw defaults", settings, raw, Path(folder) / "automatic", runs)
