@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from swift_toolkit.dataset_flaws import Flaw, brief
 from swift_toolkit.dataset_rows import MEDIA, Row
 
 MEDIA_NAMES = frozenset({*MEDIA, *(f"rejected_{name}" for name in MEDIA)})
+
+SPEAKS_OF_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
+"""Found in files whose rows have images, videos or sound, compressed ones aside."""
 
 _NOT_A_PATH = 2000
 """Longer texts are taken for base64, as ms-swift does (`_check_path`)."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from swift_toolkit import launch, model_shape
+from swift_toolkit.dataset_media import SPEAKS_OF_MEDIA
 from swift_toolkit.model_shape import ModelShape
 
 if TYPE_CHECKING:
@@ -67,14 +68,11 @@ def rows_of(report: DataReport) -> Rows:
     return Rows(longest, mean, report.longest["val"] or longest, seen=not report.unchecked)
 
 
-_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
-
-
 def _has_media(report: DataReport) -> bool:
     """Whether the beginning of a file speaks of images, videos or sound."""
     for file in report.files:
         with Path(file.path).expanduser().open("rb") as beginning:
-            if _MEDIA.search(beginning.read(1 << 16)):
+            if SPEAKS_OF_MEDIA.search(beginning.read(1 << 16)):
                 return True
     return False
 

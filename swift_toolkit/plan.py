@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from swift_toolkit import demo_model, fitting, launch, memory, memory_run
 from swift_toolkit.config import Config
+from swift_toolkit.memory import GIB
 from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
@@ -236,7 +237,6 @@ def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str 
 
 # --- automatic settings -------------------------------------------------------------------------------------
 
-GIB = 1 << 30
 
 MEMORY_SHARE = 0.6
 """The share of a device's memory that an estimate may take which decides something: it may be a third off."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from swift_toolkit import dataset, demo_model, model_files, model_types
 from swift_toolkit.config import Config
+from swift_toolkit.dataset_media import SPEAKS_OF_MEDIA
 from swift_toolkit.problems import Problem
 
 DATA_SECONDS = 2.0
@@ -150,7 +150,6 @@ def _fingerprint(path: Path) -> str:
     return f"{size:,} bytes, {mark.hexdigest()}"
 
 
-_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
 _LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names its columns there
 
 
@@ -160,7 +159,7 @@ def _media(config: Config) -> Iterator[Problem]:
     files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
     if not files or len(files) < len(names) or any(path.suffix in (".gz", ".zst") for path in files):
         return
-    if not any(_MEDIA.search(_ends(path)) for path in files):
+    if not any(SPEAKS_OF_MEDIA.search(_ends(path)) for path in files):
         do = 'Add them to the rows, or set "preset" to "lora".'
         yield config.problem(
             "dataset", 'holds no images, videos or audios, which preset "multimodal" is for', do

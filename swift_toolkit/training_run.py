@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
 
-GIB = 1 << 30
-
 ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
 
@@ -354,6 +352,7 @@ class Probe(Run):
         import shutil
 
         from swift_toolkit import fitting
+        from swift_toolkit.memory import GIB
 
         console.say("Trying one step with the longest rows.")
         result = super().carry_out()
