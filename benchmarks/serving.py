@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """How fast the server is, as ratios against raw ``swift deploy`` in one run of this script.
 
-    python benchmarks/serving.py                       # SmolLM2 on this machine's pt backend; about 6 minutes
+    python benchmarks/serving.py                       # SmolLM2 on this machine's pt backend; about 8 minutes
     python benchmarks/serving.py --backend vllm        # with VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 on a CPU
 
-Ours, and raw at our batch size, are asked in turn at 1, 8 and 32 at once for answers of the same length, and for the
-time to the first token of a stream. Raw at its own defaults, which answers one by one, is asked at 8 once.
+Each server is started alone, several times in turn, for a start of vLLM's engine has a speed of its own that differs
+by 5 % from the next, and its worker keeps a core busy for a second after each request. It is asked for answers of the
+same length at 1, 8 and 32 at once, and for the time to the first token of a stream. Raw at its own defaults, which
+answers one by one, is asked at 8 once.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,31 @@ def main() -> None:
     parser.add_argument("--template", default="chatml")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
-        "--rounds", type=int, default=4, help="counted rounds at each concurrency (default 4)"
+        "--rounds", type=int, default=4, help="rounds at each concurrency of one start (default 4)"
     )
-    parser.add_argument("--starts", type=int, default=2, help="starts of each server (default 2)")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each server (default 3)")
     options = parser.parse_args()
     interrupt_on_sigterm()
     commands = servers(options)
-    sides = [name for name in commands if name != DEFAULTS]
-    starts = [{name: ready(command) for name, command in commands.items()} for _ in range(options.starts - 1)]
-    with ExitStack() as stack:
-        started = {name: stack.enter_context(running(command)) for name, command in commands.items()}
-        report("seconds to ready", [*starts, {name: seconds for name, (_, seconds) in started.items()}])
-        ports = {name: port for name, (port, _) in started.items()}
-        for port in ports.values():
-            ask(port, 0)
-        report("seconds to the first token", in_turn(sides, ports, first_token, 4 * options.rounds))
+    found: list[dict[str, dict[str, float]]] = []
+    for number in range(options.starts):
+        names = list(commands) if number % 2 else list(commands)[::-1]
+        found.append({name: measures(name, commands[name], options.rounds) for name in names})
+    for what in found[0]["ours"]:
+        report(what, [{name: of[what] for name, of in one.items() if what in of} for one in found])
+
+
+def measures(name: str, command: list[str], rounds: int) -> dict[str, float]:
+    """What one start of a server gives."""
+    with running(command) as (port, seconds):
+        found = {"seconds to ready": seconds}
+        ask(port, 0)
+        if name == DEFAULTS:
+            return {**found, "tokens/s at 8": throughput(port, 8)}
+        found["seconds to the first token"] = statistics.median(first_token(port) for _ in range(4 * rounds))
         for many in CONCURRENCY:
-            found = in_turn(sides, ports, partial(throughput, many=many), options.rounds)
-            if many == 8 and DEFAULTS in ports:
-                found[0][DEFAULTS] = throughput(ports[DEFAULTS], many)
-            report(f"tokens/s at {many}", found)
+            found[f"tokens/s at {many}"] = statistics.median(throughput(port, many) for _ in range(rounds))
+    return found
 
 
 def servers(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -118,23 +124,6 @@ def running(command: list[str]) -> Iterator[tuple[int, float]]:
             process.wait()
 
 
-def ready(command: list[str]) -> float:
-    """Seconds from the command until the server is ready."""
-    with running(command) as (_, seconds):
-        return seconds
-
-
-def in_turn(
-    sides: list[str], ports: dict[str, int], measure: Callable[[int], float], rounds: int
-) -> list[dict[str, float]]:
-    """What is measured of every side, round by round; who begins changes."""
-    found = []
-    for number in range(rounds):
-        order = sides if number % 2 else sides[::-1]
-        found.append({name: measure(ports[name]) for name in order})
-    return found
-
-
 def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while True:
         try:
@@ -177,19 +166,15 @@ def first_token(port: int) -> float:
     raise RuntimeError("the stream was empty")
 
 
-def report(what: str, rounds: list[dict[str, float]]) -> None:
-    """One line: the median of every side, and the median of the ratios within a round."""
-    names = ["ours", *(name for name in rounds[0] if name != "ours")]
-    medians = {name: statistics.median(one[name] for one in rounds if name in one) for name in names}
-    ratios = {
-        name: statistics.median(one["ours"] / one[name] for one in rounds if name in one)
-        for name in names[1:]
-    }
-    figures = ", ".join(f"{name} {value:.3g}" for name, value in medians.items())
-    print(
-        f"{what}: {figures} ({', '.join(f'{value:.2f} of {name}' for name, value in ratios.items())})",
-        flush=True,
-    )
+def report(what: str, starts: list[dict[str, float]]) -> None:
+    """One line: the median of every side, what its starts gave, and the ratios of the medians."""
+    names = ["ours", *(name for name in starts[0] if name != "ours")]
+    medians = {name: statistics.median(one[name] for one in starts) for name in names}
+    figures = [
+        f"{name} {medians[name]:.3g} ({' '.join(f'{one[name]:.3g}' for one in starts)})" for name in names
+    ]
+    ratios = [f"{medians['ours'] / medians[name]:.2f} of {name}" for name in names[1:]]
+    print(f"{what}: {', '.join(figures)}; {', '.join(ratios)}", flush=True)
 
 
 if __name__ == "__main__":
