@@ -56,7 +56,8 @@ class Prints:
     def add(self, other: Prints) -> None:
         mask = max(self.mask, other.mask)
         self._thin(mask)
-        self.extend((value for value in other.values if not value & mask), other.rows)
+        other._thin(mask)
+        self.extend(other.values, other.rows)
 
     def repeats(self) -> tuple[int, list[tuple[int, int]]]:
         """How many rows repeat an earlier one (scaled up from the share), and where the first ones are.
