@@ -506,6 +506,8 @@ async def _serve(desk: Desk, order: Mapping[str, Any], listening: Any, report: R
         if desk.backend == "vllm" and desk.engine.engine.errored and not server.should_exit:
             raise RuntimeError("the engine of vLLM has died")
     serving.result()
+    # the engine's thread, still at an answer that was cut short, finds no loop any more
+    threading.excepthook = lambda _: None
 
 
 def _log(one: Exchange) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -556,7 +557,13 @@ def commands(
 ) -> Iterator[dict[str, tuple[Command, Path]]]:
     """Servers for the tests that end one, with their output directories; started together, which is quicker."""
     found = {}
-    for name, more in (("drained", []), ("interrupted", ["--log-requests"]), ("killed", [])):
+    all_of_them = {
+        "drained": [],
+        "cut": ["--drain-seconds", "1"],
+        "interrupted": ["--log-requests"],
+        "killed": [],
+    }
+    for name, more in all_of_them.items():
         folder = tmp_path_factory.mktemp(name)
         where = ("--checkpoint", adapters["one"], "--port", 0, "--output-dir", folder)
         found[name] = Command(*where, "--wait-json", *more), folder
@@ -585,6 +592,23 @@ def test_sigterm_lets_running_answers_end(commands: Any) -> None:
     status, err = running.wait()
     assert status == 0, err
     assert "Ending: running answers have 30 s (a second signal ends at once)" in err
+
+
+def test_an_answer_that_takes_too_long_is_cut_at_the_end(commands: Any) -> None:
+    running, folder = commands["cut"]
+    client = openai.OpenAI(base_url=running.ready()["url"], api_key="none", max_retries=0)
+    stream = client.chat.completions.create(
+        model="tiny-llama", messages=HELLO, max_tokens=4000, temperature=0, stream=True
+    )
+    chunks = iter(stream)
+    next(chunks)
+    running.process.send_signal(signal.SIGTERM)
+    with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
+        list(chunks)
+    status, err = running.wait()
+    assert status == 0, err
+    (log,) = folder.glob("*/serve.log")
+    assert "Event loop is closed" not in log.read_text()
 
 
 def test_ctrl_c_and_a_second_one(commands: Any) -> None:
