@@ -86,6 +86,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def gib(size: float) -> str:
+    """Bytes as ``1.5 GiB``."""
+    return f"{size / (1 << 30):.1f} GiB"
+
+
 class _LiveLine:
     """A spinner, a description and more ``columns`` in one line that is gone at the end; nothing off a terminal."""
 
@@ -186,7 +191,7 @@ class TrainingLine(_LiveLine):
         ):
             if key in logs:
                 self._words[name] = pattern.format(logs[key])
-        self._words["memory"] = f"{event['memory'] / (1 << 30):.1f} GiB"
+        self._words["memory"] = gib(event["memory"])
         if self._live:
             self._progress.update(self._task, words=self.words())
         elif "loss" in logs or "eval_loss" in logs:

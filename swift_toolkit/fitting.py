@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from swift_toolkit import memory, memory_run
+from swift_toolkit.console import gib
 from swift_toolkit.memory import GIB, Estimate
 from swift_toolkit.memory_run import Run
 
@@ -74,16 +75,16 @@ class Verdict:
             yield "memory", "unknown: neither a config.json nor the model's name tells its size"
             return
         device = "process" if self.run.kind == "cpu" else "device"
-        room = f" of {_gib(self.run.device_bytes)}" if self.run.device_bytes else ""
+        room = f" of {gib(self.run.device_bytes)}" if self.run.device_bytes else ""
         word = "" if self.word == "unknown" else f", {self.word}"
-        yield "memory", f"about {_gib(self.estimate.total)}{room} a {device}{word}: {_parts(self.estimate)}"
+        yield "memory", f"about {gib(self.estimate.total)}{room} a {device}{word}: {_parts(self.estimate)}"
         if self.estimate.host:
-            yield "", f"and {_gib(self.estimate.host)} of this machine's memory for each process"
+            yield "", f"and {gib(self.estimate.host)} of this machine's memory for each process"
         yield "", f"at the peak of {self.estimate.peak}, {self._rows()}"
         if self.word == "does not fit":
             yield (
                 "would fit",
-                f"{self.saving} (about {_gib(self.saving.total)})" if self.saving else "on more memory only",
+                f"{self.saving} (about {gib(self.saving.total)})" if self.saving else "on more memory only",
             )
 
     def _rows(self) -> str:
@@ -92,11 +93,7 @@ class Verdict:
         if self.run.rows.seen:
             return f"with the longest row of the data, about {longest:,} tokens"
         text = f"rows of {longest:,} tokens assumed, for the data is not here"
-        return text if self.filled is None else f"{text}; {_gib(self.filled)} if they fill max_length"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+        return text if self.filled is None else f"{text}; {gib(self.filled)} if they fill max_length"
 
 
 def _parts(estimate: Estimate) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from swift_toolkit import demo_model, fitting, launch, memory, memory_run
 from swift_toolkit.config import Config
+from swift_toolkit.console import gib
 from swift_toolkit.memory import GIB
 from swift_toolkit.problems import Problem
 
@@ -237,7 +238,6 @@ def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str 
 
 # --- automatic settings -------------------------------------------------------------------------------------
 
-
 MEMORY_SHARE = 0.6
 """The share of a device's memory that an estimate may take which decides something: it may be a third off."""
 
@@ -427,7 +427,7 @@ def suggestions(config: Config, device: Device, report: DataReport | None = None
         liger = (
             "" if importlib.util.find_spec("liger_kernel") else " (needs liger-kernel, and a model it knows)"
         )
-        found.append(f"--use_liger_kernel true{liger}: spares most of {logits / GIB:.1f} GiB of logits")
+        found.append(f"--use_liger_kernel true{liger}: spares most of {gib(logits)} of logits")
     return found
 
 
@@ -540,7 +540,7 @@ def judge(config: Config, device: Device, report: DataReport | None = None) -> f
 def memory_advice(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
     """What to change when memory ran out, the gentlest first, in this run's own numbers."""
     run = memory_run.run_of(config, device, report)
-    advice = [f"{one} (about {one.total / GIB:.1f} GiB)" for one in fitting.savings(run)] if run else []
+    advice = [f"{one} (about {gib(one.total)})" for one in fitting.savings(run)] if run else []
     if (length := config.get("max_length")) and length > 512:
         advice.append(f"--max_length {length // 2}")
     if config.preset == "full":

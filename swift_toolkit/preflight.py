@@ -11,6 +11,7 @@ from typing import Any
 
 from swift_toolkit import dataset, demo_model, model_files, model_types
 from swift_toolkit.config import Config
+from swift_toolkit.console import gib
 from swift_toolkit.dataset_media import SPEAKS_OF_MEDIA
 from swift_toolkit.problems import Problem
 
@@ -229,7 +230,7 @@ def _output(config: Config) -> Iterator[Problem]:
     else:
         needed, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
         if needed is not None and needed > free:
-            what = f"has {_gib(free)} free, and one checkpoint takes about {_gib(needed)}"
+            what = f"has {gib(free)} free, and one checkpoint takes about {gib(needed)}"
             yield config.problem("output_dir", what, "Free some, or choose another disk.")
 
 
@@ -246,7 +247,3 @@ def checkpoint_bytes(config: Config) -> int | None:
     weights = sum(path.stat().st_size for path in names)
     parts = 1 if config.get("save_only_model") else 3
     return parts * (weights if config.tuner == "full" else weights // 100)
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"
