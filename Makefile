@@ -21,7 +21,7 @@ test: .venv/.dev
 
 # vLLM's CPU build does not load beside torchvision, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready
-	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm tests/*_vllm.py $(ARGS)
+	@VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm tests/*_vllm.py tests/*/*_vllm.py $(ARGS)
 
 # The file names every package, so that nothing has to be resolved but what torch itself needs.
 .venv-vllm/.ready: pyproject.toml constraints-vllm.txt
@@ -32,9 +32,9 @@ test-vllm: .venv-vllm/.ready
 
 # Its own tests, and those of what differs between the generations.
 test-swift3: .venv-swift3/.ready
-	@.venv-swift3/bin/python -m pytest -m "not swift4" tests/*_swift3.py tests/test_vocabulary.py \
-		tests/test_old_commands.py tests/test_swift_fields.py tests/test_model_types.py tests/test_from_command.py \
-		tests/test_generations.py $(ARGS)
+	@.venv-swift3/bin/python -m pytest -m "not swift4" tests/*_swift3.py tests/config/test_translate.py \
+		tests/config/test_old_commands.py tests/config/test_fields.py tests/model/test_registry.py \
+		tests/config/test_from_command.py tests/test_generations.py $(ARGS)
 
 .venv-swift3/.ready: pyproject.toml constraints-swift3.txt
 	@$(PYTHON) -m venv .venv-swift3

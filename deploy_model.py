@@ -27,13 +27,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from swift_toolkit import command_line, console
+from swift_toolkit.console import command_line, screen
+from swift_toolkit.machine.process import Terminated
 from swift_toolkit.problems import RunError
-from swift_toolkit.process import Terminated
 
 if TYPE_CHECKING:
-    from swift_toolkit.deployment import Deployment
-    from swift_toolkit.process import Child
+    from swift_toolkit.machine.process import Child
+    from swift_toolkit.serving.plan import Deployment
 
 DESCRIPTION = """\
 Serve a checkpoint to OpenAI clients. --checkpoint alone is enough: what it is, is found out.
@@ -93,7 +93,7 @@ class ModelDeployer:
         source: Literal["command line", "call"],
         flags: Mapping[str, Any],
     ) -> None:
-        from swift_toolkit.deployment import make_deployment
+        from swift_toolkit.serving.plan import make_deployment
 
         self.deployment: Deployment = make_deployment(config, settings, source, flags)
         self.flags = flags
@@ -119,23 +119,24 @@ class ModelDeployer:
         Raises:
             RunError: it cannot be started; ``serve.log`` in ``directory`` says more.
         """
-        from swift_toolkit import plan, runs
-        from swift_toolkit.process import Child
+        from swift_toolkit.machine.process import Child
+        from swift_toolkit.runs import directory
+        from swift_toolkit.training import automatic
 
         self.ready, self._started = {}, time.time()
         try:
-            self.directory = runs.claim_run_directory(self._output).absolute()
+            self.directory = directory.claim_run_directory(self._output).absolute()
         except OSError as error:
             raise RunError(
                 f"{self.directory}: the run directory cannot be made ({error.strerror})."
             ) from None
         self.deployment.log = self.directory / "serve.log"
         try:
-            with console.StartingLine() as line:
+            with screen.StartingLine() as line:
                 model = self._stack.enter_context(self._model(line))
-                command = [sys.executable, "-m", "swift_toolkit.serving"]
+                command = [sys.executable, "-m", "swift_toolkit.serving.worker"]
                 echo = sys.stderr if self.flags.get("verbose") else None
-                log, environment = self.deployment.log, plan.environment(self.deployment.device)
+                log, environment = self.deployment.log, automatic.environment(self.deployment.device)
                 self._child = Child(command, log, environment, echo=echo, listens=True)
                 self._stack.enter_context(self._child)
                 self._child.send(self.deployment.order(model))
@@ -145,12 +146,12 @@ class ModelDeployer:
             self._end(error)
             raise
 
-    def _model(self, line: console.StartingLine) -> Any:
+    def _model(self, line: screen.StartingLine) -> Any:
         """The model to load, merged first where needed."""
         from contextlib import nullcontext
 
-        from swift_toolkit.demo_model import is_builtin, materialise
-        from swift_toolkit.merging import merged
+        from swift_toolkit.model.builtin import is_builtin, materialise
+        from swift_toolkit.model.merge import merged
 
         deployment = self.deployment
         if deployment.merge != "no":
@@ -159,7 +160,7 @@ class ModelDeployer:
         path = deployment.models[0].path
         return nullcontext(str(materialise(path)) if is_builtin(path) else path)
 
-    def _wait_until_ready(self, line: console.StartingLine) -> None:
+    def _wait_until_ready(self, line: screen.StartingLine) -> None:
         for event in self._events:
             if event is None:
                 continue
@@ -212,7 +213,7 @@ class ModelDeployer:
             self._write("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
 
     def _failure(self, event: Mapping[str, Any]) -> RunError:
-        from swift_toolkit.failure import engine_error
+        from swift_toolkit.machine.failure import engine_error
 
         where = f"The whole log: {self.deployment.log}"
         what = "The server could not be started" if not self.ready else "The server has ended"
@@ -226,7 +227,7 @@ class ModelDeployer:
         return RunError(f"{what}: its process ended with status {status}. {where}")
 
     def _write(self, status: str, error: str | None = None) -> None:
-        from swift_toolkit import runs
+        from swift_toolkit.runs import directory
 
         content = {
             "status": status,
@@ -236,13 +237,13 @@ class ModelDeployer:
             **self.deployment.as_dict(),
             "url": self.url,
         }
-        runs.write_json(self.directory / "result.json", content)
+        directory.write_json(self.directory / "result.json", content)
 
     # --- what the user sees ---------------------------------------------------------------------------------
 
     def print_plan(self) -> None:
         """Show what is served, on stderr."""
-        console.print_facts(self.deployment.rows())
+        screen.print_facts(self.deployment.rows())
 
     def print_ready(self) -> None:
         """The address, the names, and how to ask, on stdout."""
@@ -252,7 +253,7 @@ class ModelDeployer:
         if self.flags.get("chat"):
             print(f"Chat page: {self.url.removesuffix('/v1')}/")
         print(f"\n{self.curl(names[-1])}\n\n{self.python(names[-1])}", flush=True)
-        console.say(f"\nLog: {self.deployment.log} (Ctrl-C ends the server)")
+        screen.say(f"\nLog: {self.deployment.log} (Ctrl-C ends the server)")
 
     def curl(self, name: str) -> str:
         """A command that asks the model ``name``."""
@@ -343,7 +344,7 @@ def _command(words: list[str]) -> int:
     deployer = ModelDeployer.from_command_line(flags, settings)
     if not flags.quiet_notices:
         for notice in deployer.deployment.config.notices:
-            console.say(notice)
+            screen.say(notice)
     if flags.dry_run:
         _print_plan(deployer.deployment, flags.json)
         return 0
@@ -366,7 +367,7 @@ def _serve(deployer: ModelDeployer) -> int:
         return 0
     except KeyboardInterrupt as interrupt:
         seconds = deployer.flags["drain_seconds"]
-        console.say(f"Ending: running answers have {seconds} s (a second signal ends at once)")
+        screen.say(f"Ending: running answers have {seconds} s (a second signal ends at once)")
         try:
             deployer.stop()
         except KeyboardInterrupt:
@@ -379,7 +380,7 @@ def _print_plan(deployment: Deployment, as_json: bool) -> None:
         print(json.dumps(deployment.as_dict(), ensure_ascii=False, default=str))
         return
     rows = [*deployment.rows(), ("arguments", " ".join(map(shlex.quote, deployment.arguments())))]
-    console.print_facts(rows, sys.stdout)
+    screen.print_facts(rows, sys.stdout)
 
 
 if __name__ == "__main__":

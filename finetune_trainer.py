@@ -26,16 +26,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from swift_toolkit import command_line, console, training_run
+from swift_toolkit.console import command_line, screen
 from swift_toolkit.problems import Problem, RequestError, RunError
-from swift_toolkit.training_run import Interrupted, TrainingResult
+from swift_toolkit.training import run
+from swift_toolkit.training.run import Interrupted, TrainingResult
 
 if TYPE_CHECKING:
-    from swift_toolkit.config import Config
-    from swift_toolkit.dataset import DataReport
-    from swift_toolkit.fitting import Verdict
-    from swift_toolkit.plan import Device
-    from swift_toolkit.preview import TemplateView
+    from swift_toolkit.config.request import Config
+    from swift_toolkit.dataset.preview import TemplateView
+    from swift_toolkit.dataset.verify import DataReport
+    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.training.memory.fitting import Verdict
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 
@@ -109,22 +110,23 @@ class FineTuner:
         max_lost_rows: str,
         looking: bool = False,
     ) -> None:
-        from swift_toolkit import dataset_copy, launch, plan, preflight
-        from swift_toolkit.config import read_request
+        from swift_toolkit.config.request import read_request
+        from swift_toolkit.dataset import copies
+        from swift_toolkit.training import automatic, launch, preflight
 
         self.config: Config
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
-        self.device: Device = plan.find_device()
+        self.device: Device = automatic.find_device()
         problems += launch.problems(self.device)
-        problems += plan.problems(self.config, self.device)
+        problems += automatic.problems(self.config, self.device)
         self.skip_bad_rows, self.max_lost_rows = skip_bad_rows, max_lost_rows
         numbers = {"skip_bad_rows": skip_bad_rows, "max_lost_rows": max_lost_rows}
-        wrong = list(dataset_copy.number_problems(numbers, as_flags=overrides_from == "command line"))
+        wrong = list(copies.number_problems(numbers, as_flags=overrides_from == "command line"))
         self.data: DataReport = preflight.check_data(self.config, whole=looking or skip_bad_rows is not None)
         problems += wrong
         if not looking and not wrong:
-            problems += dataset_copy.refusal(self.data, skip_bad_rows)
+            problems += copies.refusal(self.data, skip_bad_rows)
             problems += preflight.count_problems(self.config, self.data)
         if problems:
             raise RequestError(problems)
@@ -132,9 +134,9 @@ class FineTuner:
         self.given = {
             name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
         }
-        plan.fill_automatic(self.config, self.device, self.data)
+        automatic.fill_automatic(self.config, self.device, self.data)
         self.output_dir = Path(
-            self.config.get("output_dir") or plan.default_output_dir(self.config)
+            self.config.get("output_dir") or automatic.default_output_dir(self.config)
         ).expanduser()
         self._own_directory = self.config.get("add_version") is False
 
@@ -146,13 +148,14 @@ class FineTuner:
         Args:
             exact: count the tokens of every row with the model's template, not by bytes; this imports ms-swift.
         """
-        from swift_toolkit import data_report, preflight
+        from swift_toolkit.dataset import page
+        from swift_toolkit.training import preflight
 
         if not self.data.complete:
             self.data = preflight.check_data(self.config, whole=True)
         if exact:
             self._template_view().count_tokens(self.data)
-        for line in (*self.data.summary(), *data_report.histogram_lines(self.data)):
+        for line in (*self.data.summary(), *page.histogram_lines(self.data)):
             print(line)
         print(f"{self.data.verdict()}, {self.data.seconds:.1f} s")
         return self.data
@@ -166,7 +169,8 @@ class FineTuner:
             print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
 
     def _template_view(self) -> TemplateView:
-        from swift_toolkit import preflight, preview
+        from swift_toolkit.dataset import preview
+        from swift_toolkit.training import preflight
 
         preflight.unpack_models(self.config)
         settings = {name: setting.value for name, setting in self.config.settings.items()}
@@ -174,9 +178,10 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
-        from swift_toolkit import launch, plan, runs
+        from swift_toolkit.runs import directory as runs_directory
+        from swift_toolkit.training import automatic, launch
 
-        self._write_to(runs.next_run_directory(self.output_dir))
+        self._write_to(runs_directory.next_run_directory(self.output_dir))
         settings = self.config.settings
         return {
             "preset": self.config.preset,
@@ -191,47 +196,47 @@ class FineTuner:
                 "processes": launch.processes(self.config, self.device),
                 "nodes": launch.nodes().count,
                 "command": launch.command(self.config, self.device),
-                "environment": training_run.environment(self.config, self.device),
-                "effective_batch_size": plan.effective_batch_size(self.config, self.device),
-                "steps": plan.step_count(self.config, self._rows(), self.device),
+                "environment": run.environment(self.config, self.device),
+                "effective_batch_size": automatic.effective_batch_size(self.config, self.device),
+                "steps": automatic.step_count(self.config, self._rows(), self.device),
             },
-            "suggestions": plan.suggestions(self.config, self.device, self.data),
+            "suggestions": automatic.suggestions(self.config, self.device, self.data),
         }
 
     def print_plan(self, file: IO[str] | None = None) -> None:
         """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
-        from swift_toolkit import launch, plan
+        from swift_toolkit.training import automatic, launch
 
         config, device = self.config, self.device
         batch = config.get("per_device_train_batch_size", 1)
-        world, accumulation = plan.feeders(config, device), plan.accumulation(config, device)
-        effective = plan.effective_batch_size(config, device)
-        steps = plan.step_count(config, self._rows(), device)
+        world, accumulation = automatic.feeders(config, device), automatic.accumulation(config, device)
+        effective = automatic.effective_batch_size(config, device)
+        steps = automatic.step_count(config, self._rows(), device)
         facts = [
             ("model", config.settings["model"].shown),
             ("data", self.data.headline()),
-            ("preset", plan.preset_phrase(config)),
+            ("preset", automatic.preset_phrase(config)),
             ("device", str(device)),
             ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
-            ("tokens", plan.tokens_phrase(config, device, steps, self.data)),
+            ("tokens", automatic.tokens_phrase(config, device, steps, self.data)),
             *self.judge_memory().lines(),
-            *(("suggestion", line) for line in plan.suggestions(config, device, self.data)),
+            *(("suggestion", line) for line in automatic.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
         ]
-        console.print_facts(facts, file)
+        screen.print_facts(facts, file)
         rows = [(name, one.shown, str(one.source)) for name, one in sorted(config.settings.items())]
-        console.print_table(("setting", "value", "from"), rows, file)
+        screen.print_table(("setting", "value", "from"), rows, file)
 
     def judge_memory(self) -> Verdict:
         """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
-        from swift_toolkit import plan
+        from swift_toolkit.training import automatic
 
-        return plan.judge(self.config, self.device, self.data)
+        return automatic.judge(self.config, self.device, self.data)
 
     def _rows(self) -> int | None:
-        from swift_toolkit import preflight
+        from swift_toolkit.training import preflight
 
         return preflight.expected_rows(self.config, self.data)["train"]
 
@@ -251,33 +256,34 @@ class FineTuner:
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
-        from swift_toolkit import dataset_copy, launch, preflight
-        from swift_toolkit import probe as probing
+        from swift_toolkit.dataset import copies
+        from swift_toolkit.training import launch, preflight
+        from swift_toolkit.training import probe as training_probe
 
-        if probe and (found := list(probing.problems(self.data))):
+        if probe and (found := list(training_probe.problems(self.data))):
             raise RequestError(found)
         preflight.unpack_models(self.config)
         first = launch.is_first()
         directory = self._claim() if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
         self._write_to(directory)
-        given = dataset_copy.prepare(self.data, directory / "data", self.skip_bad_rows)
+        given = copies.prepare(self.data, directory / "data", self.skip_bad_rows)
         if given.rejected is not None:
             count = given.left_out.total()
             rows = "1 bad row is" if count == 1 else f"{count:,} bad rows are"
-            console.say(f"{rows} left out, listed with reasons in {given.rejected}")
+            screen.say(f"{rows} left out, listed with reasons in {given.rejected}")
         self.config.replace("dataset", given.train)
         self.config.replace("val_dataset", given.val)
         job = self._job(given.as_dict(), verbose)
         if first:
             self.print_plan()
             if probe:
-                training_run.Probe(job, directory / "probe").carry_out()
-            return training_run.Run(job, directory).carry_out()
-        console.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
-        return training_run.RunElsewhere(job, directory).carry_out()
+                run.Probe(job, directory / "probe").carry_out()
+            return run.Run(job, directory).carry_out()
+        screen.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
+        return run.RunElsewhere(job, directory).carry_out()
 
-    def _job(self, left_out: Mapping[str, Any], verbose: bool) -> training_run.Job:
-        return training_run.Job(
+    def _job(self, left_out: Mapping[str, Any], verbose: bool) -> run.Job:
+        return run.Job(
             self.config,
             self.device,
             self.data,
@@ -290,14 +296,14 @@ class FineTuner:
         )
 
     def _claim(self) -> Path:
-        from swift_toolkit import runs
+        from swift_toolkit.runs import directory as runs_directory
 
         try:
             if self._own_directory:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 directory = self.output_dir
             else:
-                directory = runs.claim_run_directory(self.output_dir)
+                directory = runs_directory.claim_run_directory(self.output_dir)
         except OSError as error:
             raise RunError(
                 f"{self.output_dir}: the run directory cannot be made ({error.strerror})."
@@ -305,7 +311,7 @@ class FineTuner:
         return directory
 
     def _write_to(self, directory: Path) -> None:
-        from swift_toolkit.config import Setting, Source
+        from swift_toolkit.config.request import Setting, Source
 
         given = self.config.settings.get("output_dir")
         source = given.source if given else Source("automatic", "named after the model")
@@ -398,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(words: list[str]) -> int:
-    from swift_toolkit import launch
+    from swift_toolkit.training import launch
 
     options, settings = make_parser().parse(words)
     for name in launch.FLAGS:
@@ -418,7 +424,7 @@ def _command(words: list[str]) -> int:
     )
     if not options.quiet_notices:
         for notice in tuner.config.notices:
-            console.say(notice)
+            screen.say(notice)
     if options.preview is not None:
         tuner.preview_data(options.preview)
         return 0
@@ -463,7 +469,7 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
 def _upgrade(
     source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
 ) -> int:
-    from swift_toolkit.upgrade import upgrade
+    from swift_toolkit.config.upgrade import upgrade
 
     if not isinstance(source, str):
         source, settings = {**(source or {}), **settings}, {}
@@ -472,17 +478,17 @@ def _upgrade(
         raise RequestError([Problem(f"--upgrade with a file takes no settings: {names}", "Remove them.")])
     for notice in upgrade(source, options.upgrade):
         if not options.quiet_notices:
-            console.say(notice)
+            screen.say(notice)
     print(options.upgrade)
     return 0
 
 
 def _convert(tuner: FineTuner, target: str) -> int:
-    from swift_toolkit.dataset_copy import convert
+    from swift_toolkit.dataset.copies import convert
 
     if any(Path(target).absolute() == Path(file.path).expanduser().absolute() for file in tuner.data.files):
         raise RequestError([Problem("names a file that is read", "Name another.", key="--convert")])
-    console.say(f"{convert(tuner.data, Path(target)):,} rows written")
+    screen.say(f"{convert(tuner.data, Path(target)):,} rows written")
     print(target)
     return 0
 
@@ -491,7 +497,7 @@ def _verify(tuner: FineTuner, options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         report = tuner.verify_data(options.exact)
     if options.report:
-        from swift_toolkit.data_report import write_report
+        from swift_toolkit.dataset.page import write_report
 
         write_report(report, Path(options.report))
     if options.json:
@@ -509,26 +515,26 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
         if "final_loss" in metrics
         else ""
     )
-    print(f"Trained {result.steps} steps in {console.duration(result.seconds['training'])}{loss}.")
+    print(f"Trained {result.steps} steps in {screen.duration(result.seconds['training'])}{loss}.")
     if result.last_checkpoint is None:
         print("No checkpoint was saved.")
         return
     shown = result.best_checkpoint or result.last_checkpoint
-    print(f"{'Best' if result.best_checkpoint else 'Last'} checkpoint: {console.short_path(shown)}")
+    print(f"{'Best' if result.best_checkpoint else 'Last'} checkpoint: {screen.short_path(shown)}")
     print("Next:")
-    print(f"  python inference_test.py --checkpoint {shlex.quote(console.short_path(shown))}")
-    print(f"  python deploy_model.py --checkpoint {shlex.quote(console.short_path(shown))}")
+    print(f"  python inference_test.py --checkpoint {shlex.quote(screen.short_path(shown))}")
+    print(f"  python deploy_model.py --checkpoint {shlex.quote(screen.short_path(shown))}")
 
 
 def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:
-    console.say(f"Interrupted at step {result.steps}.")
+    screen.say(f"Interrupted at step {result.steps}.")
     if result.last_checkpoint is None:
-        console.say("No checkpoint was saved yet.")
+        screen.say("No checkpoint was saved yet.")
         return
     kept = " ".join(shlex.quote(word) for word in words if not word.startswith("--resume"))
-    console.say(f"Last checkpoint: {console.short_path(result.last_checkpoint)}. To go on from it:")
-    checkpoint = shlex.quote(console.short_path(result.last_checkpoint))
-    console.say(f"  python finetune_trainer.py {kept} --resume_from_checkpoint {checkpoint}")
+    screen.say(f"Last checkpoint: {screen.short_path(result.last_checkpoint)}. To go on from it:")
+    checkpoint = shlex.quote(screen.short_path(result.last_checkpoint))
+    screen.say(f"  python finetune_trainer.py {kept} --resume_from_checkpoint {checkpoint}")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from swift_toolkit import command_line, console
+from swift_toolkit.console import command_line, screen
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
-    from swift_toolkit.batch import Batch, Progress
-    from swift_toolkit.engine import Engine, Side
+    from swift_toolkit.evaluation.batch import Batch, Progress
+    from swift_toolkit.inference.engine import Engine, Side
 
 DESCRIPTION = """\
 Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
@@ -58,7 +58,7 @@ class BatchResult:
     Args:
         output: the JSON file with ``meta``, ``summary`` and ``results``.
         meta: what was asked, of what, and how.
-        summary: the figures, see `swift_toolkit.summary.Summary.as_dict`.
+        summary: the figures, see `swift_toolkit.evaluation.summary.Summary.as_dict`.
     """
 
     output: Path
@@ -67,7 +67,7 @@ class BatchResult:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """The results in the order of the questions, one at a time."""
-        from swift_toolkit.answers import read_results
+        from swift_toolkit.evaluation.answers import read_results
 
         return read_results(self.output)[2]
 
@@ -123,7 +123,7 @@ class InferenceTester:
         source: Literal["command line", "call"],
         flags: Mapping[str, Any],
     ) -> None:
-        from swift_toolkit.inference_plan import make_plan
+        from swift_toolkit.inference.plan import make_plan
 
         self.plan = make_plan(checkpoint, config, settings, source, flags)
         self.verbose = bool(flags.get("verbose"))
@@ -150,7 +150,7 @@ class InferenceTester:
             RequestError: the base is asked for and not known.
             RunError: the model could not be loaded.
         """
-        from swift_toolkit.engine import Engine
+        from swift_toolkit.inference.engine import Engine
 
         if side == "base" and (problems := self.plan.base_problems()):
             raise RequestError(problems)
@@ -168,7 +168,7 @@ class InferenceTester:
 
     def _say_without_thinking(self, ready: Mapping[str, Any]) -> None:
         if self.plan.config.get("enable_thinking") is False and not ready["thinks"]:
-            console.say(f'The template "{ready["template"]}" has no thinking to turn off.')
+            screen.say(f'The template "{ready["template"]}" has no thinking to turn off.')
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class InferenceTester:
 
     def stream(self, question: str | Mapping[str, Any], *, base: bool = False) -> Iterator[str]:
         """The same, piece by piece as it is made."""
-        from swift_toolkit.questions import QuestionSet
+        from swift_toolkit.evaluation.questions import QuestionSet
 
         asked = QuestionSet([question])
         asked.check()
@@ -235,8 +235,8 @@ class InferenceTester:
         report: str | Path | None = None,
     ) -> Batch:
         """A checked batch that has not begun."""
-        from swift_toolkit.batch import Batch
-        from swift_toolkit.questions import QuestionSet
+        from swift_toolkit.evaluation.batch import Batch
+        from swift_toolkit.evaluation.questions import QuestionSet
 
         places = [Path(place) if place is not None else None for place in (output, report)]
         return Batch(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
@@ -316,7 +316,7 @@ def _command(words: list[str]) -> int:
         raise RequestError(problems + (_batch_problems(flags) if mode == "batch" else []))
     if not flags.quiet_notices:
         for notice in tester.plan.config.notices:
-            console.say(notice)
+            screen.say(notice)
     if _is_chat(flags, tester):
         mode = "interactive"
     with tester:
@@ -331,7 +331,7 @@ def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
 
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
     """Flags that do not belong to the mode, and images that cannot be shown."""
-    from swift_toolkit.questions import image_flaw
+    from swift_toolkit.evaluation.questions import image_flaw
 
     of_mode = {
         "--question": ("single",),
@@ -356,8 +356,8 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
 
 def _batch_problems(flags: argparse.Namespace) -> list[Problem]:
     """What is wrong with the questions and with the places for what is made of them."""
-    from swift_toolkit.batch import check_request
-    from swift_toolkit.questions import QuestionSet
+    from swift_toolkit.evaluation.batch import check_request
+    from swift_toolkit.evaluation.questions import QuestionSet
 
     output, report = (Path(place) if place else None for place in (flags.output, flags.report))
     try:
@@ -372,7 +372,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
     question = {"question": flags.question, **({"images": flags.image} if flags.image else {})}
     if flags.dry_run:
         return _dry_run(tester, flags)
-    tester.on_loading = console.loading_line
+    tester.on_loading = screen.loading_line
     if flags.compare_base:
         answers = tester.compare(question)
         if flags.json:
@@ -384,7 +384,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
                 "answer": answers["tuned"],
                 "base": {"answer": answers["base"]},
             }
-            console.print_answers([both], sys.stdout)
+            screen.print_answers([both], sys.stdout)
         return 0
     pieces = []
     for piece in tester.stream(question):
@@ -399,7 +399,7 @@ def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """A chat."""
     if flags.dry_run:
         return _dry_run(tester, flags)
-    from swift_toolkit.chat import run
+    from swift_toolkit.inference.chat import run
 
     return run(tester)
 
@@ -410,8 +410,8 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
     if flags.dry_run:
         return _dry_run(tester, flags, batch)
-    with batch, _told_how_to_go_on(batch), console.AnsweringLine() as line:
-        console.print_facts([*tester.plan.rows(), *batch.rows()])
+    with batch, _told_how_to_go_on(batch), screen.AnsweringLine() as line:
+        screen.print_facts([*tester.plan.rows(), *batch.rows()])
         tester.on_loading = line.loading
         result = tester.run(batch, line.show)
     if flags.json:
@@ -428,7 +428,7 @@ def _told_how_to_go_on(batch: Batch) -> Iterator[None]:
         yield
     except (RunError, KeyboardInterrupt):
         if batch.kept:
-            console.say(
+            screen.say(
                 f"{batch.kept} of {batch.total} answers are kept. The same command goes on from there."
             )
         raise
@@ -438,10 +438,10 @@ def _show(result: BatchResult) -> None:
     """The first answers, the figures and the scores, on stdout."""
     from itertools import islice
 
-    from swift_toolkit.scores import missing_packages
-    from swift_toolkit.summary import score_table
+    from swift_toolkit.evaluation.scores import missing_packages
+    from swift_toolkit.evaluation.summary import score_table
 
-    console.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
+    screen.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
     summary = result.summary
     if summary["asked"] > SHOWN_ANSWERS:
         print(f"... and {summary['asked'] - SHOWN_ANSWERS} more in the file.\n")
@@ -449,12 +449,12 @@ def _show(result: BatchResult) -> None:
     latency = f"latency {summary['latency_p50']} s (p95 {summary['latency_p95']} s)"
     speed = f"{summary['tokens_per_second']} tokens/s, {latency}"
     rows = [("answers", figures), ("speed", speed), ("file", str(result.output))]
-    console.print_facts(rows, sys.stdout)
+    screen.print_facts(rows, sys.stdout)
     if summary["scores"]:
         print()
-        console.print_table(*score_table(summary["scores"]), file=sys.stdout)
+        screen.print_table(*score_table(summary["scores"]), file=sys.stdout)
     if missing := missing_packages():
-        console.say(f"For all scores: pip install {' '.join(missing)}")
+        screen.say(f"For all scores: pip install {' '.join(missing)}")
 
 
 def _default_questions() -> Path:
@@ -471,7 +471,7 @@ def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: Batch | 
         print(json.dumps(facts, ensure_ascii=False))
     else:
         rows = [*tester.plan.rows(), *(batch.rows() if batch else []), ("arguments", shlex.join(arguments))]
-        console.print_facts(rows, sys.stdout)
+        screen.print_facts(rows, sys.stdout)
     return 0
 
 

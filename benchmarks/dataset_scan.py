@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERIFY = """
 import json, os, sys, time
 from swift_toolkit import dataset
-from swift_toolkit.dataset import verify
+from swift_toolkit.dataset.verify import verify
 if sys.argv[2] == "one":
     dataset.PART_BYTES = 1 << 60
 started, busy = time.perf_counter(), sum(os.times()[:4])

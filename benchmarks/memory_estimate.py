@@ -44,9 +44,10 @@ class Figure(NamedTuple):
 
 def published() -> Iterator[Figure]:
     """The estimates for the published commands."""
-    from swift_toolkit import memory, memory_run
-    from swift_toolkit.config import read_request
-    from swift_toolkit.plan import Device
+    from swift_toolkit.config.request import read_request
+    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.training.memory import estimate as memory_estimate
+    from swift_toolkit.training.memory import run as memory_run
 
     for line in PUBLISHED.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -58,11 +59,13 @@ def published() -> Iterator[Figure]:
         try:
             config, _ = read_request(settings)  # what these machines lack is no matter here
             run = memory_run.run_of(config, Device("cuda", gpus))
-            estimate = memory.estimate(run) if run else None
+            estimate = memory_estimate.estimate(run) if run else None
         finally:
             os.environ.clear()
             os.environ.update(before)
-        parts = {name: size / memory.GIB for name, size in estimate.parts.items()} if estimate else {}
+        parts = (
+            {name: size / memory_estimate.GIB for name, size in estimate.parts.items()} if estimate else {}
+        )
         yield Figure(row["source"], row["gib"], sum(parts.values()), parts)
 
 
@@ -87,7 +90,7 @@ def measured(folder: Path, quick: bool) -> Iterator[Figure]:
 def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: dict[str, Any]) -> Figure:
     """One run of SmolLM2 of two steps with two rows of ``length`` tokens each."""
     from finetune_trainer import FineTuner
-    from swift_toolkit import memory
+    from swift_toolkit.training.memory import estimate as memory_estimate
 
     folder.mkdir(parents=True)
     answer = " ".join(f"w{number % 97} the cat sat" for number in range(length))
@@ -116,8 +119,8 @@ def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: di
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     (result,) = (folder / "output").glob("v0-*/result.json")
-    peak = json.loads(result.read_text())["memory"]["peak"] / memory.GIB
-    parts = {part: size / memory.GIB for part, size in told["parts"].items()}
+    peak = json.loads(result.read_text())["memory"]["peak"] / memory_estimate.GIB
+    parts = {part: size / memory_estimate.GIB for part, size in told["parts"].items()}
     return Figure(name, peak, sum(parts.values()), parts)
 
 

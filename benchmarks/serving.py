@@ -41,7 +41,7 @@ CONCURRENCY = (1, 8, 32)
 
 
 def main() -> None:
-    from swift_toolkit.process import interrupt_on_sigterm
+    from swift_toolkit.machine.process import interrupt_on_sigterm
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,9 +81,9 @@ def measures(name: str, command: list[str], rounds: int) -> dict[str, float]:
 
 def servers(options: argparse.Namespace) -> dict[str, list[str]]:
     """The command of each side; ``{port}`` and ``{folder}`` are filled in at each start."""
-    from swift_toolkit import demo_model
+    from swift_toolkit.model import builtin
 
-    model = options.model or str(demo_model.materialise("builtin/SmolLM2-135M-Instruct"))
+    model = options.model or str(builtin.materialise("builtin/SmolLM2-135M-Instruct"))
     shared = [
         "--model_type",
         options.model_type,

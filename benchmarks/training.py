@@ -76,9 +76,9 @@ def checks(runs: int, raw_runs: int) -> None:
 
 def training(runs: int) -> None:
     """Whole processes, from the command to its exit."""
-    from swift_toolkit import demo_model
+    from swift_toolkit.model import builtin
 
-    model = str(demo_model.materialise("builtin/SmolLM2-135M-Instruct"))
+    model = str(builtin.materialise("builtin/SmolLM2-135M-Instruct"))
     settings = json.loads(Path(CONFIG).read_text())
     raw = {**settings, "model": model, "model_type": "llama", "template": "chatml"}
     raw["tuner_type"] = raw.pop("train_type")

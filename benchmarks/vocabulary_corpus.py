@@ -24,10 +24,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from swift_toolkit import swift_fields
-from swift_toolkit.shell import all_commands
-from swift_toolkit.swift_fields import COMMANDS, Command, fields, installed
-from swift_toolkit.vocabulary import Translation, translate
+from swift_toolkit.config import fields as config_fields
+from swift_toolkit.config.fields import COMMANDS, Command, fields, installed
+from swift_toolkit.config.script import all_commands
+from swift_toolkit.config.translate import Translation, translate
 
 RELEASES = ("v1.1.2", "v1.7.3", "v2.6.1", "v3.0.3", "v3.8.3", "v3.12.6", "v4.5.2")
 CODE_BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
@@ -86,9 +86,9 @@ def parsers() -> dict[Command, argparse.ArgumentParser]:
     line = installed().line
     found: dict[Command, argparse.ArgumentParser] = {}
     for command in COMMANDS:
-        module = importlib.import_module(swift_fields._MODULE[line])
+        module = importlib.import_module(config_fields._MODULE[line])
         with swift_utils._patch_get_type_hints():
-            found[command] = HfArgumentParser([getattr(module, swift_fields._CLASSES[command][line])])
+            found[command] = HfArgumentParser([getattr(module, config_fields._CLASSES[command][line])])
         found[command].error = reject  # type: ignore[method-assign]
     return found
 

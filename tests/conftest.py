@@ -21,7 +21,7 @@ SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is meant for the ms-swift that is not installed."""
-    from swift_toolkit.swift_fields import installed
+    from swift_toolkit.config.fields import installed
 
     other = {"v4": ("swift3", "3.12"), "v3": ("swift4", "4")}[installed().line]
     for item in items:
@@ -63,7 +63,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The directory of the embedded SmolLM2-135M-Instruct."""
-    from swift_toolkit.demo_model import materialise
+    from swift_toolkit.model.builtin import materialise
 
     return materialise(SMOLLM2)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import openai
 import pytest
-from generations import LAYOUTS, lay_out
 
 from deploy_model import ModelDeployer
 from inference_test import InferenceTester
-from swift_toolkit.checkpoint import read_checkpoint
-from swift_toolkit.old_adapter import as_peft, name_in_peft, with_peft_adapters
+from swift_toolkit.config.fields import installed
+from swift_toolkit.model.checkpoint import read_checkpoint
+from swift_toolkit.model.old_adapter import as_peft, name_in_peft, with_peft_adapters
 from swift_toolkit.problems import RequestError
-from swift_toolkit.swift_fields import installed
+from tests.generations import LAYOUTS, lay_out
 
 QUESTION = "Who are you?"
 OTHER_LINE = "3.12" if installed().line == "v4" else "4.6"
@@ -76,8 +76,8 @@ def test_other_words_are_left_alone() -> None:
 
 
 def test_other_adapters_of_ms_swift_1_are_refused(tmp_path: Path, tiny_model: Path) -> None:
-    from adapters import make_adapter
-    from generations import write_json
+    from tests.adapters import make_adapter
+    from tests.generations import write_json
 
     path = make_adapter(tiny_model, tmp_path / "adapter", seed=0)
     write_json(path / "adapter_config.json", {"swift_type": "ADAPTER", "dim": 8})

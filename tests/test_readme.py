@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from swift_toolkit.config import OWN_KEYS
-from swift_toolkit.presets import PRESETS
+from swift_toolkit.config.presets import PRESETS
+from swift_toolkit.config.request import OWN_KEYS
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
@@ -17,16 +17,17 @@ def test_every_preset_and_own_key_is_in_a_table(readme: str) -> None:
     assert sorted(named) == sorted([*PRESETS, *OWN_KEYS])
 
 
-def test_the_tree_names_every_module_and_nothing_else() -> None:
-    text = Path("README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
+def test_the_tree_has_one_line_for_each_folder_of_the_package_and_nothing_else(readme: str) -> None:
+    text = Path(readme).read_text(encoding="utf-8")
     tree = text[text.index("swift_toolkit/          ") :]
     tree = tree[: tree.index("```")]
-    modules = {path.name for path in Path("swift_toolkit").glob("*.py")} - {"__init__.py"}
-    data = {name for name in modules if name.startswith("dataset")}
-    assert all(
-        f" {name.removeprefix('dataset').removesuffix('.py')}" in tree for name in data - {"dataset.py"}
-    )
-    assert set(re.findall(r"\b(\w+\.py)\b", tree)) - data == modules - data
+    entries = [
+        path for path in Path("swift_toolkit").iterdir() if path.name not in ("__init__.py", "__pycache__")
+    ]
+    folders = [f"{path.name}/" for path in entries if path.is_dir()]
+    modules = [path.name for path in entries if path.suffix == ".py"]
+    assert sorted(re.findall(r"^    (\w+(?:/|\.py)) ", tree, re.MULTILINE)) == sorted([*folders, *modules])
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])

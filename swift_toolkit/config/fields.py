@@ -1,0 +1,376 @@
+"""The arguments the installed ms-swift takes, read from its source; nothing of it is imported.
+
+Importing ms-swift to ask its argument classes takes 8 to 12 seconds, reading the twenty source files that
+define them some 0.1 seconds, and reading the result again out of the user's cache a few milliseconds.
+
+    fields("sft")["lora_rank"]  # Field(name="lora_rank", kind="int", ..., default="8")
+
+``python -m swift_toolkit.config.fields sft`` imports ms-swift and prints as JSON what its own argument parser
+takes: the way out where the source cannot be followed, and what the tests compare with.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
+from enum import EnumMeta
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from swift_toolkit.machine import files as machine_files
+from swift_toolkit.problems import Problem, RequestError
+
+Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
+Line = Literal["v3", "v4"]
+COMMANDS: tuple[Command, ...] = get_args(Command)
+
+_MODULE: dict[Line, str] = {"v3": "swift.llm.argument", "v4": "swift.arguments"}
+_CLASSES: dict[Command, dict[Line, str]] = {
+    "sft": {"v3": "TrainArguments", "v4": "SftArguments"},
+    "pt": {"v3": "TrainArguments", "v4": "PretrainArguments"},
+    "rlhf": {"v3": "RLHFArguments", "v4": "RLHFArguments"},
+    "infer": {"v3": "InferArguments", "v4": "InferArguments"},
+    "deploy": {"v3": "DeployArguments", "v4": "DeployArguments"},
+    "export": {"v3": "ExportArguments", "v4": "ExportArguments"},
+    "eval": {"v3": "EvalArguments", "v4": "EvalArguments"},
+}
+_INSTALL = 'Run: pip install "ms-swift==4.6.0".'
+
+
+@dataclass(frozen=True)
+class Field:
+    """One argument, as the argument parser of ms-swift takes it.
+
+    Args:
+        name: exact name.
+        kind: what one value is: ``bool``, ``int``, ``float``, ``str``, or ``dict`` (a JSON object or string).
+            Of a union it is what the parser converts to: ``str | bool`` is a bool, while
+            ``str | list[str] | None`` is one string. With choices it is the kind of the first
+            (``quant_bits``, which takes 4 and ``float8``, is an int).
+        is_list: takes one or more values.
+        optional: None is allowed.
+        choices: the only values allowed; None if any is. None itself is never among them, see ``optional``.
+        default: source text of the default, for information only.
+    """
+
+    name: str
+    kind: str
+    is_list: bool = False
+    optional: bool = False
+    choices: tuple[str | int | bool, ...] | None = None
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class SwiftInstall:
+    """The ms-swift of this environment.
+
+    Args:
+        version: e.g. ``4.6.0``.
+        line: ``v3`` for 3.12 and later 3.x, ``v4`` for what came after.
+        transformers_version: e.g. ``5.19.0``; empty if transformers is not installed.
+        location: the directory of the package ``swift``.
+    """
+
+    version: str
+    line: Line
+    transformers_version: str
+    location: Path
+
+
+def installed() -> SwiftInstall:
+    """Finds the installed ms-swift without importing it.
+
+    Raises:
+        RequestError: it is not installed, or older than 3.12.
+    """
+    swift, transformers = _package("swift"), _package("transformers")
+    version = _version(swift / "version.py") if swift else ""
+    if swift is None or not version:
+        raise RequestError([Problem("ms-swift is not installed", _INSTALL)])
+    major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
+    if (major, minor) < (3, 12):
+        raise RequestError(
+            [Problem(f"ms-swift {version} is older than 3.12, the oldest that works", _INSTALL)]
+        )
+    transformers_version = _version(transformers / "__init__.py") if transformers else ""
+    return SwiftInstall(version, "v3" if major == 3 else "v4", transformers_version, swift)
+
+
+def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, Field]:
+    """The arguments of one command of ms-swift by name, in the order they are declared.
+
+    Raises:
+        RequestError: ms-swift is not installed, or can neither be read nor imported.
+    """
+    install = install or installed()
+
+    def read() -> tuple[list[Any], list[Path]]:
+        source = _Source()
+        try:
+            found = list(source.fields(_MODULE[install.line], _CLASSES[command][install.line]))
+        except _UnresolvedError:
+            found = _ask_another_process(command, install)
+        return [astuple(field) for field in found], [*source.files(), Path(__file__)]
+
+    stem, place = f"fields-{install.version}-{command}", f"{install.location} {install.transformers_version}"
+    return {field.name: field for field in machine_files.kept(stem, place, read, _fields_from_json)}
+
+
+# ------------------------------------------------------------------------------------------ what is installed
+
+
+def _package(name: str) -> Path | None:
+    """The directory of an installed top-level package."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _version(file: Path) -> str:
+    """What a source file assigns to ``__version__``; empty if nothing."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return next((line.split("=")[1].strip(" '\"") for line in lines if line.startswith("__version__ =")), "")
+
+
+def _fields_from_json(rows: list[list[Any]]) -> list[Field]:
+    return [
+        Field(name, kind, is_list, optional, choices and tuple(choices), default)
+        for name, kind, is_list, optional, choices, default in rows
+    ]
+
+
+# ------------------------------------------------------------------------------------------ the source
+
+
+class _UnresolvedError(Exception):
+    """A name in the source that cannot be followed to its definition."""
+
+
+class _Module:
+    """The classes and imports of one source file, those inside top-level if, try and with blocks too."""
+
+    def __init__(self, name: str, file: Path) -> None:
+        self.name = name
+        self.file = file
+        self.classes: dict[str, ast.ClassDef] = {}
+        self.imports: dict[str, tuple[str, str]] = {}
+        self._collect(ast.parse(file.read_bytes()).body)
+
+    def _collect(self, body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                self.classes.setdefault(node.name, node)
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    self.imports.setdefault(alias.asname or alias.name, (self._absolute(node), alias.name))
+            elif isinstance(node, (ast.If, ast.Try, ast.With)):
+                self._collect(node.body)
+                self._collect(getattr(node, "orelse", []))
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        """The module an import statement names, without leading dots."""
+        parts = self.name.split(".") if node.level else []
+        up = node.level - (self.file.name == "__init__.py")
+        return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
+
+
+class _Source:
+    """Follows class names through imports and bases, and reads the fields of the dataclasses it finds."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, _Module] = {}
+        self._stand_ins: dict[str, type] = {}
+
+    def files(self) -> list[Path]:
+        """The files read so far."""
+        return [module.file for module in self._modules.values()]
+
+    def fields(self, module: str, name: str) -> list[Field]:
+        """The fields of a dataclass that are arguments, inherited ones included, in declaration order."""
+        found: dict[str, Field | None] = {}
+        for cls in reversed(self._stand_in(*self._find(module, name)).__mro__[:-1]):
+            for key, field in self._own_fields(vars(cls)["module"], vars(cls)["node"]):
+                inherited = found.get(key)
+                if field and inherited and field.kind == "str" and not field.choices:
+                    # declared anew as a plain string, yet the class below still turns it into its enum
+                    field = replace(field, choices=inherited.choices)
+                found[key] = field
+        return [field for field in found.values() if field]
+
+    def _stand_in(self, module: _Module, node: ast.ClassDef) -> type:
+        """An empty class with the same ancestors, so that Python itself puts them in order."""
+        key = f"{module.name}.{node.name}"
+        if key not in self._stand_ins:
+            bases = [_name(base) for base in node.bases if not _is_standard(module, _name(base))]
+            ancestors = tuple(self._stand_in(*self._find(module.name, base)) for base in bases)
+            self._stand_ins[key] = type(node.name, ancestors, {"module": module, "node": node})
+        return self._stand_ins[key]
+
+    def _own_fields(self, module: _Module, node: ast.ClassDef) -> Iterator[tuple[str, Field | None]]:
+        """Name and field of what a dataclass itself declares; None where it is no argument."""
+        if not any(_name(decorator) == "dataclass" for decorator in node.decorator_list):
+            return
+        for line in node.body:
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                name = line.target.id
+                default, is_argument, listed = _declaration(line.value)
+                if not is_argument or _name(line.annotation) in ("ClassVar", "InitVar"):
+                    yield name, None
+                    continue
+                kind, is_list, optional, choices = self._type(module, line.annotation)
+                yield name, Field(name, kind, is_list, optional, choices or listed, default)
+
+    def _type(self, module: _Module, annotation: ast.expr) -> tuple[str, bool, bool, tuple[Any, ...] | None]:
+        """Kind, is_list, optional and choices of an annotation, by the rules of HfArgumentParser."""
+        members = {_name(member): member for member in _members(annotation)}
+        optional = members.pop("None", None) is not None
+        if optional and len(members) > 1:
+            return "dict" if members.keys() & {"dict", "Dict"} else "str", False, True, None
+        name, member = next((item for item in members.items() if item[0] != "str"), ("str", annotation))
+        if name in ("list", "List") and isinstance(member, ast.Subscript):
+            kind, _, _, choices = self._type(module, member.slice)
+            return kind, True, optional, choices
+        if name == "Literal" and isinstance(member, ast.Subscript):
+            literals = member.slice.elts if isinstance(member.slice, ast.Tuple) else [member.slice]
+            values = [ast.literal_eval(literal) for literal in literals]
+            choices = tuple(value for value in values if value is not None)
+            return type(choices[0]).__name__, False, optional or None in values, choices
+        if name in ("bool", "int", "float", "str", "dict", "Dict"):
+            return name.lower(), False, optional, None
+        return "str", False, optional, self._enum_values(module, name)
+
+    def _enum_values(self, module: _Module, name: str) -> tuple[Any, ...] | None:
+        """The values of a class if it is an enum."""
+        if _is_standard(module, name):
+            return None
+        _, node = self._find(module.name, name)
+        if not any(_name(base).endswith("Enum") for base in node.bases):
+            return None
+        return tuple(ast.literal_eval(line.value) for line in node.body if isinstance(line, ast.Assign))
+
+    def _find(self, module_name: str, name: str) -> tuple[_Module, ast.ClassDef]:
+        """The class that a name means in a module, and the module that defines it."""
+        module = self._module(module_name)
+        if name in module.classes:
+            return module, module.classes[name]
+        if name in module.imports:
+            return self._find(*module.imports[name])
+        raise _UnresolvedError(f"{name} in {module_name}")
+
+    def _module(self, name: str) -> _Module:
+        if name not in self._modules:
+            root, *parts = name.split(".")
+            package = _package(root)
+            if package is None:
+                raise _UnresolvedError(name)
+            path = package.joinpath(*parts)
+            self._modules[name] = _Module(
+                name, path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            )
+        return self._modules[name]
+
+
+def _is_standard(module: _Module, name: str) -> bool:
+    """Whether a name in a module is a builtin or comes from the standard library."""
+    origin = module.imports.get(name, ("builtins", ""))[0]
+    return name not in module.classes and origin.split(".")[0] in sys.stdlib_module_names
+
+
+def _members(annotation: ast.expr) -> Iterator[ast.expr]:
+    """The members of ``Union[A, B]``, ``Optional[A]`` or ``A | B``; anything else is its own one member."""
+    if isinstance(annotation, ast.BinOp):
+        parts = [annotation.left, annotation.right]
+    elif isinstance(annotation, ast.Subscript) and _name(annotation) in ("Optional", "Union"):
+        inner = annotation.slice
+        parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+        parts += [ast.Constant(None)] if _name(annotation) == "Optional" else []
+    else:
+        yield annotation
+        return
+    for part in parts:
+        yield from _members(part)
+
+
+def _name(node: ast.expr) -> str:
+    """The last name in an expression: ``field`` of ``dataclasses.field(default=1)``."""
+    if isinstance(node, ast.Call):
+        return _name(node.func)
+    if isinstance(node, ast.Subscript):
+        return _name(node.value)
+    return node.attr if isinstance(node, ast.Attribute) else ast.unparse(node)
+
+
+def _declaration(value: ast.expr | None) -> tuple[str, bool, tuple[Any, ...] | None]:
+    """What is right of a field's ``=``: default, whether the constructor takes it, choices if listed."""
+    if not isinstance(value, ast.Call) or _name(value) != "field":
+        return ast.unparse(value) if value else "", True, None
+    keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+    default = keywords.get("default") or keywords.get("default_factory")
+    if isinstance(default, ast.Lambda):
+        default = default.body
+    init = ast.literal_eval(keywords.get("init", ast.Constant(True)))
+    choices = None
+    metadata = keywords.get("metadata")
+    if isinstance(metadata, ast.Dict):
+        for key, listed in zip(metadata.keys, metadata.values, strict=True):
+            if isinstance(listed, ast.List) and ast.literal_eval(key or ast.Constant(None)) == "choices":
+                choices = tuple(ast.literal_eval(listed))
+    return ast.unparse(default) if default else "", init, choices
+
+
+# ------------------------------------------------------------------------------------------ the parser itself
+
+
+def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]:
+    """The fields as a second Python process finds them by importing ms-swift, some 10 seconds."""
+    import subprocess
+
+    run = subprocess.run(
+        [sys.executable, "-m", __name__, command],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        reason = run.stderr.strip().splitlines()[-1]
+        raise RequestError([Problem(f"ms-swift {install.version} cannot be imported: {reason}", _INSTALL)])
+    return _fields_from_json(json.loads(run.stdout.splitlines()[-1]))
+
+
+def _fields_by_import(command: Command) -> Iterator[Field]:
+    """The fields as ms-swift's own argument parser takes them. Imports ms-swift."""
+    from swift.utils import utils as swift_utils
+    from transformers import HfArgumentParser
+
+    line = installed().line
+    cls = getattr(importlib.import_module(_MODULE[line]), _CLASSES[command][line])
+    with swift_utils._patch_get_type_hints():
+        parser = HfArgumentParser([cls])
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    for name, hint in get_type_hints(cls).items():
+        if name not in actions:
+            continue
+        action, members = actions[name], get_args(hint)
+        convert: Any = action.type
+        is_enum = isinstance(convert, EnumMeta)
+        values = [item.value for item in convert.__members__.values()] if is_enum else action.choices
+        choices = tuple(value for value in values if value is not None) if values else None
+        if dict in (*members, *map(get_origin, members)):
+            kind = "dict"
+        elif choices:
+            kind = type(choices[0]).__name__
+        else:
+            kind = {"string_to_bool": "bool", "int": "int", "float": "float"}.get(convert.__name__, "str")
+        optional = not {None, type(None)}.isdisjoint(members)
+        yield Field(name, kind, action.nargs == "+", optional, choices, str(action.default))
+
+
+if __name__ == "__main__":
+    print(json.dumps([astuple(field) for field in _fields_by_import(sys.argv[1])]))  # type: ignore[arg-type]

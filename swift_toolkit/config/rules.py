@@ -1,0 +1,321 @@
+"""What values make sense, alone and together, for a training run.
+
+Types and Literal choices are checked by config.py from ms-swift's own source. Here is what ms-swift lets pass, or
+notices only after minutes: each rule is a row of a table or a small function that yields problems.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from swift_toolkit.config.request import Config, not_one_of
+from swift_toolkit.problems import Problem
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A number must be ``low < x`` (or ``low <= x`` if closed) and, if ``high`` is given, below or at it alike."""
+
+    low: float
+    closed: bool = False
+    high: float | None = None
+    high_closed: bool = False
+    words: str = ""
+
+    def hold(self, number: float) -> bool:
+        """Whether ``number`` is inside."""
+        above = number >= self.low if self.closed else number > self.low
+        if self.high is None:
+            return above
+        return above and (number <= self.high if self.high_closed else number < self.high)
+
+
+POSITIVE = Bounds(0, words="greater than 0")
+AT_LEAST_0 = Bounds(0, closed=True, words="0 or more")
+SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
+SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
+
+BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(
+        (
+            *("learning_rate", "vit_lr", "aligner_lr", "num_train_epochs", "max_epochs"),
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *(
+                "save_steps",
+                "eval_steps",
+                "logging_steps",
+                "save_total_limit",
+                "max_length",
+                "packing_length",
+            ),
+            *("lora_rank", "lora_alpha", "vera_rank", "galore_rank", "adalora_init_r", "adalora_target_r"),
+            *(
+                "num_labels",
+                "max_new_tokens",
+                "dataset_num_proc",
+                "shuffle_buffer_size",
+                "early_stop_interval",
+            ),
+            *("adam_epsilon", "max_pixels", "ddp_timeout", "sequence_parallel_size"),
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        (
+            *("warmup_steps", "weight_decay", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"),
+            *("temperature", "neftune_noise_alpha"),
+        ),
+        AT_LEAST_0,
+    ),
+    **dict.fromkeys(
+        (
+            *("lora_dropout", "vera_dropout", "boft_dropout", "warmup_ratio", "split_dataset_ratio"),
+            *("adam_beta1", "adam_beta2", "label_smoothing_factor"),
+        ),
+        SHARE_BELOW_1,
+    ),
+    **dict.fromkeys(("freeze_parameters_ratio", "top_p"), SHARE),
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {  # open strings in ms-swift's source, closed in its code
+    "lr_scheduler_type": (
+        *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
+        *("inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr"),
+        *("warmup_stable_decay", "greedy"),
+    ),
+    "eval_strategy": ("no", "steps", "epoch"),
+    "attn_impl": (
+        *("sdpa", "eager", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4"),
+        *("flex_attention", "flash_attn_2", "flash_attn_3"),
+    ),
+    "report_to": (
+        *(
+            "none",
+            "all",
+            "tensorboard",
+            "wandb",
+            "swanlab",
+            "mlflow",
+            "comet_ml",
+            "neptune",
+            "clearml",
+            "trackio",
+        ),
+        *("azure_ml", "codecarbon", "dagshub", "flyte", "dvclive", "kubeflow"),
+    ),
+}
+TUNERS = (
+    *(
+        "lora",
+        "full",
+        "longlora",
+        "adalora",
+        "llamapro",
+        "adapter",
+        "vera",
+        "boft",
+        "fourierft",
+        "reft",
+        "bone",
+    ),
+    *("ia3", "lora_llm", "dummy"),
+)
+DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+SECRETS: dict[str, tuple[str, ...]] = {
+    "hub_token": ("MODELSCOPE_API_TOKEN", "HF_TOKEN"),
+    "push_to_hub_token": ("HF_TOKEN",),
+    "swanlab_token": ("SWANLAB_API_KEY",),
+    "swanlab_secret": (),
+    "swanlab_webhook_url": (),
+}
+"""Arguments that ms-swift would print and save in clear, with the environment variables that replace them."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a setting needs installed: the module looked for and what to give to pip."""
+
+    module: str
+    pip: str
+
+
+PACKAGES: dict[tuple[str, str], Package] = {  # (argument, value; "*" for any that is not false)
+    ("quant_method", "bnb"): Package("bitsandbytes", "bitsandbytes"),
+    ("quant_method", "hqq"): Package("hqq", "hqq"),
+    ("quant_method", "eetq"): Package("eetq", "eetq"),
+    ("quant_method", "quanto"): Package("optimum.quanto", "optimum-quanto"),
+    ("deepspeed", "*"): Package("deepspeed", "deepspeed"),
+    ("attn_impl", "flash_attn"): Package("flash_attn", "flash-attn --no-build-isolation"),
+    ("attn_impl", "flash_attention_2"): Package("flash_attn", "flash-attn --no-build-isolation"),
+    ("use_liger_kernel", "*"): Package("liger_kernel", "liger-kernel"),
+    ("tuner_backend", "unsloth"): Package("unsloth", "unsloth"),
+    ("use_galore", "*"): Package("galore_torch", "galore-torch"),
+    ("report_to", "tensorboard"): Package("tensorboard", "tensorboard"),
+    ("report_to", "wandb"): Package("wandb", "wandb"),
+    ("report_to", "swanlab"): Package("swanlab", "swanlab"),
+    ("report_to", "mlflow"): Package("mlflow", "mlflow"),
+    ("report_to", "trackio"): Package("trackio", "trackio"),
+    ("rlhf_type", "grpo"): Package("msgspec", "msgspec"),
+    ("eval_use_evalscope", "*"): Package("evalscope", "evalscope"),
+    ("use_vllm", "*"): Package("vllm", "vllm"),
+}
+
+
+def check(config: Config, rejected: set[str]) -> list[Problem]:
+    """Every problem of sense in a translated and typed request.
+
+    Args:
+        config: the request.
+        rejected: names whose values are already reported; they count as given.
+    """
+    problems: list[Problem] = []
+    rules = (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention)
+    for rule in rules:
+        problems += rule(config, rejected)
+    wrong = {problem.key for problem in problems}
+    return problems + [problem for problem in _packages(config) if problem.key not in wrong]
+
+
+def _required(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    given = set(config.settings) | rejected
+    if "model" not in given and not config.get("resume_only_model"):
+        yield config.problem("model", "is missing", 'Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".')
+    if not given & {"dataset", "cached_dataset"}:
+        yield config.problem(
+            "dataset", "is missing", 'Name a data file or data set, e.g. "data/train.jsonl".'
+        )
+
+
+def _numbers(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    for name, bounds in BOUNDS.items():
+        number = config.get(name)
+        if number is None:
+            continue
+        if not bounds.hold(number):
+            yield config.problem(name, f"is {_shown(number)}; it must be {bounds.words}")
+        elif name in ("learning_rate", "vit_lr", "aligner_lr") and number >= 0.1:
+            what = f"is {_shown(number)}, which would destroy the model"
+            yield config.problem(name, what, "Was an exponent forgotten? Use e.g. 1e-4.")
+    if config.get("max_steps") == 0 or config.get("max_steps", 1) < -1:
+        yield config.problem(
+            "max_steps", f"is {config.get('max_steps')}; it must be greater than 0 (or -1: no limit)"
+        )
+
+
+def _shown(number: float) -> str:
+    return f"{number:g}"
+
+
+def _choices(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    choices = dict(CHOICES)
+    if not config.get("external_plugins") and not config.get("custom_register_path"):
+        choices[config.tuner_name] = TUNERS
+    for name, words in choices.items():
+        values = config.get(name, [])
+        for value in values if isinstance(values, list) else [values]:
+            if value not in words:
+                yield config.problem(name, *not_one_of(value, words))
+    yield from _deepspeed(config)
+
+
+def _deepspeed(config: Config) -> Iterator[Problem]:
+    value = config.get("deepspeed")
+    if not isinstance(value, str) or value in DEEPSPEED:
+        return
+    if value.endswith(".json") or "/" in value:
+        if not Path(value).is_file():
+            yield config.problem(
+                "deepspeed", f'names the file "{value}", which does not exist', "Check the path."
+            )
+    else:
+        yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
+
+
+def _secrets(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    for name, variables in SECRETS.items():
+        if config.get(name) is None:
+            continue
+        what = "is a secret, and ms-swift would write it in clear to its log and args.json"
+        do = (
+            f"Remove it and set the environment variable {' or '.join(variables)}."
+            if variables
+            else "Remove it."
+        )
+        yield config.problem(name, what, do)
+
+
+def _together(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    if config.get("warmup_ratio") and config.get("warmup_steps"):
+        yield config.problem("warmup_steps", 'cannot be used with "warmup_ratio"', "Keep one of the two.")
+    if config.get("streaming") and config.get("max_steps", -1) <= 0 and not config.get("max_epochs"):
+        do = 'Add "max_steps": the length of a stream is not known.'
+        yield config.problem("streaming", 'needs "max_steps"', do)
+    if config.get("fp16") and config.get("bf16"):
+        yield config.problem("fp16", 'cannot be used with "bf16"', "Keep one of the two.")
+    if config.get("deepspeed") and config.get("fsdp"):
+        yield config.problem("fsdp", 'cannot be used with "deepspeed"', "Keep one of the two.")
+    if config.get("lazy_tokenize") and config.get("packing"):
+        yield config.problem("lazy_tokenize", 'cannot be used with "packing"', "Keep one of the two.")
+
+
+def _evaluation(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    sources = ("val_dataset", "cached_val_dataset", "split_dataset_ratio", "eval_dataset")
+    has_data = any(config.get(name) for name in sources) or rejected & set(sources)
+    do = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
+    for name in ("eval_strategy", "load_best_model_at_end", "predict_with_generate", "early_stop_interval"):
+        if config.get(name, "no") not in ("no", False) and not has_data:
+            yield config.problem(name, "needs validation data, and there is none", do)
+    if config.get("eval_steps") and not has_data:
+        config.notices.append("eval_steps: there is no validation data, so nothing will be evaluated.")
+    if config.get("load_best_model_at_end") and config.get("save_strategy", "steps") == "steps":
+        save, evaluate = (
+            config.get("save_steps", 500),
+            config.get("eval_steps") or config.get("save_steps", 500),
+        )
+        if save >= 1 and evaluate >= 1 and save % evaluate:
+            what = f"is {_shown(save)}, not a multiple of eval_steps {_shown(evaluate)}"
+            yield config.problem("save_steps", what, 'With "load_best_model_at_end" it must be.')
+
+
+def _quantisation(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    method, bits = config.get("quant_method"), config.get("quant_bits")
+    if config.preset == "full":  # refuses both already
+        return
+    if config.preset == "qlora" and method not in (None, "bnb"):
+        do = 'Remove it, or set "preset" to "lora" to use it.'
+        yield config.problem("quant_method", f'is "{method}", but preset "qlora" is bnb', do)
+    elif method == "bnb" and bits not in (None, 4, 8):
+        yield config.problem("quant_bits", f"is {bits}, but bnb has 4 and 8", "Use 4 or 8.")
+    elif method is None and bits is not None:
+        what = f'is {json.dumps(bits)} without "quant_method": ms-swift would ignore it'
+        yield config.problem("quant_bits", what, 'Add "quant_method".')
+    elif method not in (None, "fp8", "bnb") and bits is None and "quant_bits" not in rejected:
+        yield config.problem("quant_method", 'needs "quant_bits"', 'Add "quant_bits".')
+
+
+def _attention(config: Config, rejected: set[str]) -> Iterator[Problem]:
+    flash = str(config.get("attn_impl", "")).startswith("flash_att")
+    for name in ("packing", "padding_free"):
+        if config.get(name) and not flash and "attn_impl" not in rejected:
+            do = 'Add "attn_impl": "flash_attn".'
+            yield config.problem(name, "needs flash attention", do)
+
+
+def _packages(config: Config) -> Iterator[Problem]:
+    for (name, value), package in PACKAGES.items():
+        given = config.get(name)
+        asked = bool(given) if value == "*" else value in (given if isinstance(given, list) else [given])
+        if asked and not _installed(package.module):
+            what = f"needs the package {package.pip.split()[0]}, which is not installed"
+            yield config.problem(name, what, f"Run: pip install {package.pip}")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is missing
+        return False

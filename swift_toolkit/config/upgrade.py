@@ -1,0 +1,206 @@
+"""Write a request of any ms-swift generation as a config file in today's names.
+
+The order of the keys stays, and so do the comments of a YAML file. Values are those that the request gave; what the
+vocabulary adds or drops is said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.config import fields as config_fields
+from swift_toolkit.config import translate
+from swift_toolkit.config.fields import Command
+from swift_toolkit.config.file import EXTENSIONS
+from swift_toolkit.config.request import OWN_KEYS, typed_value
+from swift_toolkit.problems import Problem, RequestError
+
+
+def upgrade(source: str | Path | Mapping[str, Any], target: str | Path) -> list[str]:
+    """Write the settings of ``source`` to ``target`` in the names of the installed ms-swift.
+
+    Args:
+        source: a config file, or settings.
+        target: a .json, .yaml or .yml file that does not exist yet.
+
+    Returns:
+        One line for each name that changed or was left out.
+
+    Raises:
+        RequestError: a name or a value is not known or has no successor, or the target exists or cannot be written.
+    """
+    path = Path(target)
+    if path.suffix.lower() not in EXTENSIONS:
+        raise RequestError(
+            [Problem("has an unknown extension", "Use .json, .yaml or .yml.", file=str(target))]
+        )
+    if path.exists():
+        raise RequestError([Problem("exists already", "Name a new file.", file=str(target))])
+    settings = _settings(source)
+    file = None if isinstance(source, Mapping) else str(source)
+    done = _translated(settings, file)
+    names = _in_order(settings, done)
+    _write(settings, names, done.values, path)
+    return [*done.notices, *(f"{name}: {text}" for name, text in done.warnings)]
+
+
+def _settings(source: str | Path | Mapping[str, Any]) -> Any:
+    """The settings; of a YAML file with its comments."""
+    if isinstance(source, Mapping):
+        return dict(source)
+    from swift_toolkit.config.file import read_config_file
+
+    read = read_config_file(source)  # says what is wrong with the file
+    if Path(source).suffix.lower() == ".json":
+        return read.values
+    from ruamel.yaml import YAML
+
+    return YAML().load(Path(source).read_text(encoding="utf-8-sig"))
+
+
+def _translated(settings: Mapping[str, Any], file: str | None) -> translate.Translation:
+    """The settings in today's names, each value in the type its argument takes."""
+    install = config_fields.installed()
+    command: Command = "rlhf" if settings.get("rlhf_type") else settings.get("task") or "sft"
+    fields = config_fields.fields(command, install)
+    given = {
+        _plain(name): value for name, value in settings.items() if value is not None and name not in OWN_KEYS
+    }
+    done = translate.translate(given, command, install.line, fields)
+    problems = [Problem(what, do, name, file) for name, what, do in done.errors]
+    problems += [
+        Problem("is not a setting", "Correct or remove it first.", name, file) for name in done.unknown
+    ]
+    for name, value in done.values.items():
+        try:
+            typed = typed_value(fields[name], value) if isinstance(value, str) else value
+            done.values[name] = value if typed == [value] else typed
+        except ValueError as error:
+            what, do = error.args
+            problems.append(Problem(what, do, name, file))
+    if problems:
+        raise RequestError(problems)
+    return done
+
+
+def _plain(name: object) -> str:
+    return str(name).replace("-", "_")
+
+
+def _in_order(settings: Mapping[str, Any], done: translate.Translation) -> dict[str, list[str]]:
+    """For each key of the request the names that come in its place; under "" what is added at the end."""
+    names: dict[str, list[str]] = {}
+    for name, value in settings.items():
+        made = [new for new, origins in done.origin.items() if origins[0] == _plain(name)]
+        kept = [new for new in made if new not in done.added]
+        names[name] = [name] if value is None or name in OWN_KEYS else kept
+    return {**names, "": list(done.added)}
+
+
+def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, Any], path: Path) -> None:
+    as_json = path.suffix.lower() == ".json"
+    if as_json or not hasattr(settings, "ca"):
+        content = {new: values.get(new, settings.get(new)) for made in names.values() for new in made}
+    else:
+        content = settings  # keeps the comments
+        content.update({new: values[new] for new in names.pop("")})
+        for name, made in names.items():
+            if made != [name] or values.get(name, content[name]) != content[name]:
+                _replace(content, name, {new: values[new] for new in made})
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            if as_json:
+                file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+            else:
+                from ruamel.yaml import YAML
+
+                yaml = YAML()
+                yaml.width = 1000  # no value is folded
+                yaml.dump(content, file)
+    except OSError as error:
+        raise RequestError([Problem(f"cannot be written ({error.strerror})", file=str(path))]) from None
+
+
+# --- comments of a YAML file --------------------------------------------------------------------------------
+
+
+def _replace(content: Any, name: str, new: Mapping[str, Any]) -> None:
+    """Put other settings in the place of one, with its comments; without others they go to the setting before it."""
+    keys = list(content)
+    place, comment = keys.index(name), _take_comment(content, name)
+    del content[name]
+    for offset, (key, value) in enumerate(new.items()):
+        content.insert(place + offset, key, _on_one_line(value))
+    if new:
+        first, last = next(iter(new)), list(new)[-1]
+        beside, _, below = comment.partition("\n")
+        _add_comment(content, first, beside and f"{beside}\n")
+        _add_comment(content, last, below and f"\n{below}")
+    elif place:
+        _add_comment(content, keys[place - 1], comment, on_its_line=False)
+    elif comment:
+        _put_first(content, comment)
+
+
+def _on_one_line(value: Any) -> Any:
+    """The value so that a comment may follow it."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    if not isinstance(value, (list, dict)):
+        return value
+    one = CommentedSeq(value) if isinstance(value, list) else CommentedMap(value)
+    one.fa.set_flow_style()
+    return one
+
+
+def _take_comment(content: Any, name: str) -> str:
+    """What stands behind a setting and between it and the next; also within its value, if that is several lines."""
+    value = content[name]
+    texts = [_take_comment(value, key) for key in _places(value)]
+    found = content.ca.items.pop(name, None) if hasattr(content, "ca") else None
+    return "".join([_text(found), *texts])
+
+
+def _places(value: Any) -> list[Any]:
+    if not hasattr(value, "ca"):
+        return []
+    return list(range(len(value))) if isinstance(value, list) else list(value)
+
+
+def _text(tokens: Any) -> str:
+    """The text of comment tokens, however they are nested."""
+    if isinstance(tokens, list):
+        return "".join(map(_text, tokens))
+    return str(tokens.value) if tokens is not None else ""
+
+
+def _add_comment(content: Any, name: str, text: str, on_its_line: bool = True) -> None:
+    """Append ``text`` to what stands behind a setting: its first line beside the setting, or below it."""
+    if not text:
+        return
+    holder, key = content, name
+    while _places(holder[key]) and not holder[key].fa.flow_style():  # several lines: behind the last of them
+        holder, key = holder[key], _places(holder[key])[-1]
+    before = _text(holder.ca.items.pop(key, None))
+    if before:
+        text = before + text.removeprefix("\n")
+    elif not on_its_line and not text.startswith("\n"):
+        text = "\n" + text
+    from ruamel.yaml.error import CommentMark
+    from ruamel.yaml.tokens import CommentToken
+
+    token = CommentToken(text, CommentMark(0), None)
+    holder.ca.items[key] = [token, None] if isinstance(holder, list) else [None, None, token, None]
+
+
+def _put_first(content: Any, text: str) -> None:
+    """Write ``text`` before the first setting."""
+    from ruamel.yaml.error import CommentMark
+    from ruamel.yaml.tokens import CommentToken
+
+    above = content.ca.comment or [None, []]
+    above[1] = [*(above[1] or []), CommentToken(text.lstrip("\n"), CommentMark(0), None)]
+    content.ca.comment = above

@@ -1,0 +1,186 @@
+"""What the command lines of the three scripts have in common.
+
+A script declares its own flags with argparse. Every other ``--name value ...`` is a setting, an ms-swift argument or a
+key of the toolkit, and is checked where settings are known, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from swift_toolkit.console import screen
+from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
+from swift_toolkit.problems import Problem, RequestError, ToolkitError
+
+if TYPE_CHECKING:
+    from swift_toolkit.config.fields import Command
+
+Settings = dict[str, "str | list[str]"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are RequestErrors and which leaves settings to ``parse``."""
+
+    def add_sources(self, example: str) -> None:
+        """Add the flags that say where settings come from; `request` reads them."""
+        self.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
+        self.add_argument(
+            "--from-command", metavar="LINE", help=f"settings out of a line such as '{example} ...'"
+        )
+        self.add_argument(
+            "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message`` as a RequestError."""
+        number = re.fullmatch(r"argument (--[\w-]+): invalid (int|float) value: '(.*)'", message)
+        if number:
+            flag, kind, value = number.groups()
+            what = f'must be a {"whole number" if kind == "int" else "number"}, not "{value}"'
+            raise RequestError([Problem(what, key=flag)])
+        raise RequestError([Problem(message, f"See {self.prog} --help.")])
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+        """The script's own flags, and the settings in the order given.
+
+        ``-`` and ``_`` are alike in names. A setting takes one value (``--x v``, ``--x=v``), several (``--x a b``) or
+        none (``--x``, which means true).
+
+        Raises:
+            RequestError: a word belongs to no flag, or a setting is given twice.
+        """
+        flags, settings, problems = [], {}, []
+        for words in _grouped(sys.argv[1:] if argv is None else argv):
+            name, equals, value = words[0].partition("=")
+            flag = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+            if flag in self._option_string_actions or not name.startswith("--"):
+                flags += [flag + equals + value, *words[1:]]
+                continue
+            key = name[2:].replace("-", "_")
+            if key in settings:
+                problems.append(Problem("is given twice", f"Write it once: {name} ... ...", name))
+            values = [value] if equals else []
+            values += words[1:]
+            settings[key] = values[0] if len(values) == 1 else values or "true"
+        if problems:
+            raise RequestError(problems)
+        return self.parse_args(flags), settings
+
+
+def _grouped(argv: Sequence[str]) -> list[list[str]]:
+    """``argv`` cut before every word that begins with ``--`` or is a one-letter flag."""
+    groups: list[list[str]] = []
+    for word in argv:
+        starts = word.startswith("--") or (len(word) == 2 and word[0] == "-" and word[1].isalpha())
+        if starts or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    return groups
+
+
+def request(
+    options: argparse.Namespace, settings: Mapping[str, Any], wanted: Sequence[Command]
+) -> tuple[str | dict[str, Any] | None, dict[str, Any]]:
+    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
+
+    What is left out of a line or script is said on stderr, and its environment variables are set where they are not.
+
+    Args:
+        options: with the flags of `Parser.add_sources`.
+        settings: those given as flags.
+        wanted: the commands of ms-swift that the script stands for.
+
+    Returns:
+        The source and the settings laid over it. A ``task`` in them says which of several commands was found.
+
+    Raises:
+        RequestError: several sources are named, or there is not one such command in the line or script.
+    """
+    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
+    if len(given) > 1:
+        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
+        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
+    if not given or options.config:
+        return options.config, dict(settings)
+    from swift_toolkit.config import script as config_script
+
+    text = _text_of(options.from_script) if options.from_script else options.from_command
+    command = config_script.from_command(text, wanted, options.from_script)
+    for line in command.left_out:
+        screen.say(f"left out: {line}")
+    for name, value in command.env.items():
+        os.environ.setdefault(name, value)
+    values = dict(command.values)
+    config = values.pop("config", None)
+    if command.command in ("pt", "rlhf"):
+        values = {"task": command.command, **values}
+    if config is None:
+        return values, dict(settings)
+    return str(config), {**values, **settings}
+
+
+def _text_of(script: str) -> str:
+    try:
+        return Path(script).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RequestError([Problem(f"cannot be read ({what})", file=script)]) from None
+
+
+def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Call ``command`` with the words of the command line and turn what ends it into an exit status.
+
+    Errors go to stderr, and with ``--json`` among the words also as one object to stdout.
+
+    Args:
+        command: the script's work; it gets the words and returns the exit status.
+        argv: the words, those of this process by default.
+
+    Returns:
+        What ``command`` returned; 1 a failed run, 2 a wrong request; 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    interrupt_on_sigterm()
+    try:
+        return command(words)
+    except ToolkitError as error:
+        if debugging(words):
+            import traceback
+
+            traceback.print_exc()
+        _tell(error, "--json" in words)
+        return error.exit_status
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt as interrupt:
+        return 143 if isinstance(interrupt, Terminated) else 130
+    except Exception as error:
+        if debugging(words):
+            raise
+        screen.say(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.")
+        return 1
+
+
+def debugging(words: Sequence[str] = ()) -> bool:
+    """Whether the user asked for tracebacks, with ``--debug`` or SWIFT_DEBUG=1."""
+    return "--debug" in words or os.environ.get("SWIFT_DEBUG", "") not in ("", "0", "false")
+
+
+def _tell(error: ToolkitError, as_json: bool) -> None:
+    problems = error.problems if isinstance(error, RequestError) else []
+    if as_json:
+        found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
+        print(json.dumps({"problems": found}, ensure_ascii=False))
+    if problems:
+        screen.print_problems(problems)
+    else:
+        screen.say(str(error))

@@ -1,0 +1,1 @@
+"""Data sets: formats, checks, the report, the preview, clean copies."""

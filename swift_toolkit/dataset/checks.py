@@ -1,0 +1,431 @@
+"""What is wrong with a row: what each task needs of it, and what would make training delete or misread it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
+from swift_toolkit.dataset.messages import (
+    KNOWN_COLUMNS,
+    MEDIA,
+    MEDIA_COLUMNS,
+    OTHER_COLUMNS,
+    TOOL_ANSWERS,
+    Layout,
+    Message,
+    Row,
+    near_name,
+    other_format,
+    read_messages,
+    standard_row,
+)
+
+Task = Literal[
+    "sft", "pt", "dpo", "orpo", "simpo", "cpo", "rm", "kto", "ppo", "grpo", "gkd",
+    "seq_cls", "embedding", "reranker", "generative_reranker",
+]  # fmt: skip
+TASKS: tuple[Task, ...] = get_args(Task)
+PREFERENCE_TASKS = frozenset({"dpo", "orpo", "simpo", "cpo", "rm"})
+PROMPT_TASKS = frozenset({"ppo", "grpo"})
+RANKING_TASKS = frozenset({"embedding", "reranker", "generative_reranker"})
+ANSWER_TASKS = PREFERENCE_TASKS | {"sft", "kto", "gkd"}
+LABEL_TASKS = RANKING_TASKS | {"kto", "seq_cls"}
+
+BYTES_PER_TOKEN = 4
+"""Bytes of UTF-8 text per token, a rough mean of today's tokenizers: English 4 to 4.6, Chinese 4 to 5."""
+
+TOKENS_PER_MESSAGE = 4
+"""What a template adds to a message: role, begin and end marks."""
+
+TINY_ANSWER = 8
+"""Answers shorter than this many characters must hold a letter or a digit."""
+
+INVISIBLE = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+_SPACES = str.maketrans("\n\r\t", "   ")
+MOJIBAKE = re.compile("Ã[\x80-\xbf]|â€")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the run asks of its rows.
+
+    Args:
+        task: what is trained, one of `TASKS`.
+        multimodal: the model takes images, videos or audios, so tags in the text always mean media.
+        num_labels: number of classes of a "seq_cls" run; None where the run does not say.
+        problem_type: ms-swift's `problem_type` of a "seq_cls" run.
+        max_length: longest row in tokens; None for no limit.
+        columns: the run's own mapping of column names, ms-swift's `columns`.
+    """
+
+    task: Task = "sft"
+    multimodal: bool = False
+    num_labels: int | None = None
+    problem_type: str | None = None
+    max_length: int | None = None
+    columns: Mapping[str, str] | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """A "seq_cls" run learns numbers, not classes."""
+        return self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1)
+
+
+def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
+    """A column that is not used, but is much like one that would be."""
+    ours = {
+        "rejected": PREFERENCE_TASKS,
+        "positive": RANKING_TASKS,
+        "negative": RANKING_TASKS,
+        "label": LABEL_TASKS,
+    }
+    wanted = [name for name in OTHER_COLUMNS if rules.task in ours.get(name.partition("_")[0], TASKS)]
+    used = set(layout.rename.values()) - set(layout.unused)
+    absent = [name for name in (*wanted, *MEDIA_COLUMNS) if MEDIA_COLUMNS.get(name, name) not in used]
+    near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent, 0.8)
+    if near is None:
+        return None
+    return Flaw("near-column", f'column "{near[0]}" is not used', f'Rename it if "{near[1]}" is meant.')
+
+
+def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Flaw]]:
+    """A decoded row as messages and everything wrong with it, media files aside.
+
+    Args:
+        value: what the file holds, or the flaw that its reader found.
+        layout: the format of the file.
+        rules: what the run asks.
+
+    Returns:
+        The standard row (see `standard_row`), None if it cannot be read; and its flaws.
+    """
+    if isinstance(value, Flaw):
+        return None, [value]
+    if not isinstance(value, dict):
+        return None, [Flaw("not-a-row", f"row is {kind_of(value)}, not an object")]
+    try:
+        row = standard_row(value, layout)
+    except FlawError as error:
+        other = other_format(value, layout) if error.flaw.kind == "messages" else None
+        return None, [other or error.flaw]
+    flaws = list(_flaws_of(row, rules))
+    clean = not any(flaw.is_error for flaw in flaws)
+    columns = layout.rename.values()
+    if clean and rules.task == "embedding" and "negative_messages" in set(columns) - row.keys():
+        what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
+        flaws.append(Flaw("pairs", what, "Write an empty list: []."))
+    if clean and "rejected_response" in set(columns) - row.keys():
+        what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
+        flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
+    return row, flaws
+
+
+def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
+    messages = row["messages"]
+    clean = True
+    for flaw in _conversation_flaws(messages, "", rules.task in ANSWER_TASKS):
+        clean = clean and not flaw.is_error
+        yield flaw
+    if clean:
+        yield from _task_flaws(row, rules)
+    if rules.multimodal or not row.keys().isdisjoint(MEDIA):
+        yield from _media_flaws(row)
+    if "objects" in row:
+        yield from _object_flaws(row)
+    if "tools" in row:
+        yield from _tool_flaws(row["tools"])
+    yield from _value_flaws(row)
+    yield from _text_flaws(messages)
+
+
+def _conversation_flaws(messages: list[Message], where: str, chat: bool) -> Iterator[Flaw]:
+    """Empty content and roles out of order, up to the first error.
+
+    Args:
+        where: which list it is, put before "message", e.g. "rejected ".
+        chat: a question must come before an answer.
+    """
+    before = ""
+    for at, message in enumerate(messages, 1):
+        flaw = _message_flaw(message, at, where) or _order_flaw(message["role"], before, at, where)
+        if flaw is not None:
+            yield flaw
+            if flaw.is_error:
+                return
+        before = message["role"]
+    turns = {message["role"] for message in messages} - {"system"}
+    if not turns:
+        yield Flaw("no-answer", f"row has only a {where}system message")
+    elif chat and "user" not in turns:
+        do = 'Add the question, or train on plain text with "pt".'
+        yield Flaw("no-question", f'row has no question: no {where}message is from "user"', do)
+
+
+def _message_flaw(message: Message, at: int, where: str) -> Flaw | None:
+    role, content = message["role"], message["content"]
+    if isinstance(content, str) and not content.strip() and role not in {"system", *TOOL_ANSWERS}:
+        return Flaw("content", f'the content of {where}message {at} ("{role}") is empty')
+    if role == "tool_call" and not _is_call(content):
+        return Flaw("tools", f'{where}message {at} ("tool_call") is not {{"name": ..., "arguments": ...}}')
+    return None
+
+
+def _order_flaw(role: str, before: str, at: int, where: str) -> Flaw | None:
+    if role == "system" and at > 1:
+        return Flaw("order", f'{where}message {at} is from "system", which may only be the first')
+    if role in TOOL_ANSWERS and before in {"", "system"}:
+        return Flaw("order", f'{where}message {at} is from "{role}" with nothing before it')
+    if role == "user" and before in TOOL_ANSWERS:
+        return Flaw(
+            "order", f'{where}message {at} is from "user", but a tool\'s answer needs "assistant" after it'
+        )
+    if role == before and role in {"user", "assistant"}:
+        return Flaw("same-role", f'{where}messages {at - 1} and {at} are both from "{role}"')
+    return None
+
+
+def _is_call(content: Any) -> bool:
+    if isinstance(content, str):
+        try:
+            content = json.loads(content)
+        except (ValueError, RecursionError):
+            return False
+    if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+        return False
+    return content.get("arguments", content.get("parameters")) is not None
+
+
+def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
+    task = rules.task
+    if task == "pt" and any(message["role"] in TOOL_ANSWERS for message in row["messages"]):
+        yield Flaw("order", "row holds a tool's answer, which ms-swift cannot take in pretraining")
+    if task in ANSWER_TASKS:
+        yield from _answer_flaws(row["messages"], rules)
+    if task in PREFERENCE_TASKS or "rejected_response" in row or "rejected_messages" in row:
+        yield from _rejected_flaws(row)
+    if task in PROMPT_TASKS and all(message["role"] != "user" for message in row["messages"]):
+        yield Flaw("no-question", 'row has no question: no message is from "user"')
+    if task == "kto" and not _is_yes_or_no(row.get("label")):
+        shown = f"is {brief(row['label'])}" if "label" in row else "is missing"
+        do = "It must be true for a good answer and false for a bad one."
+        yield Flaw("label", f'"label" {shown}', do)
+    elif task == "seq_cls":
+        yield from _class_flaws(row, rules)
+    elif task in RANKING_TASKS:
+        yield from _pair_flaws(row, task)
+
+
+def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
+    if messages[-1]["role"] not in {"assistant", "tool_call"}:
+        yield Flaw("no-answer", 'row has no answer: the last message must be from "assistant"')
+        return
+    answers = [message for message in messages if message["role"] in {"assistant", "tool_call"}]
+    if all(message.get("loss") in (False, 0) for message in answers if "loss" in message) and all(
+        "loss" in message for message in answers
+    ):
+        yield Flaw("no-answer", 'no answer is learned: every one has "loss" false')
+    content = messages[-1]["content"]
+    if isinstance(content, str) and is_tiny(content):
+        yield Flaw("tiny-answer", f"the answer is only {brief(content)}")
+    if rules.max_length is not None:
+        tokens = row_tokens(messages)
+        if tokens > rules.max_length:
+            yield Flaw("too-long", f"row has about {tokens} tokens, more than max_length {rules.max_length}")
+
+
+def is_tiny(answer: str) -> bool:
+    """Whether an answer says nothing: a few characters without a letter or a digit."""
+    return len(answer) < TINY_ANSWER and not any(map(str.isalnum, answer))
+
+
+def row_tokens(messages: list[Message]) -> int:
+    """Estimated tokens: UTF-8 bytes by `BYTES_PER_TOKEN`, and what the template adds."""
+    total = sum(len(text.encode("utf-8", "replace")) for text in map(text_of, messages))
+    return total // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages)
+
+
+def text_of(message: Message) -> str:
+    """The content as text; a tool call as JSON, as ms-swift writes it."""
+    content = message["content"]
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+
+
+def _rejected_flaws(row: Row) -> Iterator[Flaw]:
+    response, messages = row.get("rejected_response"), row.get("rejected_messages")
+    if response is None and messages is None:
+        yield Flaw("rejected", 'row has no rejected answer: add "rejected_response" or "rejected_messages"')
+    if messages is not None:
+        yield from _rejected_messages_flaws(messages, row)
+    if isinstance(response, list):
+        yield from _rejected_list_flaws(response, row)
+    elif response is not None and not isinstance(response, str):
+        yield Flaw("rejected", f'"rejected_response" is {kind_of(response)}, not text')
+    elif response is not None and not response.strip():
+        yield Flaw("rejected", '"rejected_response" is empty')
+    elif response is not None and response == row["messages"][-1]["content"]:
+        yield Flaw("rejected", "the rejected answer is the same as the chosen one")
+
+
+def _rejected_messages_flaws(messages: Any, row: Row) -> Iterator[Flaw]:
+    try:
+        messages = read_messages(messages, {}, None, "rejected_messages", standard_only=True)
+    except FlawError as error:
+        yield error.flaw
+        return
+    yield from _conversation_flaws(messages, "rejected ", True)
+    if messages[-1]["role"] not in {"assistant", "tool_call"}:
+        yield Flaw("rejected", 'the last rejected message must be from "assistant"')
+    if messages == row["messages"]:
+        yield Flaw("rejected", "the rejected messages are the same as the chosen ones")
+
+
+def _rejected_list_flaws(response: list[Any], row: Row) -> Iterator[Flaw]:
+    try:
+        turns = read_messages(response, {}, None, "rejected_response", standard_only=True)
+    except FlawError as error:
+        yield error.flaw
+        return
+    if any(turn["role"] in {"user", "system"} for turn in turns):
+        yield Flaw("rejected", '"rejected_response" may only hold the answer', "Remove its other messages.")
+    if list(map(text_of, turns)) == list(map(text_of, row["messages"][-len(turns) :])):
+        yield Flaw("rejected", "the rejected answer is the same as the chosen one")
+    yield from _conversation_flaws(turns, "rejected ", False)
+
+
+def _is_yes_or_no(label: Any) -> bool:
+    return isinstance(label, (bool, int)) and label in (0, 1)
+
+
+def _class_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
+    label, classes = row.get("label"), rules.num_labels
+    if label is None:
+        yield Flaw("label", '"label" is missing', "Add the class, a whole number from 0.")
+        return
+    if rules.is_regression:
+        if not _is_number(label):
+            yield Flaw("label", f'"label" is {brief(label)}, not a number')
+        return
+    many = rules.problem_type == "multi_label_classification"
+    if isinstance(label, list) != many:
+        yield Flaw("label", f'"label" is {brief(label)}, not {"a list of classes" if many else "one class"}')
+        return
+    for value in label if isinstance(label, list) else [label]:
+        number = _whole(value)
+        if number is None:
+            yield Flaw(
+                "label", f'"label" is {brief(value)}, not a whole number', "Number the classes from 0."
+            )
+        elif number < 0 or (classes is not None and number >= classes):
+            allowed = "negative" if classes is None else f"outside 0 to {classes - 1}"
+            yield Flaw("label", f'"label" {number} is {allowed}', "Correct it, or set num_labels.")
+
+
+def _whole(value: Any) -> int | None:
+    """As ms-swift's int(label) reads it, without its cutting of fractions."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
+def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
+    """Embedding wants a list of positive messages, rerankers positives and negatives."""
+    if "label" in row and not _is_number(row["label"]):
+        yield Flaw("label", f'"label" is {brief(row["label"])}, not a number')
+    for name in ("positive_messages", "negative_messages"):
+        value = row.get(name)
+        if value is None or value == []:
+            if name == "positive_messages" or task != "embedding":
+                yield Flaw("pairs", f'"{name}" is missing', "Add it, a list of lists of messages.")
+        elif not isinstance(value, list) or not all(isinstance(turns, list) for turns in value):
+            do = f'Put brackets around it: "{name}": [[{{"role": ...}}]].'
+            yield Flaw("pairs", f'"{name}" is not a list of lists of messages', do)
+        else:
+            for turns in value:
+                yield from _pair_list_flaws(turns, name)
+
+
+def _pair_list_flaws(turns: list[Any], name: str) -> Iterator[Flaw]:
+    try:
+        messages = read_messages(turns, {}, None, name, standard_only=True)
+    except FlawError as error:
+        yield error.flaw
+    else:
+        yield from _conversation_flaws(messages, f"{name} ", False)
+
+
+def _media_flaws(row: Row) -> Iterator[Flaw]:
+    for name in MEDIA:
+        tag, media = f"<{name[:-1]}>", row.get(name) or ()
+        tags = _count(tag, row)
+        if tags > len(media) or 0 < tags < len(media):  # without any tag ms-swift puts them in front
+            do = f"Write one {tag} for each of {name}."
+            yield Flaw("media-count", f"the text has {tags} {tag} and the row {len(media)} {name}", do)
+
+
+def _count(tag: str, row: Row) -> int:
+    return sum(text_of(message).count(tag) for message in row["messages"])
+
+
+def _object_flaws(row: Row) -> Iterator[Flaw]:
+    objects = row["objects"]
+    if not isinstance(objects, dict) or not isinstance(objects.get("bbox"), list):
+        yield Flaw("objects", '"objects" must hold "bbox", a list of boxes')
+        return
+    for box in objects["bbox"]:
+        if not isinstance(box, list) or len(box) not in (2, 4) or not all(map(_is_number, box)):
+            yield Flaw("objects", f"the box {brief(box)} is neither [x, y] nor [x1, y1, x2, y2]")
+    for name, tag in (("ref", "<ref-object>"), ("bbox", "<bbox>")):
+        given, tags = len(objects.get(name) or ()), _count(tag, row)
+        if tags != given:
+            yield Flaw("objects", f'the text has {tags} {tag} and "objects" {given} of "{name}"')
+
+
+def _tool_flaws(tools: Any) -> Iterator[Flaw]:
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            yield Flaw("tools", '"tools" is text that is not JSON')
+            return
+    for at, tool in enumerate(tools if isinstance(tools, list) else [tools], 1):
+        if not _is_tool(tool):
+            yield Flaw("tools", f'tool {at} is not an object with a "name"')
+
+
+def _is_tool(tool: Any) -> bool:
+    if isinstance(tool, str):
+        try:
+            tool = json.loads(tool)
+        except (ValueError, RecursionError):
+            return False
+    tool = tool.get("function", tool) if isinstance(tool, dict) else None
+    return isinstance(tool, dict) and isinstance(tool.get("name", tool.get("name_for_model")), str)
+
+
+def _value_flaws(row: Row) -> Iterator[Flaw]:
+    if "margin" in row and not _is_number(row["margin"]):
+        yield Flaw("value", f'"margin" is {kind_of(row["margin"])}, not a number')
+    if not isinstance(row.get("chat_template_kwargs", {}), dict):
+        yield Flaw(
+            "value", f'"chat_template_kwargs" is {kind_of(row["chat_template_kwargs"])}, not an object'
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text_flaws(messages: list[Message]) -> Iterator[Flaw]:
+    """Signs of damaged text, each reported once a row."""
+    text = "\n".join(map(text_of, messages))
+    if not text.isascii():
+        if "\ufffd" in text:
+            yield Flaw("replacement", "the text holds U+FFFD, which stands for characters that were lost")
+        if ("Ã" in text or "â€" in text) and (found := MOJIBAKE.search(text)):
+            yield Flaw("mojibake", f'the text holds "{found[0]}"')
+    if not text.translate(_SPACES).isprintable() and (found := INVISIBLE.search(text)):
+        yield Flaw("invisible", f"the text holds the invisible character U+{ord(found[0]):04X}")

@@ -1,0 +1,293 @@
+"""Rows as the model will see them: the rendered template, the part that is learned, what is cut off.
+
+    view = TemplateView("models/Qwen2.5-7B-Instruct", Rules("sft", max_length=2048), {"system": "Be brief."})
+    for row in view.rows(["data/train.jsonl"], 3):
+        print(*row.lines(colour=True), sep="\n")
+
+Needs ms-swift and the model's tokenizer, no weights. Importing ms-swift takes its 10 seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+from swift_toolkit.dataset.checks import PREFERENCE_TASKS, Rules, judge
+from swift_toolkit.dataset.files import read_records
+from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.verify import DataReport, DatasetSpec, find_part
+
+TEMPLATE_SETTINGS = (
+    "agent_template", "norm_bbox", "max_pixels", "use_chat_template", "loss_scale", "is_binary_loss_scale",
+    "template_backend", "response_prefix", "enable_thinking", "preserve_thinking", "add_non_thinking_prefix",
+)  # fmt: skip
+"""Settings of ms-swift that shape the text, besides `template`, `system` and `max_length`."""
+
+REPEATED = 4
+"""So many equal tokens in a row are shown as one and their number, as those of an image are."""
+
+IGNORED = -100
+"""Label of a token that is not learned (torch's `ignore_index`)."""
+
+
+class Place(NamedTuple):
+    """Where a row is."""
+
+    file: str
+    line: int | None
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line is not None else f"{self.file}, row {self.row}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of a row of which all is treated alike.
+
+    Args:
+        text: the tokens, decoded.
+        tokens: how many they are.
+        learned: they count for the loss.
+        cut: they are beyond max_length and truncated.
+    """
+
+    text: str
+    tokens: int
+    learned: bool
+    cut: bool
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One sequence of a row.
+
+    Args:
+        place: file and line, or file and row.
+        name: "" or which of the row's sequences it is: "chosen", "rejected", "anchor", ...
+        pieces: the text; empty if it cannot be rendered.
+        note: what will happen to it, "" for nothing special.
+    """
+
+    place: str
+    name: str
+    pieces: tuple[Piece, ...]
+    note: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return sum(piece.tokens for piece in self.pieces)
+
+    @property
+    def learned(self) -> int:
+        return sum(piece.tokens for piece in self.pieces if piece.learned and not piece.cut)
+
+    def lines(self, colour: bool) -> list[str]:
+        """A heading and the text.
+
+        Args:
+            colour: for a terminal: what is learned in green, what is cut in red. Otherwise they are put between
+                marks.
+        """
+        name = f" ({self.name})" if self.name else ""
+        counts = f"{self.tokens} tokens, {self.learned} learned" if self.pieces else "not rendered"
+        out = [f"{self.place}{name}: {counts}" + (f"; {self.note}" if self.note else "")]
+        text = "".join(_coloured(piece) if colour else _marked(piece) for piece in self.pieces)
+        return [*out, *text.split("\n")] if text else out
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def _coloured(piece: Piece) -> str:
+    if not piece.cut and not piece.learned:
+        return piece.text
+    return f"\033[{'31' if piece.cut else '32'}m{piece.text}\033[0m"
+
+
+def _marked(piece: Piece) -> str:
+    if not piece.cut and not piece.learned:
+        return piece.text
+    return f"[[cut: {piece.text}]]" if piece.cut else f"[[{piece.text}]]"
+
+
+class TemplateView:
+    """The model's own template, as a training run would use it.
+
+    Args:
+        model: a model directory or hub id.
+        rules: the task, and max_length.
+        settings: ms-swift's settings: `model_type`, `template`, `system`, `truncation_strategy` and those of
+            `TEMPLATE_SETTINGS`.
+    """
+
+    def __init__(self, model: str, rules: Rules, settings: Mapping[str, Any]) -> None:
+        os.environ.setdefault("LOG_LEVEL", "ERROR")
+        get_processor, get_template = _swift()
+        self.rules = rules
+        self.truncation = str(settings.get("truncation_strategy") or "delete")
+        kind = "causal_lm"
+        if rules.task in {"seq_cls", "embedding", "reranker", "generative_reranker"}:
+            kind = rules.task
+        processor = get_processor(
+            model,
+            model_type=settings.get("model_type"),
+            task_type=kind,
+            num_labels=rules.num_labels,
+            problem_type=rules.problem_type,
+        )
+        given = {name: settings[name] for name in TEMPLATE_SETTINGS if settings.get(name) is not None}
+        if rules.task == "pt":  # as ms-swift's PretrainArguments
+            given = {"use_chat_template": False, "loss_scale": "all"} | given
+        template = get_template(
+            processor,
+            template_type=settings.get("template"),
+            default_system=settings.get("system"),
+            max_length=rules.max_length,
+            **given,
+        )
+        mode = "rlhf" if rules.task in PREFERENCE_TASKS else "kto" if rules.task == "kto" else "train"
+        template.set_mode(mode)
+        self.max_length: int | None = template.max_length
+        template.max_length = None  # so that what is cut can be shown
+        self.template = template
+
+    def rows(self, entries: Sequence[str], count: int) -> Iterator[ShownRow]:
+        """The first rows of these data sets that are no hub ids, each as one or more sequences.
+
+        Args:
+            entries: as in `verify`.
+            count: how many rows.
+
+        Raises:
+            FlawError: a file cannot be read.
+        """
+        for place, row in islice(self._read(entries), count):
+            yield from self._shown(str(place), row)
+
+    def count_tokens(self, report: DataReport) -> None:
+        """Replace the report's estimates by what the template says: tokens per row (of each row's longest sequence),
+        rows longer than max_length, rows that it refuses.
+
+        Raises:
+            FlawError: a file cannot be read.
+        """
+        tokens: Counter[int] = Counter()
+        report.groups.pop("too-long", None)
+        for split in report.specs:
+            for place, row in self._read([spec.text for spec in report.specs[split]]):
+                if row is None:
+                    continue
+                try:
+                    length = max(len(ids) for ids, _ in self._encoded(row).values())
+                except Exception as error:  # whatever the template raises, ms-swift leaves the row out
+                    report.add(Flaw("template", f"the template refuses it: {_first_line(error)}"), *place)
+                    continue
+                tokens[length] += split == "train"
+                if self.max_length is not None and length > self.max_length:
+                    what = f"row has {length:,} tokens, more than max_length {self.max_length:,}"
+                    report.add(Flaw("too-long", what), *place)
+        report.tokens, report.token_step, report.exact_tokens = +tokens, 1, True
+
+    def _read(self, entries: Sequence[str]) -> Iterator[tuple[Place, Row | None]]:
+        for entry in entries:
+            spec = DatasetSpec.parse(entry)
+            for path in spec.files() if spec.kind in {"file", "folder"} else ():
+                part = find_part(path, str(path), self.rules)
+                for record in read_records(part.file):
+                    place = Place(str(path), record.line, record.number)
+                    yield place, judge(record.value, part.layout, self.rules)[0]
+
+    def _shown(self, place: str, row: Row | None) -> Iterator[ShownRow]:
+        if row is None:
+            yield ShownRow(place, "", (), "it cannot be read, see --verify-data")
+            return
+        try:
+            encoded = self._encoded(row)
+        except Exception as error:
+            # whatever the template raises for a row, ms-swift leaves the row out
+            yield ShownRow(place, "", (), f"ms-swift leaves it out: {_first_line(error)}")
+            return
+        for name, (tokens, labels) in encoded.items():
+            shown = ShownRow(place, name, tuple(self._pieces(tokens, labels)))
+            if self.max_length is not None and len(tokens) > self.max_length:
+                shown = replace(shown, note=f"longer than max_length {self.max_length}, {self._fate()}")
+            yield shown
+
+    def _fate(self) -> str:
+        if self.truncation in {"left", "right"}:
+            return f"cut on the {self.truncation}"
+        return "split" if self.truncation == "split" else "left out"
+
+    def _encoded(self, row: Row) -> dict[str, tuple[list[int], list[int] | None]]:
+        """Tokens and labels of each sequence of a row, by its name."""
+        encoded = self.template.encode(dict(row), return_length=True)
+        out = {}
+        for key, tokens in encoded.items():
+            if not key.endswith("input_ids") or not tokens:
+                continue
+            prefix = key.removesuffix("input_ids")
+            labels = encoded.get(f"{prefix}labels")
+            name = prefix.rstrip("_")
+            for at, ids in enumerate(tokens if isinstance(tokens[0], list) else [tokens]):
+                marks = labels if isinstance(labels, list) and len(labels) == len(ids) else None
+                out[name if not at else f"{name} {at + 1}".strip()] = (list(ids), marks)
+        return out
+
+    def _pieces(self, tokens: list[int], labels: list[int] | None) -> Iterator[Piece]:
+        learned = [label != IGNORED for label in labels] if labels is not None else [False] * len(tokens)
+        cut = self._cut(len(tokens))
+        at = 0
+        for (is_learned, is_cut), group in groupby(zip(learned, cut, strict=True)):
+            size = len(list(group))
+            yield Piece(self._text(tokens[at : at + size]), size, is_learned, is_cut)
+            at += size
+
+    def _cut(self, length: int) -> list[bool]:
+        over = max(length - self.max_length, 0) if self.max_length is not None else 0
+        if self.truncation == "left":
+            return [True] * over + [False] * (length - over)
+        if self.truncation == "right":
+            return [False] * (length - over) + [True] * over
+        return [False] * length
+
+    def _text(self, tokens: list[int]) -> str:
+        """The tokens as text, long runs of one token as its number."""
+        out, kept = [], []
+        for token, group in groupby(tokens):
+            times = len(list(group))
+            if times < REPEATED:
+                kept += [token] * times
+                continue
+            out += [
+                self.template.tokenizer.decode(kept),
+                f"{self.template.tokenizer.decode([token])} × {times}",
+            ]
+            kept = []
+        return "".join([*out, self.template.tokenizer.decode(kept)])
+
+
+def _swift() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x."""
+    try:
+        from swift.llm import get_model_tokenizer  # ms-swift 3
+        from swift.llm import get_template as get_template_by_name
+    except ModuleNotFoundError:
+        from swift import get_template
+        from swift.model import get_processor
+
+        return get_processor, get_template
+
+    def get_processor_of_3(model: str, **settings: Any) -> Any:
+        return get_model_tokenizer(model, load_model=False, **settings)[1]
+
+    def get_template_of_3(processor: Any, template_type: str | None, **settings: Any) -> Any:
+        return get_template_by_name(template_type or processor.model_meta.template, processor, **settings)
+
+    return get_processor_of_3, get_template_of_3

@@ -1,0 +1,236 @@
+"""What `verify` found: files, rows and problems, for people and for machines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from swift_toolkit.dataset.checks import Rules
+from swift_toolkit.dataset.flaws import KINDS, Flaw, Severity
+from swift_toolkit.dataset.scan.tally import EXAMPLES, TOKEN_STEP
+from swift_toolkit.dataset.spec import DatasetSpec
+from swift_toolkit.problems import Problem
+
+Split = Literal["train", "val"]
+
+
+@dataclass
+class Group:
+    """The problems of one kind: how many, and the first few."""
+
+    kind: str
+    count: int = 0
+    examples: list[Problem] = field(default_factory=list)
+
+    @property
+    def severity(self) -> Severity:
+        return KINDS[self.kind].severity
+
+    @property
+    def title(self) -> str:
+        return KINDS[self.kind].title
+
+    def as_dict(self) -> dict[str, Any]:
+        examples = [str(problem) for problem in self.examples]
+        return {"kind": self.kind, "title": self.title, "count": self.count, "examples": examples}
+
+
+@dataclass
+class FileReport:
+    """What one file holds.
+
+    Args:
+        path: as the user spelled it; a file in a folder with the folder before it.
+        split: "train" or "val".
+        entry: the place of its data set among those of the split.
+        format: name of the row format, "" where none was recognised.
+        bytes: size on disk.
+        rows: rows in the file; an estimate unless `complete`.
+        checked: rows looked at.
+        bad: rows with an error.
+        complete: every row was looked at.
+        unusable: not a single row can be saved by leaving others out.
+        unused: columns that training does not look at.
+        copy_reason: why ms-swift cannot be given the file itself but a converted copy; "" if it can.
+    """
+
+    path: str
+    split: Split
+    entry: int
+    format: str = ""
+    bytes: int = 0
+    rows: int = 0
+    checked: int = 0
+    bad: int = 0
+    complete: bool = True
+    unusable: bool = False
+    unused: list[str] = field(default_factory=list)
+    copy_reason: str = ""
+
+    def line(self) -> str:
+        """The file in one line."""
+        parts = [self.format or "no known format"]
+        parts.append(
+            f"{self.rows:,} rows" if self.complete else f"about {self.rows:,} rows, {self.checked:,} checked"
+        )
+        if self.bad:
+            parts.append(f"{self.bad:,} bad")
+        if self.unused:
+            parts.append("not used: " + ", ".join(self.unused[:6]) + (", …" if len(self.unused) > 6 else ""))
+        if self.copy_reason:
+            parts.append(f"a copy is made, {self.copy_reason}")
+        return f"{self.path}: " + ", ".join(parts)
+
+
+@dataclass
+class DataReport:
+    """What `verify` found.
+
+    Args:
+        rules: what the rows were judged by.
+        specs: the data sets of each split.
+        files: one entry per file.
+        groups: problems by kind, each with its count and first examples.
+        turns: messages in a row -> rows of the training data.
+        tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
+        token_step: the precision of `tokens`.
+        longest: tokens of the longest row looked at, up to a multiple of `token_step`, of each split; 0 without rows.
+        exact_tokens: they were counted by the model's own template, not estimated by bytes.
+        seconds: time it took.
+    """
+
+    rules: Rules
+    specs: dict[Split, list[DatasetSpec]] = field(default_factory=lambda: {"train": [], "val": []})
+    files: list[FileReport] = field(default_factory=list)
+    groups: dict[str, Group] = field(default_factory=dict)
+    turns: Counter[int] = field(default_factory=Counter)
+    tokens: Counter[int] = field(default_factory=Counter)
+    token_step: int = TOKEN_STEP
+    longest: dict[Split, int] = field(default_factory=lambda: {"train": 0, "val": 0})
+    exact_tokens: bool = False
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> list[Group]:
+        return self._of("error")
+
+    @property
+    def warnings(self) -> list[Group]:
+        return self._of("warning")
+
+    def _of(self, severity: Severity) -> list[Group]:
+        return [
+            self.groups[kind] for kind in KINDS if kind in self.groups and KINDS[kind].severity == severity
+        ]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing found that stops a run."""
+        return not self.errors
+
+    @property
+    def complete(self) -> bool:
+        """Every row of every local file was looked at."""
+        return all(file.complete for file in self.files)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Data sets left to ms-swift: hub ids."""
+        return [spec.text for specs in self.specs.values() for spec in specs if spec.kind == "hub"]
+
+    @property
+    def train_rows(self) -> int | None:
+        """Good rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
+        return self._rows("train")
+
+    @property
+    def val_rows(self) -> int | None:
+        """Rows of the validation data sets, likewise."""
+        return self._rows("val")
+
+    def _rows(self, split: Split) -> int | None:
+        asked = [
+            good if spec.sample is None else spec.sample
+            for spec, good in zip(self.specs[split], self.good_rows(split), strict=True)
+        ]
+        return None if None in asked else sum(filter(None, asked))
+
+    def good_rows(self, split: Split) -> list[int | None]:
+        """Rows without errors of each data set of a split, "#N" aside; None where a hub must be asked."""
+        out: list[int | None] = []
+        for at, spec in enumerate(self.specs[split]):
+            files = [file for file in self.files if (file.split, file.entry) == (split, at)]
+            out.append(None if spec.kind == "hub" else sum(file.rows - file.bad for file in files))
+        return out
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The errors, ready for a RequestError: the first of each kind, and how many more there are."""
+        out: list[Problem] = []
+        for group in self.errors:
+            out += group.examples
+            if group.count > len(group.examples):
+                out.append(Problem(f"{group.count - len(group.examples):,} more of this kind: {group.title}"))
+        return out
+
+    def headline(self) -> str:
+        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows, 3 bad (messages)"."""
+        names = [spec.text for spec in self.specs["train"]]
+        formats = sorted({file.format for file in self.files if file.split == "train" and file.format})
+        rows = self.train_rows
+        count = "" if rows is None else f", {'' if self.complete else 'about '}{rows:,} rows"
+        shown = names[0] if len(names) == 1 else f"{len(names)} data sets"
+        held_out = f", {self.val_rows:,} to validate" if self.val_rows else ""
+        bad = sum(file.bad for file in self.files)
+        count += f", {bad:,} bad" if bad else ""
+        return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
+
+    def verdict(self) -> str:
+        """How many problems there are, in a phrase, e.g. "no errors, 1 warning"."""
+        counts = {
+            name: sum(group.count for group in groups)
+            for name, groups in (("error", self.errors), ("warning", self.warnings))
+        }
+        parts = [
+            f"{count:,} {name}{'' if count == 1 else 's'}" if count else f"no {name}s"
+            for name, count in counts.items()
+        ]
+        return ", ".join(parts) + ("" if self.complete else ", by a sample of the rows")
+
+    def summary(self) -> list[str]:
+        """The whole report as plain lines for the screen."""
+        out = [file.line() for file in self.files]
+        out += [f"{name}: on a hub, not checked before ms-swift loads it" for name in self.unchecked]
+        for group in (*self.errors, *self.warnings):
+            out.append(f"{group.severity}: {group.title} ({group.count:,})")
+            out += [f"  {problem}" for problem in group.examples]
+        return out
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json` and result.json."""
+        return {
+            "ok": self.ok,
+            "task": self.rules.task,
+            "complete": self.complete,
+            "train_rows": self.train_rows,
+            "val_rows": self.val_rows,
+            "files": [dict(vars(file)) for file in self.files],
+            "errors": [group.as_dict() for group in self.errors],
+            "warnings": [group.as_dict() for group in self.warnings],
+            "unchecked": self.unchecked,
+            "turns": dict(sorted(self.turns.items())),
+            "tokens": dict(sorted(self.tokens.items())),
+            "exact_tokens": self.exact_tokens,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def add(
+        self, flaw: Flaw, file: str | None = None, line: int | None = None, row: int | None = None
+    ) -> None:
+        """Count a flaw, and keep it as an example if it is among the first of its kind."""
+        group = self.groups.setdefault(flaw.kind, Group(flaw.kind))
+        group.count += 1
+        if len(group.examples) < EXAMPLES:
+            where = f"row {row:,}: " if line is None and row is not None else ""
+            group.examples.append(Problem(where + flaw.what, flaw.advice, file=file, line=line))

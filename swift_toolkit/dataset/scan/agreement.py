@@ -1,0 +1,126 @@
+"""Files and data sets that are read together must agree on their columns and types.
+
+ms-swift (through `datasets` 4.8) takes the columns of a folder of files from the first of them, and puts data sets
+together only if each column that training keeps has the same type in all. Where they differ, the files are copied in
+one type if they can be; otherwise that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from swift_toolkit.dataset.checks import LABEL_TASKS, Rules
+from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.messages import MEDIA
+from swift_toolkit.dataset.report import FileReport
+from swift_toolkit.dataset.scan.rows import Part
+from swift_toolkit.dataset.scan.shape import HEAD_BYTES
+
+_SORTS = ("rejected", "positive", "negative")
+_KEPT = {
+    "label", "channel", "margin", "rejected_response", "solution", "teacher_prompt", "videos", "audios",
+    *(f"{sort}_{name}" for sort in _SORTS for name in (*MEDIA, "objects")),
+}  # fmt: skip
+"""Columns that training keeps with the type they have in the file (ms-swift fixes that of all others)."""
+
+Files = Sequence[tuple[FileReport, Part]]
+
+
+def one_type_in_copies(rules: Rules) -> frozenset[str]:
+    """Columns that copies hold in one way, whatever was in the file (see `dataset_copy`)."""
+    labels = {"label"} if rules.task in LABEL_TASKS else set()
+    pairs = {"negative_messages"} if rules.task == "embedding" else set()
+    return frozenset({"rejected_response", "margin", "channel"} | labels | pairs)
+
+
+def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
+    """Give the files of a split a reason to be copied where they disagree; yields what a copy does not mend.
+
+    Args:
+        files: in their order.
+    """
+    if not files:
+        return
+    sets = [list(group) for _, group in groupby(files, lambda one: one[0].entry)]
+    for group in sets:
+        yield from _agree_in_folder(group)
+    unified = one_type_in_copies(files[0][1].rules)
+    for name in sorted(unified):
+        if _differs(name, sets):
+            for entry, _ in files:
+                entry.copy_reason = entry.copy_reason or f'"{name}" differs between the data sets'
+    for name in sorted(_KEPT - unified):
+        holders = [(group[0][0], kind) for group in sets if (kind := _kind_of(name, group)) is not None]
+        for entry, kind in holders[1:]:
+            if kind != holders[0][1]:
+                what = f'"{name}" is of another type in {holders[0][0].path}'
+                yield entry, Flaw("columns", what, "Make them the same.")
+
+
+def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
+    first, part = files[0]
+    columns = {name: shape.kind for name, shape in part.shape.fields.items()}
+    kept = _kept_columns(part)
+    for entry, later in files[1:]:
+        fields = later.shape.fields
+        if all(shape.kind is None or shape.kind == columns.get(name) for name, shape in fields.items()):
+            continue
+        for one, _ in files:
+            one.copy_reason = one.copy_reason or "its files differ in their columns"
+        size = sum(one.file.size for _, one in files)
+        new = next((name for name, kind in _kept_columns(later).items() if kind != kept.get(name)), None)
+        if new is not None and size > HEAD_BYTES:
+            what = f'"{new}" is not there, or of another type, in {first.path}'
+            yield entry, Flaw("columns", what, 'Name the files one by one in "dataset".')
+            return
+
+
+def _kept_columns(part: Part) -> dict[str, Any]:
+    """Type of each column that a copy holds besides messages."""
+    unified = one_type_in_copies(part.rules)
+    out = {}
+    for column, shape in part.shape.fields.items():
+        name = part.layout.rename[column]
+        if column not in part.layout.unused and name not in _IN_MESSAGES and shape.kind is not None:
+            out[name] = name if name in unified else _as_list(name, shape.kind)
+    return out
+
+
+_IN_MESSAGES = frozenset(
+    {"messages", "query", "response", "instruction", "input", "output", "system", "history", "prompt"}
+    | {"chosen", "rejected", "rejected_messages", "positive_messages", "negative_messages"}
+)
+
+
+def _as_list(name: str, kind: Any) -> Any:
+    """Media may be one file or a list of files."""
+    return ("list", kind) if name in MEDIA and kind == "str" else kind
+
+
+def _differs(name: str, sets: Sequence[Files]) -> bool:
+    """Whether data sets hold a column differently, of those that copies hold in one way."""
+    kinds = {_kind_of(name, group) for group in sets}
+    if name not in _ALL_OR_NONE:
+        kinds.discard(None)
+    return len(kinds) > 1
+
+
+_ALL_OR_NONE = frozenset({"rejected_response", "negative_messages"})
+"""Columns that make ms-swift leave out each row that lacks them, if any row of the run has them."""
+
+
+def _kind_of(name: str, group: Files) -> Any:
+    """The type in which a data set has this column, None if it has not."""
+    entry, part = group[0]
+    if entry.copy_reason and name in one_type_in_copies(part.rules) & _ALL_OR_NONE:
+        return None if name == "rejected_response" else "there"  # as copies have it
+    for _, part in group:
+        for column, shape in part.shape.fields.items():
+            if part.layout.rename[column] == name and shape.kind is not None:
+                if name == "negative_messages":
+                    return "there"
+                copied = entry.copy_reason and name in one_type_in_copies(part.rules)
+                return "copied" if copied else _as_list(name, shape.kind)
+    return None

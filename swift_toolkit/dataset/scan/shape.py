@@ -1,0 +1,145 @@
+"""The columns and types that ms-swift takes from the beginning of a JSON Lines file.
+
+Its reader (`datasets` 4.8, packaged_modules/json) fixes the types of all columns by the first 10 MB. A row
+behind them with a further column or another type makes the whole file fail or, worse, turns other rows' texts
+into quoted JSON. A `Shape` learns from the head what the later rows must look like.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from swift_toolkit.dataset.flaws import FlawError
+
+HEAD_BYTES = 10 << 20
+"""How much of a file its reader looks at (`JsonConfig.chunksize`)."""
+
+MAX_DEPTH = 60
+"""Deepest nesting that pyarrow's JSON reader was found to take (64 fails)."""
+
+DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?)?(Z|[+-]\d\d(:?\d\d)?)?")
+
+
+class Shape:
+    """Everything seen at one place of the rows: kinds of value, keys of objects, items of lists."""
+
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
+        self.kinds: set[type] = set()
+        self.keys: set[frozenset[str]] = set()
+        self.fields: dict[str, Shape] = {}
+        self.items: Shape | None = None
+        self.only_dates = True
+
+    def add(self, value: Any) -> None:
+        """Learn from a value.
+
+        Raises:
+            FlawError: it is nested more deeply than `MAX_DEPTH`.
+        """
+        if value is None:
+            return
+        self.kinds.add(type(value))
+        if isinstance(value, str):
+            self.only_dates = self.only_dates and DATE.fullmatch(value) is not None
+        elif isinstance(value, dict):
+            self.keys.add(frozenset(value))
+            for name, inner in value.items():
+                if name not in self.fields:
+                    self.fields[name] = self._inner()
+                self.fields[name].add(inner)
+        elif isinstance(value, list):
+            if self.items is None:
+                self.items = self._inner()
+            for inner in value:
+                self.items.add(inner)
+
+    def _inner(self) -> Shape:
+        if self.depth >= MAX_DEPTH:
+            what = f"a row is nested more than {MAX_DEPTH} deep"
+            raise FlawError("broken", what, "Write the inner part as text.")
+        return Shape(self.depth + 1)
+
+    @property
+    def is_dates(self) -> bool:
+        """Every value is a text that reads as a date, which pyarrow turns into a number."""
+        return self.kinds == {str} and self.only_dates
+
+    @property
+    def may_be_dates(self) -> bool:
+        """So far that is true of a column."""
+        return any(field.is_dates for field in self.fields.values())
+
+    @property
+    def has_dates(self) -> bool:
+        """That is so here or somewhere inside."""
+        return self.is_dates or any(shape.has_dates for shape in self._inside())
+
+    @property
+    def mixes_texts(self) -> bool:
+        """Texts stand where other values stand too, here or inside.
+
+        Such a place may be kept as JSON and decoded again, and a text like "42" then comes back as a number.
+        """
+        if len(self.kinds) > 1 and str in self.kinds:
+            return True
+        return any(shape.mixes_texts for shape in self._inside())
+
+    def _inside(self) -> list[Shape]:
+        return [*self.fields.values(), *([self.items] if self.items else [])]
+
+    @property
+    def kind(self) -> Any:
+        """The type that `datasets` gives such a place, to compare with another; None for nothing but nulls."""
+        names = {kind.__name__ for kind in self.kinds}
+        if names == {"int", "float"}:
+            return "float"
+        if names == {"list"}:
+            return "list", self.items.kind if self.items else None
+        if names == {"dict"} and len(self.keys) == 1 and self.fields:
+            return "dict", frozenset((name, field.kind) for name, field in self.fields.items())
+        if names == {"dict"} or len(names) > 1:
+            return "json"
+        return names.pop() if names else None
+
+    def type(self, whole: bool) -> Any:
+        """What a further value must be, as a type for msgspec; `Any` where the reader keeps plain JSON.
+
+        Args:
+            whole: an object inside must have all its fields.
+        """
+        if not self.kinds:
+            return None
+        present = self._present_type(whole)
+        return Any if present is Any else present | None
+
+    def _present_type(self, whole: bool) -> Any:
+        if self.kinds <= {int, float}:
+            return float if float in self.kinds else int
+        if len(self.kinds) > 1:
+            return Any
+        if self.items is not None:
+            item = self.items.type(whole)
+            return list[item]  # type: ignore[valid-type]
+        if self.kinds == {dict}:
+            # objects of different keys, or of none, are kept as JSON
+            return Any if len(self.keys) > 1 or not self.fields else self.struct({}, whole)
+        return next(iter(self.kinds))
+
+    def struct(self, replace: dict[str, Any], whole: bool = False) -> Any:
+        """A msgspec Struct of the fields seen and no other.
+
+        Args:
+            replace: field -> a type to take instead of the one seen; such a field must be there.
+            whole: an object inside must have all its fields, as a column need not.
+        """
+        import msgspec
+
+        fields: list[Any] = []
+        for at, (name, shape) in enumerate(self.fields.items()):
+            kind = replace.get(name, shape.type(whole))
+            needed = name in replace or (whole and self.depth > 0)
+            given = {"name": name} if needed else {"name": name, "default": None}
+            fields.append((f"field_{at}", kind, msgspec.field(**given)))
+        return msgspec.defstruct("Row", fields, forbid_unknown_fields=True, kw_only=True, gc=False)

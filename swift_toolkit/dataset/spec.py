@@ -1,0 +1,81 @@
+"""Entries of `dataset` and `val_dataset`: a file, a folder of shards or a hub id, and how many rows of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from swift_toolkit.dataset.files import data_suffix
+from swift_toolkit.dataset.flaws import FlawError, brief
+
+_OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One entry of `dataset` or `val_dataset`.
+
+    Args:
+        text: as the user wrote it.
+        path: the path or hub id in it.
+        kind: "file", "folder", "missing" (a path that does not exist) or "hub".
+        sample: N of "#N", the number of rows to take; None for all.
+        near: a local file with nearly the same name, where there is one.
+    """
+
+    text: str
+    path: str
+    kind: Literal["file", "folder", "missing", "hub"]
+    sample: int | None = None
+    near: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetSpec:
+        """Read "path#N", "owner/name:subset#N", "HF::owner/name" or "MS::owner/name".
+
+        Raises:
+            FlawError: N is not a positive whole number.
+        """
+        path, sample = text, None
+        if not Path(text).expanduser().exists() and "#" in text:
+            path, _, count = text.rpartition("#")
+            if not count.isdecimal() or int(count) == 0:
+                what = f"{brief('#' + count)} is not a number of rows"
+                raise FlawError("no-file", what, 'Write a number such as "#500".')
+            sample = int(count)
+        local = Path(path).expanduser()
+        if local.exists():
+            return cls(text, path, "folder" if local.is_dir() else "file", sample)
+        near = _near_file(local)
+        looks_local = path.startswith(("./", "../", "/", "~")) or data_suffix(path) is not None
+        if "::" not in path and (looks_local or path.partition(":")[0].count("/") > 1):
+            return cls(text, path, "missing", sample, near)
+        return cls(text, path, "hub", sample, near)
+
+    def files(self) -> list[Path]:
+        """The file, or the training files of a folder, which `datasets` knows by their names."""
+        path = Path(self.path).expanduser()
+        if self.kind == "file":
+            return [path]
+        names = sorted(
+            entry.relative_to(path)
+            for entry in path.rglob("*")
+            if entry.is_file() and data_suffix(entry) is not None
+        )
+        names = [name for name in names if not any(part.startswith((".", "__")) for part in name.parts)]
+        train = [name for name in names if "train" in str(name).lower()]
+        other = [name for name in names if not _OTHER_SPLIT.search(str(name).lower())]
+        return [path / name for name in train or other]
+
+
+def _near_file(path: Path) -> str | None:
+    from difflib import get_close_matches
+
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.exists() and entry.name[0] != "."]
+    except OSError:
+        return None
+    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return str(path.parent / near[0]) if near else None

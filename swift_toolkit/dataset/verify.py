@@ -1,0 +1,450 @@
+"""Is the data fit to train on? Every row is read before the model is.
+
+    report = verify(["data/train.jsonl"], ["data/val.jsonl"], task="sft")
+    if not report.ok:
+        raise RequestError(report.problems)
+
+A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is
+left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `dataset_files` reads files,
+`dataset_rows` knows the formats, `dataset_checks` judges a row, `dataset_media` looks at its images,
+`dataset_shape` guards the types of columns, `dataset_types` those of files that are read together,
+`dataset_scan` goes through a file (`dataset_blocks` through many rows at once, `dataset_tally` counts),
+`dataset_report` is what comes out, `dataset_copy` writes copies.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.dataset.checks import RANKING_TASKS, TASKS, Rules, Task, misspelled_column
+from swift_toolkit.dataset.files import READ_BY_SWIFT, DataFile, look_at
+from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
+from swift_toolkit.dataset.messages import Layout, layout_of
+from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
+from swift_toolkit.dataset.scan.agreement import agree
+from swift_toolkit.dataset.scan.rows import (
+    PART_BYTES,
+    WITH_STARTER,
+    Part,
+    apart,
+    head_of,
+    scan_part,
+    scan_parts,
+)
+from swift_toolkit.dataset.scan.shape import Shape
+from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
+from swift_toolkit.dataset.spec import DatasetSpec
+
+__all__ = [
+    "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "find_part", "task_of", "verify",
+]  # fmt: skip
+
+MOST = 0.5
+"""Share of the answers that one answer may make up before it is a warning."""
+
+FEW_ROWS = 20
+"""Below this many answers nothing is said about one of them being frequent."""
+
+
+def task_of(command: str = "sft", rlhf_type: str | None = None, task_type: str | None = None) -> Task:
+    """The task that decides what a row must hold, from ms-swift's own settings.
+
+    Args:
+        command: "sft", "pt" or "rlhf".
+        rlhf_type: with "rlhf"; ms-swift's default is "dpo".
+        task_type: "causal_lm", "seq_cls", "embedding", "reranker" or "generative_reranker".
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    name = (rlhf_type or "dpo") if command == "rlhf" else command
+    if command != "rlhf" and task_type not in (None, "causal_lm"):
+        name = str(task_type)
+    for task in TASKS:
+        if task == name:
+            return task
+    raise ValueError(f"unknown task {name!r}, one of {', '.join(TASKS)}")
+
+
+# Verification
+
+
+def verify(
+    train: Sequence[str],
+    val: Sequence[str] = (),
+    *,
+    task: Task = "sft",
+    multimodal: bool = False,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    max_length: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit_seconds: float | None = None,
+) -> DataReport:
+    """Read the data sets and report what is in them and what is wrong with them.
+
+    Args:
+        train: the entries of `dataset`.
+        val: the entries of `val_dataset`.
+        task: decides what a row must hold, see `task_of`.
+        multimodal: the model takes media, so tags in the text always mean media.
+        num_labels: classes of a "seq_cls" run.
+        problem_type: ms-swift's `problem_type` of a "seq_cls" run.
+        max_length: longest row in tokens, for the warning about rows that are longer by an estimate.
+        columns: ms-swift's `columns`, names in the file -> standard names.
+        limit_seconds: about how long to look. Larger files are then judged by their head, their tail and
+            blocks spread evenly between. None looks at every row, with all cores if the data are large.
+    """
+    started = time.perf_counter()
+    rules = Rules(task, multimodal, num_labels, problem_type, max_length, columns)
+    check = _Verification(rules)
+    check.collect("train", train)
+    check.collect("val", val)
+    check.agree()
+    check.scan(None if limit_seconds is None else started + limit_seconds)
+    check.compare()
+    check.report.seconds = time.perf_counter() - started
+    return check.report
+
+
+class _Verification:
+    """The steps of `verify`."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.report = DataReport(rules)
+        self.rules = rules
+        self.work: list[tuple[FileReport, Part]] = []
+        self.tallies: list[tuple[FileReport, Tally]] = []
+
+    def collect(self, split: Split, entries: Sequence[str]) -> None:
+        """Find the files of these data sets, and the format of each."""
+        report = self.report
+        for text in entries:
+            try:
+                spec = DatasetSpec.parse(text)
+            except FlawError as error:
+                report.add(error.flaw, text)
+                continue
+            report.specs[split].append(spec)
+            if spec.kind == "hub" and spec.near:
+                what = f'"{spec.path}" is taken for a hub id, but there is a local "{spec.near}"'
+                report.add(Flaw("near-name", what, "Correct the name if that is meant."))
+            elif spec.kind == "missing":
+                hint = f'Did you mean "{spec.near}"?' if spec.near else "Check the path."
+                report.add(Flaw("no-file", "no such file", hint), spec.path)
+            elif spec.kind != "hub":
+                self._files(spec, split)
+
+    def _files(self, spec: DatasetSpec, split: Split) -> None:
+        paths = spec.files()
+        if not paths:
+            self.report.add(Flaw("no-file", "holds no data file", "Put files of rows into it."), spec.path)
+        for path in paths:
+            inside = path.relative_to(Path(spec.path).expanduser())
+            shown = spec.path if spec.kind == "file" else str(Path(spec.path) / inside)
+            entry = FileReport(shown, split, len(self.report.specs[split]) - 1)
+            self.report.files.append(entry)
+            try:
+                part = find_part(path, shown, self.rules)
+            except FlawError as error:
+                self.report.add(error.flaw, shown)
+                entry.unusable = True
+                continue
+            entry.bytes, entry.copy_reason = part.file.size, part.copy_reason
+            entry.format, entry.unused = part.layout.name, list(part.layout.unused)
+            if flaw := misspelled_column(part.layout, self.rules):
+                self.report.add(flaw, shown)
+            self.work.append((entry, part))
+
+    def agree(self) -> None:
+        """See that files that are read together go together."""
+        for split in self.report.specs:
+            for entry, flaw in agree([one for one in self.work if one[0].split == split]):
+                self.report.add(flaw, entry.path)
+                entry.unusable = True
+
+    def scan(self, deadline: float | None) -> None:
+        """Go through the rows of all files."""
+        total = sum(part.file.size for _, part in self.work)
+        if deadline is None and total > PART_BYTES and (os.cpu_count() or 1) > 1:
+            self._scan_with_all_cores()
+        else:
+            for entry, part in self.work:
+                until = _share(deadline, part.file.size / max(total, 1))
+                total -= part.file.size
+                tally = scan_part(part) if until is None else sample_part(part, until)
+                self.tallies.append((entry, tally))
+        for entry, tally in self.tallies:
+            self._enter(entry, tally)
+
+    def _scan_with_all_cores(self) -> None:
+        parts = [(entry, piece) for entry, part in self.work for piece in _pieces(part)]
+        for (entry, _), tally in zip(parts, scan_parts([part for _, part in parts]), strict=True):
+            if self.tallies and self.tallies[-1][0] is entry:
+                self.tallies[-1][1].add(tally)
+            else:
+                self.tallies.append((entry, tally))
+
+    def _enter(self, entry: FileReport, tally: Tally) -> None:
+        """Put what a file holds into the report."""
+        entry.checked, entry.bad, entry.complete = tally.rows, tally.bad, tally.whole
+        entry.unusable = tally.cut
+        entry.rows = (
+            tally.rows if tally.whole else max(tally.rows, tally.rows * entry.bytes // max(tally.size, 1))
+        )
+        if not tally.rows and not tally.counts:
+            self.report.add(Flaw("empty-file", "there is no row in the file"), entry.path)
+            entry.unusable = True
+        for kind, founds in tally.found.items():
+            for flaw, line, number in founds:
+                self.report.add(flaw, entry.path, line, number)
+            self.report.groups[kind].count += tally.counts[kind] - len(founds)
+        longest = (max(tally.tokens, default=-1) + 1) * TOKEN_STEP
+        self.report.longest[entry.split] = max(self.report.longest[entry.split], longest)
+        if entry.split == "train":
+            self.report.turns.update(tally.turns)
+            share = tally.turns.total() / max(
+                tally.tokens.total(), 1
+            )  # the tokens of some rows stand for all
+            for bar, rows in tally.tokens.items():
+                self.report.tokens[bar * TOKEN_STEP] += round(rows * share)
+
+    def compare(self) -> None:
+        """Look for what only all rows together show: copies, leaks, one answer for everything."""
+        prints: dict[Split, Prints] = {"train": Prints(), "val": Prints()}
+        answers: Counter[str] = Counter()
+        sampled = 0
+        for entry, tally in self.tallies:
+            prints[entry.split].add(tally.prints)
+            if entry.split == "train":
+                answers.update(tally.answers)
+                sampled += tally.sampled
+        self._note_pairs("duplicate", *prints["train"].repeats(), "train", "train")
+        if prints["val"].rows:
+            self._note_pairs("leak", *prints["train"].common(prints["val"]), "train", "val")
+        for answer, times in answers.most_common(1):
+            if sampled >= FEW_ROWS and times > MOST * sampled:
+                self.report.add(
+                    Flaw("same-answer", f"{times / sampled:.0%} of the answers are {brief(answer)}")
+                )
+
+    def _note_pairs(
+        self, kind: str, count: int, pairs: list[tuple[int, int]], earlier: Split, later: Split
+    ) -> None:
+        if not count:
+            return
+        for first, second in pairs:
+            there, row = self._place(second, later)
+            where, number = self._place(first, earlier)
+            same = f"row {number:,}" if where == there else f"row {number:,} of {where}"
+            self.report.add(Flaw(kind, f"is the same as {same}"), there, row=row)
+        if not pairs:
+            self.report.add(Flaw(kind, f"about {count:,} rows, by a share of all"))
+        self.report.groups[kind].count = count
+
+    def _place(self, index: int, split: Split) -> tuple[str, int]:
+        """File and row of the n-th row of a split."""
+        for entry, tally in self.tallies:
+            if entry.split == split:
+                if index < tally.rows:
+                    return entry.path, index + 1
+                index -= tally.rows
+        raise IndexError(index)
+
+
+def find_part(path: Path, shown: str, rules: Rules) -> Part:
+    """All of a file, with its format and the types of its columns.
+
+    Args:
+        path: the file.
+        shown: how messages call it.
+        rules: what the run asks of its rows.
+
+    Raises:
+        FlawError: it cannot be read, or is in no known format.
+    """
+    file = look_at(path, shown)
+    columns, shape = head_of(file)
+    # without any row that is an object there is no format, and no row that would need one
+    layout = layout_of(columns, rules.columns) if columns else Layout("", "messages", {})
+    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape, rules))
+
+
+def _share(deadline: float | None, share: float) -> float | None:
+    if deadline is None:
+        return None
+    now = time.perf_counter()
+    return now + (deadline - now) * share
+
+
+def _pieces(part: Part) -> Iterator[Part]:
+    """A plain file of lines in parts of about `PART_BYTES`, any other as it is."""
+    if part.file.packing or not part.file.has_lines:
+        yield part
+        return
+    bounds = [*range(0, part.file.size, PART_BYTES), part.file.size]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < PART_BYTES // 4:
+        del bounds[-2]
+    for start, end in pairwise(bounds):
+        yield replace(part, start=start, end=end)
+
+
+SAMPLE_BYTES = 1 << 20
+"""Size of the blocks looked at in a file too large to be read whole in the time given."""
+
+
+def sample_part(part: Part, deadline: float) -> Tally:
+    """Judge a file within a time: whole if it can be, else its head, its tail and blocks spread evenly."""
+    if part.file.packing or not part.file.has_lines or part.file.size <= 2 * SAMPLE_BYTES:
+        return scan_part(part, deadline=deadline)
+    started = time.perf_counter()
+    tally = scan_part(replace(part, end=SAMPLE_BYTES))
+    rest = part.file.size - SAMPLE_BYTES
+    needed = (time.perf_counter() - started) / SAMPLE_BYTES * rest
+    if needed < deadline - time.perf_counter():
+        tally.add(scan_part(replace(part, start=SAMPLE_BYTES), deadline=deadline))
+        return tally
+    for at in _spread(part.file.size):
+        tally.add(scan_part(replace(part, start=at, end=at + SAMPLE_BYTES)), near=at)
+        if time.perf_counter() > deadline:
+            break
+    tally.whole = False
+    return tally
+
+
+def _spread(size: int) -> Iterator[int]:
+    """Where to look behind the head: the tail, then blocks in an order that is even wherever it is stopped."""
+    yield size - SAMPLE_BYTES
+    blocks = size // SAMPLE_BYTES
+    seen = {0, blocks, blocks - 1}
+    step = 2
+    while step <= blocks:
+        for part in range(1, step, 2):
+            block = blocks * part // step
+            if block not in seen:
+                seen.add(block)
+                yield block * SAMPLE_BYTES
+        step *= 2
+
+
+def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:
+    """Why ms-swift is given a converted copy of this file; "" where it reads the file itself."""
+    suffixes = "".join(file.path.suffixes[-2 if file.packing else -1 :])
+    if file.path.suffix not in READ_BY_SWIFT:
+        return f"ms-swift does not read {suffixes}"
+    if file.values == "objects":
+        return "ms-swift wants one row a line"
+    if file.values == "array" and not _starts_with(file, b"["):
+        return "ms-swift wants an array to begin with the first byte"
+    if layout.family == "preference":
+        return "ms-swift does not read chosen/rejected"
+    if file.syntax == "csv":
+        return "ms-swift would read numbers where text is meant"
+    for name in ("positive_messages", "negative_messages"):
+        if rules.task not in RANKING_TASKS and name in layout.rename.values():
+            return f'ms-swift would delete rows without "{name}"'
+    for column in shape.fields.keys() - set(layout.unused):
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].has_dates:
+            return f'ms-swift would read the dates in "{column}" as numbers'
+        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
+            return f'ms-swift would read texts like "42" in "{column}" as numbers'
+    return ""
+
+
+_TEXT_COLUMNS = frozenset(
+    {
+        "query",
+        "response",
+        "instruction",
+        "input",
+        "output",
+        "system",
+        "history",
+        "messages",
+        "rejected_messages",
+    }
+    | {"rejected_response", "positive_messages", "negative_messages"}
+)
+
+
+def _starts_with(file: DataFile, mark: bytes) -> bool:
+    with file.path.open("rb") as stream:
+        return stream.read(len(mark)) == mark
+
+
+class BackgroundVerify:
+    """A `verify` in a process of its own, beside other work.
+
+        with BackgroundVerify(["data/train.jsonl"], task="sft") as check:
+            ...
+            report = check.report()
+
+    Args:
+        train: as in `verify`.
+        val: as in `verify`.
+        options: the keywords of `verify`.
+    """
+
+    def __init__(self, train: Sequence[str], val: Sequence[str] = (), **options: Any) -> None:
+        import pickle
+        import subprocess
+        import tempfile
+
+        command, environment = apart()
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
+        self._process = subprocess.Popen(
+            [*command, WITH_STARTER],
+            stdin=subprocess.PIPE,  # stays open as long as this process is there
+            stdout=self._out,
+            env=environment,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        pickle.dump((verify, (list(train), list(val)), options), self._process.stdin)
+        self._process.stdin.flush()
+
+    def report(self, timeout: float | None = 0.0) -> DataReport | None:
+        """The report, or None if it is not there yet.
+
+        Args:
+            timeout: seconds to wait for it; None waits as long as it takes.
+
+        Raises:
+            RuntimeError: the process failed.
+        """
+        import pickle
+        from subprocess import TimeoutExpired
+
+        try:
+            status = self._process.wait(timeout)
+        except TimeoutExpired:
+            return None
+        if status:
+            raise RuntimeError(f"the verification of the data ended with status {status}")
+        self._out.seek(0)
+        report: DataReport = pickle.load(self._out)
+        return report
+
+    def stop(self) -> None:
+        """End it, finished or not."""
+        import signal
+
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._out.close()
+
+    def __enter__(self) -> BackgroundVerify:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,356 @@
+"""The answers of a run: appended one by one as they come, kept through any kill, made into one JSON file at
+the end.
+
+While a run goes on its answers are in ``<output>.partial``: a first line that says what is being asked of
+what, then one line per answer. The same request finds that file again and asks only what is missing. When
+nothing is missing, the answers are put in order into ``<output>``, whole or not at all, and the partial file
+goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from swift_toolkit.evaluation.questions import Question
+from swift_toolkit.problems import Problem, RequestError, RunError
+
+PARTIAL = ".partial"
+FORMAT = 1  # of both files; another one is never continued
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one question.
+
+    Args:
+        text: the answer, None if there is none.
+        finish_reason: ``stop`` (the model ended it) or ``length`` (``max_new_tokens`` did).
+        prompt_tokens: tokens of the rendered prompt.
+        completion_tokens: tokens of the answer.
+        seconds: from asking to the answer's end. Questions that are asked together end together.
+        share: seconds since the answer before it was complete; all of them sum to the time the engine was
+            busy.
+        error: why there is no answer.
+    """
+
+    text: str | None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    share: float = 0.0
+    error: str | None = None
+
+
+class AnswersFile:
+    """The answers of one run, on disk. Made by `open_answers`.
+
+    Args:
+        output: where the finished answers go.
+        run: what tells this run from any other, as JSON.
+        sides: who is asked: ``("tuned",)`` or ``("tuned", "base")``.
+        count: how many questions there are.
+    """
+
+    def __init__(self, output: Path, run: Mapping[str, Any], sides: Sequence[str], count: int) -> None:
+        self.output, self.partial = output, _partial(output)
+        self.run, self.sides, self.count = run, tuple(sides), count
+        self.fingerprint = fingerprint(run)
+        self.finished = False
+        self.meta: dict[str, Any] = {}
+        self._offsets = {side: array("q", [-1]) * count for side in self.sides}
+        self._kept = dict.fromkeys(self.sides, 0)
+        self._file: BinaryIO | None = None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            with suppress(OSError):  # what could not be written was told when it was tried
+                self._file.close()
+            self._file = None
+
+    def count_of(self, side: str) -> int:
+        """How many questions have an answer, or a recorded failure, from ``side``."""
+        return self._kept[side]
+
+    def keep_meta(self, meta: Mapping[str, Any]) -> None:
+        """Keep what is known of the run, once."""
+        if not self.meta:
+            self.meta = dict(meta)
+            self._append({"meta": self.meta})
+
+    def missing(self, side: str, index: int) -> bool:
+        """Whether the question at ``index`` has still to be put to ``side``."""
+        return self._offsets[side][index] < 0
+
+    def append(self, index: int, side: str, answer: Answer) -> None:
+        """Keep one answer. When this returns, no kill of this process can lose it."""
+        self._note(side, index, self._append({"index": index, "side": side, **asdict(answer)}))
+
+    def _note(self, side: str, index: int, offset: int) -> None:
+        self._kept[side] += self._offsets[side][index] < 0
+        self._offsets[side][index] = offset
+
+    def _append(self, line: Mapping[str, Any]) -> int:
+        """Write one line; returns where it begins.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
+        assert self._file is not None
+        offset = self._file.seek(0, os.SEEK_END)
+        with told_if_unwritable(self.partial):
+            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+        return offset
+
+    def answer(self, index: int, side: str) -> Answer | None:
+        """The answer to the question at ``index``, None if it is missing."""
+        offset = self._offsets[side][index]
+        if offset < 0:
+            return None
+        assert self._file is not None
+        self._file.seek(offset)
+        line = json.loads(self._file.readline())
+        del line["index"], line["side"]
+        return Answer(**line)
+
+    def pairs(self, questions: Iterable[Question]) -> Iterator[tuple[Question, dict[str, Answer]]]:
+        """Every question in order with its answers by side; one in memory at a time."""
+        for question in questions:
+            found = {side: self.answer(question.index, side) for side in self.sides}
+            yield question, {side: answer for side, answer in found.items() if answer is not None}
+
+    def finish(self, results: Iterable[Mapping[str, Any]], summary: Callable[[], Mapping[str, Any]]) -> None:
+        """Write the finished answers, whole or not at all, and let the partial file go.
+
+        Args:
+            results: one for each question, in order.
+            summary: gives the figures of all results; asked after the last of them.
+
+        Raises:
+            RunError: the disk does not take them.
+        """
+        with told_if_unwritable(self.output):
+            self._write_results(results, summary)
+        self.finished = True
+        self.partial.unlink(missing_ok=True)
+
+    def _write_results(
+        self, results: Iterable[Mapping[str, Any]], summary: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        parts = [
+            self.output.with_name(f"{self.output.name}.{os.getpid()}.{name}") for name in ("results", "tmp")
+        ]
+        try:
+            with parts[0].open("w", encoding="utf-8") as file:
+                separator = ""
+                for result in results:
+                    file.write(separator + json.dumps(result, ensure_ascii=False))
+                    separator = ",\n"
+            self.meta = {"format": FORMAT, "fingerprint": self.fingerprint, **self.meta}
+            head = json.dumps({"meta": self.meta, "summary": summary()}, ensure_ascii=False, indent=2)
+            with parts[1].open("w", encoding="utf-8") as file, parts[0].open(encoding="utf-8") as body:
+                file.write(head.removesuffix("\n}") + ",\n" + _RESULTS)
+                shutil.copyfileobj(body, file)
+                file.write("\n]}\n")
+            parts[1].replace(self.output)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Take hold of the partial file: make it, or read what an earlier run left.
+
+        Raises:
+            RequestError: another process holds it, or it cannot be written.
+            RunError: the disk is full.
+        """
+        try:
+            self._file = self.partial.open("a+b")
+        except OSError as error:
+            raise _unwritable(self.output, error) from None
+        _lock(self._file, self.output)
+        self._file.seek(0)
+        header = self._file.readline()
+        if not header.endswith(b"\n"):
+            self._file.truncate(0)
+            self._append({"format": FORMAT, "fingerprint": self.fingerprint, "run": self.run})
+            return
+        self._recover(self._file)
+
+    def _recover(self, file: BinaryIO) -> None:
+        """Find the answers that are there; what a kill cut off in the middle of a line is dropped."""
+        offset = file.tell()
+        while line := file.readline():
+            if not line.endswith(b"\n"):
+                break
+            entry = json.loads(line)
+            if "meta" in entry:
+                self.meta = entry["meta"]
+            else:
+                self._note(entry["side"], entry["index"], offset)
+            offset += len(line)
+        file.truncate(offset)
+
+
+@contextmanager
+def told_if_unwritable(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a RunError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+_RESULTS = '  "results": [\n'
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + PARTIAL)
+
+
+def _lock(file: BinaryIO, output: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        problem = Problem(
+            "is being written by another run of this command", "Wait for it, or stop it.", file=str(output)
+        )
+        file.close()
+        raise RequestError([problem]) from None
+
+
+def fingerprint(run: Mapping[str, Any]) -> str:
+    """What two runs have in common when one can go on where the other stopped."""
+    return hashlib.sha256(json.dumps([FORMAT, run], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def open_answers(
+    output: Path | None, folder: Path, run: Mapping[str, Any], sides: Sequence[str], count: int
+) -> AnswersFile:
+    """The answers file of a run: the one that the same run left unfinished, else a new one.
+
+    Args:
+        output: where the user wants the answers. If another run's answers are there already, ``-2``, ``-3``
+            ... is added to the name. None: a name by time in ``folder``.
+        folder: where answers go without ``output``.
+        run: what tells this run from any other, as JSON.
+        sides: who is asked.
+        count: how many questions there are.
+
+    Raises:
+        RequestError: it cannot be written, or another process is writing it.
+    """
+    _make_folder(folder if output is None else output.parent, output or folder)
+    mark = fingerprint(run)
+    place = _unfinished(folder, mark) or _by_time(folder) if output is None else _free(output, mark)
+    answers = AnswersFile(place, run, sides, count)
+    if place.exists():  # the same run, already whole
+        answers.finished = True
+        answers.partial.unlink(missing_ok=True)
+    else:
+        answers.start()
+    return answers
+
+
+def _make_folder(folder: Path, shown: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(shown, error) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(shown, PermissionError(0, "Permission denied"))
+
+
+def _unwritable(output: Path, error: OSError) -> RequestError:
+    what = f"cannot be written ({(error.strerror or 'unknown error').lower()})"
+    return RequestError([Problem(what, "Name another place with --output.", file=str(output))])
+
+
+def _unfinished(folder: Path, mark: str) -> Path | None:
+    for partial in sorted(folder.glob(f"answers-*.json{PARTIAL}")):
+        if _mark_of_partial(partial) == mark:
+            return partial.with_name(partial.name.removesuffix(PARTIAL))
+    return None
+
+
+def _by_time(folder: Path) -> Path:
+    return _free(folder / time.strftime("answers-%Y%m%d-%H%M%S.json"), "")
+
+
+def _free(output: Path, mark: str) -> Path:
+    """``output``, or the first of its numbered neighbours, that is free or belongs to the run ``mark``."""
+    place, number = output, 1
+    while True:
+        marks = [_mark_of_results(place), _mark_of_partial(_partial(place))]
+        if mark in marks or marks == [None, None]:
+            return place
+        number += 1
+        place = output.with_name(f"{output.stem}-{number}{output.suffix}")
+
+
+def _mark_of_partial(path: Path) -> str | None:
+    """Whose partial file this is: None where there is none (or one killed before its first line), "" if
+    unknown.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+    if not line.endswith(b"\n"):
+        return None if not line or line.startswith(b'{"format"') else ""
+    try:
+        return str(json.loads(line)["fingerprint"])
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def _mark_of_results(path: Path) -> str | None:
+    """Whose finished answers these are: None where there is nothing, "" if unknown."""
+    if not path.exists():
+        return None
+    try:
+        return str(read_results(path)[0]["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any], Iterator[dict[str, Any]]]:
+    """``meta``, ``summary`` and the results, one at a time, of a finished answers file.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    head = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line == _RESULTS:
+                break
+            head.append(line)
+            if len(head) > 10_000:
+                break
+    document = json.loads("".join(head).rstrip().removesuffix(",") + "}")
+    return document["meta"], document["summary"], _results(path, len(head) + 1)
+
+
+def _results(path: Path, skip: int) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            if number >= skip and line.startswith("{"):
+                yield json.loads(line.rstrip().removesuffix(","))

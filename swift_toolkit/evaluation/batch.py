@@ -1,0 +1,203 @@
+"""A set of questions put to a checkpoint: asked, kept, summed up.
+
+The order of steps: the questions are read and checked; the answers file is found or made; what it lacks is
+asked, first of the tuned model, then of the base; the figures are summed and the finished file is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swift_toolkit.evaluation.answers import (
+    Answer,
+    AnswersFile,
+    open_answers,
+    read_results,
+    told_if_unwritable,
+)
+from swift_toolkit.evaluation.questions import Overview, Question, QuestionSet
+from swift_toolkit.inference.engine import Side
+from swift_toolkit.inference.plan import Plan, folder_of
+from swift_toolkit.problems import Problem, RequestError
+
+if TYPE_CHECKING:
+    from swift_toolkit.inference.engine import Engine
+
+Progress = Callable[[int, int, "Answer | None"], None]
+"""Called several times a second: answers there, answers in all, and the newest one if there is one."""
+
+
+class Batch:
+    """One run over a set of questions. Use it in a ``with`` statement.
+
+    Args:
+        plan: what is asked and how.
+        questions: the questions.
+        output: where the answers go; None for a name by time beside the checkpoint.
+        report: an ``.html`` or ``.md`` file to make of the answers, None for none.
+        compare_base: whether the base is asked too.
+
+    Raises:
+        RequestError: with everything wrong with the questions or the place of the answers.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        questions: QuestionSet,
+        output: Path | None = None,
+        report: Path | None = None,
+        *,
+        compare_base: bool = False,
+    ) -> None:
+        self.plan, self.questions, self.report = plan, questions, report
+        self.sides: tuple[Side, ...] = ("tuned", "base") if compare_base else ("tuned",)
+        problems = plan.base_problems() if compare_base else []
+        self.overview = check_request(questions, output, report, problems)
+        self.output = output
+        self.answers: AnswersFile | None = None
+
+    @property
+    def total(self) -> int:
+        """How many answers there are to be."""
+        return self.overview.count * len(self.sides)
+
+    def __enter__(self) -> Batch:
+        """Take hold of the answers file."""
+        run = {**self.plan.identity(), "questions": self.overview.digest, "sides": list(self.sides)}
+        folder = folder_of(self.plan.checkpoint)
+        self.answers = open_answers(self.output, folder, run, self.sides, self.overview.count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.answers is not None:
+            self.answers.close()
+
+    def facts(self) -> dict[str, Any]:
+        """What is known before anything is asked."""
+        overview = self.overview
+        known = {"questions": self.questions.name, "count": overview.count, "references": overview.references}
+        return {**known, "categories": dict(overview.categories), "sides": list(self.sides)}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same as names and values for the screen, and where the answers go."""
+        overview = self.overview
+        parts = [f"{overview.count} from {self.questions.name}"]
+        if overview.references:
+            parts.append(f"{overview.references} with a reference")
+        if overview.categories:
+            parts.append(f"{len(overview.categories)} categories")
+        rows = [("questions", ", ".join(parts))]
+        if self.answers is not None:
+            rows.append(("answers", f"{self.answers.output}{self._left_off()}"))
+        return rows
+
+    @property
+    def kept(self) -> int:
+        """How many answers are there."""
+        return sum(self.answers.count_of(side) for side in self.sides) if self.answers else 0
+
+    def _left_off(self) -> str:
+        assert self.answers is not None
+        if self.answers.finished:
+            return " (all are there already)"
+        return f" (going on: {self.kept} of {self.total} are there)" if self.kept else ""
+
+    def run(
+        self, engine: Callable[[Side], Engine], progress: Progress
+    ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """Ask what is missing and write the finished file; its path, its ``meta`` and its ``summary``.
+
+        Args:
+            engine: gives the engine that answers for a side.
+            progress: told what happens.
+
+        Raises:
+            RunError: an engine ended, or the disk is full. What was answered is kept.
+        """
+        answers = self.answers
+        assert answers is not None
+        if not answers.finished:
+            self._ask_all(answers, engine, progress)
+        if self.report is not None:
+            from swift_toolkit.evaluation.page import write_report
+
+            with told_if_unwritable(self.report):
+                write_report(answers.output, self.report)
+        return (answers.output, *read_results(answers.output)[:2])
+
+    def _ask_all(self, answers: AnswersFile, engine: Callable[[Side], Engine], progress: Progress) -> None:
+        for side in self.sides:
+            if answers.count_of(side) < self.overview.count:
+                self._ask(answers, side, engine(side), progress)
+        self._finish(answers)
+
+    def _ask(self, answers: AnswersFile, side: Side, engine: Engine, progress: Progress) -> None:
+        answers.keep_meta(self._facts(engine))
+        for event in engine.answers(self._missing(answers, side), side):
+            if event is not None:
+                answers.append(event[0], side, event[1])
+            progress(self.kept, self.total, None if event is None else event[1])
+
+    def _missing(self, answers: AnswersFile, side: Side) -> Iterator[Question]:
+        return (question for question in self.questions if answers.missing(side, question.index))
+
+    def _facts(self, engine: Engine) -> dict[str, Any]:
+        ready = engine.ready
+        return {
+            **self.plan.facts(),
+            **{name: ready[name] for name in ("template", "system", "dtype", "versions")},
+            "questions": self.questions.name,
+            "sides": list(self.sides),
+            "prompt": engine.render(next(iter(self.questions))),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+
+    def _finish(self, answers: AnswersFile) -> None:
+        from swift_toolkit.evaluation.scores import Scorer
+        from swift_toolkit.evaluation.summary import Summary
+
+        summary = Summary(self.sides, Scorer() if self.overview.references else None)
+        answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.as_dict)
+
+
+def check_request(
+    questions: QuestionSet, output: Path | None, report: Path | None, problems: Sequence[Problem] = ()
+) -> Overview:
+    """Read the questions once and look at the places to write to.
+
+    Args:
+        questions: the questions.
+        output: where the answers are to go, None for beside the checkpoint.
+        report: where the report is to go, None for none.
+        problems: what is known to be wrong already.
+
+    Raises:
+        RequestError: with ``problems`` and everything wrong with the questions or the places.
+    """
+    found = [*problems, *_place_problems(output, "--output", (".json",))]
+    found += _place_problems(report, "--report", (".html", ".md"))
+    try:
+        overview = questions.check()
+    except RequestError as error:
+        raise RequestError(found + error.problems) from None
+    if found:
+        raise RequestError(found)
+    return overview
+
+
+def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) -> list[Problem]:
+    """What keeps a file from being written there."""
+    if place is None:
+        return []
+    folder = next((folder for folder in place.absolute().parents if folder.exists()), place)
+    if place.is_dir() or place.suffix not in suffixes:
+        what = "a directory" if place.is_dir() else "no such file"
+        return [Problem(f"is {place}, {what}", f"Name a file that ends in {' or '.join(suffixes)}.", flag)]
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return [Problem(f"is {place}, but {folder} cannot be written", "Name another place.", flag)]
+    return []

@@ -1,0 +1,282 @@
+"""Questions to ask a model: read one at a time from JSON, JSONL, CSV, any training file, or a list.
+
+A question is a string, or an object ``{id, question | messages, system, reference, category, images, videos,
+audios}``. A training row is a question too: everything before its last assistant turn is asked, that turn is
+the reference.
+
+    questions = QuestionSet("test_questions.json")
+    questions.check()           # reads it once, raises with all that is wrong
+    for question in questions:  # reads it again, one row in memory at a time
+        ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.dataset.files import look_at, read_records
+from swift_toolkit.dataset.flaws import Flaw, FlawError
+from swift_toolkit.dataset.media import file_flaw
+from swift_toolkit.dataset.messages import MEDIA, RESPONSE_COLUMNS, Layout, layout_of, standard_row
+from swift_toolkit.problems import Problem, RequestError
+
+KEYS = ("id", "question", "messages", "system", "reference", "category", *MEDIA)
+"""The keys of a question."""
+
+_OWN_KEYS = ("id", "reference", "category")  # the rest is read like a training row
+_PASSED_ON = (*MEDIA, "tools", "objects", "chat_template_kwargs")
+_ALLOWED = {*KEYS, *RESPONSE_COLUMNS, *_PASSED_ON, "image", "video", "audio", "history", "system_prompt"}
+
+SHOWN_PROBLEMS = 20
+"""How many problems of one set are printed; the rest is counted."""
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, ready to be asked.
+
+    Args:
+        index: its place in the set, from 0.
+        id: its name in the results: the one given, else its place counted from 1.
+        messages: what the model is shown, ``{"role": ..., "content": ...}`` each; the first may be from
+            ``system``, the last is not from ``assistant``.
+        reference: the answer hoped for, if known.
+        category: what to group it under, if given.
+        extra: further inputs by ms-swift's names: ``images``, ``videos``, ``audios`` (lists of files or
+            addresses), ``tools``, ``objects``, ``chat_template_kwargs``.
+    """
+
+    index: int
+    id: str
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    category: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The last turn: what a table shows as the question."""
+        content = self.messages[-1]["content"]
+        return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a set of questions holds, from one reading.
+
+    Args:
+        count: how many questions.
+        digest: SHA-256 of the questions as read, to tell one set from another.
+        references: how many have a reference.
+        media: how many come with images, videos or audios.
+        categories: how many questions per category, in the order of their first appearance.
+    """
+
+    count: int
+    digest: str
+    references: int
+    media: int
+    categories: Mapping[str, int]
+
+
+class QuestionSet:
+    """A set of questions that is read anew, one at a time, whenever it is iterated over.
+
+    Args:
+        source: a file, or a list of strings and objects.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Mapping[str, Any]]) -> None:
+        self.source = source
+        self.name = str(source) if isinstance(source, (str, Path)) else "questions"
+
+    def __iter__(self) -> Iterator[Question]:
+        """Every question in order.
+
+        Raises:
+            RequestError: at the first row that is no question.
+        """
+        for index, (line, row) in enumerate(self._rows()):
+            try:
+                yield _question(index, row, self._folder)
+            except FlawError as error:
+                raise RequestError([self._problem(line, error.flaw)]) from None
+
+    def check(self) -> Overview:
+        """Read the whole set once.
+
+        Raises:
+            RequestError: with everything that is wrong: the file, rows that are no questions, media files
+                that do not exist, ids given twice.
+        """
+        reading = _Reading()
+        problems: list[Problem] = []
+        more = 0
+        for index, (line, row) in enumerate(self._rows()):
+            try:
+                reading.add(row, _question(index, row, self._folder), line)
+            except FlawError as error:
+                if len(problems) < SHOWN_PROBLEMS:
+                    problems.append(self._problem(line, error.flaw))
+                else:
+                    more += 1
+        if more:
+            problems.append(Problem(f"has {more} more problems", file=self.name))
+        if not reading.count and not problems:
+            problems.append(Problem("holds no questions", file=self.name))
+        if problems:
+            raise RequestError(problems)
+        return reading.overview()
+
+    def _rows(self) -> Iterator[tuple[int | None, Any]]:
+        """Every row with its line; what cannot be read comes as a `Flaw`."""
+        if not isinstance(self.source, (str, Path)):
+            yield from enumerate(self.source, start=1)
+            return
+        path = Path(self.source).expanduser()
+        if not path.is_file():
+            what = "is a directory, not a file of questions" if path.is_dir() else "does not exist"
+            raise RequestError([Problem(what, file=self.name)])
+        try:
+            file = look_at(path, self.name)
+        except FlawError as error:
+            raise RequestError([Problem(error.flaw.what, error.flaw.advice, file=self.name)]) from None
+        for record in read_records(file):
+            yield record.line or record.number, record.value
+
+    def _problem(self, line: int | None, flaw: Flaw) -> Problem:
+        return Problem(flaw.what, flaw.advice, file=self.name, line=line)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.source).expanduser().parent if isinstance(self.source, (str, Path)) else Path()
+
+
+class _Reading:
+    """What is learned about a set while it is read."""
+
+    def __init__(self) -> None:
+        self.count = self.references = self.media = 0
+        self.digest = hashlib.sha256()
+        self.categories: Counter[str] = Counter()
+        self.lines_of_ids: dict[str, int | None] = {}  # of the ids that were given
+
+    def add(self, row: Any, question: Question, line: int | None) -> None:
+        if question.id in self.lines_of_ids:
+            first = self.lines_of_ids[question.id]
+            raise FlawError(
+                "columns", f'the id "{question.id}" was given before, in line {first}', "Give each its own."
+            )
+        if isinstance(row, Mapping) and row.get("id") is not None:
+            self.lines_of_ids[question.id] = line
+        self.digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        self.count += 1
+        self.references += question.reference is not None
+        self.media += any(question.extra.get(kind) for kind in MEDIA)
+        if question.category is not None:
+            self.categories[question.category] += 1
+
+    def overview(self) -> Overview:
+        return Overview(
+            self.count, self.digest.hexdigest(), self.references, self.media, dict(self.categories)
+        )
+
+
+# --- rows into questions ------------------------------------------------------------------------------------
+
+
+def _question(index: int, row: Any, folder: Path) -> Question:
+    """The question that a row holds.
+
+    Raises:
+        FlawError: it holds none.
+    """
+    if isinstance(row, Flaw):
+        raise FlawError(*row)
+    if isinstance(row, str):
+        row = {"question": row}
+    if not isinstance(row, Mapping):
+        raise FlawError("not-a-row", "is neither a text nor an object", 'Write a text, or {"question": ...}.')
+    own = {key: _text(row[key], key) for key in _OWN_KEYS if row.get(key) is not None}
+    asked = {key: value for key, value in row.items() if key not in _OWN_KEYS}
+    if "question" in asked:
+        _refuse_other_keys(asked)
+    if not asked:
+        raise FlawError("no-question", "nothing is asked", 'Write a "question" or "messages".')
+    standard = standard_row(asked, _layout(tuple(asked)))
+    messages = standard["messages"]
+    answer = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+    if not messages or messages[-1]["role"] == "system" or not messages[-1]["content"]:
+        raise FlawError(
+            "no-question", "nothing is asked", 'Write a "question", or "messages" with a turn from "user".'
+        )
+    extra = {key: standard[key] for key in _PASSED_ON if standard.get(key)}
+    for kind in MEDIA:
+        if kind in extra:
+            extra[kind] = [_medium(item, kind, folder) for item in extra[kind]]
+    return Question(
+        index,
+        own.get("id", str(index + 1)),
+        tuple(messages),
+        own.get("reference", answer),
+        own.get("category"),
+        extra,
+    )
+
+
+@lru_cache(maxsize=256)
+def _layout(columns: tuple[str, ...]) -> Layout:
+    return layout_of(columns)
+
+
+def _refuse_other_keys(row: Mapping[str, Any]) -> None:
+    """What is written as a question has a question's keys: a misspelled one would be passed over in
+    silence.
+    """
+    if "messages" in row:
+        raise FlawError("columns", 'there are both "question" and "messages"', "Keep one of them.")
+    for key in row:
+        if key not in _ALLOWED:
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            do = f'Did you mean "{near[0]}"?' if near else f"A question has {', '.join(KEYS)}."
+            raise FlawError("columns", f'"{key}" is not a key of a question', do)
+
+
+def _text(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)):
+        return str(value)
+    raise FlawError("content", f'"{key}" must be text')
+
+
+def image_flaw(image: str) -> Flaw | None:
+    """What is wrong with an image for a question; an address is not looked at."""
+    path = Path(image).expanduser()
+    if "://" in image:
+        return None
+    return file_flaw(str(path), True) if path.is_file() else Flaw("media-file", f'"{image}" does not exist')
+
+
+def _medium(item: Any, kind: str, folder: Path) -> Any:
+    """An image, video or audio: an address, the content itself, or a local file, seen from here or the
+    questions.
+    """
+    if not isinstance(item, str) or "://" in item or item.startswith("data:") or len(item) > 4096:
+        return item
+    for path in (Path(item).expanduser(), folder / item):
+        if path.is_file():
+            if flaw := file_flaw(str(path), kind == "images"):
+                raise FlawError(*flaw)
+            return str(path)
+    raise FlawError("media-file", f'"{kind}" names {item}, which does not exist', "Correct the path.")

@@ -1,0 +1,123 @@
+"""What the answers of a run amount to: one result per question, and the figures of all."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swift_toolkit.evaluation.answers import Answer
+from swift_toolkit.evaluation.questions import Question
+from swift_toolkit.evaluation.scores import METRICS, Score, ScoreBoard, Scorer
+
+
+class Summary:
+    """The figures of a run, taken in one question at a time.
+
+    Args:
+        sides: who was asked.
+        scorer: measures answers against references; None if there are no references.
+    """
+
+    def __init__(self, sides: Sequence[str], scorer: Scorer | None) -> None:
+        self.sides, self.scorer = tuple(sides), scorer
+        self.board = ScoreBoard()
+        self.asked = 0
+        self.failed = 0
+        self.tokens_in = self.tokens_out = 0
+        self.busy_seconds = 0.0
+        self.latencies = array("d")
+
+    def add(self, question: Question, answers: Mapping[str, Answer]) -> dict[str, Any]:
+        """Take in one question and its answers; returns its result."""
+        self.asked += 1
+        self.failed += any(answer.error is not None for answer in answers.values())
+        for answer in answers.values():
+            self.tokens_in += answer.prompt_tokens
+            self.tokens_out += answer.completion_tokens
+            self.busy_seconds += answer.share
+            if answer.error is None:
+                self.latencies.append(answer.seconds)
+        return _result(question, answers, self._scores(question, answers))
+
+    def _scores(self, question: Question, answers: Mapping[str, Answer]) -> dict[str, Score]:
+        """The scores by side; none where a side has no answer, so that both are measured by the same
+        questions.
+        """
+        if self.scorer is None or question.reference is None:
+            return {}
+        if any(answer.text is None for answer in answers.values()):
+            return {}
+        scores = {
+            side: self.scorer.score(answer.text or "", question.reference) for side, answer in answers.items()
+        }
+        for side, score in scores.items():
+            self.board.add(side, question.category, score)
+        return scores
+
+    def as_dict(self) -> dict[str, Any]:
+        """``asked``, ``answered``, ``failed``, tokens, seconds, tokens per second, latencies in seconds,
+        ``scores``.
+
+        ``seconds`` is the time the engine was busy, over all the sittings of a run that was interrupted.
+        """
+        ordered = sorted(self.latencies)
+        return {
+            "asked": self.asked,
+            "answered": self.asked - self.failed,
+            "failed": self.failed,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "seconds": round(self.busy_seconds, 3),
+            "tokens_per_second": round(self.tokens_out / self.busy_seconds, 2) if self.busy_seconds else 0.0,
+            "latency_p50": round(_nearest_rank(ordered, 50), 3),
+            "latency_p95": round(_nearest_rank(ordered, 95), 3),
+            "scores": self.board.as_dict(),
+        }
+
+
+def _nearest_rank(ordered: Sequence[float], percent: int) -> float:
+    """The smallest value that at least ``percent`` % of the values do not exceed; 0 of none."""
+    return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else 0.0
+
+
+def _result(question: Question, answers: Mapping[str, Answer], scores: Mapping[str, Score]) -> dict[str, Any]:
+    result: dict[str, Any] = {"id": question.id, "category": question.category, "question": question.text}
+    if len(question.messages) > 1:
+        result["messages"] = list(question.messages)
+    result["reference"] = question.reference
+    result |= _told(answers["tuned"], scores.get("tuned"))
+    if "base" in answers:
+        result["base"] = _told(answers["base"], scores.get("base"))
+    return result
+
+
+def _told(answer: Answer, score: Score | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "seconds": round(answer.seconds, 3),
+    }
+    if answer.error is not None:
+        told["error"] = answer.error
+    if score is not None:
+        told["scores"] = score.as_dict()
+    return told
+
+
+def score_table(scores: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The scores of a summary as the heading and the rows of a table: a row for each category, side and
+    metric.
+    """
+    sides = [side for side in ("base", "tuned", "difference") if any(side in of for of in scores.values())]
+    rows = []
+    for category, of in scores.items():
+        for metric in of["tuned"]:
+            values = [
+                f"{of[side][metric]:+.1f}" if side == "difference" else f"{of[side][metric]:.1f}"
+                for side in sides
+            ]
+            rows.append([category, str(of["count"]), METRICS[metric], *values])
+    return ["category", "count", "score", *sides], rows

@@ -1,0 +1,1 @@
+"""One engine behind every backend: the plan, the worker process, the chat."""

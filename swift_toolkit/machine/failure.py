@@ -1,0 +1,76 @@
+"""Why a run or a server ended: the first cause, out of what its processes said and how they died."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.training.peers import LOST
+
+TAIL_BYTES = 1 << 17  # of the log, in which torch.distributed.run's summary is looked for
+
+
+def reason(errors: Sequence[Mapping[str, Any]], exit_status: int, log: Path) -> tuple[str, bool]:
+    """What ended the run in one line, and whether it was a lack of memory.
+
+    A cause on another node comes first, then a process that was killed, then the first error that does not merely
+    say that the connection to another process broke.
+
+    Args:
+        errors: the ``error`` events of training.py.
+        exit_status: of the process that was started; negative is the number of a signal.
+        log: what it printed.
+    """
+    told = [str(error["cause"]) for error in errors if error["cause"]]
+    if told:
+        return told[0], _lacks_memory(told[0])
+    rank, number = killed(log) if exit_status > 0 else (None, -exit_status)
+    if number and not (errors and rank is None):
+        whose = "the training process" if rank is None else f"the process of rank {rank}"
+        if number == signal.SIGKILL:
+            return f"the system killed {whose}, most often for lack of memory", True
+        return f"{whose} ended with {signal.Signals(number).name}", False
+    if not errors:
+        return f"the training process ended with status {exit_status}", False
+    in_order = sorted(errors, key=lambda error: float(error["time"]))
+    first = next((error for error in in_order if not LOST.search(error["message"])), in_order[0])
+    words = f"{first['type']}: {first['message']}".strip(": ")
+    line = words.splitlines()[0]
+    return (f"rank {first['rank']}: {line}" if first["of"] > 1 else line), _lacks_memory(words)
+
+
+def _lacks_memory(words: str) -> bool:
+    low = words.lower()
+    return (
+        "out of memory" in low or "outofmemory" in low or "can't allocate memory" in low
+    )  # the last on a CPU
+
+
+_SUMMARY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+) \(pid: \d+\)")
+
+
+def killed(log: Path) -> tuple[int | None, int]:
+    """The first rank that a signal ended and its number, by torch.distributed.run's summary; None and 0 if none."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    for rank, status in _SUMMARY.findall(text):
+        if int(status) < 0 and -int(status) != signal.SIGTERM:
+            return int(rank), -int(status)
+    return None, 0
+
+
+_ENGINE_ERROR = re.compile(
+    r"^\((?:EngineCore|Worker)[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .+)$", re.MULTILINE
+)
+
+
+def engine_error(log: Path) -> str | None:
+    """The first error of vLLM's processes in ``log``; what the server itself sees says only that there was one."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+        found = _ENGINE_ERROR.search(file.read().decode("utf-8", "replace"))
+    return found.group(1) if found else None

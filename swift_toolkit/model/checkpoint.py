@@ -1,0 +1,438 @@
+"""What a checkpoint is, what it came from, and which one of a training is meant.
+
+Everything is read from files that ms-swift left: args.json (versions 3 and 4), sft_args.json (1 and 2),
+adapter_config.json and trainer_state.json. Whether the weights are whole is `model_files`' part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from swift_toolkit.config import translate
+from swift_toolkit.model.builtin import builtin_of, is_builtin
+from swift_toolkit.model.builtin import problems as builtin_problems
+from swift_toolkit.model.files import (
+    ARGS_FILES,
+    Kind,
+    adapter_problems,
+    adapter_root,
+    is_model,
+    kind_of,
+    missing,
+    model_problems,
+    read_json,
+    safetensors_header,
+    tuner_type,
+)
+from swift_toolkit.problems import Problem, RequestError
+
+Generation = Literal["v1", "v2", "v3", "v4"]
+
+CODE_KEYS = ("external_plugins", "custom_register_path")  # settings that ms-swift imports as Python files
+OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-swift 1 and 2
+FLOATS = ("F32", "F16", "BF16")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+RUN = re.compile(r"v(\d+)-\d{8}-\d{6}")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint and what its files say about it.
+
+    Args:
+        path: its directory, absolute.
+        kind: ``lora`` (an adapter of any sort), ``full`` or ``merged``.
+        tuner_type: how it was trained (``lora``, ``full``, ``adalora``, ...), if known.
+        base: the model it was trained from: an absolute directory, a hub id or a ``builtin/`` name. Always
+            known for an adapter.
+        base_source: where the base was learned, as a phrase.
+        model_type: the architecture, by the name it has in that generation of ms-swift; None for 1 and 2,
+            where the word meant something else.
+        template: the chat format, by the name it has in that generation of ms-swift.
+        system: the system prompt it was trained with, if not its template's own.
+        lora_rank: the greatest rank of the adapter's matrices.
+        task_type: ``causal_lm``, ``seq_cls``, ``embedding``, ...
+        torch_dtype: the type of the weights in training, e.g. ``bfloat16``.
+        generation: which generation of ms-swift wrote it, if one did.
+        args: the whole of args.json or sft_args.json; empty without one. May hold keys and tokens: never
+            print it.
+    """
+
+    path: Path
+    kind: Kind
+    tuner_type: str | None
+    base: str | None
+    base_source: str | None
+    model_type: str | None
+    template: str | None
+    system: str | None
+    lora_rank: int | None
+    task_type: str | None
+    torch_dtype: str | None
+    generation: Generation | None
+    args: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """A checkpoint that was looked for: its directory, and in a few words why it is this one."""
+
+    path: Path
+    why: str
+
+
+def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:
+    """What the directory ``path`` holds, checked to be whole together with its base.
+
+    Args:
+        path: a checkpoint, a merged model or any model directory.
+        base_model: the base to use instead of the recorded one: a directory, a hub id or a ``builtin/`` name.
+        trust_code: accept an args.json that names Python files to import.
+
+    Raises:
+        RequestError: every reason why it cannot be used.
+    """
+    with _readable(path):
+        return _read(path.resolve(), base_model, trust_code)
+
+
+def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
+    kind = kind_of(path)
+    problems = _damage(path)
+    if kind is None:
+        raise RequestError(problems)
+    args_file, args, args_problems = _read_args(path)
+    problems += args_problems
+    adapter = _adapter_config(path)
+    base, base_problems = _base(path, base_model, args, adapter)
+    if kind == "lora" or base_model is not None:
+        problems += base_problems
+    if kind == "lora" and base is not None and not problems:
+        problems += _misfit(path, Path(base.model))
+    problems += _form_problems(path, adapter)
+    if not trust_code:
+        problems += _code_problems(path, base)
+    if problems:
+        raise RequestError(problems)
+    old = args_file is not None and args_file.name == "sft_args.json"
+    return Checkpoint(
+        path=path,
+        kind=kind,
+        tuner_type=tuner_type(args)
+        or (str(adapter.get("peft_type", "lora")).lower() if kind == "lora" else None),
+        base=base.model if base else None,
+        base_source=base.source if base else None,
+        model_type=None if old else args.get("model_type"),
+        template=args.get("template_type" if old else "template"),
+        system=args.get("system"),
+        lora_rank=_rank(adapter),
+        task_type=args.get("task_type"),
+        torch_dtype=OLD_DTYPES.get(args.get("dtype", "")) if old else args.get("torch_dtype"),
+        generation=_generation(args, old),
+        args=args,
+    )
+
+
+def hub_model(model: str) -> Checkpoint:
+    """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
+    return Checkpoint(Path(model), "full", None, None, None, None, None, None, None, None, None, None, {})
+
+
+def find_checkpoint(path: Path) -> Found:
+    """The checkpoint that ``path`` means.
+
+    Args:
+        path: a checkpoint; a run directory, which holds checkpoint-N; an output directory, which holds runs
+            (vN-<time>): of the newest run the best checkpoint, or else the last; or
+            ``<output>/checkpoint-N``, looked for in the runs there.
+
+    Raises:
+        RequestError: there is none, with what lies near.
+    """
+    with _readable(path):
+        return _find(path)
+
+
+def _find(path: Path) -> Found:
+    runs = _runs(path if path.exists() else path.parent)
+    if not path.exists():
+        for run in runs:
+            if CHECKPOINT.fullmatch(path.name) and (run / path.name).is_dir():
+                return Found(run / path.name, f"in {run.name}, the newest run that has it")
+        raise RequestError([Problem(*missing(path))])
+    if kind_of(path) is not None or CHECKPOINT.fullmatch(path.name):
+        return Found(path.resolve(), f"where {path} points") if path.is_symlink() else Found(path, "as given")
+    for run in runs:
+        found = _choose(run)
+        if found is not None:
+            newest = "newest run" if run == runs[0] else "newest run with a whole checkpoint,"
+            return Found(found.path, f"{newest} {run.name}, {found.why}")
+    found = _choose(path)
+    if found is not None:
+        return found
+    damaged = [checkpoint for run in [*runs, path] for checkpoint in _checkpoints(run)]
+    raise RequestError(_damage(damaged[0]) if damaged else [_no_checkpoint(path)])
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into words."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError([Problem(f"{error.filename or path} cannot be read: {error.strerror}")]) from error
+
+
+def _read_args(path: Path) -> tuple[Path | None, dict[str, Any], list[Problem]]:
+    """What ms-swift wrote down about the training; the first versions did so in the run directory only."""
+    directories = [path, path.parent] if CHECKPOINT.fullmatch(path.name) else [path]
+    for file in (directory / name for directory in directories for name in ARGS_FILES):
+        if file.is_file():
+            args, fault = read_json(file)
+            return file, args or {}, [Problem(*fault)] if fault is not None else []
+    return None, {}, []
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    root = adapter_root(path)
+    config, _ = read_json(root / "adapter_config.json") if root is not None else (None, None)
+    return config or {}
+
+
+def _generation(args: dict[str, Any], old: bool) -> Generation | None:
+    """Who wrote ``args``: 4 says so itself; 2 brought custom_register_path, which is no key of 1."""
+    if old:
+        return "v2" if "custom_register_path" in args else "v1"
+    if "swift_version" in args or "tuner_type" in args:
+        return "v4"
+    return "v3" if "train_type" in args else None
+
+
+def _form_problems(path: Path, adapter: dict[str, Any]) -> list[Problem]:
+    """An adapter in the own form of ms-swift 1 that is not plain LoRA: nothing loads it any more."""
+    swift_type = adapter.get("swift_type")
+    if swift_type is None:
+        return []
+    kind = next((name for name in ("use_qa_lora", "use_merged_linear") if adapter.get(name)), swift_type)
+    if kind == "LORA":
+        return []
+    return [
+        Problem(f"{path} holds an adapter of ms-swift 1 that nothing loads today: {kind}", "Train it anew.")
+    ]
+
+
+def _rank(adapter: dict[str, Any]) -> int | None:
+    """The greatest rank in the adapter: some layers may have their own."""
+    ranks = [adapter.get("r"), *(adapter.get("rank_pattern") or {}).values()]
+    return max((rank for rank in ranks if isinstance(rank, int)), default=None)
+
+
+class _Base(NamedTuple):
+    model: str
+    source: str
+
+
+def _base(
+    path: Path, given: str | None, args: dict[str, Any], adapter: dict[str, Any]
+) -> tuple[_Base | None, list[Problem]]:
+    """The model that ``path`` was trained from, and what is wrong with it."""
+    if given is not None:
+        return _given_base(given)
+    looked_at: list[str] = []
+    recorded = _recorded_bases(args, adapter)
+    for value, source in recorded:
+        places = dict.fromkeys(os.path.normpath(place) for place in _places(value, path, args))
+        found = next((place for place in places if is_model(Path(place))), None)
+        if found is not None:
+            return _Base(found, source), model_problems(Path(found))
+        builtin = builtin_of(value)
+        if builtin is not None:
+            return _Base(builtin, source), builtin_problems(builtin)
+        if HUB_ID.fullmatch(value) and args.get("model_dir") not in places:
+            return _Base(value, source), []
+        looked_at += places
+    if not recorded:
+        what, where = f"{path} does not say which model it was trained from", ""
+    else:
+        what = f"{path} was trained from {recorded[0][0]}, which is not there any more"
+        where = f"Looked for: {', '.join(dict.fromkeys(looked_at))}. "
+    return None, [Problem(what, where + "Say where its base model is: --base-model DIR")]
+
+
+def _given_base(given: str) -> tuple[_Base | None, list[Problem]]:
+    path = Path(given).expanduser()
+    if path.exists():
+        return _Base(str(path.absolute()), "--base-model"), model_problems(path, "--base-model")
+    if is_builtin(given):
+        return _Base(given, "--base-model"), [replace(p, key="--base-model") for p in builtin_problems(given)]
+    if HUB_ID.fullmatch(given):
+        return _Base(given, "--base-model"), []
+    what, do = missing(path)
+    return None, [Problem(f"cannot be used: {what}", do, "--base-model")]
+
+
+def _recorded_bases(args: dict[str, Any], adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    """The base as each file names it, with where it stands, the surest first."""
+    recorded = [
+        (args.get("model"), "model in args.json"),
+        (args.get("model_cache_dir"), "model_cache_dir in sft_args.json"),
+        (args.get("model_id_or_path"), "model_id_or_path in sft_args.json"),
+        (_legacy_model(args), "model_type in sft_args.json"),
+        (adapter.get("base_model_name_or_path"), "base_model_name_or_path in adapter_config.json"),
+    ]
+    return [(value, source) for value, source in recorded if isinstance(value, str) and value]
+
+
+def _places(value: str, path: Path, args: dict[str, Any]) -> Iterator[str]:
+    """Where the directory ``value`` may be, as seen from the training, from here and from the checkpoint."""
+    value = str(Path(value).expanduser())
+    output_dir = args.get("output_dir")
+    trained_in = Path(output_dir) if isinstance(output_dir, str) and Path(output_dir).is_absolute() else None
+    checkpoint = path.resolve()
+    if not Path(value).is_absolute():
+        yield from (str(parent / value) for parent in (trained_in.parents if trained_in else ()))
+        yield str(Path.cwd() / value)
+        yield from (str(parent / value) for parent in checkpoint.parents)
+        return
+    yield value
+    if trained_in is not None and len(Path(os.path.commonpath([value, trained_in])).parts) > 1:
+        # the project was moved as a whole: the base lies as far from the run as it did
+        yield str(checkpoint.parent / os.path.relpath(value, trained_in))
+
+
+def _legacy_model(args: dict[str, Any]) -> str | None:
+    """The hub id of a model type of ms-swift 1 or 2, which named one model each."""
+    if "sft_type" not in args:
+        return None
+    return translate.legacy_model(str(args.get("model_type")))
+
+
+def _code_problems(path: Path, base: _Base | None) -> list[Problem]:
+    """Python files that ms-swift would import because the args.json it reads names them."""
+    directories = [path, Path(base.model)] if base is not None else [path]
+    file = next(
+        (file for file in (directory / "args.json" for directory in directories) if file.is_file()), None
+    )
+    args, _ = read_json(file) if file is not None else (None, None)
+    named = [(key, (args or {}).get(key)) for key in CODE_KEYS]
+    return [
+        Problem(
+            f"names Python code that is run when the model is loaded: {_joined(value)}",
+            "Read that code; if you trust it, add --trust-code.",
+            key=key,
+            file=str(file),
+        )
+        for key, value in named
+        if value
+    ]
+
+
+def _joined(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _misfit(path: Path, base: Path) -> list[Problem]:
+    """The first layer of the adapter that has another shape than the same layer of the local model ``base``.
+
+    A LoRA of rank r over a weight of shape (out, in) is A of shape (r, in) and B of shape (out, r); see
+    https://arxiv.org/abs/2106.09685, section 4.1. Layers whose names differ cannot be compared and are left.
+    """
+    adapter, model = _shapes(adapter_root(path) or path), _shapes(base)
+    for name, a in adapter.items():
+        layer = name.partition(".lora_A.")[0].removeprefix("base_model.model.")
+        b, weight = adapter.get(name.replace(".lora_A.", ".lora_B.")), model.get(f"{layer}.weight")
+        if ".lora_A." not in name or b is None or weight is None:
+            continue
+        if sorted(weight) != sorted((b[0], a[1])):  # either way round: GPT-2 keeps its weights transposed
+            what = f"{layer} is {b[0]} x {a[1]} in the adapter and {weight[0]} x {weight[1]} in the model"
+            return [
+                Problem(f"{path} was not trained from {base}: {what}", "Give its own base: --base-model DIR")
+            ]
+    return []
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, int]]:
+    """The matrices in the safetensors files of ``path`` that are not packed by a quantisation."""
+    headers = [safetensors_header(file) for file in path.glob("*.safetensors")] if path.is_dir() else []
+    tensors = [pair for header in headers if header is not None for pair in header.tensors.items()]
+    return {
+        name: (tensor["shape"][0], tensor["shape"][1])
+        for name, tensor in tensors
+        if len(tensor["shape"]) == 2 and tensor["dtype"] in FLOATS
+    }
+
+
+def _runs(path: Path) -> list[Path]:
+    """The runs in an output directory, the newest first."""
+    return _numbered(path, RUN)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, the last step first."""
+    return _numbered(run, CHECKPOINT)
+
+
+def _numbered(path: Path, pattern: re.Pattern[str]) -> list[Path]:
+    if not path.is_dir():
+        return []
+    found = [
+        (match, child)
+        for child in path.iterdir()
+        if (match := pattern.fullmatch(child.name)) and child.is_dir()
+    ]
+    return [
+        child
+        for match, child in sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name), reverse=True)
+    ]
+
+
+def _choose(run: Path) -> Found | None:
+    """The best checkpoint of ``run`` that is whole, or else the last."""
+    checkpoints = _checkpoints(run)
+    best = _best(run, checkpoints)
+    if best is not None and not _damage(best):
+        return Found(best, "best checkpoint")
+    for index, checkpoint in enumerate(checkpoints):
+        if not _damage(checkpoint):
+            skipped = ", ".join(damaged.name for damaged in checkpoints[:index])
+            return Found(
+                checkpoint, f"last whole checkpoint (not whole: {skipped})" if skipped else "last checkpoint"
+            )
+    return None
+
+
+def _best(run: Path, checkpoints: list[Path]) -> Path | None:
+    """The checkpoint that a ``best`` link in or beside the run points at, or that the trainer called so."""
+    names = [
+        link.resolve().name
+        for link in (run / "best", run.parent / "best")
+        if link.resolve().parent == run.resolve()
+    ]
+    if checkpoints:
+        state, _ = read_json(checkpoints[0] / "trainer_state.json")
+        names.append(Path((state or {}).get("best_model_checkpoint") or "").name)
+    return next((checkpoint for name in names for checkpoint in checkpoints if checkpoint.name == name), None)
+
+
+def _damage(path: Path) -> list[Problem]:
+    return adapter_problems(path) if kind_of(path) == "lora" else model_problems(path)
+
+
+def _no_checkpoint(path: Path) -> Problem:
+    """``path`` is there and holds nothing to use; name what lies a level below."""
+    below = (
+        sorted(child for child in path.iterdir() if _runs(child) or _checkpoints(child))
+        if path.is_dir()
+        else []
+    )
+    near = f"Did you mean {' or '.join(map(str, below[:3]))}?" if below else ""
+    return Problem(
+        f"{path} holds no checkpoint",
+        near or "Give a checkpoint directory, a run directory (v0-<time>) or an output directory.",
+    )

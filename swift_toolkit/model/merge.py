@@ -1,0 +1,110 @@
+"""An adapter merged into its base: beside the checkpoint, to be kept, or in a directory that goes away.
+
+A merged model that is kept says what it was made of in ``merged_from.json``. It is used again only if that is
+still so: the same adapter, unchanged since, and the same base.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from swift_toolkit.config.request import Config
+from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.files import model_problems
+from swift_toolkit.problems import Problem, RunError
+
+MARK = "merged_from.json"
+
+
+class Merging(Protocol):
+    """What merging has to know: a part of `inference_plan.Plan` and of `deployment.Deployment`."""
+
+    merge: Any
+    config: Config
+    log: Path
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The adapter."""
+
+
+def place(checkpoint: Checkpoint) -> Path:
+    """Where the merged model of ``checkpoint`` is kept."""
+    return checkpoint.path.with_name(f"{checkpoint.path.name}-merged")
+
+
+def problems(checkpoint: Checkpoint) -> list[Problem]:
+    """What keeps the adapter from being merged beside the checkpoint."""
+    path = place(checkpoint)
+    if path.exists() and _mark(path) is None:
+        what = f"would write {path}, which is there already and was not made by this command"
+        return [Problem(what, "Move it away, or name it as the checkpoint.", "--merge-lora")]
+    if not os.access(path.parent, os.W_OK):
+        return [Problem(f"would write {path}, which this user may not", "", "--merge-lora")]
+    return []
+
+
+@contextmanager
+def merged(plan: Merging) -> Iterator[Path]:
+    """The directory of the merged model; there for good (``plan.merge`` is ``beside``) or as long as the
+    block is.
+
+    Raises:
+        RunError: it could not be merged.
+    """
+    if plan.merge == "aside":
+        with tempfile.TemporaryDirectory(prefix="swift-toolkit-") as folder:
+            path = Path(folder) / plan.checkpoint.path.name
+            _merge(plan, path)
+            yield path
+        return
+    path = place(plan.checkpoint)
+    if not is_fresh(path, plan.checkpoint):
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            _merge(plan, partial)
+            (partial / MARK).write_text(
+                json.dumps(_made_of(plan.checkpoint), indent=2) + "\n", encoding="utf-8"
+            )
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    yield path
+
+
+def is_fresh(path: Path, checkpoint: Checkpoint) -> bool:
+    """Whether ``path`` holds the whole merged model of the adapter as it is now."""
+    return _mark(path) == _made_of(checkpoint) and not model_problems(path)
+
+
+def _mark(path: Path) -> Any:
+    try:
+        return json.loads((path / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _made_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    states = [(path, path.stat()) for path in sorted(checkpoint.path.glob("adapter_*"))]
+    files = [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]
+    return {"adapter": str(checkpoint.path), "files": files, "base": checkpoint.base}
+
+
+def _merge(plan: Merging, output: Path) -> None:
+    from swift_toolkit.inference.engine import run_export
+    from swift_toolkit.inference.plan import export_arguments
+    from swift_toolkit.training.automatic import environment, find_device
+
+    arguments = [*export_arguments(plan), "--merge_lora=true", f"--output_dir={output}"]
+    run_export(arguments, environment(find_device()), plan.log)
+    found = model_problems(output)
+    if found:
+        raise RunError(f"The merged model is not whole: {found[0]}\nThe whole story is in {plan.log}.")

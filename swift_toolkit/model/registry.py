@@ -1,0 +1,209 @@
+"""The models and templates the installed ms-swift knows, read from its source; nothing of it is imported.
+
+ms-swift finds the ``model_type`` of a local directory by the directory's name, else by the architecture in its
+config.json, and the template by both; where several would do it gives up, after its import. Here the same is told in a
+fraction of a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swift_toolkit.config.fields import Line, SwiftInstall
+from swift_toolkit.machine import files as machine_files
+from swift_toolkit.problems import Problem
+
+if TYPE_CHECKING:
+    from swift_toolkit.config.request import Config
+
+SHOWN = 12
+"""How many names a message lists."""
+
+_MODELS: dict[Line, str] = {"v3": "llm/model", "v4": "model"}
+_REGISTERED: dict[Line, str] = {"v3": "llm/model/model", "v4": "model/models"}
+_TEMPLATES: dict[Line, str] = {"v3": "llm/template/constant.py", "v4": "template/constant.py"}
+_TEMPLATE_AT: dict[Line, int] = {"v3": 2, "v4": 3}  # which positional argument of ModelMeta it is
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """One ``model_type``.
+
+    Args:
+        name: as ms-swift takes it.
+        architectures: of config.json, that it is for.
+        template: of its models, "" if they have none in common.
+        models: name of a model, in lower case and without its owner -> its own template, "" for the common one.
+    """
+
+    name: str
+    architectures: tuple[str, ...] = ()
+    template: str = ""
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def templates(self) -> list[str]:
+        """All that models of this type have."""
+        return [one for one in dict.fromkeys([self.template, *self.models.values()]) if one]
+
+
+class Registry:
+    """What ms-swift registers.
+
+    Args:
+        types: every ``model_type``, by its name, in ms-swift's order.
+        templates: every template's name.
+    """
+
+    def __init__(self, types: Iterable[ModelType], templates: Iterable[str]) -> None:
+        self.types = {one.name: one for one in types}
+        self.templates = set(templates)
+
+    def named(self, model: str) -> ModelType | None:
+        """The type of a model with the name of this directory or hub id."""
+        name = model_name(model)
+        return next((one for one in self.types.values() if name in one.models), None)
+
+    def for_architecture(self, architecture: str) -> list[ModelType]:
+        """All types for an architecture."""
+        return [one for one in self.types.values() if architecture in one.architectures]
+
+
+def model_name(model: str) -> str:
+    """What ms-swift takes for the name of a model: the last part of the path or id, or the repository's name in the
+    cache of a hub (``get_model_name``)."""
+    cached = re.search(r"/models(?:--|/)(?:.+?--)?(.+?)/snapshots/", model)
+    return (cached[1] if cached else Path(model).name.replace("___", ".")).lower()
+
+
+def registry(install: SwiftInstall) -> Registry:
+    """The models and templates of the installed ms-swift."""
+
+    def read() -> tuple[Any, list[Path]]:
+        models, templates = (install.location / where[install.line] for where in (_MODELS, _TEMPLATES))
+        files = sorted((install.location / _REGISTERED[install.line]).glob("*.py"))
+        constants, known = _constants(models / "constant.py"), _constants(templates)
+        calls = (call for file in files for call in _calls(ast.parse(file.read_bytes()), "ModelMeta"))
+        found = [_model_type(call, constants, known, _TEMPLATE_AT[install.line]) for call in calls]
+        content = {"types": [astuple(one) for one in found if one.name], "templates": list(known.values())}
+        return content, [*files, models / "constant.py", templates, Path(__file__)]
+
+    def decode(content: Any) -> Registry:
+        types = [ModelType(name, tuple(words), *rest) for name, words, *rest in content["types"]]
+        return Registry(types, content["templates"])
+
+    return machine_files.kept(f"models-{install.version}", str(install.location), read, decode)
+
+
+def _constants(file: Path) -> dict[str, str]:
+    """The texts that the classes of a file hold, by their names in it."""
+    return {
+        target.id: node.value.value
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+            yield node
+
+
+def _argument(call: ast.Call, name: str, at: int | None = None) -> ast.expr | None:
+    given = next((word.value for word in call.keywords if word.arg == name), None)
+    return given or (call.args[at] if at is not None and len(call.args) > at else None)
+
+
+def _text(node: ast.expr | None, constants: Mapping[str, str]) -> str:
+    """A literal text, or the constant that ``Class.name`` stands for; "" for anything else."""
+    if isinstance(node, ast.Attribute):
+        return constants.get(node.attr, "")
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _model_type(
+    call: ast.Call, constants: Mapping[str, str], templates: Mapping[str, str], template_at: int
+) -> ModelType:
+    words = _argument(call, "architectures")
+    architectures = [_text(word, {}) for word in words.elts] if isinstance(words, ast.List) else []
+    models: dict[str, str] = {}
+    for group in _calls(call, "ModelGroup"):
+        own = _text(_argument(group, "template", 1), templates)
+        for model in _calls(group, "Model"):
+            ids = [_text(_argument(model, f"{hub}_model_id", at), {}) for at, hub in enumerate(("ms", "hf"))]
+            models |= {one.rsplit("/", 1)[-1].lower(): own for one in ids if one}
+    template = _text(_argument(call, "template", template_at), templates)
+    name = _text(_argument(call, "model_type", 0), constants)
+    return ModelType(name, tuple(architectures), template, models)
+
+
+# --- what ms-swift could not tell --------------------------------------------------------------------------
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """A model type or a template that ms-swift does not know, or cannot tell of a local model by itself.
+
+    Models of a hub are left to it, and everything is where plugins may register more.
+    """
+    model = Path(str(config.get("model"))).expanduser()
+    kind, template = config.get("model_type"), config.get("template")
+    plugins = config.get("external_plugins") or config.get("custom_register_path")
+    if plugins or not (kind or template or model.is_dir()):
+        return
+    known = registry(config.install)
+    if kind and kind not in known.types:
+        yield config.problem("model_type", *_unknown(kind, known.types))
+    if template and template not in known.templates:
+        yield config.problem("template", *_unknown(template, known.templates))
+    if (kind and kind not in known.types) or (model / "args.json").exists() or not model.is_dir():
+        return
+    kinds = [known.types[kind]] if kind else _possible(known, model)
+    if len(kinds) > 1:
+        more = "" if template else ', and "template"'
+        what = f"is a {_architecture(model)}, which several model types of ms-swift stand for"
+        yield config.problem("model", what, f'Add "model_type": {_some(one.name for one in kinds)}{more}.')
+    elif kinds and not template and config.install.line == "v4":
+        found = kinds[0].models.get(model_name(str(model))) or kinds[0].template
+        if not found and len(kinds[0].templates) != 1:
+            what = f'cannot be told: models of type "{kinds[0].name}" have several'
+            yield config.problem("template", what, f"Add it: {_some(kinds[0].templates)}.")
+
+
+def _unknown(name: str, known: Iterable[str]) -> tuple[str, str]:
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    do = (
+        f'Did you mean "{near[0]}"?' if near else 'ms-swift lists them under "Supported models and datasets".'
+    )
+    return f'is "{name}", which this ms-swift does not know', do
+
+
+def _possible(known: Registry, model: Path) -> list[ModelType]:
+    """The types a local model may be of; none where its config.json names no architecture."""
+    named = known.named(str(model))
+    return [named] if named else known.for_architecture(_architecture(model))
+
+
+def _architecture(model: Path) -> str:
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # model_files.py says what is wrong with it
+    words = config.get("architectures") if isinstance(config, dict) else None
+    return str(words[0]) if isinstance(words, list) and words else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    words = list(names)
+    return ", ".join(words[:SHOWN]) + (", ..." if len(words) > SHOWN else "")

@@ -1,0 +1,396 @@
+"""How large a model is: its weights and the sizes that its activations follow from.
+
+Read from the model's config.json where one is on this machine (a directory, an embedded model, the caches of the two
+hubs), else taken from the size in its name ("-7B-", "-30B-A3B"). Nothing is asked of a network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.model import builtin
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Transformer layers of one kind.
+
+    Args:
+        layers: how many.
+        hidden: width between the layers.
+        inner: width of the MLP that a token passes through; of a mixture of experts, of all that it is routed to.
+        queries: width of all query heads together.
+        keys: width of all key heads together, which is that of all value heads.
+        heads: query heads.
+    """
+
+    layers: int
+    hidden: int
+    inner: int
+    queries: int
+    keys: int
+    heads: int
+
+    @property
+    def linear(self) -> int:
+        """Weights of the linear layers, experts that a token does not pass through left out."""
+        attention = 2 * self.hidden * (self.queries + self.keys)
+        return self.layers * (attention + 3 * self.hidden * self.inner)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model.
+
+    Args:
+        parameters: all weights.
+        text: the layers of the language model.
+        vocabulary: rows of the embedding.
+        tied: whether the output layer is the embedding.
+        experts: weights of routed experts, 0 without.
+        encoder: the layers that see images or hear, None of a text model.
+        encoder_parameters: their weights.
+        bits: bits of a weight that is stored quantised, 16 otherwise.
+        context: longest row it was made for, None if not known.
+        patches: patches of the largest image for a fixed image size, None where images keep their own.
+        patches_per_token: patches that become one token.
+        answers_only: its code is of transformers 5, whose models compute the logits of answers alone if asked.
+        source: where the sizes are from.
+    """
+
+    parameters: int
+    text: Stack
+    vocabulary: int
+    tied: bool = False
+    experts: int = 0
+    encoder: Stack | None = None
+    encoder_parameters: int = 0
+    bits: float = 16
+    context: int | None = None
+    patches: int | None = None
+    patches_per_token: int = 1
+    answers_only: bool = False
+    source: str = ""
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the embedding and the output layer."""
+        return self.vocabulary * self.text.hidden * (1 if self.tied else 2)
+
+
+def find(model: str) -> ModelShape | None:
+    """The sizes of ``model``, a directory, an embedded model or a name on a hub; None if nothing tells them."""
+    if model in builtin.BUILTIN:
+        return _from_config(builtin.BUILTIN[model].sizes, model, None)
+    for directory in (Path(model).expanduser(), *_cached(model)):
+        try:
+            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        shape = _from_config(config, model, directory) if isinstance(config, dict) else None
+        if shape is not None:
+            return shape
+    return _from_name(model)
+
+
+def _cached(model: str) -> Iterable[Path]:
+    """Where the hubs' own clients keep ``model``, newest snapshot first."""
+    if model.count("/") != 1:
+        return
+    home = Path.home() / ".cache"
+    huggingface = os.environ.get("HF_HUB_CACHE") or Path(
+        os.environ.get("HF_HOME") or home / "huggingface", "hub"
+    )
+    folder = Path(huggingface, "models--" + model.replace("/", "--"), "snapshots")
+    yield from sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or home / "modelscope")
+    for parts in (("models",), ("hub", "models"), ("hub",)):
+        yield modelscope.joinpath(*parts, *(part.replace(".", "___") for part in model.split("/")))
+
+
+# --- config.json --------------------------------------------------------------------------------------------
+
+
+def _from_config(config: Mapping[str, Any], model: str, directory: Path | None) -> ModelShape | None:
+    """The sizes that a config.json tells; None if it does not tell the main ones."""
+    outer = _inner(config, "thinker_config") or config
+    text = _inner(outer, "text_config", "llm_config", "language_config") or outer
+    text = {**{key: outer[key] for key in ("vocab_size", "tie_word_embeddings") if key in outer}, **text}
+    stack, vocabulary = _stack(text), _size(text, "vocab_size", "padded_vocab_size")
+    if stack is None or not vocabulary:
+        return None
+    vision = _inner(outer, "vision_config", "visual", "vit_config", "audio_config", "audio_encoder_config")
+    encoder = _encoder(vision)
+    tied = bool(text.get("tie_word_embeddings", True))
+    experts = _experts(text, stack)
+    encoder_parameters = (
+        encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.inner) if encoder else 0
+    )
+    counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + encoder_parameters + experts
+    bits = _stored_bits(_inner(config, "quantization_config"))
+    stored = _stored_bytes(directory) if directory and bits == 16 else 0
+    wide = (config.get("dtype") or config.get("torch_dtype")) == "float32"
+    return ModelShape(
+        stored // (4 if wide else 2) or counted,
+        *(stack, vocabulary, tied, experts, encoder, encoder_parameters, bits),
+        context=_size(text, "max_position_embeddings", "seq_length") or None,
+        patches=_patches(vision),
+        patches_per_token=(_size(vision, "spatial_merge_size") or 1) ** 2,
+        answers_only=str(config.get("transformers_version", "")).startswith("5"),
+        source="config.json" if directory else f"known of {model}",
+    )
+
+
+def _inner(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The first of these parts of a config that there is, else an empty one."""
+    return next((config[name] for name in names if isinstance(config.get(name), dict)), {})
+
+
+def _size(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these sizes that there is, of a list the largest; 0 if there is none."""
+    for name in names:
+        value = config.get(name)
+        sizes = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+        if sizes and max(sizes) > 0:
+            return max(sizes)
+    return 0
+
+
+def _stack(config: Mapping[str, Any]) -> Stack | None:
+    hidden = _size(config, "hidden_size", "n_embd", "d_model")
+    layers = _size(config, "num_hidden_layers", "num_layers", "n_layer")
+    heads = _size(config, "num_attention_heads", "n_head")
+    if not (hidden and layers and heads):
+        return None
+    inner = _size(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
+    if each := _expert_width(config):
+        inner = each * (_size(config, "num_experts_per_tok", "moe_topk") or 1) + _shared_width(config, each)
+    head = _size(config, "head_dim") or hidden // heads
+    keys = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
+    return Stack(layers, hidden, inner, heads * head, keys * head, heads)
+
+
+def _expert_count(config: Mapping[str, Any]) -> int:
+    return _size(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _expert_width(config: Mapping[str, Any]) -> int:
+    """Width of one routed expert, 0 without experts."""
+    return _size(config, "moe_intermediate_size", "intermediate_size") if _expert_count(config) > 1 else 0
+
+
+def _shared_width(config: Mapping[str, Any], each: int) -> int:
+    return _size(config, "shared_expert_intermediate_size") or each * _size(config, "n_shared_experts")
+
+
+def _experts(config: Mapping[str, Any], stack: Stack) -> int:
+    """Weights of the routed experts beyond those that one token passes through."""
+    each = _expert_width(config)
+    routed = stack.inner - _shared_width(config, each)
+    return 3 * stack.layers * stack.hidden * (each * _expert_count(config) - routed) if each else 0
+
+
+def _encoder(config: Mapping[str, Any]) -> Stack | None:
+    """The layers of a vision or audio part. Qwen's ``hidden_size`` is the width it hands over where there is an
+    ``embed_dim``."""
+    hidden = _size(config, "embed_dim", "hidden_size", "d_model", "width")
+    layers = _size(config, "depth", "num_hidden_layers", "encoder_layers", "layers")
+    heads = _size(config, "num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
+    inner = _size(config, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
+    return Stack(layers, hidden, inner, hidden, hidden, heads) if hidden and layers else None
+
+
+def _patches(config: Mapping[str, Any]) -> int | None:
+    """Patches of an image where all are made one size."""
+    size, patch = _size(config, "image_size"), _size(config, "patch_size")
+    return (size // patch) ** 2 if size and patch and "spatial_merge_size" not in config else None
+
+
+def _stored_bits(quantisation: Mapping[str, Any]) -> float:
+    """Bits of a stored weight: GPTQ and AWQ keep a 16-bit scale and a zero for every group of 128."""
+    if quantisation.get("load_in_4bit"):
+        return 4.127
+    if quantisation.get("quant_method") in ("fp8", "fbgemm_fp8") or quantisation.get("load_in_8bit"):
+        return 8.0
+    bits = _size(quantisation, "bits", "w_bit")
+    return 4.16 if bits == 4 else float(min(bits, 16) or 16)
+
+
+def _stored_bytes(directory: Path) -> int:
+    files = [path for path in directory.glob("*.safetensors") if not path.name.startswith("adapter_")]
+    return sum(path.stat().st_size for path in files or directory.glob("pytorch_model*.bin"))
+
+
+# --- name ---------------------------------------------------------------------------------------------------
+
+# layers, hidden size, width of the MLP, query heads, key heads, size of a head: the config.json of SmolLM2-135M and of
+# the Qwen2.5 models, by billions of weights. Models of one size differ little in what matters here.
+_LADDER = {
+    0.135: (30, 576, 1536, 9, 3, 64),
+    0.49: (24, 896, 4864, 14, 2, 64),
+    1.54: (28, 1536, 8960, 12, 2, 128),
+    3.09: (36, 2048, 11008, 16, 2, 128),
+    7.62: (28, 3584, 18944, 28, 4, 128),
+    14.8: (48, 5120, 13824, 40, 8, 128),
+    32.8: (64, 5120, 27648, 40, 8, 128),
+    72.7: (80, 8192, 29568, 64, 8, 128),
+}
+
+_NEWEST = 248320  # of the models whose code came with transformers 5
+
+# Vocabularies, told apart by the beginning of the model's name; from the config.json of each.
+_VOCABULARIES = (
+    (r"qwen3\.[5-9]|minicpm-v-4\.6", _NEWEST),
+    (r"gemma-?3|gemma-?4|medgemma", 262208),
+    (r"gemma|paligemma|c4ai|command|aya", 256000),
+    (r"gpt-oss|phi-4-m", 201088),
+    (r"minimax", 200064),
+    (r"kimi|moonlight", 163840),
+    (r"deepseek-v[34]|deepseek-r1-0|deepseek-r1$|deepseek-vl2|deepseek-ocr", 129280),
+    (r"llama-?[34]|meta-llama-3|deepseek-r1-distill-llama|hermes-3", 128256),
+    (r"mistral-(nemo|small|large)|pixtral|ministral|magistral|devstral", 131072),
+    (r"baichuan2", 125696),
+    (r"deepseek", 102400),
+    (r"phi-4", 100352),
+    (r"internlm|internvl2-[28]b|internvl2_5-[28]b", 92544),
+    (r"minicpm(?!-v|-o|-llama)", 73448),
+    (r"chatglm|yi-", 65024),
+    (r"smollm|smolvlm", 49280),
+    (
+        r"phi-|llama|vicuna|mistral|mixtral|tinyllama|llava-(1\.5|v1\.5|v1\.6-(vicuna|mistral))|zephyr|alpaca",
+        32064,
+    ),
+)
+_VOCABULARY = 152064  # Qwen2, Qwen2.5 and Qwen3, GLM-4, and what is built on them
+
+# Billions of weights where the name does not tell them or rounds them far; from the models' cards.
+_PARAMETERS = (
+    (r"qwen2\.5-omni-7b", 10.7),
+    (r"qwen2\.5-omni-3b", 5.5),
+    (r"qwen2(\.5)?-vl-72b", 73.4),
+    (r"qwen2(\.5)?-vl-7b", 8.29),
+    (r"qwen2\.5-vl-3b", 3.75),
+    (r"qwen2-vl-2b", 2.21),
+    (r"qwen3-vl-[a-z]*-?8b", 8.77),
+    (r"qwen3-vl-[a-z]*-?4b", 4.44),
+    (r"qwen2-audio-7b", 8.4),
+    (r"qwen3-omni-30b", 35.3),
+    (r"deepseek-r1-distill-qwen-1\.5b", 1.78),
+    (r"qwen2(\.5)?-([a-z]+-)?7b|deepseek-r1-distill-qwen-7b", 7.62),
+    (r"qwen2\.5-([a-z]+-)?14b|deepseek-r1-distill-qwen-14b", 14.8),
+    (r"gpt-oss-20b", 20.9),
+    (r"deepseek-ocr", 3.34),
+    (r"deepseek-vl2-tiny", 3.37),
+    (r"deepseek-vl2-small", 16.1),
+    (r"deepseek-vl2$", 27.5),
+    (r"deepseek-v2-lite|deepseek-moe-16b|deepseek-coder-v2-lite", 15.7),
+    (r"deepseek-(v3|r1)(?!.*\d+b)", 671.0),
+    (r"kimi-vl-a3b", 16.4),
+    (r"minicpm-v-4\.6", 1.3),
+    (r"minicpm-v-4[._]5|minicpm-o-2_6", 8.7),
+    (r"minicpm-v-2_6|minicpm-llama3-v-2_5", 8.3),
+    (r"minicpm-v-4$", 4.1),
+    (r"glm-4v-9b", 13.9),
+    (r"glm-4\.[56]v(?!-flash)|glm-4\.5-air", 107.0),
+    (r"glm-4\.[5-7]$", 355.0),
+    (r"emu3", 8.5),
+    (r"got-ocr", 0.56),
+    (r"phi-4-multimodal", 5.57),
+    (r"phi-(3|3\.5|4)-(mini|vision)", 4.0),
+    (r"phi-4$", 14.7),
+    (r"mixtral-8x7b", 46.7),
+    (r"mixtral-8x22b", 141.0),
+    (r"gpt-oss-120b", 117.0),
+    (r"gemma-3n-e2b", 5.4),
+    (r"gemma-3n-e4b", 7.8),
+    (r"llama-4-scout", 109.0),
+    (r"ovis2\.5-2b", 2.57),
+)
+
+# Billions of weights that a token passes through where the name tells only all of them, or none.
+_ACTIVE = (
+    (r"deepseek-ocr", 0.57),
+    (r"deepseek-vl2-tiny", 1.0),
+    (r"deepseek-vl2-small|deepseek-v2-lite|deepseek-moe|deepseek-coder-v2-lite", 2.8),
+    (r"deepseek-vl2$", 4.5),
+    (r"deepseek-(v3|r1)(?!.*\d+b)", 37.0),
+    (r"gpt-oss-20b", 3.6),
+    (r"gpt-oss-120b", 5.1),
+    (r"mixtral-8x7b", 12.9),
+    (r"mixtral-8x22b", 39.0),
+    (r"glm-4\.[56]v|glm-4\.5-air", 12.0),
+    (r"glm-4\.[5-7]$", 32.0),
+    (r"llama-4-scout", 17.0),
+)
+
+_SEES = (
+    r"vl|vision|omni|multimodal|llava|ovis|keye|minicpm-[vo]|ocr|glm-4[.\d]*v|pixtral|gemma-3-|qwen3\.[5-9]|audio"
+    r"|florence|molmo|idefics|mllama"
+)
+_ENCODER = Stack(27, 1152, 4304, 1152, 1152, 16)  # SigLIP-so400m; the encoders of most models are near it
+_LARGE_ENCODER = Stack(32, 1280, 3420, 1280, 1280, 16)  # Qwen2-VL and Qwen2.5-VL
+
+_SIZE = re.compile(r"(?<![a-z\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)(b|m)(?![a-z\d])")
+_ACTIVE_SIZE = re.compile(r"(?<![a-z\d])a(\d+(?:\.\d+)?)b(?![a-z\d])")
+
+
+def _from_name(model: str) -> ModelShape | None:
+    """The sizes of a model of the size that its name tells."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    billions = _listed(_PARAMETERS, name) or _size_in(name)
+    if not billions:
+        return None
+    found = _ACTIVE_SIZE.search(name)
+    active = float(found[1]) if found else _listed(_ACTIVE, name)
+    nearest = min(_LADDER, key=lambda size: abs(_log_ratio(size, active or billions)))
+    layers, hidden, inner, heads, keys, head = _LADDER[nearest]
+    text = Stack(layers, hidden, inner, heads * head, keys * head, heads)
+    vocabulary = int(_listed(_VOCABULARIES, name) or _VOCABULARY)
+    tied = (active or billions) < 5 and not active
+    encoder = (_LARGE_ENCODER if re.search(r"qwen2", name) else _ENCODER) if re.search(_SEES, name) else None
+    encoder_parameters = (
+        encoder.layers * (4 * encoder.hidden**2 + 3 * encoder.hidden * encoder.inner) if encoder else 0
+    )
+    parameters = int(billions * 1e9)
+    embeddings = vocabulary * hidden * (1 if tied else 2)
+    experts = max(0, parameters - text.linear - embeddings - encoder_parameters) if active else 0
+    return ModelShape(
+        *(parameters, text, vocabulary, tied, experts, encoder, encoder_parameters, _bits_in(name)),
+        patches_per_token=4,
+        answers_only=vocabulary == _NEWEST,
+        source="the size in its name" if _size_in(name) else "its name",
+    )
+
+
+def _listed(table: Iterable[tuple[str, float]], name: str) -> float | None:
+    return next((value for pattern, value in table if re.search(pattern, name)), None)
+
+
+def _log_ratio(one: float, other: float) -> float:
+    from math import log
+
+    return log(one / other)
+
+
+def _size_in(name: str) -> float | None:
+    """Billions of weights by the name. Experts share attention: of "8x7b" 0.83 is left (Mixtral 46.7 of 56)."""
+    found = _SIZE.search(_ACTIVE_SIZE.sub("", name))
+    if not found:
+        return None
+    experts, size = int(found[1] or 0), float(found[2]) / (1000 if found[3] == "m" else 1)
+    return size * experts * 0.83 if experts else size
+
+
+def _bits_in(name: str) -> float:
+    """Bits of a weight of a model that is offered quantised."""
+    if re.search(r"awq|int4|4bit|w4a16", name):
+        return 4.16
+    if re.search(r"gptq", name):
+        return 8.0 if "int8" in name else 4.16
+    return 8.0 if re.search(r"int8|8bit|fp8", name) else 16

@@ -1,0 +1,1 @@
+"""What is served and to whom: the plan, the gateway, the worker process."""

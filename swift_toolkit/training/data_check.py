@@ -1,0 +1,161 @@
+"""What must be known of the data before the first step: every row of them, and how many ms-swift makes use of.
+
+A run starts to load its model after a look at a sample of large data. The rest is looked at beside that, and the
+first step waits for the result. It also waits for ms-swift's own count of the rows that are left when all are turned
+into tokens, which leaves out, e.g., those longer than max_length.
+
+The training process (training.py) waits until the file ``DataGate.path`` is there, and writes a line into
+``DataGate.lost`` for each row that could not be turned into tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from swift_toolkit.dataset.copies import bad_rows_allowed
+from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, Split
+from swift_toolkit.problems import Problem
+
+_VERBS: dict[Split, str] = {"train": "trains on", "val": "validates on"}
+
+REASONS = 5
+"""Most reasons told apart."""
+
+
+class DataGate:
+    """Holds a run back before its first step until its data are known. Use it as a context manager.
+
+    Args:
+        report: what is known of the data.
+        verify: the arguments of the `verify` that looks at every row, for a report on a sample.
+        expected: gives, for a report, the rows of each split that ms-swift should come to; None where unknown.
+        max_lost: how many of the training rows may get lost, "N" or "P%".
+    """
+
+    def __init__(
+        self,
+        report: DataReport,
+        verify: Mapping[str, Any],
+        expected: Callable[[DataReport], Mapping[Split, int | None]],
+        max_lost: str,
+    ) -> None:
+        self.report, self.expected, self.max_lost = report, expected, max_lost
+        self._verify = verify
+        self._scan: BackgroundVerify | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="swift-toolkit-")
+        self.path = Path(self._directory.name) / "go"
+        self.lost = Path(self._directory.name) / "lost"
+        self.lost.touch()
+        self.counted = False
+        self.loaded: dict[Split, int | None] = {}
+        self.used: dict[Split, int | None] = {}
+        self.reasons: Counter[str] = Counter()
+
+    def __enter__(self) -> DataGate:
+        if not self.report.complete:
+            self._scan = BackgroundVerify(**self._verify)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._scan is not None:
+            self._scan.stop()
+        self._directory.cleanup()
+
+    def count(self, loaded: dict[Split, int | None], used: dict[Split, int | None]) -> None:
+        """Take in ms-swift's count of rows.
+
+        Args:
+            loaded: rows of each split that it read; None where it reads them while it trains.
+            used: those that it turned into tokens; None if it does so while it trains.
+        """
+        self.counted, self.loaded, self.used = True, loaded, used
+        self.reasons = self._reasons()
+
+    def problems(self) -> list[Problem]:
+        """What stops the run, as far as is known by now. Opens the gate once all is known and good."""
+        if self._scan is not None and (report := self._scan.report()) is not None:
+            self._scan.stop()
+            self._scan = None
+            self.report = report
+            if not report.ok:
+                return report.problems
+        if self._scan is not None or not self.counted:
+            return []
+        if problem := self._too_many_lost():
+            return [problem]
+        self.path.touch()
+        return []
+
+    def _found(self, split: Split) -> int | None:
+        found = self.expected(self.report)[split]
+        return self.loaded.get(split) if found is None else found
+
+    def _too_many_lost(self) -> Problem | None:
+        found, used = self._found("train"), self.used.get("train")
+        if found is None or used is None or found - used <= bad_rows_allowed(self.max_lost, found):
+            return None
+        do = f"Allow it with --max-lost-rows {100 - 100 * used // max(found, 1)}%."
+        if any(_is_too_long(reason) for reason in self.reasons):
+            do = f'Raise "max_length", or set "truncation_strategy" to "left" or "right". {do}'
+        return Problem(f"{self.sentence()}, and only {self.max_lost} may get lost", do)
+
+    def sentence(self) -> str:
+        """How many rows are used, and why not all; "" if all are, or it is not known."""
+        parts, unread = [], 0
+        for split, verb in _VERBS.items():
+            found, loaded, used = self._found(split), self.loaded.get(split), self.used.get(split)
+            if found is not None and loaded is not None and used is not None and used < found:
+                parts.append(f"{verb} {used:,} of {found:,} rows")
+                unread += max(found - loaded, 0)
+        if not parts:
+            return ""
+        why = [f"{unread:,} were not read by ms-swift, see train.log"] if unread else []
+        why += _listed(self.reasons)
+        return f"ms-swift {' and '.join(parts)}" + (": " + ", ".join(why) if why else "")
+
+    def last_sentence(self) -> str:
+        """Of rows that turned out while training to be of no use; "" if none did."""
+        replaced = self._reasons() - self.reasons
+        if not replaced:
+            return ""
+        return (
+            f"ms-swift took other rows in the place of those it could not use: {', '.join(_listed(replaced))}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for result.json: rows of each split as found, loaded and used; reasons of those that are not
+        used; and of those replaced by others while training.
+        """
+        rows: dict[str, Any] = {
+            split: {
+                "found": self._found(split),
+                "loaded": self.loaded.get(split),
+                "used": self.used.get(split),
+            }
+            for split in _VERBS
+        }
+        return {
+            **rows,
+            "not_used": dict(self.reasons),
+            "replaced_while_training": dict(self._reasons() - self.reasons),
+        }
+
+    def _reasons(self) -> Counter[str]:
+        lines = self.lost.read_text(encoding="utf-8").splitlines() if self.lost.exists() else []
+        return Counter(json.loads(line) for line in lines)
+
+
+def _listed(reasons: Counter[str]) -> list[str]:
+    return [f"{count:,} {reason}" for reason, count in reasons.most_common(REASONS)]
+
+
+def _is_too_long(reason: str) -> bool:
+    return reason.startswith("too long")

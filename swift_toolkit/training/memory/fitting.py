@@ -1,0 +1,194 @@
+"""Whether a training run fits into the memory there is, and the smallest change that makes it fit."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from swift_toolkit.console.screen import gib
+from swift_toolkit.training.memory import estimate as memory_estimate
+from swift_toolkit.training.memory import run as memory_run
+from swift_toolkit.training.memory.estimate import GIB, Estimate
+from swift_toolkit.training.memory.run import Run
+
+Word = Literal["fits", "tight", "does not fit", "unknown"]
+
+ROOMY, FULL = 0.85, 0.97
+"""Shares of a device's memory: up to the first a run fits, up to the second it is tight."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A change that takes less memory: settings with the flags that make them, and the bytes on a device then."""
+
+    flags: Mapping[str, str]
+    total: int
+
+    def __str__(self) -> str:
+        return " ".join(f"--{name} {value}" for name, value in self.flags.items())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a run's memory before it starts.
+
+    Args:
+        run: what was estimated; None if nothing tells how large the model is.
+        word: in a word.
+        estimate: of the longest rows known, or assumed.
+        filled: bytes on a device if rows fill ``max_length``, None where the data told their length.
+        saving: what would make it fit, where it does not and something would.
+    """
+
+    run: Run | None
+    word: Word = "unknown"
+    estimate: Estimate | None = None
+    filled: int | None = None
+    saving: Saving | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; sizes in bytes."""
+        if self.run is None or self.estimate is None:
+            return {"verdict": self.word}
+        rows = self.run.rows
+        return {
+            "verdict": self.word,
+            "estimate": self.estimate.total,
+            "device": self.run.device_bytes or None,
+            "parts": dict(self.estimate.parts),
+            "host": self.estimate.host,
+            "filled": self.filled,
+            "rows": {
+                "longest": rows.longest,
+                "longest_val": rows.longest_val,
+                "mean": rows.mean,
+                "seen": rows.seen,
+            },
+            "model": {"parameters": self.run.shape.parameters, "source": self.run.shape.source},
+            "advice": str(self.saving) if self.saving else None,
+        }
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Names and values for the plan."""
+        if self.run is None or self.estimate is None:
+            yield "memory", "unknown: neither a config.json nor the model's name tells its size"
+            return
+        device = "process" if self.run.kind == "cpu" else "device"
+        room = f" of {gib(self.run.device_bytes)}" if self.run.device_bytes else ""
+        word = "" if self.word == "unknown" else f", {self.word}"
+        yield "memory", f"about {gib(self.estimate.total)}{room} a {device}{word}: {_parts(self.estimate)}"
+        if self.estimate.host:
+            yield "", f"and {gib(self.estimate.host)} of this machine's memory for each process"
+        yield "", f"at the peak of {self.estimate.peak}, {self._rows()}"
+        if self.word == "does not fit":
+            yield (
+                "would fit",
+                f"{self.saving} (about {gib(self.saving.total)})" if self.saving else "on more memory only",
+            )
+
+    def _rows(self) -> str:
+        assert self.run is not None
+        longest = max(self.run.rows.longest, self.run.rows.longest_val)
+        if self.run.rows.seen:
+            return f"with the longest row of the data, about {longest:,} tokens"
+        text = f"rows of {longest:,} tokens assumed, for the data is not here"
+        return text if self.filled is None else f"{text}; {gib(self.filled)} if they fill max_length"
+
+
+def _parts(estimate: Estimate) -> str:
+    shown = [f"{name} {size / GIB:.1f}" for name, size in estimate.parts.items() if size > 0.05 * GIB]
+    return ", ".join(shown)
+
+
+def judge(run: Run | None) -> Verdict:
+    """Whether ``run`` fits, with the change that would make it."""
+    if run is None:
+        return Verdict(None)
+    estimate = memory_estimate.estimate(run)
+    full = memory_run.filled(run)
+    filled = None if full is run else memory_estimate.estimate(full).total
+    word = word_for(estimate.total, run.device_bytes)
+    saving = smallest(run) if word == "does not fit" else None
+    return Verdict(run, word, estimate, filled, saving)
+
+
+def word_for(size: int, device: int) -> Word:
+    """What a run of ``size`` bytes is to a device of so many, 0 if not known."""
+    if not device:
+        return "unknown"
+    return "fits" if size <= ROOMY * device else "tight" if size <= FULL * device else "does not fit"
+
+
+# --- what would take less -----------------------------------------------------------------------------------
+
+
+def savings(run: Run) -> list[Saving]:
+    """The changes that take less memory, each on top of those before it, the gentlest first."""
+    found: list[Saving] = []
+    flags: dict[str, str] = {}
+    for changes, words in _changes(run):
+        smaller = run.but(**changes)
+        total = memory_estimate.estimate(smaller).total
+        if total < 0.995 * memory_estimate.estimate(run).total:
+            run, flags = smaller, {**flags, **words}
+            found.append(Saving(dict(words), total))
+    return found
+
+
+def smallest(run: Run) -> Saving | None:
+    """The fewest of `savings` that make ``run`` fit; None if all of them do not."""
+    chosen: list[tuple[dict[str, Any], dict[str, str]]] = []
+    for change in _changes(run):
+        before = memory_estimate.estimate(_with(run, chosen)).total
+        if memory_estimate.estimate(_with(run, [*chosen, change])).total < 0.995 * before:
+            chosen.append(change)
+        if not _fits(run, chosen):
+            continue
+        for one in list(chosen):
+            rest = [other for other in chosen if other is not one]
+            chosen = rest if _fits(run, rest) else chosen
+        flags = {name: value for _, words in chosen for name, value in words.items()}
+        return Saving(flags, memory_estimate.estimate(_with(run, chosen)).total)
+    return None
+
+
+def _with(run: Run, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> Run:
+    return run.but(**{name: value for change, _ in changes for name, value in change.items()})
+
+
+def _fits(run: Run, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> bool:
+    return word_for(memory_estimate.estimate(_with(run, changes)).total, run.device_bytes) in (
+        "fits",
+        "tight",
+    )
+
+
+def _changes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """Settings that take less memory, with their flags: what costs only time first, then what costs exactness, then
+    what needs more devices or the machine's own memory."""
+    batch = run.get("per_device_train_batch_size", 1)
+    if batch > 1:
+        yield _plain(per_device_train_batch_size=1, gradient_accumulation_steps=batch * run.accumulation)
+    if run.get("gradient_checkpointing") is False:
+        yield _plain(gradient_checkpointing=True)
+    if run.tuner == "lora" and not run.get("quant_bits") and run.shape.bits == 16 and not run.shape.encoder:
+        yield {"quant_bits": 4, "quant_method": "bnb"}, {"train_type": "qlora"}
+    shards = run.kind in ("cuda", "npu") and not run.get("fsdp") and not run.get("quant_bits")
+    if not (shards and importlib.util.find_spec("deepspeed")):
+        if shards and run.devices > 1 and not run.get("device_map"):
+            yield _plain(device_map="auto")
+        return
+    stages = ["zero2", "zero3"] if run.world > 1 else []
+    for stage in [*stages, "zero2_offload", "zero3_offload"]:
+        if stage == run.get("deepspeed"):
+            continue
+        settings, flags = _plain(deepspeed=stage)
+        if stage.startswith("zero3"):  # which cannot divide quantised weights
+            settings |= {"quant_bits": None}
+        yield settings, flags
+
+
+def _plain(**settings: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    return settings, {name: str(value).lower() for name, value in settings.items()}

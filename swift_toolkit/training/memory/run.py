@@ -1,0 +1,190 @@
+"""What the memory of a training run follows from: its settings, the size of its model, the length of its rows.
+
+What is not here is assumed: the rows of data on a hub, by what is known of public data sets (hub_datasets.json).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
+from swift_toolkit.model import size
+from swift_toolkit.model.size import ModelShape
+from swift_toolkit.training import launch
+
+if TYPE_CHECKING:
+    from swift_toolkit.config.request import Config
+    from swift_toolkit.dataset.verify import DataReport
+    from swift_toolkit.training.automatic import Device
+
+UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
+"""Tokens of text in the longest and in a middling row of data that is not here, such as public chat data (Alpaca) have;
+and in the longest text that gets a label, between GLUE's customary 128 and the 512 of encoders."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How long the rows of the data are, in tokens of text.
+
+    Args:
+        longest: of the training data.
+        mean: of the training data.
+        longest_val: of the validation data.
+        images: of a row, at most.
+        seen: whether that was read from the data; otherwise it is assumed.
+    """
+
+    longest: int = UNSEEN_LONGEST
+    mean: int = UNSEEN_MEAN
+    longest_val: int = UNSEEN_LONGEST
+    images: int = 0
+    seen: bool = False
+
+
+def _rows(report: DataReport | None, settings: Mapping[str, Any]) -> Rows:
+    """How long the rows are: what was seen of them, and what is assumed of those that are not here."""
+    if report is None or not report.tokens:
+        return _assumed(settings)
+    seen = rows_of(report)
+    if seen.seen:
+        return seen
+    assumed = _assumed(settings)
+    longest, longest_val = max(seen.longest, assumed.longest), max(seen.longest_val, assumed.longest_val)
+    return replace(assumed, longest=longest, longest_val=longest_val)
+
+
+def rows_of(report: DataReport) -> Rows:
+    """How long the rows are that were looked at."""
+    count = report.tokens.total()
+    mean = (
+        sum(tokens * rows for tokens, rows in report.tokens.items()) // max(count, 1) + report.token_step // 2
+    )
+    longest = report.longest["train"]
+    return Rows(longest, mean, report.longest["val"] or longest, seen=not report.unchecked)
+
+
+def _has_media(report: DataReport) -> bool:
+    """Whether the beginning of a file speaks of images, videos or sound."""
+    for file in report.files:
+        with Path(file.path).expanduser().open("rb") as beginning:
+            if SPEAKS_OF_MEDIA.search(beginning.read(1 << 16)):
+                return True
+    return False
+
+
+def _assumed(settings: Mapping[str, Any]) -> Rows:
+    """How long rows are taken to be that are not here.
+
+    What ms-swift's documentation tells of its data sets (hub_datasets.json: mean and longest, counted by Qwen2.5's
+    tokenizer without system prompts and not always with images) can make the longest longer, not shorter.
+    """
+    labelled = settings.get("task_type") in ("seq_cls", "embedding")
+    longest = UNSEEN_LABELLED if labelled else UNSEEN_LONGEST
+    known = json.loads(Path(__file__).with_name("hub_datasets.json").read_text(encoding="utf-8"))
+    names = [str(name) for key in ("dataset", "val_dataset") for name in settings.get(key) or []]
+    ids = [re.sub(r"^(HF|MS)::|[#:].*$", "", name) for name in names]
+    found = [known[name] for name in ids if name in known]
+    longest = max([longest, *(most for _, most in found)])
+    return Rows(longest, max((mean for mean, _ in found), default=UNSEEN_MEAN), longest)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the memory of a run follows from.
+
+    Args:
+        settings: values by ms-swift's names; the tuner as ``tuner_type``, ms-swift's command as ``command``.
+        shape: of the model.
+        rows: of the data.
+        kind: of device, as torch names it.
+        devices: that this machine uses.
+        world: processes of all machines, each with the whole batch of its own.
+        device_bytes: memory of one device, 0 if not known.
+        others: weights of the models that judge or teach besides.
+    """
+
+    settings: Mapping[str, Any]
+    shape: ModelShape
+    rows: Rows
+    kind: Literal["cpu", "cuda", "npu", "mps"] = "cuda"
+    devices: int = 1
+    world: int = 1
+    device_bytes: int = 0
+    others: int = 0
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A setting, or what ms-swift takes without it."""
+        return self.settings.get(name, default)
+
+    def but(self, world: int | None = None, **changes: Any) -> Run:
+        """The same run with other settings."""
+        return replace(self, settings={**self.settings, **changes}, world=world or self.world)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that is computed with."""
+        return 4 if self.get("torch_dtype") == "float32" else 2
+
+    @property
+    def accumulation(self) -> int:
+        """Gradient accumulation steps; ms-swift's default makes the effective batch at least 16
+        (``TrainArgumentsMixin.__post_init__``)."""
+        batch = self.get("per_device_train_batch_size", 1) * self.world
+        return int(self.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
+
+    @property
+    def rlhf(self) -> str:
+        """The kind of preference training, ms-swift's default of it being dpo; empty for other training."""
+        return str(self.get("rlhf_type") or "dpo") if self.get("command") == "rlhf" else ""
+
+    @property
+    def tuner(self) -> str:
+        return str(self.get("tuner_type", "lora"))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tuner changes the model's own weights."""
+        return self.tuner in ("full", "lisa", "llamapro")
+
+
+def run_of(config: Config, device: Device, report: DataReport | None = None) -> Run | None:
+    """The run that ``config`` asks for; None if nothing tells how large its model is.
+
+    Args:
+        config: checked settings.
+        device: what it computes on.
+        report: what was found in the data; None where it is not here.
+    """
+    shape = size.find(str(config.get("model")))
+    if shape is None:
+        return None
+    settings = {name: setting.value for name, setting in config.settings.items()}
+    settings |= {"tuner_type": config.tuner, "command": config.command}
+    rows = _rows(report, settings)
+    if shape.encoder and (report is None or not rows.seen or _has_media(report)):
+        rows = replace(rows, images=1)
+    world = launch.world_size(config, device)
+    shared = launch.processes(config, device) if device.kind == "cpu" else 1
+    memory = device.memory // shared
+    return Run(settings, shape, rows, device.kind, device.count, world, memory, _other_models(config))
+
+
+def _other_models(config: Config) -> int:
+    """Weights of the teacher and of reward models, as far as they are known."""
+    given = [config.get(name) or [] for name in ("teacher_model", "reward_model")]
+    names = [name for value in given for name in (value if isinstance(value, list) else [value])]
+    return sum(shape.parameters for name in names if (shape := size.find(str(name))))
+
+
+def filled(run: Run) -> Run:
+    """The same run with rows as long as they may be, where they are not here: they fill ``max_length``."""
+    limit = run.get("max_length") or 0
+    if run.rows.seen or run.get("packing") or limit <= run.rows.longest:
+        return run
+    return replace(run, rows=replace(run.rows, longest=limit, mean=limit, longest_val=limit))

@@ -1,0 +1,251 @@
+"""What is looked at before anything heavy starts: the model, the checkpoints, the output directory, the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.config.request import Config
+from swift_toolkit.console.screen import gib
+from swift_toolkit.dataset import verify
+from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
+from swift_toolkit.model import builtin, registry
+from swift_toolkit.model import files as model_files
+from swift_toolkit.problems import Problem
+
+DATA_SECONDS = 2.0
+"""About how long the data is looked at before a run; ``--verify-data`` looks at all of it."""
+
+_MODELS = ("model", "ref_model", "reward_model", "teacher_model")
+_CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
+
+
+def check(config: Config) -> list[Problem]:
+    """Every problem of the files a training run starts from and of the place it writes to."""
+    return [
+        *_models(config),
+        *registry.problems(config),
+        *_checkpoints(config),
+        *_plugins(config),
+        *_media(config),
+        *_output(config),
+    ]
+
+
+def unpack_models(config: Config) -> None:
+    """Put the directory of an embedded model in the place of its name, unpacking it first where needed."""
+    for name in _MODELS:
+        model = config.get(name)
+        if isinstance(model, str) and builtin.is_builtin(model):
+            config.replace(name, str(builtin.materialise(model)))
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model name means a path of this machine and not an id on a hub (``owner/name``)."""
+    path = Path(name).expanduser()
+    return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+
+
+def _models(config: Config) -> Iterator[Problem]:
+    for name in _MODELS:
+        value = config.get(name)
+        for model in value if isinstance(value, list) else [value]:
+            if not isinstance(model, str):
+                continue
+            if builtin.is_builtin(model):
+                for problem in builtin.problems(model):
+                    yield config.problem(name, problem.what, problem.do)
+            elif looks_local(model):
+                yield from _local_model(config, name, model)
+
+
+def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
+    path = Path(model).expanduser()
+    if not path.exists():
+        do = _near(path) or "Check the path, or name a model of a hub as owner/name."
+        yield config.problem(name, f'names the directory "{model}", which does not exist', do)
+        return
+    where = config.problem(name, "")
+    yield from model_files.model_problems(path, where.key, where.file, where.line)
+
+
+def _near(path: Path) -> str:
+    import difflib
+
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f'Did you mean "{path.parent / near[0]}"?' if near else ""
+
+
+def _plugins(config: Config) -> Iterator[Problem]:
+    for name in ("external_plugins", "custom_register_path"):
+        for file in config.get(name, []):
+            if not Path(file).expanduser().is_file():
+                do = _near(Path(file)) or "Check the path."
+                yield config.problem(name, f'names the file "{file}", which does not exist', do)
+
+
+def _checkpoints(config: Config) -> Iterator[Problem]:
+    for name in _CHECKPOINTS:
+        value = config.get(name)
+        for given in value if isinstance(value, list) else [value]:
+            if not isinstance(given, str) or not (name == "resume_from_checkpoint" or looks_local(given)):
+                continue
+            path = Path(given).expanduser()
+            if not path.is_dir():
+                do = _near(path) or "Check the path."
+                yield config.problem(name, f'names the directory "{given}", which does not exist', do)
+            elif name == "resume_from_checkpoint" and not (path / "trainer_state.json").is_file():
+                do = "Name a directory checkpoint-N of a training run."
+                if not config.get("resume_only_model"):
+                    yield config.problem(name, f'"{given}" holds no trainer_state.json to go on from', do)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def check_data(config: Config, whole: bool = False) -> verify.DataReport:
+    """What is in the data of a training run and what is wrong with it.
+
+    Args:
+        config: the request.
+        whole: look at every row; otherwise at what takes about ``DATA_SECONDS``.
+    """
+    return verify.verify(**verify_arguments(config), limit_seconds=None if whole else DATA_SECONDS)
+
+
+def verify_arguments(config: Config) -> dict[str, Any]:
+    """The arguments of `dataset.verify` for the data of a training run."""
+    columns = config.get("columns")
+    return {
+        "train": config.get("dataset", []),
+        "val": config.get("val_dataset", []),
+        "task": verify.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
+        "multimodal": config.preset == "multimodal",
+        "num_labels": config.get("num_labels"),
+        "problem_type": config.get("problem_type"),
+        "max_length": config.get("max_length"),
+        "columns": columns if isinstance(columns, dict) else None,
+    }
+
+
+FINGERPRINT_BYTES = 1 << 26
+"""How much of a data file its fingerprint is made of."""
+
+
+def fingerprints(report: verify.DataReport) -> dict[str, str]:
+    """What tells the content of each data file from another: its size and a hash, of 64 blocks spread over it if it is
+    large."""
+    return {file.path: _fingerprint(Path(file.path).expanduser()) for file in report.files}
+
+
+def _fingerprint(path: Path) -> str:
+    size, mark = path.stat().st_size, hashlib.blake2b(digest_size=8)
+    block = FINGERPRINT_BYTES // 64
+    with path.open("rb") as file:
+        for number in range(64):
+            file.seek(max(number * block, (size - block) * number // 63))
+            mark.update(file.read(block))
+    return f"{size:,} bytes, {mark.hexdigest()}"
+
+
+_LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names its columns there
+
+
+def _media(config: Config) -> Iterator[Problem]:
+    """The multimodal preset on data that nowhere speak of media."""
+    names = config.get("dataset", []) if config.preset == "multimodal" else []
+    files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
+    if not files or len(files) < len(names) or any(path.suffix in (".gz", ".zst") for path in files):
+        return
+    if not any(SPEAKS_OF_MEDIA.search(_ends(path)) for path in files):
+        do = 'Add them to the rows, or set "preset" to "lora".'
+        yield config.problem(
+            "dataset", 'holds no images, videos or audios, which preset "multimodal" is for', do
+        )
+
+
+def _ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        beginning = file.read(_LOOKED_AT)
+        file.seek(max(path.stat().st_size - _LOOKED_AT, 0))
+        return beginning + file.read()
+
+
+def expected_rows(config: Config, report: verify.DataReport) -> dict[verify.Split, int | None]:
+    """Rows of each split that ms-swift comes to by these data, as its ``DatasetLoader.post_process`` counts: all
+    or "#N" of each data set, a share of it held out to validate. None where a hub holds some of them, or they are mixed
+    by ``interleave_prob``.
+    """
+    train = val = 0
+    known = bool(report.specs["train"]) and not config.get("interleave_prob")
+    for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
+        rows = good if spec.sample is None else spec.sample
+        if rows is None:
+            return {"train": None, "val": None}
+        held_out = _held_out(config, rows if good is None else min(rows, good))
+        train, val = train + rows - held_out, val + held_out
+    if config.get("val_dataset"):
+        given = report.val_rows
+        return {"train": train if known else None, "val": given}
+    return {"train": train, "val": val} if known else {"train": None, "val": None}
+
+
+def _held_out(config: Config, rows: int) -> int:
+    share = (
+        0 if config.get("val_dataset") or config.get("streaming") else config.get("split_dataset_ratio", 0)
+    )
+    return max(int(rows * share), 1) if share else 0
+
+
+def count_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:
+    """Numbers of rows that ms-swift cannot make of these data."""
+    for spec, good in zip(report.specs["val"], report.good_rows("val"), strict=True):
+        if good and spec.sample is not None and spec.sample > good:
+            what = f'asks for {spec.sample:,} rows of "{spec.path}", which holds {good:,}'
+            yield config.problem("val_dataset", what, "ms-swift repeats rows only to train on them.")
+    for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
+        if not good:
+            continue
+        rows = good if spec.sample is None else spec.sample
+        if _held_out(config, min(rows, good)) >= rows:
+            what = f'leaves no row of "{spec.text}" to train on'
+            yield config.problem("split_dataset_ratio", what, "Name validation data as val_dataset instead.")
+
+
+# --- output -------------------------------------------------------------------------------------------------
+
+
+def _output(config: Config) -> Iterator[Problem]:
+    output = Path(str(config.get("output_dir") or "output")).expanduser()
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        yield config.problem("output_dir", f'"{existing}" is a file, not a directory', "Choose another.")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield config.problem(
+            "output_dir", f'"{existing}" is not writable', "Choose another, or change its rights."
+        )
+    else:
+        needed, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
+        if needed is not None and needed > free:
+            what = f"has {gib(free)} free, and one checkpoint takes about {gib(needed)}"
+            yield config.problem("output_dir", what, "Free some, or choose another disk.")
+
+
+def checkpoint_bytes(config: Config) -> int | None:
+    """About how much disk one checkpoint takes; None where the model is not a local directory.
+
+    A full checkpoint is the weights and, unless ``save_only_model``, AdamW's two states of the same size. An
+    adapter is far smaller: its rank in both factors of every matrix, taken here as a hundredth of the weights.
+    """
+    model = Path(str(config.get("model"))).expanduser()
+    if builtin.is_builtin(str(config.get("model"))) or not model.is_dir():
+        return None
+    names = [path for path in model.iterdir() if path.suffix in (".safetensors", ".bin") and path.is_file()]
+    weights = sum(path.stat().st_size for path in names)
+    parts = 1 if config.get("save_only_model") else 3
+    return parts * (weights if config.tuner == "full" else weights // 100)

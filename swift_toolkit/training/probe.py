@@ -1,0 +1,132 @@
+"""One real training step on the longest rows, before the run: does it fit into memory?
+
+The rows are written to files of their own, with which the same run is started for a single step and, where there is
+validation data, one evaluation.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.config.request import Config, Setting, Source
+from swift_toolkit.dataset.copies import json_line, whole_file
+from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.scan.rows import scan_part
+from swift_toolkit.dataset.verify import DataReport, Split, find_part
+from swift_toolkit.problems import Problem
+from swift_toolkit.training import launch
+
+
+def problems(report: DataReport) -> Iterator[Problem]:
+    """What keeps the longest rows of a run from being tried."""
+    if report.unchecked:
+        names = ", ".join(f'"{name}"' for name in report.unchecked)
+        yield Problem(
+            f"cannot know the longest rows of {names}, which is not here", "Download it.", "--probe"
+        )
+    if launch.takes_part() or launch.nodes().count > 1:
+        yield Problem("starts a run of its own, on one machine", "Try one machine alone first.", "--probe")
+
+
+def prepare(config: Config, report: DataReport, folder: Path, processes: int) -> Config:
+    """The settings of a run of one step on the longest rows, which are written into ``folder``.
+
+    Args:
+        config: of the whole run.
+        report: what was found in its data.
+        folder: for the rows and for what the step leaves behind.
+        processes: that share a step.
+    """
+    # from the second accumulation on, gradients are there already
+    steps = min(2, config.get("gradient_accumulation_steps") or 2)
+    batch = config.get("per_device_train_batch_size", 1)
+    changes: dict[str, Any] = {
+        "gradient_accumulation_steps": steps,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "output_dir": str(folder),
+        "split_dataset_ratio": 0.0,
+        "dataset_num_proc": 1,
+        "dataset": [_write(report, "train", folder, batch * processes * steps, _filled(config))],
+    }
+    if split := _validated(config):
+        rows = config.get("per_device_eval_batch_size", 1) * processes
+        changes["val_dataset"] = [_write(report, split, folder, rows, 0, "val")]
+        changes |= {"eval_strategy": "steps", "eval_steps": 1}
+    source = Source("automatic", "for one step")
+    settings = {name: one for name, one in config.settings.items() if name not in _LEFT_OUT}
+    settings |= {name: Setting(value, source, name) for name, value in changes.items()}
+    return replace(config, settings=settings)
+
+
+_LEFT_OUT = (
+    "num_train_epochs",
+    "max_epochs",
+    "resume_from_checkpoint",
+    "load_best_model_at_end",
+    "report_to",
+)
+
+
+def _validated(config: Config) -> Split | None:
+    """The split whose rows the run is validated with, if it is."""
+    if config.get("eval_strategy") == "no":
+        return None
+    if "val_dataset" in config.settings:
+        return "val"
+    return "train" if config.get("split_dataset_ratio") else None
+
+
+def _filled(config: Config) -> int:
+    """Bytes of text that packing needs to fill a batch; 0 without packing."""
+    return 8 * int(config.get("max_length") or 0) if config.get("packing") else 0
+
+
+def _write(report: DataReport, split: Split, folder: Path, rows: int, bytes_each: int, name: str = "") -> str:
+    """Write so many of the longest rows, again from the first where there are fewer; with packing, enough for each of
+    them to fill ``bytes_each``."""
+    sink = _Longest(rows)
+    for file in report.files:
+        if file.split == split:
+            scan_part(find_part(Path(file.path).expanduser(), file.path, report.rules), sink)
+    lines = [line for _, _, line in sorted(sink.heap, reverse=True)]
+    path = folder / f"{name or split}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as out:
+        written = count = 0
+        while lines and (count < rows or written < rows * bytes_each):
+            line = lines[count % len(lines)]
+            written, count = written + len(line), count + 1
+            out.write(line)
+    return str(path)
+
+
+class _Longest:
+    """Keeps the longest rows of all that it is shown."""
+
+    wants_rows = True
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.heap: list[tuple[int, int, bytes]] = []
+        self.seen = 0
+
+    def lines(self, chunk: bytes) -> None:
+        raise AssertionError("rows are wanted one by one")
+
+    def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
+        if row is None or any(flaw.is_error for flaw in flaws) or not isinstance(value, dict):
+            return
+        self.seen += 1
+        text = json_line(value)
+        entry = (len(text), -self.seen, text)
+        if len(self.heap) < self.rows:
+            heapq.heappush(self.heap, entry)
+        else:
+            heapq.heappushpop(self.heap, entry)

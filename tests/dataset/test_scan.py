@@ -1,0 +1,409 @@
+"""Scanning: many rows at once must say what one by one says, in any number of parts and processes, in bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swift_toolkit.dataset import files, flaws
+from swift_toolkit.dataset import verify as dataset_verify
+from swift_toolkit.dataset.checks import Rules
+from swift_toolkit.dataset.scan import rows as scan_rows
+from swift_toolkit.dataset.scan import tally as scan_tally
+from swift_toolkit.dataset.scan.rows import scan_part
+from swift_toolkit.dataset.scan.tally import Prints, Tally
+from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, find_part, verify
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def talk(question: object, answer: object) -> Row:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write(name: str, rows: list[Any]) -> str:
+    Path(name).write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    return name
+
+
+def many_rows(count: int) -> list[Row]:
+    some = random.Random(1)
+    words = [
+        "the",
+        "a",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "you",
+        "that",
+        "it",
+        "he",
+        "was",
+        "for",
+        "on",
+        "are",
+        "as",
+        "with",
+        "his",
+        "they",
+        "at",
+        "你好",
+        "été",
+    ]
+    return [
+        talk(" ".join(some.choices(words, k=8)) + f" {at}?", " ".join(some.choices(words, k=20)))
+        for at in range(count)
+    ]
+
+
+# Blocks against single rows
+
+
+class Everything:
+    """A sink that makes the scan look at each row by itself."""
+
+    wants_rows = True
+
+    def lines(self, chunk: bytes) -> None:
+        raise AssertionError
+
+    def row(self, *_: object) -> None:
+        pass
+
+
+def verdict(tally: Tally) -> tuple[Any, ...]:
+    places = {
+        kind: [(found.line, found.flaw.what) for found in founds] for kind, founds in tally.found.items()
+    }
+    return tally.rows, tally.bad, tally.lines, tally.turns, tally.counts, places, tally.prints.values
+
+
+texts = st.text(max_size=12) | st.sampled_from(
+    ["ok", "a\ufffdb", "Ã©", "x\u200b", "\x07", "...", " ", "<image>", "é", "你好"]
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool"]), "content": texts}
+    ),
+    max_size=4,
+)
+plain_rows = st.one_of(
+    st.builds(talk, texts, texts),
+    st.builds(lambda value: {"messages": value}, messages),
+    st.builds(lambda value, system: {"messages": value, "system": system}, messages, texts | st.none()),
+    st.fixed_dictionaries({"query": texts, "response": texts}),
+    st.fixed_dictionaries({"instruction": texts, "input": texts | st.none(), "output": texts}),
+    st.fixed_dictionaries({"messages": messages, "id": st.integers(0, 9)}),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(plain_rows, min_size=1, max_size=12),
+    multimodal=st.booleans(),
+    max_length=st.none() | st.integers(5, 20),
+    ascii_only=st.booleans(),
+)
+def test_blocks_say_what_single_rows_say(
+    tmp_path: Path, rows: list[Row], multimodal: bool, max_length: int | None, ascii_only: bool
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = (json.dumps(row, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") for row in rows)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    try:
+        part = find_part(path, "rows.jsonl", Rules(multimodal=multimodal, max_length=max_length))
+    except flaws.FlawError:
+        return
+    assert verdict(scan_part(part)) == verdict(scan_part(part, Everything()))
+
+
+# Parts and processes
+
+
+def same_findings(one: DataReport, other: DataReport) -> None:
+    first, second = one.as_dict(), other.as_dict()
+    for report in (first, second):
+        del report["seconds"], report["tokens"]  # an estimate by some of the rows
+    assert first == second
+
+
+def test_parts_in_several_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[Any] = many_rows(3000)
+    rows[7] = talk("x", "")
+    rows[2500] = talk(None, "y")
+    rows[2900] = rows[3]
+    train, val = write("train.jsonl", rows), write("val.jsonl", [*many_rows(20)[-2:], talk("other", "row")])
+    alone = verify([train], [val])
+    monkeypatch.setattr(dataset_verify, "PART_BYTES", 100_000)
+    together = verify([train], [val])
+    same_findings(alone, together)
+    assert {kind: group.count for kind, group in alone.groups.items()} == {
+        "content": 2,
+        "duplicate": 1,
+        "leak": 2,
+    }
+    assert [str(problem) for problem in together.problems] == [
+        'train.jsonl:8: the content of message 2 ("assistant") is empty.',
+        'train.jsonl:2501: the content of message 1 ("user") is null, not text.',
+    ]
+    assert str(together.groups["duplicate"].examples[0]) == (
+        "train.jsonl: row 2,901: is the same as row 4. Remove them, unless the weight is meant."
+    )
+    assert str(together.groups["leak"].examples[0]) == (
+        "val.jsonl: row 1: is the same as row 19 of train.jsonl. Remove them from one of the two."
+    )
+
+
+def test_a_large_file_is_sampled_within_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = many_rows(20_000)
+    rows[-1] = talk("the last", "")
+    train = write("train.jsonl", rows)
+    monkeypatch.setattr(dataset_verify, "SAMPLE_BYTES", 20_000)
+    report = verify([train], limit_seconds=0.0)
+    (file,) = report.files
+    assert not report.complete and 0 < file.checked < 20_000
+    assert abs(file.rows - 20_000) < 1_000
+    assert str(report.problems[0]).startswith("train.jsonl: near byte ")
+    assert str(report.problems[0]).endswith(': the content of message 2 ("assistant") is empty.')
+    assert "about" in report.summary()[0]
+
+
+def test_sampled_blocks_are_spread_evenly() -> None:
+    size = dataset_verify.SAMPLE_BYTES
+    order = [at / size for at in dataset_verify._spread(size * 16 + 5)]
+    assert order[0] == 15 + 5 / size
+    assert order[1:8] == [8, 4, 12, 2, 6, 10, 14]
+    assert len(order) == len(set(order)) == 15
+
+
+def test_verification_beside_other_work() -> None:
+    train = write("train.jsonl", [talk("a", "b"), talk("a", "")])
+    with BackgroundVerify([train], task="sft") as check:
+        report = check.report(timeout=60)
+    assert report is not None
+    assert report.files[0].bad == 1
+
+
+def test_verification_beside_other_work_can_be_stopped() -> None:
+    train = write("train.jsonl", many_rows(50_000))
+    check = BackgroundVerify([train])
+    assert check.report() is None
+    check.stop()
+    assert check._process.returncode == -9
+
+
+# Equal rows
+
+
+def test_verification_beside_other_work_ends_with_its_starter() -> None:
+    call = {"role": "tool_call", "content": {"name": "f", "arguments": {}}}
+    row = {"messages": [{"role": "user", "content": "q"}, call]}
+    Path("slow.jsonl").write_text((json.dumps(row) + "\n") * 500_000)
+    code = (
+        "import time; from swift_toolkit.dataset.verify import BackgroundVerify;"
+        "print(BackgroundVerify(['slow.jsonl'])._process.pid, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(dataset_verify.__file__).parents[2])}
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert starter.stdout is not None
+    scan = psutil.Process(int(starter.stdout.readline()))
+    starter.kill()
+    starter.wait()
+    scan.wait(timeout=5)
+
+
+def test_a_share_of_the_prints_is_kept_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_tally, "MAX_PRINTS", 1000)
+    prints = Prints()
+    values = [hash((f"row {at % 8000}",)) for at in range(16_000)]
+    prints.extend(values, len(values))
+    count, places = prints.repeats()
+    assert len(prints.values) <= 1000
+    assert 6_000 < count < 10_000 and places == []
+
+
+def test_the_same_content_in_another_format_is_a_leak() -> None:
+    train = write("train.jsonl", [talk("What is it?", "A cat.")])
+    val = write("val.jsonl", [{"query": "What is it?", "response": "A cat."}])
+    assert verify([train], [val]).groups["leak"].count == 1
+
+
+def test_rows_that_differ_only_in_their_images_are_not_the_same() -> None:
+    for name in ("a.png", "b.png"):
+        Path(name).write_bytes(PNG)
+    rows = [talk("<image>What is it?", "A cat.") | {"images": [name]} for name in ("a.png", "b.png")]
+    assert not verify([write("train.jsonl", rows)]).groups
+
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
+)
+
+
+def test_a_damaged_image_header() -> None:
+    Path("a.png").write_bytes(PNG[:20])
+    Path("b.png").write_bytes(b"not an image")
+    Path("c.png").write_bytes(PNG)
+    rows = [talk("<image>?", f"{name}") | {"images": [name]} for name in ("a.png", "b.png", "c.png")]
+    assert [str(problem) for problem in verify([write("t.jsonl", rows)]).problems] == [
+        't.jsonl:1: "a.png" has a damaged header: Truncated File Read. Replace the file.',
+        't.jsonl:2: "b.png" is not an image that can be read. Replace the file.',
+    ]
+
+
+# Columns that the head of a large file fixes
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_columns_that_change_late(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    monkeypatch.setattr(scan_rows, "HEAD_BYTES", 50_000)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 10_000)
+    rows = [row | {"id": at} for at, row in enumerate(many_rows(1000))]
+    late_column = talk("q", "a") | {"id": 1, "source": "web"}
+    late_type = talk("q2", "a") | {"id": "two"}
+    late_key = {
+        "messages": [{"role": "user", "content": "q3"}, {"role": "assistant", "content": "a", "loss": True}]
+    }
+    train = write("train.jsonl", [*rows, late_column, late_type, late_key])
+    if packed:
+        Path(train).write_bytes(gzip.compress(Path(train).read_bytes()))
+    report = verify([train])
+    assert [str(problem) for problem in report.problems] == [
+        'train.jsonl:1001: "source" does not occur in the first 10 MB of the file. Shuffle the file, or mend the row.',
+        'train.jsonl:1002: "id" changes its type after the first 10 MB of the file. Shuffle the file, or mend the row.',
+        'train.jsonl:1003: "loss" does not occur in the first 10 MB of the file. Shuffle the file, or mend the row.',
+    ]
+
+
+# Anything at all in a file
+
+
+def says(name: str) -> list[str]:
+    return [str(problem) for problem in verify([name]).problems]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.json.zst"])
+def test_packed_files_larger_than_a_block(name: str) -> None:
+    rows = many_rows(20_000)
+    text = json.dumps(rows) if name.startswith("a.json.") else "".join(json.dumps(row) + "\n" for row in rows)
+    assert len(text) > 2 * files.BLOCK_BYTES
+    pack = gzip.compress if name.endswith(".gz") else zstandard.compress
+    Path(name).write_bytes(pack(b"\xef\xbb\xbf" + text.encode()))
+    report = verify([name])
+    assert report.ok, report.problems
+    assert report.train_rows == 20_000
+
+
+def test_damaged_archives() -> None:
+    text = "".join(json.dumps(row) + "\n" for row in many_rows(5000)).encode()
+    packed, zipped = gzip.compress(text), zstandard.compress(text)
+    Path("cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    Path("flipped.jsonl.gz").write_bytes(packed[:5000] + bytes(100) + packed[5100:])
+    Path("cut.jsonl.zst").write_bytes(zipped[: len(zipped) // 2])
+    Path("end.jsonl.zst").write_bytes(zipped[:-1])
+    Path("head.json.zst").write_bytes(zipped[:6])
+    for name in ("cut.jsonl.gz", "cut.jsonl.zst", "end.jsonl.zst", "head.json.zst"):
+        assert says(name)[-1].endswith("cannot be read to its end: the file is cut off.")
+    assert "cannot be read to its end" in says("flipped.jsonl.gz")[-1]
+
+
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("a.jsonl")
+    assert says("a.jsonl") == ["a.jsonl: is not a plain file. Write the rows into one."]
+
+
+def test_no_parquet() -> None:
+    Path("a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    assert len(says("a.parquet")) == 1
+    assert says("a.parquet")[0].startswith("a.parquet: cannot be read to its end: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a":' * 100_000, "a.jsonl:1: row is nested too deeply. Write the inner part as text."),
+        (b"[" * 100_000, "a.jsonl:1: row is nested too deeply. Write the inner part as text."),
+        (b"\x00" * 1000, "a.jsonl:1: row is not JSON."),
+        (b'{"messages": "\x00"}', "a.jsonl:1: text holds a raw NUL character."),
+        (
+            b'{"id": ' + b"[" * 70 + b"]" * 70 + b"}",
+            "a.jsonl: a row is nested more than 60 deep. Write the inner part as text.",
+        ),
+    ],
+)
+def test_hostile_bytes(data: bytes, message: str) -> None:
+    Path("a.jsonl").write_bytes(data)
+    assert says("a.jsonl") == [message]
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "says"),
+    [
+        ("long.jsonl", '{"messages": "', "long.jsonl: a row is longer than 32 MB. Split it."),
+        ("long.json", '[{"messages": "', "long.json:1: row is longer than 32 MB. Split it."),
+        ("long.csv", "query,response\n", "long.csv: a line is longer than 8 MB. Split it."),
+        (
+            "quote.csv",
+            'query,response\n"\n',
+            "quote.csv: cannot be read to its end: a field is longer than 8 MB.",
+        ),
+    ],
+)
+def test_a_line_of_100_mb_takes_little_memory(name: str, begin: str, says: str) -> None:
+    with Path(name).open("w") as out:
+        out.write(begin)
+        for _ in range(100):
+            out.write("x" * 999_999 + ("\n" if name == "quote.csv" else "x"))
+    code = (
+        "import re; from pathlib import Path; from swift_toolkit.dataset.verify import verify;"
+        f"print(*verify([{name!r}]).problems, sep='\\n');"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])"
+    )
+    root = Path(dataset_verify.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(root)},
+        check=True,
+    )
+    message, kilobytes = done.stdout.splitlines()
+    assert message == says
+    assert int(kilobytes) < 250_000
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".jsonl.gz", ".json.zst"]),
+    data=st.binary(max_size=200)
+    | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | st.text('[]{}",:\\u0d8 \n1e.-ntf', max_size=60).map(str.encode),
+)
+def test_any_bytes_get_an_answer(tmp_path: Path, suffix: str, data: bytes) -> None:
+    path = tmp_path / f"any{suffix}"
+    path.write_bytes(data)
+    report = verify([str(path)])
+    assert report.summary()
+    json.dumps(report.as_dict())

@@ -1,0 +1,451 @@
+"""Devices, automatic settings, the size of a run and how it is launched."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swift_toolkit.config.request import Config, load_config
+from swift_toolkit.dataset.report import DataReport
+from swift_toolkit.training import automatic as training_automatic
+from swift_toolkit.training import launch
+
+CPU = training_automatic.Device("cpu", reason="no accelerator found")
+TWO_GPUS = training_automatic.Device("cuda", 2, "NVIDIA A100")
+
+
+def config(**settings: Any) -> Config:
+    return load_config({"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "a/b", **settings})
+
+
+# --- devices: faked at one seam, plan.hardware ----------------------------------------------------------------
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, **has: Any) -> None:
+    """Let this machine have so many ``gpus`` (of which ``mig`` are cut up), ``amd``, ``npus`` or be ``apple``."""
+    gpus = [
+        training_automatic.Gpu("NVIDIA A100", f"GPU-{number}a2b3c4d", number < has.get("mig", 0))
+        for number in range(has.pop("gpus", 0))
+    ]
+    has.pop("mig", None)
+    found = training_automatic.Hardware(**{"build": "cuda", "nvidia": gpus, **has})
+    monkeypatch.setattr(training_automatic, "hardware", lambda: found)
+
+
+@pytest.mark.parametrize(
+    ("has", "visible", "text"),
+    [
+        ({}, None, "cpu (no accelerator found)"),
+        ({"gpus": 1}, None, "cuda (NVIDIA A100)"),
+        ({"gpus": 2}, None, "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 8}, "0,3,5", "3 × cuda (NVIDIA A100)"),
+        ({"gpus": 8}, " 7, 1 ", "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 1}, "0", "cuda (NVIDIA A100)"),
+        ({"gpus": 2}, "", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
+        ({"gpus": 2}, "-1", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
+        ({"gpus": 4}, "1,-1,2", "cuda (NVIDIA A100)"),
+        ({"gpus": 2}, "0,2,1", 'cuda (NVIDIA A100, CUDA_VISIBLE_DEVICES names "2", which is no GPU of this machine)'),
+        ({"gpus": 2}, "1,1", 'cpu (CUDA_VISIBLE_DEVICES names "1" twice, which hides every GPU)'),
+        ({"gpus": 4}, "GPU-3a2b3c4d,GPU-1a2", "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 4}, "GPU-9", 'cpu (CUDA_VISIBLE_DEVICES names "GPU-9", which is no GPU of this machine)'),
+        ({"gpus": 2, "build": "cpu"}, None, "cpu (the installed torch is a CPU build, the GPU stays unused)"),
+        ({"gpus": 8, "mig": 1}, None, "cuda (NVIDIA A100, a process can use only one MIG instance)"),
+        ({"gpus": 8, "mig": 1}, "2,3", "2 × cuda (NVIDIA A100)"),
+        ({"gpus": 1, "mig": 1}, "MIG-1f2e,MIG-3a4b", "cuda (NVIDIA A100, a process can use only one MIG instance)"),
+        ({"build": "rocm", "amd": 4}, None, "4 × cuda (ROCm)"),
+        ({"build": "rocm", "amd": 4}, "1,2", "2 × cuda (ROCm)"),
+        ({"npus": 8}, None, "8 × npu"),
+        ({"apple": True}, None, "mps"),
+    ],
+)  # fmt: skip
+def test_the_device(
+    has: dict[str, Any], visible: str | None, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, **has)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert str(training_automatic.find_device()) == text
+
+
+@pytest.mark.parametrize(
+    ("visible", "text"),
+    [
+        ("0,1,2", "3 × npu"),
+        ("3", "npu"),
+        ("1, 2", 'npu (ASCEND_RT_VISIBLE_DEVICES names " 2", which is no device here)'),
+        ("1,3,8", '2 × npu (ASCEND_RT_VISIBLE_DEVICES names "8", which is no device here)'),
+        ("", "cpu (ASCEND_RT_VISIBLE_DEVICES hides every device)"),
+    ],
+)
+def test_ascend_devices(visible: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, npus=8)
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
+    assert str(training_automatic.find_device()) == text
+
+
+def test_uuids_where_the_driver_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        training_automatic,
+        "hardware",
+        lambda: training_automatic.Hardware("cuda", [training_automatic.Gpu()] * 2),
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
+    assert training_automatic.find_device().count == 2
+
+
+def test_the_torch_build_is_read_from_its_version_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spec:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr(training_automatic.importlib.util, "find_spec", lambda name: Spec)
+    for line, build in [
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "cuda"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm"),
+    ]:
+        (tmp_path / "version.py").write_text(line)
+        assert training_automatic._torch_build() == build
+
+
+# --- automatic settings -------------------------------------------------------------------------------------
+
+
+def automatic(request: Config, device: training_automatic.Device) -> dict[str, Any]:
+    training_automatic.fill_automatic(request, device)
+    return {n: s.value for n, s in request.settings.items() if s.source.kind == "automatic"}
+
+
+def test_nothing_is_chosen_for_a_hub_model_on_a_gpu() -> None:
+    assert automatic(config(), TWO_GPUS) == {}
+
+
+def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_automatic, "cpu_computes_bfloat16", lambda: False)
+    plain = {"use_cpu": True}
+    assert automatic(config(), CPU) == {**plain, "torch_dtype": "float32"}
+    assert automatic(config(torch_dtype="bfloat16"), CPU) == plain
+    monkeypatch.setattr(training_automatic, "cpu_computes_bfloat16", lambda: True)
+    assert automatic(config(), CPU) == plain
+
+
+def data(longest: int, mean: int = 0, rows: int = 100, val: int = 0) -> DataReport:
+    """Data with rows of such lengths in tokens."""
+    from swift_toolkit.dataset.checks import Rules
+
+    report = DataReport(Rules())
+    report.tokens.update({(mean or longest) - 8: rows})
+    report.longest.update(train=longest, val=val)
+    return report
+
+
+def gpus(count: int = 1, gib: float = 80, name: str = "NVIDIA A100") -> training_automatic.Device:
+    return training_automatic.Device("cuda", count, name, memory=int(gib * training_automatic.GIB))
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The packages among these that are taken to be installed; bitsandbytes alone at first."""
+    some = {"bitsandbytes"}
+    asked = {"bitsandbytes", "deepspeed", "flash_attn", "liger_kernel"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name in some if name in asked else find(name)
+    )
+    return some
+
+
+@pytest.mark.parametrize(("free_gib", "chosen"), [(64, False), (2, None)])
+def test_checkpointing_goes_where_the_memory_allows(free_gib: int, chosen: bool | None) -> None:
+    request = config(model="builtin/SmolLM2-135M-Instruct", max_length=256, per_device_train_batch_size=4)
+    training_automatic.fill_automatic(
+        request, training_automatic.Device("cpu", memory=free_gib << 30), data(250)
+    )
+    assert request.get("gradient_checkpointing") is chosen
+    assert (request.get("model_type"), request.get("template"), request.get("check_model")) == (
+        "llama",
+        "chatml",
+        False,
+    )
+
+
+def test_checkpointing_stays_where_the_rows_are_not_known() -> None:
+    request = config()
+    training_automatic.fill_automatic(request, gpus(gib=1000))
+    assert "gradient_checkpointing" not in request.settings
+    training_automatic.fill_automatic(request, gpus(gib=1000), data(500))
+    assert str(request.settings["gradient_checkpointing"].source).startswith("automatic: about ")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("Tesla V100-SXM2-32GB", "float16"),
+        ("Tesla T4", "float16"),
+        ("NVIDIA GeForce RTX 2080 Ti", "float16"),
+        ("NVIDIA GeForce GTX 1080 Ti", "float16"),
+        ("Quadro RTX 8000", "float16"),
+        ("NVIDIA A100-SXM4-80GB", None),
+        ("NVIDIA H100 80GB HBM3", None),
+        ("NVIDIA GeForce RTX 3090", None),
+        ("NVIDIA RTX A6000", None),
+        ("NVIDIA RTX 6000 Ada Generation", None),
+        ("NVIDIA L4", None),
+        ("", None),
+    ],
+)
+def test_gpus_without_bfloat16(name: str, dtype: str | None) -> None:
+    assert automatic(config(), training_automatic.Device("cuda", 1, name)).get("torch_dtype") == dtype
+
+
+@pytest.mark.usefixtures("installed")
+def test_attention_by_what_is_installed(installed: set[str]) -> None:
+    assert "attn_impl" not in automatic(config(), gpus())
+    installed.add("flash_attn")
+    assert automatic(config(), gpus())["attn_impl"] == "flash_attn"
+    assert "attn_impl" not in automatic(config(model="owner/new-7B"), gpus())
+    assert "attn_impl" not in automatic(config(torch_dtype="float32"), gpus())
+    assert "attn_impl" not in automatic(config(), gpus(name="Tesla T4"))
+    assert "attn_impl" not in automatic(config(attn_impl="sdpa"), gpus())
+
+
+def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
+    assert not {"deepspeed", "device_map"} & set(automatic(config(), gpus(4)))
+    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
+    request = config(**large)
+    assert automatic(request, gpus(4))["device_map"] == "auto"
+    assert launch.processes(request, gpus(4)) == 1
+    installed.add("deepspeed")
+    request = config(**large)
+    assert automatic(request, gpus(4))["deepspeed"] == "zero3"
+    assert str(request.settings["deepspeed"].source) == (
+        "automatic: one device would need about 142 GiB and has 80: its weights are divided"
+    )
+    assert automatic(config(model="owner/big-200B", train_type="qlora"), gpus(4))["device_map"] == "auto"
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+
+
+def test_machines_with_a_gpu_each_divide_it_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "h"}.items():
+        monkeypatch.setenv(name, value)
+    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+    installed.add("deepspeed")
+    assert automatic(config(**large), gpus(1))["deepspeed"] == "zero3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "batch", "steps"),
+    [
+        ({}, gpus(1), 8, 8),
+        ({}, gpus(8), 8, 1),
+        ({}, gpus(2, 40), 2, 16),
+        ({}, training_automatic.Device("cuda", 2), 1, 32),  # memory not known
+        ({"per_device_train_batch_size": 2}, gpus(8), 2, 4),
+        ({"gradient_accumulation_steps": 4}, gpus(8), 2, 4),
+    ],
+)
+def test_an_effective_batch_of_64(
+    settings: dict[str, Any], device: training_automatic.Device, batch: int, steps: int, installed: set[str]
+) -> None:
+    request = config(effective_batch_size="64", **settings)
+    assert training_automatic.problems(request, device) == []
+    training_automatic.fill_automatic(request, device, data(800, 200))
+    assert request.get("per_device_train_batch_size", 1) == batch
+    assert request.get("gradient_accumulation_steps") == steps
+    assert training_automatic.effective_batch_size(request, device) == 64
+    source = request.settings["gradient_accumulation_steps"].source
+    if "gradient_accumulation_steps" not in settings:
+        assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
+
+
+def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
+    request = config(effective_batch_size=64, max_length=4096)
+    training_automatic.fill_automatic(request, gpus(2))
+    assert request.get("per_device_train_batch_size") == 2
+    training_automatic.fill_automatic(
+        seen := config(effective_batch_size=64, max_length=4096), gpus(2), data(1000)
+    )
+    assert seen.get("per_device_train_batch_size") == 8
+
+
+@pytest.mark.parametrize(
+    ("wish", "settings", "problem"),
+    [
+        (
+            10,
+            {},
+            '"effective_batch_size" is 10, which 4 process(es) cannot share. Use 8.',
+        ),
+        (
+            12,
+            {"per_device_train_batch_size": 2},
+            '"effective_batch_size" is 12, which 4 process(es) × 2 rows a device cannot share. Use 16.',
+        ),
+        (
+            64,
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+            '"effective_batch_size" is 64, but 4 process(es) × 2 rows a device × 2 accumulated are 16. '
+            "Leave one of them out.",
+        ),
+        (16, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, None),
+    ],
+)
+def test_an_effective_batch_that_cannot_be(wish: int, settings: dict[str, Any], problem: str | None) -> None:
+    found = training_automatic.problems(config(effective_batch_size=wish, **settings), gpus(4))
+    assert [str(one) for one in found] == ([problem] if problem else [])
+
+
+def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_automatic, "_cores", lambda: 32)
+    many = data(500, rows=20_000)
+    monkeypatch.setattr(DataReport, "train_rows", 20_000)
+
+    def chosen(device: training_automatic.Device, **settings: Any) -> dict[str, Any]:
+        request = config(**settings)
+        training_automatic.fill_automatic(request, device, many)
+        names = ("dataset_num_proc", "dataloader_num_workers")
+        return {name: request.get(name) for name in names if name in request.settings}
+
+    assert chosen(gpus(1)) == {"dataset_num_proc": 8}
+    assert chosen(gpus(1), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 8}
+    assert chosen(gpus(4), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 4}
+    assert chosen(gpus(1), streaming=True, max_steps=5) == {}
+    assert chosen(CPU) == chosen(CPU, preset="multimodal") == {}
+    monkeypatch.setattr(training_automatic, "_cores", lambda: 2)
+    assert chosen(gpus(1)) == {}
+
+
+def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    run = training_automatic.judge(config(), training_automatic.Device("cpu", memory=40 << 30)).run
+    assert run is not None
+    assert (run.world, run.device_bytes) == (4, 10 << 30)
+
+
+def test_what_is_only_suggested(installed: set[str]) -> None:
+    request = config(max_length=2048, per_device_train_batch_size=4)
+    assert training_automatic.suggestions(request, gpus(), data(1000, 200)) == [
+        "--packing true --attn_impl flash_attn (needs flash-attn): rows of about 200 tokens fill 2048; "
+        "a step then learns from more rows, so choose the batch anew",
+        "--use_liger_kernel true (needs liger-kernel, and a model it knows): spares most of 6.8 GiB of logits",
+    ]
+    installed |= {"flash_attn", "liger_kernel"}
+    assert training_automatic.suggestions(request, gpus(), data(2000, 1000))[0] == (
+        "--padding_free true --attn_impl flash_attn: nothing is computed for padding"
+    )
+    assert training_automatic.suggestions(request, CPU, data(1000, 200)) == []
+    assert not {"packing", "padding_free", "use_liger_kernel"} & set(automatic(request, gpus()))
+
+
+def test_what_the_user_or_null_decided_stays() -> None:
+    request = config(model="builtin/SmolLM2-135M-Instruct", use_cpu=False, check_model=None)
+    settings = automatic(request, CPU)
+    assert "use_cpu" not in settings
+    assert "check_model" not in settings
+    assert request.get("use_cpu") is False
+
+
+# --- size and launch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "effective", "steps"),
+    [
+        ({}, 16, 18),  # ms-swift accumulates to 16
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}, 12, 23),
+        ({"per_device_train_batch_size": 32}, 32, 10),
+        ({"max_steps": 7}, 16, 7),
+        ({"num_train_epochs": 0.5}, 16, 4),
+    ],
+)
+def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, steps: int) -> None:
+    request = config(**{"num_train_epochs": 2.5, **settings})
+    assert training_automatic.effective_batch_size(request, CPU) == effective
+    assert training_automatic.step_count(request, 100, CPU) == steps
+    assert training_automatic.step_count(request, None, CPU) == settings.get("max_steps")
+
+
+def test_processes_that_share_a_row_count_once() -> None:
+    request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
+    assert training_automatic.effective_batch_size(request, gpus(8)) == 12
+    assert training_automatic.step_count(request, 100, gpus(8)) == 27  # 3 × 9
+
+
+def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    assert training_automatic.environment(CPU) == {**always, "GOMP_SPINCOUNT": "2000"}
+    assert training_automatic.environment(TWO_GPUS) == always
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert training_automatic.environment(CPU) == always
+
+
+def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> None:
+    request = config(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=8,
+        gradient_checkpointing=False,
+        max_length=4096,
+    )
+    assert [
+        line.partition(" (")[0] for line in training_automatic.memory_advice(request, gpus(2, 24), data(4000))
+    ] == [
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 32",
+        "--gradient_checkpointing true",
+        "--train_type qlora",
+        "--device_map auto",
+        "--max_length 2048",
+    ]
+    installed.add("deepspeed")
+    assert [
+        line.partition(" (")[0] for line in training_automatic.memory_advice(request, gpus(2, 24), data(4000))
+    ][3:] == [
+        "--deepspeed zero3_offload",
+        "--max_length 2048",
+    ]
+    assert training_automatic.memory_advice(config(model="owner/unknown"), gpus()) == [
+        "a machine with more memory"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA H100 80GB HBM3", 80),
+        ("Tesla V100-SXM2-32GB", 32),
+        ("NVIDIA L4", 0),
+    ],
+)
+def test_the_memory_that_a_name_tells(name: str, gib: int) -> None:
+    assert training_automatic.memory_in(name) == gib << 30
+
+
+def test_the_memory_of_gpus_is_what_nvidias_tool_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '24564, GPU-b, NVIDIA RTX A5000'\necho '81559, GPU-a, NVIDIA H100'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = training_automatic._with_memory(
+        [training_automatic.Gpu("NVIDIA H100", "GPU-a"), training_automatic.Gpu("NVIDIA RTX A5000", "GPU-b")]
+    )
+    assert [gpu.memory >> 20 for gpu in found] == [81559, 24564]
+    unnamed = training_automatic._with_memory([training_automatic.Gpu(), training_automatic.Gpu()])
+    assert [(gpu.name, gpu.memory >> 20) for gpu in unnamed] == [
+        ("NVIDIA RTX A5000", 24564),
+        ("NVIDIA H100", 81559),
+    ]
+    machine(monkeypatch, gpus=2)
+    assert training_automatic.find_device().memory == 0
+    monkeypatch.setattr(training_automatic, "hardware", lambda: training_automatic.Hardware("cuda", found))
+    assert training_automatic.find_device().memory >> 20 == 24564  # of the smaller
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert training_automatic._with_memory([training_automatic.Gpu()]) == [training_automatic.Gpu()]

@@ -1,0 +1,223 @@
+"""How many processes on how many nodes, and the exact command that starts them; devices faked at one seam."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swift_toolkit.problems import Problem
+from swift_toolkit.training import automatic, launch
+from tests.training.test_automatic import CPU, TWO_GPUS, config, machine
+
+TRAINING = ["-m", "swift_toolkit.training.worker"]
+RUN = [sys.executable, "-m", "torch.distributed.run"]
+ONE = [sys.executable, *TRAINING]
+
+
+def several(count: int) -> list[str]:
+    return [*RUN, f"--nproc_per_node={count}", "--standalone", *TRAINING]
+
+
+def nodes(rank: int, count: int = 8, address: str = "h", port: int = 29500) -> list[str]:
+    where = [f"--nnodes=2 --node_rank={rank} --master_addr={address} --master_port={port}"]
+    return [*RUN, f"--nproc_per_node={count}", *where[0].split(), *TRAINING]
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    for word in text.split():
+        name, _, value = word.partition("=")
+        monkeypatch.setenv(name, value)
+
+
+# --- what is started ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("has", "said", "command"),
+    [
+        ({}, "", ONE),
+        ({}, "NPROC_PER_NODE=2", several(2)),
+        ({"gpus": 1}, "", ONE),
+        ({"gpus": 1}, "NPROC_PER_NODE=1", several(1)),
+        ({"gpus": 2}, "", several(2)),
+        ({"gpus": 8}, "", several(8)),
+        ({"gpus": 8}, "NPROC_PER_NODE=1", several(1)),
+        ({"gpus": 8}, "CUDA_VISIBLE_DEVICES=1,3", several(2)),
+        ({"gpus": 8}, "CUDA_VISIBLE_DEVICES=5", ONE),
+        ({"gpus": 8}, "CUDA_VISIBLE_DEVICES=GPU-1a2b3c4d,GPU-7a,GPU-0", several(3)),
+        ({"gpus": 8, "mig": 8}, "", ONE),
+        ({"gpus": 1, "mig": 1}, "CUDA_VISIBLE_DEVICES=MIG-1f2e,MIG-3a4b", ONE),
+        ({"npus": 8}, "", several(8)),
+        ({"npus": 8}, "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3", several(4)),
+        ({"apple": True}, "", ONE),
+        ({"build": "rocm", "amd": 4}, "HIP_VISIBLE_DEVICES=0,2", several(2)),
+        ({"gpus": 8}, "NNODES=2 NODE_RANK=0 MASTER_ADDR=h", nodes(0)),
+        ({"gpus": 8}, "NNODES=2 NODE_RANK=1 MASTER_ADDR=h MASTER_PORT=29501", nodes(1, port=29501)),
+        ({"gpus": 1}, "NNODES=2 NODE_RANK=1 MASTER_ADDR=h", nodes(1, 1)),
+        ({"gpus": 8}, "NNODES=1 NODE_RANK=0 MASTER_ADDR=h MASTER_PORT=1", several(8)),
+        (
+            {"gpus": 8},  # what Kubeflow's PyTorchJob sets
+            "PET_NNODES=2 PET_NODE_RANK=1 PET_NPROC_PER_NODE=auto PET_MASTER_ADDR=h PET_MASTER_PORT=23456 "
+            "MASTER_ADDR=h MASTER_PORT=23456 WORLD_SIZE=2 RANK=1",
+            nodes(1, port=23456),
+        ),
+        (
+            {"gpus": 8},
+            "SLURM_STEP_NUM_NODES=2 SLURM_NODEID=1 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=gpu[03-04]",
+            nodes(1, address="gpu03"),
+        ),
+        ({"gpus": 8}, "SLURM_NNODES=2 SLURM_NODEID=0 SLURM_JOB_NODELIST=gpu[03-04]", several(8)),  # no job step
+        ({"gpus": 8}, "LOCAL_RANK=3 RANK=11 WORLD_SIZE=16 MASTER_ADDR=h MASTER_PORT=1", ONE),
+    ],
+)  # fmt: skip
+def test_the_command(
+    has: dict[str, Any], said: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, **has)
+    set_all(monkeypatch, said)
+    device = automatic.find_device()
+    assert launch.problems(device) == []
+    assert launch.command(config(), device) == command
+
+
+def test_what_is_sharded_goes_through_torchrun_even_alone() -> None:
+    request = config()
+    for name in ("deepspeed", "fsdp"):
+        request.settings = {"model": request.settings["model"], name: request.settings["model"]}
+        assert launch.command(request, automatic.Device("cuda", 1)) == several(1)
+        assert launch.command(request, automatic.Device("cuda", 8)) == several(8)
+
+
+def test_a_spread_model_takes_all_devices_in_one_process() -> None:
+    assert launch.command(config(device_map="auto"), TWO_GPUS) == ONE
+
+
+def test_the_size_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = config(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    eight = automatic.Device("cuda", 8)
+    assert (launch.world_size(request, eight), automatic.effective_batch_size(request, eight)) == (8, 64)
+    set_all(monkeypatch, "NNODES=2 NODE_RANK=1 MASTER_ADDR=h")
+    assert (launch.world_size(request, eight), automatic.effective_batch_size(request, eight)) == (16, 128)
+    set_all(monkeypatch, "LOCAL_RANK=0 RANK=4 WORLD_SIZE=8 LOCAL_WORLD_SIZE=4")
+    assert (launch.processes(request, eight), launch.world_size(request, eight)) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "first", "phrase"),
+    [
+        ("", True, "2 processes, one for each visible device, through torch.distributed.run"),
+        ("NPROC_PER_NODE=1", True, "1 process, through torch.distributed.run"),
+        (
+            "NNODES=4 NODE_RANK=2 MASTER_ADDR=h",
+            False,
+            "2 processes, one for each visible device, node 2 of 4, the first is h:29500, through torch.distributed.run",
+        ),
+        ("LOCAL_RANK=0 RANK=0 WORLD_SIZE=8", True, "rank 0 of 8, as torchrun started it"),
+        ("LOCAL_RANK=0 RANK=4 WORLD_SIZE=8", False, "rank 4 of 8, as torchrun started it"),
+    ],
+)
+def test_what_is_said_of_it(said: str, first: bool, phrase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, said)
+    assert (launch.phrase(config(), TWO_GPUS), launch.is_first()) == (phrase, first)
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.environment(config(), CPU) == {}
+    assert launch.environment(config(), TWO_GPUS) == {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    set_all(monkeypatch, "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=h TORCH_ELASTIC_SHUTDOWN_TIMEOUT=60")
+    assert launch.environment(config(), TWO_GPUS) == {"NNODES": "2", "NODE_RANK": "1"}
+    request = config()
+    request.settings["deepspeed"] = request.settings["model"]
+    assert launch.environment(request, CPU)["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [
+        ("gpu01", "gpu01"),
+        ("gpu01,gpu02", "gpu01"),
+        ("gpu[03-05,9],login", "gpu03"),
+        ("a[1,3]-ib,b", "a1-ib"),
+        ("rack-2-n[001-128]", "rack-2-n001"),
+    ],
+)
+def test_the_first_host_of_a_slurm_job(nodelist: str, first: str) -> None:
+    assert launch.first_host(nodelist) == first
+
+
+# --- what cannot be -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "messages"),
+    [
+        ("NPROC_PER_NODE=two", ['"NPROC_PER_NODE" is "two"; it must be a whole number, 1 or more.']),
+        (
+            "NPROC_PER_NODE=4",
+            [
+                '"NPROC_PER_NODE" is 4, and 2 cuda device(s) are visible here. Ask for no more, or make more visible.'
+            ],
+        ),
+        (
+            "NNODES=2",
+            [
+                "2 nodes are asked for, and which of them this is was not said. "
+                "Add --node-rank: 0 on the first machine, 1 on the second, and so on.",
+                "2 nodes are asked for, and where to find the first was not said. "
+                "Add --master-addr: the host name or address of the first machine, the same on all.",
+            ],
+        ),
+        (
+            "NNODES=2 NODE_RANK=2 MASTER_ADDR=h",
+            ['"NODE_RANK" is 2; with 2 nodes it must be from 0 to 1.'],
+        ),
+        ("PET_NNODES=1:4 PET_NODE_RANK=0", ['"PET_NNODES" is "1:4"; it must be a whole number, 1 or more.']),
+        (
+            "SLURM_STEP_NUM_NODES=2 SLURM_NODEID=0 SLURM_STEP_NUM_TASKS=16 SLURM_STEP_NODELIST=a,b",
+            [
+                "SLURM started 16 tasks on 2 nodes, and each node needs just one. "
+                "Use srun --ntasks-per-node=1: a process for every GPU is started from there."
+            ],
+        ),
+        (
+            "LOCAL_RANK=0 MASTER_PORT=1 MASTER_ADDR=h WORLD_SIZE=2",
+            [
+                '"RANK" is "", and LOCAL_RANK says that torchrun started this process. '
+                "Start the trainer without LOCAL_RANK, or with all that torchrun sets."
+            ],
+        ),
+    ],
+)
+def test_problems(said: str, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, said)
+    found: list[Problem] = launch.problems(TWO_GPUS)
+    assert [str(problem) for problem in found] == messages
+
+
+def test_flags_are_the_environment(tmp_path: Path) -> None:
+    script = str(Path(__file__).resolve().parents[2] / "finetune_trainer.py")
+    base = [sys.executable, script, "--config", "configs/quickstart.json", "--dry-run"]
+    where = [
+        "--nproc-per-node",
+        "2",
+        "--nnodes=2",
+        "--node_rank",
+        "1",
+        "--master-addr",
+        "h",
+        "--master-port",
+        "4000",
+    ]
+    done = subprocess.run([*base, "--json", *where], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["launch"]
+    assert told["command"] == nodes(1, 2, port=4000)
+    assert (told["processes"], told["nodes"], told["effective_batch_size"]) == (2, 2, 16)
+    done = subprocess.run([*base, "--nnodes", "2", "--lora_rnak", "8"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 3  # all problems at once
