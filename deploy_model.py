@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from swift_toolkit.config import script
 from swift_toolkit.console import command_line, screen
 from swift_toolkit.machine.process import Terminated
 from swift_toolkit.problems import RunError
@@ -119,9 +120,9 @@ class ModelDeployer:
         Raises:
             RunError: it cannot be started; ``serve.log`` in ``directory`` says more.
         """
+        from swift_toolkit.machine import device
         from swift_toolkit.machine.process import Child
         from swift_toolkit.runs import directory
-        from swift_toolkit.training import automatic
 
         self.ready, self._started = {}, time.time()
         try:
@@ -136,7 +137,7 @@ class ModelDeployer:
                 model = self._stack.enter_context(self._model(line))
                 command = [sys.executable, "-m", "swift_toolkit.serving.worker"]
                 echo = sys.stderr if self.flags.get("verbose") else None
-                log, environment = self.deployment.log, automatic.environment(self.deployment.device)
+                log, environment = self.deployment.log, device.environment(self.deployment.device)
                 self._child = Child(command, log, environment, echo=echo, listens=True)
                 self._stack.enter_context(self._child)
                 self._child.send(self.deployment.order(model))
@@ -227,7 +228,7 @@ class ModelDeployer:
         return RunError(f"{what}: its process ended with status {status}. {where}")
 
     def _write(self, status: str, error: str | None = None) -> None:
-        from swift_toolkit.runs import directory
+        from swift_toolkit.machine import files
 
         content = {
             "status": status,
@@ -237,7 +238,7 @@ class ModelDeployer:
             **self.deployment.as_dict(),
             "url": self.url,
         }
-        directory.write_json(self.directory / "result.json", content)
+        files.write_json(self.directory / "result.json", content)
 
     # --- what the user sees ---------------------------------------------------------------------------------
 
@@ -340,7 +341,7 @@ def _command(words: list[str]) -> int:
     if not words:
         make_parser().print_help(sys.stderr)
         return 2
-    flags.config, settings = command_line.request(flags, settings, ("deploy",))
+    flags.config, settings = script.request(flags, settings, ("deploy",))
     deployer = ModelDeployer.from_command_line(flags, settings)
     if not flags.quiet_notices:
         for notice in deployer.deployment.config.notices:

@@ -26,16 +26,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from swift_toolkit.config import script
 from swift_toolkit.console import command_line, screen
 from swift_toolkit.problems import Problem, RequestError, RunError
+from swift_toolkit.runs.record import TrainingResult
+from swift_toolkit.training import probe as training_probe
 from swift_toolkit.training import run
-from swift_toolkit.training.run import Interrupted, TrainingResult
+from swift_toolkit.training.run import Interrupted
 
 if TYPE_CHECKING:
-    from swift_toolkit.config.request import Config
+    from swift_toolkit.config.settings import Config
     from swift_toolkit.dataset.preview import TemplateView
     from swift_toolkit.dataset.verify import DataReport
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.machine.device import Device
     from swift_toolkit.training.memory.fitting import Verdict
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
@@ -112,14 +115,16 @@ class FineTuner:
     ) -> None:
         from swift_toolkit.config.request import read_request
         from swift_toolkit.dataset import copies
-        from swift_toolkit.training import automatic, launch, preflight
+        from swift_toolkit.machine import device as machine_device
+        from swift_toolkit.training import automatic, launch, plan, preflight
+        from swift_toolkit.training import batch as training_batch
 
         self.config: Config
         self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
         problems += preflight.check(self.config)
-        self.device: Device = automatic.find_device()
+        self.device: Device = machine_device.find_device()
         problems += launch.problems(self.device)
-        problems += automatic.problems(self.config, self.device)
+        problems += training_batch.problems(self.config, self.device)
         self.skip_bad_rows, self.max_lost_rows = skip_bad_rows, max_lost_rows
         numbers = {"skip_bad_rows": skip_bad_rows, "max_lost_rows": max_lost_rows}
         wrong = list(copies.number_problems(numbers, as_flags=overrides_from == "command line"))
@@ -136,7 +141,7 @@ class FineTuner:
         }
         automatic.fill_automatic(self.config, self.device, self.data)
         self.output_dir = Path(
-            self.config.get("output_dir") or automatic.default_output_dir(self.config)
+            self.config.get("output_dir") or plan.default_output_dir(self.config)
         ).expanduser()
         self._own_directory = self.config.get("add_version") is False
 
@@ -180,6 +185,7 @@ class FineTuner:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
         from swift_toolkit.runs import directory as runs_directory
         from swift_toolkit.training import automatic, launch
+        from swift_toolkit.training import batch as training_batch
 
         self._write_to(runs_directory.next_run_directory(self.output_dir))
         settings = self.config.settings
@@ -197,30 +203,34 @@ class FineTuner:
                 "nodes": launch.nodes().count,
                 "command": launch.command(self.config, self.device),
                 "environment": run.environment(self.config, self.device),
-                "effective_batch_size": automatic.effective_batch_size(self.config, self.device),
-                "steps": automatic.step_count(self.config, self._rows(), self.device),
+                "effective_batch_size": training_batch.effective_batch_size(self.config, self.device),
+                "steps": training_batch.step_count(self.config, self._rows(), self.device),
             },
             "suggestions": automatic.suggestions(self.config, self.device, self.data),
         }
 
     def print_plan(self, file: IO[str] | None = None) -> None:
         """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
-        from swift_toolkit.training import automatic, launch
+        from swift_toolkit.training import automatic, launch, plan
+        from swift_toolkit.training import batch as training_batch
 
         config, device = self.config, self.device
         batch = config.get("per_device_train_batch_size", 1)
-        world, accumulation = automatic.feeders(config, device), automatic.accumulation(config, device)
-        effective = automatic.effective_batch_size(config, device)
-        steps = automatic.step_count(config, self._rows(), device)
+        world, accumulation = (
+            training_batch.feeders(config, device),
+            training_batch.accumulation(config, device),
+        )
+        effective = training_batch.effective_batch_size(config, device)
+        steps = training_batch.step_count(config, self._rows(), device)
         facts = [
             ("model", config.settings["model"].shown),
             ("data", self.data.headline()),
-            ("preset", automatic.preset_phrase(config)),
+            ("preset", plan.preset_phrase(config)),
             ("device", str(device)),
             ("launch", launch.phrase(config, device)),
             ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
             ("steps", str(steps or "not known before the data is read")),
-            ("tokens", automatic.tokens_phrase(config, device, steps, self.data)),
+            ("tokens", training_batch.tokens_phrase(config, device, steps, self.data)),
             *self.judge_memory().lines(),
             *(("suggestion", line) for line in automatic.suggestions(config, device, self.data)),
             ("output", str(self.output_dir)),
@@ -231,9 +241,9 @@ class FineTuner:
 
     def judge_memory(self) -> Verdict:
         """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
-        from swift_toolkit.training import automatic
+        from swift_toolkit.training import plan
 
-        return automatic.judge(self.config, self.device, self.data)
+        return plan.judge(self.config, self.device, self.data)
 
     def _rows(self) -> int | None:
         from swift_toolkit.training import preflight
@@ -258,7 +268,6 @@ class FineTuner:
         """
         from swift_toolkit.dataset import copies
         from swift_toolkit.training import launch, preflight
-        from swift_toolkit.training import probe as training_probe
 
         if probe and (found := list(training_probe.problems(self.data))):
             raise RequestError(found)
@@ -277,7 +286,7 @@ class FineTuner:
         if first:
             self.print_plan()
             if probe:
-                run.Probe(job, directory / "probe").carry_out()
+                training_probe.Probe(job, directory / "probe").carry_out()
             return run.Run(job, directory).carry_out()
         screen.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
         return run.RunElsewhere(job, directory).carry_out()
@@ -311,7 +320,7 @@ class FineTuner:
         return directory
 
     def _write_to(self, directory: Path) -> None:
-        from swift_toolkit.config.request import Setting, Source
+        from swift_toolkit.config.settings import Setting, Source
 
         given = self.config.settings.get("output_dir")
         source = given.source if given else Source("automatic", "named after the model")
@@ -410,7 +419,7 @@ def _command(words: list[str]) -> int:
     for name in launch.FLAGS:
         if (value := getattr(options, name)) is not None:
             os.environ[name.upper()] = value
-    source, settings = command_line.request(options, settings, ("sft", "pt", "rlhf"))
+    source, settings = script.request(options, settings, ("sft", "pt", "rlhf"))
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2

@@ -24,12 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from swift_toolkit.console import command_line, screen
+from swift_toolkit.config import script
+from swift_toolkit.console import command_line
+from swift_toolkit.console import screen as console_screen
+from swift_toolkit.inference import screen as inference_screen
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
     from swift_toolkit.evaluation.batch import Batch, Progress
-    from swift_toolkit.inference.engine import Engine, Side
+    from swift_toolkit.inference.engine import Engine
+    from swift_toolkit.inference.exchange import Side
 
 DESCRIPTION = """\
 Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
@@ -168,7 +172,7 @@ class InferenceTester:
 
     def _say_without_thinking(self, ready: Mapping[str, Any]) -> None:
         if self.plan.config.get("enable_thinking") is False and not ready["thinks"]:
-            screen.say(f'The template "{ready["template"]}" has no thinking to turn off.')
+            console_screen.say(f'The template "{ready["template"]}" has no thinking to turn off.')
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     flags, settings = make_parser().parse(words)
-    flags.config, settings = command_line.request(flags, settings, ("infer",))
+    flags.config, settings = script.request(flags, settings, ("infer",))
     mode = flags.mode or ("single" if flags.question is not None else "batch")
     problems = _mode_problems(flags, mode)
     try:
@@ -316,7 +320,7 @@ def _command(words: list[str]) -> int:
         raise RequestError(problems + (_batch_problems(flags) if mode == "batch" else []))
     if not flags.quiet_notices:
         for notice in tester.plan.config.notices:
-            screen.say(notice)
+            console_screen.say(notice)
     if _is_chat(flags, tester):
         mode = "interactive"
     with tester:
@@ -331,7 +335,7 @@ def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
 
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
     """Flags that do not belong to the mode, and images that cannot be shown."""
-    from swift_toolkit.evaluation.questions import image_flaw
+    from swift_toolkit.dataset.media import image_flaw
 
     of_mode = {
         "--question": ("single",),
@@ -372,7 +376,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
     question = {"question": flags.question, **({"images": flags.image} if flags.image else {})}
     if flags.dry_run:
         return _dry_run(tester, flags)
-    tester.on_loading = screen.loading_line
+    tester.on_loading = inference_screen.loading_line
     if flags.compare_base:
         answers = tester.compare(question)
         if flags.json:
@@ -384,7 +388,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
                 "answer": answers["tuned"],
                 "base": {"answer": answers["base"]},
             }
-            screen.print_answers([both], sys.stdout)
+            inference_screen.print_answers([both], sys.stdout)
         return 0
     pieces = []
     for piece in tester.stream(question):
@@ -410,8 +414,8 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
     if flags.dry_run:
         return _dry_run(tester, flags, batch)
-    with batch, _told_how_to_go_on(batch), screen.AnsweringLine() as line:
-        screen.print_facts([*tester.plan.rows(), *batch.rows()])
+    with batch, _told_how_to_go_on(batch), inference_screen.AnsweringLine() as line:
+        console_screen.print_facts([*tester.plan.rows(), *batch.rows()])
         tester.on_loading = line.loading
         result = tester.run(batch, line.show)
     if flags.json:
@@ -428,7 +432,7 @@ def _told_how_to_go_on(batch: Batch) -> Iterator[None]:
         yield
     except (RunError, KeyboardInterrupt):
         if batch.kept:
-            screen.say(
+            console_screen.say(
                 f"{batch.kept} of {batch.total} answers are kept. The same command goes on from there."
             )
         raise
@@ -441,7 +445,7 @@ def _show(result: BatchResult) -> None:
     from swift_toolkit.evaluation.scores import missing_packages
     from swift_toolkit.evaluation.summary import score_table
 
-    screen.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
+    inference_screen.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
     summary = result.summary
     if summary["asked"] > SHOWN_ANSWERS:
         print(f"... and {summary['asked'] - SHOWN_ANSWERS} more in the file.\n")
@@ -449,12 +453,12 @@ def _show(result: BatchResult) -> None:
     latency = f"latency {summary['latency_p50']} s (p95 {summary['latency_p95']} s)"
     speed = f"{summary['tokens_per_second']} tokens/s, {latency}"
     rows = [("answers", figures), ("speed", speed), ("file", str(result.output))]
-    screen.print_facts(rows, sys.stdout)
+    console_screen.print_facts(rows, sys.stdout)
     if summary["scores"]:
         print()
-        screen.print_table(*score_table(summary["scores"]), file=sys.stdout)
+        console_screen.print_table(*score_table(summary["scores"]), file=sys.stdout)
     if missing := missing_packages():
-        screen.say(f"For all scores: pip install {' '.join(missing)}")
+        console_screen.say(f"For all scores: pip install {' '.join(missing)}")
 
 
 def _default_questions() -> Path:
@@ -471,7 +475,7 @@ def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: Batch | 
         print(json.dumps(facts, ensure_ascii=False))
     else:
         rows = [*tester.plan.rows(), *(batch.rows() if batch else []), ("arguments", shlex.join(arguments))]
-        screen.print_facts(rows, sys.stdout)
+        console_screen.print_facts(rows, sys.stdout)
     return 0
 
 

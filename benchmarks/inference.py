@@ -107,7 +107,7 @@ def checks(checkpoint: str, runs: int) -> None:
 def raw_arguments(checkpoint: str) -> list[str]:
     """What raw ms-swift has to be told to load the same."""
     from inference_test import InferenceTester
-    from swift_toolkit.inference.plan import local
+    from swift_toolkit.model.loading import local
 
     plan = InferenceTester(checkpoint, infer_backend="pt", max_new_tokens=NEW_TOKENS).plan
     return plan.arguments("tuned", local(plan.model_of("tuned")))
@@ -205,7 +205,7 @@ def vllm(checkpoint: str, folder: Path, runs: int) -> None:
 
     from inference_test import InferenceTester
     from swift_toolkit.evaluation.questions import QuestionSet
-    from swift_toolkit.inference.plan import local
+    from swift_toolkit.model.loading import local
 
     os.environ.setdefault("VLLM_PLUGINS", "")
     data = mixed_questions(folder)

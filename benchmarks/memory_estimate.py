@@ -45,7 +45,8 @@ class Figure(NamedTuple):
 def published() -> Iterator[Figure]:
     """The estimates for the published commands."""
     from swift_toolkit.config.request import read_request
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.machine import device
+    from swift_toolkit.machine.device import Device
     from swift_toolkit.training.memory import estimate as memory_estimate
     from swift_toolkit.training.memory import run as memory_run
 
@@ -63,9 +64,7 @@ def published() -> Iterator[Figure]:
         finally:
             os.environ.clear()
             os.environ.update(before)
-        parts = (
-            {name: size / memory_estimate.GIB for name, size in estimate.parts.items()} if estimate else {}
-        )
+        parts = {name: size / device.GIB for name, size in estimate.parts.items()} if estimate else {}
         yield Figure(row["source"], row["gib"], sum(parts.values()), parts)
 
 
@@ -90,7 +89,7 @@ def measured(folder: Path, quick: bool) -> Iterator[Figure]:
 def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: dict[str, Any]) -> Figure:
     """One run of SmolLM2 of two steps with two rows of ``length`` tokens each."""
     from finetune_trainer import FineTuner
-    from swift_toolkit.training.memory import estimate as memory_estimate
+    from swift_toolkit.machine import device
 
     folder.mkdir(parents=True)
     answer = " ".join(f"w{number % 97} the cat sat" for number in range(length))
@@ -119,8 +118,8 @@ def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: di
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     (result,) = (folder / "output").glob("v0-*/result.json")
-    peak = json.loads(result.read_text())["memory"]["peak"] / memory_estimate.GIB
-    parts = {part: size / memory_estimate.GIB for part, size in told["parts"].items()}
+    peak = json.loads(result.read_text())["memory"]["peak"] / device.GIB
+    parts = {part: size / device.GIB for part, size in told["parts"].items()}
     return Figure(name, peak, sum(parts.values()), parts)
 
 

@@ -21,7 +21,7 @@ SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is meant for the ms-swift that is not installed."""
-    from swift_toolkit.config.fields import installed
+    from swift_toolkit.machine.msswift import installed
 
     other = {"v4": ("swift3", "3.12"), "v3": ("swift4", "4")}[installed().line]
     for item in items:

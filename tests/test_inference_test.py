@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from inference_test import InferenceTester, main
-from swift_toolkit.config.fields import installed
-from swift_toolkit.console import screen
 from swift_toolkit.evaluation.answers import read_results
+from swift_toolkit.inference import screen
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.merge import is_fresh, merged, place
 from swift_toolkit.problems import RequestError
 from tests.model.test_checkpoint import make_adapter, make_model, v4_args
@@ -461,7 +461,7 @@ def test_the_answers_are_those_of_swift_infer(tuned_checkpoint, tester, tmp_path
 
 
 def local_base(tester):
-    from swift_toolkit.inference.plan import local
+    from swift_toolkit.model.loading import local
 
     return local(tester.plan.model_of("tuned"))
 
@@ -526,7 +526,7 @@ def test_the_calls_that_the_other_engines_take(backend, engine):
     """Neither runs without a GPU: what is called on them is held against the source of the installed ms-swift."""
     import ast
 
-    from swift_toolkit.config.fields import installed
+    from swift_toolkit.machine.msswift import installed
 
     (source,) = installed().location.glob(f"**/infer_engine/{engine}.py")
     functions = {

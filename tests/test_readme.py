@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.config.presets import PRESETS
-from swift_toolkit.config.request import OWN_KEYS
+from swift_toolkit.config.settings import OWN_KEYS
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])

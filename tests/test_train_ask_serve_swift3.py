@@ -12,7 +12,7 @@ import inference_test
 from deploy_model import ModelDeployer
 from finetune_trainer import FineTuner, TrainingResult
 from inference_test import InferenceTester
-from swift_toolkit.config.fields import installed
+from swift_toolkit.machine.msswift import installed
 
 pytestmark = [pytest.mark.swift3, pytest.mark.slow]
 

@@ -13,9 +13,14 @@ ENGINES = {"swift", "torch", "transformers", "peft", "datasets", "accelerate", "
 DOORS = {
     "swift_toolkit/config/fields.py",
     "swift_toolkit/dataset/preview.py",
+    "swift_toolkit/inference/capacity.py",
     "swift_toolkit/inference/worker.py",
+    "swift_toolkit/machine/msswift.py",
     "swift_toolkit/model/old_adapter.py",
+    "swift_toolkit/model/worker.py",
+    "swift_toolkit/serving/patches.py",
     "swift_toolkit/serving/worker.py",
+    "swift_toolkit/training/hooks.py",
     "swift_toolkit/training/worker.py",
 }
 SCRIPTS = ["finetune_trainer.py", "inference_test.py", "deploy_model.py"]

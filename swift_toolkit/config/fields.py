@@ -15,20 +15,16 @@ import ast
 import importlib.util
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from enum import EnumMeta
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from swift_toolkit.machine import files as machine_files
+from swift_toolkit.machine.msswift import INSTALL, Command, Line, SwiftInstall, installed, package_of
 from swift_toolkit.problems import Problem, RequestError
-
-Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
-Line = Literal["v3", "v4"]
-COMMANDS: tuple[Command, ...] = get_args(Command)
 
 _MODULE: dict[Line, str] = {"v3": "swift.llm.argument", "v4": "swift.arguments"}
 _CLASSES: dict[Command, dict[Line, str]] = {
@@ -40,7 +36,6 @@ _CLASSES: dict[Command, dict[Line, str]] = {
     "export": {"v3": "ExportArguments", "v4": "ExportArguments"},
     "eval": {"v3": "EvalArguments", "v4": "EvalArguments"},
 }
-_INSTALL = 'Run: pip install "ms-swift==4.6.0".'
 
 
 @dataclass(frozen=True)
@@ -67,42 +62,6 @@ class Field:
     default: str = ""
 
 
-@dataclass(frozen=True)
-class SwiftInstall:
-    """The ms-swift of this environment.
-
-    Args:
-        version: e.g. ``4.6.0``.
-        line: ``v3`` for 3.12 and later 3.x, ``v4`` for what came after.
-        transformers_version: e.g. ``5.19.0``; empty if transformers is not installed.
-        location: the directory of the package ``swift``.
-    """
-
-    version: str
-    line: Line
-    transformers_version: str
-    location: Path
-
-
-def installed() -> SwiftInstall:
-    """Finds the installed ms-swift without importing it.
-
-    Raises:
-        RequestError: it is not installed, or older than 3.12.
-    """
-    swift, transformers = _package("swift"), _package("transformers")
-    version = _version(swift / "version.py") if swift else ""
-    if swift is None or not version:
-        raise RequestError([Problem("ms-swift is not installed", _INSTALL)])
-    major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
-    if (major, minor) < (3, 12):
-        raise RequestError(
-            [Problem(f"ms-swift {version} is older than 3.12, the oldest that works", _INSTALL)]
-        )
-    transformers_version = _version(transformers / "__init__.py") if transformers else ""
-    return SwiftInstall(version, "v3" if major == 3 else "v4", transformers_version, swift)
-
-
 def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, Field]:
     """The arguments of one command of ms-swift by name, in the order they are declared.
 
@@ -121,21 +80,6 @@ def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, F
 
     stem, place = f"fields-{install.version}-{command}", f"{install.location} {install.transformers_version}"
     return {field.name: field for field in machine_files.kept(stem, place, read, _fields_from_json)}
-
-
-# ------------------------------------------------------------------------------------------ what is installed
-
-
-def _package(name: str) -> Path | None:
-    """The directory of an installed top-level package."""
-    spec = importlib.util.find_spec(name)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _version(file: Path) -> str:
-    """What a source file assigns to ``__version__``; empty if nothing."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return next((line.split("=")[1].strip(" '\"") for line in lines if line.startswith("__version__ =")), "")
 
 
 def _fields_from_json(rows: list[list[Any]]) -> list[Field]:
@@ -266,7 +210,7 @@ class _Source:
     def _module(self, name: str) -> _Module:
         if name not in self._modules:
             root, *parts = name.split(".")
-            package = _package(root)
+            package = package_of(root)
             if package is None:
                 raise _UnresolvedError(name)
             path = package.joinpath(*parts)
@@ -340,7 +284,7 @@ def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]
     )
     if run.returncode:
         reason = run.stderr.strip().splitlines()[-1]
-        raise RequestError([Problem(f"ms-swift {install.version} cannot be imported: {reason}", _INSTALL)])
+        raise RequestError([Problem(f"ms-swift {install.version} cannot be imported: {reason}", INSTALL)])
     return _fields_from_json(json.loads(run.stdout.splitlines()[-1]))
 
 

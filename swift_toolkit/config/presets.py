@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swift_toolkit.config.request import PRESETS_OF_LORA, Config, Setting, Source
+from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.problems import Problem
 
 
@@ -132,7 +132,7 @@ def _name(config: Config, chosen: Setting | None, problems: list[Problem]) -> st
     if chosen is not None and chosen.value is not None:
         if chosen.value in PRESETS:
             return str(chosen.value)
-        from swift_toolkit.config.request import not_one_of
+        from swift_toolkit.config.values import not_one_of
 
         problems.append(chosen.problem(*not_one_of(chosen.value, PRESETS)))
         return None
@@ -174,3 +174,7 @@ def _lay_under(config: Config, name: str, preset: Preset) -> None:
     for setting_name, value in defaults.items():
         if setting_name not in config.settings:
             config.settings[setting_name] = Setting(value, Source("preset", name), setting_name)
+
+
+PRESETS_OF_LORA = ("qlora", "multimodal")
+"""What may be said in the tuner's place and is no tuner but a preset, which begins with LoRA."""

@@ -10,154 +10,28 @@ Precedence: command line or call > config file > preset > automatic setting (pla
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit.config import fields as config_fields
+from swift_toolkit.config import renames
 from swift_toolkit.config import translate as config_translate
-from swift_toolkit.config.fields import Command, Field
+from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
+from swift_toolkit.config.presets import PRESETS_OF_LORA
+from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source
+from swift_toolkit.config.values import typed_value
+from swift_toolkit.machine import msswift
+from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
-
-OWN_KEYS = {
-    "preset": "`lora`, `qlora`, `full` or `multimodal`; without it `train_type` decides",
-    "train_type": "a preset's name or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
-    "task": "`sft` (default), `pt` or `rlhf`; `rlhf_type` alone means `rlhf`",
-    "effective_batch_size": "rows an optimiser step, on any number of devices: batch and accumulation follow from it",
-}
-"""The keys that are the toolkit's own, with what they take; all others are ms-swift's."""
 
 _ABOUT_THE_REQUEST = (
     "preset",
     "task",
     "effective_batch_size",
 )  # the own keys that are no argument of ms-swift under another name
-
-TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
-"""The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
-
-PRESETS_OF_LORA = ("qlora", "multimodal")
-"""What may be said in the tuner's place and is no tuner but a preset, which begins with LoRA."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a value came from.
-
-    Args:
-        kind: the layer it was given in.
-        detail: the preset's name, or the reason of an automatic setting.
-        file: the config file, as the user spelled it.
-        line: line in that file, counted from 1.
-    """
-
-    kind: Literal["command line", "call", "file", "preset", "automatic"]
-    detail: str = ""
-    file: str | None = None
-    line: int | None = None
-
-    def __str__(self) -> str:
-        if self.kind == "file":
-            return f"{self.file}:{self.line}"
-        return f"{self.kind}: {self.detail}" if self.detail else self.kind
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One value with its source and the name under which the user gave it."""
-
-    value: Any
-    source: Source
-    written: str
-
-    @property
-    def shown(self) -> str:
-        """The value as a user would write it."""
-        values = self.value if isinstance(self.value, list) else [self.value]
-        return " ".join(_word(value) for value in values)
-
-    def problem(self, what: str, do: str = "") -> Problem:
-        """The problem ``what`` of this setting, at the place where it was given."""
-        key = f"--{self.written}" if self.source.kind == "command line" else self.written
-        return Problem(what, do, key, self.source.file, self.source.line)
-
-
-@dataclass
-class Config:
-    """A checked request, in the names and types of the installed ms-swift.
-
-    Args:
-        command: the ms-swift command whose arguments these are.
-        install: the ms-swift that is installed.
-        preset: the preset in force, None for commands and tuners that have none.
-        settings: exact argument name -> Setting; None values are already gone.
-        notices: one line for each translation that was made.
-        left_alone: names given as null, which no automatic setting may fill.
-        path: the config file, None without one.
-        effective_batch: the rows of an optimiser step that were asked for, None if nobody asked.
-    """
-
-    command: Command
-    install: config_fields.SwiftInstall
-    preset: str | None
-    settings: dict[str, Setting]
-    notices: list[str] = field(default_factory=list)
-    left_alone: set[str] = field(default_factory=set)
-    path: str | None = None
-    effective_batch: Setting | None = None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of ``name``, or ``default`` when nobody set it."""
-        return self.settings[name].value if name in self.settings else default
-
-    @property
-    def tuner_name(self) -> str:
-        """What the installed ms-swift calls the argument that chooses the tuner."""
-        return "tuner_type" if self.install.line == "v4" else "train_type"
-
-    @property
-    def tuner(self) -> str:
-        """The tuner in force; ``lora`` is ms-swift's own default."""
-        return str(self.get(self.tuner_name, "lora"))
-
-    def problem(self, name: str, what: str, do: str = "") -> Problem:
-        """The problem ``what`` of setting ``name``, at the place where it was given."""
-        if name in self.settings:
-            return self.settings[name].problem(what, do)
-        return Problem(what, do, name, self.path)
-
-    def fill(self, name: str, value: Any, reason: str) -> None:
-        """Set ``name`` automatically unless somebody decided it already."""
-        if name not in self.settings and name not in self.left_alone:
-            self.settings[name] = Setting(value, Source("automatic", reason), name)
-
-    def replace(self, name: str, value: Any) -> None:
-        """Put ``value`` in the place of what was given for ``name``, if anything was; it keeps its source."""
-        if name in self.settings:
-            self.settings[name] = replace(self.settings[name], value=value)
-
-    def arguments(self) -> list[str]:
-        """The argument list for ms-swift's own parser, e.g. ``["--lora_rank=8"]``."""
-        return [word for words in self.words().values() for word in words]
-
-    def words(self) -> dict[str, list[str]]:
-        """The words of each argument for ms-swift's own parser, e.g. ``{"lora_rank": ["--lora_rank=8"]}``."""
-        result = {}
-        for name, setting in self.settings.items():
-            values = setting.value if isinstance(setting.value, list) else [setting.value]
-            words = [_word(value) for value in values]
-            # with "=", so that a value may begin with "-"
-            result[name] = [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
-        return result
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def load_config(
@@ -203,7 +77,7 @@ def read_request(
     problems: list[Problem] = []
     if command == "sft":
         command = _task(own, given, problems)
-    install = config_fields.installed()
+    install = msswift.installed()
     reader = _Reader(command, install, config_fields.fields(command, install), problems)
     merged: dict[str, Setting] = {}
     for layer in given:
@@ -276,7 +150,7 @@ class _Reader:
     def __init__(
         self,
         command: Command,
-        install: config_fields.SwiftInstall,
+        install: msswift.SwiftInstall,
         fields: Mapping[str, Field],
         problems: list[Problem],
     ) -> None:
@@ -313,7 +187,7 @@ class _Reader:
 
     def _unknown(self, setting: Setting, name: str) -> Problem:
         dashes = "--" if setting.source.kind == "command line" else ""
-        known = config_translate.foreign(name)
+        known = renames.foreign(name)
         if known:
             right, project = known
             return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
@@ -331,128 +205,3 @@ class _Reader:
                 self.problems.append(setting.problem(*error.args))
                 self.rejected.append(name)
         return result
-
-
-# --- values -------------------------------------------------------------------------------------------------
-
-_WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-
-def typed_value(field: Field, value: Any) -> Any:
-    """``value`` in the type that ``field`` takes.
-
-    Words from a command line are understood like the values of a file: ``"8"`` is 8 for a number, ``"true"`` is
-    True for a switch, ``'["a", "b"]'`` is a list.
-
-    Raises:
-        ValueError: with two arguments, what is wrong and what to do.
-    """
-    if field.is_list:
-        return _typed_list(field, value)
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise ValueError(f"takes one value, not {len(value)}", "")
-        value = value[0]
-    return _typed_one(field, value)
-
-
-def _typed_list(field: Field, value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        values = list(value)
-    elif isinstance(value, str) and value.lstrip().startswith("["):
-        values = _json(value, list, "a list")
-    else:
-        values = [value]
-    if not values:
-        raise ValueError("is an empty list", "Name at least one, or remove it.")
-    return [_typed_one(field, one) for one in values]
-
-
-def _typed_one(field: Field, value: Any) -> Any:
-    if isinstance(value, str) and not value.strip() and field.kind != "str":
-        raise ValueError("is empty", "Give a value, or remove it.")
-    if field.choices is None:
-        return _KINDS[field.kind](value)
-    for choice in field.choices:  # "8" from a command line is the 8 of a Literal[4, 8]
-        if _word(choice) == _word(value):
-            return choice
-    raise ValueError(*not_one_of(value, field.choices))
-
-
-def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
-    """What to say of a value that is not among the ``choices``."""
-    import difflib
-
-    words, word = [str(choice) for choice in choices], str(value).lower()
-    longer = [choice for choice in words if word and choice.startswith(f"{word}_")]
-    near = longer or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    do = f'Did you mean "{near[0]}"?' if near else f"Use one of {', '.join(words)}."
-    return f"cannot be {json.dumps(value, ensure_ascii=False, default=str)}", do
-
-
-def _bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = str(value).strip().lower()
-    if word in ("0", "1"):
-        return word == "1"
-    if word not in _WORDS_FOR_BOOL:
-        raise ValueError(f"must be true or false, not {_shown(value)}", "")
-    return _WORDS_FOR_BOOL[word]
-
-
-def _int(value: Any) -> int:
-    number = _float(value)
-    if number != int(number):
-        raise ValueError(f"must be a whole number, not {_shown(value)}", "")
-    return int(number)
-
-
-def _float(value: Any) -> float:
-    """A number; a whole one given as such stays an int, to be shown as it was written."""
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"must be a number, not {_shown(value)}", "")
-    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
-    return int(value) if whole else number
-
-
-def _str(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        raise ValueError(f"must be text, not {_shown(value)}", "")
-    return _word(value)
-
-
-def _dict(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        return _json(value, dict, "an object")
-    if isinstance(value, (list, bool)):
-        raise ValueError(f"must be an object or text, not {_shown(value)}", "")
-    return value if isinstance(value, dict) else str(value)
-
-
-def _json(text: str, kind: type, called: str) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON ({error.msg[:1].lower()}{error.msg[1:]})", "") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"must be {called}", "")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_KINDS: dict[str, Callable[[Any], Any]] = {
-    "bool": _bool,
-    "int": _int,
-    "float": _float,
-    "str": _str,
-    "dict": _dict,
-}

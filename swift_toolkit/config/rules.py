@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from swift_toolkit.config.request import Config, not_one_of
+from swift_toolkit.config.settings import Config
+from swift_toolkit.config.values import not_one_of
 from swift_toolkit.problems import Problem
 
 

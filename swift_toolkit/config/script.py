@@ -11,19 +11,23 @@ and the ways to start ms-swift of all its generations (``swift sft``, ``torchrun
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import operator
+import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import translate
-from swift_toolkit.config.fields import COMMANDS, Command
+from swift_toolkit.console import screen
+from swift_toolkit.machine import msswift
+from swift_toolkit.machine.msswift import COMMANDS, Command
 from swift_toolkit.problems import Problem, RequestError
 
 
@@ -113,7 +117,7 @@ _SCRIPTS: dict[Command, str] = {
 
 def _for_the_installed(command: SwiftCommand) -> str:
     """How to run the command with ms-swift itself, in the names of the installed one; empty if that cannot be said."""
-    install = config_fields.installed()
+    install = msswift.installed()
     fields = config_fields.fields(command.command, install)
     done = translate.translate(command.values, command.command, install.line, fields)
     if done.errors or done.unknown:
@@ -339,3 +343,52 @@ def _launcher_environment(words: list[str]) -> dict[str, str]:
 
 def _base_name(word: str) -> str:
     return PurePosixPath(word).name
+
+
+def request(
+    options: argparse.Namespace, settings: Mapping[str, Any], wanted: Sequence[Command]
+) -> tuple[str | dict[str, Any] | None, dict[str, Any]]:
+    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
+
+    What is left out of a line or script is said on stderr, and its environment variables are set where they are not.
+
+    Args:
+        options: with the flags of `Parser.add_sources`.
+        settings: those given as flags.
+        wanted: the commands of ms-swift that the script stands for.
+
+    Returns:
+        The source and the settings laid over it. A ``task`` in them says which of several commands was found.
+
+    Raises:
+        RequestError: several sources are named, or there is not one such command in the line or script.
+    """
+    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
+    if len(given) > 1:
+        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
+        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
+    if not given or options.config:
+        return options.config, dict(settings)
+    from swift_toolkit.config import script as config_script
+
+    text = _text_of(options.from_script) if options.from_script else options.from_command
+    command = config_script.from_command(text, wanted, options.from_script)
+    for line in command.left_out:
+        screen.say(f"left out: {line}")
+    for name, value in command.env.items():
+        os.environ.setdefault(name, value)
+    values = dict(command.values)
+    config = values.pop("config", None)
+    if command.command in ("pt", "rlhf"):
+        values = {"task": command.command, **values}
+    if config is None:
+        return values, dict(settings)
+    return str(config), {**values, **settings}
+
+
+def _text_of(script: str) -> str:
+    try:
+        return Path(script).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RequestError([Problem(f"cannot be read ({what})", file=script)]) from None

@@ -13,9 +13,11 @@ from typing import Any
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import translate
-from swift_toolkit.config.fields import Command
 from swift_toolkit.config.file import EXTENSIONS
-from swift_toolkit.config.request import OWN_KEYS, typed_value
+from swift_toolkit.config.settings import OWN_KEYS
+from swift_toolkit.config.values import typed_value
+from swift_toolkit.machine import msswift
+from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
 
@@ -63,7 +65,7 @@ def _settings(source: str | Path | Mapping[str, Any]) -> Any:
 
 def _translated(settings: Mapping[str, Any], file: str | None) -> translate.Translation:
     """The settings in today's names, each value in the type its argument takes."""
-    install = config_fields.installed()
+    install = msswift.installed()
     command: Command = "rlhf" if settings.get("rlhf_type") else settings.get("task") or "sft"
     fields = config_fields.fields(command, install)
     given = {

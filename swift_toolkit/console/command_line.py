@@ -11,17 +11,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from swift_toolkit.console import screen
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
-
-if TYPE_CHECKING:
-    from swift_toolkit.config.fields import Command
 
 Settings = dict[str, "str | list[str]"]
 
@@ -84,55 +80,6 @@ def _grouped(argv: Sequence[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(word)
     return groups
-
-
-def request(
-    options: argparse.Namespace, settings: Mapping[str, Any], wanted: Sequence[Command]
-) -> tuple[str | dict[str, Any] | None, dict[str, Any]]:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
-
-    What is left out of a line or script is said on stderr, and its environment variables are set where they are not.
-
-    Args:
-        options: with the flags of `Parser.add_sources`.
-        settings: those given as flags.
-        wanted: the commands of ms-swift that the script stands for.
-
-    Returns:
-        The source and the settings laid over it. A ``task`` in them says which of several commands was found.
-
-    Raises:
-        RequestError: several sources are named, or there is not one such command in the line or script.
-    """
-    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
-    if len(given) > 1:
-        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
-        raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not given or options.config:
-        return options.config, dict(settings)
-    from swift_toolkit.config import script as config_script
-
-    text = _text_of(options.from_script) if options.from_script else options.from_command
-    command = config_script.from_command(text, wanted, options.from_script)
-    for line in command.left_out:
-        screen.say(f"left out: {line}")
-    for name, value in command.env.items():
-        os.environ.setdefault(name, value)
-    values = dict(command.values)
-    config = values.pop("config", None)
-    if command.command in ("pt", "rlhf"):
-        values = {"task": command.command, **values}
-    if config is None:
-        return values, dict(settings)
-    return str(config), {**values, **settings}
-
-
-def _text_of(script: str) -> str:
-    try:
-        return Path(script).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RequestError([Problem(f"cannot be read ({what})", file=script)]) from None
 
 
 def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -6,34 +6,34 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
+from swift_toolkit.config.tasks import (
+    ANSWER_TASKS,
+    LABEL_TASKS,
+    PREFERENCE_TASKS,
+    PROMPT_TASKS,
+    RANKING_TASKS,
+    TASKS,
+    Task,
+)
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
-from swift_toolkit.dataset.messages import (
+from swift_toolkit.dataset.formats import (
     KNOWN_COLUMNS,
     MEDIA,
     MEDIA_COLUMNS,
     OTHER_COLUMNS,
-    TOOL_ANSWERS,
     Layout,
+    near_name,
+)
+from swift_toolkit.dataset.messages import (
+    TOOL_ANSWERS,
     Message,
     Row,
-    near_name,
     other_format,
     read_messages,
     standard_row,
 )
-
-Task = Literal[
-    "sft", "pt", "dpo", "orpo", "simpo", "cpo", "rm", "kto", "ppo", "grpo", "gkd",
-    "seq_cls", "embedding", "reranker", "generative_reranker",
-]  # fmt: skip
-TASKS: tuple[Task, ...] = get_args(Task)
-PREFERENCE_TASKS = frozenset({"dpo", "orpo", "simpo", "cpo", "rm"})
-PROMPT_TASKS = frozenset({"ppo", "grpo"})
-RANKING_TASKS = frozenset({"embedding", "reranker", "generative_reranker"})
-ANSWER_TASKS = PREFERENCE_TASKS | {"sft", "kto", "gkd"}
-LABEL_TASKS = RANKING_TASKS | {"kto", "seq_cls"}
 
 BYTES_PER_TOKEN = 4
 """Bytes of UTF-8 text per token, a rough mean of today's tokenizers: English 4 to 4.6, Chinese 4 to 5."""

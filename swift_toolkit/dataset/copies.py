@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from swift_toolkit.dataset.checks import LABEL_TASKS, PREFERENCE_TASKS, RANKING_TASKS, Rules, text_of
+from swift_toolkit.config.tasks import LABEL_TASKS, PREFERENCE_TASKS, RANKING_TASKS
+from swift_toolkit.dataset.checks import Rules, text_of
 from swift_toolkit.dataset.flaws import KINDS, Flaw
 from swift_toolkit.dataset.messages import Message, Row, read_messages
-from swift_toolkit.dataset.scan.rows import Part, scan_part
+from swift_toolkit.dataset.scan.part import Part, find_part
+from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.shape import DATE
-from swift_toolkit.dataset.verify import DataReport, DatasetSpec, FileReport, find_part
+from swift_toolkit.dataset.verify import DataReport, DatasetSpec, FileReport
+from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem, RequestError
 
 
@@ -159,18 +162,6 @@ def _free_name(folder: Path, stem: str, taken: Sequence[Path]) -> Path:
         number += 1
         path = folder / f"{stem}-{number}.jsonl"
     return path
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all is written, or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as out:
-            yield out
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class _CleanCopy:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 from swift_toolkit.dataset.flaws import Flaw, FlawError
-from swift_toolkit.dataset.messages import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
+from swift_toolkit.dataset.formats import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
 
 Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]
 SUFFIXES: dict[str, Syntax] = {

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from swift_toolkit.dataset.flaws import Flaw, brief
-from swift_toolkit.dataset.messages import MEDIA, Row
+from swift_toolkit.dataset.formats import MEDIA
+from swift_toolkit.dataset.messages import Row
 
 MEDIA_NAMES = frozenset({*MEDIA, *(f"rejected_{name}" for name in MEDIA)})
 
@@ -84,3 +85,11 @@ def _image_flaw(stream: IO[bytes], shown: str) -> Flaw | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         what = f"{shown} has a damaged header: {str(error).rstrip('.')}"
         return Flaw("media-file", what, "Replace the file.")
+
+
+def image_flaw(image: str) -> Flaw | None:
+    """What is wrong with an image for a question; an address is not looked at."""
+    path = Path(image).expanduser()
+    if "://" in image:
+        return None
+    return file_flaw(str(path), True) if path.is_file() else Flaw("media-file", f'"{image}" does not exist')

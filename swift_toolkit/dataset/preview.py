@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from swift_toolkit.dataset.checks import PREFERENCE_TASKS, Rules, judge
+from swift_toolkit.config.tasks import PREFERENCE_TASKS
+from swift_toolkit.dataset.checks import Rules, judge
 from swift_toolkit.dataset.files import read_records
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.messages import Row
-from swift_toolkit.dataset.verify import DataReport, DatasetSpec, find_part
+from swift_toolkit.dataset.scan.part import find_part
+from swift_toolkit.dataset.verify import DataReport, DatasetSpec
+from swift_toolkit.machine.msswift import template_api
 
 TEMPLATE_SETTINGS = (
     "agent_template", "norm_bbox", "max_pixels", "use_chat_template", "loss_scale", "is_binary_loss_scale",
@@ -129,7 +132,7 @@ class TemplateView:
 
     def __init__(self, model: str, rules: Rules, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("LOG_LEVEL", "ERROR")
-        get_processor, get_template = _swift()
+        get_processor, get_template = template_api()
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")
         kind = "causal_lm"
@@ -271,23 +274,3 @@ class TemplateView:
             ]
             kept = []
         return "".join([*out, self.template.tokenizer.decode(kept)])
-
-
-def _swift() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x."""
-    try:
-        from swift.llm import get_model_tokenizer  # ms-swift 3
-        from swift.llm import get_template as get_template_by_name
-    except ModuleNotFoundError:
-        from swift import get_template
-        from swift.model import get_processor
-
-        return get_processor, get_template
-
-    def get_processor_of_3(model: str, **settings: Any) -> Any:
-        return get_model_tokenizer(model, load_model=False, **settings)[1]
-
-    def get_template_of_3(processor: Any, template_type: str | None, **settings: Any) -> Any:
-        return get_template_by_name(template_type or processor.model_meta.template, processor, **settings)
-
-    return get_processor_of_3, get_template_of_3

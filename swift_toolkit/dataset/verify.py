@@ -23,27 +23,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.dataset.checks import RANKING_TASKS, TASKS, Rules, Task, misspelled_column
-from swift_toolkit.dataset.files import READ_BY_SWIFT, DataFile, look_at
+from swift_toolkit.config.tasks import Task
+from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
-from swift_toolkit.dataset.messages import Layout, layout_of
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.scan.agreement import agree
-from swift_toolkit.dataset.scan.rows import (
-    PART_BYTES,
-    WITH_STARTER,
-    Part,
-    apart,
-    head_of,
-    scan_part,
-    scan_parts,
-)
-from swift_toolkit.dataset.scan.shape import Shape
+from swift_toolkit.dataset.scan.part import Part, find_part
+from swift_toolkit.dataset.scan.pool import PART_BYTES, WITH_STARTER, apart, scan_parts
+from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
 from swift_toolkit.dataset.spec import DatasetSpec
 
 __all__ = [
-    "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "find_part", "task_of", "verify",
+    "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "verify",
 ]  # fmt: skip
 
 MOST = 0.5
@@ -51,26 +43,6 @@ MOST = 0.5
 
 FEW_ROWS = 20
 """Below this many answers nothing is said about one of them being frequent."""
-
-
-def task_of(command: str = "sft", rlhf_type: str | None = None, task_type: str | None = None) -> Task:
-    """The task that decides what a row must hold, from ms-swift's own settings.
-
-    Args:
-        command: "sft", "pt" or "rlhf".
-        rlhf_type: with "rlhf"; ms-swift's default is "dpo".
-        task_type: "causal_lm", "seq_cls", "embedding", "reranker" or "generative_reranker".
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    name = (rlhf_type or "dpo") if command == "rlhf" else command
-    if command != "rlhf" and task_type not in (None, "causal_lm"):
-        name = str(task_type)
-    for task in TASKS:
-        if task == name:
-            return task
-    raise ValueError(f"unknown task {name!r}, one of {', '.join(TASKS)}")
 
 
 # Verification
@@ -259,24 +231,6 @@ class _Verification:
         raise IndexError(index)
 
 
-def find_part(path: Path, shown: str, rules: Rules) -> Part:
-    """All of a file, with its format and the types of its columns.
-
-    Args:
-        path: the file.
-        shown: how messages call it.
-        rules: what the run asks of its rows.
-
-    Raises:
-        FlawError: it cannot be read, or is in no known format.
-    """
-    file = look_at(path, shown)
-    columns, shape = head_of(file)
-    # without any row that is an object there is no format, and no row that would need one
-    layout = layout_of(columns, rules.columns) if columns else Layout("", "messages", {})
-    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape, rules))
-
-
 def _share(deadline: float | None, share: float) -> float | None:
     if deadline is None:
         return None
@@ -332,51 +286,6 @@ def _spread(size: int) -> Iterator[int]:
                 seen.add(block)
                 yield block * SAMPLE_BYTES
         step *= 2
-
-
-def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:
-    """Why ms-swift is given a converted copy of this file; "" where it reads the file itself."""
-    suffixes = "".join(file.path.suffixes[-2 if file.packing else -1 :])
-    if file.path.suffix not in READ_BY_SWIFT:
-        return f"ms-swift does not read {suffixes}"
-    if file.values == "objects":
-        return "ms-swift wants one row a line"
-    if file.values == "array" and not _starts_with(file, b"["):
-        return "ms-swift wants an array to begin with the first byte"
-    if layout.family == "preference":
-        return "ms-swift does not read chosen/rejected"
-    if file.syntax == "csv":
-        return "ms-swift would read numbers where text is meant"
-    for name in ("positive_messages", "negative_messages"):
-        if rules.task not in RANKING_TASKS and name in layout.rename.values():
-            return f'ms-swift would delete rows without "{name}"'
-    for column in shape.fields.keys() - set(layout.unused):
-        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].has_dates:
-            return f'ms-swift would read the dates in "{column}" as numbers'
-        if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
-            return f'ms-swift would read texts like "42" in "{column}" as numbers'
-    return ""
-
-
-_TEXT_COLUMNS = frozenset(
-    {
-        "query",
-        "response",
-        "instruction",
-        "input",
-        "output",
-        "system",
-        "history",
-        "messages",
-        "rejected_messages",
-    }
-    | {"rejected_response", "positive_messages", "negative_messages"}
-)
-
-
-def _starts_with(file: DataFile, mark: bytes) -> bool:
-    with file.path.open("rb") as stream:
-        return stream.read(len(mark)) == mark
 
 
 class BackgroundVerify:

@@ -17,39 +17,15 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from swift_toolkit.evaluation.questions import Question
+from swift_toolkit.inference.exchange import Answer, Question
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 PARTIAL = ".partial"
 FORMAT = 1  # of both files; another one is never continued
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one question.
-
-    Args:
-        text: the answer, None if there is none.
-        finish_reason: ``stop`` (the model ended it) or ``length`` (``max_new_tokens`` did).
-        prompt_tokens: tokens of the rendered prompt.
-        completion_tokens: tokens of the answer.
-        seconds: from asking to the answer's end. Questions that are asked together end together.
-        share: seconds since the answer before it was complete; all of them sum to the time the engine was
-            busy.
-        error: why there is no answer.
-    """
-
-    text: str | None
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    share: float = 0.0
-    error: str | None = None
 
 
 class AnswersFile:

@@ -12,15 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.evaluation.answers import (
-    Answer,
-    AnswersFile,
-    open_answers,
-    read_results,
-    told_if_unwritable,
-)
-from swift_toolkit.evaluation.questions import Overview, Question, QuestionSet
-from swift_toolkit.inference.engine import Side
+from swift_toolkit.evaluation.answers import AnswersFile, open_answers, read_results, told_if_unwritable
+from swift_toolkit.evaluation.questions import Overview, QuestionSet
+from swift_toolkit.inference.exchange import Answer, Question, Side
 from swift_toolkit.inference.plan import Plan, folder_of
 from swift_toolkit.problems import Problem, RequestError
 

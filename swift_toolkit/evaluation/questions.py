@@ -17,15 +17,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.dataset.files import look_at, read_records
 from swift_toolkit.dataset.flaws import Flaw, FlawError
+from swift_toolkit.dataset.formats import MEDIA, RESPONSE_COLUMNS, Layout, layout_of
 from swift_toolkit.dataset.media import file_flaw
-from swift_toolkit.dataset.messages import MEDIA, RESPONSE_COLUMNS, Layout, layout_of, standard_row
+from swift_toolkit.dataset.messages import standard_row
+from swift_toolkit.inference.exchange import Question
 from swift_toolkit.problems import Problem, RequestError
 
 KEYS = ("id", "question", "messages", "system", "reference", "category", *MEDIA)
@@ -37,37 +39,6 @@ _ALLOWED = {*KEYS, *RESPONSE_COLUMNS, *_PASSED_ON, "image", "video", "audio", "h
 
 SHOWN_PROBLEMS = 20
 """How many problems of one set are printed; the rest is counted."""
-
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question, ready to be asked.
-
-    Args:
-        index: its place in the set, from 0.
-        id: its name in the results: the one given, else its place counted from 1.
-        messages: what the model is shown, ``{"role": ..., "content": ...}`` each; the first may be from
-            ``system``, the last is not from ``assistant``.
-        reference: the answer hoped for, if known.
-        category: what to group it under, if given.
-        extra: further inputs by ms-swift's names: ``images``, ``videos``, ``audios`` (lists of files or
-            addresses), ``tools``, ``objects``, ``chat_template_kwargs``.
-    """
-
-    index: int
-    id: str
-    messages: tuple[Message, ...]
-    reference: str | None = None
-    category: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """The last turn: what a table shows as the question."""
-        content = self.messages[-1]["content"]
-        return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -258,14 +229,6 @@ def _text(value: Any, key: str) -> str:
     if isinstance(value, (int, float)):
         return str(value)
     raise FlawError("content", f'"{key}" must be text')
-
-
-def image_flaw(image: str) -> Flaw | None:
-    """What is wrong with an image for a question; an address is not looked at."""
-    path = Path(image).expanduser()
-    if "://" in image:
-        return None
-    return file_flaw(str(path), True) if path.is_file() else Flaw("media-file", f'"{image}" does not exist')
 
 
 def _medium(item: Any, kind: str, folder: Path) -> Any:

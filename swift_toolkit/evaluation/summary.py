@@ -6,9 +6,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swift_toolkit.evaluation.answers import Answer
-from swift_toolkit.evaluation.questions import Question
 from swift_toolkit.evaluation.scores import METRICS, Score, ScoreBoard, Scorer
+from swift_toolkit.inference.exchange import Answer, Question
 
 
 class Summary:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.console import screen
-from swift_toolkit.evaluation.questions import Question, image_flaw
-from swift_toolkit.inference.engine import Side
+from swift_toolkit.dataset.media import image_flaw
+from swift_toolkit.inference import screen
+from swift_toolkit.inference.exchange import Question, Side
 from swift_toolkit.problems import Problem, RequestError
 
 if TYPE_CHECKING:

@@ -15,39 +15,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-from swift_toolkit.evaluation.answers import Answer
-from swift_toolkit.evaluation.questions import Question
+from swift_toolkit.inference.exchange import Answer, Order, Question, Side
+from swift_toolkit.machine.failure import ENDED, child_failure
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import RunError
-
-Side = Literal["tuned", "base"]
-
-
-@dataclass(frozen=True)
-class Order:
-    """What an engine is started with.
-
-    Args:
-        arguments: for ms-swift's own InferArguments parser.
-        backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
-        generation: ``RequestConfig``'s fields, and ``seed``.
-        environment: variables for the engine's process, added to this one's.
-        adapter: the adapter that can be switched off, None if there is none to switch.
-        largest_batch: questions asked together at most; None to choose it from the device.
-    """
-
-    arguments: list[str]
-    backend: str
-    generation: Mapping[str, Any]
-    environment: Mapping[str, str]
-    adapter: str | None = None
-    largest_batch: int | None = None
 
 
 class Engine:
@@ -62,7 +38,7 @@ class Engine:
     def __init__(self, order: Order, log: Path, echo: IO[str] | None = None) -> None:
         self.log = log
         self.closed = False
-        self._child = _start(log, order.environment, echo)
+        self._child = start(log, order.environment, echo)
         self._events = self._child.events()
         self._ready: dict[str, Any] | None = None
         first = {"arguments": order.arguments, "backend": order.backend, "adapter": order.adapter}
@@ -91,7 +67,7 @@ class Engine:
         """
         state = "importing"
         while self._ready is None:
-            event = next(self._events, _ENDED)
+            event = next(self._events, ENDED)
             if event is not None and event["event"] == "ready":
                 self._ready = event
             elif event is not None and event["event"] == "loading":
@@ -195,48 +171,20 @@ class Engine:
             self._child.send(message)
 
     def _next(self) -> dict[str, Any] | None:
-        event = next(self._events, _ENDED)
+        event = next(self._events, ENDED)
         if event is not None and event["event"] in ("ended", "failed"):
             raise self._failure(event)
         return event
 
     def _failure(self, event: Mapping[str, Any]) -> RunError:
-        failure = _failure(event, "ms-swift could not load the model", self._child, self.log)
+        failure = child_failure(event, "ms-swift could not load the model", self._child, self.log)
         self.close()
         return failure
 
 
-_ENDED: dict[str, Any] = {"event": "ended"}
-
-
-def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
-    """Run ms-swift's export with these arguments, to its end.
-
-    Raises:
-        RunError: it failed.
-    """
-    with _start(log, environment) as child:
-        child.send({"export": arguments})
-        events = (event for event in child.events() if event is not None)
-        event = next((event for event in events if event["event"] in ("exported", "failed")), _ENDED)
-        if event["event"] != "exported":
-            raise _failure(event, "ms-swift could not merge the adapter into its base", child, log)
-
-
-def _start(log: Path, environment: Mapping[str, str], echo: IO[str] | None = None) -> Child:
+def start(log: Path, environment: Mapping[str, str], echo: IO[str] | None = None) -> Child:
     command = [sys.executable, "-m", "swift_toolkit.inference.worker"]
     return Child(command, log, environment=environment, echo=echo, listens=True)
-
-
-def _failure(event: Mapping[str, Any], what: str, child: Child, log: Path) -> RunError:
-    where = f"The whole story is in {log}."
-    if event["event"] == "failed":
-        lines = str(event["message"]).strip().splitlines() or [""]
-        return RunError(f"{what}: {event['type']}: {lines[0]}\n{where}")
-    status = child.process.wait()
-    if status == -9:
-        return RunError(f"The engine was killed, which is what happens when the memory runs out. {where}")
-    return RunError(f"The engine ended unexpectedly with status {status}. {where}")
 
 
 def _as_json(question: Question) -> dict[str, Any]:

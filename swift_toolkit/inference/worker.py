@@ -2,8 +2,7 @@
 
 It reads one JSON object a line from stdin and reports through process.Reporter; everything that ms-swift,
 torch and vLLM print goes to the log. The first line is the order: ``{"arguments": [...], "backend": ...,
-"adapter": ...}`` with an argument list for ms-swift's own InferArguments parser; or ``{"export": [...]}``,
-which is all there is to do. Then:
+"adapter": ...}`` with an argument list for ms-swift's own InferArguments parser. Then:
 
     {"do": "ask", "side": "tuned", "questions": [{"index": 0, "messages": [...], "extra": {...}}, ...]}
     {"do": "stream", "side": "tuned", "question": {...}}
@@ -24,54 +23,17 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
-from swift_toolkit.dataset.messages import MEDIA
+from swift_toolkit.dataset.formats import MEDIA
+from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
+from swift_toolkit.machine.msswift import inference_api
+from swift_toolkit.machine.packages import engine_versions
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import as_peft, with_peft_adapters
 
-MEMORY_SHARE = 0.5
-"""Of the free memory, what the cache of a batch may take: the rest is for activations and for what else
-runs.
-"""
-
 WINDOW = 8
 """How many batches of questions are looked at to put like lengths together."""
-
-
-def largest_batch(device: str) -> int:
-    """Sequences generated together at most. On a CPU more than 32 bring no more tokens per second (measured,
-    SmolLM2-135M).
-    """
-    return 32 if device == "cpu" else 128
-
-
-def sequences_that_fit(model: Any, tokens: int, most: int) -> int:
-    """How many sequences of ``tokens`` tokens pt can generate together in the memory that is free, 1 to ``most``.
-
-    Keys and values of every layer and the widest activations take ``(2 * layers * kv_heads * head_dim + 4 * (hidden +
-    intermediate)) * bytes`` a token.
-    """
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    cache = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
-    activations = 4 * (config.hidden_size + getattr(config, "intermediate_size", config.hidden_size))
-    bytes_each = tokens * (cache + activations) * model.dtype.itemsize
-    fitting = int(_free_memory(model) * MEMORY_SHARE / bytes_each)
-    return max(1, min(fitting, most))
-
-
-def _free_memory(model: Any) -> int:
-    """Free bytes on the device of ``model``, of the fullest where it is spread over several."""
-    import torch
-
-    from swift_toolkit.training.automatic import free_memory
-
-    if model.device.type != "cuda":
-        return free_memory()
-    return int(min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))
 
 
 def main(report: Reporter) -> int:
@@ -80,10 +42,6 @@ def main(report: Reporter) -> int:
     orders = sys.stdin
     order = json.loads(orders.readline())
     try:
-        if "export" in order:
-            _export(order["export"])
-            report("exported")
-            return 0
         served = Served(order, report)
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
@@ -92,30 +50,6 @@ def main(report: Reporter) -> int:
     report("ready", **served.description())
     served.serve(orders)
     return 0
-
-
-def _swift() -> SimpleNamespace:
-    """What is used of ms-swift, under its names of 4.x."""
-    try:
-        from swift.llm import InferRequest, RequestConfig  # ms-swift 3
-        from swift.llm.infer import AdapterRequest, SwiftInfer
-    except ModuleNotFoundError:
-        from swift import AdapterRequest, InferRequest, RequestConfig
-        from swift.pipelines.infer import SwiftInfer
-    return SimpleNamespace(
-        SwiftInfer=SwiftInfer,
-        InferRequest=InferRequest,
-        RequestConfig=RequestConfig,
-        AdapterRequest=AdapterRequest,
-    )
-
-
-def _export(arguments: list[str]) -> None:
-    try:
-        from swift.llm import export_main  # ms-swift 3
-    except ModuleNotFoundError:
-        from swift import export_main
-    export_main(with_peft_adapters(arguments))
 
 
 class Served:
@@ -129,7 +63,7 @@ class Served:
     def __init__(self, order: dict[str, Any], report: Reporter) -> None:
         self.report = report
         self.backend: str = order["backend"]
-        self.swift = _swift()
+        self.swift = inference_api()
         report("loading")
         # a file for results that is named makes no folders beside the model; nothing is written to it
         words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
@@ -162,7 +96,7 @@ class Served:
             "thinks": thinks,
             "largest_batch": self.largest_batch,
             "window": WINDOW * self.largest_batch,
-            "versions": _versions(self.backend),
+            "versions": engine_versions(self.backend),
         }
 
     def serve(self, orders: Any) -> None:
@@ -395,15 +329,6 @@ def _in_words(error: Exception) -> str:
     """An error as one line for a result."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-def _versions(backend: str) -> dict[str, str]:
-    from importlib import import_module, metadata
-
-    versions = {name: metadata.version(name) for name in ("ms-swift", "torch", "transformers", "peft")}
-    if backend != "pt":
-        versions[backend] = import_module(backend).__version__  # its distribution may have another name
-    return versions
 
 
 if __name__ == "__main__":

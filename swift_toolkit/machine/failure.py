@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.training.peers import LOST
+from swift_toolkit.machine.process import Child
+from swift_toolkit.problems import RunError
 
 TAIL_BYTES = 1 << 17  # of the log, in which torch.distributed.run's summary is looked for
 
@@ -74,3 +75,25 @@ def engine_error(log: Path) -> str | None:
         file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
         found = _ENGINE_ERROR.search(file.read().decode("utf-8", "replace"))
     return found.group(1) if found else None
+
+
+ENDED: dict[str, Any] = {"event": "ended"}
+
+
+def child_failure(event: Mapping[str, Any], what: str, child: Child, log: Path) -> RunError:
+    where = f"The whole story is in {log}."
+    if event["event"] == "failed":
+        lines = str(event["message"]).strip().splitlines() or [""]
+        return RunError(f"{what}: {event['type']}: {lines[0]}\n{where}")
+    status = child.process.wait()
+    if status == -9:
+        return RunError(f"The engine was killed, which is what happens when the memory runs out. {where}")
+    return RunError(f"The engine ended unexpectedly with status {status}. {where}")
+
+
+LOST = re.compile(
+    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket|remote (process|error)|ncclRemoteError"
+    r"|timed out|unhandled system error",
+    re.IGNORECASE,
+)
+"""Words of the errors that gloo, NCCL and the store raise when another process has gone."""

@@ -9,18 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from swift_toolkit.config import translate
+from swift_toolkit.config import renames
 from swift_toolkit.model.builtin import builtin_of, is_builtin
 from swift_toolkit.model.builtin import problems as builtin_problems
 from swift_toolkit.model.files import (
     ARGS_FILES,
     Kind,
-    adapter_problems,
     adapter_root,
     is_model,
     kind_of,
@@ -30,6 +28,7 @@ from swift_toolkit.model.files import (
     safetensors_header,
     tuner_type,
 )
+from swift_toolkit.model.find import CHECKPOINT, damage, readable
 from swift_toolkit.problems import Problem, RequestError
 
 Generation = Literal["v1", "v2", "v3", "v4"]
@@ -38,8 +37,6 @@ CODE_KEYS = ("external_plugins", "custom_register_path")  # settings that ms-swi
 OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-swift 1 and 2
 FLOATS = ("F32", "F16", "BF16")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-RUN = re.compile(r"v(\d+)-\d{8}-\d{6}")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,6 @@ class Checkpoint:
     args: dict[str, Any]
 
 
-class Found(NamedTuple):
-    """A checkpoint that was looked for: its directory, and in a few words why it is this one."""
-
-    path: Path
-    why: str
-
-
 def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:
     """What the directory ``path`` holds, checked to be whole together with its base.
 
@@ -98,13 +88,13 @@ def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool 
     Raises:
         RequestError: every reason why it cannot be used.
     """
-    with _readable(path):
+    with readable(path):
         return _read(path.resolve(), base_model, trust_code)
 
 
 def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     kind = kind_of(path)
-    problems = _damage(path)
+    problems = damage(path)
     if kind is None:
         raise RequestError(problems)
     args_file, args, args_problems = _read_args(path)
@@ -142,51 +132,6 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
 def hub_model(model: str) -> Checkpoint:
     """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
     return Checkpoint(Path(model), "full", None, None, None, None, None, None, None, None, None, None, {})
-
-
-def find_checkpoint(path: Path) -> Found:
-    """The checkpoint that ``path`` means.
-
-    Args:
-        path: a checkpoint; a run directory, which holds checkpoint-N; an output directory, which holds runs
-            (vN-<time>): of the newest run the best checkpoint, or else the last; or
-            ``<output>/checkpoint-N``, looked for in the runs there.
-
-    Raises:
-        RequestError: there is none, with what lies near.
-    """
-    with _readable(path):
-        return _find(path)
-
-
-def _find(path: Path) -> Found:
-    runs = _runs(path if path.exists() else path.parent)
-    if not path.exists():
-        for run in runs:
-            if CHECKPOINT.fullmatch(path.name) and (run / path.name).is_dir():
-                return Found(run / path.name, f"in {run.name}, the newest run that has it")
-        raise RequestError([Problem(*missing(path))])
-    if kind_of(path) is not None or CHECKPOINT.fullmatch(path.name):
-        return Found(path.resolve(), f"where {path} points") if path.is_symlink() else Found(path, "as given")
-    for run in runs:
-        found = _choose(run)
-        if found is not None:
-            newest = "newest run" if run == runs[0] else "newest run with a whole checkpoint,"
-            return Found(found.path, f"{newest} {run.name}, {found.why}")
-    found = _choose(path)
-    if found is not None:
-        return found
-    damaged = [checkpoint for run in [*runs, path] for checkpoint in _checkpoints(run)]
-    raise RequestError(_damage(damaged[0]) if damaged else [_no_checkpoint(path)])
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into words."""
-    try:
-        yield
-    except OSError as error:
-        raise RequestError([Problem(f"{error.filename or path} cannot be read: {error.strerror}")]) from error
 
 
 def _read_args(path: Path) -> tuple[Path | None, dict[str, Any], list[Problem]]:
@@ -310,7 +255,7 @@ def _legacy_model(args: dict[str, Any]) -> str | None:
     """The hub id of a model type of ms-swift 1 or 2, which named one model each."""
     if "sft_type" not in args:
         return None
-    return translate.legacy_model(str(args.get("model_type")))
+    return renames.legacy_model(str(args.get("model_type")))
 
 
 def _code_problems(path: Path, base: _Base | None) -> list[Problem]:
@@ -366,73 +311,3 @@ def _shapes(path: Path) -> dict[str, tuple[int, int]]:
         for name, tensor in tensors
         if len(tensor["shape"]) == 2 and tensor["dtype"] in FLOATS
     }
-
-
-def _runs(path: Path) -> list[Path]:
-    """The runs in an output directory, the newest first."""
-    return _numbered(path, RUN)
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, the last step first."""
-    return _numbered(run, CHECKPOINT)
-
-
-def _numbered(path: Path, pattern: re.Pattern[str]) -> list[Path]:
-    if not path.is_dir():
-        return []
-    found = [
-        (match, child)
-        for child in path.iterdir()
-        if (match := pattern.fullmatch(child.name)) and child.is_dir()
-    ]
-    return [
-        child
-        for match, child in sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name), reverse=True)
-    ]
-
-
-def _choose(run: Path) -> Found | None:
-    """The best checkpoint of ``run`` that is whole, or else the last."""
-    checkpoints = _checkpoints(run)
-    best = _best(run, checkpoints)
-    if best is not None and not _damage(best):
-        return Found(best, "best checkpoint")
-    for index, checkpoint in enumerate(checkpoints):
-        if not _damage(checkpoint):
-            skipped = ", ".join(damaged.name for damaged in checkpoints[:index])
-            return Found(
-                checkpoint, f"last whole checkpoint (not whole: {skipped})" if skipped else "last checkpoint"
-            )
-    return None
-
-
-def _best(run: Path, checkpoints: list[Path]) -> Path | None:
-    """The checkpoint that a ``best`` link in or beside the run points at, or that the trainer called so."""
-    names = [
-        link.resolve().name
-        for link in (run / "best", run.parent / "best")
-        if link.resolve().parent == run.resolve()
-    ]
-    if checkpoints:
-        state, _ = read_json(checkpoints[0] / "trainer_state.json")
-        names.append(Path((state or {}).get("best_model_checkpoint") or "").name)
-    return next((checkpoint for name in names for checkpoint in checkpoints if checkpoint.name == name), None)
-
-
-def _damage(path: Path) -> list[Problem]:
-    return adapter_problems(path) if kind_of(path) == "lora" else model_problems(path)
-
-
-def _no_checkpoint(path: Path) -> Problem:
-    """``path`` is there and holds nothing to use; name what lies a level below."""
-    below = (
-        sorted(child for child in path.iterdir() if _runs(child) or _checkpoints(child))
-        if path.is_dir()
-        else []
-    )
-    near = f"Did you mean {' or '.join(map(str, below[:3]))}?" if below else ""
-    return Problem(
-        f"{path} holds no checkpoint",
-        near or "Give a checkpoint directory, a run directory (v0-<time>) or an output directory.",
-    )

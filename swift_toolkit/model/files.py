@@ -361,3 +361,9 @@ def _is_entry(tensor: dict[str, Any]) -> bool:
         and isinstance(tensor["dtype"], str)
         and all(isinstance(size, int) for size in tensor["shape"])
     )
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model name means a path of this machine and not an id on a hub (``owner/name``)."""
+    path = Path(name).expanduser()
+    return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name

@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from swift_toolkit.config.request import Config
+from swift_toolkit.config.settings import Config
+from swift_toolkit.machine.device import environment, find_device
+from swift_toolkit.machine.failure import ENDED, child_failure
+from swift_toolkit.machine.process import Child
 from swift_toolkit.model.checkpoint import Checkpoint
 from swift_toolkit.model.files import model_problems
+from swift_toolkit.model.loading import fill_model, local
 from swift_toolkit.problems import Problem, RunError
 
 MARK = "merged_from.json"
@@ -99,12 +104,31 @@ def _made_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _merge(plan: Merging, output: Path) -> None:
-    from swift_toolkit.inference.engine import run_export
-    from swift_toolkit.inference.plan import export_arguments
-    from swift_toolkit.training.automatic import environment, find_device
-
     arguments = [*export_arguments(plan), "--merge_lora=true", f"--output_dir={output}"]
     run_export(arguments, environment(find_device()), plan.log)
     found = model_problems(output)
     if found:
         raise RunError(f"The merged model is not whole: {found[0]}\nThe whole story is in {plan.log}.")
+
+
+def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    """Run ms-swift's export with these arguments, to its end.
+
+    Raises:
+        RunError: it failed.
+    """
+    command = [sys.executable, "-m", "swift_toolkit.model.worker"]
+    with Child(command, log, environment=environment, listens=True) as child:
+        child.send({"export": arguments})
+        events = (event for event in child.events() if event is not None)
+        event = next((event for event in events if event["event"] in ("exported", "failed")), ENDED)
+        if event["event"] != "exported":
+            raise child_failure(event, "ms-swift could not merge the adapter into its base", child, log)
+
+
+def export_arguments(plan: Merging) -> list[str]:
+    """What ms-swift's export has to know of the checkpoint."""
+    config = Config("export", plan.config.install, None, {})
+    model = local(str(plan.checkpoint.base))
+    fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)
+    return config.arguments()

@@ -16,12 +16,12 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.config.fields import Line, SwiftInstall
 from swift_toolkit.machine import files as machine_files
+from swift_toolkit.machine.msswift import Line, SwiftInstall
 from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
-    from swift_toolkit.config.request import Config
+    from swift_toolkit.config.settings import Config
 
 SHOWN = 12
 """How many names a message lists."""

@@ -9,91 +9,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.model import builtin
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Transformer layers of one kind.
-
-    Args:
-        layers: how many.
-        hidden: width between the layers.
-        inner: width of the MLP that a token passes through; of a mixture of experts, of all that it is routed to.
-        queries: width of all query heads together.
-        keys: width of all key heads together, which is that of all value heads.
-        heads: query heads.
-    """
-
-    layers: int
-    hidden: int
-    inner: int
-    queries: int
-    keys: int
-    heads: int
-
-    @property
-    def linear(self) -> int:
-        """Weights of the linear layers, experts that a token does not pass through left out."""
-        attention = 2 * self.hidden * (self.queries + self.keys)
-        return self.layers * (attention + 3 * self.hidden * self.inner)
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a model.
-
-    Args:
-        parameters: all weights.
-        text: the layers of the language model.
-        vocabulary: rows of the embedding.
-        tied: whether the output layer is the embedding.
-        experts: weights of routed experts, 0 without.
-        encoder: the layers that see images or hear, None of a text model.
-        encoder_parameters: their weights.
-        bits: bits of a weight that is stored quantised, 16 otherwise.
-        context: longest row it was made for, None if not known.
-        patches: patches of the largest image for a fixed image size, None where images keep their own.
-        patches_per_token: patches that become one token.
-        answers_only: its code is of transformers 5, whose models compute the logits of answers alone if asked.
-        source: where the sizes are from.
-    """
-
-    parameters: int
-    text: Stack
-    vocabulary: int
-    tied: bool = False
-    experts: int = 0
-    encoder: Stack | None = None
-    encoder_parameters: int = 0
-    bits: float = 16
-    context: int | None = None
-    patches: int | None = None
-    patches_per_token: int = 1
-    answers_only: bool = False
-    source: str = ""
-
-    @property
-    def embeddings(self) -> int:
-        """Weights of the embedding and the output layer."""
-        return self.vocabulary * self.text.hidden * (1 if self.tied else 2)
+from swift_toolkit.model.shape import ModelShape, Stack, from_config
 
 
 def find(model: str) -> ModelShape | None:
     """The sizes of ``model``, a directory, an embedded model or a name on a hub; None if nothing tells them."""
     if model in builtin.BUILTIN:
-        return _from_config(builtin.BUILTIN[model].sizes, model, None)
+        return from_config(builtin.BUILTIN[model].sizes, model, None)
     for directory in (Path(model).expanduser(), *_cached(model)):
         try:
             config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        shape = _from_config(config, model, directory) if isinstance(config, dict) else None
+        shape = from_config(config, model, directory) if isinstance(config, dict) else None
         if shape is not None:
             return shape
     return _from_name(model)
@@ -112,119 +44,6 @@ def _cached(model: str) -> Iterable[Path]:
     modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or home / "modelscope")
     for parts in (("models",), ("hub", "models"), ("hub",)):
         yield modelscope.joinpath(*parts, *(part.replace(".", "___") for part in model.split("/")))
-
-
-# --- config.json --------------------------------------------------------------------------------------------
-
-
-def _from_config(config: Mapping[str, Any], model: str, directory: Path | None) -> ModelShape | None:
-    """The sizes that a config.json tells; None if it does not tell the main ones."""
-    outer = _inner(config, "thinker_config") or config
-    text = _inner(outer, "text_config", "llm_config", "language_config") or outer
-    text = {**{key: outer[key] for key in ("vocab_size", "tie_word_embeddings") if key in outer}, **text}
-    stack, vocabulary = _stack(text), _size(text, "vocab_size", "padded_vocab_size")
-    if stack is None or not vocabulary:
-        return None
-    vision = _inner(outer, "vision_config", "visual", "vit_config", "audio_config", "audio_encoder_config")
-    encoder = _encoder(vision)
-    tied = bool(text.get("tie_word_embeddings", True))
-    experts = _experts(text, stack)
-    encoder_parameters = (
-        encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.inner) if encoder else 0
-    )
-    counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + encoder_parameters + experts
-    bits = _stored_bits(_inner(config, "quantization_config"))
-    stored = _stored_bytes(directory) if directory and bits == 16 else 0
-    wide = (config.get("dtype") or config.get("torch_dtype")) == "float32"
-    return ModelShape(
-        stored // (4 if wide else 2) or counted,
-        *(stack, vocabulary, tied, experts, encoder, encoder_parameters, bits),
-        context=_size(text, "max_position_embeddings", "seq_length") or None,
-        patches=_patches(vision),
-        patches_per_token=(_size(vision, "spatial_merge_size") or 1) ** 2,
-        answers_only=str(config.get("transformers_version", "")).startswith("5"),
-        source="config.json" if directory else f"known of {model}",
-    )
-
-
-def _inner(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """The first of these parts of a config that there is, else an empty one."""
-    return next((config[name] for name in names if isinstance(config.get(name), dict)), {})
-
-
-def _size(config: Mapping[str, Any], *names: str) -> int:
-    """The first of these sizes that there is, of a list the largest; 0 if there is none."""
-    for name in names:
-        value = config.get(name)
-        sizes = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
-        if sizes and max(sizes) > 0:
-            return max(sizes)
-    return 0
-
-
-def _stack(config: Mapping[str, Any]) -> Stack | None:
-    hidden = _size(config, "hidden_size", "n_embd", "d_model")
-    layers = _size(config, "num_hidden_layers", "num_layers", "n_layer")
-    heads = _size(config, "num_attention_heads", "n_head")
-    if not (hidden and layers and heads):
-        return None
-    inner = _size(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
-    if each := _expert_width(config):
-        inner = each * (_size(config, "num_experts_per_tok", "moe_topk") or 1) + _shared_width(config, each)
-    head = _size(config, "head_dim") or hidden // heads
-    keys = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
-    return Stack(layers, hidden, inner, heads * head, keys * head, heads)
-
-
-def _expert_count(config: Mapping[str, Any]) -> int:
-    return _size(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-
-
-def _expert_width(config: Mapping[str, Any]) -> int:
-    """Width of one routed expert, 0 without experts."""
-    return _size(config, "moe_intermediate_size", "intermediate_size") if _expert_count(config) > 1 else 0
-
-
-def _shared_width(config: Mapping[str, Any], each: int) -> int:
-    return _size(config, "shared_expert_intermediate_size") or each * _size(config, "n_shared_experts")
-
-
-def _experts(config: Mapping[str, Any], stack: Stack) -> int:
-    """Weights of the routed experts beyond those that one token passes through."""
-    each = _expert_width(config)
-    routed = stack.inner - _shared_width(config, each)
-    return 3 * stack.layers * stack.hidden * (each * _expert_count(config) - routed) if each else 0
-
-
-def _encoder(config: Mapping[str, Any]) -> Stack | None:
-    """The layers of a vision or audio part. Qwen's ``hidden_size`` is the width it hands over where there is an
-    ``embed_dim``."""
-    hidden = _size(config, "embed_dim", "hidden_size", "d_model", "width")
-    layers = _size(config, "depth", "num_hidden_layers", "encoder_layers", "layers")
-    heads = _size(config, "num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
-    inner = _size(config, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
-    return Stack(layers, hidden, inner, hidden, hidden, heads) if hidden and layers else None
-
-
-def _patches(config: Mapping[str, Any]) -> int | None:
-    """Patches of an image where all are made one size."""
-    size, patch = _size(config, "image_size"), _size(config, "patch_size")
-    return (size // patch) ** 2 if size and patch and "spatial_merge_size" not in config else None
-
-
-def _stored_bits(quantisation: Mapping[str, Any]) -> float:
-    """Bits of a stored weight: GPTQ and AWQ keep a 16-bit scale and a zero for every group of 128."""
-    if quantisation.get("load_in_4bit"):
-        return 4.127
-    if quantisation.get("quant_method") in ("fp8", "fbgemm_fp8") or quantisation.get("load_in_8bit"):
-        return 8.0
-    bits = _size(quantisation, "bits", "w_bit")
-    return 4.16 if bits == 4 else float(min(bits, 16) or 16)
-
-
-def _stored_bytes(directory: Path) -> int:
-    files = [path for path in directory.glob("*.safetensors") if not path.name.startswith("adapter_")]
-    return sum(path.stat().st_size for path in files or directory.glob("pytorch_model*.bin"))
 
 
 # --- name ---------------------------------------------------------------------------------------------------

@@ -6,13 +6,11 @@ gives the log a place from the first byte, and no two runs the same one.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
 import time
 from pathlib import Path
-from typing import Any
 
 
 def next_run_directory(output_dir: Path) -> Path:
@@ -53,15 +51,4 @@ def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
         beside.symlink_to(os.path.relpath(checkpoint, output_dir), target_is_directory=True)
         beside.replace(place)
     except OSError:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` whole or not at all."""
-    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    text = json.dumps(content, ensure_ascii=False, indent=2, default=str)
-    try:
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
         beside.unlink(missing_ok=True)

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swift_toolkit.serving import request as serving_request
-from swift_toolkit.serving.plan import Limits
-from swift_toolkit.serving.request import ApiError
+from swift_toolkit.serving.request import ApiError, Limits
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

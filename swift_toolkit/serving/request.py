@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.serving.plan import Limits
-
 LONGEST_PATH = 4096
 """Characters; no file name is longer (PATH_MAX), so that longer text without a scheme can only be base64."""
 
@@ -382,3 +380,21 @@ _UNANSWERABLE: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Args:
+        max_tokens: longest answer, in tokens; also the length where a request names none.
+        max_body: bytes of a request.
+        media_dir: the only directory from which requests may name files; None for no files at all.
+        urls: whether pictures are fetched from where requests say. ms-swift 3 would fetch from this machine and its
+            network too.
+    """
+
+    max_tokens: int = 4096
+    max_body: int = 16 << 20
+    media_dir: str | None = None
+    urls: bool = True

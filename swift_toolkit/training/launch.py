@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
-    from swift_toolkit.config.request import Config
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.config.settings import Config
+    from swift_toolkit.machine.device import Device
 
 FLAGS = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
 """Names of the flags; each stands for the environment variable of the same name in capitals."""

@@ -9,12 +9,13 @@ handed in.
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from swift_toolkit.machine.failure import LOST
 
 BEAT_SECONDS = 1.0
 """How often a node shows that it is there."""
@@ -27,13 +28,6 @@ SILENCE_AFTER_ERROR = 4.0
 
 BROKEN_SECONDS = 10.0
 """The same for node 0 once the connection to its store broke."""
-
-LOST = re.compile(
-    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|socket|remote (process|error)|ncclRemoteError"
-    r"|timed out|unhandled system error",
-    re.IGNORECASE,
-)
-"""Words of the errors that gloo, NCCL and the store raise when another process has gone."""
 
 
 class Store(Protocol):

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.config.request import Config
+from swift_toolkit.config import tasks
+from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.model import builtin, registry
 from swift_toolkit.model import files as model_files
+from swift_toolkit.model.files import looks_local
 from swift_toolkit.problems import Problem
 
 DATA_SECONDS = 2.0
@@ -42,12 +44,6 @@ def unpack_models(config: Config) -> None:
         model = config.get(name)
         if isinstance(model, str) and builtin.is_builtin(model):
             config.replace(name, str(builtin.materialise(model)))
-
-
-def looks_local(name: str) -> bool:
-    """Whether a model name means a path of this machine and not an id on a hub (``owner/name``)."""
-    path = Path(name).expanduser()
-    return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
 
 
 def _models(config: Config) -> Iterator[Problem]:
@@ -124,7 +120,7 @@ def verify_arguments(config: Config) -> dict[str, Any]:
     return {
         "train": config.get("dataset", []),
         "val": config.get("val_dataset", []),
-        "task": verify.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
+        "task": tasks.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
         "multimodal": config.preset == "multimodal",
         "num_labels": config.get("num_labels"),
         "problem_type": config.get("problem_type"),

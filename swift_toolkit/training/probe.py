@@ -12,14 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.config.request import Config, Setting, Source
-from swift_toolkit.dataset.copies import json_line, whole_file
+from swift_toolkit.config.settings import Config, Setting, Source
+from swift_toolkit.console import screen
+from swift_toolkit.dataset.copies import json_line
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
-from swift_toolkit.dataset.verify import DataReport, Split, find_part
+from swift_toolkit.dataset.verify import DataReport, Split
+from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem
+from swift_toolkit.runs.record import TrainingResult
 from swift_toolkit.training import launch
+from swift_toolkit.training.run import Job, Run
 
 
 def problems(report: DataReport) -> Iterator[Problem]:
@@ -130,3 +135,38 @@ class _Longest:
             heapq.heappush(self.heap, entry)
         else:
             heapq.heappushpop(self.heap, entry)
+
+
+class Probe(Run):
+    """One step with the longest rows, in a directory that stays only if it fails."""
+
+    def __init__(self, job: Job, directory: Path) -> None:
+        from swift_toolkit.training import launch, probe
+
+        self.whole = job
+        world = launch.world_size(job.config, job.device)
+        super().__init__(
+            replace(job, config=probe.prepare(job.config, job.data, directory, world)), directory
+        )
+
+    def carry_out(self) -> TrainingResult:
+        import shutil
+
+        from swift_toolkit.machine.device import GIB
+        from swift_toolkit.training.memory import fitting
+
+        screen.say("Trying one step with the longest rows.")
+        result = super().carry_out()
+        device = self.job.device.memory
+        word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
+        took = f"{self.memory / GIB:.1f}{room} GiB, {screen.duration(result.seconds['training'])}"
+        screen.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")
+        shutil.rmtree(self.directory)
+        return result
+
+    def _make_gate(self) -> None:
+        """The run that follows looks at all of the data."""
+
+    def _reason(self, exit_status: int) -> str:
+        self.job = self.whole  # whose numbers the advice is given in
+        return super()._reason(exit_status).replace("Training", "One step with the longest rows", 1)

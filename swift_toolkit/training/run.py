@@ -14,50 +14,25 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from swift_toolkit.config.settings import Config
 from swift_toolkit.console import screen
+from swift_toolkit.dataset.verify import DataReport
+from swift_toolkit.machine.device import Device
+from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RequestError, RunError
-
-if TYPE_CHECKING:
-    from swift_toolkit.config.request import Config
-    from swift_toolkit.dataset.verify import DataReport
-    from swift_toolkit.machine.process import Child
-    from swift_toolkit.training.automatic import Device
-    from swift_toolkit.training.data_check import DataGate
+from swift_toolkit.runs.record import Status, TrainingResult
+from swift_toolkit.training import progress
+from swift_toolkit.training.data_check import DataGate
 
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
 
 ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
-
-Status = Literal["done", "stopped", "interrupted", "failed"]
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run left behind.
-
-    Args:
-        status: ``done``; ``stopped`` on request after a last checkpoint; ``interrupted`` at once; ``failed``.
-        run_directory: ``<output_dir>/vN-<time>``, with ``train.log`` and ``result.json``.
-        last_checkpoint: the newest checkpoint, None if there is none.
-        best_checkpoint: the one with the best evaluation, None without evaluation.
-        steps: optimiser steps done.
-        metrics: ``final_loss``, ``best_loss`` and what ms-swift measured besides, e.g. ``eval_loss``.
-        seconds: wall clock of the parts, ``startup`` and ``training``, and ``total``.
-    """
-
-    status: Status
-    run_directory: Path
-    last_checkpoint: Path | None
-    best_checkpoint: Path | None
-    steps: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -102,9 +77,10 @@ class Job:
 
 def environment(config: Config, device: Device) -> dict[str, str]:
     """The variables that training processes get besides those of this process."""
-    from swift_toolkit.training import automatic, launch
+    from swift_toolkit.machine import device as machine_device
+    from swift_toolkit.training import launch
 
-    return {**automatic.environment(device), **launch.environment(config, device)}
+    return {**machine_device.environment(device), **launch.environment(config, device)}
 
 
 class Run:
@@ -134,7 +110,7 @@ class Run:
 
     def carry_out(self) -> TrainingResult:
         from swift_toolkit.machine.process import Child
-        from swift_toolkit.training import automatic, launch, worker
+        from swift_toolkit.training import batch, launch, worker
 
         config, device = self.job.config, self.job.device
         command = launch.command(config, device)
@@ -147,8 +123,8 @@ class Run:
             child = stack.enter_context(
                 Child(command, self.log, {**request, **environment(config, device)}, echo)
             )
-            tokens = automatic.row_tokens(self.job.data)
-            line = stack.enter_context(screen.TrainingLine(row_tokens=tokens))
+            tokens = batch.row_tokens(self.job.data)
+            line = stack.enter_context(progress.TrainingLine(row_tokens=tokens))
             if (nodes := launch.nodes()).count > 1:
                 line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
             self._follow(child, line)
@@ -196,7 +172,7 @@ class Run:
             "same": {"node": node, "given": self.job.given, "data": data, "versions": versions},
         }
 
-    def _follow(self, child: Child, line: screen.TrainingLine) -> None:
+    def _follow(self, child: Child, line: progress.TrainingLine) -> None:
         events, asked = child.events(), -ONE_PRESS
         while True:
             try:
@@ -228,7 +204,7 @@ class Run:
             self.refused = self.gate.problems()
         return bool(self.refused or (self.errors and time.monotonic() > self.failed + FAILED_FOR))
 
-    def _show(self, event: dict[str, Any], line: screen.TrainingLine) -> None:
+    def _show(self, event: dict[str, Any], line: progress.TrainingLine) -> None:
         line.show(event)
         if event["event"] == "rows" and self.gate is not None and (sentence := self.gate.sentence()):
             line.say(f"{sentence}.")
@@ -299,7 +275,7 @@ class Run:
 
     def _reason(self, exit_status: int) -> str:
         from swift_toolkit.machine import failure
-        from swift_toolkit.training import automatic, launch
+        from swift_toolkit.training import launch, plan
 
         if self.differences:
             return "\n".join(self.differences)
@@ -310,7 +286,7 @@ class Run:
             what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
         lines = [f"Training failed: {what}. The whole log: {self.log}"]
         if memory:
-            advice = automatic.memory_advice(self.job.config, self.job.device, self.job.data)
+            advice = plan.memory_advice(self.job.config, self.job.device, self.job.data)
             lines += ["Out of memory? In this order, try:", *(f"  {line}" for line in advice)]
         elif self.last:
             last = screen.short_path(Path(self.last))
@@ -318,13 +294,13 @@ class Run:
         return "\n".join(lines)
 
     def _write(self, result: TrainingResult, reason: str) -> None:
-        from swift_toolkit.runs import directory as runs_directory
-        from swift_toolkit.training import automatic
+        from swift_toolkit.machine import files
+        from swift_toolkit.training import plan
 
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
-        estimate = automatic.judge(self.job.config, self.job.device, self.job.data).estimate
+        estimate = plan.judge(self.job.config, self.job.device, self.job.data).estimate
         content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
-        runs_directory.write_json(self.directory / "result.json", content)
+        files.write_json(self.directory / "result.json", content)
 
     def _resolved(self) -> dict[str, Any]:
         settings = self.job.config.settings
@@ -336,41 +312,6 @@ class Run:
             "rows": self.rows,
             "tokens_per_row": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
         }
-
-
-class Probe(Run):
-    """One step with the longest rows, in a directory that stays only if it fails."""
-
-    def __init__(self, job: Job, directory: Path) -> None:
-        from swift_toolkit.training import launch, probe
-
-        self.whole = job
-        world = launch.world_size(job.config, job.device)
-        super().__init__(
-            replace(job, config=probe.prepare(job.config, job.data, directory, world)), directory
-        )
-
-    def carry_out(self) -> TrainingResult:
-        import shutil
-
-        from swift_toolkit.training.memory import fitting
-        from swift_toolkit.training.memory.estimate import GIB
-
-        screen.say("Trying one step with the longest rows.")
-        result = super().carry_out()
-        device = self.job.device.memory
-        word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
-        took = f"{self.memory / GIB:.1f}{room} GiB, {screen.duration(result.seconds['training'])}"
-        screen.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")
-        shutil.rmtree(self.directory)
-        return result
-
-    def _make_gate(self) -> None:
-        """The run that follows looks at all of the data."""
-
-    def _reason(self, exit_status: int) -> str:
-        self.job = self.whole  # whose numbers the advice is given in
-        return super()._reason(exit_status).replace("Training", "One step with the longest rows", 1)
 
 
 class RunElsewhere(Run):
@@ -389,7 +330,7 @@ class RunElsewhere(Run):
         if event["event"] == "agreed":
             self.directory_of_run = Path(event["directory"])
 
-    def _show(self, event: dict[str, Any], line: screen.TrainingLine) -> None:
+    def _show(self, event: dict[str, Any], line: progress.TrainingLine) -> None:
         if event["event"] == "agreed":
             line.note(f"taking part in {self.directory_of_run}")
 

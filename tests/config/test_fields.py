@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config.fields import COMMANDS, Field, SwiftInstall, fields, installed
+from swift_toolkit.config.fields import Field, fields
+from swift_toolkit.machine import msswift
+from swift_toolkit.machine.msswift import COMMANDS, SwiftInstall, installed
 from swift_toolkit.problems import RequestError
 
 ARGUMENTS = """
@@ -219,9 +221,7 @@ def parsers() -> dict[str, dict[str, Field]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_source_and_parser_agree(
-    command: config_fields.Command, parsers: dict[str, dict[str, Field]]
-) -> None:
+def test_source_and_parser_agree(command: msswift.Command, parsers: dict[str, dict[str, Field]]) -> None:
     read, parsed = fields(command), parsers[command]
     assert read.keys() == parsed.keys()
     for name, field in parsed.items():

@@ -11,7 +11,7 @@ import pytest
 
 import deploy_model
 import inference_test
-from swift_toolkit.config.fields import installed
+from swift_toolkit.machine.msswift import installed
 from tests.adapters import make_adapter
 
 PYTORCH = "transformers" if installed().line == "v4" else "pt"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.config.fields import COMMANDS, fields, installed
+from swift_toolkit.config.fields import fields
 from swift_toolkit.config.script import from_command
 from swift_toolkit.config.translate import Translation, translate
+from swift_toolkit.machine.msswift import COMMANDS, installed
 
 LINE = installed().line
 TUNER = "tuner_type" if LINE == "v4" else "train_type"

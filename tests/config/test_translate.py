@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit.config import translate as config_translate
-from swift_toolkit.config.fields import COMMANDS, Command, installed
+from swift_toolkit.config import renames
 from swift_toolkit.config.fields import fields as read_fields
-from swift_toolkit.config.translate import Translation, foreign, rows, suggestions, translate
+from swift_toolkit.config.renames import foreign, rows
+from swift_toolkit.config.translate import Translation, suggestions, translate
+from swift_toolkit.machine.msswift import COMMANDS, Command, installed
 
 LINE = installed().line
 fields = cache(read_fields)
@@ -70,25 +71,23 @@ def test_every_field_of_the_installed_generation_is_left_alone() -> None:
 
 
 def test_rules_and_defaults_are_used() -> None:
-    assert {row.rule for row in rows().values() if row.rule} == set(config_translate.RULES)
-    for default in config_translate._vocabulary()["defaults"]:
+    assert {row.rule for row in rows().values() if row.rule} == set(renames.RULES)
+    for default in renames.renames_table()["defaults"]:
         for command in default["for"].split():
             assert {default["name"], *default["with"], *default["unless"]} <= set(fields(command))
 
 
 def test_versions_are_in_order() -> None:
     for row in rows().values():
-        assert row.sure in ("certain", "likely") and (
-            row.since == "-" or config_translate._version(row.since)
-        )
+        assert row.sure in ("certain", "likely") and (row.since == "-" or renames.version_of(row.since))
         if row.until:
-            assert config_translate._version(row.since) <= config_translate._version(row.until), row.old
+            assert renames.version_of(row.since) <= renames.version_of(row.until), row.old
 
 
 def test_foreign_names_point_to_known_ones() -> None:
     known = {name for command in COMMANDS for name in fields(command)}
     old = {name for _, name in rows()}
-    for name, (target, tool) in config_translate._vocabulary()["foreign"].items():
+    for name, (target, tool) in renames.renames_table()["foreign"].items():
         assert target in known | old and tool, name
         assert name not in known, name
 
@@ -105,7 +104,7 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     known_families, known_templates = json.loads(run.stdout.splitlines()[-1])
     position = ["v3", "v4"].index(LINE)
-    legacy = config_translate._legacy()
+    legacy = renames.legacy_names()
     for name, (*_, old_template, family_v3, family_v4) in legacy["models"].items():
         assert (family_v3, family_v4)[position] in [*known_families, None], name
         spelled_template = legacy["templates"].get(old_template, [old_template] * 2)[position]

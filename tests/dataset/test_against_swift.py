@@ -25,8 +25,9 @@ from hypothesis.internal.conjecture import providers
 
 from swift_toolkit.dataset.copies import prepare
 from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
-from swift_toolkit.dataset.verify import find_part, verify
+from swift_toolkit.dataset.verify import verify
 
 pytestmark = pytest.mark.slow
 

@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from swift_toolkit.dataset import files, flaws
 from swift_toolkit.dataset import verify as dataset_verify
 from swift_toolkit.dataset.checks import Rules
+from swift_toolkit.dataset.scan import part
 from swift_toolkit.dataset.scan import rows as scan_rows
 from swift_toolkit.dataset.scan import tally as scan_tally
+from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Prints, Tally
-from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, find_part, verify
+from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, verify
 
 Row = dict[str, Any]
 
@@ -278,7 +280,8 @@ def test_a_damaged_image_header() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_columns_that_change_late(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    monkeypatch.setattr(scan_rows, "HEAD_BYTES", 50_000)
+    for module in (part, scan_rows):
+        monkeypatch.setattr(module, "HEAD_BYTES", 50_000)
     monkeypatch.setattr(files, "BLOCK_BYTES", 10_000)
     rows = [row | {"id": at} for at, row in enumerate(many_rows(1000))]
     late_column = talk("q", "a") | {"id": 1, "source": "web"}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from swift_toolkit.config.tasks import task_of
 from swift_toolkit.dataset.flaws import FlawError
-from swift_toolkit.dataset.verify import DatasetSpec, task_of, verify
+from swift_toolkit.dataset.verify import DatasetSpec, verify
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 

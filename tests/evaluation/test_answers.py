@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from swift_toolkit.evaluation.answers import Answer, open_answers, read_results
+from swift_toolkit.evaluation.answers import open_answers, read_results
 from swift_toolkit.evaluation.questions import QuestionSet
+from swift_toolkit.inference.exchange import Answer
 from swift_toolkit.problems import RequestError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]

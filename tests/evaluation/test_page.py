@@ -6,11 +6,12 @@ from html.parser import HTMLParser
 import pytest
 
 from swift_toolkit.evaluation import page as evaluation_page
-from swift_toolkit.evaluation.answers import Answer, open_answers
+from swift_toolkit.evaluation.answers import open_answers
 from swift_toolkit.evaluation.page import mark_differences, write_report
 from swift_toolkit.evaluation.questions import QuestionSet
 from swift_toolkit.evaluation.scores import Scorer
 from swift_toolkit.evaluation.summary import Summary
+from swift_toolkit.inference.exchange import Answer
 
 META = {
     "checkpoint": "/runs/v0/checkpoint-20",

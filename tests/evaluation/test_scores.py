@@ -2,10 +2,10 @@
 
 import pytest
 
-from swift_toolkit.evaluation.answers import Answer
 from swift_toolkit.evaluation.questions import QuestionSet
 from swift_toolkit.evaluation.scores import ScoreBoard, Scorer, exact_match, tokens
 from swift_toolkit.evaluation.summary import Summary, score_table
+from swift_toolkit.inference.exchange import Answer
 
 
 def test_characters_of_chinese_are_words():

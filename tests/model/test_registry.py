@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.config import fields
 from swift_toolkit.config.request import load_config
+from swift_toolkit.machine import msswift
 from swift_toolkit.model import registry as model_registry
 from swift_toolkit.model.registry import ModelType
 
 
 @pytest.fixture(scope="module")
 def registry() -> model_registry.Registry:
-    return model_registry.registry(fields.installed())
+    return model_registry.registry(msswift.installed())
 
 
 @pytest.mark.slow
 def test_the_registry_is_ms_swifts_own(registry: model_registry.Registry) -> None:
-    if fields.installed().line == "v4":
+    if msswift.installed().line == "v4":
         from swift.model.model_meta import MODEL_MAPPING
         from swift.template.register import TEMPLATE_MAPPING
     else:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from swift_toolkit.model import shape as model_shape
 from swift_toolkit.model import size
 
 
@@ -96,7 +97,7 @@ def test_the_parts_of_a_multimodal_config(tmp_path: Path) -> None:
     shape = size.find(str(tmp_path))
     assert shape is not None
     assert (shape.vocabulary, shape.text.hidden, shape.patches) == (32064, 4096, 576)
-    assert shape.encoder == size.Stack(24, 1024, 4096, 1024, 1024, 16)
+    assert shape.encoder == model_shape.Stack(24, 1024, 4096, 1024, 1024, 16)
 
 
 def test_the_files_of_weights_are_the_measure_where_they_are(tiny_model: Path) -> None:
@@ -136,5 +137,5 @@ _NAMES = some.sampled_from(
 @given(some.dictionaries(_NAMES, _ODD | some.dictionaries(_NAMES, _ODD)))
 def test_no_config_is_too_odd(odd: dict[str, object]) -> None:
     for config in (odd, {**QWEN3_8B, **odd}, {**QWEN2_VL_2B, **odd}):
-        shape = size._from_config(config, "odd", None)
+        shape = model_shape.from_config(config, "odd", None)
         assert shape is None or shape.parameters > 0

@@ -7,6 +7,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from swift_toolkit.machine import files
 from swift_toolkit.runs import directory as runs_directory
 
 
@@ -44,6 +45,6 @@ def test_a_users_own_directory_called_last_is_left_alone(tmp_path: Path) -> None
 
 def test_json_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    runs_directory.write_json(path, {"a": "ü", "path": tmp_path})
+    files.write_json(path, {"a": "ü", "path": tmp_path})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "ü", "path": str(tmp_path)}
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]

@@ -15,8 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from swift_toolkit.serving import gateway
 from swift_toolkit.serving.gateway import Exchange, Gateway, Policy, exchange
 from swift_toolkit.serving.metrics import Metrics
-from swift_toolkit.serving.plan import Limits
-from swift_toolkit.serving.request import ApiError
+from swift_toolkit.serving.request import ApiError, Limits
 
 ASKED = {"model": "one", "messages": [{"role": "user", "content": "Hi"}]}
 

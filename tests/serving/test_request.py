@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swift_toolkit.serving import request as serving_request
-from swift_toolkit.serving.plan import Limits
-from swift_toolkit.serving.request import ApiError
+from swift_toolkit.serving.request import ApiError, Limits
 
 LIMITS = Limits(max_tokens=100)
 HELLO = [{"role": "user", "content": "Hello"}]

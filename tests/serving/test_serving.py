@@ -31,7 +31,7 @@ import psutil
 import pytest
 
 from deploy_model import ModelDeployer
-from swift_toolkit.serving import worker as serving_worker
+from swift_toolkit.serving import patches
 from tests.adapters import make_adapter
 
 pytestmark = pytest.mark.slow
@@ -178,10 +178,10 @@ class Worker:
 def test_requests_that_come_one_after_the_other_are_answered_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving_worker, "GATHER_SECONDS", 0.5)  # the machine may be busy
-    monkeypatch.setattr(serving_worker, "GATHER_AT_MOST", 30)
+    monkeypatch.setattr(patches, "GATHER_SECONDS", 0.5)  # the machine may be busy
+    monkeypatch.setattr(patches, "GATHER_AT_MOST", 30)
     worker = Worker()
-    batches = serving_worker._Batches(worker, SimpleNamespace(prepare_generate_kwargs=None))
+    batches = patches.Batches(worker, SimpleNamespace(prepare_generate_kwargs=None))
 
     def come() -> None:
         for number in range(8):

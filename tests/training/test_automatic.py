@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.config.request import Config, load_config
+from swift_toolkit.config.request import load_config
+from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset.report import DataReport
+from swift_toolkit.machine import device as machine_device
 from swift_toolkit.training import automatic as training_automatic
-from swift_toolkit.training import launch
+from swift_toolkit.training import batch as training_batch
+from swift_toolkit.training import launch, plan
 
-CPU = training_automatic.Device("cpu", reason="no accelerator found")
-TWO_GPUS = training_automatic.Device("cuda", 2, "NVIDIA A100")
+CPU = machine_device.Device("cpu", reason="no accelerator found")
+TWO_GPUS = machine_device.Device("cuda", 2, "NVIDIA A100")
 
 
 def config(**settings: Any) -> Config:
@@ -27,12 +30,12 @@ def config(**settings: Any) -> Config:
 def machine(monkeypatch: pytest.MonkeyPatch, **has: Any) -> None:
     """Let this machine have so many ``gpus`` (of which ``mig`` are cut up), ``amd``, ``npus`` or be ``apple``."""
     gpus = [
-        training_automatic.Gpu("NVIDIA A100", f"GPU-{number}a2b3c4d", number < has.get("mig", 0))
+        machine_device.Gpu("NVIDIA A100", f"GPU-{number}a2b3c4d", number < has.get("mig", 0))
         for number in range(has.pop("gpus", 0))
     ]
     has.pop("mig", None)
-    found = training_automatic.Hardware(**{"build": "cuda", "nvidia": gpus, **has})
-    monkeypatch.setattr(training_automatic, "hardware", lambda: found)
+    found = machine_device.Hardware(**{"build": "cuda", "nvidia": gpus, **has})
+    monkeypatch.setattr(machine_device, "hardware", lambda: found)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_the_device(
     machine(monkeypatch, **has)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert str(training_automatic.find_device()) == text
+    assert str(machine_device.find_device()) == text
 
 
 @pytest.mark.parametrize(
@@ -83,17 +86,17 @@ def test_the_device(
 def test_ascend_devices(visible: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, npus=8)
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
-    assert str(training_automatic.find_device()) == text
+    assert str(machine_device.find_device()) == text
 
 
 def test_uuids_where_the_driver_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        training_automatic,
+        machine_device,
         "hardware",
-        lambda: training_automatic.Hardware("cuda", [training_automatic.Gpu()] * 2),
+        lambda: machine_device.Hardware("cuda", [machine_device.Gpu()] * 2),
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
-    assert training_automatic.find_device().count == 2
+    assert machine_device.find_device().count == 2
 
 
 def test_the_torch_build_is_read_from_its_version_file(
@@ -109,13 +112,13 @@ def test_the_torch_build_is_read_from_its_version_file(
         ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", "rocm"),
     ]:
         (tmp_path / "version.py").write_text(line)
-        assert training_automatic._torch_build() == build
+        assert machine_device._torch_build() == build
 
 
 # --- automatic settings -------------------------------------------------------------------------------------
 
 
-def automatic(request: Config, device: training_automatic.Device) -> dict[str, Any]:
+def automatic(request: Config, device: machine_device.Device) -> dict[str, Any]:
     training_automatic.fill_automatic(request, device)
     return {n: s.value for n, s in request.settings.items() if s.source.kind == "automatic"}
 
@@ -143,8 +146,8 @@ def data(longest: int, mean: int = 0, rows: int = 100, val: int = 0) -> DataRepo
     return report
 
 
-def gpus(count: int = 1, gib: float = 80, name: str = "NVIDIA A100") -> training_automatic.Device:
-    return training_automatic.Device("cuda", count, name, memory=int(gib * training_automatic.GIB))
+def gpus(count: int = 1, gib: float = 80, name: str = "NVIDIA A100") -> machine_device.Device:
+    return machine_device.Device("cuda", count, name, memory=int(gib * training_automatic.GIB))
 
 
 @pytest.fixture
@@ -162,9 +165,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 @pytest.mark.parametrize(("free_gib", "chosen"), [(64, False), (2, None)])
 def test_checkpointing_goes_where_the_memory_allows(free_gib: int, chosen: bool | None) -> None:
     request = config(model="builtin/SmolLM2-135M-Instruct", max_length=256, per_device_train_batch_size=4)
-    training_automatic.fill_automatic(
-        request, training_automatic.Device("cpu", memory=free_gib << 30), data(250)
-    )
+    training_automatic.fill_automatic(request, machine_device.Device("cpu", memory=free_gib << 30), data(250))
     assert request.get("gradient_checkpointing") is chosen
     assert (request.get("model_type"), request.get("template"), request.get("check_model")) == (
         "llama",
@@ -199,7 +200,7 @@ def test_checkpointing_stays_where_the_rows_are_not_known() -> None:
     ],
 )
 def test_gpus_without_bfloat16(name: str, dtype: str | None) -> None:
-    assert automatic(config(), training_automatic.Device("cuda", 1, name)).get("torch_dtype") == dtype
+    assert automatic(config(), machine_device.Device("cuda", 1, name)).get("torch_dtype") == dtype
 
 
 @pytest.mark.usefixtures("installed")
@@ -244,20 +245,20 @@ def test_machines_with_a_gpu_each_divide_it_too(installed: set[str], monkeypatch
         ({}, gpus(1), 8, 8),
         ({}, gpus(8), 8, 1),
         ({}, gpus(2, 40), 2, 16),
-        ({}, training_automatic.Device("cuda", 2), 1, 32),  # memory not known
+        ({}, machine_device.Device("cuda", 2), 1, 32),  # memory not known
         ({"per_device_train_batch_size": 2}, gpus(8), 2, 4),
         ({"gradient_accumulation_steps": 4}, gpus(8), 2, 4),
     ],
 )
 def test_an_effective_batch_of_64(
-    settings: dict[str, Any], device: training_automatic.Device, batch: int, steps: int, installed: set[str]
+    settings: dict[str, Any], device: machine_device.Device, batch: int, steps: int, installed: set[str]
 ) -> None:
     request = config(effective_batch_size="64", **settings)
-    assert training_automatic.problems(request, device) == []
+    assert training_batch.problems(request, device) == []
     training_automatic.fill_automatic(request, device, data(800, 200))
     assert request.get("per_device_train_batch_size", 1) == batch
     assert request.get("gradient_accumulation_steps") == steps
-    assert training_automatic.effective_batch_size(request, device) == 64
+    assert training_batch.effective_batch_size(request, device) == 64
     source = request.settings["gradient_accumulation_steps"].source
     if "gradient_accumulation_steps" not in settings:
         assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
@@ -296,16 +297,16 @@ def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
     ],
 )
 def test_an_effective_batch_that_cannot_be(wish: int, settings: dict[str, Any], problem: str | None) -> None:
-    found = training_automatic.problems(config(effective_batch_size=wish, **settings), gpus(4))
+    found = training_batch.problems(config(effective_batch_size=wish, **settings), gpus(4))
     assert [str(one) for one in found] == ([problem] if problem else [])
 
 
 def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_automatic, "_cores", lambda: 32)
+    monkeypatch.setattr(training_automatic, "cpu_cores", lambda: 32)
     many = data(500, rows=20_000)
     monkeypatch.setattr(DataReport, "train_rows", 20_000)
 
-    def chosen(device: training_automatic.Device, **settings: Any) -> dict[str, Any]:
+    def chosen(device: machine_device.Device, **settings: Any) -> dict[str, Any]:
         request = config(**settings)
         training_automatic.fill_automatic(request, device, many)
         names = ("dataset_num_proc", "dataloader_num_workers")
@@ -316,13 +317,13 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(gpus(4), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 4}
     assert chosen(gpus(1), streaming=True, max_steps=5) == {}
     assert chosen(CPU) == chosen(CPU, preset="multimodal") == {}
-    monkeypatch.setattr(training_automatic, "_cores", lambda: 2)
+    monkeypatch.setattr(training_automatic, "cpu_cores", lambda: 2)
     assert chosen(gpus(1)) == {}
 
 
 def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NPROC_PER_NODE", "4")
-    run = training_automatic.judge(config(), training_automatic.Device("cpu", memory=40 << 30)).run
+    run = plan.judge(config(), machine_device.Device("cpu", memory=40 << 30)).run
     assert run is not None
     assert (run.world, run.device_bytes) == (4, 10 << 30)
 
@@ -365,25 +366,25 @@ def test_what_the_user_or_null_decided_stays() -> None:
 )
 def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, steps: int) -> None:
     request = config(**{"num_train_epochs": 2.5, **settings})
-    assert training_automatic.effective_batch_size(request, CPU) == effective
-    assert training_automatic.step_count(request, 100, CPU) == steps
-    assert training_automatic.step_count(request, None, CPU) == settings.get("max_steps")
+    assert training_batch.effective_batch_size(request, CPU) == effective
+    assert training_batch.step_count(request, 100, CPU) == steps
+    assert training_batch.step_count(request, None, CPU) == settings.get("max_steps")
 
 
 def test_processes_that_share_a_row_count_once() -> None:
     request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
-    assert training_automatic.effective_batch_size(request, gpus(8)) == 12
-    assert training_automatic.step_count(request, 100, gpus(8)) == 27  # 3 × 9
+    assert training_batch.effective_batch_size(request, gpus(8)) == 12
+    assert training_batch.step_count(request, 100, gpus(8)) == 27  # 3 × 9
 
 
 def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    assert training_automatic.environment(CPU) == {**always, "GOMP_SPINCOUNT": "2000"}
-    assert training_automatic.environment(TWO_GPUS) == always
+    assert machine_device.environment(CPU) == {**always, "GOMP_SPINCOUNT": "2000"}
+    assert machine_device.environment(TWO_GPUS) == always
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert training_automatic.environment(CPU) == always
+    assert machine_device.environment(CPU) == always
 
 
 def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> None:
@@ -393,9 +394,7 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
         gradient_checkpointing=False,
         max_length=4096,
     )
-    assert [
-        line.partition(" (")[0] for line in training_automatic.memory_advice(request, gpus(2, 24), data(4000))
-    ] == [
+    assert [line.partition(" (")[0] for line in plan.memory_advice(request, gpus(2, 24), data(4000))] == [
         "--per_device_train_batch_size 1 --gradient_accumulation_steps 32",
         "--gradient_checkpointing true",
         "--train_type qlora",
@@ -403,15 +402,11 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
         "--max_length 2048",
     ]
     installed.add("deepspeed")
-    assert [
-        line.partition(" (")[0] for line in training_automatic.memory_advice(request, gpus(2, 24), data(4000))
-    ][3:] == [
+    assert [line.partition(" (")[0] for line in plan.memory_advice(request, gpus(2, 24), data(4000))][3:] == [
         "--deepspeed zero3_offload",
         "--max_length 2048",
     ]
-    assert training_automatic.memory_advice(config(model="owner/unknown"), gpus()) == [
-        "a machine with more memory"
-    ]
+    assert plan.memory_advice(config(model="owner/unknown"), gpus()) == ["a machine with more memory"]
 
 
 @pytest.mark.parametrize(
@@ -424,7 +419,7 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
     ],
 )
 def test_the_memory_that_a_name_tells(name: str, gib: int) -> None:
-    assert training_automatic.memory_in(name) == gib << 30
+    assert machine_device.memory_in(name) == gib << 30
 
 
 def test_the_memory_of_gpus_is_what_nvidias_tool_tells(
@@ -434,18 +429,18 @@ def test_the_memory_of_gpus_is_what_nvidias_tool_tells(
     tool.write_text("#!/bin/sh\necho '24564, GPU-b, NVIDIA RTX A5000'\necho '81559, GPU-a, NVIDIA H100'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = training_automatic._with_memory(
-        [training_automatic.Gpu("NVIDIA H100", "GPU-a"), training_automatic.Gpu("NVIDIA RTX A5000", "GPU-b")]
+    found = machine_device._with_memory(
+        [machine_device.Gpu("NVIDIA H100", "GPU-a"), machine_device.Gpu("NVIDIA RTX A5000", "GPU-b")]
     )
     assert [gpu.memory >> 20 for gpu in found] == [81559, 24564]
-    unnamed = training_automatic._with_memory([training_automatic.Gpu(), training_automatic.Gpu()])
+    unnamed = machine_device._with_memory([machine_device.Gpu(), machine_device.Gpu()])
     assert [(gpu.name, gpu.memory >> 20) for gpu in unnamed] == [
         ("NVIDIA RTX A5000", 24564),
         ("NVIDIA H100", 81559),
     ]
     machine(monkeypatch, gpus=2)
-    assert training_automatic.find_device().memory == 0
-    monkeypatch.setattr(training_automatic, "hardware", lambda: training_automatic.Hardware("cuda", found))
-    assert training_automatic.find_device().memory >> 20 == 24564  # of the smaller
+    assert machine_device.find_device().memory == 0
+    monkeypatch.setattr(machine_device, "hardware", lambda: machine_device.Hardware("cuda", found))
+    assert machine_device.find_device().memory >> 20 == 24564  # of the smaller
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert training_automatic._with_memory([training_automatic.Gpu()]) == [training_automatic.Gpu()]
+    assert machine_device._with_memory([machine_device.Gpu()]) == [machine_device.Gpu()]

@@ -15,7 +15,8 @@ import pytest
 from ruamel.yaml import YAML
 
 import finetune_trainer
-from swift_toolkit.training import automatic, launch
+from swift_toolkit.machine import device as machine_device
+from swift_toolkit.training import launch
 from tests.training.test_automatic import config, machine
 from tests.training.test_launch import nodes, set_all
 
@@ -131,6 +132,6 @@ def test_what_they_start_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
                     patch.setenv(flag.upper(), value)
             assert Path(options.config).is_file()
             assert set(settings) <= {"output_dir"}
-            device = automatic.find_device()
+            device = machine_device.find_device()
             assert launch.problems(device) == []
             assert launch.command(config(), device) == nodes(1, port=port)

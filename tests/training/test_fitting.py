@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from swift_toolkit.machine.device import GIB
 from swift_toolkit.model import size as model_size
 from swift_toolkit.training.memory import fitting
-from swift_toolkit.training.memory.estimate import GIB
 from swift_toolkit.training.memory.run import Rows, Run
 from tests.training.test_memory import ROWS, SHAPE
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from swift_toolkit.machine import device as machine_device
 from swift_toolkit.problems import Problem
-from swift_toolkit.training import automatic, launch
+from swift_toolkit.training import batch, launch
 from tests.training.test_automatic import CPU, TWO_GPUS, config, machine
 
 TRAINING = ["-m", "swift_toolkit.training.worker"]
@@ -80,7 +81,7 @@ def test_the_command(
 ) -> None:
     machine(monkeypatch, **has)
     set_all(monkeypatch, said)
-    device = automatic.find_device()
+    device = machine_device.find_device()
     assert launch.problems(device) == []
     assert launch.command(config(), device) == command
 
@@ -89,8 +90,8 @@ def test_what_is_sharded_goes_through_torchrun_even_alone() -> None:
     request = config()
     for name in ("deepspeed", "fsdp"):
         request.settings = {"model": request.settings["model"], name: request.settings["model"]}
-        assert launch.command(request, automatic.Device("cuda", 1)) == several(1)
-        assert launch.command(request, automatic.Device("cuda", 8)) == several(8)
+        assert launch.command(request, machine_device.Device("cuda", 1)) == several(1)
+        assert launch.command(request, machine_device.Device("cuda", 8)) == several(8)
 
 
 def test_a_spread_model_takes_all_devices_in_one_process() -> None:
@@ -99,10 +100,10 @@ def test_a_spread_model_takes_all_devices_in_one_process() -> None:
 
 def test_the_size_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     request = config(per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    eight = automatic.Device("cuda", 8)
-    assert (launch.world_size(request, eight), automatic.effective_batch_size(request, eight)) == (8, 64)
+    eight = machine_device.Device("cuda", 8)
+    assert (launch.world_size(request, eight), batch.effective_batch_size(request, eight)) == (8, 64)
     set_all(monkeypatch, "NNODES=2 NODE_RANK=1 MASTER_ADDR=h")
-    assert (launch.world_size(request, eight), automatic.effective_batch_size(request, eight)) == (16, 128)
+    assert (launch.world_size(request, eight), batch.effective_batch_size(request, eight)) == (16, 128)
     set_all(monkeypatch, "LOCAL_RANK=0 RANK=4 WORLD_SIZE=8 LOCAL_WORLD_SIZE=4")
     assert (launch.processes(request, eight), launch.world_size(request, eight)) == (4, 8)
 

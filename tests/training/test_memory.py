@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from swift_toolkit.machine.device import GIB
 from swift_toolkit.model import size
-from swift_toolkit.training.memory import estimate
+from swift_toolkit.training.memory import activations, estimate
 from swift_toolkit.training.memory import run as memory_run
-from swift_toolkit.training.memory.estimate import GIB, Estimate
+from swift_toolkit.training.memory.estimate import Estimate
 from swift_toolkit.training.memory.run import Rows, Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -137,7 +138,7 @@ def test_the_reference_model_of_preference_training() -> None:
 
 def test_the_teacher_takes_its_own() -> None:
     from swift_toolkit.config.request import load_config
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.machine.device import Device
 
     asked = {"model": "Qwen/Qwen2.5-0.5B", "dataset": "a/b", "rlhf_type": "gkd"}
     found = memory_run.run_of(load_config({**asked, "teacher_model": "Qwen/Qwen2.5-7B"}), Device("cuda"))
@@ -213,11 +214,11 @@ def test_image_limits_are_ms_swifts_own(monkeypatch: pytest.MonkeyPatch) -> None
     shape = size.find("Qwen/Qwen2.5-VL-7B-Instruct")
     assert shape is not None
     request = Run({}, shape, Rows(images=1))
-    assert estimate.image_tokens(request) == 1280
+    assert activations.image_tokens(request) == 1280
     monkeypatch.setenv("MAX_PIXELS", str(28 * 28 * 100))
-    assert estimate.image_tokens(request) == 100
+    assert activations.image_tokens(request) == 100
     monkeypatch.setenv("IMAGE_MAX_TOKEN_NUM", "64")
-    assert estimate.image_tokens(request) == 64
+    assert activations.image_tokens(request) == 64
 
 
 def test_vllm_takes_its_share_of_the_device() -> None:
@@ -275,7 +276,7 @@ def test_the_parts_are_named_and_make_the_whole() -> None:
 
 def test_public_data_sets_are_known_by_length() -> None:
     from swift_toolkit.config.request import load_config
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.machine.device import Device
 
     def rows(dataset: str) -> Rows:
         found = memory_run.run_of(
@@ -291,7 +292,7 @@ def test_public_data_sets_are_known_by_length() -> None:
 
 def test_rows_here_and_rows_that_are_not() -> None:
     from swift_toolkit.config.request import load_config
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.machine.device import Device
     from swift_toolkit.training.preflight import check_data
 
     asked = load_config(

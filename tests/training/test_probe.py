@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.config.request import Config, load_config
+from swift_toolkit.config.request import load_config
+from swift_toolkit.config.settings import Config
 from swift_toolkit.training import preflight, probe
 from tests.test_finetune_trainer import ROOT, flags, losses, run, tiny
 

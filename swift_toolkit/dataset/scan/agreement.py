@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from swift_toolkit.dataset.checks import LABEL_TASKS, Rules
+from swift_toolkit.config.tasks import LABEL_TASKS
+from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.messages import MEDIA
+from swift_toolkit.dataset.formats import MEDIA
 from swift_toolkit.dataset.report import FileReport
-from swift_toolkit.dataset.scan.rows import Part
+from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
 
 _SORTS = ("rejected", "positive", "negative")

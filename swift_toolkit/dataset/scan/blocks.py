@@ -25,7 +25,7 @@ from swift_toolkit.dataset.checks import (
     is_tiny,
     judge,
 )
-from swift_toolkit.dataset.messages import Layout, layout_of
+from swift_toolkit.dataset.formats import Layout, layout_of
 from swift_toolkit.dataset.scan.shape import Shape
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, TOKEN_STEP, Tally
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from swift_toolkit.console.screen import gib
+from swift_toolkit.machine.device import GIB
 from swift_toolkit.training.memory import estimate as memory_estimate
 from swift_toolkit.training.memory import run as memory_run
-from swift_toolkit.training.memory.estimate import GIB, Estimate
+from swift_toolkit.training.memory.estimate import Estimate
 from swift_toolkit.training.memory.run import Run
 
 Word = Literal["fits", "tight", "does not fit", "unknown"]

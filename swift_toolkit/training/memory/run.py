@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.model import size
-from swift_toolkit.model.size import ModelShape
+from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training import launch
 
 if TYPE_CHECKING:
-    from swift_toolkit.config.request import Config
+    from swift_toolkit.config.settings import Config
     from swift_toolkit.dataset.verify import DataReport
-    from swift_toolkit.training.automatic import Device
+    from swift_toolkit.machine.device import Device
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
 """Tokens of text in the longest and in a middling row of data that is not here, such as public chat data (Alpaca) have;

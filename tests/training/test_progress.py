@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.console import screen
+from swift_toolkit.training import progress
 
 
 class Clock:
@@ -22,11 +22,11 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(screen, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 
-def events(line: screen.TrainingLine, clock: Clock, *seconds: float, first: int = 0) -> list[str]:
+def events(line: progress.TrainingLine, clock: Clock, *seconds: float, first: int = 0) -> list[str]:
     """What the line says after each step that took so many seconds."""
     said = []
     line.show({"event": "begin", "step": first, "max_steps": first + 10, "batch": 8})
@@ -39,7 +39,7 @@ def events(line: screen.TrainingLine, clock: Clock, *seconds: float, first: int 
 
 
 def test_the_time_left_is_measured_after_the_warm_up(clock: Clock) -> None:
-    with screen.TrainingLine(io.StringIO()) as line:
+    with progress.TrainingLine(io.StringIO()) as line:
         assert events(line, clock, 60, 20, 5, 5) == [
             "step 1/10 · time left unknown",
             "step 2/10 · time left unknown",
@@ -49,7 +49,7 @@ def test_the_time_left_is_measured_after_the_warm_up(clock: Clock) -> None:
 
 
 def test_a_resumed_run_warms_up_again(clock: Clock) -> None:
-    with screen.TrainingLine(io.StringIO(), row_tokens=100) as line:
+    with progress.TrainingLine(io.StringIO(), row_tokens=100) as line:
         assert events(line, clock, 60, 20, 4, first=5) == [
             "step 6/15 · time left unknown",
             "step 7/15 · time left unknown",
@@ -59,7 +59,7 @@ def test_a_resumed_run_warms_up_again(clock: Clock) -> None:
 
 def test_a_log_is_one_line_off_a_terminal(clock: Clock) -> None:
     shown = io.StringIO()
-    with screen.TrainingLine(shown) as line:
+    with progress.TrainingLine(shown) as line:
         events(line, clock, 1)
         line.show({"event": "log", "logs": {"loss": 0.5, "learning_rate": 1e-4}, "memory": 3 << 30})
     assert shown.getvalue() == "step 1/10 · loss 0.5000 · lr 1.00e-04 · time left unknown · 3.0 GiB\n"

@@ -1,0 +1,422 @@
+"""The tables of renamed arguments, and the rules by which old values become new ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from swift_toolkit.machine.msswift import COMMANDS, Command, Line
+
+MISSING = object()
+_OPTIONAL = ("until", "rule", "split", "join", "gone")
+
+
+class Work(Protocol):
+    """What a rule knows of the translation it is part of, see `translate.Translator`."""
+
+    given: dict[str, Any]
+    command: Command
+    line: Line
+
+    def take(self, name: str) -> Any:
+        """The value of a setting, which now belongs to the one being translated; None if not given."""
+
+    def older_than(self, version: str) -> list[str]:
+        """The names that show a request from before ``version``."""
+
+    def written_before(self, version: str) -> list[str]:
+        """The same, without names that people still use from habit."""
+
+    def fail(self, what: str, do: str, name: str = "") -> None:
+        """Report an error of the setting ``name``."""
+
+    def warn(self, name: str, text: str) -> None:
+        """Report a warning of the setting ``name``."""
+
+
+def foreign(name: str) -> tuple[str, str] | None:
+    """The ms-swift name of another tool's setting, and that tool; None if there is no such setting."""
+    found = renames_table()["foreign"].get(name)
+    return (found[0], found[1]) if found else None
+
+
+def legacy_model(model_type: str) -> str | None:
+    """The hub id of a ``model_type`` of ms-swift 1 or 2, which named one model each."""
+    names = legacy_names()["models"].get(model_type)
+    return str(names[0]) if names else None
+
+
+def in_other_line(setting: str, value: str, line: Line) -> str | None:
+    """A ``model_type`` or ``template`` that the other of ms-swift 3 and 4 wrote, where ``line`` gives its name to
+    another one: by its name in ``line``, None where there are several. Else ``value`` itself.
+    """
+    moved: dict[str, str | None] = legacy_names()["moved"][setting][line]
+    return moved.get(value, value)
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; see the module's docstring."""
+
+    commands: tuple[Command, ...]
+    old: str
+    names: dict[Line, str | None]
+    values: dict[Line, dict[str, Any]]
+    refused: dict[Line, dict[str, str]]
+    warned: dict[str, str]
+    since: str
+    sure: str
+    until: str = ""
+    rule: str = ""
+    split: str = ""
+    join: bool = False
+    gone: str = ""
+    error: tuple[str, str] | None = None
+
+
+@cache
+def renames_table() -> dict[str, Any]:
+    text = Path(__file__).with_name("vocabulary.json").read_text(encoding="utf-8")
+    vocabulary: dict[str, Any] = json.loads(text)
+    return vocabulary
+
+
+@cache
+def legacy_names() -> dict[str, dict[str, Any]]:
+    text = Path(__file__).with_name("legacy_names.json").read_text(encoding="utf-8")
+    names: dict[str, dict[str, Any]] = json.loads(text)
+    return names
+
+
+@cache
+def rows() -> dict[tuple[Command, str], Row]:
+    """The table by command and old name."""
+    found = {}
+    for entry in renames_table()["rows"]:
+        optional = {key: entry[key] for key in _OPTIONAL if key in entry}
+        common = entry.get("values", {})
+        row = Row(
+            commands=tuple(
+                name for name in COMMANDS if entry["for"] == "all" or name in entry["for"].split()
+            ),
+            old=entry["old"],
+            names={"v3": entry["v3"], "v4": entry["v4"]},
+            values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
+            refused={
+                "v3": entry.get("refused", {}) | entry.get("refused_v3", {}),
+                "v4": entry.get("refused", {}) | entry.get("refused_v4", {}),
+            },
+            warned=entry.get("warned", {}),
+            since=entry["since"],
+            sure=entry["sure"],
+            error=tuple(entry["error"]) if "error" in entry else None,
+            **optional,
+        )
+        found.update({(command, row.old): row for command in row.commands})
+    return found
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split("."))
+
+
+def as_table_key(value: Any) -> str:
+    """A value as the tables write it: ``true``, ``-1``, ``auto``."""
+    return str(value).lower()
+
+
+def filled(setting: Any, value: Any) -> Any:
+    """Puts the value given where the table says ``$``."""
+    if isinstance(setting, dict):
+        return {name: filled(item, value) for name, item in setting.items()}
+    return value if setting == "$" else setting
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def split_text(value: Any, separator: str) -> Any:
+    """A list out of one string with separators, anything else unchanged."""
+    items = _list(value)
+    if len(items) == 1 and isinstance(items[0], str) and separator in items[0]:
+        return [item.strip() for item in items[0].split(separator) if item.strip()]
+    return value
+
+
+def one_of_both(first: Any, second: Any, join: bool) -> Any:
+    """One value out of two for the same setting; ``_MISSING`` if they contradict each other."""
+    if as_table_key(first) == as_table_key(second):
+        return first
+    if isinstance(first, dict) and isinstance(second, dict) and not first.keys() & second.keys():
+        return first | second
+    if join:
+        return _list(first) + [item for item in _list(second) if item not in _list(first)]
+    return MISSING
+
+
+def text_of(value: Any) -> str:
+    """A value as a notice shows it; one value is no list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+# ------------------------------------------------------------------------------------------ rules
+#
+# A rule gets the translation under way, the name and the value, and returns settings still to be spelled, or
+# None where the row's table decides.
+
+
+def _model_path(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """``model_cache_dir``, where given, held the weights and ``model_id_or_path`` only their name."""
+    return {"model": work.take("model_cache_dir") or work.take("model_id_or_path")}
+
+
+def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """Before 3.0 a model type was one model and its template, since then it is a family of models."""
+    legacy = legacy_names()["models"].get(str(value))
+    if legacy is None:
+        families = legacy_names()["families" if work.line == "v4" else "families_v3"]
+        if work.line == "v4" and set(work.written_before("4.0")) - {"train_type"}:
+            families = families | legacy_names()["moved"]["model_type"]["v4"]
+        if str(value) not in families:
+            return None
+        return {name: families[str(value)]} if families[str(value)] else {}
+    modelscope, huggingface, template, *families_by_line = legacy
+    settings: dict[str, Any] = {}
+    paths = [work.given[key] for key in ("model", "model_id_or_path", "model_cache_dir") if key in work.given]
+    is_local = bool(paths) and _exists(paths[0])
+    if is_local:
+        settings["model_type"] = families_by_line[work.line == "v4"]
+    elif not paths:
+        use_hf = as_table_key(work.given.get("use_hf", False)) == "true"
+        settings["model"] = (huggingface or modelscope) if use_hf else (modelscope or huggingface)
+    has_template = bool({"template", "template_type"} & work.given.keys())
+    if not has_template and (is_local or template.startswith("default-generation")):
+        settings["template_type"] = template
+    return settings
+
+
+def _template(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """``*-generation`` were the templates of base models: the text as it is, without roles."""
+    if "-generation" in str(value):
+        return {"use_chat_template": False}
+    if as_table_key(value) == "auto":
+        return {}
+    spelled = legacy_names()["templates"].get(str(value))
+    return {"template": spelled[work.line == "v4"] if spelled else value}
+
+
+def _tuner(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """QLoRA is LoRA on weights quantised by bitsandbytes, to four bits if nothing else is said."""
+    if as_table_key(value) != "qlora":
+        return None
+    settings: dict[str, Any] = {"train_type": "lora"}
+    if not {"quant_method", "load_in_4bit", "load_in_8bit"} & work.given.keys():
+        settings["quant_method"] = "bnb"
+    if not {"quant_bits", "quantization_bit", "load_in_4bit", "load_in_8bit"} & work.given.keys():
+        settings["quant_bits"] = 4
+    return settings
+
+
+def _quantization_bit(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """ms-swift 2 chose the method by the number of bits where none was named."""
+    if as_table_key(value) == "0":
+        return {}
+    if "quant_method" in work.given or as_table_key(work.given.get("sft_type")) == "qlora":
+        return {"quant_bits": value}
+    return {"quant_method": "bnb" if as_table_key(value) in ("4", "8") else "hqq", "quant_bits": value}
+
+
+def _checkpoint(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """A checkpoint is an adapter or a whole model; without the directory, its name and the tuner tell."""
+    path = Path(str(value))
+    if _exists(path):
+        marks = ("adapter_config.json", "default/adapter_config.json", "reft")
+        is_adapter = any((path / mark).exists() for mark in marks)
+    else:
+        tuner = next(
+            (work.given[key] for key in ("sft_type", "train_type", "tuner_type") if key in work.given), ""
+        )
+        is_adapter = "merged" not in path.name and as_table_key(tuner) != "full"
+    if is_adapter:
+        return {"adapters": [value]}
+    for other in ("model_id_or_path", "model_cache_dir", "model"):
+        work.take(other)
+    if str(work.given.get("model_type")) in legacy_names()["models"]:
+        work.take("model_type")
+    return {"model": value}
+
+
+def _train_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """The training data and its size were spread over six settings."""
+    sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("dataset")))]
+    sets += map(str, _list(split_text(work.take("custom_train_dataset_path"), ",")))
+    sets = _sampled(work, "train_dataset_sample", sets)
+    for item in _list(work.take("train_dataset_mix_ds")):
+        sets.append(_dataset(item, work))
+    if work.take("train_dataset_mix_ratio") is not None:
+        work.warn(
+            "train_dataset_mix_ratio",
+            'is gone: say how many rows of each data set to take, as in "name#1000"',
+        )
+    cognition = _count(work, "self_cognition_sample")
+    if cognition > 0:
+        sets = [item for item in sets if "self-cognition" not in item] + [f"swift/self-cognition#{cognition}"]
+    return _as_given("dataset", sets, work)
+
+
+def _val_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """The validation data and its size were spread over three settings."""
+    sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
+    sets += map(str, _list(split_text(work.take("custom_val_dataset_path"), ",")))
+    if work.command in ("sft", "pt", "rlhf"):  # the others still have the setting
+        sets = _sampled(work, "val_dataset_sample", sets)
+    return _as_given("val_dataset", sets, work)
+
+
+def _as_given(name: str, sets: list[str], work: Work) -> dict[str, Any]:
+    """The data sets under their one name, as they were given if nothing changed."""
+    if not sets:
+        return {}
+    return {name: work.given[name] if _list(work.given.get(name)) == sets else sets}
+
+
+def _sampled(work: Work, name: str, sets: list[str]) -> list[str]:
+    """Appends the number of rows that a setting of its own used to say: ``file.jsonl#1000``."""
+    count = _count(work, name)
+    if count <= 0:
+        return sets
+    if not sets:
+        work.warn(name, "limits data that is not named here and is left out")
+        return sets
+    if len(sets) > 1:
+        work.warn(
+            name, f'was {count} rows of all data sets together; now each has its own size, as in "name#1000"'
+        )
+    return [f"{item.split('#')[0]}#{max(count // len(sets), 1)}" for item in sets]
+
+
+def _count(work: Work, name: str) -> int:
+    """A number of rows that a setting says; 0 if it says none."""
+    value = work.take(name)
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        work.fail(f"is not a number of rows: {text_of(value)}", "Give a whole number.", name)
+        return 0
+
+
+def _exists(path: Any) -> bool:
+    """Whether there is such a file or directory; a text that cannot be a path is none."""
+    try:
+        return Path(str(path)).exists()
+    except OSError:
+        return False
+
+
+def _split_datasets(value: Any) -> Any:
+    """Data sets written as one string with commas, unless a file has that name."""
+    items = _list(value)
+    return value if len(items) == 1 and _exists(items[0]) else split_text(value, ",")
+
+
+def _dataset(item: Any, work: Work) -> str:
+    """A data set that had a short name before 3.0 (``alpaca-zh:subset#1000``) by its id on the hub."""
+    parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
+    ids = legacy_names()["datasets"].get(parts[1]) if parts else None
+    if not parts or not ids or _exists(item) or _exists(parts[1]):
+        return str(item)
+    use_hf = as_table_key(work.given.get("use_hf", False)) == "true"
+    hub_id = (ids[1] or ids[0]) if use_hf else (ids[0] or f"HF::{ids[1]}")
+    plain, subset, sample = re.fullmatch(r"((?:HF::)?[^:#]+)(:[^#]*)?(#.*)?", hub_id).groups()  # type: ignore[union-attr]
+    return f"{plain}{parts[2] or subset or ''}{parts[3] or sample or ''}"
+
+
+def _freeze_parameters(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """ms-swift 1 froze a share of the parameters, later ones those with a given name."""
+    try:
+        (share,) = _list(value)
+        return {"freeze_parameters_ratio": float(share)}
+    except (TypeError, ValueError):
+        return None
+
+
+def _deepspeed(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """The configurations that came with ms-swift, by their path in its repository."""
+    shipped = re.fullmatch(r".*?(zero[0123])(?:[-_](offload))?\.json", str(value))
+    if shipped is None or _exists(value):
+        return None
+    return {"deepspeed": "_".join(filter(None, shipped.groups()))}
+
+
+def _do_sample(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """Without sampling the temperature did not matter; now it says so itself."""
+    if as_table_key(value) != "false":
+        return {}
+    work.take("temperature")
+    return {"temperature": 0}
+
+
+def _vllm_length(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """``max_model_len`` was vLLM's before 3.7, since then it is the model's own."""
+    return {"vllm_max_model_len": value} if work.older_than("3.7") else None
+
+
+def _result_dir(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    return {"result_path": f"{str(value).rstrip('/')}/infer_result.jsonl"}
+
+
+def _max_memory(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """One limit for each device in order."""
+    return {"max_memory": {str(device): limit for device, limit in enumerate(_list(value))}}
+
+
+def _use_vllm(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """Where nothing was said, vLLM ran beside the training, and elsewhere if an address was given."""
+    if as_table_key(value) != "true" or "vllm_mode" in work.given:
+        return None
+    is_elsewhere = not {"vllm_server_host", "vllm_server_base_url"}.isdisjoint(work.given)
+    return {name: value, "vllm_mode": "server" if is_elsewhere else "colocate"}
+
+
+def _few_shot(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """The number of examples is now said for each data set."""
+    sets = _list(work.given.get("eval_dataset"))
+    return {"eval_dataset_args": {str(item): {"few_shot_num": value} for item in sets}}
+
+
+def _eval_dataset(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+    """Before 3.0 ``no`` meant no data set."""
+    sets = [item for item in _list(value) if item != "no"]
+    return {name: value if sets == _list(value) else sets} if sets else {}
+
+
+RULES: dict[str, Callable[[Work, str, Any], dict[str, Any] | None]] = {
+    "checkpoint": _checkpoint,
+    "model_path": _model_path,
+    "model_type": _model_type,
+    "template": _template,
+    "tuner": _tuner,
+    "quantization_bit": _quantization_bit,
+    "train_data": _train_data,
+    "val_data": _val_data,
+    "freeze_parameters": _freeze_parameters,
+    "deepspeed": _deepspeed,
+    "do_sample": _do_sample,
+    "vllm_length": _vllm_length,
+    "result_dir": _result_dir,
+    "max_memory": _max_memory,
+    "use_vllm": _use_vllm,
+    "few_shot": _few_shot,
+    "eval_dataset": _eval_dataset,
+}

@@ -1,0 +1,135 @@
+"""Values as they are typed in files and flags, in the types of ms-swift's arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from swift_toolkit.config.fields import Field
+from swift_toolkit.config.settings import word_of
+
+# --- values -------------------------------------------------------------------------------------------------
+
+_WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def typed_value(field: Field, value: Any) -> Any:
+    """``value`` in the type that ``field`` takes.
+
+    Words from a command line are understood like the values of a file: ``"8"`` is 8 for a number, ``"true"`` is
+    True for a switch, ``'["a", "b"]'`` is a list.
+
+    Raises:
+        ValueError: with two arguments, what is wrong and what to do.
+    """
+    if field.is_list:
+        return _typed_list(field, value)
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ValueError(f"takes one value, not {len(value)}", "")
+        value = value[0]
+    return _typed_one(field, value)
+
+
+def _typed_list(field: Field, value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        values = list(value)
+    elif isinstance(value, str) and value.lstrip().startswith("["):
+        values = _json(value, list, "a list")
+    else:
+        values = [value]
+    if not values:
+        raise ValueError("is an empty list", "Name at least one, or remove it.")
+    return [_typed_one(field, one) for one in values]
+
+
+def _typed_one(field: Field, value: Any) -> Any:
+    if isinstance(value, str) and not value.strip() and field.kind != "str":
+        raise ValueError("is empty", "Give a value, or remove it.")
+    if field.choices is None:
+        return _KINDS[field.kind](value)
+    for choice in field.choices:  # "8" from a command line is the 8 of a Literal[4, 8]
+        if word_of(choice) == word_of(value):
+            return choice
+    raise ValueError(*not_one_of(value, field.choices))
+
+
+def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
+    """What to say of a value that is not among the ``choices``."""
+    import difflib
+
+    words, word = [str(choice) for choice in choices], str(value).lower()
+    longer = [choice for choice in words if word and choice.startswith(f"{word}_")]
+    near = longer or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    do = f'Did you mean "{near[0]}"?' if near else f"Use one of {', '.join(words)}."
+    return f"cannot be {json.dumps(value, ensure_ascii=False, default=str)}", do
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("0", "1"):
+        return word == "1"
+    if word not in _WORDS_FOR_BOOL:
+        raise ValueError(f"must be true or false, not {_shown(value)}", "")
+    return _WORDS_FOR_BOOL[word]
+
+
+def _int(value: Any) -> int:
+    number = _float(value)
+    if number != int(number):
+        raise ValueError(f"must be a whole number, not {_shown(value)}", "")
+    return int(number)
+
+
+def _float(value: Any) -> float:
+    """A number; a whole one given as such stays an int, to be shown as it was written."""
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"must be a number, not {_shown(value)}", "")
+    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
+    return int(value) if whole else number
+
+
+def _str(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        raise ValueError(f"must be text, not {_shown(value)}", "")
+    return word_of(value)
+
+
+def _dict(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return _json(value, dict, "an object")
+    if isinstance(value, (list, bool)):
+        raise ValueError(f"must be an object or text, not {_shown(value)}", "")
+    return value if isinstance(value, dict) else str(value)
+
+
+def _json(text: str, kind: type, called: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON ({error.msg[:1].lower()}{error.msg[1:]})", "") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"must be {called}", "")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": _str,
+    "dict": _dict,
+}

@@ -1,0 +1,145 @@
+"""The formats of rows that ms-swift reads, told by their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from swift_toolkit.dataset.flaws import FlawError
+
+# Which format a file is in
+
+Family = Literal["messages", "alpaca", "response", "preference"]
+
+MESSAGE_COLUMNS = ("messages", "conversation", "conversations")
+SYSTEM_COLUMNS = ("system", "system_prompt")
+QUERY_COLUMNS = ("query", "prompt", "input", "instruction", "question", "problem")
+RESPONSE_COLUMNS = (
+    "response", "answer", "output", "targets", "target", "answer_key", "answers", "solution",
+    "text", "completion", "content",
+)  # fmt: skip
+MEDIA = ("images", "videos", "audios")
+MEDIA_COLUMNS = {name: media for media in MEDIA for name in (media, media[:-1])}
+OTHER_COLUMNS = (
+    *(f"{sort}_{name}" for sort in ("rejected", "positive", "negative") for name in ("messages", *MEDIA)),
+    "rejected_response", "rejected_tools", "rejected_objects", "label", "channel", "margin", "tools",
+    "objects", "history", "solution", "teacher_prompt", "teacher_images", "chat_template_kwargs",
+)  # fmt: skip
+"""What ms-swift keeps by its own name (`RowPreprocessor.standard_keys`), and history and solution."""
+
+
+KNOWN_COLUMNS = frozenset(
+    {*MESSAGE_COLUMNS, *SYSTEM_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS}
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the columns of one file become messages.
+
+    Args:
+        name: what the report calls the format.
+        family: which of ms-swift's preprocessors reads it. "preference" is chosen/rejected, which ms-swift
+            does not read; it is given a converted copy.
+        rename: column in the file -> standard column, for every column of the file.
+        unused: columns that training does not look at.
+    """
+
+    name: str
+    family: Family
+    rename: Mapping[str, str]
+    unused: tuple[str, ...] = ()
+
+
+def layout_of(columns: Collection[str], mapping: Mapping[str, str] | None = None) -> Layout:
+    """The format of a file with these columns, chosen as ms-swift's AutoPreprocessor chooses.
+
+    Args:
+        columns: all columns of the file.
+        mapping: ms-swift's `columns`, names in the file -> standard names.
+
+    Raises:
+        FlawError: no known format, or columns of which ms-swift would use neither.
+    """
+    named = {column: (mapping or {}).get(column, column) for column in columns}
+    names = list(named.values())
+    family, wanted = _family_of(names)
+    renamed, clashes = _renamed(names, wanted)
+    for standard, claim in clashes.items():
+        if family != "alpaca" or (standard == "response" and "output" not in names):
+            raise _clash(standard, claim)
+    rename = {column: renamed.get(name, name) for column, name in named.items()}
+    known = {*OTHER_COLUMNS, *wanted.values()}
+    if family == "alpaca":
+        known |= {"instruction", "input", "output"}
+    unused = tuple(column for column, name in rename.items() if name not in known)
+    if family == "response" and not {"query", "response"} & set(rename.values()):
+        raise _no_format(unused or list(columns))
+    return Layout(_format_name(family, names), family, rename, unused)
+
+
+def _family_of(names: Collection[str]) -> tuple[Family, dict[str, str]]:
+    """The family, and the names it looks for -> their standard names."""
+    system = dict.fromkeys(SYSTEM_COLUMNS, "system")
+    if "messages" not in names and {"chosen", "rejected"} <= set(names):
+        prompt = dict.fromkeys(QUERY_COLUMNS, "prompt")
+        return "preference", system | prompt | MEDIA_COLUMNS | {"chosen": "chosen", "rejected": "rejected"}
+    if any(column in names for column in MESSAGE_COLUMNS):
+        return "messages", system | dict.fromkeys(MESSAGE_COLUMNS, "messages") | MEDIA_COLUMNS
+    texts = dict.fromkeys(QUERY_COLUMNS, "query") | dict.fromkeys(RESPONSE_COLUMNS, "response")
+    family: Family = "alpaca" if {"instruction", "input"} <= set(names) else "response"
+    return family, system | texts | MEDIA_COLUMNS
+
+
+def _renamed(names: Sequence[str], wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """ms-swift renames without regard to case, and renames none of several columns that claim one name."""
+    by_lower = {name.lower(): name for name in names}
+    claims: dict[str, list[str]] = {}
+    for lower, standard in wanted.items():
+        if lower in by_lower:
+            claims.setdefault(standard, []).append(by_lower[lower])
+    rename = {claim[0]: standard for standard, claim in claims.items() if len(claim) == 1}
+    clashes = {s: claim for s, claim in claims.items() if len(claim) > 1 and s not in claim}
+    return rename, clashes
+
+
+def _clash(standard: str, claim: Sequence[str]) -> FlawError:
+    quoted = " and ".join(f'"{name}"' for name in claim)
+    return FlawError(
+        "columns",
+        f'columns {quoted} could each be "{standard}", and ms-swift then uses none of them',
+        f'Keep one of them, or rename it to "{standard}".',
+    )
+
+
+def _format_name(family: Family, names: Collection[str]) -> str:
+    if family == "preference":
+        return "chosen/rejected"
+    if family == "messages":
+        return next(name for name in MESSAGE_COLUMNS if name in names)
+    if family == "alpaca":
+        return "instruction/input/output"
+    lower = {name.lower() for name in names}
+    query = next((name for name in QUERY_COLUMNS if name in lower), "")
+    response = next((name for name in RESPONSE_COLUMNS if name in lower), "")
+    return "/".join(filter(None, (query, response)))
+
+
+def _no_format(columns: Sequence[str]) -> FlawError:
+    shown = ", ".join(f'"{name}"' for name in columns[:8])
+    near = near_name(columns, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS), 0.75)
+    do = 'Use "messages", "query" and "response", or "instruction", "input" and "output".'
+    if near:
+        do += f' Did you mean "{near[1]}" for "{near[0]}"?'
+    return FlawError("columns", f"no known format has the columns {shown}", do)
+
+
+def near_name(names: Iterable[str], known: Sequence[str], cutoff: float) -> tuple[str, str] | None:
+    """The first of these names that is much like a known one, and that one."""
+    from difflib import get_close_matches
+
+    for name in names:
+        if near := get_close_matches(name.lower(), known, 1, cutoff):
+            return name, near[0]
+    return None

@@ -1,0 +1,152 @@
+"""The one door to what differs between the versions of ms-swift."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+from swift_toolkit.problems import Problem, RequestError
+
+Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
+Line = Literal["v3", "v4"]
+COMMANDS: tuple[Command, ...] = get_args(Command)
+
+
+INSTALL = 'Run: pip install "ms-swift==4.6.0".'
+
+
+@dataclass(frozen=True)
+class SwiftInstall:
+    """The ms-swift of this environment.
+
+    Args:
+        version: e.g. ``4.6.0``.
+        line: ``v3`` for 3.12 and later 3.x, ``v4`` for what came after.
+        transformers_version: e.g. ``5.19.0``; empty if transformers is not installed.
+        location: the directory of the package ``swift``.
+    """
+
+    version: str
+    line: Line
+    transformers_version: str
+    location: Path
+
+
+def installed() -> SwiftInstall:
+    """Finds the installed ms-swift without importing it.
+
+    Raises:
+        RequestError: it is not installed, or older than 3.12.
+    """
+    swift, transformers = package_of("swift"), package_of("transformers")
+    version = _version(swift / "version.py") if swift else ""
+    if swift is None or not version:
+        raise RequestError([Problem("ms-swift is not installed", INSTALL)])
+    major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
+    if (major, minor) < (3, 12):
+        raise RequestError(
+            [Problem(f"ms-swift {version} is older than 3.12, the oldest that works", INSTALL)]
+        )
+    transformers_version = _version(transformers / "__init__.py") if transformers else ""
+    return SwiftInstall(version, "v3" if major == 3 else "v4", transformers_version, swift)
+
+
+# ------------------------------------------------------------------------------------------ what is installed
+
+
+def package_of(name: str) -> Path | None:
+    """The directory of an installed top-level package."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _version(file: Path) -> str:
+    """What a source file assigns to ``__version__``; empty if nothing."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return next((line.split("=")[1].strip(" '\"") for line in lines if line.startswith("__version__ =")), "")
+
+
+def template_api() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x."""
+    try:
+        from swift.llm import get_model_tokenizer  # ms-swift 3
+        from swift.llm import get_template as get_template_by_name
+    except ModuleNotFoundError:
+        from swift import get_template
+        from swift.model import get_processor
+
+        return get_processor, get_template
+
+    def get_processor_of_3(model: str, **settings: Any) -> Any:
+        return get_model_tokenizer(model, load_model=False, **settings)[1]
+
+    def get_template_of_3(processor: Any, template_type: str | None, **settings: Any) -> Any:
+        return get_template_by_name(template_type or processor.model_meta.template, processor, **settings)
+
+    return get_processor_of_3, get_template_of_3
+
+
+def inference_api() -> SimpleNamespace:
+    """What is used of ms-swift, under its names of 4.x."""
+    try:
+        from swift.llm import InferRequest, RequestConfig  # ms-swift 3
+        from swift.llm.infer import AdapterRequest, SwiftInfer
+    except ModuleNotFoundError:
+        from swift import AdapterRequest, InferRequest, RequestConfig
+        from swift.pipelines.infer import SwiftInfer
+    return SimpleNamespace(
+        SwiftInfer=SwiftInfer,
+        InferRequest=InferRequest,
+        RequestConfig=RequestConfig,
+        AdapterRequest=AdapterRequest,
+    )
+
+
+def serving_api() -> SimpleNamespace:
+    """What is used of ms-swift, under its names of 4.x."""
+    try:
+        from swift.llm import AdapterRequest, DeployArguments, InferRequest, RequestConfig  # ms-swift 3
+        from swift.llm.infer.deploy import SwiftDeploy
+    except ModuleNotFoundError:
+        from swift import AdapterRequest, DeployArguments, InferRequest, RequestConfig
+        from swift.pipelines.infer.deploy import SwiftDeploy
+    from swift.utils import parse_args
+
+    return SimpleNamespace(
+        AdapterRequest=AdapterRequest,
+        DeployArguments=DeployArguments,
+        InferRequest=InferRequest,
+        RequestConfig=RequestConfig,
+        SwiftDeploy=SwiftDeploy,
+        parse_args=parse_args,
+    )
+
+
+def export_function() -> Callable[[list[str]], Any]:
+    """ms-swift's ``export_main``."""
+    try:
+        from swift.llm import export_main  # ms-swift 3
+    except ModuleNotFoundError:
+        from swift import export_main
+    main: Callable[[list[str]], Any] = export_main
+    return main
+
+
+_MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rlhf_main",)}
+
+
+def train_function(command: str, arguments: list[str]) -> Any:
+    """ms-swift's function that trains: the one of ``command``, sft, pt or rlhf."""
+    if "--tuner_backend=unsloth" in arguments:
+        import unsloth  # noqa: F401  # it must come before transformers
+    try:
+        module: Any = importlib.import_module("swift.llm")  # ms-swift 3
+    except ModuleNotFoundError:
+        module = importlib.import_module("swift")
+    return next(getattr(module, name) for name in _MAINS[command] if hasattr(module, name))

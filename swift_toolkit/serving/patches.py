@@ -1,0 +1,111 @@
+"""What is laid over ms-swift's engine so that it batches and stops as a server must."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import Any
+
+from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
+from swift_toolkit.serving.request import Limits
+
+# --- the engine pt ------------------------------------------------------------------------------------------
+
+
+def batch_size(engine: Any, limits: Limits) -> int:
+    """How many requests pt answers together, each as long as a whole context."""
+    tokens = min(engine.max_model_len or 8192, 2 * limits.max_tokens)
+    return sequences_that_fit(engine.model, tokens, largest_batch(engine.model.device.type))
+
+
+GATHER_SECONDS = 0.004
+"""How long nothing more must have come before a batch begins; ms-swift itself waits 5 ms on average."""
+
+GATHER_AT_MOST = 0.05
+"""How long a request may wait for others."""
+
+
+class Batches:
+    """Makes ms-swift answer together what comes together, and not answer those who have gone.
+
+    Its worker looks every 10 ms and begins with what is there: of 32 requests it may see three, and the others wait
+    until those are answered. An answer that nobody waits for any more it would write to the end.
+
+    Args:
+        engine: whose worker takes requests from ``_queue`` into ``_task_pool`` and from there a batch.
+        template: what generates for it.
+    """
+
+    def __init__(self, engine: Any, template: Any) -> None:
+        self.came = 0.0  # when the last request came
+        self._engine = engine
+        self._batch: list[Any] = []
+        self._fetch, self._prepare = engine._fetch_infer_requests, template.prepare_generate_kwargs
+        engine._fetch_infer_requests, template.prepare_generate_kwargs = self._next, self._stoppable
+
+    def _next(self) -> Any:
+        waiting = self._engine._queue
+        with waiting.not_empty:
+            while not self._engine._task_pool and not waiting._qsize():
+                waiting.not_empty.wait()
+        deadline = time.monotonic() + GATHER_AT_MOST
+        while (rest := min(self.came + GATHER_SECONDS, deadline) - time.monotonic()) > 0:
+            time.sleep(rest)
+        kwargs, queues = self._fetch()
+        wanted = [
+            (one, queue)
+            for one, queue in zip(kwargs["infer_requests"], queues, strict=True)
+            if not _gone(one)
+        ]
+        self._batch = [one for one, _ in wanted]
+        return ({**kwargs, "infer_requests": self._batch}, [queue for _, queue in wanted]) if wanted else None
+
+    def _stoppable(self, generate_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        import torch
+
+        batch, prepared = self._batch, self._prepare(generate_kwargs, **kwargs)
+        prepared["stopping_criteria"].append(
+            lambda ids, scores, **_: torch.full((len(ids),), all(map(_gone, batch)), device=ids.device)
+        )
+        return dict(prepared)
+
+
+def _gone(infer_request: Any) -> bool:
+    return getattr(infer_request, "abandoned", False)
+
+
+def mend_generation(template: Any) -> None:
+    """Make ms-swift generate for batches under an adapter, and end a stream whose generation failed.
+
+    It names the adapter once for a whole batch, where PEFT wants it for every sequence; and of a generation that
+    failed it would wait for tokens for ever.
+    """
+    generate = template.generate
+
+    def mended(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("adapter_names"):
+            config = kwargs["generation_config"]
+            times = len(kwargs["attention_mask"]) * max(config.num_return_sequences, config.num_beams)
+            kwargs["adapter_names"] = kwargs["adapter_names"] * times
+        try:
+            return generate(model, *args, **kwargs)
+        except Exception as error:
+            if "streamer" not in kwargs:
+                raise
+            traceback.print_exc()
+            kwargs["streamer"].put(_Failed(error))
+            return None
+
+    template.generate = mended
+
+
+class _Failed:
+    """Stands in the stream where tokens should be, and raises when it is looked at."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    @property
+    def ndim(self) -> int:
+        """Of tokens, 1 or 2."""
+        raise self._error

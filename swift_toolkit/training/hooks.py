@@ -1,0 +1,152 @@
+"""What is hooked into ms-swift's trainer: counts, progress, the stop."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.machine.msswift import train_function
+
+
+class StopFlag:
+    """Whether SIGTERM has asked for the end; before the first step it ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.training = False
+
+    def ask(self, signum: int, frame: object) -> None:
+        self.asked = True
+        if not self.training:
+            os._exit(128 + signum)
+
+
+def count_rows(command: str, report: Callable[..., None], lost: str) -> None:
+    """Report how many rows ms-swift reads and how many are left when all are tokens; note why in the file ``lost``."""
+    import importlib
+
+    pipeline = importlib.import_module(train_function("sft", []).__module__)
+    sft, lazy, encode = pipeline.SwiftSft, pipeline.LazyLLMDataset, pipeline.EncodePreprocessor
+    encode_dataset, init, preprocess = sft._encode_dataset, lazy.__init__, encode.preprocess
+    reported = False
+
+    def counted(self: Any, train: Any, val: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal reported
+        loaded = _sizes(train, val)
+        out = encode_dataset(self, train, val, *args, **kwargs)
+        if not reported:  # later calls are for further data, of which the starter knows nothing
+            reported = True
+            later = self.args.lazy_tokenize or not kwargs.get("pre_process", True)
+            used = {"train": None, "val": None} if later else _sizes(*out)
+            report("rows", loaded=loaded, used=used)
+        return out
+
+    def noted(self: Any, row: Any) -> Any:
+        return _noting(lambda given: preprocess(self, given), lost, row)
+
+    def lazily(self: Any, dataset: Any, encode_func: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, dataset, functools.partial(_noting, encode_func, lost), *args, **kwargs)
+
+    sft._encode_dataset, encode.preprocess, lazy.__init__ = counted, noted, lazily
+
+
+def _sizes(train: Any, val: Any) -> dict[str, int | None]:
+    """Rows of each split, 0 of one that is not there, None of one that is read while it is trained on."""
+    of = {"train": train, "val": val}
+    return {split: len(rows or ()) if hasattr(rows or (), "__len__") else None for split, rows in of.items()}
+
+
+def _noting(encode: Callable[..., Any], lost: str, row: Any, **kwargs: Any) -> Any:
+    """``encode`` the row; if that fails, say why in a line of the file ``lost``, also from a worker process."""
+    try:
+        return encode(row, **kwargs)
+    except Exception as error:
+        kind, words = type(error).__name__, (str(error).splitlines() or [""])[0]
+        reason = "too long for max_length" if kind == "MaxLengthError" else f"{kind}: {words[:100]}"
+        with open(lost, "a", encoding="utf-8") as file:  # noqa: PTH123  # one write a line: lines stay whole
+            file.write(json.dumps(reason) + "\n")
+        raise
+
+
+def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) -> None:
+    """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``gate``."""
+    import importlib
+
+    # ms-swift replaces the list of default callbacks when its trainers are imported: append after that.
+    try:
+        importlib.import_module("swift.trainers.patcher")
+    except ModuleNotFoundError:
+        importlib.import_module("swift.trainers.callback")  # ms-swift 3
+    from transformers import TrainerCallback, trainer
+
+    class Reporting(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if gate is not None:
+                self.wait_for(Path(gate))
+            stop.training = True
+            world = args.world_size
+            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+            self.say("begin", step=state.global_step, max_steps=state.max_steps, batch=batch)
+
+        def wait_for(self, gate: Path) -> None:
+            if not gate.exists():
+                self.say("waiting")
+            while not gate.exists():
+                time.sleep(0.05)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.say("step", step=state.global_step, max_steps=state.max_steps)
+            if _any_rank(stop.asked, args):
+                stop.asked = True
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            self.say("log", step=state.global_step, memory=_memory(), logs=_numbers(logs or {}))
+
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.say("evaluating", step=state.global_step)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            checkpoint = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")  # noqa: PTH118
+            self.say("save", step=state.global_step, checkpoint=checkpoint, best=state.best_model_checkpoint)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.say("end", step=state.global_step)
+
+        def say(self, event: str, **details: Any) -> None:
+            report(event, time=time.time(), **details)
+
+    trainer.DEFAULT_CALLBACKS.append(Reporting)
+
+
+def _any_rank(asked: bool, args: Any) -> bool:
+    """Whether any rank was asked to stop: all must stop at the same step."""
+    if args.world_size == 1:
+        return asked
+    import torch
+
+    flag = torch.tensor([int(asked)], device=args.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _numbers(logs: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+
+
+def _memory() -> int:
+    """Most bytes this process has held: on its accelerator, or resident on a CPU."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) << 10
+    return int(psutil.Process().memory_info().rss)

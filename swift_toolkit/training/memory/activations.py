@@ -1,0 +1,183 @@
+"""Memory of activations, logits and generation."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from swift_toolkit.model.shape import Stack
+from swift_toolkit.training.memory.run import Run
+from swift_toolkit.training.memory.weights import Trained, sharing
+
+UNSEEN_IMAGE, MIDDLING_IMAGE = 1280, 391
+"""Tokens of an image whose size nothing limits, and of a middling one: a megapixel, and 640 by 480 pixels, to Qwen2-VL,
+whose tokens are 28 by 28 pixels."""
+
+
+# --- activations and logits ---------------------------------------------------------------------------------
+
+
+def _row_factor(run: Run) -> int:
+    """Sequences that one row of the data becomes: chosen and rejected, or a question with its documents."""
+    if run.rlhf:
+        return 2 if run.rlhf in ("dpo", "kto", "orpo", "simpo", "cpo", "rm") else 1
+    if run.get("task_type") in ("reranker", "generative_reranker"):
+        negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "")
+        return 1 + (int(negatives) if negatives.isdecimal() else 7)
+    return 2 if run.get("task_type") == "embedding" else 1
+
+
+def image_tokens(run: Run) -> int:
+    """Tokens of the largest image, as ms-swift's environment variables or the model limit it; 0 of a text model."""
+    shape = run.shape
+    if shape.encoder is None:
+        return 0
+    if shape.patches:
+        return shape.patches // shape.patches_per_token
+    if (tokens := os.environ.get("IMAGE_MAX_TOKEN_NUM", "")).isdecimal():
+        return int(tokens)
+    if (pixels := os.environ.get("MAX_PIXELS", "")).isdecimal():
+        return int(pixels) // 28**2
+    return UNSEEN_IMAGE
+
+
+def _length(run: Run, text: int, image: int) -> int:
+    """Tokens of a row with so many of text, its images of so many each, and what is generated; with sequence
+    parallelism, the part of a row that one device has."""
+    length = text + run.rows.images * image
+    limit = run.get("max_length") or run.shape.context
+    length = min(length, limit) if limit else length
+    if run.rlhf in ("grpo", "ppo"):
+        length += run.get("max_completion_length") or run.get("response_length") or 512
+    return math.ceil(length / (run.get("sequence_parallel_size") or 1))
+
+
+def batch_tokens(run: Run, batch: int, longest: int, image: int) -> int:
+    """Tokens of the largest batch of so many rows on one device.
+
+    Packing fills every row. Without padding a batch has the longest row and others as they come; with it, all of
+    its rows are as long as the longest.
+
+    Args:
+        run: the run.
+        batch: rows.
+        longest: tokens of text in the longest row.
+        image: tokens of its images, each; 0 to count text alone.
+    """
+    row = _length(run, longest, image)
+    if run.get("packing"):
+        full = run.get("packing_length") or run.get("max_length")
+        return batch * (math.ceil(full / (run.get("sequence_parallel_size") or 1)) if full else row)
+    if run.get("padding_free"):
+        row += (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
+        return row * _row_factor(run)
+    return batch * row * _row_factor(run)
+
+
+def moving_bytes(run: Run, tokens: int, trained: Trained) -> dict[str, float]:
+    """Activations of a training step."""
+    spread = sharing(run).layers
+    checkpointing = run.get("gradient_checkpointing", True)
+    kept = _kept(run, run.shape.text, tokens, checkpointing)
+    kept = kept / spread
+    if (encoder := run.shape.encoder) is not None and run.rows.images:
+        patches = image_tokens(run) * run.shape.patches_per_token * run.rows.images
+        patches *= run.get("per_device_train_batch_size", 1) * _row_factor(run)
+        if trained.encoder:
+            kept += _kept(run, encoder, patches, run.get("vit_gradient_checkpointing", checkpointing))
+        else:
+            kept += patches * run.width * (4 * encoder.hidden + 2 * encoder.inner)
+    return {"activations": kept}
+
+
+def _kept(run: Run, stack: Stack, tokens: int, checkpointing: bool) -> float:
+    """Bytes that ``stack`` keeps for the way back: with checkpointing the inputs of its layers, and one layer whole
+    while it is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
+    layer = tokens * _layer_bytes(run, stack) + _score_bytes(run, stack, tokens)
+    back = (
+        tokens * run.width * (3 * stack.inner + 2 * stack.hidden)
+    )  # gradients inside the layer that is at work
+    if checkpointing:
+        return stack.layers * tokens * stack.hidden * run.width + layer + back
+    return stack.layers * layer + back
+
+
+def _layer_bytes(run: Run, stack: Stack) -> float:
+    """Bytes that one layer keeps for each token, as Korthikanti et al. count them (section 4.1) for the layers of
+    Llama and Qwen (RMSNorm, rotary positions, grouped queries, SwiGLU; transformers' modelling code).
+
+    Both norms keep their input in float32. Attention (a fused kernel) keeps queries, keys, values and its output, the
+    MLP its gate, the gate's activation, and the other branch. A trained weight keeps its input besides; a LoRA
+    adapter the input after dropout and the dropout's mask, and its own inner result.
+    """
+    width, hidden, inner = run.width, stack.hidden, stack.inner
+    kept = 8 * hidden + width * (2 * stack.queries + 2 * stack.keys + 3 * inner)
+    if run.whole:
+        return float(kept + width * (4 * hidden + inner))
+    if run.tuner in ("lora", "lora_llm", "adalora", "longlora"):
+        inputs = 5 * hidden + stack.queries + inner  # of q, k, v, gate and up; of o; of down
+        mask = (4 if run.kind == "cpu" else 1) if run.get("lora_dropout", 0.05) else 0
+        return float(kept + inputs * (width + mask) + 7 * width * run.get("lora_rank", 8))
+    return float(kept)
+
+
+def _score_bytes(run: Run, stack: Stack, tokens: int) -> float:
+    """Bytes of attention scores where attention is not fused: the scores, and their softmax in float32 and as it is
+    handed on, for every pair of tokens of a row."""
+    if run.get("attn_impl") != "eager":
+        return 0
+    length = min(tokens, _length(run, run.rows.longest, image_tokens(run)))
+    return float(tokens * length * stack.heads * (2 * run.width + 4))
+
+
+def logit_bytes(run: Run) -> float:
+    """Bytes of the output layer's results for a batch and of the loss made from them.
+
+    As transformers computes it (``loss_utils.ForCausalLMLoss``), on the way back: the log softmax, its gradient and
+    that of the logits, in float32. The way there takes less: the logits as computed, in float32, and the log softmax.
+    On a CPU another float32 copy stays (measured, SmolLM2: 13 to 20 bytes a logit in all).
+    Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
+    """
+    tokens = _judged_tokens(run, run.get("per_device_train_batch_size", 1), run.rows.longest)
+    tokens *= 2 if run.rlhf == "gkd" else 1  # the teacher's besides
+    task = run.get("task_type", "causal_lm")
+    if task == "generative_reranker":
+        return (
+            tokens * run.shape.vocabulary * 2 * run.width
+        )  # and their gradient: only the last token's go on
+    if run.get("use_liger_kernel"):
+        return tokens * run.shape.text.hidden * (run.width + 8)
+    return float(tokens * run.shape.vocabulary * (16 if run.kind == "cpu" else 12))
+
+
+def eval_logits(run: Run) -> float:
+    """The same for an evaluation, which has no way back: the logits, in float32, and the log softmax."""
+    data = run.get("val_dataset") or run.get("split_dataset_ratio")
+    if not data or run.get("eval_strategy") == "no" or run.get("use_liger_kernel"):
+        return 0
+    tokens = _judged_tokens(run, run.get("per_device_eval_batch_size", 1), run.rows.longest_val)
+    ranks = run.get("task_type") == "generative_reranker"
+    return tokens * run.shape.vocabulary * (run.width + (0 if ranks else 8))
+
+
+def _judged_tokens(run: Run, batch: int, longest: int) -> int:
+    """Tokens of a batch that have logits: of newer models not those of images, which come before the answer (ms-swift's
+    ``use_logits_to_keep``); of a classifier none."""
+    task = run.get("task_type", "causal_lm")
+    if task in ("seq_cls", "embedding", "reranker") or run.rlhf == "rm":
+        return 0
+    keeps_all = not run.shape.answers_only or task != "causal_lm" or run.get("packing")
+    return batch_tokens(run, batch, longest, image_tokens(run) if keeps_all else 0)
+
+
+def generation_bytes(run: Run, training: float) -> float:
+    """What answers are written with: vLLM takes its share of the device, only while it writes if it sleeps between
+    (``sleep_level``); without it, keys and values of a batch are kept."""
+    if run.rlhf not in ("grpo", "ppo", "gkd"):
+        return 0
+    if run.get("use_vllm") and run.get("vllm_mode") == "colocate":
+        taken = float(run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes)
+        return max(0, taken - training) if run.get("sleep_level") else taken
+    text = run.shape.text
+    row = _length(run, run.rows.longest, image_tokens(run)) * text.layers * 2 * text.keys * run.width
+    return float(run.get("per_device_train_batch_size", 1) * row)

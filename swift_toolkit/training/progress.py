@@ -1,0 +1,93 @@
+"""The live line of a training run."""
+
+from __future__ import annotations
+
+import time
+from typing import IO, Any
+
+from swift_toolkit.console.screen import LiveLine, bar_and_words, duration, gib
+
+WARM_UP = 2
+"""Steps after which the time of a step is measured: in the first ones memory is claimed and kernels are chosen."""
+
+
+class TrainingLine(LiveLine):
+    """The one live line of a training run, fed with the events of training.py.
+
+    Use it as a context manager.
+
+    Args:
+        file: where it is shown; a bar on a terminal, else a plain line at every log of the run.
+        row_tokens: about how many tokens a row has, None if that is not known.
+    """
+
+    def __init__(self, file: IO[str] | None = None, row_tokens: int | None = None) -> None:
+        super().__init__("starting", file, *bar_and_words())
+        self._step, self._total, self._first = 0, 0, 0
+        self._warm: float | None = None
+        self._row_tokens, self._batch = row_tokens, 0
+        self._words: dict[str, str] = {}
+
+    def say(self, sentence: str) -> None:
+        """One message line that stays."""
+        if self._live:
+            self._progress.console.print(sentence, markup=False)
+        else:
+            print(sentence, file=self._file, flush=True)
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take in one event."""
+        kind = event["event"]
+        if kind == "importing":
+            self.note("importing ms-swift")
+        elif kind == "loading":
+            self.note("loading the model and the data")
+        elif kind == "waiting":
+            self.note("waiting until every row of the data is looked at")
+        elif kind == "begin":
+            self._first, self._total, self._batch = event["step"], event["max_steps"], event["batch"]
+            self._step, self._warm = self._first, None
+            self._progress.update(self._task, description="training", total=self._total)
+        elif kind == "step":
+            self._step = event["step"]
+            if self._step - self._first == WARM_UP:
+                self._warm = time.monotonic()
+            self._progress.update(
+                self._task, completed=self._step, description="training", words=self.words()
+            )
+        elif kind == "evaluating":
+            self._progress.update(self._task, description="evaluating")
+        elif kind == "log":
+            self._log(event)
+
+    def _log(self, event: dict[str, Any]) -> None:
+        logs = event["logs"]
+        for name, key, pattern in (
+            ("loss", "loss", "loss {:.4f}"),
+            ("eval", "eval_loss", "eval loss {:.4f}"),
+            ("rate", "learning_rate", "lr {:.2e}"),
+        ):
+            if key in logs:
+                self._words[name] = pattern.format(logs[key])
+        self._words["memory"] = gib(event["memory"])
+        if self._live:
+            self._progress.update(self._task, words=self.words())
+        elif "loss" in logs or "eval_loss" in logs:
+            print(self.words(), file=self._file, flush=True)
+
+    def words(self) -> str:
+        """The line without its bar: step, losses, learning rate, speed, time left once measured, memory."""
+        parts = [f"step {self._step}/{self._total}"]
+        parts += [self._words[name] for name in ("loss", "eval", "rate") if name in self._words]
+        done = self._step - self._first - WARM_UP
+        if self._warm is not None and done > 0:
+            pace = (time.monotonic() - self._warm) / done
+            parts.append(f"{pace:.2f} s/step")
+            if self._row_tokens:
+                parts.append(f"about {self._row_tokens * self._batch / max(pace, 0.001):,.0f} tokens/s")
+            parts.append(f"{duration(pace * (self._total - self._step))} left")
+        elif self._step < self._total:
+            parts.append("time left unknown")
+        if "memory" in self._words:
+            parts.append(self._words["memory"])
+        return " · ".join(parts)
