@@ -15,6 +15,7 @@ import ast
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
@@ -273,8 +274,6 @@ def _declaration(value: ast.expr | None) -> tuple[str, bool, tuple[Any, ...] | N
 
 def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]:
     """The fields as a second Python process finds them by importing ms-swift, some 10 seconds."""
-    import subprocess
-
     run = subprocess.run(
         [sys.executable, "-m", __name__, command],
         cwd=Path(__file__).parents[2],

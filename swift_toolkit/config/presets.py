@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swift_toolkit.config.settings import Config, Setting, Source
+from swift_toolkit.config.values import not_one_of
 from swift_toolkit.problems import Problem
 
 
@@ -132,8 +133,6 @@ def _name(config: Config, chosen: Setting | None, problems: list[Problem]) -> st
     if chosen is not None and chosen.value is not None:
         if chosen.value in PRESETS:
             return str(chosen.value)
-        from swift_toolkit.config.values import not_one_of
-
         problems.append(chosen.problem(*not_one_of(chosen.value, PRESETS)))
         return None
     tuner = config.get(config.tuner_name) or "lora"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import renames
+from swift_toolkit.config import presets as config_presets
+from swift_toolkit.config import renames, rules
 from swift_toolkit.config import translate as config_translate
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
@@ -88,14 +89,10 @@ def read_request(
     effective = _effective_batch(own.get("effective_batch_size"), problems)
     config = Config(command, install, None, merged, reader.notices, path=path, effective_batch=effective)
     if command in ("sft", "pt", "rlhf"):
-        from swift_toolkit.config import presets as config_presets
-
         config_presets.apply(config, own.get("preset"), problems)
     config.left_alone = {name for name, setting in merged.items() if setting.value is None}
     config.settings = reader.typed({n: s for n, s in config.settings.items() if s.value is not None})
     if command in ("sft", "pt", "rlhf"):
-        from swift_toolkit.config import rules
-
         problems += rules.check(config, set(reader.rejected))
     return config, problems
 

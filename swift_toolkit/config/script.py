@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
+from swift_toolkit.config import script as config_script
 from swift_toolkit.config import translate
 from swift_toolkit.console import screen
 from swift_toolkit.machine import msswift
@@ -369,8 +370,6 @@ def request(
         raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
     if not given or options.config:
         return options.config, dict(settings)
-    from swift_toolkit.config import script as config_script
-
     text = _text_of(options.from_script) if options.from_script else options.from_command
     command = config_script.from_command(text, wanted, options.from_script)
     for line in command.left_out:

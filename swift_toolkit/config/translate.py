@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from swift_toolkit.config.fields import Field
@@ -103,8 +104,6 @@ def translate(
 
 def suggestions(name: str, fields: Iterable[str]) -> list[str]:
     """Up to three names that a misspelled one may stand for, the likeliest first."""
-    from difflib import get_close_matches
-
     return get_close_matches(name.lower().replace("-", "_"), list(fields), n=3, cutoff=0.75)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import translate
-from swift_toolkit.config.file import EXTENSIONS
+from swift_toolkit.config.file import EXTENSIONS, read_config_file
 from swift_toolkit.config.settings import OWN_KEYS
 from swift_toolkit.config.values import typed_value
 from swift_toolkit.machine import msswift
@@ -53,8 +53,6 @@ def _settings(source: str | Path | Mapping[str, Any]) -> Any:
     """The settings; of a YAML file with its comments."""
     if isinstance(source, Mapping):
         return dict(source)
-    from swift_toolkit.config.file import read_config_file
-
     read = read_config_file(source)  # says what is wrong with the file
     if Path(source).suffix.lower() == ".json":
         return read.values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -58,8 +59,6 @@ def _typed_one(field: Field, value: Any) -> Any:
 
 def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
     """What to say of a value that is not among the ``choices``."""
-    import difflib
-
     words, word = [str(choice) for choice in choices], str(value).lower()
     longer = [choice for choice in words if word and choice.startswith(f"{word}_")]
     near = longer or difflib.get_close_matches(word, words, n=1, cutoff=0.6)

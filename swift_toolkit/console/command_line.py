@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NoReturn
@@ -100,8 +101,6 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
         return command(words)
     except ToolkitError as error:
         if debugging(words):
-            import traceback
-
             traceback.print_exc()
         _tell(error, "--json" in words)
         return error.exit_status

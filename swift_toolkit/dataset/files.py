@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
+import gzip
 import io
 import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +144,6 @@ def _is_cut(value: Any) -> bool:
 def open_stream(file: DataFile) -> IO[bytes]:
     """The bytes of a file, unpacked."""
     if file.packing == "gz":
-        import gzip
-
         return cast("IO[bytes]", gzip.open(file.path, "rb"))
     if file.packing == "zst":
         import pyarrow
@@ -156,8 +157,6 @@ def open_stream(file: DataFile) -> IO[bytes]:
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Within it, a library's complaint about a damaged file becomes a FlawError."""
-    import zlib
-
     try:
         yield
     except FlawError:
@@ -443,8 +442,6 @@ def _whole_characters(value: Any, raw: str) -> Any:
 
 
 def _read_table(file: DataFile) -> Iterator[Record]:
-    import csv
-
     csv.field_size_limit(MAX_FIELD)
     with open_stream(file) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")

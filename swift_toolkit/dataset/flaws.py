@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning"]
@@ -120,8 +121,6 @@ def kind_of(value: object) -> str:
 
 def brief(value: object, width: int = 40) -> str:
     """A value as JSON, cut to a width."""
-    import json
-
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= width else text[: width - 1] + "…"
     return json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text

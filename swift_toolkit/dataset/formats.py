@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from swift_toolkit.dataset.flaws import FlawError
@@ -137,8 +138,6 @@ def _no_format(columns: Sequence[str]) -> FlawError:
 
 def near_name(names: Iterable[str], known: Sequence[str], cutoff: float) -> tuple[str, str] | None:
     """The first of these names that is much like a known one, and that one."""
-    from difflib import get_close_matches
-
     for name in names:
         if near := get_close_matches(name.lower(), known, 1, cutoff):
             return name, near[0]

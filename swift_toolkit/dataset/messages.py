@@ -10,6 +10,7 @@ import ast
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
@@ -306,8 +307,6 @@ def _standard_role(role: Any, at: int, standard_only: bool) -> str:
 
 
 def _role_advice(role: str, standard_only: bool) -> str:
-    from difflib import get_close_matches
-
     if role in OTHER_ROLES and standard_only:
         return f'Here ms-swift takes only "{OTHER_ROLES[role]}".'
     near = get_close_matches(role.strip().lower(), (*STANDARD_ROLES, *OTHER_ROLES), 1, 0.7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -71,8 +72,6 @@ class DatasetSpec:
 
 
 def _near_file(path: Path) -> str | None:
-    from difflib import get_close_matches
-
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.exists() and entry.name[0] != "."]
     except OSError:

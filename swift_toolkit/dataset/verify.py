@@ -15,12 +15,17 @@ left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `da
 from __future__ import annotations
 
 import os
+import pickle
+import signal
+import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 from swift_toolkit.config.tasks import Task
@@ -302,10 +307,6 @@ class BackgroundVerify:
     """
 
     def __init__(self, train: Sequence[str], val: Sequence[str] = (), **options: Any) -> None:
-        import pickle
-        import subprocess
-        import tempfile
-
         command, environment = apart()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
@@ -328,9 +329,6 @@ class BackgroundVerify:
         Raises:
             RuntimeError: the process failed.
         """
-        import pickle
-        from subprocess import TimeoutExpired
-
         try:
             status = self._process.wait(timeout)
         except TimeoutExpired:
@@ -343,8 +341,6 @@ class BackgroundVerify:
 
     def stop(self) -> None:
         """End it, finished or not."""
-        import signal
-
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

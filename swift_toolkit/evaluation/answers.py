@@ -9,6 +9,7 @@ goes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -197,8 +198,6 @@ def _partial(output: Path) -> Path:
 
 
 def _lock(file: BinaryIO, output: Path) -> None:
-    import fcntl
-
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.evaluation.answers import AnswersFile, open_answers, read_results, told_if_unwritable
+from swift_toolkit.evaluation.page import write_report
 from swift_toolkit.evaluation.questions import Overview, QuestionSet
+from swift_toolkit.evaluation.scores import Scorer
+from swift_toolkit.evaluation.summary import Summary
 from swift_toolkit.inference.exchange import Answer, Question, Side
 from swift_toolkit.inference.plan import Plan, folder_of
 from swift_toolkit.problems import Problem, RequestError
@@ -118,8 +121,6 @@ class Batch:
         if not answers.finished:
             self._ask_all(answers, engine, progress)
         if self.report is not None:
-            from swift_toolkit.evaluation.page import write_report
-
             with told_if_unwritable(self.report):
                 write_report(answers.output, self.report)
         return (answers.output, *read_results(answers.output)[:2])
@@ -152,9 +153,6 @@ class Batch:
         }
 
     def _finish(self, answers: AnswersFile) -> None:
-        from swift_toolkit.evaluation.scores import Scorer
-        from swift_toolkit.evaluation.summary import Summary
-
         summary = Summary(self.sides, Scorer() if self.overview.references else None)
         answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.as_dict)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from swift_toolkit.machine.device import free_memory
+
 MEMORY_SHARE = 0.5
 """Of the free memory, what the cache of a batch may take: the rest is for activations and for what else
 runs.
@@ -36,8 +38,6 @@ def sequences_that_fit(model: Any, tokens: int, most: int) -> int:
 def _free_memory(model: Any) -> int:
     """Free bytes on the device of ``model``, of the fullest where it is spread over several."""
     import torch
-
-    from swift_toolkit.machine.device import free_memory
 
     if model.device.type != "cuda":
         return free_memory()

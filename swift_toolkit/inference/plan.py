@@ -25,6 +25,8 @@ from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.checkpoint import Checkpoint, hub_model, read_checkpoint
 from swift_toolkit.model.find import find_checkpoint
 from swift_toolkit.model.loading import fill_model, is_on_hub, local, naming_problems
+from swift_toolkit.model.merge import merged
+from swift_toolkit.model.merge import problems as merging_problems
 from swift_toolkit.problems import Problem, RequestError
 
 MAX_NEW_TOKENS = 512
@@ -138,8 +140,6 @@ class Plan:
     @contextmanager
     def order(self, side: Side) -> Iterator[Order]:
         """What to start the engine of ``side`` with; a model merged aside is there for as long as the block."""
-        from swift_toolkit.model.merge import merged
-
         merging = self.merge != "no" and side == "tuned"
         with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
             yield Order(
@@ -255,8 +255,6 @@ def make_plan(
     problems += backend_problems(backend)
     why, read = _read(path, on_hub, base, bool(flags.get("trust_code")), problems)
     if merge_lora and read is not None and read.kind == "lora":
-        from swift_toolkit.model.merge import problems as merging_problems
-
         problems += merging_problems(read)
     if read is not None:
         problems += naming_problems(config, read)

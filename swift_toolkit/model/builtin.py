@@ -12,6 +12,8 @@ import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +71,6 @@ def problems(model: str) -> list[Problem]:
         return [Problem(f'"{model}" is not an embedded model', f"There is {known}.", key="model")]
     if cached_path(model) is not None:
         return []
-    from importlib.util import find_spec
-
     package = BUILTIN[model].package
     found = []
     if _source(package) is None:
@@ -155,8 +155,6 @@ class _Source(NamedTuple):
 
 def _source(package: str) -> _Source | None:
     """The model in the installed ``package``, found without importing it; None where it is not there."""
-    from importlib import metadata
-
     try:
         distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError:

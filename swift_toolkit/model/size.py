@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from math import log
 from pathlib import Path
 
 from swift_toolkit.model import builtin
@@ -192,8 +193,6 @@ def _listed(table: Iterable[tuple[str, float]], name: str) -> float | None:
 
 
 def _log_ratio(one: float, other: float) -> float:
-    from math import log
-
     return log(one / other)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import os
 import socket
 import ssl
@@ -25,8 +27,6 @@ MIN_KEY_LENGTH = 8
 
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is reached from this machine only."""
-    import ipaddress
-
     if host == "localhost":
         return True
     try:
@@ -114,8 +114,6 @@ def port_problems(config: Config) -> list[Problem]:
     except PermissionError:
         return [config.problem("port", f"is {port}, which this user may not use", "Use one from 1024 on.")]
     except OSError as error:
-        import errno
-
         if error.errno != errno.EADDRINUSE:
             return [config.problem("host", f'is "{host}", which is no address of this machine')]
         return [config.problem("port", f"is {port}, which {_user_of(port)} uses already", "Choose another.")]

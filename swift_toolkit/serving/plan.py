@@ -20,6 +20,7 @@ from swift_toolkit.inference import plan
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.model import loading
 from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.merge import problems
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.access import (
     KEY_VARIABLE,
@@ -228,8 +229,6 @@ def _choose_backend(asked: str, checkpoints: list[Checkpoint], device: Device) -
 
 
 def _merge_problems(kind: Type, checkpoints: list[Checkpoint]) -> list[Problem]:
-    from swift_toolkit.model.merge import problems
-
     if kind == "lora":
         return problems(checkpoints[0])
     do = "Remove it." if kind == "full" else "Remove it: merged adapters are models of their own."

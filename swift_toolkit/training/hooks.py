@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import time
@@ -28,8 +29,6 @@ class StopFlag:
 
 def count_rows(command: str, report: Callable[..., None], lost: str) -> None:
     """Report how many rows ms-swift reads and how many are left when all are tokens; note why in the file ``lost``."""
-    import importlib
-
     pipeline = importlib.import_module(train_function("sft", []).__module__)
     sft, lazy, encode = pipeline.SwiftSft, pipeline.LazyLLMDataset, pipeline.EncodePreprocessor
     encode_dataset, init, preprocess = sft._encode_dataset, lazy.__init__, encode.preprocess
@@ -75,8 +74,6 @@ def _noting(encode: Callable[..., Any], lost: str, row: Any, **kwargs: Any) -> A
 
 def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) -> None:
     """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``gate``."""
-    import importlib
-
     # ms-swift replaces the list of default callbacks when its trainers are imported: append after that.
     try:
         importlib.import_module("swift.trainers.patcher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swift_toolkit.config.presets import PRESETS
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset.verify import DataReport
@@ -19,8 +20,6 @@ def default_output_dir(config: Config) -> str:
 
 def preset_phrase(config: Config) -> str:
     """The preset and what it is for, or the tuner where there is no preset."""
-    from swift_toolkit.config.presets import PRESETS
-
     return PRESETS[config.preset].says if config.preset else config.tuner
 
 

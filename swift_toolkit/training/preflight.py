@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -70,8 +71,6 @@ def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
 
 
 def _near(path: Path) -> str:
-    import difflib
-
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f'Did you mean "{path.parent / near[0]}"?' if near else ""

@@ -7,6 +7,7 @@ validation data, one evaluation.
 from __future__ import annotations
 
 import heapq
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from swift_toolkit.dataset.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.verify import DataReport, Split
+from swift_toolkit.machine.device import GIB
 from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs.record import TrainingResult
-from swift_toolkit.training import launch
+from swift_toolkit.training import launch, probe
+from swift_toolkit.training.memory import fitting
 from swift_toolkit.training.run import Job, Run
 
 
@@ -141,8 +144,6 @@ class Probe(Run):
     """One step with the longest rows, in a directory that stays only if it fails."""
 
     def __init__(self, job: Job, directory: Path) -> None:
-        from swift_toolkit.training import launch, probe
-
         self.whole = job
         world = launch.world_size(job.config, job.device)
         super().__init__(
@@ -150,11 +151,6 @@ class Probe(Run):
         )
 
     def carry_out(self) -> TrainingResult:
-        import shutil
-
-        from swift_toolkit.machine.device import GIB
-        from swift_toolkit.training.memory import fitting
-
         screen.say("Trying one step with the longest rows.")
         result = super().carry_out()
         device = self.job.device.memory

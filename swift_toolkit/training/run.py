@@ -10,22 +10,29 @@ import contextlib
 import functools
 import json
 import os
+import platform
+import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console import screen
 from swift_toolkit.dataset.verify import DataReport
+from swift_toolkit.machine import device as machine_device
+from swift_toolkit.machine import failure, files
 from swift_toolkit.machine.device import Device
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RequestError, RunError
+from swift_toolkit.runs import directory as runs_directory
 from swift_toolkit.runs.record import Status, TrainingResult
-from swift_toolkit.training import progress
+from swift_toolkit.training import batch, launch, plan, preflight, progress, worker
 from swift_toolkit.training.data_check import DataGate
 
 FAILED_FOR = 15.0
@@ -77,9 +84,6 @@ class Job:
 
 def environment(config: Config, device: Device) -> dict[str, str]:
     """The variables that training processes get besides those of this process."""
-    from swift_toolkit.machine import device as machine_device
-    from swift_toolkit.training import launch
-
     return {**machine_device.environment(device), **launch.environment(config, device)}
 
 
@@ -109,9 +113,6 @@ class Run:
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
-        from swift_toolkit.machine.process import Child
-        from swift_toolkit.training import batch, launch, worker
-
         config, device = self.job.config, self.job.device
         command = launch.command(config, device)
         echo = sys.stderr if self.job.verbose else None
@@ -136,17 +137,12 @@ class Run:
         return self._finish(status)
 
     def _make_gate(self) -> DataGate | None:
-        from swift_toolkit.training import preflight
-        from swift_toolkit.training.data_check import DataGate
-
         job = self.job
         expected = functools.partial(preflight.expected_rows, job.config)
         return DataGate(job.data, job.verify_arguments, expected, job.max_lost_rows)
 
     def _request(self) -> dict[str, Any]:
         """What the training process shall do."""
-        from swift_toolkit.training import launch
-
         config = self.job.config
         return {
             "command": config.command,
@@ -158,10 +154,6 @@ class Run:
 
     def _peers(self) -> dict[str, Any]:
         """What every process that others started must be asked alike."""
-        import socket
-
-        from swift_toolkit.training import launch, preflight
-
         node = f"node {launch.nodes().rank} ({socket.gethostname()})"
         settings = self.job.config.settings
         data = preflight.fingerprints(self.job.data)
@@ -238,8 +230,6 @@ class Run:
             self.gate.count({}, {})  # the rows came another way, such as tokenised before
 
     def _link(self) -> None:
-        from swift_toolkit.runs import directory as runs_directory
-
         runs_directory.link(self.job.output_dir, "last", self.last)
         runs_directory.link(self.job.output_dir, "best", self.best)
 
@@ -274,9 +264,6 @@ class Run:
         return TrainingResult(status, self.directory, last, best, self.steps, metrics, rounded)
 
     def _reason(self, exit_status: int) -> str:
-        from swift_toolkit.machine import failure
-        from swift_toolkit.training import launch, plan
-
         if self.differences:
             return "\n".join(self.differences)
         if self.refused:
@@ -294,9 +281,6 @@ class Run:
         return "\n".join(lines)
 
     def _write(self, result: TrainingResult, reason: str) -> None:
-        from swift_toolkit.machine import files
-        from swift_toolkit.training import plan
-
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
         estimate = plan.judge(self.job.config, self.job.device, self.job.data).estimate
         content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
@@ -343,10 +327,6 @@ class RunElsewhere(Run):
 
     def _keep_log(self) -> None:
         """Put the log of the start beside those of the ranks, which are in the run's directory already."""
-        import shutil
-
-        from swift_toolkit.training import launch
-
         if self.directory_of_run is None:
             return
         name = f"rank{os.environ['RANK']}" if launch.takes_part() else f"node{launch.nodes().rank}"
@@ -365,9 +345,6 @@ _SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", 
 
 
 def _versions() -> dict[str, str]:
-    import platform
-    from importlib import metadata
-
     versions = {"python": platform.python_version()}
     for name in (
         "swift-toolkit",

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
+from swift_toolkit.training import peers
 from swift_toolkit.training.hooks import StopFlag, add_callback, count_rows
 from swift_toolkit.training.peers import Peers
 
@@ -90,8 +91,6 @@ class _Training:
     def _agree(self) -> bool:
         """Compare this process's request with that of rank 0, whose automatic settings and directory hold for all.
         False if they differ."""
-        from swift_toolkit.training import peers
-
         mine = peers.Request(automatic=self._automatic(), directory=self.directory, **self.asked["same"])
         node, nodes = _number("GROUP_RANK", 0), _number("GROUP_WORLD_SIZE", 1)
         self.peers = peers.Peers(_connect, self.rank, self.world, node, nodes, self.leads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,8 +29,6 @@ MAX_PROCESSES = 4
 
 def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
     """The tallies of these parts in order, scanned by one process for each core."""
-    import pickle
-
     waiting = deque(parts)
     running: deque[subprocess.Popen[bytes]] = deque()
     try:
@@ -49,8 +48,6 @@ def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
 
 
 def _start(part: Part) -> subprocess.Popen[bytes]:
-    import pickle
-
     command, environment = apart()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     with cast("IO[bytes]", process.stdin) as stdin:
