@@ -29,10 +29,10 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 from swift_toolkit.config.tasks import Task
+from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
-from swift_toolkit.dataset.scan.agreement import agree
 from swift_toolkit.dataset.scan.part import Part, find_part
 from swift_toolkit.dataset.scan.pool import PART_BYTES, WITH_STARTER, apart, scan_parts
 from swift_toolkit.dataset.scan.rows import scan_part

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.tasks import Task
+from swift_toolkit.dataset import agreement
 from swift_toolkit.dataset.copies import prepare
-from swift_toolkit.dataset.scan import agreement
 from swift_toolkit.dataset.verify import verify
 
 Row = dict[str, Any]
