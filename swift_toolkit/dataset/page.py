@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from swift_toolkit import __version__
-from swift_toolkit.dataset.verify import DataReport, FileReport, Group
+from swift_toolkit.console.page import Status, bar_chart, document, item_list, paragraph, section, table
+from swift_toolkit.dataset.report import DataReport, FileReport, Group
+from swift_toolkit.machine.files import whole_file
 
 BARS = 20
 """Most bars of a histogram."""
@@ -58,7 +58,7 @@ def _round_numbers() -> Iterable[int]:
 
 
 def middle(counts: Mapping[int, int], share: float) -> int:
-    """The value that so large a share of the rows do not exceed, e.g. 0.5 for the median."""
+    """The value that this share of the rows does not exceed, e.g. 0.5 for the median."""
     left = share * sum(counts.values())
     for value in sorted(counts):
         left -= counts[value]
@@ -89,7 +89,7 @@ def histogram_lines(report: DataReport, width: int = 40) -> list[str]:
 
 
 def summary_of(counts: Mapping[int, int], step: int = 1) -> str:
-    """Median, 95 % and largest in a phrase.
+    """Median, 95% and largest in a phrase.
 
     Args:
         counts: value -> rows.
@@ -99,7 +99,7 @@ def summary_of(counts: Mapping[int, int], step: int = 1) -> str:
         value + step - 1 for value in (middle(counts, 0.5), middle(counts, 0.95), max(counts, default=0))
     )
     up_to = "" if step == 1 else "up to "
-    return f"median {up_to}{middling:,}, 95 % up to {high:,}, largest {up_to}{largest:,}"
+    return f"median {up_to}{middling:,}, 95% up to {high:,}, largest {up_to}{largest:,}"
 
 
 def write_report(report: DataReport, path: Path) -> None:
@@ -109,42 +109,34 @@ def write_report(report: DataReport, path: Path) -> None:
         report: what `verify` found.
         path: the file to write, replaced as a whole.
     """
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(page(report), encoding="utf-8")
-    beside.replace(path)
+    with whole_file(path) as out:
+        out.write(page(report).encode())
 
 
 def page(report: DataReport) -> str:
     """The report as HTML."""
-    parts = [
-        f"<h1>{_text(report.headline())}</h1>",
-        f'<p class="{"good" if report.ok else "bad"}">{report.verdict().capitalize()}. '
-        f"Judged for {_text(report.rules.task)}.</p>",
-        _files_table(report.files),
-    ]
+    verdict = f"{report.verdict().capitalize()}. Checked for {report.rules.task}."
+    status: Status = "bad" if report.errors else "warn" if report.warnings else "good"
+    body = _files_table(report.files) + "".join(_sections(report))
+    return document(report.headline(), body, status=(status, verdict), note=f"{report.seconds:.1f} s")
+
+
+def _sections(report: DataReport) -> Iterator[str]:
     if report.unchecked:
-        names = ", ".join(map(_text, report.unchecked))
-        parts.append(f"<p>On a hub, not checked before ms-swift loads them: {names}</p>")
+        yield paragraph(f"On a hub, not checked before ms-swift loads them: {', '.join(report.unchecked)}")
+    for group in (*report.errors, *report.warnings):
+        yield _problems(group)
     if report.tokens:
-        title = "Tokens per row" + ("" if report.exact_tokens else ", estimated by bytes")
-        parts.append(
-            _chart(
-                title, summary_of(report.tokens, report.token_step), bars_of(report.tokens, report.token_step)
-            )
-        )
-        parts.append(_chart("Messages per row", summary_of(report.turns), bars_of(report.turns)))
-    parts += [_problems(group) for group in (*report.errors, *report.warnings)]
-    parts.append(f"<footer>swift-toolkit {__version__}, {report.seconds:.1f} s</footer>")
-    return _PAGE.format(title=_text(report.headline()), body="\n".join(parts))
+        title = "Tokens per row" + ("" if report.exact_tokens else " (estimated)")
+        yield _chart(title, report.tokens, report.token_step)
+        yield _chart("Messages per row", report.turns)
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+_COLUMNS = ("file", "for", "format", "rows", "bad", "MB", "columns not used")
 
 
 def _files_table(files: Iterable[FileReport]) -> str:
-    head = ("file", "for", "format", "rows", "bad", "MB", "columns not used")
-    rows = [
+    rows = (
         (
             file.path,
             "training" if file.split == "train" else "validation",
@@ -155,70 +147,18 @@ def _files_table(files: Iterable[FileReport]) -> str:
             ", ".join(file.unused),
         )
         for file in files
-    ]
-    cells = ["<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    names = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{names}</tr>{"".join(cells)}</table></div>'
+    )
+    return table(_COLUMNS, rows, numbers=("rows", "bad", "MB"))
 
 
-_LINE, _LABEL, _LONGEST = 22, 130, 460  # pixels: height of a bar, room for its label, length of the longest
-
-
-def _chart(title: str, summary: str, bars: list[Bar]) -> str:
-    """A histogram of horizontal bars as inline SVG."""
-    most = max(bar.rows for bar in bars)
-    height = _LINE * len(bars) + 4
-    out = []
-    for at, bar in enumerate(bars):
-        top = at * _LINE
-        length = round(bar.rows / most * _LONGEST, 1)
-        out.append(
-            f'<text x="{_LABEL - 8}" y="{top + 16}" text-anchor="end">{bar.label}</text>'
-            f'<rect x="{_LABEL}" y="{top + 3}" width="{length}" height="{_LINE - 5}" rx="2"/>'
-            f'<text x="{_LABEL + length + 6}" y="{top + 16}">{bar.rows:,}</text>'
-        )
-    size = f'viewBox="0 0 {_LABEL + _LONGEST + 90} {height}"'
-    drawing = f'<svg {size} role="img" aria-label="{_text(title)}">{"".join(out)}</svg>'
-    return f"<h2>{_text(title)}</h2><p>{_text(summary)}</p>{drawing}"
+def _chart(title: str, counts: Mapping[int, int], step: int = 1) -> str:
+    """A histogram of rows."""
+    bars = [(bar.label, bar.rows) for bar in bars_of(counts, step)]
+    return section(title, paragraph(summary_of(counts, step)) + bar_chart(title, bars))
 
 
 def _problems(group: Group) -> str:
-    items = "".join(f"<li>{_text(problem)}</li>" for problem in group.examples)
     more = group.count - len(group.examples)
-    rest = f"<p>and {more:,} more</p>" if more > 0 else ""
-    kind = "bad" if group.severity == "error" else "warn"
-    return f'<h2 class="{kind}">{_text(group.title)} ({group.count:,})</h2><ul>{items}</ul>{rest}'
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --bar: #4a78c2; --bad: #b3261e; --warn: #8a5a00; --good: #1e7a3c; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --bar: #7aa5ea; --bad: #ff8a80; --warn: #ffc266; --good: #7ddc9b; }}
-}}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }}
-h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; }}
-td, th {{ text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top; }}
-li {{ overflow-wrap: anywhere; }}
-svg {{ width: 100%; max-width: 42rem; }}
-svg text {{ font-size: 13px; fill: currentColor; }}
-svg rect {{ fill: var(--bar); }}
-.wide {{ overflow-x: auto; }}
-.bad {{ color: var(--bad); }}
-.warn {{ color: var(--warn); }}
-.good {{ color: var(--good); }}
-footer {{ margin-top: 3rem; opacity: .6; font-size: .85rem; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    rest = paragraph(f"and {more:,} more") if more > 0 else ""
+    status: Status = "bad" if group.severity == "error" else "warn"
+    return section(f"{group.title} ({group.count:,})", item_list(group.examples) + rest, status)

@@ -48,7 +48,7 @@ def test_middle() -> None:
 
 def test_histogram_of_text(report: DataReport) -> None:
     assert histogram_lines(report, width=10) == [
-        "tokens per row (estimated): median up to 15, 95 % up to 143, largest up to 143",
+        "tokens per row (estimated): median up to 15, 95% up to 143, largest up to 143",
         "   0–15  ██████████ 2",
         "  16–31  0",
         "  32–47  0",
@@ -67,7 +67,7 @@ def test_page_needs_nothing_else_and_escapes(report: DataReport, tmp_path: Path)
     assert text == page(report)
     assert not re.search(r"(src|href)=|url\(|@import|<script", text)
     assert "a&amp;b.jsonl" in text and "&lt;id&gt;" in text
-    assert "1 error, no warnings. Judged for sft." in text
+    assert "1 error, no warnings. Checked for sft." in text
     assert "the content of message 2 (&quot;assistant&quot;) is empty." in text
     assert "On a hub, not checked before ms-swift loads them: owner/name" in text
     assert text.count("<svg") == 2
