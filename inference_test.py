@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.config import script
 from swift_toolkit.console import command_line
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from swift_toolkit.evaluation.batch import Batch, Progress
     from swift_toolkit.inference.engine import Engine
     from swift_toolkit.inference.exchange import Side
+    from swift_toolkit.inference.plan import AskOptions
 
 DESCRIPTION = """\
 Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
@@ -82,13 +83,10 @@ class InferenceTester:
     Use it in a ``with`` statement, or call `close`: the model lives in another process.
 
     Args:
-        checkpoint: a checkpoint, a run directory, or an output directory.
+        checkpoint: a checkpoint, a run directory, or an output directory; None if ``config`` names it.
         config: inference settings: a JSON or YAML file, or a mapping.
-        base_model: where the base is now, if it is not where training found it.
-        infer_backend: ``auto``, ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
-        merge_lora: merge an adapter into its base beside the checkpoint, and ask that.
-        trust_code: accept a checkpoint that names Python files to import.
-        log: file for what the engine prints; ``infer.log`` beside the checkpoint by default.
+        options: how it is asked; without it the fields of `swift_toolkit.inference.plan.AskOptions` are keywords:
+            ``base_model``, ``infer_backend``, ``merge_lora``, ``no_thinking``, ``trust_code``, ``log``.
         settings: inference settings laid over ``config``, under ms-swift's names.
 
     Raises:
@@ -97,40 +95,17 @@ class InferenceTester:
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | None,
         config: str | Path | Mapping[str, Any] | None = None,
-        *,
-        base_model: str | None = None,
-        infer_backend: str = "auto",
-        merge_lora: bool = False,
-        trust_code: bool = False,
-        log: str | Path | None = None,
+        options: AskOptions | None = None,
         **settings: Any,
     ) -> None:
-        given = {"base_model": base_model, "infer_backend": infer_backend, "merge_lora": merge_lora}
-        self._setup(
-            str(checkpoint), config, settings, "call", {**given, "trust_code": trust_code, "log": log}
-        )
+        from swift_toolkit.inference.plan import AskOptions, make_plan
 
-    @classmethod
-    def from_command_line(cls, flags: argparse.Namespace, settings: Mapping[str, Any]) -> InferenceTester:
-        """The same, with messages that speak of flags."""
-        tester = cls.__new__(cls)
-        tester._setup(flags.checkpoint, flags.config, settings, "command line", {**vars(flags), "log": None})
-        return tester
-
-    def _setup(
-        self,
-        checkpoint: str | None,
-        config: str | Path | Mapping[str, Any] | None,
-        settings: Mapping[str, Any],
-        source: Literal["command line", "call"],
-        flags: Mapping[str, Any],
-    ) -> None:
-        from swift_toolkit.inference.plan import make_plan
-
-        self.plan = make_plan(checkpoint, config, settings, source, flags)
-        self.verbose = bool(flags.get("verbose"))
+        options = options or AskOptions.taken_from(settings)
+        named = None if checkpoint is None else str(checkpoint)
+        self.plan = make_plan(named, config, settings, options)
+        self.verbose = options.verbose
         self.on_loading: Callable[[Engine], None] | None = None
         self._engine: Engine | None = None
         self._engine_side: Side | None = None
@@ -312,7 +287,7 @@ def _command(words: list[str]) -> int:
     mode = flags.mode or ("single" if flags.question is not None else "batch")
     problems = _mode_problems(flags, mode)
     try:
-        tester = InferenceTester.from_command_line(flags, settings)
+        tester = InferenceTester(flags.checkpoint, flags.config, _options(flags), **settings)
         problems += tester.plan.base_problems() if flags.compare_base else []
     except RequestError as error:
         problems += error.problems
@@ -325,6 +300,15 @@ def _command(words: list[str]) -> int:
         mode = "interactive"
     with tester:
         return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
+
+
+def _options(flags: argparse.Namespace) -> AskOptions:
+    """The flags that say how the checkpoint is asked."""
+    from swift_toolkit.inference.plan import AskOptions
+
+    from_line = bool(flags.from_command or flags.from_script)
+    given = {**vars(flags), "from_line": from_line, "overrides_from": "command line"}
+    return AskOptions.taken_from(given)
 
 
 def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
@@ -405,7 +389,8 @@ def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
         return _dry_run(tester, flags)
     from swift_toolkit.inference.chat import run
 
-    return run(tester)
+    tester.on_loading = inference_screen.loading_line
+    return run(tester.plan, tester.engine)
 
 
 def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:

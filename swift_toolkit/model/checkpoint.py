@@ -76,6 +76,11 @@ class Checkpoint:
     generation: Generation | None
     args: dict[str, Any]
 
+    @property
+    def generates(self) -> bool:
+        """Whether it writes text; else it is a classifier, a reward or an embedding model, or the like."""
+        return self.task_type in (None, "causal_lm")
+
 
 def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:
     """What the directory ``path`` holds, checked to be whole together with its base.

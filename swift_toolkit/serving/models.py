@@ -12,7 +12,7 @@ from typing import Any, Literal
 from swift_toolkit.config.file import ConfigFile, read_config_file
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
-from swift_toolkit.inference import backend as inference_backend
+from swift_toolkit.inference.backend import Backend
 from swift_toolkit.model import loading
 from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.checkpoint import Checkpoint, hub_model, read_checkpoint
@@ -251,7 +251,7 @@ def name_problems(models: list[ServedModel], config: Config) -> Iterator[Problem
 
 
 def adapters_together(
-    kind: Type, names: list[str], checkpoints: list[Checkpoint], backend: str
+    kind: Type, names: list[str], checkpoints: list[Checkpoint], backend: Backend
 ) -> Iterator[Problem]:
     """What keeps several adapters from being served side by side."""
     if kind != "multi-lora":
@@ -262,13 +262,13 @@ def adapters_together(
             if of(checkpoint) != of(first):
                 sides = f"{of(first)} for {names[0]}, {of(checkpoint)} for {name}"
                 yield Problem(f"The adapters differ in their {what}: {sides}", "Serve them apart.")
-    if backend not in ("pt", "vllm"):
+    if not backend.several_adapters:
         do = "Use --infer-backend pt or vllm."
-        yield Problem(f"{backend} cannot serve several adapters on one base", do)
+        yield Problem(f"{backend.name} cannot serve several adapters on one base", do)
         return
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        if not inference_backend.serves_adapter(backend, checkpoint):
-            what = f'"{name}" cannot be served by {backend}, which takes plain LoRA up to rank 512 only'
+        if not backend.serves_adapter(checkpoint):
+            what = f'"{name}" cannot be served by {backend.name}, which takes plain LoRA up to rank 512 only'
             yield Problem(what, "Use --infer-backend pt.")
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import SECRETS
 from swift_toolkit.config.settings import Config
-from swift_toolkit.inference import backend as inference_backend
 from swift_toolkit.inference import plan
+from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.model import loading
 from swift_toolkit.model.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ class Deployment:
         models: the names, the base or whole model first.
         checkpoints: what was read, in the order of the adapters.
         config: the settings, without what the checkpoints decide.
-        backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
+        backend: what generates.
         backend_why: why it is this backend.
         device: what it runs on.
         merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
@@ -64,7 +64,7 @@ class Deployment:
     models: list[ServedModel]
     checkpoints: list[Checkpoint]
     config: Config
-    backend: str
+    backend: Backend
     backend_why: str
     device: Device
     merge: Literal["no", "beside", "aside"]
@@ -116,7 +116,7 @@ class Deployment:
         """What the serving process is told, the key included; see serving.py."""
         return {
             "arguments": self.arguments(model),
-            "backend": self.backend,
+            "backend": self.backend.name,
             "host": self.host,
             "port": self.port,
             "ssl_certfile": self.config.get("ssl_certfile"),
@@ -140,7 +140,7 @@ class Deployment:
         rows = [(one.name, str(one)) for one in self.models]
         rows += [
             ("address", f"{self.url() if self.port else 'a port that is free'} ({reach}, {access})"),
-            ("backend", f"{self.backend} ({self.backend_why}) on {self.device}"),
+            ("backend", f"{self.backend.name} ({self.backend_why}) on {self.device}"),
         ]
         if self.merge != "no":
             rows.append(("merging", f"the adapter into its base, {MERGING[self.merge]}"))
@@ -155,7 +155,7 @@ class Deployment:
             "models": [asdict(one) for one in self.models],
             "url": self.url(),
             "authentication": self.key is not None,
-            "backend": self.backend,
+            "backend": self.backend.name,
             "device": str(self.device),
             "merge": self.merge,
             "limits": asdict(self.limits),
@@ -195,7 +195,7 @@ def make_deployment(
         *_limit_problems(flags),
     ]
     given = Given.take(config, flags, problems)
-    problems += inference_backend.backend_problems(given.backend)
+    problems += backend_problems(given.backend)
     names, checkpoints, kind = read_models(given, flags, problems)
     for checkpoint in checkpoints[:1]:
         problems += loading.naming_problems(config, checkpoint)
@@ -207,9 +207,9 @@ def make_deployment(
     if problems or kind is None:
         raise RequestError(problems)
     device = find_device()
-    backend, why = _choose_backend(given.backend, checkpoints, device)
+    backend, why = choose_backend(given.backend, checkpoints, device)
     merge: Literal["no", "beside", "aside"] = "no"
-    if kind == "lora" and (given.merge or not inference_backend.serves_adapter(backend, checkpoints[0])):
+    if kind == "lora" and (given.merge or not backend.serves_adapter(checkpoints[0])):
         merge = "beside" if given.merge else "aside"
     models = served_models(kind, names, checkpoints, config, merge)
     problems = [*name_problems(models, config), *adapters_together(kind, names, checkpoints, backend)]
@@ -223,11 +223,6 @@ def make_deployment(
     return Deployment(kind, models, checkpoints, config, backend, why, device, merge, limits, key, flags)
 
 
-def _choose_backend(asked: str, checkpoints: list[Checkpoint], device: Device) -> tuple[str, str]:
-    choices = [inference_backend.choose_backend(asked, one, device) for one in checkpoints]
-    return next((choice for choice in choices if choice[0] != "vllm"), choices[0])
-
-
 def _merge_problems(kind: Type, checkpoints: list[Checkpoint]) -> list[Problem]:
     if kind == "lora":
         return problems(checkpoints[0])
@@ -236,22 +231,16 @@ def _merge_problems(kind: Type, checkpoints: list[Checkpoint]) -> list[Problem]:
 
 
 def _fill(
-    config: Config, backend: str, device: Device, models: list[ServedModel], flags: Mapping[str, Any]
+    config: Config, backend: Backend, device: Device, models: list[ServedModel], flags: Mapping[str, Any]
 ) -> None:
     """Choose what nobody has set and the server needs."""
-    name = "transformers" if backend == "pt" and config.install.line == "v4" else backend
-    config.fill("infer_backend", name, "")
+    backend.fill(config, [model.rank or 0 for model in models if model.kind == "lora"])
     config.fill("verbose", bool(flags.get("log_requests")), "prompts are logged with --log-requests only")
     config.fill("log_interval", -1, "the server has /metrics")
     if device.kind == "cpu" and not cpu_computes_bfloat16():
         config.fill(
             "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
         )
-    adapters = [model for model in models if model.kind == "lora"]
-    if backend == "vllm" and adapters:
-        highest = max(model.rank or 0 for model in adapters)
-        rank = next(rank for rank in inference_backend.VLLM_RANKS if rank >= highest)
-        config.fill("vllm_max_lora_rank", rank, f"the adapters have rank {highest} at most")
 
 
 # --- settings that have another way here --------------------------------------------------------------------
@@ -267,7 +256,8 @@ def _other_ways(config: Config, flags: Mapping[str, Any]) -> Iterator[Problem]:
     if "api_key" in config.settings:
         do = f"Set the environment variable {KEY_VARIABLE}, or use --api-key-file."
         yield config.problem("api_key", "is a secret, and would not stay one", do)
-    yield from plan.other_ways(config, _OTHER_WAYS, flags)
+    from_line = bool(flags.get("from_command") or flags.get("from_script"))
+    yield from plan.other_ways(config, _OTHER_WAYS, from_line)
     for name, variables in SECRETS.items():
         if name in config.settings:
             do = f"Set the environment variable {' or '.join(variables)}." if variables else "Remove it."

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from swift_toolkit.inference import backend
+from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.machine.msswift import serving_api
 from swift_toolkit.model.old_adapter import as_peft
 from swift_toolkit.problems import RequestError
@@ -36,7 +36,7 @@ class Router:
     def __init__(self, server: Any, order: Mapping[str, Any]) -> None:
         self.swift = serving_api()
         self.server, self.engine = server, server.infer_engine
-        self.backend: str = order["backend"]
+        self.backend = BACKENDS[order["backend"]]
         served = [ServedModel(**{**one, "path": as_peft(one["path"])}) for one in order["models"]]
         self.models = {one.name: one for one in served}
         self.limits = Limits(**order["limits"])
@@ -46,7 +46,7 @@ class Router:
         self._aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
         self._made = len(self.models)
         server.infer_async = self.ask
-        if self.backend == "pt":
+        if self.backend.in_process:
             self.engine.max_batch_size = order["max_batch_size"] or batch_size(self.engine, self.limits)
             if self.engine.task_type != "causal_lm" and len(self.models) > 1:
                 self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
@@ -68,7 +68,7 @@ class Router:
             if model.kind == "lora":
                 kwargs["adapter_request"] = self.swift.AdapterRequest(self._aliases[name], model.path)
                 request_config.adapter = self._aliases[name]  # else ms-swift 3 batches it with other adapters
-            if self.backend == "pt":
+            if self.backend.in_process:
                 self._batches.came = time.monotonic()
             answer = await self.engine.infer_async(infer_request, request_config, **kwargs)
             if not request_config.stream:
@@ -109,7 +109,7 @@ class Router:
         too long are rendered for this: a token is at least a byte.
         """
         room = self.engine.max_model_len
-        if self.backend != "pt" or room is None or request_config.max_tokens is None:
+        if not self.backend.in_process or room is None or request_config.max_tokens is None:
             return
         text = json.dumps(infer_request.messages, ensure_ascii=False, default=str)
         more = any(getattr(infer_request, name) for name in ("images", "audios", "videos", "tools"))
@@ -143,7 +143,8 @@ class Router:
         async with self._changing:
             if name in self.models:
                 raise ApiError(400, f"There is a model {name} already.", "lora_name")
-            if self.backend == "vllm" and len(self.models) >= self.engine.max_loras:  # the base has no slot
+            most = self.backend.most_adapters(self.engine)
+            if most is not None and len(self.models) > most:  # the base, which is one of them, has no slot
                 raise ApiError(400, f"There is no room for more than {len(self.models) - 1} adapters.")
             model = await asyncio.to_thread(self._adapter, name, path)
             self.models[name], self._aliases[name] = model, f"adapter{self._made}"
@@ -161,10 +162,10 @@ class Router:
             checkpoint = models.read_adapter(path)
         except RequestError as error:
             raise ApiError(400, str(error), "lora_path") from None
-        highest = self.server.args.vllm_max_lora_rank
-        if self.backend == "vllm" and not backend.serves_adapter("vllm", checkpoint):
+        highest = self.backend.highest_rank(self.server.args)
+        if not self.backend.serves_adapter(checkpoint):
             raise ApiError(400, f"vLLM takes plain LoRA only, which {path} is not.", "lora_path")
-        if self.backend == "vllm" and (checkpoint.lora_rank or 0) > highest:  # vLLM's engine would die of it
+        if highest is not None and (checkpoint.lora_rank or 0) > highest:  # vLLM's engine would die of it
             what = f"{path} has rank {checkpoint.lora_rank}, and the server was started for {highest} at most"
             raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
         base = self.models[self.first]
@@ -186,7 +187,7 @@ class Router:
             while self.running[name]:
                 await asyncio.sleep(0.05)
             alias = self._aliases.pop(name)
-            if self.backend == "vllm":
+            if not self.backend.in_process:
                 await self.engine.engine.remove_lora(self.engine._adapters_pool[alias].lora_int_id)
             else:
                 await self._touch(self.first, pre_infer_hook=self._dropping(alias))

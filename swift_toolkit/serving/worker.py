@@ -20,6 +20,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.machine.msswift import serving_api
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import with_peft_adapters
@@ -76,8 +77,8 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
     if arguments.adapter_mapping:
         arguments.system = order["system"]  # read from the first adapter, it would be every model's
     arguments.result_path = None
-    if order["backend"] == "vllm":
-        _set_lora_slots(arguments, order)
+    more = RUNTIME_SLOTS if order["allow_runtime_lora"] else 0
+    BACKENDS[order["backend"]].reserve_adapters(arguments, more)
     server = swift.SwiftDeploy(arguments)
     server.jsonl_writer = None
     server.infer_engine.strict = False  # a request that cannot be rendered fails alone, not its whole batch
@@ -85,19 +86,7 @@ def _make_server(order: Mapping[str, Any], report: Reporter) -> Any:
 
 
 RUNTIME_SLOTS = 4
-"""How many adapters more than at the start vLLM can hold ready where they may be loaded while serving."""
-
-
-def _set_lora_slots(arguments: Any, order: Mapping[str, Any]) -> None:
-    """Give vLLM room for the adapters that may come, and one slot that stays empty.
-
-    On a CPU its kernels (``vllm/lora/ops/torch_ops/lora_ops.py``) index the adapters with -1 for a request without
-    one: in a batch with others, the base model would answer as the adapter in the last slot. Slots are filled from
-    the first on.
-    """
-    make = arguments.get_vllm_engine_kwargs
-    slots = len(arguments.adapter_mapping) + 1 + (RUNTIME_SLOTS if order["allow_runtime_lora"] else 0)
-    arguments.get_vllm_engine_kwargs = lambda: {**make(), "max_loras": slots}
+"""How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
 
 
 # --- HTTP ---------------------------------------------------------------------------------------------------
@@ -118,7 +107,7 @@ async def _serve(desk: Router, order: Mapping[str, Any], listening: Any, report:
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            batch = getattr(desk.engine, "max_batch_size", None) if desk.backend == "pt" else None
+            batch = getattr(desk.engine, "max_batch_size", None) if desk.backend.in_process else None
             report("ready", port=listening.getsockname()[1], pid=os.getpid(), max_batch_size=batch)
 
         def capture_signals(self) -> Any:  # uvicorn would die of the signal after a clean end
@@ -144,7 +133,7 @@ async def _serve(desk: Router, order: Mapping[str, Any], listening: Any, report:
     serving = asyncio.create_task(server.serve([listening]))
     while not serving.done():
         await asyncio.wait([serving], timeout=1)
-        if desk.backend == "vllm" and desk.engine.engine.errored and not server.should_exit:
+        if desk.backend.has_died(desk.engine) and not server.should_exit:
             raise RuntimeError("the engine of vLLM has died")
     serving.result()
     # the engine's thread, still at an answer that was cut short, finds no loop any more
