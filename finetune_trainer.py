@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from swift_toolkit.config import script
+from swift_toolkit.config import script, tasks
 from swift_toolkit.console import command_line, screen
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.record import TrainingResult
@@ -419,7 +419,7 @@ def _command(words: list[str]) -> int:
     for name in launch.FLAGS:
         if (value := getattr(options, name)) is not None:
             os.environ[name.upper()] = value
-    source, settings = script.request(options, settings, ("sft", "pt", "rlhf"))
+    source, settings = script.request(options, settings, tasks.COMMANDS)
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2

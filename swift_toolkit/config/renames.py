@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from swift_toolkit.config import tasks
 from swift_toolkit.machine.msswift import COMMANDS, Command, Line
 
 MISSING = object()
@@ -279,7 +280,7 @@ def _val_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     """The validation data and its size were spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
     sets += map(str, _list(split_text(work.take("custom_val_dataset_path"), ",")))
-    if work.command in ("sft", "pt", "rlhf"):  # the others still have the setting
+    if work.command in tasks.COMMANDS:  # the others still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
     return _as_given("val_dataset", sets, work)
 

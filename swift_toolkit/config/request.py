@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import presets as config_presets
-from swift_toolkit.config import renames, rules
+from swift_toolkit.config import renames, rules, tasks
 from swift_toolkit.config import translate as config_translate
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
@@ -88,11 +88,11 @@ def read_request(
     path = str(source) if isinstance(source, (str, Path)) else None
     effective = _effective_batch(own.get("effective_batch_size"), problems)
     config = Config(command, install, None, merged, reader.notices, path=path, effective_batch=effective)
-    if command in ("sft", "pt", "rlhf"):
+    if command in tasks.COMMANDS:
         config_presets.apply(config, own.get("preset"), problems)
     config.left_alone = {name for name, setting in merged.items() if setting.value is None}
     config.settings = reader.typed({n: s for n, s in config.settings.items() if s.value is not None})
-    if command in ("sft", "pt", "rlhf"):
+    if command in tasks.COMMANDS:
         problems += rules.check(config, set(reader.rejected))
     return config, problems
 
@@ -125,7 +125,7 @@ def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]], problems:
     if "task" not in own or own["task"].value is None:
         return "rlhf" if rlhf else "sft"
     task = own["task"].value
-    if task not in ("sft", "pt", "rlhf"):
+    if task not in tasks.COMMANDS:
         problems.append(own["task"].problem(f"is {json.dumps(task)}", 'Use "sft", "pt" or "rlhf".'))
         return "sft"
     return task  # type: ignore[no-any-return]

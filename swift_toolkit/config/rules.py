@@ -160,7 +160,6 @@ PACKAGES: dict[tuple[str, str], Package] = {  # (argument, value; "*" for any th
     ("report_to", "swanlab"): Package("swanlab", "swanlab"),
     ("report_to", "mlflow"): Package("mlflow", "mlflow"),
     ("report_to", "trackio"): Package("trackio", "trackio"),
-    ("rlhf_type", "grpo"): Package("msgspec", "msgspec"),
     ("eval_use_evalscope", "*"): Package("evalscope", "evalscope"),
     ("use_vllm", "*"): Package("vllm", "vllm"),
 }

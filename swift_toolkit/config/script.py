@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import script as config_script
-from swift_toolkit.config import translate
+from swift_toolkit.config import tasks, translate
 from swift_toolkit.console import screen
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import COMMANDS, Command
@@ -110,7 +110,7 @@ def _not_one(
 
 
 _SCRIPTS: dict[Command, str] = {
-    **dict.fromkeys(("sft", "pt", "rlhf"), "finetune_trainer.py"),
+    **dict.fromkeys(tasks.COMMANDS, "finetune_trainer.py"),
     "infer": "inference_test.py",
     "deploy": "deploy_model.py",
 }
@@ -274,7 +274,7 @@ def _value_of(node: ast.expr) -> int:
 
 # ------------------------------------------------------------------------------------------ reading a command
 
-_RLHF_TYPES = ("dpo", "orpo", "simpo", "kto", "cpo", "ppo", "grpo", "gkd")
+_RLHF_TYPES = [task.rlhf_type for task in tasks.TASKS.values() if task.rlhf_type]
 _MODULE = re.compile(r"swift\.cli\.(\w+)")
 _SCRIPT = re.compile(r"(?:.*/)?(?:swift/cli/(\w+)|(?:llm_)(\w+)|(rlhf))\.py")
 _LAUNCHER = {
@@ -378,7 +378,7 @@ def request(
         os.environ.setdefault(name, value)
     values = dict(command.values)
     config = values.pop("config", None)
-    if command.command in ("pt", "rlhf"):
+    if command.command in tasks.COMMANDS[1:]:
         values = {"task": command.command, **values}
     if config is None:
         return values, dict(settings)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from swift_toolkit.config.tasks import COMMANDS, Task, task_of
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem
@@ -92,6 +93,13 @@ class Config:
     def get(self, name: str, default: Any = None) -> Any:
         """The value of ``name``, or ``default`` when nobody set it."""
         return self.settings[name].value if name in self.settings else default
+
+    @property
+    def task(self) -> Task:
+        """What is trained; of other commands, what the model was made for."""
+        return task_of(
+            self.command if self.command in COMMANDS else "sft", self.get("rlhf_type"), self.get("task_type")
+        )
 
     @property
     def tuner_name(self) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from swift_toolkit.config.tasks import LABEL_TASKS
 from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.formats import MEDIA
@@ -31,8 +30,8 @@ Files = Sequence[tuple[FileReport, Part]]
 
 def one_type_in_copies(rules: Rules) -> frozenset[str]:
     """Columns that copies hold in one way, whatever was in the file (see `dataset_copy`)."""
-    labels = {"label"} if rules.task in LABEL_TASKS else set()
-    pairs = {"negative_messages"} if rules.task == "embedding" else set()
+    labels = {"label"} if rules.task.has_label else set()
+    pairs = {"negative_messages"} if rules.task.keeps_negatives else set()
     return frozenset({"rejected_response", "margin", "channel"} | labels | pairs)
 
 

@@ -8,15 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swift_toolkit.config.tasks import (
-    ANSWER_TASKS,
-    LABEL_TASKS,
-    PREFERENCE_TASKS,
-    PROMPT_TASKS,
-    RANKING_TASKS,
-    TASKS,
-    Task,
-)
+from swift_toolkit.config.tasks import TASKS, Task
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
 from swift_toolkit.dataset.formats import (
     KNOWN_COLUMNS,
@@ -54,7 +46,7 @@ class Rules:
     """What the run asks of its rows.
 
     Args:
-        task: what is trained, one of `TASKS`.
+        task: what is trained, a row of `TASKS`.
         multimodal: the model takes images, videos or audios, so tags in the text always mean media.
         num_labels: number of classes of a "seq_cls" run; None where the run does not say.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
@@ -62,7 +54,7 @@ class Rules:
         columns: the run's own mapping of column names, ms-swift's `columns`.
     """
 
-    task: Task = "sft"
+    task: Task = TASKS["sft"]
     multimodal: bool = False
     num_labels: int | None = None
     problem_type: str | None = None
@@ -78,12 +70,12 @@ class Rules:
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     """A column that is not used, but is much like one that would be."""
     ours = {
-        "rejected": PREFERENCE_TASKS,
-        "positive": RANKING_TASKS,
-        "negative": RANKING_TASKS,
-        "label": LABEL_TASKS,
+        "rejected": rules.task.rows == "preference",
+        "positive": rules.task.rows == "documents",
+        "negative": rules.task.rows == "documents",
+        "label": rules.task.has_label,
     }
-    wanted = [name for name in OTHER_COLUMNS if rules.task in ours.get(name.partition("_")[0], TASKS)]
+    wanted = [name for name in OTHER_COLUMNS if ours.get(name.partition("_")[0], True)]
     used = set(layout.rename.values()) - set(layout.unused)
     absent = [name for name in (*wanted, *MEDIA_COLUMNS) if MEDIA_COLUMNS.get(name, name) not in used]
     near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent, 0.8)
@@ -115,7 +107,7 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
     flaws = list(_flaws_of(row, rules))
     clean = not any(flaw.is_error for flaw in flaws)
     columns = layout.rename.values()
-    if clean and rules.task == "embedding" and "negative_messages" in set(columns) - row.keys():
+    if clean and rules.task.keeps_negatives and "negative_messages" in set(columns) - row.keys():
         what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("pairs", what, "Write an empty list: []."))
     if clean and "rejected_response" in set(columns) - row.keys():
@@ -127,7 +119,7 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
 def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
     messages = row["messages"]
     clean = True
-    for flaw in _conversation_flaws(messages, "", rules.task in ANSWER_TASKS):
+    for flaw in _conversation_flaws(messages, "", rules.task.has_answers):
         clean = clean and not flaw.is_error
         yield flaw
     if clean:
@@ -201,21 +193,21 @@ def _is_call(content: Any) -> bool:
 
 def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     task = rules.task
-    if task == "pt" and any(message["role"] in TOOL_ANSWERS for message in row["messages"]):
+    if task.rows == "text" and any(message["role"] in TOOL_ANSWERS for message in row["messages"]):
         yield Flaw("order", "row holds a tool's answer, which ms-swift cannot take in pretraining")
-    if task in ANSWER_TASKS:
+    if task.has_answers:
         yield from _answer_flaws(row["messages"], rules)
-    if task in PREFERENCE_TASKS or "rejected_response" in row or "rejected_messages" in row:
+    if task.rows == "preference" or "rejected_response" in row or "rejected_messages" in row:
         yield from _rejected_flaws(row)
-    if task in PROMPT_TASKS and all(message["role"] != "user" for message in row["messages"]):
+    if task.rows == "prompt" and all(message["role"] != "user" for message in row["messages"]):
         yield Flaw("no-question", 'row has no question: no message is from "user"')
-    if task == "kto" and not _is_yes_or_no(row.get("label")):
+    if task.rows == "judged" and not _is_yes_or_no(row.get("label")):
         shown = f"is {brief(row['label'])}" if "label" in row else "is missing"
         do = "It must be true for a good answer and false for a bad one."
         yield Flaw("label", f'"label" {shown}', do)
-    elif task == "seq_cls":
+    elif task.rows == "class":
         yield from _class_flaws(row, rules)
-    elif task in RANKING_TASKS:
+    elif task.rows == "documents":
         yield from _pair_flaws(row, task)
 
 
@@ -338,7 +330,7 @@ def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
     for name in ("positive_messages", "negative_messages"):
         value = row.get(name)
         if value is None or value == []:
-            if name == "positive_messages" or task != "embedding":
+            if name == "positive_messages" or not task.keeps_negatives:
                 yield Flaw("pairs", f'"{name}" is missing', "Add it, a list of lists of messages.")
         elif not isinstance(value, list) or not all(isinstance(turns, list) for turns in value):
             do = f'Put brackets around it: "{name}": [[{{"role": ...}}]].'

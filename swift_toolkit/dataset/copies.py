@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from swift_toolkit.config.tasks import LABEL_TASKS, PREFERENCE_TASKS, RANKING_TASKS
 from swift_toolkit.dataset.checks import Rules, text_of
 from swift_toolkit.dataset.flaws import KINDS, Flaw
 from swift_toolkit.dataset.messages import Message, Row, read_messages
@@ -212,17 +211,17 @@ def _for_reader(row: Row, rules: Rules) -> Row:
     """The row with the same columns and one type of value in each place, as in all rows of all copies."""
     out = with_texts(row)
     rejected = out.pop("rejected_response", None)
-    if rejected is not None and rules.task in PREFERENCE_TASKS:
+    if rejected is not None and rules.task.rows == "preference":
         out.setdefault("rejected_messages", _rejected_messages(out["messages"], rejected))
-    if rules.task not in RANKING_TASKS:
+    if rules.task.rows != "documents":
         out = {name: value for name, value in out.items() if not name.startswith(("positive_", "negative_"))}
-    elif rules.task == "embedding":
+    elif rules.task.keeps_negatives:
         out.setdefault("negative_messages", [])
     if "margin" in out:
         out["margin"] = float(out["margin"])
     if "channel" in out and not isinstance(out["channel"], str):
         out["channel"] = json.dumps(out["channel"], default=str)
-    if "label" in out and rules.task in LABEL_TASKS:
+    if "label" in out and rules.task.has_label:
         out["label"] = _label(out["label"], rules)
     return out
 
@@ -245,9 +244,9 @@ def _keep_dates(messages: list[Message]) -> None:
 def _label(label: Any, rules: Rules) -> Any:
     if isinstance(label, list):
         return [int(value) for value in label]
-    if rules.task == "kto":
+    if rules.task.rows == "judged":
         return bool(label)
-    is_number = rules.task in RANKING_TASKS or rules.is_regression
+    is_number = rules.task.rows == "documents" or rules.is_regression
     return float(label) if is_number else int(label)
 
 

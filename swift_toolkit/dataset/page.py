@@ -115,7 +115,7 @@ def write_report(report: DataReport, path: Path) -> None:
 
 def page(report: DataReport) -> str:
     """The report as HTML."""
-    verdict = f"{report.verdict().capitalize()}. Checked for {report.rules.task}."
+    verdict = f"{report.verdict().capitalize()}. Checked for {report.rules.task.name}."
     status: Status = "bad" if report.errors else "warn" if report.warnings else "good"
     body = _files_table(report.files) + "".join(_sections(report))
     return document(report.headline(), body, status=(status, verdict), note=f"{report.seconds:.1f} s")

@@ -1,6 +1,6 @@
 """Rows as the model will see them: the rendered template, the part that is learned, what is cut off.
 
-    view = TemplateView("models/Qwen2.5-7B-Instruct", Rules("sft", max_length=2048), {"system": "Be brief."})
+    view = TemplateView("models/Qwen2.5-7B-Instruct", Rules(max_length=2048), {"system": "Be brief."})
     for row in view.rows(["data/train.jsonl"], 3):
         print(*row.lines(colour=True), sep="\n")
 
@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from swift_toolkit.config.tasks import PREFERENCE_TASKS
 from swift_toolkit.dataset.checks import Rules, judge
 from swift_toolkit.dataset.files import read_records
 from swift_toolkit.dataset.flaws import Flaw
@@ -135,18 +134,15 @@ class TemplateView:
         get_processor, get_template = template_api()
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")
-        kind = "causal_lm"
-        if rules.task in {"seq_cls", "embedding", "reranker", "generative_reranker"}:
-            kind = rules.task
         processor = get_processor(
             model,
             model_type=settings.get("model_type"),
-            task_type=kind,
+            task_type=rules.task.task_type,
             num_labels=rules.num_labels,
             problem_type=rules.problem_type,
         )
         given = {name: settings[name] for name in TEMPLATE_SETTINGS if settings.get(name) is not None}
-        if rules.task == "pt":  # as ms-swift's PretrainArguments
+        if rules.task.rows == "text":  # as ms-swift's PretrainArguments
             given = {"use_chat_template": False, "loss_scale": "all"} | given
         template = get_template(
             processor,
@@ -155,8 +151,7 @@ class TemplateView:
             max_length=rules.max_length,
             **given,
         )
-        mode = "rlhf" if rules.task in PREFERENCE_TASKS else "kto" if rules.task == "kto" else "train"
-        template.set_mode(mode)
+        template.set_mode(rules.task.template_mode)
         self.max_length: int | None = template.max_length
         template.max_length = None  # so that what is cut can be shown
         self.template = template

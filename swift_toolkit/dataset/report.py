@@ -211,7 +211,7 @@ class DataReport:
         """Plain data for `--json` and result.json."""
         return {
             "ok": self.ok,
-            "task": self.rules.task,
+            "task": self.rules.task.name,
             "complete": self.complete,
             "train_rows": self.train_rows,
             "val_rows": self.val_rows,

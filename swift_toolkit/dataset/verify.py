@@ -28,7 +28,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
 
-from swift_toolkit.config.tasks import Task
+from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
@@ -57,7 +57,7 @@ def verify(
     train: Sequence[str],
     val: Sequence[str] = (),
     *,
-    task: Task = "sft",
+    task: TaskName = "sft",
     multimodal: bool = False,
     num_labels: int | None = None,
     problem_type: str | None = None,
@@ -70,7 +70,7 @@ def verify(
     Args:
         train: the entries of `dataset`.
         val: the entries of `val_dataset`.
-        task: decides what a row must hold, see `task_of`.
+        task: decides what a row must hold.
         multimodal: the model takes media, so tags in the text always mean media.
         num_labels: classes of a "seq_cls" run.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
@@ -80,7 +80,7 @@ def verify(
             blocks spread evenly between. None looks at every row, with all cores if the data are large.
     """
     started = time.perf_counter()
-    rules = Rules(task, multimodal, num_labels, problem_type, max_length, columns)
+    rules = Rules(TASKS[task], multimodal, num_labels, problem_type, max_length, columns)
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.config import tasks
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset import verify
@@ -119,7 +118,7 @@ def verify_arguments(config: Config) -> dict[str, Any]:
     return {
         "train": config.get("dataset", []),
         "val": config.get("val_dataset", []),
-        "task": tasks.task_of(config.command, config.get("rlhf_type"), config.get("task_type")),
+        "task": config.task.name,
         "multimodal": config.preset == "multimodal",
         "num_labels": config.get("num_labels"),
         "problem_type": config.get("problem_type"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from swift_toolkit.config.tasks import TASKS
 from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.preview import Piece, ShownRow, TemplateView
 from swift_toolkit.dataset.verify import verify
@@ -68,7 +69,7 @@ def test_what_is_cut(tiny_model: Path) -> None:
 
 @pytest.mark.slow
 def test_both_answers_of_a_preference(tiny_model: Path) -> None:
-    view = TemplateView(str(tiny_model), Rules("dpo"), SETTINGS)
+    view = TemplateView(str(tiny_model), Rules(TASKS["dpo"]), SETTINGS)
     rows = list(view.rows([write(TALK | {"rejected_response": "A cat."})], 1))
     assert [row.name for row in rows] == ["chosen", "rejected"]
     assert [piece.text for row in rows for piece in row.pieces if piece.learned] == [
@@ -106,6 +107,6 @@ def test_exact_tokens(tiny_model: Path) -> None:
 
 @pytest.mark.slow
 def test_plain_text_is_learned_whole(tiny_model: Path) -> None:
-    view = TemplateView(str(tiny_model), Rules("pt"), SETTINGS)
+    view = TemplateView(str(tiny_model), Rules(TASKS["pt"]), SETTINGS)
     (row,) = view.rows([write({"text": "One two three."})], 1)
     assert row.lines(colour=False)[1:] == ["One[[ two three.<|im_end|>]]"]

@@ -137,12 +137,12 @@ def test_rows_of_a_run() -> None:
     ],
 )
 def test_task_of(settings: tuple[str, ...], task: str) -> None:
-    assert task_of(*settings) == task
+    assert task_of(*settings).name == task
 
 
 def test_unknown_task() -> None:
-    with pytest.raises(ValueError, match="unknown task 'decision'"):
-        task_of("sft", None, "decision")
+    with pytest.raises(ValueError, match="unknown task 'divination'"):
+        task_of("sft", None, "divination")
 
 
 def test_columns_of_the_run() -> None:

@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from swift_toolkit.config.tasks import RANKING_TASKS
 from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.files import (
     READ_BY_SWIFT,
@@ -149,7 +148,7 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> s
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
     for name in ("positive_messages", "negative_messages"):
-        if rules.task not in RANKING_TASKS and name in layout.rename.values():
+        if rules.task.rows != "documents" and name in layout.rename.values():
             return f'ms-swift would delete rows without "{name}"'
     for column in shape.fields.keys() - set(layout.unused):
         if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].has_dates:

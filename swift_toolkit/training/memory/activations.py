@@ -19,12 +19,8 @@ whose tokens are 28 by 28 pixels."""
 
 def _row_factor(run: Run) -> int:
     """Sequences that one row of the data becomes: chosen and rejected, or a question with its documents."""
-    if run.rlhf:
-        return 2 if run.rlhf in ("dpo", "kto", "orpo", "simpo", "cpo", "rm") else 1
-    if run.get("task_type") in ("reranker", "generative_reranker"):
-        negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "")
-        return 1 + (int(negatives) if negatives.isdecimal() else 7)
-    return 2 if run.get("task_type") == "embedding" else 1
+    negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "") if run.task.has_negatives else "0"
+    return run.task.sequences + (int(negatives) if negatives.isdecimal() else 7)
 
 
 def image_tokens(run: Run) -> int:
@@ -47,7 +43,7 @@ def _length(run: Run, text: int, image: int) -> int:
     length = text + run.rows.images * image
     limit = run.get("max_length") or run.shape.context
     length = min(length, limit) if limit else length
-    if run.rlhf in ("grpo", "ppo"):
+    if run.task.follows_prompt:
         length += run.get("max_completion_length") or run.get("response_length") or 512
     return math.ceil(length / (run.get("sequence_parallel_size") or 1))
 
@@ -139,9 +135,8 @@ def logit_bytes(run: Run) -> float:
     Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
     """
     tokens = _judged_tokens(run, run.get("per_device_train_batch_size", 1), run.rows.longest)
-    tokens *= 2 if run.rlhf == "gkd" else 1  # the teacher's besides
-    task = run.get("task_type", "causal_lm")
-    if task == "generative_reranker":
+    tokens *= 2 if run.task.has_teacher else 1  # the teacher's besides
+    if run.task.logits == "last":
         return (
             tokens * run.shape.vocabulary * 2 * run.width
         )  # and their gradient: only the last token's go on
@@ -156,24 +151,23 @@ def eval_logits(run: Run) -> float:
     if not data or run.get("eval_strategy") == "no" or run.get("use_liger_kernel"):
         return 0
     tokens = _judged_tokens(run, run.get("per_device_eval_batch_size", 1), run.rows.longest_val)
-    ranks = run.get("task_type") == "generative_reranker"
+    ranks = run.task.logits == "last"
     return tokens * run.shape.vocabulary * (run.width + (0 if ranks else 8))
 
 
 def _judged_tokens(run: Run, batch: int, longest: int) -> int:
     """Tokens of a batch that have logits: of newer models not those of images, which come before the answer (ms-swift's
     ``use_logits_to_keep``); of a classifier none."""
-    task = run.get("task_type", "causal_lm")
-    if task in ("seq_cls", "embedding", "reranker") or run.rlhf == "rm":
+    if run.task.logits == "none":
         return 0
-    keeps_all = not run.shape.answers_only or task != "causal_lm" or run.get("packing")
+    keeps_all = not run.shape.answers_only or run.task.logits == "last" or run.get("packing")
     return batch_tokens(run, batch, longest, image_tokens(run) if keeps_all else 0)
 
 
 def generation_bytes(run: Run, training: float) -> float:
     """What answers are written with: vLLM takes its share of the device, only while it writes if it sleeps between
     (``sleep_level``); without it, keys and values of a batch are kept."""
-    if run.rlhf not in ("grpo", "ppo", "gkd"):
+    if not run.task.generates:
         return 0
     if run.get("use_vllm") and run.get("vllm_mode") == "colocate":
         taken = float(run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes)

@@ -72,7 +72,7 @@ def estimate(run: Run) -> Estimate:
     """The peak of ``run`` on its fullest device."""
     share = sharing(run)
     trained, adapter = trained_parts(run)
-    if run.rlhf == "ppo":
+    if run.task.has_values:
         trained = replace(trained, own=2 * trained.own, added=2 * trained.added)
     states = state_bytes(run, trained, share)
     batch = run.get("per_device_train_batch_size", 1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from swift_toolkit.config.tasks import Task, task_of
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.model import size
 from swift_toolkit.model.shape import ModelShape
@@ -84,7 +85,8 @@ def _assumed(settings: Mapping[str, Any]) -> Rows:
     What ms-swift's documentation tells of its data sets (hub_datasets.json: mean and longest, counted by Qwen2.5's
     tokenizer without system prompts and not always with images) can make the longest longer, not shorter.
     """
-    labelled = settings.get("task_type") in ("seq_cls", "embedding")
+    task = task_of(settings.get("command", "sft"), settings.get("rlhf_type"), settings.get("task_type"))
+    labelled = task.output in ("class", "embedding")
     longest = UNSEEN_LABELLED if labelled else UNSEEN_LONGEST
     known = json.loads(Path(__file__).with_name("hub_datasets.json").read_text(encoding="utf-8"))
     names = [str(name) for key in ("dataset", "val_dataset") for name in settings.get(key) or []]
@@ -139,9 +141,8 @@ class Run:
         return int(self.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
 
     @property
-    def rlhf(self) -> str:
-        """The kind of preference training, ms-swift's default of it being dpo; empty for other training."""
-        return str(self.get("rlhf_type") or "dpo") if self.get("command") == "rlhf" else ""
+    def task(self) -> Task:
+        return task_of(self.get("command", "sft"), self.get("rlhf_type"), self.get("task_type"))
 
     @property
     def tuner(self) -> str:

@@ -127,7 +127,7 @@ def frozen_bytes(run: Run, share: _Sharing) -> dict[str, float]:
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
     if constants and run.kind == "cpu" and run.shape.bits == 16:  # the file they were made from stays mapped
         parts["quantisation"] += 2 * run.shape.parameters
-    copies = _needs_reference(run) + (run.rlhf == "ppo")  # PPO trains a model of the values besides
+    copies = _needs_reference(run) + run.task.has_values  # PPO trains a model of the values besides
     others = run.width * run.others + copies * weights
     parts["other models"] = others / share.weights
     return parts
@@ -135,9 +135,7 @@ def frozen_bytes(run: Run, share: _Sharing) -> dict[str, float]:
 
 def _needs_reference(run: Run) -> bool:
     """Whether a second copy of the model judges: with adapters, the model without them is the reference."""
-    if run.rlhf not in ("dpo", "kto", "grpo", "ppo"):
-        return False
-    if run.rlhf == "grpo" and run.get("beta") == 0:
+    if not run.task.has_reference or (run.task.batch_of == "answers" and run.get("beta") == 0):
         return False
     return bool(run.whole or run.get("ref_model"))
 
