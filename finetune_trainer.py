@@ -24,15 +24,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
-from swift_toolkit.config import script, tasks
 from swift_toolkit.console import command_line, screen
-from swift_toolkit.problems import Problem, RequestError, RunError
-from swift_toolkit.runs.record import TrainingResult
-from swift_toolkit.training import probe as training_probe
-from swift_toolkit.training import run
-from swift_toolkit.training.run import Interrupted
+from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.runs.record import Interrupted, TrainingResult
 
 if TYPE_CHECKING:
     from swift_toolkit.config.settings import Config
@@ -40,11 +36,10 @@ if TYPE_CHECKING:
     from swift_toolkit.dataset.verify import DataReport
     from swift_toolkit.machine.device import Device
     from swift_toolkit.training.memory.fitting import Verdict
+    from swift_toolkit.training.plan import TrainingPlan
+    from swift_toolkit.training.request import TrainingRequest
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
-
-MAX_LOST_ROWS = "5%"
-"""So many rows may get lost between the files and the first step, unless the user says otherwise."""
 
 DESCRIPTION = """\
 Fine-tune a model with ms-swift: LoRA, QLoRA, full or multimodal.
@@ -65,12 +60,19 @@ class FineTuner:
     """One fine-tuning run: checked when it is made, started by ``run_training``.
 
     Args:
-        config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` say everything.
+        config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` hold everything.
         skip_bad_rows: train without the rows that have errors: at most "N" of them, "P%" of all, or "" for any
             number; ``run_directory/data/rejected.jsonl`` lists them. None stops at errors.
-        max_lost_rows: how many of the rows ms-swift may leave out when it turns them into tokens, e.g. because they are
-            longer than ``max_length``: "N" or "P%".
+        max_lost_rows: how many of the rows ms-swift may drop when it turns them into tokens, e.g. because they are
+            longer than ``max_length``: "N" or "P%"; 5% if None.
+        nproc_per_node: processes on this machine; None starts one for each device.
+        nnodes: machines that take part; None means one.
+        node_rank: which of them this is, counted from 0.
+        master_addr: host name or address of the first of them.
+        master_port: a free port there; None means 29500.
         overrides: settings laid over ``config``, under ms-swift's names.
+
+    What is None is read from the environment (NPROC_PER_NODE, NNODES, ...).
 
     Raises:
         RequestError: with every problem of the request.
@@ -78,72 +80,52 @@ class FineTuner:
 
     def __init__(
         self,
-        config: str | Path | Mapping[str, Any] | None = None,
+        config: str | Path | Mapping[str, Any] | TrainingRequest | None = None,
         *,
         skip_bad_rows: str | None = None,
-        max_lost_rows: str = MAX_LOST_ROWS,
+        max_lost_rows: str | None = None,
+        nproc_per_node: int | None = None,
+        nnodes: int | None = None,
+        node_rank: int | None = None,
+        master_addr: str | None = None,
+        master_port: int | None = None,
         **overrides: Any,
     ) -> None:
-        self._setup(config, overrides, "call", skip_bad_rows, max_lost_rows)
+        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check
 
-    @classmethod
-    def from_command_line(
-        cls,
-        config: str | Mapping[str, Any] | None,
-        settings: Mapping[str, Any],
-        skip_bad_rows: str | None = None,
-        max_lost_rows: str = MAX_LOST_ROWS,
-        looking: bool = False,
-    ) -> FineTuner:
-        """The same, with messages that speak of flags.
-
-        Args:
-            looking: it is made to look at its data, which may be bad.
-        """
-        tuner = cls.__new__(cls)
-        tuner._setup(config, settings, "command line", skip_bad_rows, max_lost_rows, looking)
-        return tuner
-
-    def _setup(
-        self,
-        config: str | Path | Mapping[str, Any] | None,
-        overrides: Mapping[str, Any],
-        overrides_from: Literal["command line", "call"],
-        skip_bad_rows: str | None,
-        max_lost_rows: str,
-        looking: bool = False,
-    ) -> None:
-        from swift_toolkit.config.request import read_request
-        from swift_toolkit.dataset import copies
-        from swift_toolkit.machine import device as machine_device
-        from swift_toolkit.training import automatic, launch, plan, preflight
-        from swift_toolkit.training import batch as training_batch
-
-        self.config: Config
-        self.config, problems = read_request(config, overrides, overrides_from=overrides_from)
-        problems += preflight.check(self.config)
-        self.device: Device = machine_device.find_device()
-        problems += launch.problems(self.device)
-        problems += training_batch.problems(self.config, self.device)
-        self.skip_bad_rows, self.max_lost_rows = skip_bad_rows, max_lost_rows
-        numbers = {"skip_bad_rows": skip_bad_rows, "max_lost_rows": max_lost_rows}
-        wrong = list(copies.number_problems(numbers, as_flags=overrides_from == "command line"))
-        self.data: DataReport = preflight.check_data(self.config, whole=looking or skip_bad_rows is not None)
-        problems += wrong
-        if not looking and not wrong:
-            problems += copies.refusal(self.data, skip_bad_rows)
-            problems += preflight.count_problems(self.config, self.data)
-        if problems:
-            raise RequestError(problems)
-        self.verify_arguments = preflight.verify_arguments(self.config)
-        self.given = {
-            name: setting.shown for name, setting in self.config.settings.items() if name != "output_dir"
+        launch = {
+            "nproc_per_node": nproc_per_node,
+            "nnodes": nnodes,
+            "node_rank": node_rank,
+            "master_addr": master_addr,
+            "master_port": master_port,
         }
-        automatic.fill_automatic(self.config, self.device, self.data)
-        self.output_dir = Path(
-            self.config.get("output_dir") or plan.default_output_dir(self.config)
-        ).expanduser()
-        self._own_directory = self.config.get("add_version") is False
+        if not isinstance(config, TrainingRequest):
+            config = TrainingRequest(
+                config=config,
+                overrides=overrides,
+                skip_bad_rows=skip_bad_rows,
+                max_lost_rows=MAX_LOST_ROWS if max_lost_rows is None else max_lost_rows,
+                launch=launch,
+            )
+        self._checked = check(config)
+        self.plan: TrainingPlan = self._checked.plan
+        self.output_dir = self._checked.output.root
+
+    @property
+    def config(self) -> Config:
+        """Every setting with its source."""
+        return self.plan.config
+
+    @property
+    def device(self) -> Device:
+        """What the run computes on."""
+        return self.plan.device
+
+    @property
+    def data(self) -> DataReport:
+        """What was found in the data so far."""
+        return self.plan.data
 
     # --- looking ------------------------------------------------------------------------------------------
 
@@ -154,10 +136,9 @@ class FineTuner:
             exact: count the tokens of every row with the model's template, not by bytes; this imports ms-swift.
         """
         from swift_toolkit.dataset import page
-        from swift_toolkit.training import preflight
 
         if not self.data.complete:
-            self.data = preflight.check_data(self.config, whole=True)
+            self.plan = self.plan.with_all_data()
         if exact:
             self._template_view().count_tokens(self.data)
         for line in (*self.data.summary(), *page.histogram_lines(self.data)):
@@ -175,90 +156,36 @@ class FineTuner:
 
     def _template_view(self) -> TemplateView:
         from swift_toolkit.dataset import preview
-        from swift_toolkit.training import preflight
 
-        preflight.unpack_models(self.config)
+        self.plan.unpack_models()
         settings = {name: setting.value for name, setting in self.config.settings.items()}
         return preview.TemplateView(settings["model"], self.data.rules, settings)
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
-        from swift_toolkit.runs import directory as runs_directory
-        from swift_toolkit.training import automatic, launch
-        from swift_toolkit.training import batch as training_batch
-
-        self._write_to(runs_directory.next_run_directory(self.output_dir))
-        settings = self.config.settings
-        return {
-            "preset": self.config.preset,
-            "ms_swift": self.config.install.version,
-            "arguments": {name: setting.value for name, setting in settings.items()},
-            "sources": {name: str(setting.source) for name, setting in settings.items()},
-            "notices": self.config.notices,
-            "data": self.data.as_dict(),
-            "memory": self.judge_memory().as_dict(),
-            "launch": {
-                "device": str(self.device),
-                "processes": launch.processes(self.config, self.device),
-                "nodes": launch.nodes().count,
-                "command": launch.command(self.config, self.device),
-                "environment": run.environment(self.config, self.device),
-                "effective_batch_size": training_batch.effective_batch_size(self.config, self.device),
-                "steps": training_batch.step_count(self.config, self._rows(), self.device),
-            },
-            "suggestions": automatic.suggestions(self.config, self.device, self.data),
-        }
+        self.plan.write_to(self._checked.output.next())
+        return self.plan.as_dict()
 
     def print_plan(self, file: IO[str] | None = None) -> None:
         """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
-        from swift_toolkit.training import automatic, launch, plan
-        from swift_toolkit.training import batch as training_batch
-
-        config, device = self.config, self.device
-        batch = config.get("per_device_train_batch_size", 1)
-        world, accumulation = (
-            training_batch.feeders(config, device),
-            training_batch.accumulation(config, device),
-        )
-        effective = training_batch.effective_batch_size(config, device)
-        steps = training_batch.step_count(config, self._rows(), device)
-        facts = [
-            ("model", config.settings["model"].shown),
-            ("data", self.data.headline()),
-            ("preset", plan.preset_phrase(config)),
-            ("device", str(device)),
-            ("launch", launch.phrase(config, device)),
-            ("batch", f"{effective} = {batch} a device × {accumulation} accumulated × {world} process(es)"),
-            ("steps", str(steps or "not known before the data is read")),
-            ("tokens", training_batch.tokens_phrase(config, device, steps, self.data)),
-            *self.judge_memory().lines(),
-            *(("suggestion", line) for line in automatic.suggestions(config, device, self.data)),
-            ("output", str(self.output_dir)),
-        ]
-        screen.print_facts(facts, file)
-        rows = [(name, one.shown, str(one.source)) for name, one in sorted(config.settings.items())]
+        screen.print_facts([*self.plan.facts(), ("output", str(self.output_dir))], file)
+        settings = sorted(self.config.settings.items())
+        rows = [(name, one.shown, str(one.source)) for name, one in settings]
         screen.print_table(("setting", "value", "from"), rows, file)
 
     def judge_memory(self) -> Verdict:
         """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
-        from swift_toolkit.training import plan
-
-        return plan.judge(self.config, self.device, self.data)
-
-    def _rows(self) -> int | None:
-        from swift_toolkit.training import preflight
-
-        return preflight.expected_rows(self.config, self.data)["train"]
+        return self.plan.verdict
 
     # --- training -----------------------------------------------------------------------------------------
 
     def run_training(self, verbose: bool = False, probe: bool = False) -> TrainingResult:
         """Train, and show the plan, one live line and the result on stderr.
 
-        Ctrl-C (KeyboardInterrupt) lets the step in hand end and saves a checkpoint; a second one ends at once.
+        Ctrl-C (KeyboardInterrupt) lets the current step end and saves a checkpoint; a second one ends at once.
 
         Args:
-            verbose: also show all that ms-swift prints.
+            verbose: also show everything that ms-swift prints.
             probe: first try one step, and one evaluation, with the longest rows.
 
         Raises:
@@ -267,66 +194,30 @@ class FineTuner:
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
         from swift_toolkit.dataset import copies
-        from swift_toolkit.training import launch, preflight
+        from swift_toolkit.training import probe as training_probe
+        from swift_toolkit.training import run
 
-        if probe and (found := list(training_probe.problems(self.data))):
+        plan, first = self.plan, self.plan.cluster.is_first
+        if probe and (found := list(training_probe.problems(plan.data, plan.cluster))):
             raise RequestError(found)
-        preflight.unpack_models(self.config)
-        first = launch.is_first()
-        directory = self._claim() if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
-        self._write_to(directory)
-        given = copies.prepare(self.data, directory / "data", self.skip_bad_rows)
+        plan.unpack_models()
+        directory = self._checked.output.claim() if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
+        plan.write_to(directory)
+        given = copies.prepare(plan.data, directory / "data", self._checked.request.skip_bad_rows)
         if given.rejected is not None:
             count = given.left_out.total()
-            rows = "1 bad row is" if count == 1 else f"{count:,} bad rows are"
-            screen.say(f"{rows} left out, listed with reasons in {given.rejected}")
-        self.config.replace("dataset", given.train)
-        self.config.replace("val_dataset", given.val)
-        job = self._job(given.as_dict(), verbose)
+            rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
+            screen.say(f"Skipping {rows}, listed with reasons in {given.rejected}")
+        plan.config.replace("dataset", given.train)
+        plan.config.replace("val_dataset", given.val)
+        job = run.Job(self._checked, plan, given.as_dict(), verbose)
         if first:
             self.print_plan()
             if probe:
                 training_probe.Probe(job, directory / "probe").carry_out()
             return run.Run(job, directory).carry_out()
-        screen.say(f"{launch.phrase(self.config, self.device)}. The run is shown on the first.")
+        screen.say(f"{plan.launch.phrase()}. The run is shown on the first.")
         return run.RunElsewhere(job, directory).carry_out()
-
-    def _job(self, left_out: Mapping[str, Any], verbose: bool) -> run.Job:
-        return run.Job(
-            self.config,
-            self.device,
-            self.data,
-            self.output_dir,
-            self.given,
-            self.verify_arguments,
-            self.max_lost_rows,
-            left_out,
-            verbose,
-        )
-
-    def _claim(self) -> Path:
-        from swift_toolkit.runs import directory as runs_directory
-
-        try:
-            if self._own_directory:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-                directory = self.output_dir
-            else:
-                directory = runs_directory.claim_run_directory(self.output_dir)
-        except OSError as error:
-            raise RunError(
-                f"{self.output_dir}: the run directory cannot be made ({error.strerror})."
-            ) from None
-        return directory
-
-    def _write_to(self, directory: Path) -> None:
-        from swift_toolkit.config.settings import Setting, Source
-
-        given = self.config.settings.get("output_dir")
-        source = given.source if given else Source("automatic", "named after the model")
-        self.config.settings["output_dir"] = Setting(str(directory.absolute()), source, "output_dir")
-        reason = Source("automatic", "the run has a directory of its own already")
-        self.config.settings.setdefault("add_version", Setting(False, reason, "add_version"))
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -371,7 +262,6 @@ def make_parser() -> command_line.Parser:
     parser.add_argument(
         "--max-lost-rows",
         metavar="N|P%",
-        default=MAX_LOST_ROWS,
         help="stop before the first step if ms-swift uses fewer rows by more than this, e.g. because "
         "they are longer than max_length (default: 5%%)",
     )
@@ -413,12 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(words: list[str]) -> int:
-    from swift_toolkit.training import launch
-
     options, settings = make_parser().parse(words)
-    for name in launch.FLAGS:
-        if (value := getattr(options, name)) is not None:
-            os.environ[name.upper()] = value
+    from swift_toolkit.config import script, tasks
+
     source, settings = script.request(options, settings, tasks.COMMANDS)
     if not source and not settings:
         make_parser().print_help(sys.stderr)
@@ -427,10 +314,7 @@ def _command(words: list[str]) -> int:
         return _upgrade(source, settings, options)
     if problems := list(_flag_problems(options)):
         raise RequestError(problems)
-    looking = options.verify_data or options.convert is not None
-    tuner = FineTuner.from_command_line(
-        source, settings, options.skip_bad_rows, options.max_lost_rows, looking
-    )
+    tuner = FineTuner(_request(source, settings, options))
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             screen.say(notice)
@@ -450,12 +334,29 @@ def _command(words: list[str]) -> int:
     try:
         result = tuner.run_training(options.verbose, options.probe)
     except Interrupted as interrupted:
-        if launch.is_first():
+        if tuner.plan.cluster.is_first:
             _say_how_to_go_on(interrupted.result, words)
         raise interrupted.cause from None
-    if launch.is_first():
+    if tuner.plan.cluster.is_first:
         _print_result(result, options.json)
     return 0
+
+
+def _request(
+    source: str | Mapping[str, Any] | None, settings: Mapping[str, Any], options: argparse.Namespace
+) -> TrainingRequest:
+    from swift_toolkit.training import launch, request
+
+    lost = options.max_lost_rows
+    return request.TrainingRequest(
+        config=source,
+        overrides=settings,
+        overrides_from="command line",
+        skip_bad_rows=options.skip_bad_rows,
+        max_lost_rows=request.MAX_LOST_ROWS if lost is None else lost,
+        launch={name: getattr(options, name) for name in launch.NAMES},
+        looking=options.verify_data or options.convert is not None,
+    )
 
 
 def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:

@@ -45,10 +45,13 @@ class Figure(NamedTuple):
 def published() -> Iterator[Figure]:
     """The estimates for the published commands."""
     from swift_toolkit.config.request import read_request
+    from swift_toolkit.dataset.checks import Rules
+    from swift_toolkit.dataset.report import DataReport
     from swift_toolkit.machine import device
     from swift_toolkit.machine.device import Device
+    from swift_toolkit.training.launch import LaunchRequest
     from swift_toolkit.training.memory import estimate as memory_estimate
-    from swift_toolkit.training.memory import run as memory_run
+    from swift_toolkit.training.plan import TrainingPlan
 
     for line in PUBLISHED.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -59,7 +62,8 @@ def published() -> Iterator[Figure]:
         os.environ.update(row["environment"])
         try:
             config, _ = read_request(settings)  # what these machines lack is no matter here
-            run = memory_run.run_of(config, Device("cuda", gpus))
+            cluster = LaunchRequest().cluster()
+            run = TrainingPlan(config, Device("cuda", gpus), DataReport(Rules()), cluster).memory_run
             estimate = memory_estimate.estimate(run) if run else None
         finally:
             os.environ.clear()

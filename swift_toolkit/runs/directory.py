@@ -10,7 +10,41 @@ import os
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+from swift_toolkit.problems import RunError
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where runs write.
+
+    Args:
+        root: the directory that the user named.
+        own: a run writes into ``root`` itself (``add_version`` false), not into a new directory below it.
+    """
+
+    root: Path
+    own: bool = False
+
+    def next(self) -> Path:
+        """The directory the next run would write to; nothing is made."""
+        return self.root if self.own else next_run_directory(self.root)
+
+    def claim(self) -> Path:
+        """Make the directory of a run.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        try:
+            if not self.own:
+                return claim_run_directory(self.root)
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.root}: cannot make the run directory ({error.strerror}).") from None
+        return self.root
 
 
 def next_run_directory(output_dir: Path) -> Path:

@@ -30,3 +30,16 @@ class TrainingResult:
     steps: int
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run ended by Ctrl-C or SIGTERM.
+
+    Args:
+        result: what it left behind.
+        cause: the interrupt that ended it.
+    """
+
+    def __init__(self, result: TrainingResult, cause: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.result, self.cause = result, cause

@@ -1,7 +1,4 @@
-"""The plan of a training run: the device, the settings chosen automatically, its size.
-
-Everything is learned from files and the operating system; torch is not imported.
-"""
+"""The settings chosen automatically: what the user left open and what does not change what is learned."""
 
 from __future__ import annotations
 
@@ -10,17 +7,12 @@ import re
 from pathlib import Path
 
 from swift_toolkit.config.settings import Config
-from swift_toolkit.console.screen import gib
-from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import GIB, Device, cpu_computes_bfloat16, cpu_cores
 from swift_toolkit.model import builtin as model_builtin
-from swift_toolkit.training import launch
-from swift_toolkit.training.batch import feeders
 from swift_toolkit.training.memory import estimate as memory_estimate
 from swift_toolkit.training.memory import fitting
 from swift_toolkit.training.memory import run as memory_run
-
-# --- automatic settings -------------------------------------------------------------------------------------
+from swift_toolkit.training.plan import TrainingPlan
 
 MEMORY_SHARE = 0.6
 """The share of a device's memory that an estimate may take which decides something: it may be a third off."""
@@ -32,8 +24,20 @@ MANY_ROWS = 10_000
 """Rows from which on several processes read the data: fewer are read in the time that processes take to start."""
 
 
-def fill_automatic(config: Config, device: Device, report: DataReport | None = None) -> None:
-    """Choose what the user left open and what does not change what is learned, each with its reason."""
+def fill_automatic(plan: TrainingPlan) -> None:
+    """Choose what is open in the settings of ``plan``, each with its reason."""
+    _fill_for_model(plan.config)
+    if plan.device.kind == "cpu":
+        _fill_for_cpu(plan)
+    elif plan.device.kind == "cuda":
+        _fill_for_gpu(plan.config, plan.device)
+    _spread(plan)
+    _share_batch(plan)
+    _turn_checkpointing_off(plan)
+    _use_cores(plan)
+
+
+def _fill_for_model(config: Config) -> None:
     model = str(config.get("model"))
     builtin = model_builtin.BUILTIN.get(model)
     if builtin is not None:
@@ -41,29 +45,20 @@ def fill_automatic(config: Config, device: Device, report: DataReport | None = N
         config.fill("template", builtin.template, "known of the embedded model")
     if builtin is not None or Path(model).is_dir():
         config.fill("check_model", False, "the model is local, nothing to look up on a hub")
-    if device.kind == "cpu":
-        _fill_for_cpu(config, device)
-    elif device.kind == "cuda":
-        _fill_for_gpu(config, device)
-    _spread(config, device, report)
-    _share_batch(config, device, report)
-    _leave_out_checkpointing(config, device, report)
-    _use_cores(config, device, report)
 
 
-def _fill_for_cpu(config: Config, device: Device) -> None:
-    config.fill("use_cpu", True, device.reason)
+def _fill_for_cpu(plan: TrainingPlan) -> None:
+    config = plan.config
+    config.fill("use_cpu", True, plan.device.reason)
     if not cpu_computes_bfloat16():
-        config.fill(
-            "torch_dtype", "float32", "this CPU has no bfloat16 arithmetic and would be many times slower"
-        )
-    if launch.world_size(config, device) > 1:
-        config.fill("ddp_backend", "gloo", "processes on CPUs talk through gloo")
+        reason = "this CPU has no bfloat16 arithmetic and would be many times slower"
+        config.fill("torch_dtype", "float32", reason)
+    if plan.world_size > 1:
+        config.fill("ddp_backend", "gloo", "processes on CPUs communicate through gloo")
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
+        reason = "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU"
         for name in ("fp16", "bf16"):
-            config.fill(
-                name, False, "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU"
-            )
+            config.fill(name, False, reason)
 
 
 _NO_BFLOAT16 = re.compile(
@@ -86,11 +81,12 @@ def _fill_for_gpu(config: Config, device: Device) -> None:
         config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model knows it")
 
 
-def _spread(config: Config, device: Device, report: DataReport | None) -> None:
-    """Where the model does not fit one device with data of its own: what is divided, and how."""
-    taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or launch.takes_part()
-    alone = device.count == 1 and launch.nodes().count == 1
-    run = None if taken or alone or device.kind == "cpu" else memory_run.run_of(config, device, report)
+def _spread(plan: TrainingPlan) -> None:
+    """Divide a model that does not fit one device with data of its own."""
+    config, device, cluster = plan.config, plan.device, plan.cluster
+    taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or cluster.started_as
+    alone = device.count == 1 and cluster.nodes == 1
+    run = None if taken or alone or device.kind == "cpu" else plan.memory_run
     if run is None or not run.device_bytes:
         return
     needed = memory_estimate.estimate(run).total
@@ -99,36 +95,30 @@ def _spread(config: Config, device: Device, report: DataReport | None) -> None:
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
     if importlib.util.find_spec("deepspeed") and not run.get("quant_bits"):
         config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
-    elif device.count > 1 and launch.nodes().count == 1:
+    elif device.count > 1 and cluster.nodes == 1:
         config.fill("device_map", "auto", f"{reason}: its layers are spread")
 
 
-def _share_batch(config: Config, device: Device, report: DataReport | None) -> None:
+def _share_batch(plan: TrainingPlan) -> None:
     """Rows a device and accumulation steps for the effective batch that was asked for."""
-    wish = config.effective_batch
+    config, wish, feeders = plan.config, plan.config.effective_batch, plan.batch.feeders
     if wish is None:
         return
-    world = feeders(config, device)
-    rows = wish.value // world // config.get("gradient_accumulation_steps", 1)
+    rows = wish.value // feeders // config.get("gradient_accumulation_steps", 1)
     if "per_device_train_batch_size" not in config.settings:
-        batch, reason = _largest_batch(
-            rows, "gradient_accumulation_steps" in config.settings, config, device, report
-        )
+        batch, reason = _largest_batch(rows, "gradient_accumulation_steps" in config.settings, plan)
         config.fill("per_device_train_batch_size", batch, reason)
     batch = config.get("per_device_train_batch_size", 1)
-    steps = wish.value // world // batch
-    config.fill(
-        "gradient_accumulation_steps", steps, f"{batch} × {steps} × {world} process(es) = {wish.value}"
-    )
+    steps = wish.value // feeders // batch
+    reason = f"{batch} × {steps} × {feeders} process(es) = {wish.value}"
+    config.fill("gradient_accumulation_steps", steps, reason)
 
 
-def _largest_batch(
-    rows: int, fixed: bool, config: Config, device: Device, report: DataReport | None
-) -> tuple[int, str]:
+def _largest_batch(rows: int, fixed: bool, plan: TrainingPlan) -> tuple[int, str]:
     """The largest divisor of ``rows`` that fits a device, and why."""
     if fixed:
         return rows, "what the accumulation leaves"
-    run = memory_run.run_of(config, device, report)
+    run = plan.memory_run
     if run is None or not run.device_bytes:
         return 1, "the memory it would take is not known"
     run = memory_run.filled(run)
@@ -140,9 +130,9 @@ def _largest_batch(
     return batch, f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB"
 
 
-def _leave_out_checkpointing(config: Config, device: Device, report: DataReport | None) -> None:
-    """Checkpointing costs a third of the time: it goes where the longest rows leave room without it."""
-    run = memory_run.run_of(config, device, report)
+def _turn_checkpointing_off(plan: TrainingPlan) -> None:
+    """Checkpointing costs a third of the time: it is turned off where the longest rows fit without it."""
+    run = plan.memory_run
     if run is None or not run.device_bytes or run.rows.images or run.get("fsdp"):
         return
     if not (run.rows.seen or run.get("packing")):
@@ -150,42 +140,19 @@ def _leave_out_checkpointing(config: Config, device: Device, report: DataReport 
     needed = memory_estimate.estimate(run.but(gradient_checkpointing=False)).total
     if needed < MEMORY_SHARE * run.device_bytes:
         reason = f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB without it"
-        config.fill("gradient_checkpointing", False, reason)
+        plan.config.fill("gradient_checkpointing", False, reason)
 
 
-def _use_cores(config: Config, device: Device, report: DataReport | None) -> None:
-    """More processes to read the data where cores are idle. On a CPU they compute; none to hand over rows would draw
-    other random numbers from the second epoch on."""
-    cores = cpu_cores() // max(1, launch.processes(config, device))
-    if device.kind == "cpu" or config.get("streaming") or cores < 4:
+def _use_cores(plan: TrainingPlan) -> None:
+    """More processes to read the data where cores are idle. Not on a CPU: its cores compute, and with loader processes
+    other random numbers would be drawn from the second epoch on."""
+    config, rows = plan.config, plan.data.train_rows or 0
+    cores = cpu_cores() // max(1, plan.launch.processes)
+    if plan.device.kind == "cpu" or config.get("streaming") or cores < 4:
         return
-    many = report is not None and (report.train_rows or 0) >= MANY_ROWS
-    if many and report is not None:
-        processes = min(8, cpu_cores() // 2)
-        config.fill("dataset_num_proc", processes, f"{report.train_rows:,} rows, {cpu_cores()} cores")
+    if rows >= MANY_ROWS:
+        reason = f"{rows:,} rows, {cpu_cores()} cores"
+        config.fill("dataset_num_proc", min(8, cpu_cores() // 2), reason)
     if config.preset == "multimodal":
-        config.fill("dataloader_num_workers", min(8, cores // 2), f"{cores} cores a process, to open images")
-
-
-def suggestions(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
-    """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
-    run = memory_run.run_of(config, device, report)
-    if run is None or device.kind != "cuda":
-        return []
-    found, estimate = [], memory_estimate.estimate(run)
-    whole, logits = estimate.total, estimate.parts.get("logits", 0)
-    flash = "" if importlib.util.find_spec("flash_attn") else " (needs flash-attn)"
-    trains = config.command == "sft" and not config.get("packing") and not run.rows.images
-    if trains and run.rows.seen and (limit := config.get("max_length")) and limit > 4 * run.rows.mean:
-        found.append(
-            f"--packing true --attn_impl flash_attn{flash}: rows of about {run.rows.mean} tokens fill {limit}; "
-            "a step then learns from more rows, so choose the batch anew"
-        )
-    elif trains and not config.get("padding_free") and config.get("per_device_train_batch_size", 1) > 1:
-        found.append(f"--padding_free true --attn_impl flash_attn{flash}: nothing is computed for padding")
-    if not config.get("use_liger_kernel") and logits > 0.15 * whole:
-        liger = (
-            "" if importlib.util.find_spec("liger_kernel") else " (needs liger-kernel, and a model it knows)"
-        )
-        found.append(f"--use_liger_kernel true{liger}: spares most of {gib(logits)} of logits")
-    return found
+        reason = f"{cores} cores a process, to open images"
+        config.fill("dataloader_num_workers", min(8, cores // 2), reason)

@@ -3,79 +3,90 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from swift_toolkit.config.settings import Config
-from swift_toolkit.dataset.verify import DataReport
-from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import Problem
-from swift_toolkit.training import launch
-from swift_toolkit.training.memory import run as memory_run
+
+_LEAST_ROWS = (
+    16  # of a step, to which ms-swift accumulates by default (``TrainArgumentsMixin.__post_init__``)
+)
 
 
-def problems(config: Config, device: Device) -> list[Problem]:
-    """What is wrong with the size of the batch that was asked for."""
+class Settings(Protocol):
+    """Values by ms-swift's names."""
+
+    def get(self, name: str, default: Any = None, /) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rows of one optimiser step.
+
+    Args:
+        rows: on one device at once.
+        accumulation: how often before the optimiser steps.
+        feeders: processes that each take rows of their own; with sequence parallelism several share a row.
+    """
+
+    rows: int
+    accumulation: int
+    feeders: int
+
+    @property
+    def effective(self) -> int:
+        """Rows an optimiser step, over all processes of all nodes."""
+        return self.rows * self.accumulation * self.feeders
+
+    def steps(self, rows: int, epochs: float) -> int:
+        """Optimiser steps that ``epochs`` over ``rows`` take.
+
+        As transformers.Trainer counts: ``ceil(epochs * ceil(batches / accumulation))``.
+        """
+        batches = math.ceil(rows / (self.rows * self.feeders))
+        return math.ceil(epochs * max(1, math.ceil(batches / self.accumulation)))
+
+
+def batch_of(settings: Settings, world: int) -> Batch:
+    """The batch of a run with ``world`` processes."""
+    rows = int(settings.get("per_device_train_batch_size", 1))
+    given = settings.get("gradient_accumulation_steps")
+    accumulation = int(given or max(1, math.ceil(_LEAST_ROWS / (rows * world))))
+    return Batch(rows=rows, accumulation=accumulation, feeders=feeders(settings, world))
+
+
+def feeders(settings: Settings, world: int) -> int:
+    """How many of ``world`` processes take rows of their own."""
+    return max(1, world // (settings.get("sequence_parallel_size") or 1))
+
+
+def problems(config: Config, world: int) -> Iterator[Problem]:
+    """What is wrong with the size of the batch that was asked for, on ``world`` processes."""
     wish = config.effective_batch
     if wish is None:
-        return []
+        return
     batch, steps = config.get("per_device_train_batch_size"), config.get("gradient_accumulation_steps")
-    fixed = feeders(config, device) * (batch or 1) * (steps or 1)
+    sharing = feeders(config, world)
+    fixed = sharing * (batch or 1) * (steps or 1)
     if wish.value % fixed == 0 and (wish.value == fixed or not (batch and steps)):
-        return []
-    parts = [f"{feeders(config, device)} process(es)"]
+        return
+    parts = [f"{sharing} process(es)"]
     parts += [f"{batch} rows a device"] if batch else []
     parts += [f"{steps} accumulated"] if steps else []
+    product = " × ".join(parts)
     if batch and steps:
-        return [
-            wish.problem(f"is {wish.value}, but {' × '.join(parts)} are {fixed}", "Leave one of them out.")
-        ]
+        yield wish.problem(f"is {wish.value}, but {product} are {fixed}", "Remove one of them.")
+        return
     near = max(1, round(wish.value / fixed)) * fixed
-    return [wish.problem(f"is {wish.value}, which {' × '.join(parts)} cannot share", f"Use {near}.")]
+    yield wish.problem(f"is {wish.value}, which {product} cannot share", f"Use {near}.")
 
 
-def accumulation(config: Config, device: Device) -> int:
-    """Gradient accumulation steps; ms-swift's default makes the effective batch at least 16
-    (``TrainArgumentsMixin.__post_init__``)."""
-    batch = config.get("per_device_train_batch_size", 1) * launch.world_size(config, device)
-    return int(config.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
-
-
-def feeders(config: Config, device: Device) -> int:
-    """Processes that each take rows of their own; with sequence parallelism several share a row."""
-    return max(1, launch.world_size(config, device) // (config.get("sequence_parallel_size") or 1))
-
-
-def effective_batch_size(config: Config, device: Device) -> int:
-    """Rows per optimiser step, over all processes of all nodes."""
-    batch = config.get("per_device_train_batch_size", 1)
-    return int(batch * accumulation(config, device) * feeders(config, device))
-
-
-def step_count(config: Config, rows: int | None, device: Device) -> int | None:
-    """Optimiser steps of the run, None if the number of rows is not known.
-
-    As transformers.Trainer counts: ``ceil(epochs * ceil(batches / accumulation))``.
-    """
+def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
+    """Optimiser steps of the run, None if the number of rows is not known."""
     if (steps := config.get("max_steps", -1)) > 0:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    batch = config.get("per_device_train_batch_size", 1) * feeders(config, device)
-    batches: int = math.ceil(rows / batch)
-    per_epoch = max(1, math.ceil(batches / accumulation(config, device)))
-    epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
-    return math.ceil(epochs * per_epoch)
-
-
-def row_tokens(report: DataReport) -> int | None:
-    """About how many tokens a row has; None where data is not here."""
-    return memory_run.rows_of(report).mean if report.tokens and not report.unchecked else None
-
-
-def tokens_phrase(config: Config, device: Device, steps: int | None, report: DataReport) -> str:
-    """About how many tokens the run goes through; the time they take is not known before a few steps are measured."""
-    tokens = row_tokens(report)
-    known = tokens is not None and steps is not None and not config.get("packing")
-    if not known or tokens is None or steps is None:
-        return "unknown; the time left is measured from the first steps on"
-    count = steps * effective_batch_size(config, device) * tokens
-    return f"about {count:,}; the time left is measured from the first steps on"
+    return batch.steps(rows, config.get("max_epochs") or config.get("num_train_epochs", 3.0))

@@ -1,11 +1,12 @@
 """How a training run is launched: how many processes, on how many nodes, started by which command.
 
 One process is started directly. Several, and what DeepSpeed or FSDP shard, go through torch.distributed.run. In a
-process that torchrun (or something like it) has started already, told by LOCAL_RANK, the run takes part as that rank.
+process that torchrun (or something like it) has already started, which LOCAL_RANK shows, the run takes part as that
+rank.
 
-How many there are is read from the environment, under ms-swift's own names (NPROC_PER_NODE, NNODES, NODE_RANK,
-MASTER_ADDR, MASTER_PORT), which flags of the same names set; else under torchrun's (PET_NNODES, ...), else under
-those of a SLURM job step.
+What the caller asks for (flags, arguments of FineTuner) comes first, then the environment: ms-swift's own names
+(NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT), torchrun's (PET_NNODES, ...), those of a SLURM job step.
+All of it is read once, into a `Cluster`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+from swift_toolkit.config.settings import Config
+from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import Problem
 
-if TYPE_CHECKING:
-    from swift_toolkit.config.settings import Config
-    from swift_toolkit.machine.device import Device
-
-FLAGS = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
-"""Names of the flags; each stands for the environment variable of the same name in capitals."""
+NAMES = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
+"""What can be asked for: names of the flags and of FineTuner's arguments; in capitals, of environment variables."""
 
 MASTER_PORT = 29500
 """torchrun's own default."""
@@ -33,109 +31,183 @@ SHUTDOWN_SECONDS = 5
 """How long the other processes of a node may take to end after one of them failed."""
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The machines of a run.
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """What torchrun, or the like, told the process that it started.
 
     Args:
-        count: how many take part.
-        rank: which of them this is, counted from 0.
-        address: host name or address of node 0.
-        port: the port on node 0 over which the processes find each other.
+        rank: of this process among all, counted from 0.
+        world: how many processes there are.
+        local_world: how many of them are on this machine.
     """
 
-    count: int = 1
-    rank: int = 0
+    rank: int
+    world: int = 1
+    local_world: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The processes and machines of a run.
+
+    Args:
+        processes: on this machine, as asked for; None leaves it to the devices.
+        nodes: how many machines take part.
+        node: which of them this is, counted from 0.
+        address: host name or address of node 0.
+        port: the port on node 0 over which the processes find each other.
+        started_as: the rank of this very process, where torchrun or the like started it.
+    """
+
+    processes: int | None = None
+    nodes: int = 1
+    node: int = 0
     address: str = "127.0.0.1"
     port: int = MASTER_PORT
+    started_as: Rank | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process makes and shows the run's directory, plan, progress and result."""
+        return self.started_as.rank == 0 if self.started_as else self.node == 0
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other starters take part, which must be asked for the same run."""
+        return self.started_as is not None or self.nodes > 1
+
+    @property
+    def label(self) -> str:
+        """The name of this process's log among those of the run."""
+        return f"rank{self.started_as.rank}" if self.started_as else f"node{self.node}"
 
 
 # --- what was asked for -------------------------------------------------------------------------------------
 
 
-def _said(name: str) -> tuple[str, str]:
-    """The value of a launch setting and the variable it is in; two empty texts if nobody set it."""
-    for variable in (name, f"PET_{name}", _SLURM.get(name, "")):
-        if value := os.environ.get(variable, "").strip():
-            return value, variable
-    return "", ""
+@dataclass(frozen=True)
+class _Said:
+    """One value and where it is from: a flag, an argument or an environment variable; both empty if nobody set it."""
+
+    value: str = ""
+    key: str = ""
+
+    @property
+    def number(self) -> int | None:
+        return int(self.value) if self.value.isdecimal() else None
 
 
 _SLURM = {"NNODES": "SLURM_STEP_NUM_NODES", "NODE_RANK": "SLURM_NODEID", "MASTER_ADDR": "SLURM_STEP_NODELIST"}
 # srun sets the names with STEP. In the batch script itself, and in salloc's shell, there is one node: this one.
 
 
-def problems(device: Device) -> list[Problem]:
-    """What is wrong with how the run shall be launched."""
-    return list(_started_from_outside() if takes_part() else _asked_for(device))
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What was asked for.
 
+    Args:
+        given: values by the names in `NAMES`, from flags or arguments; None where not given.
+        environ: the environment, for what is not given.
+        as_flags: messages call what is given by its flag.
+    """
 
-def _asked_for(device: Device) -> Iterator[Problem]:
-    bounds = {"NPROC_PER_NODE": 1, "NNODES": 1, "NODE_RANK": 0, "MASTER_PORT": 1}
-    good = True
-    for name, least in bounds.items():
-        value, variable = _said(name)
-        words = value in ("auto", "gpu", "cpu", "xpu") and variable == "PET_NPROC_PER_NODE"
-        if value and not words and not (value.isdecimal() and int(value) >= least):
-            good = False
-            yield Problem(f'is "{value}"; it must be a whole number, {least} or more', key=variable)
-    count, variable = _said("NPROC_PER_NODE")
-    if good and count.isdecimal() and device.kind != "cpu" and int(count) > device.count:
-        what = f"is {count}, and {device.count} {device.kind} device(s) are visible here"
-        yield Problem(what, "Ask for no more, or make more visible.", variable)
-    if good and (nodes := _said("NNODES")[0]) and int(nodes) > 1:
-        yield from _among_nodes(int(nodes))
+    given: Mapping[str, object] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    as_flags: bool = False
 
+    def cluster(self) -> Cluster:
+        """The cluster that was asked for, as far as what was asked makes sense."""
+        started = self._started_as()
+        processes = self._said("nproc_per_node").number or None
+        nodes, node = self._said("nnodes").number or 1, self._said("node_rank").number
+        if nodes < 2 or node is None:
+            return Cluster(processes=processes, started_as=started)
+        where = self._said("master_addr")
+        address = first_host(where.value) if where.key.startswith("SLURM") else where.value
+        port = self._said("master_port").number or MASTER_PORT
+        return Cluster(
+            processes=processes, nodes=nodes, node=node, address=address, port=port, started_as=started
+        )
 
-def _among_nodes(count: int) -> Iterator[Problem]:
-    rank, variable = _said("NODE_RANK")
-    if not rank:
-        do = "Add --node-rank: 0 on the first machine, 1 on the second, and so on."
-        yield Problem(f"{count} nodes are asked for, and which of them this is was not said", do)
-    elif int(rank) >= count:
-        yield Problem(f"is {rank}; with {count} nodes it must be from 0 to {count - 1}", key=variable)
-    if not _said("MASTER_ADDR")[0]:
-        do = "Add --master-addr: the host name or address of the first machine, the same on all."
-        yield Problem(f"{count} nodes are asked for, and where to find the first was not said", do)
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
-    if _said("NNODES")[1].startswith("SLURM") and tasks.isdecimal() and int(tasks) != count:
-        what = f"SLURM started {tasks} tasks on {count} nodes, and each node needs just one"
-        yield Problem(what, "Use srun --ntasks-per-node=1: a process for every GPU is started from there.")
+    def problems(self, device: Device) -> Iterator[Problem]:
+        """What is wrong with it on this machine."""
+        return self._outside_problems() if self._is_started() else self._own_problems(device)
 
+    def _said(self, name: str) -> _Said:
+        value = self.given.get(name)
+        if value is not None and str(value).strip():
+            return _Said(str(value).strip(), self._spelled(name))
+        variable = name.upper()
+        for key in (variable, f"PET_{variable}", _SLURM.get(variable, "")):
+            if found := self.environ.get(key, "").strip():
+                return _Said(found, key)
+        return _Said()
 
-def _started_from_outside() -> Iterator[Problem]:
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT"):
-        value = os.environ.get(name, "")
-        if not value.isdecimal():
-            do = "Start the trainer without LOCAL_RANK, or with all that torchrun sets."
-            yield Problem(f'is "{value}", and LOCAL_RANK says that torchrun started this process', do, name)
-    if not os.environ.get("MASTER_ADDR"):
-        yield Problem("is not set, and LOCAL_RANK says that torchrun started this process", "", "MASTER_ADDR")
+    # --- a process that torchrun started ------------------------------------------------------------------
 
+    def _is_started(self) -> bool:
+        return bool(self.environ.get("LOCAL_RANK"))
 
-# --- processes and nodes ------------------------------------------------------------------------------------
+    def _number(self, *variables: str) -> int:
+        found = next((value for name in variables if (value := self.environ.get(name))), "")
+        return int(found) if found.isdecimal() else 1
 
+    def _started_as(self) -> Rank | None:
+        if not self._is_started():
+            return None
+        here, world = self._number("LOCAL_WORLD_SIZE", "WORLD_SIZE"), self._number("WORLD_SIZE")
+        return Rank(rank=self._number("RANK"), world=world, local_world=here)
 
-def takes_part() -> bool:
-    """Whether torchrun or its like started this very process as one rank of a run."""
-    return bool(os.environ.get("LOCAL_RANK"))
+    def _outside_problems(self) -> Iterator[Problem]:
+        because = "and LOCAL_RANK shows that torchrun started this process"
+        for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT"):
+            value = self.environ.get(name, "")
+            if not value.isdecimal():
+                do = "Start the trainer without LOCAL_RANK, or with everything that torchrun sets."
+                yield Problem(f'is "{value}", {because}', do, name)
+        if not self.environ.get("MASTER_ADDR"):
+            yield Problem(f"is not set, {because}", "", "MASTER_ADDR")
 
+    # --- processes that this one will start ---------------------------------------------------------------
 
-def is_first() -> bool:
-    """Whether the run's directory, plan, progress and result are this process's to make and show."""
-    return os.environ.get("RANK") == "0" if takes_part() else nodes().rank == 0
+    def _own_problems(self, device: Device) -> Iterator[Problem]:
+        wrong = list(self._number_problems())
+        yield from wrong
+        count, nodes = self._said("nproc_per_node"), self._said("nnodes").number or 1
+        if wrong:
+            return
+        if count.number and device.kind != "cpu" and count.number > device.count:
+            what = f"is {count.value}, but {device.count} {device.kind} device(s) are visible here"
+            yield Problem(what, "Ask for fewer, or make more devices visible.", count.key)
+        if nodes > 1:
+            yield from self._node_problems(nodes)
 
+    def _number_problems(self) -> Iterator[Problem]:
+        for name, least in {"nproc_per_node": 1, "nnodes": 1, "node_rank": 0, "master_port": 1}.items():
+            said = self._said(name)
+            by_device = said.key == "PET_NPROC_PER_NODE" and said.value in ("auto", "gpu", "cpu", "xpu")
+            if said.value and not by_device and (said.number is None or said.number < least):
+                yield Problem(f'is "{said.value}"; it must be a whole number, {least} or more', key=said.key)
 
-def nodes() -> Nodes:
-    """The machines of the run; what ``problems`` would report is read as the default."""
-    count, rank = (int(value) if value.isdecimal() else 0 for value, _ in map(_said, ("NNODES", "NODE_RANK")))
-    if count < 2:
-        return Nodes()
-    address, variable = _said("MASTER_ADDR")
-    port, _ = _said("MASTER_PORT")
-    if variable.startswith("SLURM"):
-        address = first_host(address)
-    return Nodes(count, rank, address, int(port) if port.isdecimal() else MASTER_PORT)
+    def _node_problems(self, count: int) -> Iterator[Problem]:
+        rank = self._said("node_rank")
+        if rank.number is None:
+            do = f"Add {self._spelled('node_rank')}: 0 on the first machine, 1 on the second, and so on."
+            yield Problem(f"{count} nodes are asked for, but not which of them this is", do)
+        elif rank.number >= count:
+            what = f"is {rank.value}; with {count} nodes it must be from 0 to {count - 1}"
+            yield Problem(what, key=rank.key)
+        if not self._said("master_addr").value:
+            do = f"Add {self._spelled('master_addr')}: host name or address of the first machine, the same on all."
+            yield Problem(f"{count} nodes are asked for, but not where the first is", do)
+        tasks = self.environ.get("SLURM_STEP_NUM_TASKS", "")
+        by_slurm = self._said("nnodes").key.startswith("SLURM")
+        if by_slurm and tasks.isdecimal() and int(tasks) != count:
+            what = f"SLURM started {tasks} tasks on {count} nodes, but each node needs exactly one"
+            yield Problem(what, "Use srun --ntasks-per-node=1: it starts one process for each GPU itself.")
+
+    def _spelled(self, name: str) -> str:
+        return f"--{name.replace('_', '-')}" if self.as_flags else name
 
 
 def first_host(nodelist: str) -> str:
@@ -144,81 +216,94 @@ def first_host(nodelist: str) -> str:
     return f"{found[1]}{found[2] or ''}{found[3] or ''}" if found else nodelist
 
 
-def processes(config: Config, device: Device) -> int:
-    """How many training processes run on this machine: as many as asked for, else one for every accelerator.
+# --- what is started ----------------------------------------------------------------------------------------
 
-    A model that is spread with ``device_map`` takes all of them in one process.
+
+@dataclass(frozen=True)
+class Launch:
+    """How the processes of one run are started on this machine.
+
+    Args:
+        config: the settings of the run.
+        device: what it computes on.
+        cluster: what was asked for.
     """
-    if takes_part():
-        size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "")
-        return int(size) if size.isdecimal() else 1
-    asked, _ = _said("NPROC_PER_NODE")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
-    return 1 if config.get("device_map") else device.count
 
+    config: Config
+    device: Device
+    cluster: Cluster
 
-def world_size(config: Config, device: Device) -> int:
-    """Training processes on all nodes together."""
-    if takes_part():
-        size = os.environ.get("WORLD_SIZE", "")
-        return int(size) if size.isdecimal() else 1
-    return processes(config, device) * nodes().count
+    @property
+    def processes(self) -> int:
+        """Training processes on this machine: as many as asked for, else one for each accelerator.
 
+        A model that is spread with ``device_map`` takes all of them in one process.
+        """
+        if self.cluster.started_as:
+            return self.cluster.started_as.local_world
+        return self.cluster.processes or (1 if self.config.get("device_map") else self.device.count)
 
-def needs_launcher(config: Config, device: Device) -> bool:
-    """Whether the run goes through torch.distributed.run."""
-    if takes_part():
-        return False
-    sharded = config.get("deepspeed") or config.get("fsdp")
-    return bool(sharded or _said("NPROC_PER_NODE")[0] or world_size(config, device) > 1)
+    @property
+    def world_size(self) -> int:
+        """Training processes on all nodes together."""
+        started = self.cluster.started_as
+        return started.world if started else self.processes * self.cluster.nodes
 
+    @property
+    def needs_launcher(self) -> bool:
+        """Whether the run goes through torch.distributed.run."""
+        if self.cluster.started_as:
+            return False
+        sharded = self.config.get("deepspeed") or self.config.get("fsdp")
+        return bool(sharded or self.cluster.processes or self.world_size > 1)
 
-def phrase(config: Config, device: Device) -> str:
-    """The launch in a few words, e.g. "8 processes, one a device, through torch.distributed.run"."""
-    here, among = processes(config, device), nodes()
-    if takes_part():
-        return f"rank {os.environ.get('RANK')} of {world_size(config, device)}, as torchrun started it"
-    if not needs_launcher(config, device):
-        return "one process"
-    text = "1 process" if here == 1 else f"{here} processes"
-    if here > 1 and not _said("NPROC_PER_NODE")[0]:
-        text += ", one for each visible device"
-    if among.count > 1:
-        text += f", node {among.rank} of {among.count}, the first is {among.address}:{among.port}"
-    return f"{text}, through torch.distributed.run"
+    def phrase(self) -> str:
+        """The launch in a few words, e.g. "8 processes, one for each visible device, through torch.distributed.run"."""
+        here, cluster = self.processes, self.cluster
+        if cluster.started_as:
+            return f"rank {cluster.started_as.rank} of {self.world_size}, as torchrun started it"
+        if not self.needs_launcher:
+            return "one process"
+        text = "1 process" if here == 1 else f"{here} processes"
+        if here > 1 and not cluster.processes:
+            text += ", one for each visible device"
+        if cluster.nodes > 1:
+            text += f", node {cluster.node} of {cluster.nodes}, the first is {cluster.address}:{cluster.port}"
+        return f"{text}, through torch.distributed.run"
 
+    def command(self) -> list[str]:
+        """The command that starts the training process or processes of this machine."""
+        module = ["-m", "swift_toolkit.training.worker"]
+        if not self.needs_launcher:
+            return [sys.executable, *module]
+        cluster = self.cluster
+        where = [
+            f"--nnodes={cluster.nodes}",
+            f"--node_rank={cluster.node}",
+            f"--master_addr={cluster.address}",
+            f"--master_port={cluster.port}",
+        ]
+        return [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            f"--nproc_per_node={self.processes}",
+            *(where if cluster.nodes > 1 else ["--standalone"]),  # on one machine: any free port
+            *module,
+        ]
 
-# --- command ------------------------------------------------------------------------------------------------
+    def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The variables that the processes of this run need beyond `device.environment`.
 
-
-def command(config: Config, device: Device) -> list[str]:
-    """The command that starts the training process or processes of this machine."""
-    module = ["-m", "swift_toolkit.training.worker"]
-    if not needs_launcher(config, device):
-        return [sys.executable, *module]
-    among = nodes()
-    where = [
-        f"--nnodes={among.count}",
-        f"--node_rank={among.rank}",
-        f"--master_addr={among.address}",
-        f"--master_port={among.port}",
-    ]
-    return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        f"--nproc_per_node={processes(config, device)}",
-        *(where if among.count > 1 else ["--standalone"]),  # alone: any free port will do
-        *module,
-    ]
-
-
-def environment(config: Config, device: Device) -> dict[str, str]:
-    """The variables the processes of this run need besides ``plan.environment`` and the user's own, which win."""
-    wanted = {}
-    if device.kind == "cpu" and config.get("deepspeed"):
-        wanted["DS_ACCELERATOR"] = "cpu"
-    if needs_launcher(config, device):
-        wanted["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
-    if (among := nodes()).count > 1:
-        wanted |= {"NNODES": str(among.count), "NODE_RANK": str(among.rank)}  # ms-swift reads them too
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+        Args:
+            environ: the user's own variables, which win; those of this process by default.
+        """
+        environ = os.environ if environ is None else environ
+        wanted = {}
+        if self.device.kind == "cpu" and self.config.get("deepspeed"):
+            wanted["DS_ACCELERATOR"] = "cpu"
+        if self.needs_launcher:
+            wanted["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
+        wanted = {name: value for name, value in wanted.items() if name not in environ}
+        cluster = self.cluster
+        nodes = {"NNODES": str(cluster.nodes), "NODE_RANK": str(cluster.node)}  # ms-swift reads them too
+        differ = any(environ.get(name, value) != value for name, value in nodes.items())
+        return wanted | nodes if cluster.nodes > 1 or (differ and not cluster.started_as) else wanted

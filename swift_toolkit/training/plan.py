@@ -1,39 +1,214 @@
-"""What a run will be, decided before anything heavy starts."""
+"""What a run will be, decided before anything heavy starts: the facts it follows from, and every question about them.
+
+Everything is learned from files and the operating system; torch is not imported.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from swift_toolkit.config.presets import PRESETS
-from swift_toolkit.config.settings import Config
-from swift_toolkit.console.screen import gib
+from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.dataset.verify import DataReport
+from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
-from swift_toolkit.training.memory import fitting
+from swift_toolkit.model import size
+from swift_toolkit.model.shape import ModelShape
+from swift_toolkit.training import batch, preflight
+from swift_toolkit.training.batch import Batch
+from swift_toolkit.training.launch import Cluster, Launch
+from swift_toolkit.training.memory import advice, fitting
 from swift_toolkit.training.memory import run as memory_run
+from swift_toolkit.training.memory.run import Rows
+
+
+@dataclass
+class TrainingPlan:
+    """One run: its settings and what is known of its model, its device and its data.
+
+    Facts are asked once. The settings can still be filled in and replaced, so what follows from them is worked out at
+    each question, which costs microseconds.
+
+    Args:
+        config: the settings.
+        device: what the run computes on.
+        data: what was found in its data.
+        cluster: the processes and machines that were asked for.
+    """
+
+    config: Config
+    device: Device
+    data: DataReport
+    cluster: Cluster = field(default_factory=Cluster)
+
+    # --- facts --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def shape(self) -> ModelShape | None:
+        """The sizes of the model; None if nothing tells them."""
+        return size.find(str(self.config.get("model")))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """How long the rows of the data are, in tokens."""
+        return memory_run.rows_of_run(self.config, self.data, bool(self.shape and self.shape.encoder))
+
+    @cached_property
+    def other_models(self) -> int:
+        """Weights of the teacher and of reward models, as far as they are known."""
+        given = [self.config.get(name) or [] for name in ("teacher_model", "reward_model")]
+        names = [name for value in given for name in (value if isinstance(value, list) else [value])]
+        return sum(shape.parameters for name in names if (shape := size.find(str(name))))
+
+    @cached_property
+    def train_rows(self) -> int | None:
+        """Rows that ms-swift should train on; None if they cannot be counted before it reads them."""
+        return preflight.expected_rows(self.config, self.data)["train"]
+
+    # --- processes and batch ------------------------------------------------------------------------------
+
+    @property
+    def launch(self) -> Launch:
+        """How its processes are started."""
+        return Launch(self.config, self.device, self.cluster)
+
+    @property
+    def world_size(self) -> int:
+        """Training processes on all nodes together."""
+        return self.launch.world_size
+
+    @property
+    def batch(self) -> Batch:
+        """The rows of one optimiser step."""
+        return batch.batch_of(self.config, self.world_size)
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps, None if the number of rows is not known."""
+        return batch.step_count(self.config, self.batch, self.train_rows)
+
+    @property
+    def row_tokens(self) -> int | None:
+        """About how many tokens a row has; None where the data are not on this machine."""
+        known = self.data.tokens and not self.data.unchecked
+        return memory_run.rows_of(self.data).mean if known else None
+
+    @property
+    def tokens(self) -> int | None:
+        """About how many tokens the run goes through; None if that is not known."""
+        row, steps = self.row_tokens, self.steps
+        if row is None or steps is None or self.config.get("packing"):
+            return None
+        return steps * self.batch.effective * row
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    @property
+    def memory_run(self) -> memory_run.Run | None:
+        """What the memory of the run follows from; None if nothing tells how large its model is."""
+        if self.shape is None:
+            return None
+        settings = {name: setting.value for name, setting in self.config.settings.items()}
+        settings |= {"tuner_type": self.config.tuner, "command": self.config.command}
+        device, launch = self.device, self.launch
+        shared = launch.processes if device.kind == "cpu" else 1
+        return memory_run.Run(
+            settings,
+            self.shape,
+            self.rows,
+            device.kind,
+            device.count,
+            launch.world_size,
+            device.memory // shared,
+            self.other_models,
+        )
+
+    @property
+    def verdict(self) -> fitting.Verdict:
+        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
+        return fitting.judge(self.memory_run)
+
+    @property
+    def suggestions(self) -> list[str]:
+        """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
+        return list(advice.suggestions(self.memory_run))
+
+    @property
+    def memory_advice(self) -> list[str]:
+        """What to change when memory ran out, the gentlest change first, in this run's own numbers."""
+        return advice.when_memory_ran_out(self.memory_run, self.config)
+
+    # --- what is shown ------------------------------------------------------------------------------------
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that training processes get beyond those of this process."""
+        return {**machine_device.environment(self.device), **self.launch.environment()}
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Names and values of the plan, in the order in which they are shown."""
+        config, rows = self.config, self.batch
+        yield "model", config.settings["model"].shown
+        yield "data", self.data.headline()
+        yield "preset", PRESETS[config.preset].says if config.preset else config.tuner
+        yield "device", str(self.device)
+        yield "launch", self.launch.phrase()
+        parts = f"{rows.rows} a device × {rows.accumulation} accumulated × {rows.feeders} process(es)"
+        yield "batch", f"{rows.effective} = {parts}"
+        yield "steps", str(self.steps or "not known before the data is read")
+        yield "tokens", self._tokens_phrase()
+        yield from self.verdict.lines()
+        for line in self.suggestions:
+            yield "suggestion", line
+
+    def _tokens_phrase(self) -> str:
+        known = "unknown" if self.tokens is None else f"about {self.tokens:,}"
+        return f"{known}; the time left is measured from the first steps on"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain data: exact arguments, their sources, notices, data, memory, launch."""
+        settings = self.config.settings
+        return {
+            "preset": self.config.preset,
+            "ms_swift": self.config.install.version,
+            "arguments": {name: setting.value for name, setting in settings.items()},
+            "sources": {name: str(setting.source) for name, setting in settings.items()},
+            "notices": self.config.notices,
+            "data": self.data.as_dict(),
+            "memory": self.verdict.as_dict(),
+            "launch": {
+                "device": str(self.device),
+                "processes": self.launch.processes,
+                "nodes": self.cluster.nodes,
+                "command": self.launch.command(),
+                "environment": self.environment,
+                "effective_batch_size": self.batch.effective,
+                "steps": self.steps,
+            },
+            "suggestions": self.suggestions,
+        }
+
+    def with_all_data(self) -> TrainingPlan:
+        """The same plan, made after a look at every row of the data."""
+        return replace(self, data=preflight.check_data(self.config, whole=True))
+
+    def unpack_models(self) -> None:
+        """Put the directory of an embedded model in the place of its name, unpacking it first where needed."""
+        preflight.unpack_models(self.config)
+
+    def write_to(self, directory: Path) -> None:
+        """Let the run write into ``directory``, which is its own, instead of making another one."""
+        given = self.config.settings.get("output_dir")
+        source = given.source if given else Source("automatic", "named after the model")
+        self.config.settings["output_dir"] = Setting(str(directory.absolute()), source, "output_dir")
+        reason = Source("automatic", "the run already has its own directory")
+        self.config.settings.setdefault("add_version", Setting(False, reason, "add_version"))
 
 
 def default_output_dir(config: Config) -> str:
     """ms-swift's own default, ``output/<last part of the model's name>``."""
     return f"output/{Path(str(config.get('model'))).name}"
-
-
-def preset_phrase(config: Config) -> str:
-    """The preset and what it is for, or the tuner where there is no preset."""
-    return PRESETS[config.preset].says if config.preset else config.tuner
-
-
-def judge(config: Config, device: Device, report: DataReport | None = None) -> fitting.Verdict:
-    """Whether the run fits the memory of its devices."""
-    return fitting.judge(memory_run.run_of(config, device, report))
-
-
-def memory_advice(config: Config, device: Device, report: DataReport | None = None) -> list[str]:
-    """What to change when memory ran out, the gentlest first, in this run's own numbers."""
-    run = memory_run.run_of(config, device, report)
-    advice = [f"{one} (about {gib(one.total)})" for one in fitting.savings(run)] if run else []
-    if (length := config.get("max_length")) and length > 512:
-        advice.append(f"--max_length {length // 2}")
-    if config.preset == "full":
-        advice.append("--train_type lora (without the settings of full training)")
-    return advice or ["a machine with more memory"]

@@ -25,19 +25,19 @@ from swift_toolkit.machine.device import GIB
 from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs.record import TrainingResult
-from swift_toolkit.training import launch, probe
+from swift_toolkit.training.launch import Cluster
 from swift_toolkit.training.memory import fitting
 from swift_toolkit.training.run import Job, Run
 
 
-def problems(report: DataReport) -> Iterator[Problem]:
+def problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
     """What keeps the longest rows of a run from being tried."""
     if report.unchecked:
         names = ", ".join(f'"{name}"' for name in report.unchecked)
         yield Problem(
             f"cannot know the longest rows of {names}, which is not here", "Download it.", "--probe"
         )
-    if launch.takes_part() or launch.nodes().count > 1:
+    if cluster.has_peers:
         yield Problem("starts a run of its own, on one machine", "Try one machine alone first.", "--probe")
 
 
@@ -145,15 +145,14 @@ class Probe(Run):
 
     def __init__(self, job: Job, directory: Path) -> None:
         self.whole = job
-        world = launch.world_size(job.config, job.device)
-        super().__init__(
-            replace(job, config=probe.prepare(job.config, job.data, directory, world)), directory
-        )
+        plan = job.plan
+        config = prepare(plan.config, plan.data, directory, plan.world_size)
+        super().__init__(replace(job, plan=replace(plan, config=config)), directory)
 
     def carry_out(self) -> TrainingResult:
         screen.say("Trying one step with the longest rows.")
         result = super().carry_out()
-        device = self.job.device.memory
+        device = self.job.plan.device.memory
         word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
         took = f"{self.memory / GIB:.1f}{room} GiB, {screen.duration(result.seconds['training'])}"
         screen.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")

@@ -17,23 +17,21 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.config.settings import Config
 from swift_toolkit.console import screen
-from swift_toolkit.dataset.verify import DataReport
-from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine import failure, files
-from swift_toolkit.machine.device import Device
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs import directory as runs_directory
-from swift_toolkit.runs.record import Status, TrainingResult
-from swift_toolkit.training import batch, launch, plan, preflight, progress, worker
+from swift_toolkit.runs.record import Interrupted, Status, TrainingResult
+from swift_toolkit.training import preflight, progress, worker
 from swift_toolkit.training.data_check import DataGate
+from swift_toolkit.training.plan import TrainingPlan
+from swift_toolkit.training.request import CheckedRequest
 
 FAILED_FOR = 15.0
 """Seconds after which a run is ended whose process has failed and which has not ended by itself."""
@@ -42,49 +40,21 @@ ONE_PRESS = 0.5
 """Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A run ended by Ctrl-C or SIGTERM.
-
-    Args:
-        result: what it left behind.
-        cause: the interrupt that ended it.
-    """
-
-    def __init__(self, result: TrainingResult, cause: KeyboardInterrupt) -> None:
-        super().__init__()
-        self.result, self.cause = result, cause
-
-
 @dataclass
 class Job:
     """A checked request that is about to run.
 
     Args:
-        config: every setting, the automatic ones and the run's directory too.
-        device: what it computes on.
-        data: what was found in the data; at the end, what the whole scan found.
-        output_dir: where ``last`` and ``best`` are linked.
-        given: the settings that the user gave, in words: what all nodes must be given alike.
-        verify_arguments: of `dataset.verify`, to look at all of the data.
-        max_lost_rows: how many rows ms-swift may leave out: "N" or "P%".
-        left_out: the bad rows that are left out, as `dataset_copy` tells them.
-        verbose: also show all that ms-swift prints.
+        checked: as it was asked for.
+        plan: with the run's directory among its settings; at the end, with what the whole scan of the data found.
+        left_out: the bad rows that are skipped, as `dataset.copies` reports them.
+        verbose: also show everything that ms-swift prints.
     """
 
-    config: Config
-    device: Device
-    data: DataReport
-    output_dir: Path
-    given: Mapping[str, str]
-    verify_arguments: Mapping[str, Any]
-    max_lost_rows: str
+    checked: CheckedRequest
+    plan: TrainingPlan
     left_out: Mapping[str, Any]
     verbose: bool = False
-
-
-def environment(config: Config, device: Device) -> dict[str, str]:
-    """The variables that training processes get besides those of this process."""
-    return {**machine_device.environment(device), **launch.environment(config, device)}
 
 
 class Run:
@@ -113,8 +83,7 @@ class Run:
         self.interrupt: KeyboardInterrupt | None = None
 
     def carry_out(self) -> TrainingResult:
-        config, device = self.job.config, self.job.device
-        command = launch.command(config, device)
+        plan = self.job.plan
         echo = sys.stderr if self.job.verbose else None
         with contextlib.ExitStack() as stack:
             self.gate = self._make_gate()
@@ -122,46 +91,49 @@ class Run:
                 stack.enter_context(self.gate)
             request = {worker.REQUEST_VARIABLE: json.dumps(self._request())}
             child = stack.enter_context(
-                Child(command, self.log, {**request, **environment(config, device)}, echo)
+                Child(plan.launch.command(), self.log, {**request, **plan.environment}, echo)
             )
-            tokens = batch.row_tokens(self.job.data)
-            line = stack.enter_context(progress.TrainingLine(row_tokens=tokens))
-            if (nodes := launch.nodes()).count > 1:
-                line.note(f"waiting for the other nodes at {nodes.address}:{nodes.port}")
+            line = stack.enter_context(progress.TrainingLine(row_tokens=plan.row_tokens))
+            if (cluster := plan.cluster).nodes > 1:
+                line.note(f"waiting for the other nodes at {cluster.address}:{cluster.port}")
             self._follow(child, line)
             status = child.process.wait()
             if self.gate is not None:
-                self.job.data, self.rows = self.gate.report, self.gate.as_dict()
+                self.job.plan = replace(plan, data=self.gate.report)
+                self.rows = self.gate.as_dict()
                 if sentence := self.gate.last_sentence():
                     line.say(f"{sentence}.")
         return self._finish(status)
 
     def _make_gate(self) -> DataGate | None:
         job = self.job
-        expected = functools.partial(preflight.expected_rows, job.config)
-        return DataGate(job.data, job.verify_arguments, expected, job.max_lost_rows)
+        expected = functools.partial(preflight.expected_rows, job.plan.config)
+        return DataGate(
+            job.plan.data, job.checked.verify_arguments, expected, job.checked.request.max_lost_rows
+        )
 
     def _request(self) -> dict[str, Any]:
         """What the training process shall do."""
-        config = self.job.config
+        config, cluster = self.job.plan.config, self.job.plan.cluster
         return {
             "command": config.command,
             "arguments": config.words(),
             "directory": str(self.directory),
-            "peers": self._peers() if launch.takes_part() or launch.nodes().count > 1 else None,
+            "peers": self._peers() if cluster.has_peers else None,
             "gate": self.gate and {"path": str(self.gate.path), "lost": str(self.gate.lost)},
         }
 
     def _peers(self) -> dict[str, Any]:
         """What every process that others started must be asked alike."""
-        node = f"node {launch.nodes().rank} ({socket.gethostname()})"
-        settings = self.job.config.settings
-        data = preflight.fingerprints(self.job.data)
+        plan = self.job.plan
+        node = f"node {plan.cluster.node} ({socket.gethostname()})"
+        settings = plan.config.settings
+        data = preflight.fingerprints(plan.data)
         versions = {name: version for name, version in _versions().items() if name in _SAME_VERSIONS}
         return {
-            "own_starter": launch.takes_part(),
+            "own_starter": plan.cluster.started_as is not None,
             "automatic": [name for name, one in settings.items() if one.source.kind == "automatic"],
-            "same": {"node": node, "given": self.job.given, "data": data, "versions": versions},
+            "same": {"node": node, "given": self.job.checked.given, "data": data, "versions": versions},
         }
 
     def _follow(self, child: Child, line: progress.TrainingLine) -> None:
@@ -230,8 +202,8 @@ class Run:
             self.gate.count({}, {})  # the rows came another way, such as tokenised before
 
     def _link(self) -> None:
-        runs_directory.link(self.job.output_dir, "last", self.last)
-        runs_directory.link(self.job.output_dir, "best", self.best)
+        runs_directory.link(self.job.checked.output.root, "last", self.last)
+        runs_directory.link(self.job.checked.output.root, "best", self.best)
 
     def _finish(self, exit_status: int) -> TrainingResult:
         result = self._result(exit_status)
@@ -269,12 +241,12 @@ class Run:
         if self.refused:
             return "\n".join(map(str, self.refused))
         what, memory = failure.reason(self.errors, exit_status, self.log)
-        if not self.pid and (nodes := launch.nodes()).count > 1:
-            what = f"the nodes did not find each other at {nodes.address}:{nodes.port}"
+        if not self.pid and (cluster := self.job.plan.cluster).nodes > 1:
+            what = f"the nodes did not find each other at {cluster.address}:{cluster.port}"
         lines = [f"Training failed: {what}. The whole log: {self.log}"]
         if memory:
-            advice = plan.memory_advice(self.job.config, self.job.device, self.job.data)
-            lines += ["Out of memory? In this order, try:", *(f"  {line}" for line in advice)]
+            advice = (f"  {line}" for line in self.job.plan.memory_advice)
+            lines += ["Out of memory? In this order, try:", *advice]
         elif self.last:
             last = screen.short_path(Path(self.last))
             lines.append(f"To go on from the last checkpoint, add: --resume_from_checkpoint {last}")
@@ -282,16 +254,16 @@ class Run:
 
     def _write(self, result: TrainingResult, reason: str) -> None:
         content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
-        estimate = plan.judge(self.job.config, self.job.device, self.job.data).estimate
+        estimate = self.job.plan.verdict.estimate
         content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
         files.write_json(self.directory / "result.json", content)
 
     def _resolved(self) -> dict[str, Any]:
-        settings = self.job.config.settings
+        settings = self.job.plan.config.settings
         return {
             "config": {name: setting.value for name, setting in settings.items()},
             "sources": {name: str(setting.source) for name, setting in settings.items()},
-            "data": {**self.job.data.as_dict(), "given": self.job.left_out},
+            "data": {**self.job.plan.data.as_dict(), "given": self.job.left_out},
             "model_parameters": self.outcome.get("model_parameter_info"),
             "rows": self.rows,
             "tokens_per_row": {name: self.outcome.get(f"{name}_dataset") for name in ("train", "val")},
@@ -329,10 +301,9 @@ class RunElsewhere(Run):
         """Put the log of the start beside those of the ranks, which are in the run's directory already."""
         if self.directory_of_run is None:
             return
-        name = f"rank{os.environ['RANK']}" if launch.takes_part() else f"node{launch.nodes().rank}"
         logs = self.directory_of_run / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self.log = Path(shutil.move(self.log, logs / f"start-{name}.log"))
+        self.log = Path(shutil.move(self.log, logs / f"start-{self.job.plan.cluster.label}.log"))
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory = self.directory_of_run
 

@@ -10,11 +10,13 @@ import pytest
 
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Config
+from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.report import DataReport
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.training import automatic as training_automatic
 from swift_toolkit.training import batch as training_batch
-from swift_toolkit.training import launch, plan
+from swift_toolkit.training.launch import Cluster
+from swift_toolkit.training.plan import TrainingPlan
 
 CPU = machine_device.Device("cpu", reason="no accelerator found")
 TWO_GPUS = machine_device.Device("cuda", 2, "NVIDIA A100")
@@ -24,7 +26,14 @@ def config(**settings: Any) -> Config:
     return load_config({"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "a/b", **settings})
 
 
-# --- devices: faked at one seam, plan.hardware ----------------------------------------------------------------
+def planned(
+    request: Config, device: machine_device.Device, report: DataReport | None = None, **cluster: Any
+) -> TrainingPlan:
+    """The plan of ``request``, without automatic settings; its data are elsewhere unless there is a report."""
+    return TrainingPlan(request, device, report or DataReport(Rules()), Cluster(**cluster))
+
+
+# --- devices: faked at one seam, machine.device.hardware ----------------------------------------------------------------
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, **has: Any) -> None:
@@ -118,8 +127,8 @@ def test_the_torch_build_is_read_from_its_version_file(
 # --- automatic settings -------------------------------------------------------------------------------------
 
 
-def automatic(request: Config, device: machine_device.Device) -> dict[str, Any]:
-    training_automatic.fill_automatic(request, device)
+def automatic(request: Config, device: machine_device.Device, **cluster: Any) -> dict[str, Any]:
+    training_automatic.fill_automatic(planned(request, device, **cluster))
     return {n: s.value for n, s in request.settings.items() if s.source.kind == "automatic"}
 
 
@@ -138,8 +147,6 @@ def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def data(longest: int, mean: int = 0, rows: int = 100, val: int = 0) -> DataReport:
     """Data with rows of such lengths in tokens."""
-    from swift_toolkit.dataset.checks import Rules
-
     report = DataReport(Rules())
     report.tokens.update({(mean or longest) - 8: rows})
     report.longest.update(train=longest, val=val)
@@ -165,7 +172,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 @pytest.mark.parametrize(("free_gib", "chosen"), [(64, False), (2, None)])
 def test_checkpointing_goes_where_the_memory_allows(free_gib: int, chosen: bool | None) -> None:
     request = config(model="builtin/SmolLM2-135M-Instruct", max_length=256, per_device_train_batch_size=4)
-    training_automatic.fill_automatic(request, machine_device.Device("cpu", memory=free_gib << 30), data(250))
+    training_automatic.fill_automatic(
+        planned(request, machine_device.Device("cpu", memory=free_gib << 30), data(250))
+    )
     assert request.get("gradient_checkpointing") is chosen
     assert (request.get("model_type"), request.get("template"), request.get("check_model")) == (
         "llama",
@@ -176,9 +185,9 @@ def test_checkpointing_goes_where_the_memory_allows(free_gib: int, chosen: bool 
 
 def test_checkpointing_stays_where_the_rows_are_not_known() -> None:
     request = config()
-    training_automatic.fill_automatic(request, gpus(gib=1000))
+    training_automatic.fill_automatic(planned(request, gpus(gib=1000)))
     assert "gradient_checkpointing" not in request.settings
-    training_automatic.fill_automatic(request, gpus(gib=1000), data(500))
+    training_automatic.fill_automatic(planned(request, gpus(gib=1000), data(500)))
     assert str(request.settings["gradient_checkpointing"].source).startswith("automatic: about ")
 
 
@@ -219,7 +228,7 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
     large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
     request = config(**large)
     assert automatic(request, gpus(4))["device_map"] == "auto"
-    assert launch.processes(request, gpus(4)) == 1
+    assert planned(request, gpus(4)).launch.processes == 1
     installed.add("deepspeed")
     request = config(**large)
     assert automatic(request, gpus(4))["deepspeed"] == "zero3"
@@ -230,13 +239,11 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
     assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
 
 
-def test_machines_with_a_gpu_each_divide_it_too(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"NNODES": "4", "NODE_RANK": "1", "MASTER_ADDR": "h"}.items():
-        monkeypatch.setenv(name, value)
-    large = {"model": "Qwen/Qwen2.5-72B-Instruct"}
-    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
+def test_machines_with_a_gpu_each_divide_it_too(installed: set[str]) -> None:
+    large, four = {"model": "Qwen/Qwen2.5-72B-Instruct"}, {"nodes": 4, "node": 1}
+    assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1), **four))
     installed.add("deepspeed")
-    assert automatic(config(**large), gpus(1))["deepspeed"] == "zero3"
+    assert automatic(config(**large), gpus(1), **four)["deepspeed"] == "zero3"
 
 
 @pytest.mark.parametrize(
@@ -254,11 +261,11 @@ def test_an_effective_batch_of_64(
     settings: dict[str, Any], device: machine_device.Device, batch: int, steps: int, installed: set[str]
 ) -> None:
     request = config(effective_batch_size="64", **settings)
-    assert training_batch.problems(request, device) == []
-    training_automatic.fill_automatic(request, device, data(800, 200))
+    assert list(training_batch.problems(request, device.count)) == []
+    training_automatic.fill_automatic(planned(request, device, data(800, 200)))
     assert request.get("per_device_train_batch_size", 1) == batch
     assert request.get("gradient_accumulation_steps") == steps
-    assert training_batch.effective_batch_size(request, device) == 64
+    assert planned(request, device).batch.effective == 64
     source = request.settings["gradient_accumulation_steps"].source
     if "gradient_accumulation_steps" not in settings:
         assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
@@ -266,11 +273,10 @@ def test_an_effective_batch_of_64(
 
 def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
     request = config(effective_batch_size=64, max_length=4096)
-    training_automatic.fill_automatic(request, gpus(2))
+    training_automatic.fill_automatic(planned(request, gpus(2)))
     assert request.get("per_device_train_batch_size") == 2
-    training_automatic.fill_automatic(
-        seen := config(effective_batch_size=64, max_length=4096), gpus(2), data(1000)
-    )
+    seen = config(effective_batch_size=64, max_length=4096)
+    training_automatic.fill_automatic(planned(seen, gpus(2), data(1000)))
     assert seen.get("per_device_train_batch_size") == 8
 
 
@@ -291,13 +297,13 @@ def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
             64,
             {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
             '"effective_batch_size" is 64, but 4 process(es) × 2 rows a device × 2 accumulated are 16. '
-            "Leave one of them out.",
+            "Remove one of them.",
         ),
         (16, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, None),
     ],
 )
 def test_an_effective_batch_that_cannot_be(wish: int, settings: dict[str, Any], problem: str | None) -> None:
-    found = training_batch.problems(config(effective_batch_size=wish, **settings), gpus(4))
+    found = training_batch.problems(config(effective_batch_size=wish, **settings), 4)
     assert [str(one) for one in found] == ([problem] if problem else [])
 
 
@@ -308,7 +314,7 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def chosen(device: machine_device.Device, **settings: Any) -> dict[str, Any]:
         request = config(**settings)
-        training_automatic.fill_automatic(request, device, many)
+        training_automatic.fill_automatic(planned(request, device, many))
         names = ("dataset_num_proc", "dataloader_num_workers")
         return {name: request.get(name) for name in names if name in request.settings}
 
@@ -321,25 +327,24 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(gpus(1)) == {}
 
 
-def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NPROC_PER_NODE", "4")
-    run = plan.judge(config(), machine_device.Device("cpu", memory=40 << 30)).run
+def test_processes_on_a_cpu_share_its_memory() -> None:
+    run = planned(config(), machine_device.Device("cpu", memory=40 << 30), processes=4).verdict.run
     assert run is not None
     assert (run.world, run.device_bytes) == (4, 10 << 30)
 
 
 def test_what_is_only_suggested(installed: set[str]) -> None:
     request = config(max_length=2048, per_device_train_batch_size=4)
-    assert training_automatic.suggestions(request, gpus(), data(1000, 200)) == [
+    assert planned(request, gpus(), data(1000, 200)).suggestions == [
         "--packing true --attn_impl flash_attn (needs flash-attn): rows of about 200 tokens fill 2048; "
-        "a step then learns from more rows, so choose the batch anew",
-        "--use_liger_kernel true (needs liger-kernel, and a model it knows): spares most of 6.8 GiB of logits",
+        "a step then learns from more rows, so choose the batch size again",
+        "--use_liger_kernel true (needs liger-kernel and a model it supports): saves most of the 6.8 GiB of logits",
     ]
     installed |= {"flash_attn", "liger_kernel"}
-    assert training_automatic.suggestions(request, gpus(), data(2000, 1000))[0] == (
+    assert planned(request, gpus(), data(2000, 1000)).suggestions[0] == (
         "--padding_free true --attn_impl flash_attn: nothing is computed for padding"
     )
-    assert training_automatic.suggestions(request, CPU, data(1000, 200)) == []
+    assert planned(request, CPU, data(1000, 200)).suggestions == []
     assert not {"packing", "padding_free", "use_liger_kernel"} & set(automatic(request, gpus()))
 
 
@@ -366,15 +371,16 @@ def test_what_the_user_or_null_decided_stays() -> None:
 )
 def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, steps: int) -> None:
     request = config(**{"num_train_epochs": 2.5, **settings})
-    assert training_batch.effective_batch_size(request, CPU) == effective
-    assert training_batch.step_count(request, 100, CPU) == steps
-    assert training_batch.step_count(request, None, CPU) == settings.get("max_steps")
+    assert planned(request, CPU).batch.effective == effective
+    batch = planned(request, CPU).batch
+    assert training_batch.step_count(request, batch, 100) == steps
+    assert training_batch.step_count(request, batch, None) == settings.get("max_steps")
 
 
 def test_processes_that_share_a_row_count_once() -> None:
     request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
-    assert training_batch.effective_batch_size(request, gpus(8)) == 12
-    assert training_batch.step_count(request, 100, gpus(8)) == 27  # 3 × 9
+    assert planned(request, gpus(8)).batch.effective == 12
+    assert training_batch.step_count(request, planned(request, gpus(8)).batch, 100) == 27  # 3 × 9
 
 
 def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +400,7 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
         gradient_checkpointing=False,
         max_length=4096,
     )
-    assert [line.partition(" (")[0] for line in plan.memory_advice(request, gpus(2, 24), data(4000))] == [
+    assert [line.partition(" (")[0] for line in planned(request, gpus(2, 24), data(4000)).memory_advice] == [
         "--per_device_train_batch_size 1 --gradient_accumulation_steps 32",
         "--gradient_checkpointing true",
         "--train_type qlora",
@@ -402,11 +408,13 @@ def test_advice_on_memory_is_in_the_runs_own_numbers(installed: set[str]) -> Non
         "--max_length 2048",
     ]
     installed.add("deepspeed")
-    assert [line.partition(" (")[0] for line in plan.memory_advice(request, gpus(2, 24), data(4000))][3:] == [
+    assert [line.partition(" (")[0] for line in planned(request, gpus(2, 24), data(4000)).memory_advice][
+        3:
+    ] == [
         "--deepspeed zero3_offload",
         "--max_length 2048",
     ]
-    assert plan.memory_advice(config(model="owner/unknown"), gpus()) == ["a machine with more memory"]
+    assert planned(config(model="owner/unknown"), gpus()).memory_advice == ["a machine with more memory"]
 
 
 @pytest.mark.parametrize(

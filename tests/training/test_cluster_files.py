@@ -123,15 +123,14 @@ def test_what_they_start_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         (container["command"][2:], "PET_NNODES=2 PET_NODE_RANK=1 PET_NPROC_PER_NODE=auto MASTER_ADDR=h MASTER_PORT=23456 WORLD_SIZE=2 RANK=1", 23456),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
-            for name in (*(flag.upper() for flag in launch.FLAGS), "WORLD_SIZE", "RANK"):
+            for name in (*map(str.upper, launch.NAMES), "WORLD_SIZE", "RANK"):
                 patch.delenv(name, raising=False)
             set_all(patch, said)
             options, settings = finetune_trainer.make_parser().parse(words)
-            for flag in launch.FLAGS:
-                if (value := getattr(options, flag)) is not None:
-                    patch.setenv(flag.upper(), value)
+            given = {name: getattr(options, name) for name in launch.NAMES}
             assert Path(options.config).is_file()
             assert set(settings) <= {"output_dir"}
             device = machine_device.find_device()
-            assert launch.problems(device) == []
-            assert launch.command(config(), device) == nodes(1, port=port)
+            asked = launch.LaunchRequest(given)
+            assert list(asked.problems(device)) == []
+            assert launch.Launch(config(), device, asked.cluster()).command() == nodes(1, port=port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer import FineTuner
+from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import device as machine_device
-from swift_toolkit.problems import Problem
-from swift_toolkit.training import batch, launch
-from tests.training.test_automatic import CPU, TWO_GPUS, config, machine
+from swift_toolkit.problems import RequestError
+from swift_toolkit.training import launch
+from swift_toolkit.training.launch import Launch, LaunchRequest
+from tests.training.test_automatic import CPU, TWO_GPUS, config, machine, planned
 
 TRAINING = ["-m", "swift_toolkit.training.worker"]
 RUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -29,10 +33,19 @@ def nodes(rank: int, count: int = 8, address: str = "h", port: int = 29500) -> l
     return [*RUN, f"--nproc_per_node={count}", *where[0].split(), *TRAINING]
 
 
+def said_in(text: str) -> dict[str, str]:
+    """The variables of an environment, written as a shell does."""
+    return dict(word.split("=", 1) for word in text.split())
+
+
 def set_all(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    for word in text.split():
-        name, _, value = word.partition("=")
+    for name, value in said_in(text).items():
         monkeypatch.setenv(name, value)
+
+
+def launched(request: Config, device: machine_device.Device) -> Launch:
+    """The launch that the environment asks for."""
+    return Launch(request, device, LaunchRequest().cluster())
 
 
 # --- what is started ----------------------------------------------------------------------------------------
@@ -82,30 +95,34 @@ def test_the_command(
     machine(monkeypatch, **has)
     set_all(monkeypatch, said)
     device = machine_device.find_device()
-    assert launch.problems(device) == []
-    assert launch.command(config(), device) == command
+    assert list(LaunchRequest().problems(device)) == []
+    assert launched(config(), device).command() == command
 
 
 def test_what_is_sharded_goes_through_torchrun_even_alone() -> None:
     request = config()
     for name in ("deepspeed", "fsdp"):
         request.settings = {"model": request.settings["model"], name: request.settings["model"]}
-        assert launch.command(request, machine_device.Device("cuda", 1)) == several(1)
-        assert launch.command(request, machine_device.Device("cuda", 8)) == several(8)
+        assert launched(request, machine_device.Device("cuda", 1)).command() == several(1)
+        assert launched(request, machine_device.Device("cuda", 8)).command() == several(8)
 
 
 def test_a_spread_model_takes_all_devices_in_one_process() -> None:
-    assert launch.command(config(device_map="auto"), TWO_GPUS) == ONE
+    assert launched(config(device_map="auto"), TWO_GPUS).command() == ONE
 
 
-def test_the_size_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_world() -> None:
     request = config(per_device_train_batch_size=4, gradient_accumulation_steps=2)
     eight = machine_device.Device("cuda", 8)
-    assert (launch.world_size(request, eight), batch.effective_batch_size(request, eight)) == (8, 64)
-    set_all(monkeypatch, "NNODES=2 NODE_RANK=1 MASTER_ADDR=h")
-    assert (launch.world_size(request, eight), batch.effective_batch_size(request, eight)) == (16, 128)
-    set_all(monkeypatch, "LOCAL_RANK=0 RANK=4 WORLD_SIZE=8 LOCAL_WORLD_SIZE=4")
-    assert (launch.processes(request, eight), launch.world_size(request, eight)) == (4, 8)
+    for environ, processes, world, rows in (
+        ("", 8, 8, 64),
+        ("NNODES=2 NODE_RANK=1 MASTER_ADDR=h", 8, 16, 128),
+        ("LOCAL_RANK=0 RANK=4 WORLD_SIZE=8 LOCAL_WORLD_SIZE=4", 4, 8, 64),
+    ):
+        plan = planned(request, eight)
+        plan.cluster = LaunchRequest(environ=said_in(environ)).cluster()
+        found = (plan.launch.processes, plan.world_size, plan.batch.effective)
+        assert found == (processes, world, rows)
 
 
 @pytest.mark.parametrize(
@@ -122,19 +139,24 @@ def test_the_size_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LOCAL_RANK=0 RANK=4 WORLD_SIZE=8", False, "rank 4 of 8, as torchrun started it"),
     ],
 )
-def test_what_is_said_of_it(said: str, first: bool, phrase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_all(monkeypatch, said)
-    assert (launch.phrase(config(), TWO_GPUS), launch.is_first()) == (phrase, first)
+def test_the_phrase(said: str, first: bool, phrase: str) -> None:
+    cluster = LaunchRequest(environ=said_in(said)).cluster()
+    assert (Launch(config(), TWO_GPUS, cluster).phrase(), cluster.is_first) == (phrase, first)
 
 
-def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch.environment(config(), CPU) == {}
-    assert launch.environment(config(), TWO_GPUS) == {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
-    set_all(monkeypatch, "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=h TORCH_ELASTIC_SHUTDOWN_TIMEOUT=60")
-    assert launch.environment(config(), TWO_GPUS) == {"NNODES": "2", "NODE_RANK": "1"}
+def environment(request: Config, device: machine_device.Device, text: str = "") -> dict[str, str]:
+    environ = said_in(text)
+    return Launch(request, device, LaunchRequest(environ=environ).cluster()).environment(environ)
+
+
+def test_the_environment() -> None:
+    assert environment(config(), CPU) == {}
+    assert environment(config(), TWO_GPUS) == {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    said = "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=h TORCH_ELASTIC_SHUTDOWN_TIMEOUT=60"
+    assert environment(config(), TWO_GPUS, said) == {"NNODES": "2", "NODE_RANK": "1"}
     request = config()
     request.settings["deepspeed"] = request.settings["model"]
-    assert launch.environment(request, CPU)["DS_ACCELERATOR"] == "cpu"
+    assert environment(request, CPU)["DS_ACCELERATOR"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -161,16 +183,16 @@ def test_the_first_host_of_a_slurm_job(nodelist: str, first: str) -> None:
         (
             "NPROC_PER_NODE=4",
             [
-                '"NPROC_PER_NODE" is 4, and 2 cuda device(s) are visible here. Ask for no more, or make more visible.'
+                '"NPROC_PER_NODE" is 4, but 2 cuda device(s) are visible here. Ask for fewer, or make more devices visible.'
             ],
         ),
         (
             "NNODES=2",
             [
-                "2 nodes are asked for, and which of them this is was not said. "
+                "2 nodes are asked for, but not which of them this is. "
                 "Add --node-rank: 0 on the first machine, 1 on the second, and so on.",
-                "2 nodes are asked for, and where to find the first was not said. "
-                "Add --master-addr: the host name or address of the first machine, the same on all.",
+                "2 nodes are asked for, but not where the first is. "
+                "Add --master-addr: host name or address of the first machine, the same on all.",
             ],
         ),
         (
@@ -181,26 +203,67 @@ def test_the_first_host_of_a_slurm_job(nodelist: str, first: str) -> None:
         (
             "SLURM_STEP_NUM_NODES=2 SLURM_NODEID=0 SLURM_STEP_NUM_TASKS=16 SLURM_STEP_NODELIST=a,b",
             [
-                "SLURM started 16 tasks on 2 nodes, and each node needs just one. "
-                "Use srun --ntasks-per-node=1: a process for every GPU is started from there."
+                "SLURM started 16 tasks on 2 nodes, but each node needs exactly one. "
+                "Use srun --ntasks-per-node=1: it starts one process for each GPU itself."
             ],
         ),
         (
             "LOCAL_RANK=0 MASTER_PORT=1 MASTER_ADDR=h WORLD_SIZE=2",
             [
-                '"RANK" is "", and LOCAL_RANK says that torchrun started this process. '
-                "Start the trainer without LOCAL_RANK, or with all that torchrun sets."
+                '"RANK" is "", and LOCAL_RANK shows that torchrun started this process. '
+                "Start the trainer without LOCAL_RANK, or with everything that torchrun sets."
             ],
         ),
     ],
 )
-def test_problems(said: str, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    set_all(monkeypatch, said)
-    found: list[Problem] = launch.problems(TWO_GPUS)
+def test_problems(said: str, messages: list[str]) -> None:
+    found = LaunchRequest(environ=said_in(said), as_flags=True).problems(TWO_GPUS)
     assert [str(problem) for problem in found] == messages
 
 
-def test_flags_are_the_environment(tmp_path: Path) -> None:
+# --- flags and arguments ------------------------------------------------------------------------------------
+
+
+def test_what_is_given_wins_over_the_environment() -> None:
+    environ = said_in("NNODES=4 NODE_RANK=3 MASTER_ADDR=a MASTER_PORT=1 NPROC_PER_NODE=8")
+    given = {"nnodes": "2", "node_rank": 0, "master_addr": "b", "master_port": 2, "nproc_per_node": 1}
+    cluster = LaunchRequest(given, environ).cluster()
+    assert cluster == launch.Cluster(processes=1, nodes=2, node=0, address="b", port=2)
+    told = Launch(config(), TWO_GPUS, cluster).environment(environ)
+    assert (told["NNODES"], told["NODE_RANK"]) == ("2", "0")
+    one = LaunchRequest({"nnodes": 1}, environ).cluster()
+    assert Launch(config(), TWO_GPUS, one).environment(environ)["NNODES"] == "1"
+
+
+def test_messages_name_what_was_given() -> None:
+    given = {"nnodes": "2", "node_rank": "5", "nproc_per_node": None}
+    flags = [str(one) for one in LaunchRequest(given, {}, as_flags=True).problems(CPU)]
+    assert flags[0] == '"--node-rank" is 5; with 2 nodes it must be from 0 to 1.'
+    assert "Add --master-addr: " in flags[1]
+    arguments = [str(one) for one in LaunchRequest(given, {}).problems(CPU)]
+    assert arguments[0] == '"node_rank" is 5; with 2 nodes it must be from 0 to 1.'
+    assert "Add master_addr: " in arguments[1]
+
+
+def test_python_asks_for_several_machines() -> None:
+    before = dict(os.environ)
+    tuner = FineTuner(
+        "configs/quickstart.json", nproc_per_node=2, nnodes=2, node_rank=1, master_addr="h", master_port=4000
+    )
+    told = tuner.describe()["launch"]
+    assert told["command"] == nodes(1, 2, port=4000)
+    assert told["environment"]["NNODES"] == "2"
+    assert (told["processes"], told["nodes"], told["effective_batch_size"]) == (2, 2, 16)
+    assert dict(os.environ) == before
+    with pytest.raises(RequestError) as caught:
+        FineTuner("configs/quickstart.json", nnodes=2, master_addr="h")
+    assert str(caught.value) == (
+        "2 nodes are asked for, but not which of them this is. "
+        "Add node_rank: 0 on the first machine, 1 on the second, and so on."
+    )
+
+
+def test_flags_ask_for_several_machines() -> None:
     script = str(Path(__file__).resolve().parents[2] / "finetune_trainer.py")
     base = [sys.executable, script, "--config", "configs/quickstart.json", "--dry-run"]
     where = [

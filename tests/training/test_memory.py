@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.machine.device import GIB
+from swift_toolkit.config.request import load_config
+from swift_toolkit.machine.device import GIB, Device
 from swift_toolkit.model import size
 from swift_toolkit.training.memory import activations, estimate
-from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.memory.estimate import Estimate
 from swift_toolkit.training.memory.run import Rows, Run
+from swift_toolkit.training.preflight import check_data
+from tests.training.test_automatic import planned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import memory_estimate
@@ -137,11 +139,9 @@ def test_the_reference_model_of_preference_training() -> None:
 
 
 def test_the_teacher_takes_its_own() -> None:
-    from swift_toolkit.config.request import load_config
-    from swift_toolkit.machine.device import Device
-
     asked = {"model": "Qwen/Qwen2.5-0.5B", "dataset": "a/b", "rlhf_type": "gkd"}
-    found = memory_run.run_of(load_config({**asked, "teacher_model": "Qwen/Qwen2.5-7B"}), Device("cuda"))
+    request = load_config({**asked, "teacher_model": "Qwen/Qwen2.5-7B"})
+    found = planned(request, Device("cuda")).memory_run
     assert found is not None
     assert estimate.estimate(found).parts["other models"] == 2 * WEIGHTS
 
@@ -275,15 +275,9 @@ def test_the_parts_are_named_and_make_the_whole() -> None:
 
 
 def test_public_data_sets_are_known_by_length() -> None:
-    from swift_toolkit.config.request import load_config
-    from swift_toolkit.machine.device import Device
-
     def rows(dataset: str) -> Rows:
-        found = memory_run.run_of(
-            load_config({"model": "Qwen/Qwen2.5-7B", "dataset": dataset}), Device("cuda")
-        )
-        assert found is not None
-        return found.rows
+        request = load_config({"model": "Qwen/Qwen2.5-7B", "dataset": dataset})
+        return planned(request, Device("cuda")).rows
 
     assert rows("AI-ModelScope/function-calling-chatml#500").longest == 6106
     assert rows("HF::vicgalle/alpaca-gpt4").mean == 168
@@ -291,16 +285,10 @@ def test_public_data_sets_are_known_by_length() -> None:
 
 
 def test_rows_here_and_rows_that_are_not() -> None:
-    from swift_toolkit.config.request import load_config
-    from swift_toolkit.machine.device import Device
-    from swift_toolkit.training.preflight import check_data
-
     asked = load_config(
         {"model": "Qwen/Qwen2.5-7B", "dataset": ["data/self_cognition.jsonl", "owner/unknown"]}
     )
-    found = memory_run.run_of(asked, Device("cuda"), check_data(asked))
-    assert found is not None
-    assert found.rows == Rows()
+    assert planned(asked, Device("cuda"), check_data(asked)).rows == Rows()
 
 
 @pytest.mark.slow

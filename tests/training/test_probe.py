@@ -14,6 +14,7 @@ import pytest
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Config
 from swift_toolkit.training import preflight, probe
+from swift_toolkit.training.launch import Cluster
 from tests.test_finetune_trainer import ROOT, flags, losses, run, tiny
 
 
@@ -70,11 +71,9 @@ def test_rows_that_are_split_off_are_validated_with(tmp_path: Path) -> None:
     assert without == []
 
 
-def test_what_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "h"}.items():
-        monkeypatch.setenv(name, value)
+def test_what_cannot_be_tried() -> None:
     request = load_config({"model": "Qwen/Qwen2.5-7B", "dataset": "owner/data"})
-    found = [str(problem) for problem in probe.problems(preflight.check_data(request))]
+    found = [str(problem) for problem in probe.problems(preflight.check_data(request), Cluster(nodes=2))]
     assert found == [
         '"--probe" cannot know the longest rows of "owner/data", which is not here. Download it.',
         '"--probe" starts a run of its own, on one machine. Try one machine alone first.',

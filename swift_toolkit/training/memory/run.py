@@ -6,23 +6,17 @@ What is not here is assumed: the rows of data on a hub, by what is known of publ
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from swift_toolkit.config.tasks import Task, task_of
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
-from swift_toolkit.model import size
+from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.model.shape import ModelShape
-from swift_toolkit.training import launch
-
-if TYPE_CHECKING:
-    from swift_toolkit.config.settings import Config
-    from swift_toolkit.dataset.verify import DataReport
-    from swift_toolkit.machine.device import Device
+from swift_toolkit.training.batch import Settings, batch_of
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
 """Tokens of text in the longest and in a middling row of data that is not here, such as public chat data (Alpaca) have;
@@ -48,9 +42,20 @@ class Rows:
     seen: bool = False
 
 
-def _rows(report: DataReport | None, settings: Mapping[str, Any]) -> Rows:
-    """How long the rows are: what was seen of them, and what is assumed of those that are not here."""
-    if report is None or not report.tokens:
+def rows_of_run(settings: Settings, report: DataReport, sees: bool) -> Rows:
+    """How long the rows of a run are: as seen, or as assumed where they are not on this machine.
+
+    Args:
+        settings: of the run.
+        report: what was found in its data.
+        sees: the model takes images or sound.
+    """
+    rows = _rows(report, settings)
+    return replace(rows, images=1) if sees and (not rows.seen or _has_media(report)) else rows
+
+
+def _rows(report: DataReport, settings: Settings) -> Rows:
+    if not report.tokens:
         return _assumed(settings)
     seen = rows_of(report)
     if seen.seen:
@@ -79,7 +84,7 @@ def _has_media(report: DataReport) -> bool:
     return False
 
 
-def _assumed(settings: Mapping[str, Any]) -> Rows:
+def _assumed(settings: Settings) -> Rows:
     """How long rows are taken to be that are not here.
 
     What ms-swift's documentation tells of its data sets (hub_datasets.json: mean and longest, counted by Qwen2.5's
@@ -135,10 +140,8 @@ class Run:
 
     @property
     def accumulation(self) -> int:
-        """Gradient accumulation steps; ms-swift's default makes the effective batch at least 16
-        (``TrainArgumentsMixin.__post_init__``)."""
-        batch = self.get("per_device_train_batch_size", 1) * self.world
-        return int(self.get("gradient_accumulation_steps") or max(1, math.ceil(16 / batch)))
+        """Gradient accumulation steps."""
+        return batch_of(self, self.world).accumulation
 
     @property
     def task(self) -> Task:
@@ -152,35 +155,6 @@ class Run:
     def whole(self) -> bool:
         """Whether the tuner changes the model's own weights."""
         return self.tuner in ("full", "lisa", "llamapro")
-
-
-def run_of(config: Config, device: Device, report: DataReport | None = None) -> Run | None:
-    """The run that ``config`` asks for; None if nothing tells how large its model is.
-
-    Args:
-        config: checked settings.
-        device: what it computes on.
-        report: what was found in the data; None where it is not here.
-    """
-    shape = size.find(str(config.get("model")))
-    if shape is None:
-        return None
-    settings = {name: setting.value for name, setting in config.settings.items()}
-    settings |= {"tuner_type": config.tuner, "command": config.command}
-    rows = _rows(report, settings)
-    if shape.encoder and (report is None or not rows.seen or _has_media(report)):
-        rows = replace(rows, images=1)
-    world = launch.world_size(config, device)
-    shared = launch.processes(config, device) if device.kind == "cpu" else 1
-    memory = device.memory // shared
-    return Run(settings, shape, rows, device.kind, device.count, world, memory, _other_models(config))
-
-
-def _other_models(config: Config) -> int:
-    """Weights of the teacher and of reward models, as far as they are known."""
-    given = [config.get(name) or [] for name in ("teacher_model", "reward_model")]
-    names = [name for value in given for name in (value if isinstance(value, list) else [value])]
-    return sum(shape.parameters for name in names if (shape := size.find(str(name))))
 
 
 def filled(run: Run) -> Run:

@@ -1,0 +1,62 @@
+"""What to change: for less memory, or for less time with the memory there is."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+from swift_toolkit.config.settings import Config
+from swift_toolkit.console.screen import gib
+from swift_toolkit.training.memory import fitting
+from swift_toolkit.training.memory.estimate import estimate
+from swift_toolkit.training.memory.run import Run
+
+
+def when_memory_ran_out(run: Run | None, config: Config) -> list[str]:
+    """The changes to try, the gentlest first, in the numbers of this run.
+
+    Args:
+        run: what its memory follows from, None if unknown.
+        config: its settings.
+    """
+    advice = [f"{one} (about {gib(one.total)})" for one in fitting.savings(run)] if run else []
+    if (length := config.get("max_length")) and length > 512:
+        advice.append(f"--max_length {length // 2}")
+    if config.preset == "full":
+        advice.append("--train_type lora (without the settings of full training)")
+    return advice or ["a machine with more memory"]
+
+
+LOGITS_SHARE = 0.15
+"""Share of the memory from which on it is worth saving what the logits take."""
+
+
+def suggestions(run: Run | None) -> Iterator[str]:
+    """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
+    if run is None or run.kind != "cuda":
+        return
+    yield from _fuller_batches(run)
+    expected = estimate(run)
+    logits = expected.parts.get("logits", 0)
+    if not run.get("use_liger_kernel") and logits > LOGITS_SHARE * expected.total:
+        needs = " (needs liger-kernel and a model it supports)" if _is_missing("liger_kernel") else ""
+        yield f"--use_liger_kernel true{needs}: saves most of the {gib(logits)} of logits"
+
+
+def _fuller_batches(run: Run) -> Iterator[str]:
+    """Less padding, with what flash attention makes possible."""
+    if run.get("command") != "sft" or run.get("packing") or run.rows.images:
+        return
+    flash = "--attn_impl flash_attn" + (" (needs flash-attn)" if _is_missing("flash_attn") else "")
+    limit = run.get("max_length")
+    if run.rows.seen and limit and limit > 4 * run.rows.mean:
+        yield (
+            f"--packing true {flash}: rows of about {run.rows.mean} tokens fill {limit}; "
+            "a step then learns from more rows, so choose the batch size again"
+        )
+    elif not run.get("padding_free") and run.get("per_device_train_batch_size", 1) > 1:
+        yield f"--padding_free true {flash}: nothing is computed for padding"
+
+
+def _is_missing(package: str) -> bool:
+    return not importlib.util.find_spec(package)

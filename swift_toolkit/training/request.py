@@ -1,0 +1,101 @@
+"""A request for a training run: read, checked as a whole, and turned into a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from swift_toolkit.config.request import read_request
+from swift_toolkit.config.settings import Config
+from swift_toolkit.dataset import copies
+from swift_toolkit.dataset.verify import DataReport
+from swift_toolkit.machine.device import find_device
+from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.runs.directory import Output
+from swift_toolkit.training import automatic, batch, preflight
+from swift_toolkit.training.launch import Launch, LaunchRequest
+from swift_toolkit.training.plan import TrainingPlan, default_output_dir
+
+MAX_LOST_ROWS = "5%"
+"""How many rows may get lost between the files and the first step, unless the user says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """What was asked for, unchecked.
+
+    Args:
+        config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` hold everything.
+        overrides: settings laid over ``config``.
+        overrides_from: what to call the overrides in messages.
+        skip_bad_rows: train without the rows that have errors, see `dataset.copies.prepare`.
+        max_lost_rows: how many rows ms-swift may drop: "N" or "P%".
+        launch: processes and machines, by the names in `launch.NAMES`; None where not given.
+        looking: only the data is looked at, which may be bad.
+    """
+
+    config: str | Path | Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides_from: Literal["command line", "call"] = "call"
+    skip_bad_rows: str | None = None
+    max_lost_rows: str = MAX_LOST_ROWS
+    launch: Mapping[str, object] = field(default_factory=dict)
+    looking: bool = False
+
+
+@dataclass
+class CheckedRequest:
+    """A request without problems.
+
+    Args:
+        request: as it was made.
+        plan: the run, with the automatic settings.
+        output: where it writes.
+        given: the settings that the user gave, as text: every node must be given the same.
+        verify_arguments: of `dataset.verify`, to look at all of the data as they were given.
+    """
+
+    request: TrainingRequest
+    plan: TrainingPlan
+    output: Output
+    given: Mapping[str, str]
+    verify_arguments: Mapping[str, Any]
+
+
+def check(request: TrainingRequest) -> CheckedRequest:
+    """The plan of a request.
+
+    Raises:
+        RequestError: with every problem of the request.
+    """
+    as_flags = request.overrides_from == "command line"
+    config, problems = read_request(request.config, request.overrides, overrides_from=request.overrides_from)
+    problems += preflight.check(config)
+    device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
+    problems += asked.problems(device)
+    cluster = asked.cluster()
+    problems += batch.problems(config, Launch(config, device, cluster).world_size)
+    whole = request.looking or request.skip_bad_rows is not None
+    data = preflight.check_data(config, whole=whole)
+    problems += _row_problems(request, config, data)
+    if problems:
+        raise RequestError(problems)
+    given = {name: setting.shown for name, setting in config.settings.items() if name != "output_dir"}
+    verify_arguments = preflight.verify_arguments(config)
+    plan = TrainingPlan(config, device, data, cluster)
+    automatic.fill_automatic(plan)
+    root = Path(config.get("output_dir") or default_output_dir(config)).expanduser()
+    output = Output(root, own=config.get("add_version") is False)
+    return CheckedRequest(request, plan, output, given, verify_arguments)
+
+
+def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:
+    """What is wrong with the data, and with how many rows of them may be skipped or lost."""
+    numbers = {"skip_bad_rows": request.skip_bad_rows, "max_lost_rows": request.max_lost_rows}
+    wrong = list(copies.number_problems(numbers, as_flags=request.overrides_from == "command line"))
+    yield from wrong
+    if not wrong and not request.looking:
+        yield from copies.refusal(data, request.skip_bad_rows)
+        yield from preflight.count_problems(config, data)
