@@ -1,0 +1,219 @@
+"""Whether a checkpoint is all that a training needs to go on from: weights, optimizer, scheduler, random numbers.
+
+transformers writes the weights first and ``trainer_state.json`` last, each in place: a process that is killed in
+between leaves a directory that looks like a checkpoint. DeepSpeed keeps the optimizer in ``global_step<N>``, a file a
+process; FSDP in ``optimizer_0``.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.machine import files as machine_files
+from swift_toolkit.model import pickled
+from swift_toolkit.model.files import AGAIN, Fault, adapter_problems, kind_of, model_problems, read_json
+from swift_toolkit.problems import Problem
+
+STATE = "trainer_state.json"
+CHECKSUMS = "checksums.json"
+"""CRC-32 of the weights by file name, which a safetensors file itself does not hold."""
+
+SMALL_ENOUGH = 4 << 30
+"""Bytes of a file up to which its checksum is written and compared: a few seconds."""
+
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+_EARLIER = "Resume from an earlier checkpoint."
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where the training stood that wrote a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        step: optimiser steps done.
+        max_steps: those the training was to take.
+        evaluated: it had evaluated before.
+        best: the name of the best checkpoint so far, e.g. ``checkpoint-40``; None without evaluation.
+        processes: how many took part; None if it is not known.
+        deepspeed: DeepSpeed wrote the optimizer.
+        args: what ms-swift wrote down about the training; may hold keys: never print it.
+    """
+
+    path: Path
+    step: int
+    max_steps: int
+    evaluated: bool
+    best: str | None
+    processes: int | None
+    deepspeed: bool
+    args: dict[str, Any]
+
+
+def read_state(path: Path) -> TrainingState:
+    """The state of the checkpoint ``path``, which `problems` found whole."""
+    state, _ = read_json(path / STATE)
+    state, args = state or {}, _args(path)
+    best = state.get("best_model_checkpoint")
+    logs = state.get("log_history") or []
+    return TrainingState(
+        path=path,
+        step=int(state.get("global_step") or 0),
+        max_steps=int(state.get("max_steps") or 0),
+        evaluated=any(key.startswith("eval_") for log in logs for key in log),
+        best=Path(best).name if best else None,
+        processes=_processes(path, args),
+        deepspeed=_sharded_by_deepspeed(path, args),
+        args=args,
+    )
+
+
+def problems(path: Path, every_byte: bool = False) -> list[Problem]:
+    """Why the checkpoint ``path`` is not whole; none if a training can go on from it.
+
+    Args:
+        path: a directory ``checkpoint-N``.
+        every_byte: also compare the checksums of files up to ``SMALL_ENOUGH``, and of the pickled ones of any size.
+    """
+    try:
+        if not (path / STATE).exists():
+            do = f"It was being written when the training ended, or is no training checkpoint. {_EARLIER}"
+            return [Problem(f"{path} is not whole: there is no {STATE}", do)]
+        if is_model_only(path):
+            return [_only_the_model(path)]
+        found = weight_problems(path) + [Problem(*fault) for fault in _state_faults(path, every_byte)]
+    except OSError as error:
+        return [Problem(f"{error.filename or path} cannot be read: {error.strerror}")]
+    return [replace(problem, do=_EARLIER if problem.do in ("", AGAIN) else problem.do) for problem in found]
+
+
+def weight_problems(path: Path) -> list[Problem]:
+    """Why the weights of the checkpoint ``path`` cannot be loaded; FSDP's shards are not looked at."""
+    if any(path.glob("pytorch_model_fsdp*")):
+        return []
+    return adapter_problems(path) if kind_of(path) == "lora" else model_problems(path)
+
+
+def is_model_only(path: Path) -> bool:
+    """Whether ``path`` was saved with ``save_only_model``, on purpose without what a training goes on from."""
+    parts = (*_OPTIMIZERS, "scheduler.pt", "latest", "rng_state*.pth", "optimizer_*", "global_step*")
+    return not any(found for name in parts for found in path.glob(name))
+
+
+def _only_the_model(path: Path) -> Problem:
+    do = 'Its weights can start a new training: set "resume_only_model" to true beside "resume_from_checkpoint".'
+    return Problem(
+        f"{path} was saved with save_only_model: it has no optimizer, scheduler or random state", do
+    )
+
+
+def write_checksums(path: Path) -> None:
+    """Note the CRC-32 of each weight file of the checkpoint ``path`` that is small enough."""
+    machine_files.write_json(path / CHECKSUMS, {file.name: _checksum(file) for file in _weights(path)})
+
+
+# --- the parts ----------------------------------------------------------------------------------------------
+
+
+def _state_faults(path: Path, every_byte: bool) -> Iterator[Fault]:
+    state, fault = read_json(path / STATE)
+    if fault is not None:
+        yield fault
+    elif not isinstance((state or {}).get("global_step"), int):
+        yield f"{path / STATE} has no global_step", ""
+    for file in _pickled_files(path, _args(path)):
+        if not file.is_file():
+            yield f"{path} is not whole: there is no {file.relative_to(path)}", ""
+        elif (found := pickled.fault(file, every_byte)) is not None:
+            yield found
+    if every_byte:
+        yield from _changed_weights(path)
+
+
+def _pickled_files(path: Path, args: dict[str, Any]) -> Iterator[Path]:
+    """The files a training of this kind has in its checkpoint, beside the weights."""
+    processes = _processes(path, args) or 1
+    if _sharded_by_deepspeed(path, args):
+        yield from _deepspeed_files(path, processes, args)
+    elif not any(path.glob("optimizer_*/.metadata")):  # FSDP's directory of shards
+        yield next((path / name for name in _OPTIMIZERS if (path / name).exists()), path / _OPTIMIZERS[0])
+        yield path / "scheduler.pt"
+    if (path / "scaler.pt").exists():
+        yield path / "scaler.pt"
+    if processes == 1:
+        yield path / "rng_state.pth"
+    else:
+        yield from (path / f"rng_state_{rank}.pth" for rank in range(processes))
+
+
+def _deepspeed_files(path: Path, processes: int, args: dict[str, Any]) -> Iterator[Path]:
+    """ZeRO's files: the optimizer of each process, and the weights of one, or in stage 3 of each."""
+    latest = path / "latest"
+    step = latest.read_text(encoding="utf-8").strip() if latest.is_file() else f"global_step{path.name[11:]}"
+    folder = path / step
+    if not latest.is_file():
+        yield latest
+    names = [file.name for file in folder.glob("*.pt")]
+    config = args["deepspeed"] if isinstance(args.get("deepspeed"), dict) else {}
+    stage = (config.get("zero_optimization") or {}).get("stage")
+    if stage == 3 or any(name.startswith("zero_pp_rank_") and "model_states" in name for name in names):
+        yield from (folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(processes))
+    else:
+        yield folder / "mp_rank_00_model_states.pt"
+    if stage == 0:
+        return
+    kind = "bf16_" if any(name.startswith("bf16_") for name in names) else ""
+    yield from (folder / f"{kind}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(processes))
+
+
+def _sharded_by_deepspeed(path: Path, args: dict[str, Any]) -> bool:
+    return bool(args.get("deepspeed")) or (path / "latest").is_file() or any(path.glob("global_step*"))
+
+
+def _random(path: Path) -> list[int]:
+    """The ranks whose random state is there; of a single process, 0."""
+    found = [re.fullmatch(r"rng_state(?:_(\d+))?\.pth", file.name) for file in path.glob("rng_state*.pth")]
+    return sorted(int(match[1] or 0) for match in found if match)
+
+
+def _processes(path: Path, args: dict[str, Any]) -> int | None:
+    """How many processes wrote the checkpoint: by args.json, else by the random states that are there."""
+    size = args.get("global_world_size")
+    if isinstance(size, int) and size > 0:
+        return size
+    ranks = _random(path)
+    return ranks[-1] + 1 if ranks else None
+
+
+def _args(path: Path) -> dict[str, Any]:
+    args, _ = read_json(path / "args.json") if (path / "args.json").is_file() else (None, None)
+    return args or {}
+
+
+# --- checksums of weights -----------------------------------------------------------------------------------
+
+
+def _weights(path: Path) -> Iterator[Path]:
+    for file in sorted(path.rglob("*.safetensors")):
+        if file.stat().st_size <= SMALL_ENOUGH:
+            yield file
+
+
+def _checksum(file: Path) -> str:
+    crc = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
+
+
+def _changed_weights(path: Path) -> Iterator[Fault]:
+    noted, _ = read_json(path / CHECKSUMS) if (path / CHECKSUMS).is_file() else (None, None)
+    for file in _weights(path) if noted else ():
+        if noted is not None and noted.get(file.name, "") not in ("", _checksum(file)):
+            yield f"{file} is damaged: its content is not what was written", ""
