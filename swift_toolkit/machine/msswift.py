@@ -150,3 +150,47 @@ def train_function(command: str, arguments: list[str]) -> Any:
     except ModuleNotFoundError:
         module = importlib.import_module("swift")
     return next(getattr(module, name) for name in _MAINS[command] if hasattr(module, name))
+
+
+def keep_random_numbers(evaluated: bool) -> None:
+    """Let a training that goes on from a checkpoint draw the random numbers that it would have drawn uninterrupted.
+
+    torch draws one number when the workers of a data loader start. Workers are persistent, so an uninterrupted training
+    draws it at its first epoch and at its first evaluation only; one that goes on would draw it again at the first use
+    in the new process, after the random state was restored, and drop out other neurons from there on. Until torch or
+    transformers gives each loader random numbers of its own.
+
+    Args:
+        evaluated: the training had evaluated before the checkpoint.
+    """
+    from torch import get_rng_state, set_rng_state
+    from torch.utils.data import dataloader
+    from transformers import Trainer
+
+    begin, evaluate, first_evaluation = dataloader._BaseDataLoaderIter.__init__, Trainer._evaluate, False
+
+    def started(self: Any, loader: Any) -> None:
+        state = get_rng_state()
+        begin(self, loader)
+        if loader.persistent_workers and not first_evaluation:
+            set_rng_state(state)
+
+    def evaluated_by(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal first_evaluation, evaluated
+        first_evaluation, evaluated = not evaluated, True
+        try:
+            return evaluate(self, *args, **kwargs)
+        finally:
+            first_evaluation = False
+
+    dataloader._BaseDataLoaderIter.__init__, Trainer._evaluate = started, evaluated_by
+
+
+def read_random_states_of_numpy_1() -> None:
+    """Let torch read the random state that a checkpoint holds where numpy 1 wrote it; numpy 2 calls the function that
+    makes an array by another name. Until transformers allows both."""
+    from numpy import empty
+    from torch.serialization import add_safe_globals
+
+    make_array = empty(0).__reduce__()[0]
+    add_safe_globals([(make_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")])

@@ -17,8 +17,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
+from swift_toolkit.model import training_state
 from swift_toolkit.training import peers
 from swift_toolkit.training.hooks import StopFlag, add_callback, count_rows
 from swift_toolkit.training.peers import Peers
@@ -69,6 +71,7 @@ class _Training:
             if self.gate is not None and self.rank == 0:
                 count_rows(self.command, self.report, self.gate["lost"])
             add_callback(self.report, self.stop, self.gate and self.gate["path"])
+            self._prepare_resume()
             self._prepare_deepspeed()
             self.report("loading")
             outcome = train(arguments)
@@ -109,6 +112,14 @@ class _Training:
 
     def _automatic(self) -> dict[str, list[str]]:
         return {name: self.words[name] for name in self.asked["automatic"]}
+
+    def _prepare_resume(self) -> None:
+        """Whoever goes on from a checkpoint draws the random numbers of the training that wrote it."""
+        words = self.words.get("resume_from_checkpoint")
+        if words and "--resume_only_model=true" not in self.words.get("resume_only_model", []):
+            state = training_state.read_state(Path(words[0].partition("=")[2]))
+            msswift.read_random_states_of_numpy_1()
+            msswift.keep_random_numbers(state.evaluated)
 
     def _prepare_deepspeed(self) -> None:
         """On CPUs: DeepSpeed, left to itself, would ask for a backend that needs Intel's oneCCL for ZeRO-3."""
