@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
@@ -59,6 +59,7 @@ class Child:
         environment: variables added to this process's own.
         echo: also write what the command prints here.
         listens: the command reads what ``send`` writes; else its stdin is empty.
+        without: variables of this process that the command does not get.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         echo: IO[str] | None = None,
         listens: bool = False,
+        without: Collection[str] = (),
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="swift-toolkit-")
         pipe = Path(self._directory.name) / "report"
@@ -81,7 +83,12 @@ class Child:
                 stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if echo else output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {}), **_import_path(), PIPE_VARIABLE: str(pipe)},
+                env={
+                    **{name: value for name, value in os.environ.items() if name not in without},
+                    **(environment or {}),
+                    **_import_path(),
+                    PIPE_VARIABLE: str(pipe),
+                },
                 start_new_session=True,  # Ctrl-C reaches the starter alone, which decides
             )
         self._echo = self._start_echo(log, echo) if echo else None

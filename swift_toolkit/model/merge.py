@@ -29,11 +29,19 @@ MARK = "merged_from.json"
 
 
 class Merging(Protocol):
-    """What merging has to know: a part of `inference_plan.Plan` and of `deployment.Deployment`."""
+    """What merging needs to know: a part of the plans of inference and of serving."""
 
-    merge: Any
-    config: Config
-    log: Path
+    @property
+    def merge(self) -> str:
+        """``beside`` the checkpoint, or ``aside``."""
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+
+    @property
+    def log(self) -> Path:
+        """Where the engine writes."""
 
     @property
     def checkpoint(self) -> Checkpoint:

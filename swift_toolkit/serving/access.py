@@ -7,22 +7,19 @@ import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.config.settings import Config
-from swift_toolkit.problems import Problem
+from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.serving.options import ServingOptions
 
 KEY_VARIABLE = "SWIFT_API_KEY"
 """Environment variable that holds the API key."""
 
 MIN_KEY_LENGTH = 8
-"""Characters; a shorter key is a slip, such as an empty file or a placeholder."""
-
-
-# --- who may reach it ---------------------------------------------------------------------------------------
+"""Characters; a shorter key is a mistake, such as an empty file or a placeholder."""
 
 
 def is_loopback(host: str) -> bool:
@@ -35,8 +32,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def find_key(file: str | None) -> tuple[str | None, list[Problem]]:
-    """The API key: the content of ``file``, else the environment's. Messages never show it."""
+def find_key(file: str | None) -> str | None:
+    """The API key: the content of ``file``, else the environment's; None if there is neither.
+
+    Raises:
+        RequestError: what is there is not a key. The message does not show it.
+    """
     if file is None:
         key = os.environ.get(KEY_VARIABLE) or None
         where = Problem("", key=KEY_VARIABLE)
@@ -44,80 +45,80 @@ def find_key(file: str | None) -> tuple[str | None, list[Problem]]:
         where = Problem("", key="--api-key-file")
         try:
             key = Path(file).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
-            return None, [replace(where, what=f"names {file}, which cannot be read: {reason}")]
-    if key is None:
-        return None, []
-    if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
-        what = "does not hold a key"
-        do = f"A key is one word of at least {MIN_KEY_LENGTH} ASCII letters, digits and signs."
-        return None, [replace(where, what=what, do=do)]
-    return key, []
+            raise RequestError(
+                [replace(where, what=f"names {file}, which cannot be read: {reason}")]
+            ) from None
+    if key is None or _is_key(key):
+        return key
+    do = f"A key is at least {MIN_KEY_LENGTH} printable ASCII characters without a space."
+    raise RequestError([replace(where, what="does not hold a key", do=do)])
 
 
-def access_problems(config: Config, flags: Mapping[str, Any], key: str | None) -> Iterator[Problem]:
-    wants_key = f"Set {KEY_VARIABLE} or --api-key-file"
-    if flags.get("no_auth") and key is not None:
+def _is_key(text: str) -> bool:
+    return len(text) >= MIN_KEY_LENGTH and text.isascii() and text.isprintable() and " " not in text
+
+
+def access_problems(config: Config, options: ServingOptions) -> Iterator[Problem]:
+    """What is wrong with who may reach the server."""
+    needs_key = f"Set {KEY_VARIABLE} or --api-key-file"
+    given = options.api_key_file is not None or bool(os.environ.get(KEY_VARIABLE))
+    if options.no_auth and given:
         do = f"Remove it, or unset {KEY_VARIABLE} and --api-key-file."
         yield Problem("cannot be used with a key", do, "--no-auth")
     host = str(config.get("host"))
-    given = flags.get("api_key_file") is not None or os.environ.get(KEY_VARIABLE)
-    if not is_loopback(host) and not given and not flags.get("no_auth"):
+    if not is_loopback(host) and not given and not options.no_auth:
         what = f'is "{host}", which other machines can reach, and there is no key'
-        yield config.problem("host", what, f"{wants_key}, or allow everybody in with --no-auth.")
-    if flags.get("allow_runtime_lora") and not given:
-        yield Problem("needs a key", f"{wants_key}.", "--allow-runtime-lora")
+        yield config.problem("host", what, f"{needs_key}, or serve everybody with --no-auth.")
+    if options.allow_runtime_lora and not given:
+        yield Problem("needs a key", f"{needs_key}.", "--allow-runtime-lora")
 
 
-def tls_problems(config: Config) -> list[Problem]:
+def tls_problems(config: Config) -> Iterator[Problem]:
     """What is wrong with the certificate and its key."""
     names = ("ssl_certfile", "ssl_keyfile")
     files = {name: Path(config.get(name)).expanduser() for name in names if config.get(name)}
-    if not files:
-        return []
-    for name in names:
-        if name not in files:
-            other = names[1 - names.index(name)]
-            return [config.problem(other, f'needs "{name}"', "Give both, or neither.")]
-    problems = [
-        config.problem(name, f'names the file "{file}", which does not exist', "Check the path.")
-        for name, file in files.items()
-        if not file.is_file()
-    ]
-    return problems or _certificate_problems(config, *files.values())
+    if len(files) == 1:
+        (there,) = files
+        missing = names[1 - names.index(there)]
+        yield config.problem(there, f'needs "{missing}"', "Give both, or neither.")
+        return
+    gone = [name for name, file in files.items() if not file.is_file()]
+    for name in gone:
+        yield config.problem(name, f'names the file "{files[name]}", which does not exist', "Check the path.")
+    if files and not gone:
+        yield from _certificate_problems(config, *files.values())
 
 
-def _certificate_problems(config: Config, certificate: Path, key: Path) -> list[Problem]:
+def _certificate_problems(config: Config, certificate: Path, key: Path) -> Iterator[Problem]:
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key, password=lambda: "")
     except PermissionError as error:
-        return [config.problem("ssl_keyfile", f"cannot be read: {error.strerror}")]
+        yield config.problem("ssl_keyfile", f"cannot be read: {error.strerror}")
     except (ssl.SSLError, ValueError) as error:
-        if "KEY_VALUES_MISMATCH" in str(error):
-            return [config.problem("ssl_keyfile", f"is not the key of the certificate in {certificate}")]
         what = "and the certificate cannot be used: they are not PEM, or the key has a passphrase"
-        return [config.problem("ssl_keyfile", what)]
-    return []
+        if "KEY_VALUES_MISMATCH" in str(error):
+            what = f"is not the key of the certificate in {certificate}"
+        yield config.problem("ssl_keyfile", what)
 
 
-def port_problems(config: Config) -> list[Problem]:
+def port_problems(config: Config) -> Iterator[Problem]:
     """What keeps this process from listening where it should."""
     host, port = str(config.get("host")), int(config.get("port"))
     if not 0 <= port <= 65535:
-        return [config.problem("port", f"is {port}; it must be from 0 (any that is free) to 65535")]
+        yield config.problem("port", f"is {port}; it must be from 0 (any that is free) to 65535")
+        return
     try:
         listening_socket(host, port).close()
-    except socket.gaierror:
-        return [config.problem("host", f'is "{host}", which is no address of this machine')]
     except PermissionError:
-        return [config.problem("port", f"is {port}, which this user may not use", "Use one from 1024 on.")]
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            return [config.problem("host", f'is "{host}", which is no address of this machine')]
-        return [config.problem("port", f"is {port}, which {_user_of(port)} uses already", "Choose another.")]
-    return []
+        yield config.problem("port", f"is {port}: permission denied", "Use a port of at least 1024.")
+    except (OSError, UnicodeError) as error:  # a name is looked up as IDNA
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            yield config.problem("port", f"is {port}, which {_user_of(port)} already uses", "Choose another.")
+        else:
+            yield config.problem("host", f'is "{host}", which is not an address of this machine')
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from swift_toolkit.config.file import ConfigFile, read_config_file
+from swift_toolkit.config.file import read_config_file
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.inference.backend import Backend
@@ -18,6 +18,7 @@ from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.checkpoint import Checkpoint, hub_model, read_checkpoint
 from swift_toolkit.model.find import find_checkpoint
 from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.serving.options import ServingOptions
 
 Type = Literal["lora", "full", "multi-lora"]
 TYPES: tuple[Type, ...] = ("lora", "full", "multi-lora")
@@ -56,85 +57,120 @@ class ServedModel:
 # --- what is served -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the settings and flags name together."""
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the settings and options name together.
 
+    Args:
+        type: that the user insists on.
+        checkpoint: one checkpoint, model or hub id.
+        several: a file, or a mapping, of several adapters.
+        on_hub: ``checkpoint`` is a hub id.
+        base: the base model, if it is named.
+        backend: ``auto`` or a backend.
+        merge: merge the adapter first.
+        trust_code: accept code of a checkpoint.
+    """
+
+    type: str | None
     checkpoint: str | None
     several: str | Mapping[str, str] | None
     on_hub: bool
     base: str | None
     backend: str
     merge: bool
-
-    @classmethod
-    def take(cls, config: Config, flags: Mapping[str, Any], problems: list[Problem]) -> Given:
-        """Take it out of ``config``; ms-swift's own ``adapters`` and ``model`` stand for a checkpoint and its
-        base."""
-
-        def taken(name: str) -> Any:
-            setting = config.settings.pop(name, None)
-            return None if setting is None else setting.value
-
-        named = _named_adapters(config, problems)
-        adapters, model, merge = taken("adapters"), taken("model"), taken("merge_lora")
-        backend = flags.get("infer_backend") or taken("infer_backend") or "auto"
-        checkpoint, several, on_hub = flags.get("checkpoint"), flags.get("multi_lora_config"), False
-        if checkpoint is None and several is None and named:
-            several = named
-        elif checkpoint is None and several is None and adapters:
-            checkpoint = adapters[0]
-        elif checkpoint is None and several is None:
-            checkpoint, model, on_hub = model, None, loading.is_on_hub(model)
-        base = flags.get("base_model") or model
-        return cls(checkpoint, several, on_hub, base, backend, bool(flags.get("merge_lora") or merge))
+    trust_code: bool
 
 
-def _named_adapters(config: Config, problems: list[Problem]) -> dict[str, str]:
+def take_asked(config: Config, options: ServingOptions) -> Asked:
+    """What is asked for; the settings it comes from are taken out of ``config``. ms-swift's own ``adapters`` and
+    ``model`` stand for a checkpoint and its base.
+    """
+    named = _named_adapters(config)
+    taken = {
+        name: config.settings.pop(name).value
+        for name in ("adapters", "model", "merge_lora", "infer_backend")
+        if name in config.settings
+    }
+    model = taken.get("model")
+    checkpoint, several, on_hub = options.checkpoint, options.multi_lora_config, False
+    if checkpoint is None and several is None and named:
+        several = named
+    elif checkpoint is None and several is None and taken.get("adapters"):
+        checkpoint = taken["adapters"][0]
+    elif checkpoint is None and several is None:
+        checkpoint, model, on_hub = model, None, loading.is_on_hub(model)
+    return Asked(
+        type=options.type,
+        checkpoint=checkpoint,
+        several=several,
+        on_hub=on_hub,
+        base=options.base_model or model,
+        backend=options.infer_backend or taken.get("infer_backend") or "auto",
+        merge=bool(options.merge_lora or taken.get("merge_lora")),
+        trust_code=options.trust_code,
+    )
+
+
+def _named_adapters(config: Config) -> dict[str, str]:
     """Name -> directory of the adapters, where ms-swift's ``adapters`` names them: ``name=directory``."""
     adapters = config.get("adapters", [])
-    pairs = [one.split("=", 1) for one in adapters if "=" in one and not Path(one).exists()]
-    if len(adapters) > 1 and len(pairs) < len(adapters):
+    return dict(one.split("=", 1) for one in adapters if "=" in one and not Path(one).exists())
+
+
+def adapter_name_problems(config: Config) -> Iterator[Problem]:
+    """Several adapters in ``config`` that do not all have a name."""
+    adapters = config.get("adapters", [])
+    if len(adapters) > 1 and len(_named_adapters(config)) < len(adapters):
         do = "Write name=DIR for each: clients ask for an adapter by its name."
-        problems.append(config.problem("adapters", "has several adapters, and not every one has a name", do))
-    return dict(pairs)
+        yield config.problem("adapters", "has several adapters, and not every one has a name", do)
 
 
-def read_models(
-    given: Given, flags: Mapping[str, Any], problems: list[Problem]
-) -> tuple[list[str], list[Checkpoint], Type | None]:
-    """The adapters' names (of several), the checkpoints, and what they are together; None if something is wrong."""
-    asked, several = flags.get("type"), given.several
-    if asked is not None and asked not in TYPES:
-        problems.append(Problem(*not_one_of(asked, TYPES), key="--type"))
-        return [], [], None
-    if several is not None:
-        return _read_several(several, given, flags, problems)
-    if asked == "multi-lora":
+@dataclass(frozen=True)
+class Found:
+    """What is served, as the checkpoints say.
+
+    Args:
+        type: what the checkpoints are together.
+        names: of several adapters.
+        checkpoints: in the order of the names; of one adapter or model that one.
+    """
+
+    type: Type
+    names: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
+
+
+def read_models(asked: Asked) -> Found:
+    """Read the checkpoints that are asked for.
+
+    Raises:
+        RequestError: with everything that is wrong with them.
+    """
+    if asked.type is not None and asked.type not in TYPES:
+        raise RequestError([Problem(*not_one_of(asked.type, TYPES), key="--type")])
+    if asked.several is not None:
+        return _read_several(asked.several, asked)
+    if asked.type == "multi-lora":
         do = 'Name a file of {"name": "adapter directory"}: --multi-lora-config FILE'
-        problems.append(Problem('is "multi-lora" without a list of adapters', do, "--type"))
-        return [], [], None
-    if given.checkpoint is None:
-        do = "Name a checkpoint, a run or an output directory."
-        problems.append(Problem("is needed", do, "--checkpoint"))
-        return [], [], None
-    try:
-        trust = bool(flags.get("trust_code"))
-        checkpoint = (
-            hub_model(given.checkpoint) if given.on_hub else _checkpoint(given.checkpoint, given.base, trust)
+        raise RequestError([Problem('is "multi-lora" without a list of adapters', do, "--type")])
+    if asked.checkpoint is None:
+        raise RequestError(
+            [Problem("is needed", "Name a checkpoint, a run or an output directory.", "--checkpoint")]
         )
-    except RequestError as error:
-        problems += error.problems
-        return [], [], None
+    return _read_one(asked.checkpoint, asked)
+
+
+def _read_one(path: str, asked: Asked) -> Found:
+    checkpoint = hub_model(path) if asked.on_hub else _checkpoint(path, asked.base, asked.trust_code)
     kind: Type = "lora" if checkpoint.kind == "lora" else "full"
-    if asked not in (None, kind):
-        what = f'is "{asked}", but {checkpoint.path} holds {_SAID[checkpoint.kind]}'
-        problems.append(Problem(what, f"Use --type {kind}, or leave it out.", "--type"))
-        return [], [], None
-    return [], [checkpoint], kind
+    if asked.type not in (None, kind):
+        what = f'is "{asked.type}", but {checkpoint.path} holds {_KINDS[checkpoint.kind]}'
+        raise RequestError([Problem(what, f"Use --type {kind}, or omit it.", "--type")])
+    return Found(kind, (), (checkpoint,))
 
 
-_SAID = {"lora": "an adapter", "full": "a full model", "merged": "a merged model"}
+_KINDS = {"lora": "an adapter", "full": "a full model", "merged": "a merged model"}
 
 
 def _checkpoint(path: str, base: str | None, trust_code: bool) -> Checkpoint:
@@ -151,78 +187,89 @@ def read_adapter(path: str) -> Checkpoint:
     """
     checkpoint = _checkpoint(path, None, False)
     if checkpoint.kind != "lora":
-        raise RequestError([Problem(f"{checkpoint.path} holds {_SAID[checkpoint.kind]}, not an adapter")])
+        raise RequestError([Problem(f"{checkpoint.path} holds {_KINDS[checkpoint.kind]}, not an adapter")])
     return checkpoint
 
 
-def _read_several(
-    several: str | Mapping[str, str], given: Given, flags: Mapping[str, Any], problems: list[Problem]
-) -> tuple[list[str], list[Checkpoint], Type | None]:
+def _read_several(several: str | Mapping[str, str], asked: Asked) -> Found:
     """The adapters that a file (or, from Python, a mapping) names."""
-    found: list[Problem] = []
-    for name, value in (("--type", flags.get("type")), ("--checkpoint", given.checkpoint)):
+    listed = _read_list(several) if isinstance(several, str) else _Listed(None, dict(several), {})
+    problems = [*_other_names(asked)]
+    checkpoints = []
+    for name, path in listed.values.items():
+        where = Problem("", key=name, file=listed.file, line=listed.lines.get(name))
+        try:
+            checkpoints.append(_listed_adapter(path, asked))
+        except RequestError as error:
+            problems += [replace(where, what=one.what, do=one.do) for one in error.problems]
+    if not listed.values:
+        problems.append(Problem("names no adapter", _LIST_FORM, file=listed.file))
+    if problems:
+        raise RequestError(problems)
+    return Found("multi-lora", tuple(listed.values), tuple(checkpoints))
+
+
+def _other_names(asked: Asked) -> Iterator[Problem]:
+    """What else is named beside a list of adapters."""
+    for name, value in (("--type", asked.type), ("--checkpoint", asked.checkpoint)):
         if value not in (None, "multi-lora"):
             what = f'is "{value}", but --multi-lora-config names several adapters'
-            found.append(Problem(what, "Remove one of the two.", name))
-    file, lines, values = None, {}, dict(several) if isinstance(several, Mapping) else {}
-    if not isinstance(several, Mapping):
-        read = _read_list(several)
-        file, lines, values = read.path, read.lines, read.values
-    checkpoints = []
-    for name, path in values.items():
-        where = Problem("", key=name, file=file, line=lines.get(name))
-        if not isinstance(path, str):
-            found.append(replace(where, what="must be the directory of an adapter"))
-            continue
-        try:
-            checkpoint = _checkpoint(path, given.base, bool(flags.get("trust_code")))
-        except RequestError as error:
-            found += [
-                replace(where, what=f"cannot be served: {one.what}", do=one.do) for one in error.problems
-            ]
-            continue
-        if checkpoint.kind != "lora":
-            what = f"is {_SAID[checkpoint.kind]}, not an adapter"
-            found.append(replace(where, what=what, do="Serve it alone."))
-        checkpoints.append(checkpoint)
-    if not values:
-        found.append(Problem("names no adapter", _LIST_FORM, file=file))
-    problems += found
-    return list(values), checkpoints, None if found else "multi-lora"
+            yield Problem(what, "Remove one of the two.", name)
+
+
+def _listed_adapter(path: object, asked: Asked) -> Checkpoint:
+    if not isinstance(path, str):
+        raise RequestError([Problem("must be the directory of an adapter")])
+    try:
+        checkpoint = _checkpoint(path, asked.base, asked.trust_code)
+    except RequestError as error:
+        raise RequestError(
+            [replace(one, what=f"cannot be served: {one.what}") for one in error.problems]
+        ) from None
+    if checkpoint.kind != "lora":
+        what = f"is {_KINDS[checkpoint.kind]}, not an adapter"
+        raise RequestError([Problem(what, "Serve it separately.")])
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The adapters of a list: names and directories, and the lines they stand in."""
+
+    file: str | None
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
 
 
 _LIST_FORM = 'Write {"name": "adapter directory", ...}.'
 
 
-def _read_list(path: str) -> ConfigFile:
+def _read_list(path: str) -> _Listed:
     try:
-        return read_config_file(path)
+        read = read_config_file(path)
     except RequestError as error:
-        forms = [one.what.startswith(("holds", "is empty")) for one in error.problems]
-        raise RequestError(
-            [
-                replace(one, do=_LIST_FORM) if of_form else one
-                for one, of_form in zip(error.problems, forms, strict=True)
-            ]
-        ) from None
+        raise RequestError([_with_form(one) for one in error.problems]) from None
+    return _Listed(read.path, read.values, read.lines)
 
 
-def served_models(
-    kind: Type, names: list[str], checkpoints: list[Checkpoint], config: Config, merge: str
-) -> list[ServedModel]:
-    """The names to serve: of adapters, the base's own first."""
-    first, asked = checkpoints[0], config.settings.pop("served_model_name", None)
+def _with_form(problem: Problem) -> Problem:
+    return replace(problem, do=_LIST_FORM) if problem.what.startswith(("holds", "is empty")) else problem
+
+
+def served_models(found: Found, config: Config, merge: str) -> tuple[ServedModel, ...]:
+    """The names to serve: of adapters, the base's own first. ``served_model_name`` is taken out of ``config``."""
+    first, asked = found.checkpoints[0], config.settings.pop("served_model_name", None)
     base_name = Path(str(first.base)).name
     given = str(asked.value) if asked else None
-    if kind == "full":
-        kind_of: Literal["full", "merged"] = "merged" if first.kind == "merged" else "full"
-        return [ServedModel(given or _own_name(first.path), kind_of, str(first.path))]
+    if found.type == "full":
+        kind: Literal["full", "merged"] = "merged" if first.kind == "merged" else "full"
+        return (ServedModel(given or _own_name(first.path), kind, str(first.path)),)
     if merge != "no":
-        return [ServedModel(given or f"{base_name}-lora", "merged", str(first.path), first.base)]
-    if kind == "lora":
-        names = [given or f"{base_name}-lora"]
-    base = ServedModel(given if given and kind == "multi-lora" else base_name, "base", str(first.base))
-    return [base, *(_adapter(name, one) for name, one in zip(names, checkpoints, strict=True))]
+        return (ServedModel(given or f"{base_name}-lora", "merged", str(first.path), first.base),)
+    several = found.type == "multi-lora"
+    names = found.names if several else (given or f"{base_name}-lora",)
+    base = ServedModel(given if given and several else base_name, "base", str(first.base))
+    return base, *(_adapter(name, one) for name, one in zip(names, found.checkpoints, strict=True))
 
 
 def _own_name(path: Path) -> str:
@@ -236,10 +283,11 @@ def _adapter(name: str, checkpoint: Checkpoint) -> ServedModel:
     )
 
 
-def name_problems(models: list[ServedModel], config: Config) -> Iterator[Problem]:
+def name_problems(models: Sequence[ServedModel]) -> Iterator[Problem]:
+    """Names and paths that clients or ms-swift cannot take."""
     for model in models:
         if not NAME.fullmatch(model.name):
-            do = "Use letters, digits and . _ : / - only, at most 128, a letter or digit first."
+            do = "Use at most 128 letters, digits and . _ : / -, a letter or digit first."
             yield Problem(f"{json.dumps(model.name)} cannot be the name of a model", do)
         if model.kind == "lora" and "=" in model.path:
             what = f'{model.path} has a "=" in its path, which ms-swift takes for the end of the name'
@@ -250,25 +298,23 @@ def name_problems(models: list[ServedModel], config: Config) -> Iterator[Problem
         yield Problem(f'"{base.name}" is the name of the base model and of an adapter', do)
 
 
-def adapters_together(
-    kind: Type, names: list[str], checkpoints: list[Checkpoint], backend: Backend
-) -> Iterator[Problem]:
+def adapters_together(found: Found, backend: Backend) -> Iterator[Problem]:
     """What keeps several adapters from being served side by side."""
-    if kind != "multi-lora":
+    if found.type != "multi-lora":
         return
-    first = checkpoints[0]
+    first, names = found.checkpoints[0], found.names
     for what, of in _MUST_AGREE.items():
-        for name, checkpoint in zip(names[1:], checkpoints[1:], strict=True):
+        for name, checkpoint in zip(names[1:], found.checkpoints[1:], strict=True):
             if of(checkpoint) != of(first):
                 sides = f"{of(first)} for {names[0]}, {of(checkpoint)} for {name}"
-                yield Problem(f"The adapters differ in their {what}: {sides}", "Serve them apart.")
+                yield Problem(f"The adapters differ in their {what}: {sides}", "Serve them separately.")
     if not backend.several_adapters:
         do = "Use --infer-backend pt or vllm."
         yield Problem(f"{backend.name} cannot serve several adapters on one base", do)
         return
-    for name, checkpoint in zip(names, checkpoints, strict=True):
+    for name, checkpoint in zip(names, found.checkpoints, strict=True):
         if not backend.serves_adapter(checkpoint):
-            what = f'"{name}" cannot be served by {backend.name}, which takes plain LoRA up to rank 512 only'
+            what = f'"{name}" cannot be served by {backend.name}, which takes only plain LoRA up to rank 512'
             yield Problem(what, "Use --infer-backend pt.")
 
 

@@ -74,7 +74,7 @@ def _gone(infer_request: Any) -> bool:
     return getattr(infer_request, "abandoned", False)
 
 
-def mend_generation(template: Any) -> None:
+def patch_generation(template: Any) -> None:
     """Make ms-swift generate for batches under an adapter, and end a stream whose generation failed.
 
     It names the adapter once for a whole batch, where PEFT wants it for every sequence; and of a generation that
@@ -82,7 +82,7 @@ def mend_generation(template: Any) -> None:
     """
     generate = template.generate
 
-    def mended(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def patched(model: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("adapter_names"):
             config = kwargs["generation_config"]
             times = len(kwargs["attention_mask"]) * max(config.num_return_sequences, config.num_beams)
@@ -96,7 +96,7 @@ def mend_generation(template: Any) -> None:
             kwargs["streamer"].put(_Failed(error))
             return None
 
-    template.generate = mended
+    template.generate = patched
 
 
 class _Failed:

@@ -1,4 +1,4 @@
-"""What a server is to serve and how, decided before anything heavy starts: models, names, address, limits.
+"""What a server serves and how, decided before anything heavy starts: models, names, address, limits.
 
 ``make_deployment`` is the one way in. It reads the checkpoints and the settings and raises everything that is wrong
 with them at once.
@@ -6,11 +6,11 @@ with them at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import SECRETS
@@ -20,7 +20,7 @@ from swift_toolkit.inference.backend import Backend, backend_problems, choose_ba
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.model import loading
 from swift_toolkit.model.checkpoint import Checkpoint
-from swift_toolkit.model.merge import problems
+from swift_toolkit.model.merge import problems as merging_problems
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.access import (
     KEY_VARIABLE,
@@ -31,18 +31,25 @@ from swift_toolkit.serving.access import (
     tls_problems,
 )
 from swift_toolkit.serving.models import (
-    Given,
+    Asked,
+    Found,
     ServedModel,
     Type,
+    adapter_name_problems,
     adapters_together,
     name_problems,
     read_models,
     served_models,
+    take_asked,
 )
+from swift_toolkit.serving.options import ServingOptions
+from swift_toolkit.serving.order import Order
 from swift_toolkit.serving.request import Limits
 
+Merge = Literal["no", "beside", "aside"]
 
-@dataclass
+
+@dataclass(frozen=True, kw_only=True)
 class Deployment:
     """A checked server that is not started yet.
 
@@ -57,20 +64,21 @@ class Deployment:
         merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
         limits: of one request.
         key: the API key, None without one. Never shown.
-        flags: the toolkit's own, as given.
+        options: the toolkit's own, as given.
+        log: where an engine that merges the adapter writes.
     """
 
     type: Type
-    models: list[ServedModel]
-    checkpoints: list[Checkpoint]
+    models: tuple[ServedModel, ...]
+    checkpoints: tuple[Checkpoint, ...]
     config: Config
     backend: Backend
     backend_why: str
     device: Device
-    merge: Literal["no", "beside", "aside"]
+    merge: Merge
     limits: Limits
     key: str | None = field(repr=False)
-    flags: Mapping[str, Any]
+    options: ServingOptions
     log: Path = Path("serve.log")
 
     @property
@@ -103,7 +111,7 @@ class Deployment:
         """The argument list for ms-swift's DeployArguments; ``model`` stands in for the recorded model."""
         config, first = deepcopy(self.config), self.models[0]
         with_adapters = any(one.kind == "lora" for one in self.models)
-        # the system prompt of an adapter goes with its name: see serving.py
+        # the system prompt of an adapter goes with its name: see Router
         checkpoint = replace(self.checkpoint, system=None) if with_adapters else self.checkpoint
         loading.fill_model(config, checkpoint, model=model or first.path, adapter=None)
         adapters = [f"{one.name}={one.path}" for one in self.models if one.kind == "lora"]
@@ -112,26 +120,27 @@ class Deployment:
         config.fill("served_model_name", first.name, "")
         return config.arguments()
 
-    def order(self, model: str) -> dict[str, Any]:
-        """What the serving process is told, the key included; see serving.py."""
-        return {
-            "arguments": self.arguments(model),
-            "backend": self.backend.name,
-            "host": self.host,
-            "port": self.port,
-            "ssl_certfile": self.config.get("ssl_certfile"),
-            "ssl_keyfile": self.config.get("ssl_keyfile"),
-            "models": [asdict(one) for one in self.models],
-            "system": self.config.get("system"),
-            "limits": asdict(self.limits),
-            "max_batch_size": self.config.get("max_batch_size"),
-            "default_tokens": self.config.get("max_new_tokens"),
-            "key": self.key,
-            **{
-                name: self.flags[name]
-                for name in ("log_requests", "allow_runtime_lora", "chat", "drain_seconds")
-            },
-        }
+    def order(self, model: str) -> Order:
+        """What the serving process needs to know, the key included; ``model`` as for `arguments`."""
+        options = self.options
+        return Order(
+            arguments=tuple(self.arguments(model)),
+            backend=self.backend.name,
+            host=self.host,
+            port=self.port,
+            ssl_certfile=self.config.get("ssl_certfile"),
+            ssl_keyfile=self.config.get("ssl_keyfile"),
+            models=self.models,
+            system=self.config.get("system"),
+            limits=self.limits,
+            max_batch_size=self.config.get("max_batch_size"),
+            default_tokens=self.config.get("max_new_tokens"),
+            key=self.key,
+            log_requests=options.log_requests,
+            allow_runtime_lora=options.allow_runtime_lora,
+            chat=options.chat,
+            drain_seconds=options.drain_seconds,
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """The deployment as names and values for the screen."""
@@ -175,7 +184,7 @@ def make_deployment(
     source: str | Path | Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
     overrides_from: Literal["command line", "call"],
-    flags: Mapping[str, Any],
+    options: ServingOptions,
 ) -> Deployment:
     """Check what is asked and decide how.
 
@@ -183,59 +192,101 @@ def make_deployment(
         source: a file of settings, or a mapping.
         overrides: settings laid over it.
         overrides_from: what to call the overrides in messages.
-        flags: the toolkit's own; see ``make_parser`` in deploy_model.py.
+        options: the toolkit's own.
 
     Raises:
         RequestError: with everything that is wrong.
     """
     config, problems = read_request(source, overrides, command="deploy", overrides_from=overrides_from)
     problems += [
-        *_other_ways(config, flags),
+        *_other_ways(config, options),
         *plan.generation_problems(config),
-        *_limit_problems(flags),
+        *_option_problems(options),
+        *adapter_name_problems(config),
     ]
-    given = Given.take(config, flags, problems)
-    problems += backend_problems(given.backend)
-    names, checkpoints, kind = read_models(given, flags, problems)
-    for checkpoint in checkpoints[:1]:
-        problems += loading.naming_problems(config, checkpoint)
+    asked = take_asked(config, options)
+    problems += backend_problems(asked.backend)
+    found = _collect(problems, lambda: read_models(asked))
+    if found is not None:
+        problems += loading.naming_problems(config, found.checkpoints[0])
     config.fill("host", "127.0.0.1", "this machine only")
     config.fill("port", 8000, "")
-    key, key_problems = find_key(flags.get("api_key_file"))
-    problems += [*key_problems, *access_problems(config, flags, key), *tls_problems(config)]
-    problems += port_problems(config)
-    if problems or kind is None:
+    key = _collect(problems, lambda: find_key(options.api_key_file))
+    problems += [*access_problems(config, options), *tls_problems(config), *port_problems(config)]
+    if problems or found is None:
         raise RequestError(problems)
+    return _decide(config, options, asked, found, key)
+
+
+Value = TypeVar("Value")
+
+
+def _collect(problems: list[Problem], find: Callable[[], Value]) -> Value | None:
+    """What ``find`` returns; None where it raises, with its problems added to ``problems``."""
+    try:
+        return find()
+    except RequestError as error:
+        problems += error.problems
+        return None
+
+
+def _decide(
+    config: Config, options: ServingOptions, asked: Asked, found: Found, key: str | None
+) -> Deployment:
+    """The deployment of a request whose parts are right.
+
+    Raises:
+        RequestError: they do not go together.
+    """
     device = find_device()
-    backend, why = choose_backend(given.backend, checkpoints, device)
-    merge: Literal["no", "beside", "aside"] = "no"
-    if kind == "lora" and (given.merge or not backend.serves_adapter(checkpoints[0])):
-        merge = "beside" if given.merge else "aside"
-    models = served_models(kind, names, checkpoints, config, merge)
-    problems = [*name_problems(models, config), *adapters_together(kind, names, checkpoints, backend)]
-    if given.merge:
-        problems += _merge_problems(kind, checkpoints)
+    backend, why = choose_backend(asked.backend, found.checkpoints, device)
+    merge: Merge = "no"
+    if found.type == "lora" and (asked.merge or not backend.serves_adapter(found.checkpoints[0])):
+        merge = "beside" if asked.merge else "aside"
+    models = served_models(found, config, merge)
+    problems = [*name_problems(models), *adapters_together(found, backend)]
+    if asked.merge:
+        problems += _merge_problems(found)
     if problems:
         raise RequestError(problems)
-    _fill(config, backend, device, models, flags)
-    body, urls = int(flags["max_body_mb"] * (1 << 20)), config.install.line != "v3"
-    limits = Limits(flags["max_tokens_limit"], body, _media_dir(flags), urls)
-    return Deployment(kind, models, checkpoints, config, backend, why, device, merge, limits, key, flags)
+    _fill(config, backend, device, models, options)
+    return Deployment(
+        type=found.type,
+        models=models,
+        checkpoints=found.checkpoints,
+        config=config,
+        backend=backend,
+        backend_why=why,
+        device=device,
+        merge=merge,
+        limits=_limits(config, options),
+        key=key,
+        options=options,
+    )
 
 
-def _merge_problems(kind: Type, checkpoints: list[Checkpoint]) -> list[Problem]:
-    if kind == "lora":
-        return problems(checkpoints[0])
-    do = "Remove it." if kind == "full" else "Remove it: merged adapters are models of their own."
+def _limits(config: Config, options: ServingOptions) -> Limits:
+    body = int(options.max_body_mb * (1 << 20))
+    return Limits(options.max_tokens_limit, body, _media_dir(options), config.install.line != "v3")
+
+
+def _merge_problems(found: Found) -> Iterable[Problem]:
+    if found.type == "lora":
+        return merging_problems(found.checkpoints[0])
+    do = "Remove it." if found.type == "full" else "Remove it: merged adapters are models of their own."
     return [Problem("needs one adapter", do, "--merge-lora")]
 
 
 def _fill(
-    config: Config, backend: Backend, device: Device, models: list[ServedModel], flags: Mapping[str, Any]
+    config: Config,
+    backend: Backend,
+    device: Device,
+    models: Sequence[ServedModel],
+    options: ServingOptions,
 ) -> None:
     """Choose what nobody has set and the server needs."""
     backend.fill(config, [model.rank or 0 for model in models if model.kind == "lora"])
-    config.fill("verbose", bool(flags.get("log_requests")), "prompts are logged with --log-requests only")
+    config.fill("verbose", options.log_requests, "prompts are logged only with --log-requests")
     config.fill("log_interval", -1, "the server has /metrics")
     if device.kind == "cpu" and not cpu_computes_bfloat16():
         config.fill(
@@ -252,27 +303,27 @@ _OTHER_WAYS = {
 }
 
 
-def _other_ways(config: Config, flags: Mapping[str, Any]) -> Iterator[Problem]:
+def _other_ways(config: Config, options: ServingOptions) -> Iterator[Problem]:
     if "api_key" in config.settings:
         do = f"Set the environment variable {KEY_VARIABLE}, or use --api-key-file."
-        yield config.problem("api_key", "is a secret, and would not stay one", do)
-    from_line = bool(flags.get("from_command") or flags.get("from_script"))
-    yield from plan.other_ways(config, _OTHER_WAYS, from_line)
+        yield config.problem("api_key", "is a secret, and others could read it there", do)
+    yield from plan.other_ways(config, _OTHER_WAYS, options.from_line)
     for name, variables in SECRETS.items():
         if name in config.settings:
             do = f"Set the environment variable {' or '.join(variables)}." if variables else "Remove it."
-            yield config.problem(name, "is a secret, and ms-swift would write it in clear to its log", do)
+            yield config.problem(name, "is a secret, and ms-swift writes it in clear to its log", do)
 
 
-def _limit_problems(flags: Mapping[str, Any]) -> Iterator[Problem]:
+def _option_problems(options: ServingOptions) -> Iterator[Problem]:
     for name, least in (("max_tokens_limit", 1), ("max_body_mb", 0.001), ("drain_seconds", 0)):
-        if flags[name] < least:
-            yield Problem(f"must be at least {least}, not {flags[name]}", key=f"--{name.replace('_', '-')}")
-    media = flags.get("media_dir")
+        value = getattr(options, name)
+        if not least <= value < float("inf"):
+            yield Problem(f"must be at least {least}, not {value}", key=f"--{name.replace('_', '-')}")
+    media = options.media_dir
     if media is not None and not Path(media).expanduser().is_dir():
         yield Problem(f"names the directory {media}, which does not exist", key="--media-dir")
 
 
-def _media_dir(flags: Mapping[str, Any]) -> str | None:
-    media = flags.get("media_dir")
+def _media_dir(options: ServingOptions) -> str | None:
+    media = options.media_dir
     return None if media is None else str(Path(media).expanduser().resolve())

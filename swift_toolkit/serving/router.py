@@ -1,4 +1,4 @@
-"""Takes a checked request to the model it names, and loads adapters at run time."""
+"""Passes checked requests on to the model they name, and loads adapters at run time."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from swift_toolkit.problems import RequestError
 from swift_toolkit.serving import models
 from swift_toolkit.serving.gateway import Exchange, exchange
 from swift_toolkit.serving.models import ServedModel
-from swift_toolkit.serving.patches import Batches, batch_size, mend_generation
-from swift_toolkit.serving.request import ApiError, Limits
+from swift_toolkit.serving.order import Order
+from swift_toolkit.serving.patches import Batches, batch_size, patch_generation
+from swift_toolkit.serving.request import ApiError
 
 TEMPLATE_TOKENS = 1024
 """More tokens than a chat format and its system prompt add to a short text."""
 
 
 class Router:
-    """Takes checked requests to the engine: under the right adapter, with its system prompt, and counted.
+    """Passes checked requests on to the engine: under the right adapter, with its system prompt, and counted.
 
     Args:
         server: ms-swift's server; its ``infer_async`` is replaced by `ask`.
-        order: see `Deployment.order`.
+        order: what is served.
     """
 
-    def __init__(self, server: Any, order: Mapping[str, Any]) -> None:
+    def __init__(self, server: Any, order: Order) -> None:
         self.swift = serving_api()
         self.server, self.engine = server, server.infer_engine
-        self.backend = BACKENDS[order["backend"]]
-        served = [ServedModel(**{**one, "path": as_peft(one["path"])}) for one in order["models"]]
+        self.backend = BACKENDS[order.backend]
+        served = [replace(one, path=as_peft(one.path)) for one in order.models]
         self.models = {one.name: one for one in served}
-        self.limits = Limits(**order["limits"])
+        self.limits = order.limits
         self.first = next(iter(self.models))
         self.running: Counter[str] = Counter()  # requests on their way, see Gateway
         self._changing = asyncio.Lock()
@@ -47,10 +48,10 @@ class Router:
         self._made = len(self.models)
         server.infer_async = self.ask
         if self.backend.in_process:
-            self.engine.max_batch_size = order["max_batch_size"] or batch_size(self.engine, self.limits)
+            self.engine.max_batch_size = order.max_batch_size or batch_size(self.engine, self.limits)
             if self.engine.task_type != "causal_lm" and len(self.models) > 1:
                 self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
-            mend_generation(server.template)
+            patch_generation(server.template)
             self._batches = Batches(self.engine, server.template)
 
     async def ask(
@@ -139,7 +140,7 @@ class Router:
         """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``."""
         name, path = _texts(body, "lora_name", "lora_path")
         if not models.NAME.fullmatch(name):
-            raise ApiError(400, "lora_name may have letters, digits and . _ : / - only.", "lora_name")
+            raise ApiError(400, "lora_name may only have letters, digits and . _ : / -.", "lora_name")
         async with self._changing:
             if name in self.models:
                 raise ApiError(400, f"There is a model {name} already.", "lora_name")

@@ -164,7 +164,7 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         (
             deploy_model,
             ["--from-command", "swift deploy --model a --api_key secret"],
-            '"--api_key" is a secret, and would not stay one. '
+            '"--api_key" is a secret, and others could read it there. '
             "Set the environment variable SWIFT_API_KEY, or use --api-key-file.",
         ),
         (

@@ -439,7 +439,7 @@ def test_nobody_suffers_from_others(deployer: ModelDeployer, client: openai.Open
         for name in names
         for index, question in enumerate(questions)
     }
-    server = psutil.Process(deployer.ready["pid"])
+    server = psutil.Process(deployer.ready.pid)
     wrong: list[object] = []
     memory: list[int] = []
 
@@ -636,7 +636,7 @@ def test_a_server_that_dies_is_told(commands: Any) -> None:
     status, err = running.wait()
     (log,) = folder.glob("*/serve.log")
     assert status == 1
-    said = f"The server has ended: it was killed, most often for lack of memory. The whole log: {log}"
+    said = f"The server has ended: it was killed, most often for lack of memory. Full log: {log}"
     assert err.splitlines()[-1] == said
     assert json.loads((log.parent / "result.json").read_text())["error"] == said
 
@@ -657,9 +657,7 @@ def test_a_start_that_fails_says_why(tmp_path: Path, tiny_model: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
-    assert re.fullmatch(
-        r"The server could not be started: \w+: .*\. The whole log: " + re.escape(str(log)), last
-    )
+    assert re.fullmatch(r"The server could not be started: \w+: .*\. Full log: " + re.escape(str(log)), last)
 
 
 def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]) -> None:

@@ -123,7 +123,7 @@ def test_an_engine_that_dies_ends_the_server(deployer: ModelDeployer, client: op
         process for process in processes if "EngineCore" in " ".join(process.cmdline() or [process.name()])
     ]
     # a front process that is killed takes this group along, see test_process.py
-    assert {os.getpgid(process.pid) for process in processes} == {deployer.ready["pid"]}
+    assert {os.getpgid(process.pid) for process in processes} == {deployer.ready.pid}
     core.kill()
     with pytest.raises(RunError, match="The server has ended"):
         deployer.wait()

@@ -1,0 +1,56 @@
+"""The toolkit's own options of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """The options that are not settings of ms-swift; their defaults stand here and nowhere else.
+
+    Args:
+        checkpoint: a checkpoint, a run directory or an output directory.
+        type: ``lora``, ``full`` or ``multi-lora``; None to find out.
+        multi_lora_config: a file, or a mapping, of adapter names and directories.
+        base_model: where the base model is, if it is not where training found it.
+        infer_backend: ``auto``, ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``; None for the setting of that name.
+        merge_lora: merge the adapter into its base first.
+        trust_code: accept a checkpoint that names Python files to import.
+        api_key_file: file that holds the API key; None for the environment variable.
+        no_auth: serve other machines without a key.
+        log_requests: write prompts and answers to the log.
+        media_dir: directory whose files requests may name; None for none.
+        max_body_mb: longest request, in MiB.
+        max_tokens_limit: longest answer, in tokens.
+        drain_seconds: time for running answers when the server ends, in seconds.
+        allow_runtime_lora: load and unload adapters while serving.
+        chat: serve a chat page at ``/``.
+        output_dir: where the run directory goes.
+        verbose: also show what ms-swift prints.
+        from_line: the settings come from a line or script that starts ms-swift.
+    """
+
+    checkpoint: str | None = None
+    type: str | None = None
+    multi_lora_config: str | Mapping[str, str] | None = None
+    base_model: str | None = None
+    infer_backend: str | None = None
+    merge_lora: bool = False
+    trust_code: bool = False
+    api_key_file: str | None = None
+    no_auth: bool = False
+    log_requests: bool = False
+    media_dir: str | None = None
+    max_body_mb: float = 16
+    max_tokens_limit: int = 4096
+    drain_seconds: int = 30
+    allow_runtime_lora: bool = False
+    chat: bool = False
+    output_dir: str = "output/deploy"
+    verbose: bool = False
+    from_line: bool = False
+
+
+OPTION_NAMES = frozenset(one.name for one in fields(ServingOptions))

@@ -1,0 +1,61 @@
+"""The order that goes to the process that serves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from swift_toolkit.serving.models import ServedModel
+from swift_toolkit.serving.request import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """All that the serving process needs to know; sent over its stdin, the key included.
+
+    Args:
+        arguments: for ms-swift's DeployArguments.
+        backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
+        host: address to listen on.
+        port: port to listen on, 0 for any that is free.
+        ssl_certfile: certificate, None for plain HTTP.
+        ssl_keyfile: its key.
+        models: the names that are served, the base or whole model first.
+        system: the system prompt that the settings ask for.
+        limits: of one request.
+        max_batch_size: requests that pt answers together; None to find out.
+        default_tokens: longest answer where a request names none; None for the limit.
+        key: the API key, None without one.
+        log_requests: write prompts and answers to the log.
+        allow_runtime_lora: load and unload adapters while serving.
+        chat: serve the chat page.
+        drain_seconds: time for running answers at the end, in seconds.
+    """
+
+    arguments: tuple[str, ...]
+    backend: str
+    host: str
+    port: int
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    models: tuple[ServedModel, ...]
+    system: str | None
+    limits: Limits
+    max_batch_size: int | None
+    default_tokens: int | None
+    key: str | None
+    log_requests: bool
+    allow_runtime_lora: bool
+    chat: bool
+    drain_seconds: int
+
+    @classmethod
+    def read(cls, line: str) -> Order:
+        """The order in a line of JSON.
+
+        Raises:
+            ValueError: it is not an order.
+        """
+        import msgspec
+
+        return msgspec.convert(json.loads(line), cls)

@@ -1,0 +1,178 @@
+"""A server from outside: starts the process that serves, waits for it, ends it, and keeps its record."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.console import screen
+from swift_toolkit.machine import device, files
+from swift_toolkit.machine.failure import engine_error
+from swift_toolkit.machine.process import Child
+from swift_toolkit.model.builtin import is_builtin, materialise
+from swift_toolkit.model.merge import merged
+from swift_toolkit.problems import RunError
+from swift_toolkit.runs import directory
+from swift_toolkit.serving.access import KEY_VARIABLE
+from swift_toolkit.serving.plan import Deployment
+
+GRACE_SECONDS = 5.0
+"""Time for what comes after the last answer."""
+
+_PHASES = {"importing": "importing ms-swift", "loading": "loading the model"}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the serving process reports once it answers.
+
+    Args:
+        port: it listens on.
+        pid: of the process.
+        max_batch_size: requests that pt answers together; None for other backends.
+    """
+
+    port: int
+    pid: int
+    max_batch_size: int | None
+
+
+class Server:
+    """One server; `start` it, `wait` for it, `stop` it.
+
+    Args:
+        deployment: what is served and how.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.url = deployment.url()
+        self.ready: Ready | None = None
+        self.directory = Path(deployment.options.output_dir).expanduser()
+        self.log = self.directory / "serve.log"
+        self._started = 0.0
+        self._stack = ExitStack()
+        self._child: Child
+        self._events: Iterator[dict[str, Any] | None]
+
+    def start(self) -> None:
+        """Load the model and wait until the server answers; what goes on is shown on stderr.
+
+        Raises:
+            RunError: it cannot be started; ``log`` says more.
+        """
+        self._started = time.time()
+        try:
+            self.directory = directory.claim_run_directory(self.directory).absolute()
+        except OSError as error:
+            raise RunError(
+                f"cannot make the run directory {self.directory}: {error.strerror or error}"
+            ) from None
+        self.log = self.directory / "serve.log"
+        try:
+            with screen.StartingLine() as line:
+                self._start(self._stack.enter_context(self._model(line)))
+                self._wait_until_ready(line)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _model(self, line: screen.StartingLine) -> AbstractContextManager[str | Path]:
+        """The model to load, merged first where needed."""
+        if self.deployment.merge != "no":
+            line.note("merging the adapter into its base")
+            return merged(replace(self.deployment, log=self.log))
+        path = self.deployment.models[0].path
+        return nullcontext(str(materialise(path)) if is_builtin(path) else path)
+
+    def _start(self, model: str | Path) -> None:
+        command = [sys.executable, "-m", "swift_toolkit.serving.worker"]
+        echo = sys.stderr if self.deployment.options.verbose else None
+        environment = device.environment(self.deployment.device)
+        self._child = Child(command, self.log, environment, echo=echo, listens=True, without=(KEY_VARIABLE,))
+        self._stack.enter_context(self._child)
+        self._child.send(asdict(self.deployment.order(str(model))))
+        self._events = self._child.events()
+
+    def _wait_until_ready(self, line: screen.StartingLine) -> None:
+        for event in self._events:
+            if event is None:
+                continue
+            kind = event.pop("event")
+            if kind == "ready":
+                self.ready = Ready(**event)
+                self.url = self.deployment.url(self.ready.port)
+                self._record("serving")
+                return
+            if kind == "failed":
+                raise self._failure(event)
+            line.note(_PHASES[kind])
+        raise self._failure(None)
+
+    def wait(self) -> None:
+        """Return when the server has ended because it was stopped.
+
+        Raises:
+            RunError: it ended by itself.
+        """
+        failure = None
+        for event in self._events:
+            if event is not None and event["event"] == "failed":
+                failure = event
+        if failure or self._child.process.wait() != 0:
+            error = self._failure(failure)
+            self._end(error)
+            raise error
+        self._end(None)
+
+    def stop(self) -> None:
+        """Stop accepting, let running answers end for as long as ``drain_seconds``, and end the server."""
+        if self.ready is None or self._child.process.poll() is not None:
+            self._end(None)
+            return
+        self._child.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + self.deployment.options.drain_seconds + GRACE_SECONDS
+        for _ in self._child.events():  # those of `wait` end with the interrupt that ended it
+            if time.monotonic() > deadline:
+                break
+        self._end(None)
+
+    def kill(self) -> None:
+        """End the server at once."""
+        self._child.end(patience=0)
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._stack.close()
+        if self.log.is_file():
+            self._record("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
+
+    def _failure(self, event: Mapping[str, Any] | None) -> RunError:
+        """Why the server does not run, from what its process reported last."""
+        where = f"Full log: {self.log}"
+        what = "The server could not be started" if self.ready is None else "The server has ended"
+        if event:
+            first = (str(event["message"]).strip().splitlines() or [""])[0]
+            cause = engine_error(self.log) or f"{event['type']}: {first}"
+            return RunError(f"{what}: {cause.rstrip('.')}. {where}")
+        status = self._child.process.wait()
+        if status == -signal.SIGKILL:
+            return RunError(f"{what}: it was killed, most often for lack of memory. {where}")
+        return RunError(f"{what}: its process ended with status {status}. {where}")
+
+    def _record(self, status: str, error: str | None = None) -> None:
+        content = {
+            "status": status,
+            "error": error,
+            "seconds": round(time.time() - self._started, 2),
+            "max_batch_size": self.ready.max_batch_size if self.ready else None,
+            **self.deployment.as_dict(),
+            "url": self.url,
+        }
+        files.write_json(self.directory / "result.json", content)
