@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,3 +196,66 @@ def read_random_states_of_numpy_1() -> None:
 
     make_array = empty(0).__reduce__()[0]
     add_safe_globals([(make_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")])
+
+
+# ------------------------------------------------------------------------------------------ patches
+
+Partition = Callable[[Sequence[int], int, int], list[list[list[int]]]]
+"""From the tokens of the rows of an optimiser step in ms-swift's order, the ranks, and the rows of a micro-batch to the
+micro-batches of each rank, as indices."""
+
+
+def share_rows(choose: Callable[[Any], Partition | None]) -> None:
+    """Let a function say which rows of an optimiser step share a micro-batch, and on which rank: until ms-swift
+    balances rows within a step itself (4.6 has ``group_by_length``, which changes the rows of the steps).
+
+    The rows of every step stay those of ms-swift's sampler, also after a resume in the middle of an epoch.
+
+    Args:
+        choose: from a trainer, when it makes its data loader, to the function; None keeps ms-swift's order.
+    """
+    module: Any = importlib.import_module("swift.trainers.mixin")
+    loader, sampler = module.DataLoaderMixin, module.BatchSamplerShard
+    make, iterate = loader.get_train_dataloader, sampler.__iter__
+
+    def get_train_dataloader(self: Any, skip_batches: int = 0) -> Any:
+        made = make(self, skip_batches)
+        inner = getattr(made, "batch_sampler", None)
+        inner = getattr(inner, "batch_sampler", inner)  # of accelerate's SkipBatchSampler
+        if isinstance(inner, sampler) and (partition := choose(self)) is not None:
+            inner.shared = (partition, _row_lengths(self.train_dataset), self.args, skip_batches)
+        return made
+
+    def shared(self: Any) -> Iterator[list[int]]:
+        return _micro_batches(self, iterate) if hasattr(self, "shared") else iterate(self)
+
+    loader.get_train_dataloader, sampler.__iter__ = get_train_dataloader, shared
+
+
+def has_row_lengths(dataset: Any) -> bool:
+    """Whether ms-swift has noted how many tokens each row has: not with ``lazy_tokenize`` or ``streaming``."""
+    return bool({"lengths", "length"} & set(getattr(dataset, "column_names", None) or ()))
+
+
+def _row_lengths(dataset: Any) -> list[int]:
+    """Tokens of every row, of the longer one of a pair; 3.12 calls the column ``length``."""
+    column = dataset["lengths" if "lengths" in dataset.column_names else "length"]
+    return [max(length) if isinstance(length, list) else length for length in column]
+
+
+def _micro_batches(sampler: Any, iterate: Callable[[Any], Iterator[list[int]]]) -> Iterator[list[int]]:
+    """This rank's micro-batches of an epoch; empty ones in place of the steps that the data loader will skip."""
+    partition, lengths, arguments, skipped = sampler.shared
+    ranks, accumulation = sampler.world_size, arguments.gradient_accumulation_steps
+    whole = copy.copy(sampler)  # as if there were one rank, with the rows of all
+    whole.__class__ = type("Whole", (type(sampler),), {"rank": 0, "world_size": 1})
+    whole.total_samples, whole.batch_size = sampler.total_samples * ranks, sampler.batch_size * ranks
+    batches = iterate(whole)
+    while step := list(itertools.islice(batches, accumulation)):
+        skipped -= len(step)
+        if skipped >= 0:
+            yield from ([] for _ in step)
+            continue
+        rows = [row for batch in step for row in batch]
+        shares = partition([lengths[row] for row in rows], ranks, sampler.batch_size)
+        yield from ([rows[index] for index in micro_batch] for micro_batch in shares[sampler.rank])

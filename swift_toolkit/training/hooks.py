@@ -7,11 +7,13 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
+from swift_toolkit.training import balance
 
 
 class StopFlag:
@@ -119,6 +121,64 @@ def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) 
             report(event, time=time.time(), **details)
 
     trainer.DEFAULT_CALLBACKS.append(Reporting)
+
+
+def balance_rows() -> None:
+    """Let the rows of every optimiser step share micro-batches with rows of about their length, where that leaves the
+    gradient as it is."""
+    msswift.share_rows(_partition)
+
+
+def _partition(trainer: Any) -> msswift.Partition | None:
+    """How the rows of a step are shared out; None if the gradient would not be the same, or lengths are not known."""
+    args, template = trainer.args, trainer.template
+    other = template.packing or template.padding_free or args.group_by_length
+    if other or args.n_gpu > 1 or not msswift.has_row_lengths(trainer.train_dataset):
+        return None
+    by_tokens = _divides_by_learned_tokens(trainer)
+    if not by_tokens and not _divides_by_rows(trainer):
+        return None
+    hidden = getattr(trainer.model.config.get_text_config(), "hidden_size", None) or 0
+    across = not by_tokens or args.average_tokens_across_devices
+
+    def partition(lengths: Sequence[int], ranks: int, batch: int) -> balance.Shares:
+        if across:
+            return balance.share_out(lengths, ranks, batch, equal=not by_tokens, hidden=hidden)
+        return balance.share_out_within_ranks(lengths, ranks, batch)
+
+    return partition
+
+
+def _divides_by_learned_tokens(trainer: Any) -> bool:
+    """Whether the loss is a sum over tokens, divided by the learned tokens of the whole step (``num_items_in_batch``),
+    so that it does not matter which rows share a micro-batch."""
+    args = trainer.args
+    return (
+        type(trainer).__name__ == "Seq2SeqTrainer"
+        and trainer.model_accepts_loss_kwargs
+        and trainer.compute_loss_func is None
+        and trainer.label_smoother is None
+        and not args.neftune_noise_alpha  # its noise depends on the padded length
+        and not (
+            trainer.model.model_info.is_moe_model and args.router_aux_loss_coef
+        )  # balances a micro-batch
+    )
+
+
+_PAIRWISE_LOSSES = ("sigmoid", "robust", "hinge", "ipo", "sppo_hard", "nca_pair", "apo_zero", "apo_down")
+"""Losses of DPO that are a mean over pairs, each judged alone."""
+
+
+def _divides_by_rows(trainer: Any) -> bool:
+    """Whether the loss of a micro-batch is the mean of its rows', so that those of equal size weigh alike."""
+    args, name = trainer.args, type(trainer).__name__
+    if args.neftune_noise_alpha or trainer.compute_loss_func is not None:
+        return False
+    if name == "DPOTrainer":
+        kinds = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+        others = args.rpo_alpha is not None or trainer.aux_loss_enabled
+        return not others and set(kinds) <= set(_PAIRWISE_LOSSES)
+    return name == "Trainer" and trainer.label_smoother is None
 
 
 def _any_rank(asked: bool, args: Any) -> bool:

@@ -22,7 +22,7 @@ from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model import training_state
 from swift_toolkit.training import peers
-from swift_toolkit.training.hooks import StopFlag, add_callback, count_rows
+from swift_toolkit.training.hooks import StopFlag, add_callback, balance_rows, count_rows
 from swift_toolkit.training.peers import Peers
 
 REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
@@ -66,12 +66,15 @@ class _Training:
                 return 2
             if self.rank:
                 _print_to(Path(self.directory) / "logs" / f"rank{self.rank}.log")
+            balance = self.words.pop("balance", None)
             arguments = [word for words in self.words.values() for word in words]
             train = train_function(self.command, arguments)
             if self.gate is not None and self.rank == 0:
                 count_rows(self.command, self.report, self.gate["lost"])
             add_callback(self.report, self.stop, self.gate and self.gate["path"])
             self._prepare_resume()
+            if balance:
+                balance_rows()
             self._prepare_deepspeed()
             self.report("loading")
             outcome = train(arguments)

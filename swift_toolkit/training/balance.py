@@ -1,0 +1,257 @@
+"""Which rows of one optimiser step share a micro-batch, and which device gets which micro-batch.
+
+ms-swift fills the micro-batches of a step in random order and pads every row to the longest of its micro-batch. Where
+the loss is normalised by the learned tokens of the whole step, any other partition of the same rows has the same
+gradient. `share_out` finds the one with the fewest padded tokens and, for several devices, alike work on each.
+Pure arithmetic: every rank computes the same from the same lengths.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isqrt
+
+Rows = list[int]
+"""Indices of the rows of one micro-batch."""
+
+Shares = list[list[Rows]]
+"""Micro-batches by rank."""
+
+_HEADROOM = (1.05, 1.2, 1.5, 2.0)
+"""Multiples of the least possible work of the largest micro-batch that are tried as its limit with several ranks."""
+
+_EVEN = 1.02
+"""Work of the slowest rank over the mean with which no better partition is looked for."""
+
+
+def share_out(
+    lengths: Sequence[int],
+    ranks: int,
+    batch: int,
+    *,
+    equal: bool = False,
+    limit: int | None = None,
+    hidden: int = 0,
+) -> Shares:
+    """The rows of one optimiser step as micro-batches of each rank.
+
+    The number of micro-batches is that of ms-swift's own order. With one rank no partition of the rows into so many
+    has fewer padded tokens. With several, the rank with the most work has the least that was found, never more than
+    in ms-swift's own order, and no more tokens are padded than there.
+
+    Args:
+        lengths: tokens of each row, in ms-swift's order: row i belongs to rank i % ranks. A multiple of ``ranks``.
+        ranks: processes that have rows of their own.
+        batch: rows that ms-swift puts into a micro-batch.
+        equal: every micro-batch keeps ms-swift's number of rows.
+        limit: most padded tokens of a micro-batch; passed only where the rows leave no other way.
+        hidden: hidden size of the model, for the quadratic part of attention: a row of S tokens takes S (1 + S / 6h)
+            (Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters", appendix).
+            0 counts tokens alone, as with one rank.
+    """
+    own = own_order(len(lengths), ranks, batch)
+    parts = sum(map(len, own))
+    if (ranks == 1 and parts == len(lengths)) or (equal and len(lengths) != parts * batch):
+        return own
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    longest = [max(lengths[row], 1) for row in order]
+    step = _Step(longest, [_work(one, hidden if ranks > 1 else 0) for one in longest], parts)
+    cuts = iter([list(range(batch, len(order) + 1, batch))]) if equal else step.partitions(limit, ranks)
+    found = (_deal(_rows(order, ends), lengths, ranks, hidden) for ends in cuts)
+    return next(found) if ranks == 1 else _best(own, found, lengths, hidden)
+
+
+def share_out_within_ranks(lengths: Sequence[int], ranks: int, batch: int) -> Shares:
+    """The same for losses that each rank divides by its own tokens: every rank keeps its rows."""
+    mine = [list(range(rank, len(lengths), ranks)) for rank in range(ranks)]
+    found = [share_out([lengths[row] for row in rows], 1, batch)[0] for rows in mine]
+    return [[[rows[at] for at in part] for part in parts] for rows, parts in zip(mine, found, strict=True)]
+
+
+def _best(own: Shares, found: Iterator[Shares], lengths: Sequence[int], hidden: int) -> Shares:
+    """The partition whose slowest rank has the least work, of those that are in no way worse than ``own``; the first
+    with almost equal ranks ends the search."""
+    best = most = _load(own, lengths, hidden)
+    for shares in found:
+        load = _load(shares, lengths, hidden)
+        if load.within(most) and (load.slowest, load.padded) < (best.slowest, best.padded):
+            best = load
+            if load.slowest * len(shares) <= _EVEN * load.work:
+                break
+    return best.shares
+
+
+def own_order(rows: int, ranks: int, batch: int) -> Shares:
+    """The micro-batches as ms-swift's sampler makes them: ``rows`` in turn to the ranks, ``batch`` by ``batch``."""
+    each = [list(range(rank, rows, ranks)) for rank in range(ranks)]
+    return [[mine[at : at + batch] for at in range(0, len(mine), batch)] for mine in each]
+
+
+def padded_tokens(shares: Shares, lengths: Sequence[int]) -> int:
+    """Tokens that are computed, padding included."""
+    return sum(len(rows) * max(lengths[row] for row in rows) for share in shares for rows in share)
+
+
+def _work(length: int, hidden: int) -> int:
+    return length + length * length // (6 * hidden) if hidden else length
+
+
+def _rows(order: Sequence[int], ends: Sequence[int]) -> list[Rows]:
+    return [list(order[start:end]) for start, end in pairwise([0, *ends])]
+
+
+# --- several ranks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What a partition costs: tokens in all, padding included; the work of all, of the rank with the most, and of one
+    that waits for the others at every micro-batch (as with ZeRO-3)."""
+
+    shares: Shares
+    padded: int
+    work: int
+    slowest: int
+    in_step: int
+
+    def within(self, other: _Load) -> bool:
+        return self.padded <= other.padded and self.slowest <= other.slowest and self.in_step <= other.in_step
+
+
+def _load(shares: Shares, lengths: Sequence[int], hidden: int) -> _Load:
+    work = [[_work_of(rows, lengths, hidden) for rows in share] for share in shares]
+    in_step = sum(max(slot) for slot in zip(*work, strict=True))
+    sums = [sum(slots) for slots in work]
+    return _Load(shares, padded_tokens(shares, lengths), sum(sums), max(sums), in_step)
+
+
+def _work_of(rows: Rows, lengths: Sequence[int], hidden: int) -> int:
+    return len(rows) * _work(max(lengths[row] for row in rows), hidden)
+
+
+def _deal(parts: list[Rows], lengths: Sequence[int], ranks: int, hidden: int) -> Shares:
+    """Micro-batches to ranks, the largest first: those of about the same work at the same time, the largest of them to
+    the rank that has the least so far."""
+    ordered = sorted(parts, key=lambda rows: _work_of(rows, lengths, hidden), reverse=True)
+    shares: Shares = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for at in range(0, len(ordered), ranks):
+        for rank, rows in zip(
+            sorted(range(ranks), key=loads.__getitem__), ordered[at : at + ranks], strict=True
+        ):
+            shares[rank].append(rows)
+            loads[rank] += _work_of(rows, lengths, hidden)
+    return shares
+
+
+# --- the cheapest partition of sorted rows ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Rows of a step, the shortest first, that are cut into ``parts`` runs.
+
+    A run costs its number of rows times the work of its last, the longest. No partition of the rows costs less than
+    the best one into runs (swap two rows that are out of order: neither longest grows).
+    """
+
+    lengths: list[int]
+    work: list[int]
+    parts: int
+
+    def partitions(self, limit: int | None, ranks: int) -> Iterator[list[int]]:
+        """The ends of the runs of the cheapest partition; for several ranks also of those with a smaller largest run,
+        for ranks wait for the one with the most."""
+        free = [0] * (len(self.work) + 1)
+        if limit is not None:
+            least = max(limit, self.lengths[-1])
+            if not self._fits(self.lengths, least, free):
+                least = self._least_limit(self.lengths, free)
+            free = _starts(self.lengths, least, free)
+        yield _cut(self.work, free, self.parts)
+        if ranks > 1:
+            least = self._least_limit(self.work, free)
+            for more in (1, *_HEADROOM):
+                yield _cut(self.work, _starts(self.work, int(least * more), free), self.parts)
+
+    def _least_limit(self, weights: list[int], floor: Sequence[int]) -> int:
+        """The least limit of a run with which the rows can be cut into so many."""
+        limits = range(weights[-1], weights[-1] * len(weights) + 1)
+        return limits[bisect_left(limits, True, key=lambda limit: self._fits(weights, limit, floor))]
+
+    def _fits(self, weights: list[int], limit: int, floor: Sequence[int]) -> bool:
+        starts, end = _starts(weights, limit, floor), len(weights)
+        for _ in range(self.parts):
+            end = starts[end]
+            if not end:
+                return True
+        return False
+
+
+def _starts(weights: Sequence[int], limit: int, floor: Sequence[int]) -> list[int]:
+    """For every end of a run the earliest start with which it stays within ``limit`` and not before ``floor``."""
+    return [0, *(max(floor[end], end - limit // weights[end - 1]) for end in range(1, len(floor)))]
+
+
+def _cut(work: Sequence[int], starts: Sequence[int], parts: int) -> list[int]:
+    """The ends of exactly ``parts`` runs of least cost, each starting at ``starts[end]`` or later.
+
+    The cost is convex in the number of runs (it has the Monge property), so a price on every run leads to any number
+    (Aggarwal, Schieber, Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the concave Monge
+    property"): the least integer price at which so many are cheapest, then one of the cheapest chains with so many.
+    """
+    low, high = 0, work[-1] * len(work) + 1
+    while low < high:
+        price = isqrt((low + 1) * (high + 1)) - 1
+        count = _chain(work, starts, price, 1)[1][-1]
+        low, high = (price + 1, high) if count > parts else (low, price)
+        if count == parts:
+            low = price
+    price = low
+    cost, fewest = _chain(work, starts, price, 1)
+    most = fewest if fewest[-1] == parts else _chain(work, starts, price, -1)[1]
+    ends, end = [], len(work)
+    for left in range(parts - 1, -1, -1):
+        ends.append(end)
+        run = work[end - 1]
+        end = next(
+            start
+            for start in range(end - 1, starts[end] - 1, -1)
+            if fewest[start] <= left <= most[start] and cost[start] + (end - start) * run + price == cost[end]
+        )
+    return ends[::-1]
+
+
+def _chain(work: Sequence[int], starts: Sequence[int], price: int, sign: int) -> tuple[list[int], list[int]]:
+    """The least cost up to every end, with ``price`` for every run, and its number of runs: the fewest with ``sign``
+    1, the most with -1.
+
+    Starts that are the best for some end come in order (Galil and Park 1992, "Dynamic programming with convexity,
+    concavity and sparsity"): each waits together with the end from which on it is the best.
+    """
+    scale = len(work) + 1  # costs and numbers of runs in one integer
+    charge = price * scale + sign
+    best = [0]
+    waiting = deque([(0, 1)])
+    for end in range(1, scale):
+        while len(waiting) > 1 and waiting[1][1] <= end:
+            waiting.popleft()
+        start = waiting[0][0]
+        best.append(best[start] + (end - start) * work[end - 1] * scale + charge)
+        better = end + 1
+        while waiting:
+            other, since = waiting[-1]
+            # the run behind `end` is cheaper than the one behind `other` from this work on, or where that is too long
+            least = -((best[other] - best[end]) // ((end - other) * scale))
+            better = max(end, min(bisect_left(work, least), bisect_right(starts, other) - 1)) + 1
+            if better > since:
+                break
+            waiting.pop()
+        if better < scale:
+            waiting.append((end, better))
+    cost = [-(-value // scale) if sign < 0 else value // scale for value in best]
+    return cost, [sign * (value - one * scale) for value, one in zip(best, cost, strict=True)]

@@ -1,0 +1,66 @@
+"""Trains in ms-swift's own order and with the rows of a step shared out, and writes both down for a test.
+
+    python tests/training/gradients.py <request.json>
+
+The request: ``runs``, a list of objects with ``name``, ``command`` and ``arguments``; ``output``, a folder. Of every
+run ``<output>/<own|shared>-<name>-<rank>.pt`` gets the gradient of the first optimiser step, the losses, and the rows
+of each micro-batch as their lengths. Started by torch.distributed.run it is one rank of each run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.machine import msswift
+from swift_toolkit.training import hooks
+
+
+def main(request: dict[str, Any]) -> None:
+    import torch
+    from transformers import TrainerCallback, trainer
+
+    found: dict[str, Any] = {}
+
+    class Spy(TrainerCallback):  # type: ignore[misc]
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if "gradient" not in found:
+                found["gradient"] = {name: _gradient(one) for name, one in model.named_parameters() if one.requires_grad}
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            found.setdefault("losses", []).extend([logs["loss"]] if "loss" in logs else [])
+
+    def record(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        mask = inputs["attention_mask"]
+        found.setdefault("rows", []).append(mask.sum(1).tolist())
+        found["computed"] = found.get("computed", 0) + mask.numel()
+        return step(self, model, inputs, *args, **kwargs)
+
+    msswift.train_function("sft", [])
+    hooks.add_callback(lambda *_, **__: None, hooks.StopFlag(), None)
+    trainer.DEFAULT_CALLBACKS.append(Spy)
+    step = trainer.Trainer.training_step
+    trainer.Trainer.training_step = record
+    for kind in ("own", "shared"):
+        if kind == "shared":
+            hooks.balance_rows()
+        for run in request["runs"]:
+            found.clear()
+            output = Path(request["output"]) / f"{kind}-{run['name']}"
+            msswift.train_function(run["command"], [])([*run["arguments"], f"--output_dir={output}"])
+            torch.save(dict(found), f"{output}-{os.environ.get('RANK', '0')}.pt")
+
+
+def _gradient(parameter: Any) -> Any:
+    if parameter.grad is not None:
+        return parameter.grad.clone()
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(parameter).clone()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
