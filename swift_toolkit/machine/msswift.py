@@ -234,13 +234,19 @@ def share_rows(choose: Callable[[Any], Partition | None]) -> None:
 
 def has_row_lengths(dataset: Any) -> bool:
     """Whether ms-swift has noted how many tokens each row has: not with ``lazy_tokenize`` or ``streaming``."""
-    return bool({"lengths", "length"} & set(getattr(dataset, "column_names", None) or ()))
+    return bool({"lengths", "length"} & set(getattr(_rows_of(dataset), "column_names", None) or ()))
 
 
 def _row_lengths(dataset: Any) -> list[int]:
     """Tokens of every row, of the longer one of a pair; 3.12 calls the column ``length``."""
-    column = dataset["lengths" if "lengths" in dataset.column_names else "length"]
+    rows = _rows_of(dataset)
+    column = rows["lengths" if "lengths" in rows.column_names else "length"]
     return [max(length) if isinstance(length, list) else length for length in column]
+
+
+def _rows_of(dataset: Any) -> Any:
+    """The rows with their columns, also of a LazyLLMDataset, which encodes them when they are needed."""
+    return dataset if hasattr(dataset, "column_names") else getattr(dataset, "dataset", dataset)
 
 
 def _micro_batches(sampler: Any, iterate: Callable[[Any], Iterator[list[int]]]) -> Iterator[list[int]]:

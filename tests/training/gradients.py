@@ -26,9 +26,13 @@ def main(request: dict[str, Any]) -> None:
     found: dict[str, Any] = {}
 
     class Spy(TrainerCallback):  # type: ignore[misc]
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        ) -> None:
             if "gradient" not in found:
-                found["gradient"] = {name: _gradient(one) for name, one in model.named_parameters() if one.requires_grad}
+                found["gradient"] = {
+                    name: _gradient(one) for name, one in model.named_parameters() if one.requires_grad
+                }
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             found.setdefault("losses", []).extend([logs["loss"]] if "loss" in logs else [])

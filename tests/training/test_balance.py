@@ -1,0 +1,236 @@
+"""The rows of a step, shared out: by properties of any lengths, and in real training against ms-swift's own order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swift_toolkit.machine.msswift import installed
+from swift_toolkit.training import balance
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@st.composite
+def steps(draw: st.DrawFn, most_ranks: int = 4) -> tuple[list[int], int, int]:
+    """The lengths of the rows of a step, its ranks, and the rows of a micro-batch."""
+    ranks, rows = draw(st.integers(1, most_ranks)), draw(st.integers(1, 12))
+    longest = draw(st.sampled_from([2, 30, 5000]))
+    size = ranks * rows
+    lengths = draw(st.lists(st.integers(1, longest), min_size=size, max_size=size))
+    return lengths, ranks, draw(st.integers(1, 6))
+
+
+def least_padding(lengths: list[int], parts: int) -> int:
+    """The fewest tokens by trying every cut of the sorted rows."""
+    ordered, never = sorted(lengths), 10**12
+    best = [0] + [never] * len(ordered)
+    for _ in range(parts):
+        best = [never] + [
+            min(best[start] + (end - start) * ordered[end - 1] for start in range(end))
+            for end in range(1, len(ordered) + 1)
+        ]
+    return best[-1]
+
+
+@given(steps(), st.booleans(), st.sampled_from([0, 16, 4096]), st.none() | st.integers(1, 9000))
+def test_every_row_stays_in_its_step_and_every_rank_has_as_many_micro_batches(
+    step: tuple[list[int], int, int], equal: bool, hidden: int, limit: int | None
+) -> None:
+    lengths, ranks, batch = step
+    own = balance.own_order(len(lengths), ranks, batch)
+    shares = balance.share_out(lengths, ranks, batch, equal=equal, hidden=hidden, limit=limit)
+    rows = [row for share in shares for micro_batch in share for row in micro_batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert [len(share) for share in shares] == [len(share) for share in own]
+    assert all(micro_batch for share in shares for micro_batch in share)
+    assert shares == balance.share_out(lengths, ranks, batch, equal=equal, hidden=hidden, limit=limit)
+
+
+@given(steps(), st.booleans(), st.sampled_from([0, 16, 4096]))
+def test_never_more_padding_and_never_more_work_for_the_slowest_rank(
+    step: tuple[list[int], int, int], equal: bool, hidden: int
+) -> None:
+    lengths, ranks, batch = step
+    own = balance.own_order(len(lengths), ranks, batch)
+    shares = balance.share_out(lengths, ranks, batch, equal=equal, hidden=hidden)
+    assert balance.padded_tokens(shares, lengths) <= balance.padded_tokens(own, lengths)
+    assert slowest(shares, lengths, hidden) <= slowest(own, lengths, hidden)
+
+
+def slowest(shares: balance.Shares, lengths: list[int], hidden: int) -> int:
+    return max(sum(work(rows, lengths, hidden) for rows in share) for share in shares)
+
+
+def work(rows: list[int], lengths: list[int], hidden: int) -> int:
+    longest = max(lengths[row] for row in rows)
+    return len(rows) * (longest + (longest * longest // (6 * hidden) if hidden else 0))
+
+
+@given(steps(most_ranks=1))
+def test_on_one_device_no_partition_has_fewer_padded_tokens(step: tuple[list[int], int, int]) -> None:
+    lengths, _, batch = step
+    (share,) = balance.share_out(lengths, 1, batch)
+    assert balance.padded_tokens([share], lengths) == least_padding(lengths, len(share))
+
+
+@given(steps())
+def test_equal_sizes_stay_equal(step: tuple[list[int], int, int]) -> None:
+    lengths, ranks, batch = step
+    shares = balance.share_out(lengths, ranks, batch, equal=True)
+    sizes = sorted(len(rows) for share in shares for rows in share)
+    own = balance.own_order(len(lengths), ranks, batch)
+    assert sizes == sorted(len(rows) for share in own for rows in share)
+
+
+@given(steps(), st.integers(1, 9000))
+def test_the_limit_holds_where_some_partition_keeps_it(step: tuple[list[int], int, int], limit: int) -> None:
+    lengths, _, batch = step
+    own = balance.own_order(len(lengths), 1, batch)
+    (share,) = balance.share_out(lengths, 1, batch, limit=limit)
+    most = max(len(rows) * max(lengths[row] for row in rows) for rows in share)
+    if all(len(rows) * max(lengths[row] for row in rows) <= limit for rows in own[0]):
+        assert most <= limit
+
+
+@given(steps())
+def test_ranks_that_keep_their_rows(step: tuple[list[int], int, int]) -> None:
+    lengths, ranks, batch = step
+    shares = balance.share_out_within_ranks(lengths, ranks, batch)
+    for rank, share in enumerate(shares):
+        assert sorted(row for rows in share for row in rows) == list(range(rank, len(lengths), ranks))
+
+
+def test_chats_of_mixed_length_take_far_fewer_tokens_and_ranks_do_not_wait() -> None:
+    random = Random(0)
+    lengths = [max(1, int(random.lognormvariate(4.7, 0.9))) for _ in range(8 * 16)]
+    own, shares = balance.own_order(128, 8, 4), balance.share_out(lengths, 8, 4, hidden=4096)
+    assert balance.padded_tokens(own, lengths) > 2 * sum(lengths)
+    assert balance.padded_tokens(shares, lengths) < 1.05 * sum(lengths)
+    assert slowest(shares, lengths, 4096) * 8 < 1.1 * sum(work([row], lengths, 4096) for row in range(128))
+
+
+def test_a_step_of_4096_rows_takes_little_time() -> None:
+    random = Random(0)
+    lengths = [max(1, int(random.lognormvariate(5, 0.9))) for _ in range(4096)]
+    for ranks, batch in ((1, 8), (8, 8)):
+        began = time.process_time()
+        balance.share_out(lengths, ranks, batch, hidden=4096)
+        assert time.process_time() - began < 5
+
+
+# --- real training ------------------------------------------------------------------------------------------
+
+TUNER = "tuner_type" if installed().line == "v4" else "train_type"
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chats of very different length."""
+    random, words = Random(1), (ROOT / "README.md").read_text(encoding="utf-8").split()
+    path = tmp_path_factory.mktemp("mixed") / "chats.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(120):
+            count = max(2, int(random.lognormvariate(2.3, 0.9)))
+            answer = " ".join(random.choices(words, k=count))
+            turns = [("user", f"Say {count}"), ("assistant", answer)]
+            file.write(
+                json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n"
+            )
+    return path
+
+
+def arguments(model: Path, data: Path, tuner: str, *more: str) -> list[str]:
+    """Three steps of 16 rows in float32, without dropout, without clipping."""
+    settings = {
+        "model": model,
+        "model_type": "llama",
+        "template": "chatml",
+        TUNER: tuner,
+        "dataset": data,
+        "torch_dtype": "float32",
+        "fp16": "false",
+        "bf16": "false",
+        "use_cpu": "true",
+        "check_model": "false",
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "split_dataset_ratio": 0,
+        "seed": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "learning_rate": 1e-3,
+        "lora_dropout": 0,
+        "max_grad_norm": 0,
+        "report_to": "none",
+        "add_version": "false",
+        "gradient_checkpointing": "false",
+        "dataloader_num_workers": 0,
+    }
+    return [*(f"--{name}={value}" for name, value in settings.items()), *more]
+
+
+def compare(folder: Path, runs: list[dict[str, Any]], ranks: int = 1, **environment: str) -> None:
+    """Train both ways; the gradient of the first step and all losses must be those of ms-swift's own order."""
+    import torch
+
+    request = folder / "request.json"
+    request.write_text(json.dumps({"runs": runs, "output": str(folder)}))
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    )
+    command = [sys.executable, *launcher, str(ROOT / "tests/training/gradients.py"), str(request)]
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for run in runs:
+        computed = [0, 0]
+        for rank in range(ranks):
+            own, shared = (
+                torch.load(folder / f"{kind}-{run['name']}-{rank}.pt") for kind in ("own", "shared")
+            )
+            assert shared["losses"] == pytest.approx(own["losses"], abs=1e-5)
+            there, here = (
+                torch.cat([one.flatten() for one in found["gradient"].values()]) for found in (own, shared)
+            )
+            assert (there - here).norm() <= 1e-6 * there.norm()
+            computed = [computed[0] + own["computed"], computed[1] + shared["computed"]]
+        assert computed[1] < 0.75 * computed[0]
+
+
+@pytest.mark.slow
+def test_the_gradient_is_that_of_the_own_order(tiny_model: Path, mixed: Path, tmp_path: Path) -> None:
+    runs = [
+        {"name": tuner, "command": "sft", "arguments": arguments(tiny_model, mixed, tuner)}
+        for tuner in ("lora", "full")
+    ]
+    compare(tmp_path, runs)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_two_processes_is_that_of_the_own_order(
+    tiny_model: Path, mixed: Path, tmp_path: Path
+) -> None:
+    run = arguments(tiny_model, mixed, "full", "--ddp_backend=gloo", "--gradient_accumulation_steps=2")
+    compare(tmp_path, [{"name": "ddp", "command": "sft", "arguments": run}], ranks=2)
+
+
+@pytest.mark.slow
+@pytest.mark.swift4
+def test_the_gradient_under_zero_2_is_that_of_the_own_order(
+    tiny_model: Path, mixed: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    run = arguments(tiny_model, mixed, "full", "--deepspeed=zero2", "--gradient_accumulation_steps=2")
+    compare(tmp_path, [{"name": "zero2", "command": "sft", "arguments": run}], ranks=2, DS_ACCELERATOR="cpu")
