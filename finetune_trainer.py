@@ -318,6 +318,8 @@ def _command(words: list[str]) -> int:
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             screen.say(notice)
+    for warning in tuner.config.warnings:
+        screen.say(f"warning: {warning}")
     if options.preview is not None:
         tuner.preview_data(options.preview)
         return 0

@@ -93,6 +93,7 @@ def test_every_shipped_config_passes_dry_run(config: str) -> None:
         "arguments",
         "sources",
         "notices",
+        "warnings",
         "data",
         "memory",
         "launch",

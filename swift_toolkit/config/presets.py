@@ -6,11 +6,11 @@ A preset says what ms-swift would not decide the same way by itself, or what the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swift_toolkit.config.settings import Config, Setting, Source
+from swift_toolkit.config.settings import Setting, Source
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.problems import Problem
 
@@ -38,9 +38,9 @@ ADAPTER_RATE, FULL_RATE = 1e-4, 1e-5
 """Learning rates for adapters and for all weights, ms-swift's own defaults (``SftArguments.learning_rate``)."""
 
 _QUANTISATION = ("quant_method", "quant_bits", "bnb_*", "hqq_*")
-_ADAPTER = (
-    *("lora_*", "target_modules", "target_regex", "target_parameters", "modules_to_save"),
-    *("use_rslora", "use_dora", "lorap_lr_ratio", "init_weights"),
+_ADAPTER = tuple(
+    """lora_* target_modules target_regex target_parameters modules_to_save use_rslora use_dora lorap_lr_ratio
+    init_weights""".split()
 )
 _MULTIMODAL = ("freeze_vit", "freeze_aligner", "freeze_llm", "vit_lr", "aligner_lr")
 
@@ -78,78 +78,125 @@ _FULL_REFUSALS = {
 }
 
 
-def apply(config: Config, chosen: Setting | None, problems: list[Problem]) -> None:
-    """Choose the preset of ``config``, lay its defaults under the user's settings and check what it refuses.
+@dataclass(frozen=True)
+class Choice:
+    """The preset in force and what follows from it.
 
     Args:
-        config: its ``settings`` are what the user gave, None included, the tuner still ``qlora`` where asked.
-        chosen: the ``preset`` key, None if not given.
-        problems: what is wrong is added here.
+        preset: its name, None where the tuner has none or the name is unknown.
+        settings: the user's settings with the preset's defaults laid under them.
+        notices: one line for what was translated.
+        problems: what is wrong.
     """
-    chosen = _settled(config, chosen, problems)
-    name = _name(config, chosen, problems)
-    _name_the_tuner(config)
-    if name is None:
-        return
-    config.preset = name
-    preset = PRESETS[name]
-    problems += _refused(config, name, preset)
-    _lay_under(config, name, preset)
+
+    preset: str | None
+    settings: dict[str, Setting]
+    notices: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
-def _settled(config: Config, chosen: Setting | None, problems: list[Problem]) -> Setting | None:
-    """The ``preset`` key, or None where the tuner decides. Of two that do not agree, the one on the command line wins
-    over the one in the file; the other is dropped."""
-    tuner = config.settings.get(config.tuner_name)
-    if chosen is None or tuner is None or chosen.value not in PRESETS:
-        return chosen
-    takes = PRESETS[chosen.value].tuners
-    if tuner.value in (None, chosen.value, *takes):
-        return chosen
-    if tuner.source.kind != chosen.source.kind and chosen.source.kind == "file":
-        return None
-    if tuner.source.kind != chosen.source.kind and tuner.source.kind == "file":
-        del config.settings[config.tuner_name]
-        return chosen
-    kinds = " or ".join(f'"{kind}"' for kind in takes)
-    what = f'is {json.dumps(tuner.value)}, but preset "{chosen.value}" takes {kinds}'
-    problems.append(tuner.problem(what, "Change one of the two."))
-    return chosen
+def choose(settings: Mapping[str, Setting], chosen: Setting | None, tuner_name: str) -> Choice:
+    """Choose the preset of a request, lay its defaults under the settings and check what it refuses.
 
-
-def _name_the_tuner(config: Config) -> None:
-    """Put LoRA in the place of a preset that was named as the tuner, and say so."""
-    tuner = config.settings.get(config.tuner_name)
-    if tuner is None or tuner.value not in PRESETS_OF_LORA:
-        return
-    config.settings[config.tuner_name] = replace(tuner, value="lora")
-    brings = f'preset "{tuner.value}"'
-    if tuner.value == "qlora":
-        brings = f'quant_method "bnb", quant_bits {config.get("quant_bits", 4)}'
-    config.notices.append(f'{tuner.written} "{tuner.value}" → {config.tuner_name} "lora", {brings}')
-
-
-def _name(config: Config, chosen: Setting | None, problems: list[Problem]) -> str | None:
-    if chosen is not None and chosen.value is not None:
-        if chosen.value in PRESETS:
-            return str(chosen.value)
+    Args:
+        settings: what the user gave, None included, the tuner still ``qlora`` where asked.
+        chosen: the ``preset`` key, None if not given.
+        tuner_name: what the installed ms-swift calls the argument that chooses the tuner.
+    """
+    given = _Given(dict(settings), tuner_name)
+    conflict = _conflict(given, chosen)
+    if conflict == "preset":
+        chosen = None
+    elif conflict == "tuner":
+        del given.settings[tuner_name]
+    problems = [*_conflict_problems(given, chosen)] if conflict == "both" else []
+    if chosen is not None and chosen.value is not None and not _is_preset(chosen.value):
         problems.append(chosen.problem(*not_one_of(chosen.value, PRESETS)))
-        return None
-    tuner = config.get(config.tuner_name) or "lora"
-    if any(config.get(name) is not None for name in _MULTIMODAL) and tuner in PRESETS["multimodal"].tuners:
+        name = None
+    else:
+        name = str(chosen.value) if chosen is not None and chosen.value is not None else _named(given)
+    notices = _tuner_notice(given)
+    tuner = given.settings.get(tuner_name)
+    if notices and tuner is not None:
+        given.settings[tuner_name] = replace(tuner, value="lora")
+    if name is None:
+        return Choice(None, given.settings, notices, tuple(problems))
+    problems += _refused(given.settings, name, PRESETS[name])
+    under = {key: setting for key, setting in _defaults(given, name).items() if key not in given.settings}
+    return Choice(name, given.settings | under, notices, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user gave."""
+
+    settings: dict[str, Setting]
+    tuner_name: str
+
+    def get(self, name: str) -> Any:
+        return self.settings[name].value if name in self.settings else None
+
+    @property
+    def tuner(self) -> Any:
+        return self.get(self.tuner_name)
+
+
+def _is_preset(value: Any) -> bool:
+    return isinstance(value, str) and value in PRESETS
+
+
+def _conflict(given: _Given, chosen: Setting | None) -> str:
+    """Which of preset and tuner gives way where they do not agree: the one in the file to the one on the command line;
+    "both" where they were given in the same place, empty where they agree."""
+    tuner = given.settings.get(given.tuner_name)
+    if chosen is None or tuner is None or not _is_preset(chosen.value):
+        return ""
+    if tuner.value in (None, chosen.value, *PRESETS[chosen.value].tuners):
+        return ""
+    if tuner.source.kind == chosen.source.kind or "file" not in (tuner.source.kind, chosen.source.kind):
+        return "both"
+    return "preset" if chosen.source.kind == "file" else "tuner"
+
+
+def _conflict_problems(given: _Given, chosen: Setting | None) -> Iterator[Problem]:
+    tuner = given.settings[given.tuner_name]
+    preset = chosen.value if chosen else ""
+    kinds = " or ".join(f'"{kind}"' for kind in PRESETS[preset].tuners)
+    what = f'is {json.dumps(tuner.value)}, but preset "{preset}" takes {kinds}'
+    yield tuner.problem(what, "Change one of the two.")
+
+
+def _tuner_notice(given: _Given) -> tuple[str, ...]:
+    """What to say where a preset was named as the tuner, which then is LoRA."""
+    if given.tuner not in PRESETS_OF_LORA:
+        return ()
+    written = given.settings[given.tuner_name].written
+    brings = f'preset "{given.tuner}"'
+    if given.tuner == "qlora":
+        brings = f'quant_method "bnb", quant_bits {given.get("quant_bits") or 4}'
+    return (f'{written} "{given.tuner}" → {given.tuner_name} "lora", {brings}',)
+
+
+def _named(given: _Given) -> str | None:
+    """The preset that follows from the tuner and the other settings."""
+    tuner = given.tuner or "lora"
+    if tuner in PRESETS_OF_LORA:
+        return str(tuner)
+    is_multimodal = any(given.get(name) is not None for name in _MULTIMODAL)
+    if is_multimodal and tuner in PRESETS["multimodal"].tuners:
         return "multimodal"
-    if tuner == "lora" and _is_bnb(config):
+    if tuner == "lora" and _is_bnb(given):
         return "qlora"
-    return tuner if tuner in PRESETS else None
+    return str(tuner) if _is_preset(tuner) else None
 
 
-def _is_bnb(config: Config) -> bool:
-    bits, method = config.get("quant_bits"), config.get("quant_method")
+def _is_bnb(given: _Given) -> bool:
+    bits, method = given.get("quant_bits"), given.get("quant_method")
     return method == "bnb" or (method is None and str(bits) in ("4", "8"))
 
 
-def _refused(config: Config, name: str, preset: Preset) -> Iterable[Problem]:
-    for setting_name, setting in config.settings.items():
+def _refused(settings: Mapping[str, Setting], name: str, preset: Preset) -> Iterator[Problem]:
+    for setting_name, setting in settings.items():
         pattern = _matching(setting_name, preset.refuses)
         if pattern is None or setting.value is None:
             continue
@@ -166,14 +213,14 @@ def _matching(name: str, patterns: Iterable[str]) -> str | None:
     return None
 
 
-def _lay_under(config: Config, name: str, preset: Preset) -> None:
-    tuner = config.get(config.tuner_name) or preset.tuners[0]
+def _defaults(given: _Given, name: str) -> dict[str, Setting]:
+    """What the preset brings."""
+    preset = PRESETS[name]
+    tuner = given.tuner or preset.tuners[0]
     rate = FULL_RATE if tuner == "full" else ADAPTER_RATE
-    defaults = {config.tuner_name: preset.tuners[0], **preset.defaults, "learning_rate": rate}
-    for setting_name, value in defaults.items():
-        if setting_name not in config.settings:
-            config.settings[setting_name] = Setting(value, Source("preset", name), setting_name)
+    defaults = {given.tuner_name: preset.tuners[0], **preset.defaults, "learning_rate": rate}
+    return {key: Setting(value, Source("preset", name), key) for key, value in defaults.items()}
 
 
 PRESETS_OF_LORA = ("qlora", "multimodal")
-"""What may be said in the tuner's place and is no tuner but a preset, which begins with LoRA."""
+"""What may stand in the tuner's place and is no tuner but a preset, which begins with LoRA."""

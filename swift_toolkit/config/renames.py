@@ -1,4 +1,36 @@
-"""The tables of renamed arguments, and the rules by which old values become new ones."""
+"""The tables of renamed arguments, and the rules by which old values become new ones.
+
+ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``renames.json`` holds one row
+for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
+templates and data sets that had names of their own before 3.0, with the families of models by their names in 3 and 4
+(``families``, ``families_v3``, and ``moved``: the same name for another family). Adding a rename is adding a row:
+
+    for     the commands that know the name, or "all"
+    old     the name; it may still be in use, when only its values or its meaning changed
+    v3, v4  what it is called in ms-swift 3.12 and in ms-swift 4; null where it has no successor
+    since   the first ms-swift that had the old name; "-" for a name of another tool
+    until   the first that no longer had it
+    sure    "certain", or "likely" where the successor does nearly the same
+    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
+            settings, "*" is any other value and "$" the value given
+    values_v3, values_v4    the same, for one of the two
+    refused old value -> what to do, for values without a successor; refused_v3, refused_v4 for one of the two
+    warned  old value -> what is not as it was with the new one
+    split   what separates several values written as one string
+    rule    one of ``RULES``, for what depends on other settings
+    join    several old names add up to one list
+    gone    what to say when the name has no successor
+    error   [what is wrong, what to do] where leaving the setting out would change the result; what is new in
+            ms-swift 4 and has no "gone" is an error in ms-swift 3
+    note    for the maintainer
+
+``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
+before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that
+changed it, ``with`` the settings it matters to and ``unless`` those that make it void.
+
+Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
+settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
+"""
 
 from __future__ import annotations
 
@@ -60,12 +92,9 @@ def in_other_line(setting: str, value: str, line: Line) -> str | None:
     return moved.get(value, value)
 
 
-# ------------------------------------------------------------------------------------------ the table
-
-
 @dataclass(frozen=True)
 class Row:
-    """One row of the table; see the module's docstring."""
+    """One row of the table; the module's docstring says what each part is."""
 
     commands: tuple[Command, ...]
     old: str
@@ -85,9 +114,9 @@ class Row:
 
 @cache
 def renames_table() -> dict[str, Any]:
-    text = Path(__file__).with_name("vocabulary.json").read_text(encoding="utf-8")
-    vocabulary: dict[str, Any] = json.loads(text)
-    return vocabulary
+    text = Path(__file__).with_name("renames.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
 
 
 @cache
@@ -125,6 +154,20 @@ def rows() -> dict[tuple[Command, str], Row]:
     return found
 
 
+def is_known(name: str, command: Command) -> bool:
+    """Whether a command of some ms-swift takes or took an argument of this name that was renamed."""
+    return (command, name) in rows()
+
+
+def current_name(name: str, command: Command, line: Line) -> str:
+    """What an argument is called in ``line``: itself if it was not renamed, or has no successor."""
+    seen = {name}
+    while (row := rows().get((command, name))) and (new := row.names[line]) and new not in seen:
+        name = new
+        seen.add(new)
+    return name
+
+
 def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split("."))
 
@@ -154,7 +197,7 @@ def split_text(value: Any, separator: str) -> Any:
 
 
 def one_of_both(first: Any, second: Any, join: bool) -> Any:
-    """One value out of two for the same setting; ``_MISSING`` if they contradict each other."""
+    """One value out of two for the same setting; ``MISSING`` if they contradict each other."""
     if as_table_key(first) == as_table_key(second):
         return first
     if isinstance(first, dict) and isinstance(second, dict) and not first.keys() & second.keys():
@@ -171,7 +214,7 @@ def text_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-# ------------------------------------------------------------------------------------------ rules
+# --- rules --------------------------------------------------------------------------------------------------
 #
 # A rule gets the translation under way, the name and the value, and returns settings still to be spelled, or
 # None where the row's table decides.

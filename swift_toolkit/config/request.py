@@ -3,36 +3,33 @@
 ``load_config`` is the one way in. Every value of the Config it returns is spelled and typed as the installed
 ms-swift takes it and knows where it came from; every mistake of the request is in the one RequestError it raises.
 
-Precedence: command line or call > config file > preset > automatic setting (plan.py) > ms-swift's own default.
+Precedence: command line or call > config file > preset > automatic setting > ms-swift's own default.
 ``null`` in a file (``None`` from Python) means "leave this one to ms-swift".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import presets as config_presets
-from swift_toolkit.config import renames, rules, tasks
+from swift_toolkit.config import presets, renames, rules, tasks
 from swift_toolkit.config import translate as config_translate
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
-from swift_toolkit.config.presets import PRESETS_OF_LORA
-from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source
+from swift_toolkit.config.presets import PRESETS_OF_LORA, Choice
+from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source, tuner_name_of
 from swift_toolkit.config.values import typed_value
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
-_ABOUT_THE_REQUEST = (
-    "preset",
-    "task",
-    "effective_batch_size",
-)  # the own keys that are no argument of ms-swift under another name
+_ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size")
+"""The toolkit's own keys that are not an argument of ms-swift under another name."""
 
 
 def load_config(
@@ -75,25 +72,39 @@ def read_request(
     """
     given = _given(source, overrides or {}, overrides_from)
     own = {name: setting for layer in given for name, setting in layer.items() if name in _ABOUT_THE_REQUEST}
-    problems: list[Problem] = []
+    problems = list(_own_problems(own, command))
     if command == "sft":
-        command = _task(own, given, problems)
+        command = _task(own, given)
     install = msswift.installed()
-    reader = _Reader(command, install, config_fields.fields(command, install), problems)
+    reader = _Reader(command, install, config_fields.fields(command, install))
     merged: dict[str, Setting] = {}
+    notices: list[str] = []
     for layer in given:
         others = {n: s.value for other in given if other is not layer for n, s in other.items()}
-        reader.beside = {name: value for name, value in others.items() if value is not None}
-        merged.update(reader.translate({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}))
-    path = str(source) if isinstance(source, (str, Path)) else None
-    effective = _effective_batch(own.get("effective_batch_size"), problems)
-    config = Config(command, install, None, merged, reader.notices, path=path, effective_batch=effective)
-    if command in tasks.COMMANDS:
-        config_presets.apply(config, own.get("preset"), problems)
-    config.left_alone = {name for name, setting in merged.items() if setting.value is None}
-    config.settings = reader.typed({n: s for n, s in config.settings.items() if s.value is not None})
-    if command in tasks.COMMANDS:
-        problems += rules.check(config, set(reader.rejected))
+        beside = {name: value for name, value in others.items() if value is not None}
+        read = reader.translated({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}, beside)
+        merged |= read.settings
+        problems += read.problems
+        notices += read.notices
+    trains = command in tasks.COMMANDS
+    tuner_name = tuner_name_of(install)
+    choice = presets.choose(merged, own.get("preset"), tuner_name) if trains else Choice(None, merged)
+    typed = reader.typed({n: s for n, s in choice.settings.items() if s.value is not None})
+    problems += [*choice.problems, *typed.problems]
+    config = Config(
+        command,
+        install,
+        choice.preset,
+        typed.settings,
+        [*notices, *choice.notices],
+        left_alone={name for name, setting in merged.items() if setting.value is None},
+        path=str(source) if isinstance(source, (str, Path)) else None,
+        effective_batch=_effective_batch(own.get("effective_batch_size")),
+        preset_asked=choice.preset is not None and "preset" in own,
+    )
+    if trains:
+        problems += rules.problems(config, typed.rejected)
+        config.warnings += rules.warnings(config)
     return config, problems
 
 
@@ -120,85 +131,124 @@ def _plain(name: str) -> str:
     return str(name).replace("-", "_")
 
 
-def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]], problems: list[Problem]) -> Command:
+def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> Command:
+    """The command of ms-swift that ``task`` names, or that follows from ``rlhf_type``."""
+    task = own["task"].value if "task" in own else None
+    if task in tasks.COMMANDS:
+        return task  # type: ignore[no-any-return]
     rlhf = any(layer.get("rlhf_type") and layer["rlhf_type"].value is not None for layer in given)
-    if "task" not in own or own["task"].value is None:
-        return "rlhf" if rlhf else "sft"
-    task = own["task"].value
-    if task not in tasks.COMMANDS:
-        problems.append(own["task"].problem(f"is {json.dumps(task)}", 'Use "sft", "pt" or "rlhf".'))
-        return "sft"
-    return task  # type: ignore[no-any-return]
+    return "rlhf" if rlhf and task is None else "sft"
 
 
-def _effective_batch(given: Setting | None, problems: list[Problem]) -> Setting | None:
-    if given is None or given.value is None:
-        return None
-    text = str(given.value)
-    if not (text.isdecimal() and int(text) > 0):
-        problems.append(given.problem(f"is {json.dumps(given.value)}; it must be a whole number, 1 or more"))
+def _own_problems(own: Mapping[str, Setting], command: Command) -> Iterator[Problem]:
+    """What is wrong with the keys that are no argument of ms-swift."""
+    task, batch = own.get("task"), own.get("effective_batch_size")
+    if command == "sft" and task is not None and task.value not in (None, *tasks.COMMANDS):
+        yield task.problem(f"is {json.dumps(task.value, default=str)}", 'Use "sft", "pt" or "rlhf".')
+    if batch is not None and batch.value is not None and _effective_batch(batch) is None:
+        shown = json.dumps(batch.value, default=str)
+        yield batch.problem(f"is {shown}; it must be a whole number, 1 or more")
+
+
+def _effective_batch(given: Setting | None) -> Setting | None:
+    text = str(given.value) if given is not None else ""
+    if given is None or not (text.isascii() and text.isdecimal() and int(text) > 0):
         return None
     return replace(given, value=int(text))
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Settings as far as they are good, and what was said about the others.
+
+    Args:
+        rejected: names of settings whose values cannot be what they must be.
+    """
+
+    settings: dict[str, Setting]
+    problems: list[Problem]
+    notices: list[str] = field(default_factory=list)
+    rejected: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class _Reader:
-    """Translates and types the layers of one request, collecting what is wrong."""
+    """Translates and types the settings of one request."""
 
-    def __init__(
-        self,
-        command: Command,
-        install: msswift.SwiftInstall,
-        fields: Mapping[str, Field],
-        problems: list[Problem],
-    ) -> None:
-        self.command, self.install, self.fields, self.problems = command, install, fields, problems
-        self.notices: list[str] = []
-        self.beside: dict[str, Any] = {}
-        self.rejected: list[str] = []
+    command: Command
+    install: msswift.SwiftInstall
+    fields: Mapping[str, Field]
 
-    def translate(self, layer: Mapping[str, Setting]) -> dict[str, Setting]:
-        """One layer in the names of the installed ms-swift."""
-        layer = dict(layer)
-        result = {name: layer.pop(name) for name in list(layer) if layer[name].value in (None, [])}
-        presets = {n: layer[n].value for n in TUNER_NAMES if n in layer and layer[n].value in PRESETS_OF_LORA}
-        for name in presets:  # no tuner: put back below, for presets.apply
-            layer[name] = replace(layer[name], value="lora")
-        values = {name: setting.value for name, setting in layer.items()}
-        done = config_translate.translate(values, self.command, self.install.line, self.fields, self.beside)
-        for name, value in done.values.items():
-            first = layer[done.origin[name][0]]
-            named = presets.get(done.origin[name][0]) if name in TUNER_NAMES else None
-            result[name] = replace(first, value=named or value)
-            if name in done.added:
-                result[name] = Setting(value, Source("automatic", done.added[name]), name)
-        self.notices += [line for line in done.notices if not line.startswith("train_type ")]
-        for name, text in done.warnings:
-            self.notices.append(f"{name}: {text}")
-        for name, what, do in done.errors:
-            self.problems.append(layer[name].problem(what, do))
-        for name in done.unknown:
-            self.problems.append(self._unknown(layer[name], name))
-        for name in [name for name in result if name not in self.fields]:
-            self.problems.append(self._unknown(result.pop(name), name))
-        return result
+    def translated(self, layer: Mapping[str, Setting], beside: Mapping[str, Any]) -> _Read:
+        """One layer in the names of the installed ms-swift.
 
-    def _unknown(self, setting: Setting, name: str) -> Problem:
+        Args:
+            layer: the settings; ``null`` and an empty list leave one to ms-swift.
+            beside: what the other layers give.
+        """
+        unset = {name for name, setting in layer.items() if setting.value in (None, [])}
+        values = {
+            name: "lora" if _names_preset(name, setting) else setting.value
+            for name, setting in layer.items()
+            if name not in unset
+        }
+        done = config_translate.translate(values, self.command, self.install.line, self.fields, beside)
+        current = {name: renames.current_name(name, self.command, self.install.line) for name in unset}
+        settings = {
+            new: replace(layer[old], value=None) for old, new in current.items() if new in self.fields
+        }
+        settings |= {name: self._named(name, done, layer) for name in done.values}
+        problems = [layer[name].problem(what, do) for name, what, do in done.errors]
+        unknown = [*done.unknown, *(old for old in layer if old in unset and not self._knows(old))]
+        problems += map(self._unknown, (layer[name] for name in unknown), unknown, count())
+        notices = [line for line in done.notices if not line.startswith("train_type ")]
+        return _Read(settings, problems, [*notices, *(f"{name}: {text}" for name, text in done.warnings)])
+
+    def _knows(self, name: str) -> bool:
+        return name in self.fields or renames.is_known(name, self.command)
+
+    def _named(self, name: str, done: config_translate.Translation, layer: Mapping[str, Setting]) -> Setting:
+        """The setting that came out of a translation, with the place of the one it came from."""
+        if name in done.added:
+            return Setting(done.values[name], Source("automatic", done.added[name]), name)
+        origin = done.origin[name][0]
+        is_preset = name in TUNER_NAMES and _names_preset(origin, layer[origin])
+        return layer[origin] if is_preset else replace(layer[origin], value=done.values[name])
+
+    def _unknown(self, setting: Setting, name: str, place: int) -> Problem:
+        """The problem of a name that is no setting; the first fifty get a suggestion, which takes time."""
         dashes = "--" if setting.source.kind == "command line" else ""
-        known = renames.foreign(name)
-        if known:
+        if known := renames.foreign(name):
             right, project = known
             return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
-        near = config_translate.suggestions(name, [*OWN_KEYS, *self.fields])
+        if name.lower() in _ENVIRONMENT or name.isupper():
+            return setting.problem("is not a setting", _environment_advice(name))
+        near = config_translate.suggestions(name, [*OWN_KEYS, *self.fields]) if place < 50 else []
         mean = " or ".join(f'"{dashes}{word}"' for word in near[:2])
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
 
-    def typed(self, settings: Mapping[str, Setting]) -> dict[str, Setting]:
-        """The settings with every value in the type its field takes; what cannot be is reported and left out."""
-        result = {}
+    def typed(self, settings: Mapping[str, Setting]) -> _Read:
+        """The settings with every value in the type its field takes."""
+        good, problems = {}, []
         for name, setting in settings.items():
             try:
-                result[name] = replace(setting, value=typed_value(self.fields[name], setting.value))
+                good[name] = replace(setting, value=typed_value(self.fields[name], setting.value))
             except ValueError as error:
-                self.problems.append(setting.problem(*error.args))
-                self.rejected.append(name)
-        return result
+                problems.append(setting.problem(*error.args))
+        return _Read(good, problems, rejected=frozenset(settings.keys() - good.keys()))
+
+
+_ENVIRONMENT = frozenset("nproc_per_node nnodes node_rank master_addr master_port".split())
+"""What launches processes, which is a flag of the script or a variable of the environment."""
+
+
+def _environment_advice(name: str) -> str:
+    if name.lower() in _ENVIRONMENT:
+        flag = name.lower().replace("_", "-")
+        return f"Set it in the environment ({name.upper()}=...) or on the command line (--{flag} ...)."
+    return f"If it is an environment variable, set it before the command: {name}=... python ..."
+
+
+def _names_preset(name: str, setting: Setting) -> bool:
+    """Whether the tuner's place holds a preset, which `presets.choose` reads."""
+    return name in TUNER_NAMES and setting.value in PRESETS_OF_LORA

@@ -1,6 +1,6 @@
 """What values make sense, alone and together, for a training run.
 
-Types and Literal choices are checked by config.py from ms-swift's own source. Here is what ms-swift lets pass, or
+Types and Literal choices are checked by `request` from ms-swift's own source. Here is what ms-swift lets pass, or
 notices only after minutes: each rule is a row of a table or a small function that yields problems.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,91 +41,49 @@ SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
 SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
 
 BOUNDS: dict[str, Bounds] = {
-    **dict.fromkeys(
+    name: bounds
+    for bounds, names in (
         (
-            *("learning_rate", "vit_lr", "aligner_lr", "num_train_epochs", "max_epochs"),
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-            *(
-                "save_steps",
-                "eval_steps",
-                "logging_steps",
-                "save_total_limit",
-                "max_length",
-                "packing_length",
-            ),
-            *("lora_rank", "lora_alpha", "vera_rank", "galore_rank", "adalora_init_r", "adalora_target_r"),
-            *(
-                "num_labels",
-                "max_new_tokens",
-                "dataset_num_proc",
-                "shuffle_buffer_size",
-                "early_stop_interval",
-            ),
-            *("adam_epsilon", "max_pixels", "ddp_timeout", "sequence_parallel_size"),
+            POSITIVE,
+            """learning_rate vit_lr aligner_lr num_train_epochs max_epochs per_device_train_batch_size
+            per_device_eval_batch_size gradient_accumulation_steps save_steps eval_steps logging_steps
+            save_total_limit max_length packing_length lora_rank lora_alpha vera_rank galore_rank adalora_init_r
+            adalora_target_r num_labels max_new_tokens dataset_num_proc shuffle_buffer_size early_stop_interval
+            adam_epsilon max_pixels ddp_timeout sequence_parallel_size""",
         ),
-        POSITIVE,
-    ),
-    **dict.fromkeys(
         (
-            *("warmup_steps", "weight_decay", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers"),
-            *("temperature", "neftune_noise_alpha"),
+            AT_LEAST_0,
+            """warmup_steps weight_decay max_grad_norm seed data_seed dataloader_num_workers temperature
+            neftune_noise_alpha""",
         ),
-        AT_LEAST_0,
-    ),
-    **dict.fromkeys(
         (
-            *("lora_dropout", "vera_dropout", "boft_dropout", "warmup_ratio", "split_dataset_ratio"),
-            *("adam_beta1", "adam_beta2", "label_smoothing_factor"),
+            SHARE_BELOW_1,
+            """lora_dropout vera_dropout boft_dropout warmup_ratio split_dataset_ratio adam_beta1 adam_beta2
+            label_smoothing_factor""",
         ),
-        SHARE_BELOW_1,
-    ),
-    **dict.fromkeys(("freeze_parameters_ratio", "top_p"), SHARE),
+        (SHARE, "freeze_parameters_ratio top_p"),
+    )
+    for name in names.split()
 }
 
-CHOICES: dict[str, tuple[str, ...]] = {  # open strings in ms-swift's source, closed in its code
-    "lr_scheduler_type": (
-        *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
-        *("inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr"),
-        *("warmup_stable_decay", "greedy"),
-    ),
-    "eval_strategy": ("no", "steps", "epoch"),
-    "attn_impl": (
-        *("sdpa", "eager", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4"),
-        *("flex_attention", "flash_attn_2", "flash_attn_3"),
-    ),
-    "report_to": (
-        *(
-            "none",
-            "all",
-            "tensorboard",
-            "wandb",
-            "swanlab",
-            "mlflow",
-            "comet_ml",
-            "neptune",
-            "clearml",
-            "trackio",
-        ),
-        *("azure_ml", "codecarbon", "dagshub", "flyte", "dvclive", "kubeflow"),
-    ),
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: tuple(words.split())
+    for name, words in {
+        "lr_scheduler_type": """linear cosine cosine_with_restarts polynomial constant constant_with_warmup
+            inverse_sqrt reduce_lr_on_plateau cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay
+            greedy""",
+        "eval_strategy": "no steps epoch",
+        "attn_impl": """sdpa eager flash_attn flash_attention_2 flash_attention_3 flash_attention_4 flex_attention
+            flash_attn_2 flash_attn_3""",
+        "report_to": """none all tensorboard wandb swanlab mlflow comet_ml neptune clearml trackio azure_ml codecarbon
+            dagshub flyte dvclive kubeflow""",
+    }.items()
 }
-TUNERS = (
-    *(
-        "lora",
-        "full",
-        "longlora",
-        "adalora",
-        "llamapro",
-        "adapter",
-        "vera",
-        "boft",
-        "fourierft",
-        "reft",
-        "bone",
-    ),
-    *("ia3", "lora_llm", "dummy"),
+"""Words that ms-swift's source leaves open and its code does not."""
+TUNERS = tuple(
+    "lora full longlora adalora llamapro adapter vera boft fourierft reft bone ia3 lora_llm dummy".split()
 )
-DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+DEEPSPEED = tuple("zero0 zero1 zero2 zero3 zero2_offload zero3_offload".split())
 SECRETS: dict[str, tuple[str, ...]] = {
     "hub_token": ("MODELSCOPE_API_TOKEN", "HF_TOKEN"),
     "push_to_hub_token": ("HF_TOKEN",),
@@ -165,23 +123,31 @@ PACKAGES: dict[tuple[str, str], Package] = {  # (argument, value; "*" for any th
 }
 
 
-def check(config: Config, rejected: set[str]) -> list[Problem]:
+def problems(config: Config, rejected: Collection[str] = ()) -> Iterator[Problem]:
     """Every problem of sense in a translated and typed request.
 
     Args:
         config: the request.
         rejected: names whose values are already reported; they count as given.
     """
-    problems: list[Problem] = []
-    rules = (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention)
-    for rule in rules:
-        problems += rule(config, rejected)
-    wrong = {problem.key for problem in problems}
-    return problems + [problem for problem in _packages(config) if problem.key not in wrong]
+    wrong = set()
+    for rule in (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention):
+        for problem in rule(config, rejected):
+            wrong.add(problem.key)
+            yield problem
+    yield from (problem for problem in _packages(config) if problem.key not in wrong)
 
 
-def _required(config: Config, rejected: set[str]) -> Iterator[Problem]:
-    given = set(config.settings) | rejected
+def warnings(config: Config) -> Iterator[Problem]:
+    """What is legal in a request and probably not meant."""
+    if config.get("eval_steps") and not _has_validation(config):
+        yield config.problem(
+            "eval_steps", "has no effect: there is no validation data, so nothing is evaluated"
+        )
+
+
+def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
+    given = {*config.settings, *rejected}
     if "model" not in given and not config.get("resume_only_model"):
         yield config.problem("model", "is missing", 'Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".')
     if not given & {"dataset", "cached_dataset"}:
@@ -190,7 +156,7 @@ def _required(config: Config, rejected: set[str]) -> Iterator[Problem]:
         )
 
 
-def _numbers(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _numbers(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     for name, bounds in BOUNDS.items():
         number = config.get(name)
         if number is None:
@@ -210,7 +176,7 @@ def _shown(number: float) -> str:
     return f"{number:g}"
 
 
-def _choices(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     choices = dict(CHOICES)
     if not config.get("external_plugins") and not config.get("custom_register_path"):
         choices[config.tuner_name] = TUNERS
@@ -235,7 +201,7 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
         yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
 
 
-def _secrets(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _secrets(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     for name, variables in SECRETS.items():
         if config.get(name) is None:
             continue
@@ -248,7 +214,7 @@ def _secrets(config: Config, rejected: set[str]) -> Iterator[Problem]:
         yield config.problem(name, what, do)
 
 
-def _together(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _together(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     if config.get("warmup_ratio") and config.get("warmup_steps"):
         yield config.problem("warmup_steps", 'cannot be used with "warmup_ratio"', "Keep one of the two.")
     if config.get("streaming") and config.get("max_steps", -1) <= 0 and not config.get("max_epochs"):
@@ -262,15 +228,19 @@ def _together(config: Config, rejected: set[str]) -> Iterator[Problem]:
         yield config.problem("lazy_tokenize", 'cannot be used with "packing"', "Keep one of the two.")
 
 
-def _evaluation(config: Config, rejected: set[str]) -> Iterator[Problem]:
-    sources = ("val_dataset", "cached_val_dataset", "split_dataset_ratio", "eval_dataset")
-    has_data = any(config.get(name) for name in sources) or rejected & set(sources)
+_VALIDATION = frozenset("val_dataset cached_val_dataset split_dataset_ratio eval_dataset".split())
+
+
+def _has_validation(config: Config) -> bool:
+    return any(config.get(name) for name in _VALIDATION)
+
+
+def _evaluation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
+    has_data = _has_validation(config) or not _VALIDATION.isdisjoint(rejected)
     do = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
     for name in ("eval_strategy", "load_best_model_at_end", "predict_with_generate", "early_stop_interval"):
         if config.get(name, "no") not in ("no", False) and not has_data:
             yield config.problem(name, "needs validation data, and there is none", do)
-    if config.get("eval_steps") and not has_data:
-        config.notices.append("eval_steps: there is no validation data, so nothing will be evaluated.")
     if config.get("load_best_model_at_end") and config.get("save_strategy", "steps") == "steps":
         save, evaluate = (
             config.get("save_steps", 500),
@@ -281,7 +251,7 @@ def _evaluation(config: Config, rejected: set[str]) -> Iterator[Problem]:
             yield config.problem("save_steps", what, 'With "load_best_model_at_end" it must be.')
 
 
-def _quantisation(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _quantisation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     method, bits = config.get("quant_method"), config.get("quant_bits")
     if config.preset == "full":  # refuses both already
         return
@@ -297,7 +267,7 @@ def _quantisation(config: Config, rejected: set[str]) -> Iterator[Problem]:
         yield config.problem("quant_method", 'needs "quant_bits"', 'Add "quant_bits".')
 
 
-def _attention(config: Config, rejected: set[str]) -> Iterator[Problem]:
+def _attention(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     flash = str(config.get("attn_impl", "")).startswith("flash_att")
     for name in ("packing", "padding_free"):
         if config.get(name) and not flash and "attn_impl" not in rejected:

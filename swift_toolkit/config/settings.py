@@ -24,6 +24,11 @@ TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
 """The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
 
 
+def tuner_name_of(install: msswift.SwiftInstall) -> str:
+    """What an ms-swift calls the argument that chooses the tuner."""
+    return "tuner_type" if install.line == "v4" else "train_type"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a value came from.
@@ -79,6 +84,8 @@ class Config:
         left_alone: names given as null, which no automatic setting may fill.
         path: the config file, None without one.
         effective_batch: the rows of an optimiser step that were asked for, None if nobody asked.
+        preset_asked: the preset was named, not only derived from other settings.
+        warnings: what is legal and probably not meant.
     """
 
     command: Command
@@ -89,6 +96,8 @@ class Config:
     left_alone: set[str] = field(default_factory=set)
     path: str | None = None
     effective_batch: Setting | None = None
+    preset_asked: bool = False
+    warnings: list[Problem] = field(default_factory=list)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of ``name``, or ``default`` when nobody set it."""
@@ -104,7 +113,7 @@ class Config:
     @property
     def tuner_name(self) -> str:
         """What the installed ms-swift calls the argument that chooses the tuner."""
-        return "tuner_type" if self.install.line == "v4" else "train_type"
+        return tuner_name_of(self.install)
 
     @property
     def tuner(self) -> str:

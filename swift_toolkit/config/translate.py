@@ -1,36 +1,4 @@
-"""The names of every ms-swift generation, spelled for the installed one.
-
-ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``vocabulary.json`` holds one row
-for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
-templates and data sets that had names of their own before 3.0, with the families of models by their names in 3 and 4
-(``families``, ``families_v3``, and ``moved``: the same name for another family). Adding a rename is adding a row:
-
-    for     the commands that know the name, or "all"
-    old     the name; it may still be in use, when only its values or its meaning changed
-    v3, v4  what it is called in ms-swift 3.12 and in ms-swift 4; null where it has no successor
-    since   the first ms-swift that had the old name; "-" for a name of another tool
-    until   the first that no longer had it
-    sure    "certain", or "likely" where the successor does nearly the same
-    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
-            settings, "*" is any other value and "$" the value given
-    values_v3, values_v4    the same, for one of the two
-    refused old value -> what to do, for values without a successor; refused_v3, refused_v4 for one of the two
-    warned  old value -> what is not as it was with the new one
-    split   what separates several values written as one string
-    rule    a function of this module, for what depends on other settings
-    join    several old names add up to one list
-    gone    what to say when the name has no successor
-    error   [what is wrong, what to do] where leaving the setting out would change the result; what is new in
-            ms-swift 4 and has no "gone" is an error in ms-swift 3
-    note    for the maintainer
-
-``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
-before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that
-changed it, ``with`` the settings it matters to and ``unless`` those that make it void.
-
-Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
-settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
-"""
+"""The names of every ms-swift generation, spelled for the installed one by the tables of `renames`."""
 
 from __future__ import annotations
 
@@ -64,7 +32,7 @@ class Translation:
     """Settings in the names of the installed ms-swift, and what has to be said about them.
 
     Args:
-        values: exact argument name -> value, as given or as the vocabulary says; types are not coerced.
+        values: exact argument name -> value, as given or as the table says; types are not coerced.
         origin: argument name -> the names it came from, itself if unchanged.
         notices: one line for each translation.
         warnings: (old name, text) of what has no successor and is left out.
@@ -105,9 +73,6 @@ def translate(
 def suggestions(name: str, fields: Iterable[str]) -> list[str]:
     """Up to three names that a misspelled one may stand for, the likeliest first."""
     return get_close_matches(name.lower().replace("-", "_"), list(fields), n=3, cutoff=0.75)
-
-
-# ------------------------------------------------------------------------------------------ translating
 
 
 class Translator:

@@ -11,8 +11,6 @@ from typing import Any
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.settings import word_of
 
-# --- values -------------------------------------------------------------------------------------------------
-
 _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 

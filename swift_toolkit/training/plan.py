@@ -178,6 +178,7 @@ class TrainingPlan:
             "arguments": {name: setting.value for name, setting in settings.items()},
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "notices": self.config.notices,
+            "warnings": [str(warning) for warning in self.config.warnings],
             "data": self.data.as_dict(),
             "memory": self.verdict.as_dict(),
             "launch": {

@@ -151,8 +151,9 @@ _LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names it
 
 
 def _media(config: Config) -> Iterator[Problem]:
-    """The multimodal preset on data that nowhere speak of media."""
-    names = config.get("dataset", []) if config.preset == "multimodal" else []
+    """The multimodal preset, where it was asked for by name, on data without media."""
+    asked = config.preset == "multimodal" and config.preset_asked
+    names = config.get("dataset", []) if asked else []
     files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
     if not files or len(files) < len(names) or any(path.suffix in (".gz", ".zst") for path in files):
         return

@@ -208,8 +208,8 @@ COMPUTED_CHOICES = {"log_level", "log_level_replica"}
 def parsers() -> dict[str, dict[str, Field]]:
     """What the argument parsers of the installed ms-swift take, by command, found by importing it."""
     script = (
-        "import json; from dataclasses import astuple; from swift_toolkit import swift_fields as s;"
-        "print(json.dumps({c: [astuple(f) for f in s._fields_by_import(c)] for c in s.COMMANDS}))"
+        "import json; from dataclasses import astuple; from swift_toolkit.config import fields as s; from swift_toolkit.machine.msswift import COMMANDS;"
+        "print(json.dumps({c: [astuple(f) for f in s._fields_by_import(c)] for c in COMMANDS}))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found = json.loads(run.stdout.splitlines()[-1])

@@ -242,8 +242,9 @@ def test_commands_are_accepted_by_ms_swift() -> None:
 import importlib, json, sys
 from swift.utils import utils
 from transformers import HfArgumentParser
-from swift_toolkit import swift_fields
-line = swift_fields.installed().line
+from swift_toolkit.config import fields as swift_fields
+from swift_toolkit.machine.msswift import installed
+line = installed().line
 module = importlib.import_module(swift_fields._MODULE[line])
 for command, words in json.load(sys.stdin):
     with utils._patch_get_type_hints():

@@ -173,7 +173,6 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"lora_rank": ""}, '"lora_rank" is empty. Give a value, or remove it.'),
     ({"learning_rate": "fast"}, '"learning_rate" must be a number, not "fast".'),
     ({"packing": "maybe"}, '"packing" must be true or false, not "maybe".'),
-    ({"target_modules": []}, '"target_modules" is an empty list. Name at least one, or remove it.'),
     ({"system": {"a": 1}}, '"system" must be text, not {"a": 1}.'),
     ({"lr_scheduler_kwargs": "{broken"}, '"lr_scheduler_kwargs" is not valid JSON (expecting property name enclosed in double quotes).'),
     # choices
@@ -245,7 +244,10 @@ def test_every_problem_of_a_file_with_its_line(tmp_path: Path) -> None:
 
 def test_eval_steps_without_validation_data_is_only_said() -> None:
     config = load_config({**BASE, "eval_steps": 100})
-    assert config.notices == ["eval_steps: there is no validation data, so nothing will be evaluated."]
+    assert config.notices == []
+    assert [str(warning) for warning in config.warnings] == [
+        '"eval_steps" has no effect: there is no validation data, so nothing is evaluated.'
+    ]
 
 
 # --- older names --------------------------------------------------------------------------------------------
@@ -294,3 +296,10 @@ def test_a_request_of_before_3_0_keeps_its_defaults() -> None:
     config = load_config({"model_id_or_path": "Qwen/Qwen-7B-Chat", "dataset": "a/b", "sft_type": "lora"})
     assert config.get("num_train_epochs") == 1
     assert any(line.startswith("num_train_epochs 1 added") for line in config.notices)
+
+
+def test_null_and_an_empty_list_leave_a_setting_to_ms_swift() -> None:
+    config = load_config({**BASE, "target_modules": [], "train_type": None, "sft_type": None, "system": None})
+    assert not {"target_modules", config.tuner_name, "system"} & config.settings.keys()
+    assert {"target_modules", config.tuner_name, "system"} <= config.left_alone
+    assert problems_of(lora_rnak=None) == '"lora_rnak" is not a setting. Did you mean "lora_rank"?'
