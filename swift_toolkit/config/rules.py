@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from swift_toolkit.config import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.problems import Problem
@@ -80,9 +81,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     }.items()
 }
 """Words that ms-swift's source leaves open and its code does not."""
-TUNERS = tuple(
-    "lora full longlora adalora llamapro adapter vera boft fourierft reft bone ia3 lora_llm dummy".split()
-)
 DEEPSPEED = tuple("zero0 zero1 zero2 zero3 zero2_offload zero3_offload".split())
 SECRETS: dict[str, tuple[str, ...]] = {
     "hub_token": ("MODELSCOPE_API_TOKEN", "HF_TOKEN"),
@@ -177,14 +175,12 @@ def _shown(number: float) -> str:
 
 
 def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
-    choices = dict(CHOICES)
-    if not config.get("external_plugins") and not config.get("custom_register_path"):
-        choices[config.tuner_name] = TUNERS
-    for name, words in choices.items():
+    for name, words in CHOICES.items():
         values = config.get(name, [])
         for value in values if isinstance(values, list) else [values]:
             if value not in words:
                 yield config.problem(name, *not_one_of(value, words))
+    yield from registries.problems(config)
     yield from _deepspeed(config)
 
 

@@ -43,6 +43,7 @@ class Task:
         has_values: a model of the values is trained, too.
         has_teacher: a teacher's logits stand beside the model's own.
         batch_of: what ``per_device_train_batch_size`` counts.
+        trainer: the trainer whose source names the loss types, empty where ``loss_type`` is not an algorithm's.
         loss_over: what the loss is the mean of in one optimiser step: all ``tokens`` that are learned, however they
             are spread over devices and accumulated batches, or ``rows``: the mean of the means of the batches.
     """
@@ -64,6 +65,7 @@ class Task:
     has_values: bool = False
     has_teacher: bool = False
     batch_of: Literal["rows", "answers"] = "rows"
+    trainer: str = ""
     loss_over: Literal["tokens", "rows"] = "rows"
 
     @property
@@ -97,12 +99,12 @@ def _kind(name: TaskName, **attributes: object) -> Task:
 _ROWS = (
     Task(name="sft", rows="answer", loss_over="tokens"),
     Task(name="pt", rows="text", command="pt", loss_over="tokens"),
-    _preference("dpo", has_reference=True),
+    _preference("dpo", has_reference=True, trainer="dpo"),
     _preference("orpo"),
-    _preference("simpo"),
-    _preference("cpo"),
+    _preference("simpo", trainer="cpo"),
+    _preference("cpo", trainer="cpo"),
     _preference("rm", task_type="seq_cls", output="reward", logits="none"),
-    _rlhf("kto", rows="judged", sequences=2, has_reference=True),
+    _rlhf("kto", rows="judged", sequences=2, has_reference=True, trainer="kto"),
     _rlhf(
         "ppo",
         rows="prompt",
@@ -120,6 +122,7 @@ _ROWS = (
         follows_prompt=True,
         has_reference=True,
         batch_of="answers",
+        trainer="grpo",
     ),
     _rlhf(
         "gkd",

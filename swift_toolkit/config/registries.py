@@ -1,0 +1,345 @@
+"""The names in ms-swift's own registries, read from its source: optimizers, rewards, losses, metrics and others.
+
+A registry is a table in the source, ``orms = {"accuracy": MathAccuracy, ...}``. ms-swift looks a name up in it after
+its import or after the model is loaded; here a wrong one is found at once. Nothing of ms-swift is imported. Plugins
+(``external_plugins``) may add names, so their source is read as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.config.settings import Config
+from swift_toolkit.config.values import not_one_of
+from swift_toolkit.machine import files as machine_files
+from swift_toolkit.machine.msswift import Line, SwiftInstall, package_of
+from swift_toolkit.problems import Problem
+
+_TABLES = """
+setting               v4 module:table                             v3 module:table
+optimizer             optimizers.mapping:optimizers_map           plugin.optimizer:optimizers_map
+callbacks             callbacks.mapping:callbacks_map             -
+agent_template        agent_template.mapping:agent_template_map   plugin.agent_template:agent_templates
+eval_metric           metrics.mapping:eval_metrics_map            -
+metric                -                                           plugin.metric:metric_mapping
+loss_type             loss.mapping:loss_map                       plugin.loss:loss_mapping
+loss_scale            loss_scale.mapping:loss_scale_map           plugin.loss_scale.loss_scale:loss_scale_map
+loss_scale_base       loss_scale.base:ALL_BASE_STRATEGY           plugin.loss_scale.loss_scale:ALL_BASE_STRATEGY
+reward_funcs          rewards.orm:orms                            plugin.orm:orms
+reward_model_plugin   rewards.rm_plugin:rm_plugins                plugin.rm_plugin:rm_plugins
+multi_turn_scheduler  rollout.multi_turn:multi_turns              plugin.multi_turn:multi_turns
+gym_env               rollout.gym_env:envs                        plugin.env:envs
+context_manager       -                                           plugin.context_manager:context_managers
+tuner_type            tuner_plugin.mapping:tuners_map             -
+train_type            -                                           plugin.tuner:extra_tuners
+"""
+"""Where the names of a setting are: module below ``swift`` and variable."""
+
+_TRAINERS: dict[Line, str] = {"v3": "trainers/rlhf_trainer", "v4": "rlhf_trainers"}
+_TUNERS = tuple("lora full longlora adalora llamapro adapter vera boft fourierft reft bone".split())
+
+
+@dataclass(frozen=True)
+class Registries:
+    """The names of every registry.
+
+    Args:
+        names: setting -> its names, in the order of the source.
+        columns: name of a reward function -> columns of the data that it demands.
+    """
+
+    names: dict[str, tuple[str, ...]]
+    columns: dict[str, tuple[str, ...]]
+
+
+def _places(line: Line) -> Iterator[tuple[str, str, str]]:
+    """Setting, module and variable of each registry."""
+    for row in _TABLES.strip().splitlines()[1:]:
+        setting, v4, v3 = row.split()
+        module, _, variable = (v4 if line == "v4" else v3).partition(":")
+        if variable:
+            yield setting, module, variable
+
+
+def registries(install: SwiftInstall) -> Registries:
+    """The registries of the installed ms-swift; one that cannot be found there has no entry."""
+
+    def read() -> tuple[Any, list[Path]]:
+        names: dict[str, list[str]] = {}
+        columns: dict[str, list[str]] = {}
+        files = [Path(__file__)]
+        for setting, module, variable in _places(install.line):
+            file = _file_of(install.location, module)
+            if file is None:
+                continue
+            tree = ast.parse(file.read_bytes())
+            files.append(file)
+            names[setting] = [name for name, _ in _entries(tree, variable)]
+            if setting == "reward_funcs":
+                columns |= {name: _columns(tree, cls) for name, cls in _entries(tree, variable)}
+        names["init_weights"], sources = _init_names()
+        files += sources
+        for trainer in ("dpo", "kto", "cpo", "grpo"):
+            sources = _trainer_files(install, trainer)
+            names[f"loss_type of {trainer}"] = sorted(_compared(sources, "loss_type"))
+            files += sources
+        return {"names": names, "columns": columns}, files
+
+    def decode(found: Any) -> Registries:
+        names = {setting: tuple(words) for setting, words in found["names"].items() if words}
+        return Registries(names, {name: tuple(words) for name, words in found["columns"].items()})
+
+    return machine_files.kept(f"registries-{install.version}", str(install.location), read, decode)
+
+
+def _file_of(root: Path, module: str) -> Path | None:
+    path = root.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+def _entries(tree: ast.Module, variable: str) -> Iterator[tuple[str, str]]:
+    """The names in a table of a module, each with the name of what it stands for."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if not any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+            continue
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Dict):
+            for key, entry in zip(value.keys, value.values, strict=True):
+                if isinstance(key, ast.Constant):
+                    yield str(key.value), entry.id if isinstance(entry, ast.Name) else ""
+        elif isinstance(value, (ast.List, ast.Tuple)):
+            yield from ((str(one.value), "") for one in value.elts if isinstance(one, ast.Constant))
+
+
+def _columns(tree: ast.AST, name: str) -> list[str]:
+    """The columns that a reward function demands: what its ``__call__`` takes without a default."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            calls = [one for one in node.body if _is_function(one) and one.name == "__call__"]  # type: ignore[attr-defined]
+            return _demanded(calls[0]) if calls else []
+        if _is_function(node) and node.name == name:  # type: ignore[attr-defined]
+            return _demanded(node)
+    return []
+
+
+def _is_function(node: ast.AST) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+_FROM_THE_TRAINER = frozenset("self cls completions infer_requests trainer_state prompts".split())
+
+
+def _demanded(function: Any) -> list[str]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    needed = positional[: len(positional) - len(arguments.defaults)]
+    needed += [
+        one
+        for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if default is None
+    ]
+    return [one.arg for one in needed if one.arg not in _FROM_THE_TRAINER]
+
+
+def _trainer_files(install: SwiftInstall, trainer: str) -> list[Path]:
+    """The sources of the trainer of an algorithm: ms-swift's, and TRL's where that computes the loss."""
+    files = [install.location / _TRAINERS[install.line] / f"{trainer}_trainer.py"]
+    trl = package_of("trl")
+    if trl is not None and trainer != "grpo":  # ms-swift computes GRPO's loss itself
+        files += [trl / place / f"{trainer}_trainer.py" for place in ("trainer", f"experimental/{trainer}")]
+    return [file for file in files if file.is_file()]
+
+
+def _init_names() -> tuple[list[str], list[Path]]:
+    """What initialises LoRA: the names in the annotation of PEFT's LoraConfig, and ms-swift's own."""
+    peft = package_of("peft")
+    file = peft / "tuners/lora/config.py" if peft else Path()
+    if not file.is_file():
+        return [], []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.AnnAssign) and _last_name(node.target) == "init_lora_weights":
+            return sorted(
+                {"true", "false", "lora-ga", *_texts(node.annotation)}
+                | _compared([file], "init_lora_weights")
+            ), [file]
+    return [], [file]
+
+
+def _texts(tree: ast.AST) -> list[str]:
+    return [
+        one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
+
+
+def _compared(files: Iterable[Path], name: str) -> set[str]:
+    """The texts that a variable or attribute is compared with."""
+    found = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Compare) and name in (
+                getattr(node.left, "id", ""),
+                getattr(node.left, "attr", ""),
+            ):
+                found |= set(_texts(node))
+    return found
+
+
+# --- plugins ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The source of a run's plugins.
+
+    Args:
+        trees: their syntax trees.
+        complete: all that they run is in them: they were read and import nothing that lies beside them.
+    """
+
+    trees: tuple[ast.Module, ...]
+    complete: bool
+
+    def added(self, variable: str) -> dict[str, ast.expr] | None:
+        """The names they add to a registry, None where that cannot be told."""
+        if not self.complete:
+            return None
+        found: dict[str, ast.expr] = {}
+        for tree in self.trees:
+            mentions = sum(_last_name(node) == variable for node in ast.walk(tree))
+            for node in ast.walk(tree):
+                entry = _addition(node, variable)
+                if entry is not None:
+                    found |= entry
+                    mentions -= 1
+            if mentions > 0:  # used in another way, such as in a loop
+                return None
+        return found
+
+
+def _last_name(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _addition(node: ast.AST, variable: str) -> dict[str, ast.expr] | None:
+    """The names that ``table["name"] = value`` or ``table.update({...})`` adds; None for anything else."""
+    if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Subscript):
+        target = node.targets[0]
+        key = target.slice
+        if _last_name(target.value) == variable and isinstance(key, ast.Constant):
+            return {str(key.value): node.value}
+    if isinstance(node, ast.Call) and _last_name(node.func) == "update":
+        table = node.func.value if isinstance(node.func, ast.Attribute) else node.func
+        names = node.args[0] if node.args else None
+        if _last_name(table) == variable and isinstance(names, ast.Dict):
+            pairs = zip(names.keys, names.values, strict=True)
+            return {str(key.value): value for key, value in pairs if isinstance(key, ast.Constant)}
+    return None
+
+
+def plugins_of(config: Config) -> Plugins:
+    """The plugins of a request; those that cannot be read are reported elsewhere."""
+    paths = [
+        Path(str(file)).expanduser()
+        for name in ("external_plugins", "custom_register_path")
+        for file in config.get(name) or []
+    ]
+    trees, complete = [], True
+    for path in paths:
+        try:
+            trees.append(ast.parse(path.read_bytes()))
+        except (OSError, SyntaxError, ValueError):
+            complete = False
+    complete = complete and not any(
+        _imports_beside(tree, path.parent) for tree, path in zip(trees, paths, strict=False)
+    )
+    return Plugins(tuple(trees), complete)
+
+
+def _imports_beside(tree: ast.Module, folder: Path) -> bool:
+    """Whether a plugin imports a module from its own folder or one that is not installed."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+            if node.level:
+                return True
+        roots = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+        if any((folder / root).is_dir() or (folder / f"{root}.py").is_file() for root in roots):
+            return True
+    return False
+
+
+# --- problems -----------------------------------------------------------------------------------------------
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Names in a request that are in none of ms-swift's registries."""
+    known, plugins = registries(config.install), plugins_of(config)
+    for setting, _, variable in _places(config.install.line):
+        words = known.names.get(setting)
+        values = config.get(setting)
+        if words is None or values is None:
+            continue
+        added = plugins.added(variable)
+        if added is None:
+            continue
+        allowed = (*words, *added, *(_TUNERS if setting == config.tuner_name else ()))
+        if setting == "loss_scale":
+            yield from _loss_scale(config, str(values), allowed, known.names["loss_scale_base"])
+        elif setting == "loss_type" and config.command == "rlhf":
+            yield from _unknown(
+                config, setting, values, known.names.get(f"loss_type of {config.task.trainer}")
+            )
+        elif setting == "reward_model_plugin" and not config.get("reward_model"):
+            continue
+        else:
+            yield from _unknown(config, setting, values, allowed)
+    yield from _init_weights(config)
+
+
+def _unknown(config: Config, setting: str, values: Any, words: Iterable[str] | None) -> Iterator[Problem]:
+    """The values that are none of ``words``, which are not known if empty."""
+    allowed = tuple(words or ())
+    for value in (values if isinstance(values, list) else [values]) if allowed else []:
+        if value not in allowed:
+            yield config.problem(setting, *not_one_of(value, allowed))
+
+
+def _loss_scale(config: Config, value: str, words: Iterable[str], bases: Iterable[str]) -> Iterator[Problem]:
+    """``base+name+name``; 3.12 takes one name, 4 several."""
+    first, *rest = value.split("+")
+    names = rest if first in bases else [first, *rest]
+    yield from _unknown(config, "loss_scale", names, (*([] if rest else bases), *words))
+
+
+def _init_weights(config: Config) -> Iterator[Problem]:
+    value = str(config.get("init_weights", "true"))
+    names = registries(config.install).names.get("init_weights", ())
+    is_iterated = value.startswith("pissa_niter_") and value[12:].isdecimal()
+    if config.tuner == "lora" and not is_iterated and value.lower() not in ("true", "false"):
+        yield from _unknown(config, "init_weights", value, names)
+
+
+def demanded_columns(config: Config) -> dict[str, tuple[str, ...]]:
+    """The columns that the reward functions of a request demand of each row, by the function's name."""
+    if not config.get("reward_funcs"):
+        return {}
+    columns, plugins = registries(config.install).columns, plugins_of(config)
+    variable = next(
+        variable for setting, _, variable in _places(config.install.line) if setting == "reward_funcs"
+    )
+    for name, value in (plugins.added(variable) or {}).items():
+        found = [_columns(tree, _last_name(value)) for tree in plugins.trees]
+        columns = columns | {name: tuple(next((one for one in found if one), ()))}
+    return {name: columns[name] for name in config.get("reward_funcs") if columns.get(name)}

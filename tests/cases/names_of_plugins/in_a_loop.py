@@ -1,0 +1,10 @@
+from swift.rewards import ORM, orms
+
+
+class Brevity(ORM):
+    def __call__(self, completions, **kwargs):
+        return [1 / (1 + len(text)) for text in completions]
+
+
+for name in ("short", "very_short"):
+    orms[name] = Brevity
