@@ -17,9 +17,9 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from swift_toolkit.dataset.checks import Rules, judge
-from swift_toolkit.dataset.files import read_records
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.reading.files import read_records
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.verify import DataReport, DatasetSpec
 from swift_toolkit.machine.msswift import template_api

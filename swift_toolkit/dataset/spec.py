@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from swift_toolkit.dataset.files import data_suffix
 from swift_toolkit.dataset.flaws import FlawError, brief
+from swift_toolkit.dataset.reading.files import data_suffix
 
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
 

@@ -4,12 +4,10 @@
     if not report.ok:
         raise RequestError(report.problems)
 
-A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is
-left to ms-swift. The rooms behind: `dataset_flaws` names what can be wrong, `dataset_files` reads files,
-`dataset_rows` knows the formats, `dataset_checks` judges a row, `dataset_media` looks at its images,
-`dataset_shape` guards the types of columns, `dataset_types` those of files that are read together,
-`dataset_scan` goes through a file (`dataset_blocks` through many rows at once, `dataset_tally` counts),
-`dataset_report` is what comes out, `dataset_copy` writes copies.
+A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is left to
+ms-swift. In this folder, `flaws` names what can be wrong, `formats` tells the format of a file by its columns,
+`messages` turns a row of any format into messages, `checks` judges a row and `media` looks at its images; `reading`
+gets rows out of files, `scan` goes through many of them; `report` is what comes out, `copies` writes copies.
 """
 
 from __future__ import annotations
@@ -21,9 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
@@ -34,8 +30,9 @@ from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.scan.part import Part, find_part
-from swift_toolkit.dataset.scan.pool import PART_BYTES, WITH_STARTER, apart, scan_parts
+from swift_toolkit.dataset.scan.pool import WITH_STARTER, apart, scan_parts, worth_sharing
 from swift_toolkit.dataset.scan.rows import scan_part
+from swift_toolkit.dataset.scan.sample import sample_part
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
 from swift_toolkit.dataset.spec import DatasetSpec
 
@@ -149,33 +146,30 @@ class _Verification:
 
     def scan(self, deadline: float | None) -> None:
         """Go through the rows of all files."""
-        total = sum(part.file.size for _, part in self.work)
-        if deadline is None and total > PART_BYTES and (os.cpu_count() or 1) > 1:
+        if deadline is None and worth_sharing(part for _, part in self.work):
             self._scan_with_all_cores()
         else:
+            left = sum(part.file.size for _, part in self.work)
             for entry, part in self.work:
-                until = _share(deadline, part.file.size / max(total, 1))
-                total -= part.file.size
+                until = _share(deadline, part.file.size / max(left, 1))
+                left -= part.file.size
                 tally = scan_part(part) if until is None else sample_part(part, until)
                 self.tallies.append((entry, tally))
         for entry, tally in self.tallies:
             self._enter(entry, tally)
 
     def _scan_with_all_cores(self) -> None:
-        parts = [(entry, piece) for entry, part in self.work for piece in _pieces(part)]
-        for (entry, _), tally in zip(parts, scan_parts([part for _, part in parts]), strict=True):
-            if self.tallies and self.tallies[-1][0] is entry:
-                self.tallies[-1][1].add(tally)
-            else:
-                self.tallies.append((entry, tally))
+        whole = {id(entry): Tally() for entry, _ in self.work}
+        for key, tally in scan_parts((id(entry), part) for entry, part in self.work):
+            whole[key].add(tally)
+        self.tallies = [(entry, whole[id(entry)]) for entry, _ in self.work]
 
     def _enter(self, entry: FileReport, tally: Tally) -> None:
         """Put what a file holds into the report."""
         entry.checked, entry.bad, entry.complete = tally.rows, tally.bad, tally.whole
         entry.unusable = tally.cut
-        entry.rows = (
-            tally.rows if tally.whole else max(tally.rows, tally.rows * entry.bytes // max(tally.size, 1))
-        )
+        told = tally.rows * entry.bytes // max(tally.size, 1) if tally.total is None else tally.total
+        entry.rows = tally.rows if tally.whole else max(tally.rows, told)
         if not tally.rows and not tally.counts:
             self.report.add(Flaw("empty-file", "there is no row in the file"), entry.path)
             entry.unusable = True
@@ -241,56 +235,6 @@ def _share(deadline: float | None, share: float) -> float | None:
         return None
     now = time.perf_counter()
     return now + (deadline - now) * share
-
-
-def _pieces(part: Part) -> Iterator[Part]:
-    """A plain file of lines in parts of about `PART_BYTES`, any other as it is."""
-    if part.file.packing or not part.file.has_lines:
-        yield part
-        return
-    bounds = [*range(0, part.file.size, PART_BYTES), part.file.size]
-    if len(bounds) > 2 and bounds[-1] - bounds[-2] < PART_BYTES // 4:
-        del bounds[-2]
-    for start, end in pairwise(bounds):
-        yield replace(part, start=start, end=end)
-
-
-SAMPLE_BYTES = 1 << 20
-"""Size of the blocks looked at in a file too large to be read whole in the time given."""
-
-
-def sample_part(part: Part, deadline: float) -> Tally:
-    """Judge a file within a time: whole if it can be, else its head, its tail and blocks spread evenly."""
-    if part.file.packing or not part.file.has_lines or part.file.size <= 2 * SAMPLE_BYTES:
-        return scan_part(part, deadline=deadline)
-    started = time.perf_counter()
-    tally = scan_part(replace(part, end=SAMPLE_BYTES))
-    rest = part.file.size - SAMPLE_BYTES
-    needed = (time.perf_counter() - started) / SAMPLE_BYTES * rest
-    if needed < deadline - time.perf_counter():
-        tally.add(scan_part(replace(part, start=SAMPLE_BYTES), deadline=deadline))
-        return tally
-    for at in _spread(part.file.size):
-        tally.add(scan_part(replace(part, start=at, end=at + SAMPLE_BYTES)), near=at)
-        if time.perf_counter() > deadline:
-            break
-    tally.whole = False
-    return tally
-
-
-def _spread(size: int) -> Iterator[int]:
-    """Where to look behind the head: the tail, then blocks in an order that is even wherever it is stopped."""
-    yield size - SAMPLE_BYTES
-    blocks = size // SAMPLE_BYTES
-    seen = {0, blocks, blocks - 1}
-    step = 2
-    while step <= blocks:
-        for part in range(1, step, 2):
-            block = blocks * part // step
-            if block not in seen:
-                seen.add(block)
-                yield block * SAMPLE_BYTES
-        step *= 2
 
 
 class BackgroundVerify:

@@ -112,7 +112,8 @@ def test_more_bad_rows_than_allowed() -> None:
 
 
 def test_bad_rows_behind_the_sample() -> None:
-    Path("a.csv").write_text("query,response\n" + "q,a\n" * 200 + "q,\n")
+    good = f"q,{'a ' * 5000}\n" * 150  # a block and a half
+    Path("a.csv").write_text("query,response\n" + good + "q,\n" + good)
     report = verify(["a.csv"], limit_seconds=0.0)
     assert report.ok and not report.complete
     with pytest.raises(RequestError) as caught:
@@ -121,7 +122,7 @@ def test_bad_rows_behind_the_sample() -> None:
         "bad rows were found while a copy was made (1); data/rejected.jsonl lists them. "
         "Mend them, or leave them out with --skip-bad-rows."
     )
-    assert read("data/rejected.jsonl")[0]["line"] == 202
+    assert read("data/rejected.jsonl")[0]["line"] == 152
 
 
 def test_all_rows_bad_or_file_damaged() -> None:

@@ -17,10 +17,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit.dataset import files, flaws
+from swift_toolkit.dataset import flaws
 from swift_toolkit.dataset import verify as dataset_verify
 from swift_toolkit.dataset.checks import Rules
-from swift_toolkit.dataset.scan import part
+from swift_toolkit.dataset.reading import json_text
+from swift_toolkit.dataset.reading.streams import BLOCK_BYTES
+from swift_toolkit.dataset.scan import part, pool, sample
 from swift_toolkit.dataset.scan import rows as scan_rows
 from swift_toolkit.dataset.scan import tally as scan_tally
 from swift_toolkit.dataset.scan.part import find_part
@@ -157,7 +159,8 @@ def test_parts_in_several_processes_find_the_same(monkeypatch: pytest.MonkeyPatc
     rows[2900] = rows[3]
     train, val = write("train.jsonl", rows), write("val.jsonl", [*many_rows(20)[-2:], talk("other", "row")])
     alone = verify([train], [val])
-    monkeypatch.setattr(dataset_verify, "PART_BYTES", 100_000)
+    for name in ("ALONE_BYTES", "RANGE_BYTES", "BATCH_BYTES"):
+        monkeypatch.setattr(pool, name, 100_000)
     together = verify([train], [val])
     same_findings(alone, together)
     assert {kind: group.count for kind, group in alone.groups.items()} == {
@@ -181,7 +184,7 @@ def test_a_large_file_is_sampled_within_the_time(monkeypatch: pytest.MonkeyPatch
     rows = many_rows(20_000)
     rows[-1] = talk("the last", "")
     train = write("train.jsonl", rows)
-    monkeypatch.setattr(dataset_verify, "SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr(sample, "SAMPLE_BYTES", 20_000)
     report = verify([train], limit_seconds=0.0)
     (file,) = report.files
     assert not report.complete and 0 < file.checked < 20_000
@@ -192,8 +195,8 @@ def test_a_large_file_is_sampled_within_the_time(monkeypatch: pytest.MonkeyPatch
 
 
 def test_sampled_blocks_are_spread_evenly() -> None:
-    size = dataset_verify.SAMPLE_BYTES
-    order = [at / size for at in dataset_verify._spread(size * 16 + 5)]
+    size = sample.SAMPLE_BYTES
+    order = [at / size for at in sample.spread(size * 16 + 5)]
     assert order[0] == 15 + 5 / size
     assert order[1:8] == [8, 4, 12, 2, 6, 10, 14]
     assert len(order) == len(set(order)) == 15
@@ -282,7 +285,7 @@ def test_a_damaged_image_header() -> None:
 def test_columns_that_change_late(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
     for module in (part, scan_rows):
         monkeypatch.setattr(module, "HEAD_BYTES", 50_000)
-    monkeypatch.setattr(files, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 10_000)
     rows = [row | {"id": at} for at, row in enumerate(many_rows(1000))]
     late_column = talk("q", "a") | {"id": 1, "source": "web"}
     late_type = talk("q2", "a") | {"id": "two"}
@@ -311,7 +314,7 @@ def says(name: str) -> list[str]:
 def test_packed_files_larger_than_a_block(name: str) -> None:
     rows = many_rows(20_000)
     text = json.dumps(rows) if name.startswith("a.json.") else "".join(json.dumps(row) + "\n" for row in rows)
-    assert len(text) > 2 * files.BLOCK_BYTES
+    assert len(text) > 2 * BLOCK_BYTES
     pack = gzip.compress if name.endswith(".gz") else zstandard.compress
     Path(name).write_bytes(pack(b"\xef\xbb\xbf" + text.encode()))
     report = verify([name])

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from swift_toolkit.dataset.checks import Rules
-from swift_toolkit.dataset.files import (
+from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.formats import Layout, layout_of
+from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.reading.files import (
     READ_BY_SWIFT,
-    DataFile,
-    decode_line,
-    lines_of,
+    encoding_flaw,
     look_at,
     read_chunks,
     read_records,
 )
-from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.formats import Layout, layout_of
-from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.reading.json_text import as_array, last_comma
+from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, DataFile, guarded, open_stream
+from swift_toolkit.dataset.reading.tables import TableChunks, TableRows
+from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
 
 LITTLE = 1 << 14
@@ -55,6 +56,9 @@ class Part:
         start: first byte, for a file of lines.
         end: lines from here on belong to the next part; None for the end of the file.
         copy_reason: why ms-swift is given a copy of the file; "" if it reads the file itself.
+        chunks: the rows themselves, where they were read already.
+        header: names of the columns of a table, in their order.
+        header_lines: lines that these take.
     """
 
     file: DataFile
@@ -64,56 +68,125 @@ class Part:
     start: int = 0
     end: int | None = None
     copy_reason: str = ""
+    chunks: tuple[Chunk | TableRows, ...] | None = None
+    header: tuple[str, ...] = ()
+    header_lines: int = 0
+
+    @property
+    def begins(self) -> bool:
+        """The file begins with this part."""
+        return self.start == 0
 
 
-def head_of(file: DataFile) -> tuple[list[str], Shape]:
-    """The columns and types of a file: by its first 10 MB, as ms-swift sees them; of an array by all of it.
+@dataclass(frozen=True)
+class Head:
+    """What the beginning of a file tells.
+
+    Args:
+        columns: names of all columns.
+        shape: columns and types.
+        header: names of the columns of a table, in their order.
+        header_lines: lines that these take.
+    """
+
+    columns: list[str]
+    shape: Shape
+    header: tuple[str, ...] = ()
+    header_lines: int = 0
+
+
+def head_of(file: DataFile) -> Head:
+    """The columns and types of a file by its first 10 MB, as ms-swift sees them; of a table by less.
 
     Raises:
         FlawError: the file cannot be read.
     """
-    shape = Shape()
-    if file.has_lines:
-        _learn_from_lines(shape, file)
-        return list(shape.fields), shape
+    with guarded():
+        try:
+            if file.syntax in {"csv", "tsv"}:
+                return _head_of_table(file)
+            shape = Shape()
+            learn = _learn_from_json if file.syntax == "json" and file.has_chunks else _learn_from_records
+            learn(shape, file)
+        except UnicodeDecodeError:
+            raise encoding_flaw(file) from None
+    return Head(list(shape.fields), shape)
+
+
+def _head_of_table(file: DataFile) -> Head:
+    shape, size = Shape(), 0
+    with open_stream(file) as stream:
+        table = TableChunks(stream, file.syntax)
+        for record in table.records():
+            if isinstance(record.value, dict):
+                shape.add(record.value)
+            size += record.size
+            if size > BLOCK_BYTES:
+                break
+    return Head(list(shape.fields), shape, tuple(table.header), table.lines)
+
+
+def _learn_from_records(shape: Shape, file: DataFile) -> None:
     size = 0
-    for record in read_records(file):
+    for number, record in enumerate(read_records(file)):
         if isinstance(record.value, dict):
             shape.add(record.value)
         size += record.size
-        if size > HEAD_BYTES and not file.values:
-            break
-    return list(shape.fields), shape
+        if size > HEAD_BYTES or (file.syntax == "parquet" and number > PARQUET_ROWS):
+            return
 
 
-def _learn_from_lines(shape: Shape, file: DataFile) -> None:
+PARQUET_ROWS = 1000
+"""Rows of Parquet that are looked at; the types of all others are the same."""
+
+
+def _learn_from_json(shape: Shape, file: DataFile) -> None:
+    """Learn value by value until a decoder that knows what was seen so far takes whole chunks."""
     import msgspec
 
     size = 0
     decode = None
-    for chunk in _little_first(read_chunks(file)):
-        try:
-            known = decode is not None and decode(chunk) is not None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            known = False
-        if not known:
-            for line in lines_of(chunk):
-                value = decode_line(line) if line and not line.isspace() else None
-                if isinstance(value, dict):
-                    shape.add(value)
-            if not shape.may_be_dates:
-                decode = msgspec.json.Decoder(shape.struct({}, whole=True)).decode_lines
-        size += len(chunk)
-        if size > HEAD_BYTES:
-            return
+    with open_stream(file) as stream:
+        for chunk in _little_first(read_chunks(file, stream), file):
+            lines = chunk.data if file.has_lines else None
+            try:
+                known = decode is not None and decode(lines or as_array(*chunk)) is not None
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                known = False
+            if not known:
+                for record in block_of(file, chunk, ()).records():
+                    if isinstance(record.value, dict):
+                        shape.add(record.value)
+                if not shape.may_be_dates:
+                    row = shape.struct({}, whole=True)
+                    decode = msgspec.json.Decoder(row).decode_lines if lines else _array_decoder(row)
+            size += len(chunk.data)
+            if size > HEAD_BYTES:
+                return
 
 
-def _little_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _array_decoder(row: Any) -> Callable[[bytes], Any]:
+    import msgspec
+
+    return msgspec.json.Decoder(list[row]).decode
+
+
+def _little_first(chunks: Iterator[Any], file: DataFile) -> Iterator[Chunk]:
     """The chunks, the first in two: what is learned value by value should be little."""
-    first = next(chunks, b"")
-    cut = first.find(b"\n", LITTLE) + 1
-    yield first[:cut] if cut else first
-    yield from (chunk for chunk in chain([first[cut:]] if cut else [], chunks) if chunk)
+    first = next(chunks, None)
+    if first is None:
+        return
+    cut = first.data.find(b"\n", LITTLE) + 1 if file.has_lines else _cut_of_items(first.data)
+    if cut and cut < len(first.data):
+        yield Chunk(first.data[:cut])
+        yield Chunk(first.data[cut:], first.last)
+    else:
+        yield first
+    yield from chunks
+
+
+def _cut_of_items(data: bytes) -> int:
+    return last_comma(data[: LITTLE * 2])
 
 
 def find_part(path: Path, shown: str, rules: Rules) -> Part:
@@ -128,10 +201,19 @@ def find_part(path: Path, shown: str, rules: Rules) -> Part:
         FlawError: it cannot be read, or is in no known format.
     """
     file = look_at(path, shown)
-    columns, shape = head_of(file)
+    head = head_of(file)
     # without any row that is an object there is no format, and no row that would need one
-    layout = layout_of(columns, rules.columns) if columns else Layout("", "messages", {})
-    return Part(file, layout, shape, rules, copy_reason=copy_reason(file, layout, shape, rules))
+    layout = layout_of(head.columns, rules.columns) if head.columns else Layout("", "messages", {})
+    reason = copy_reason(file, layout, head.shape, rules)
+    return Part(
+        file,
+        layout,
+        head.shape,
+        rules,
+        copy_reason=reason,
+        header=head.header,
+        header_lines=head.header_lines,
+    )
 
 
 def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:
@@ -158,20 +240,11 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> s
     return ""
 
 
-_TEXT_COLUMNS = frozenset(
-    {
-        "query",
-        "response",
-        "instruction",
-        "input",
-        "output",
-        "system",
-        "history",
-        "messages",
-        "rejected_messages",
-    }
-    | {"rejected_response", "positive_messages", "negative_messages"}
+_NAMES = (
+    "query response instruction input output system history messages rejected_messages rejected_response "
+    "positive_messages negative_messages"
 )
+_TEXT_COLUMNS = frozenset(_NAMES.split())
 
 
 def _starts_with(file: DataFile, mark: bytes) -> bool:

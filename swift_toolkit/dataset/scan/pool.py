@@ -1,65 +1,167 @@
-"""Scanning the parts of files in several processes."""
+"""Scanning the parts of files in several processes. Run as a module this file is such a process."""
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, TypeVar, cast
 
+from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks
+from swift_toolkit.dataset.reading.streams import Chunk, guarded, open_stream
+from swift_toolkit.dataset.reading.tables import TableRows
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
 
-PART_BYTES = 128 << 20
-"""Size of the parts that processes take turns at; smaller data are scanned by this process alone."""
+ALONE_BYTES = 96 << 20
+"""Smaller data are scanned by this process alone."""
 
+RANGE_BYTES = 32 << 20
+"""Size of the parts of a plain file of lines that processes take turns at."""
+
+BATCH_BYTES = 8 << 20
+"""Rows that are sent to a process at a time, where only one process can read the file."""
 
 MAX_PROCESSES = 4
 """More would not keep to the memory that the whole scan may take."""
 
+_PACKED = 6
+"""Times that packed files and Parquet are taken to grow."""
 
-# Several processes
+Key = TypeVar("Key")
 
 
-def scan_parts(parts: Sequence[Part]) -> Iterator[Tally]:
-    """The tallies of these parts in order, scanned by one process for each core."""
-    waiting = deque(parts)
-    running: deque[subprocess.Popen[bytes]] = deque()
+def worth_sharing(parts: Iterable[Part]) -> bool:
+    """Whether several processes are quicker than one."""
+    files = [part.file for part in parts]
+    total = sum(file.size * (_PACKED if file.packing or file.syntax == "parquet" else 1) for file in files)
+    return total > ALONE_BYTES and (os.cpu_count() or 1) > 1
+
+
+def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]:
+    """Scan files with one process for each core.
+
+    Args:
+        parts: whole files, each with a key.
+
+    Returns:
+        Tallies in the order of the rows; those of one file have its key and add up.
+    """
+    workers = [_Worker() for _ in range(min(os.cpu_count() or 1, MAX_PROCESSES))]
+    busy: deque[tuple[Key, _Worker | Tally]] = deque()
     try:
-        while waiting or running:
-            while waiting and len(running) < min(os.cpu_count() or 1, MAX_PROCESSES):
-                running.append(_start(waiting.popleft()))
-            process = running[0]
-            result, _ = process.communicate()
-            if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, process.args)
-            running.popleft()
-            yield pickle.loads(result)
+        for key, piece in ((key, piece) for key, part in parts for piece in pieces_of(part)):
+            if isinstance(piece, Tally):
+                busy.append((key, piece))
+                continue
+            if not workers:
+                yield from _first_done(busy, workers)
+            worker = workers.pop()
+            worker.start(scan_part, piece)
+            busy.append((key, worker))
+        while busy:
+            yield from _first_done(busy, workers)
     finally:
-        for process in running:
-            process.kill()
-            process.wait()
+        for worker in (*workers, *(worker for _, worker in busy if isinstance(worker, _Worker))):
+            worker.end()
 
 
-def _start(part: Part) -> subprocess.Popen[bytes]:
-    command, environment = apart()
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    with cast("IO[bytes]", process.stdin) as stdin:
-        pickle.dump((scan_part, (part,), {}), stdin)
-    process.stdin = None
-    return process
+def _first_done(busy: deque[tuple[Key, _Worker | Tally]], free: list[_Worker]) -> Iterator[tuple[Key, Tally]]:
+    """What the longest busy worker comes to, and all that is there already behind it."""
+    key, worker = busy[0]
+    if isinstance(worker, _Worker):
+        yield key, worker.result()
+        free.append(worker)
+        busy.popleft()
+    while busy and isinstance(busy[0][1], Tally):
+        key, tally = busy.popleft()
+        yield key, cast("Tally", tally)
+
+
+def pieces_of(part: Part) -> Iterator[Part | Tally]:
+    """A file in parts that can be scanned apart from one another; in the place of what cannot be read, why."""
+    if not part.file.has_chunks:
+        yield part
+    elif part.file.has_lines and not part.file.packing:
+        yield from _ranges(part)
+    else:
+        yield from _batches(part)
+
+
+def _ranges(part: Part) -> Iterator[Part]:
+    bounds = [*range(0, part.file.size, RANGE_BYTES), part.file.size]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < RANGE_BYTES // 4:
+        del bounds[-2]
+    for start, end in pairwise(bounds):
+        yield replace(part, start=start, end=end)
+
+
+def _batches(part: Part) -> Iterator[Part | Tally]:
+    held: list[Chunk | TableRows] = []
+    start = size = 0
+    try:
+        with guarded(), open_stream(part.file) as stream:
+            for chunk in read_chunks(part.file, stream):
+                held.append(chunk)
+                size += chunk.size if isinstance(chunk, TableRows) else len(chunk.data)
+                if size - start >= BATCH_BYTES:
+                    yield replace(part, chunks=tuple(held), start=start)
+                    held, start = [], size
+        yield replace(part, chunks=tuple(held), start=start)
+    except (FlawError, UnicodeDecodeError) as error:
+        yield replace(part, chunks=tuple(held), start=start)
+        tally = Tally(cut=True)
+        tally.note(error.flaw if isinstance(error, FlawError) else encoding_flaw(part.file).flaw, None, 1)
+        yield tally
+
+
+class _Worker:
+    """A process that calls functions, one at a time."""
+
+    def __init__(self) -> None:
+        command, environment = apart()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function."""
+        stdin = cast("IO[bytes]", self._process.stdin)
+        pickle.dump((function, arguments, {}), stdin, protocol=pickle.HIGHEST_PROTOCOL)
+        stdin.flush()
+
+    def result(self) -> Any:
+        """What the function returned.
+
+        Raises:
+            CalledProcessError: it failed.
+        """
+        try:
+            return pickle.load(cast("IO[bytes]", self._process.stdout))
+        except EOFError:
+            raise subprocess.CalledProcessError(self._process.wait(), self._process.args) from None
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def apart() -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a process that is given a function and its arguments.
+    """Command and environment of a process that calls functions.
 
-    It reads a pickled (function, arguments, keywords) and writes the pickled result.
+    It reads pickled (function, arguments, keywords), and writes each pickled result.
     """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     # equal rows must have equal hashes in all processes
@@ -68,7 +170,7 @@ def apart() -> tuple[list[str], dict[str, str]]:
 
 
 WITH_STARTER = "with-starter"
-"""Argument of such a process: end, with all that it started, as soon as its input is closed."""
+"""Argument of such a process: call one function; end, with all that it started, as soon as the input is closed."""
 
 
 def _end_with_starter() -> None:
@@ -76,16 +178,22 @@ def _end_with_starter() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    import gc
-    import pickle
-    import threading
+def _work() -> None:
+    with_starter = WITH_STARTER in sys.argv
+    while True:
+        try:
+            function, arguments, keywords = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        if with_starter:
+            threading.Thread(target=_end_with_starter, daemon=True).start()
+        pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
+        sys.stdout.flush()
+        if with_starter:
+            os._exit(0)  # not waiting for that thread, which holds the lock of the input
 
+
+if __name__ == "__main__":
     gc.set_threshold(100_000)  # millions of rows come and go, and none refers to itself
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which has the word
-    function, arguments, keywords = pickle.load(sys.stdin.buffer)
-    if WITH_STARTER in sys.argv:
-        threading.Thread(target=_end_with_starter, daemon=True).start()
-    pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
-    sys.stdout.flush()
-    os._exit(0)  # not waiting for that thread, which holds the lock of the input
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which decides
+    _work()

@@ -1,60 +1,154 @@
 """Going through the rows of a file: many at once where they are certainly right, else one by one.
 
-A part of a file gives a `Tally`; the tallies of all parts add up to what the file holds. Parts of one file
-can be scanned by different processes (see `scan_parts`). Run as a module this file is such a process.
+A part of a file gives a `Tally`; the tallies of all parts add up to what the file holds. Parts of one file can be
+scanned by different processes (see `scan.pool`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from swift_toolkit.dataset.checks import judge, row_tokens, text_of
-from swift_toolkit.dataset.files import decode_line, lines_of, read_chunks, read_records
 from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset.messages import Row
-from swift_toolkit.dataset.scan.blocks import BlockCheck
+from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks, read_records
+from swift_toolkit.dataset.reading.streams import Unpacked, guarded, open_stream
+from swift_toolkit.dataset.scan.blocks import Block, block_of
 from swift_toolkit.dataset.scan.part import Part, Sink
+from swift_toolkit.dataset.scan.quick import QuickCheck
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Tally
+from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
 
 
-def scan_part(part: Part, sink: Sink | None = None, deadline: float | None = None) -> Tally:
+def scan_part(
+    part: Part, sink: Sink | None = None, deadline: float | None = None, source: Unpacked | None = None
+) -> Tally:
     """Judge every row of a part.
 
     Args:
         part: what to scan.
         sink: is given every row.
         deadline: time of `time.perf_counter` at which to stop early.
+        source: the file, opened by the caller, who goes on to read it.
     """
-    scan = _LineScan(part, sink) if part.file.has_lines else _RecordScan(part, sink)
+    scan = _Scan(part, sink, source)
     try:
-        scan.run(deadline)
+        with guarded():
+            scan.run(deadline)
+    except UnicodeDecodeError:
+        scan.cut(encoding_flaw(part.file).flaw)
     except FlawError as error:
-        scan.tally.cut = True
-        scan.tally.note(error.flaw, None, scan.tally.rows + 1)
+        scan.cut(error.flaw)
     scan.tally.settle()
     return scan.tally
 
 
-class _RecordScan:
-    """Rows one by one."""
+class _Scan:
+    """The rows of a part."""
 
-    def __init__(self, part: Part, sink: Sink | None) -> None:
+    def __init__(self, part: Part, sink: Sink | None, source: Unpacked | None) -> None:
         self.part = part
         self.sink = sink
-        self.tally = Tally()
+        self.source = source
+        self.tally = Tally(lines=part.header_lines if part.begins else 0)
         self.media = MediaCheck()
+        self.quick = QuickCheck(part.rules)
+        plain = PlainTexts(part.layout, part.shape)
+        one_by_one = sink is not None and sink.wants_rows
+        self.plain = plain if plain.known and not one_by_one else None
+        self.later_type: Any = None
+        self.ends = False
 
     def run(self, deadline: float | None) -> None:
+        if self.part.file.has_chunks:
+            for block in self._blocks():
+                self._block(block)
+                if self.ends or self._is_over(deadline):
+                    return
+            return
         for record in read_records(self.part.file):
             self.tally.size += record.size
             self.row(record.value, record.line)
-            if deadline is not None and self.tally.rows % 64 == 0 and time.perf_counter() > deadline:
-                self.tally.whole = False
+            self.tally.cut = self.tally.cut or record.cut
+            if self.tally.rows % 64 == 0 and self._is_over(deadline):
                 return
+
+    def _is_over(self, deadline: float | None) -> bool:
+        if deadline is None or time.perf_counter() <= deadline:
+            return False
+        self.tally.whole = False
+        return True
+
+    def cut(self, flaw: Flaw) -> None:
+        """The part cannot be read to its end."""
+        self.tally.cut = True
+        self.tally.note(flaw, None, self.tally.rows + 1)
+
+    def _blocks(self) -> Iterator[Block]:
+        part = self.part
+        if part.chunks is not None:
+            for chunk in part.chunks:
+                yield block_of(part.file, chunk, part.header)
+            return
+        with contextlib.ExitStack() as stack:
+            stream = self.source.stream if self.source else stack.enter_context(open_stream(part.file))
+            for chunk in read_chunks(part.file, stream, part.start, part.end):
+                yield block_of(part.file, chunk, part.header)
+
+    # rows at once
+
+    def _block(self, block: Block) -> None:
+        at = self.part.start + self.tally.size
+        if at > HEAD_BYTES and self.later_type is None and self.part.file.has_lines:
+            self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
+        self.tally.size += block.size
+        talks = block.all_texts(self.plain) if self.plain is not None else None
+        if talks is not None and self._take(talks, block, 0, None):
+            pass
+        elif self.plain is None or not len(block):
+            self._one_by_one(block, 0, None)
+        else:
+            self._halves(block, 0, len(block))
+        self.tally.lines += block.lines
+
+    def _halves(self, block: Block, first: int, end: int) -> None:
+        """Take rows at once, or find those that cannot be taken so by halving."""
+        assert self.plain is not None
+        if end - first > 1:
+            talks = block.texts(self.plain, first, end)
+            if talks is not None and self._take(talks, block, first, end):
+                return
+            middle = (first + end) // 2
+            self._halves(block, first, middle)
+            self._halves(block, middle, end)
+        elif end > first:
+            self._one_by_one(block, first, end)
+
+    def _take(self, talks: Talks, block: Block, first: int, end: int | None) -> bool:
+        lines = block.as_lines(first, end) if self.sink is not None else None
+        if (self.sink is not None and lines is None) or not talks.texts:
+            return False
+        if not self.quick.take(talks, self.tally):
+            return False
+        if self.sink is not None and lines is not None:
+            self.sink.lines(lines)
+        return True
+
+    # one row
+
+    def _one_by_one(self, block: Block, first: int, end: int | None) -> None:
+        for record in block.records(first, end):
+            value = record.value
+            if self.later_type is not None and isinstance(value, dict):
+                value = self._as_in_head(value)
+            self.row(value, None if record.line is None else self.tally.lines + record.line)
+            self.ends = self.tally.cut = self.tally.cut or record.cut
 
     def row(self, value: Any, line: int | None) -> None:
         """Judge one row in full."""
@@ -84,54 +178,6 @@ class _RecordScan:
         self.tally.tokens[row_tokens(messages) // TOKEN_STEP] += 1
         if messages[-1]["role"] == "assistant":
             self.tally.note_answers([texts[-1]])
-
-
-class _LineScan(_RecordScan):
-    """Rows of a file of lines, a block at a time as long as all are right."""
-
-    def __init__(self, part: Part, sink: Sink | None) -> None:
-        super().__init__(part, sink)
-        self.block = (
-            None
-            if sink is not None and sink.wants_rows
-            else BlockCheck.of(part.layout, part.shape, part.rules)
-        )
-        self.later_type: Any = None
-
-    def run(self, deadline: float | None) -> None:
-        at = self.part.start
-        for chunk in read_chunks(self.part.file, self.part.start, self.part.end):
-            if at > HEAD_BYTES and self.later_type is None:
-                self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
-            at += len(chunk)
-            self.tally.size += len(chunk)
-            self._lines(chunk)
-            if deadline is not None and time.perf_counter() > deadline:
-                self.tally.whole = False
-                return
-
-    def _lines(self, chunk: bytes) -> None:
-        """Take all at once, or find the lines that cannot be taken so by halving."""
-        if self.block is not None and self.block.take(chunk, self.tally):
-            if self.sink is not None:
-                self.sink.lines(chunk)
-            return
-        half = chunk.find(b"\n", len(chunk) // 2) + 1
-        if self.block is None or not 0 < half < len(chunk):
-            for line in lines_of(chunk):
-                self._line(line)
-        else:
-            self._lines(chunk[:half])
-            self._lines(chunk[half:])
-
-    def _line(self, line: bytes) -> None:
-        self.tally.lines += 1
-        if not line or line.isspace():
-            return
-        value = decode_line(line)
-        if self.later_type is not None and isinstance(value, dict):
-            value = self._as_in_head(value)
-        self.row(value, self.tally.lines)
 
     def _as_in_head(self, value: Row) -> Any:
         """The row, or a flaw if its columns or types are not those of the head of the file."""

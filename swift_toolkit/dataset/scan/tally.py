@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -110,6 +110,7 @@ class Tally:
         sampled: answers that were compared.
         pending: answers noted and not yet compared.
         prints: fingerprints of the rows.
+        total: rows of the whole file, where they were counted or are told by more than the bytes of a row.
         whole: the part was read to its end.
         cut: it could not be read to its end.
     """
@@ -126,6 +127,7 @@ class Tally:
     sampled: int = 0
     pending: list[str] = field(default_factory=list)
     prints: Prints = field(default_factory=Prints)
+    total: int | None = None
     whole: bool = True
     cut: bool = False
 
@@ -134,6 +136,16 @@ class Tally:
         found = self.found.setdefault(flaw.kind, [])
         if len(found) < EXAMPLES:
             found.append(Found(flaw, line, number))
+
+    def count_tokens(self, bars: Mapping[int, int], times: float) -> None:
+        """Add rows to the histogram.
+
+        Args:
+            bars: tokens by `TOKEN_STEP` -> rows.
+            times: how many rows each of them stands for.
+        """
+        for bar, rows in bars.items():
+            self.tokens[bar] += round(rows * times)
 
     def note_answers(self, answers: list[str]) -> None:
         """Take these answers into account; see `settle`."""
@@ -151,12 +163,14 @@ class Tally:
             self.pending = []
 
     def add(self, other: Tally, near: int | None = None) -> None:
-        """Take in a further part.
+        """Take in a further part; none behind one that could not be read to its end.
 
         Args:
             other: the tally of that part.
             near: the byte it begins at, if its lines do not follow on ours; this then places its flaws.
         """
+        if self.cut:
+            return
         for kind, founds in other.found.items():
             mine = self.found.setdefault(kind, [])
             for flaw, line, number in founds[: EXAMPLES - len(mine)]:

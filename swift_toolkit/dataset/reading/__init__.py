@@ -1,0 +1,1 @@
+"""Reading rows out of files of every accepted kind."""

@@ -1,0 +1,196 @@
+"""What kind of data file a path is, and all its rows in order.
+
+JSON, JSONL (also one array or several pretty-printed objects), CSV, TSV, text and Parquet; plain, .gz or .zst.
+Memory stays flat: a block of the file and one row are all that is held.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Literal
+
+from swift_toolkit.dataset.flaws import Flaw, FlawError
+from swift_toolkit.dataset.reading.json_text import (
+    CUT_OFF,
+    ItemChunks,
+    ValueReader,
+    decode_line,
+    line_chunks,
+    rows_of_lines,
+    texts_of_lines,
+)
+from swift_toolkit.dataset.reading.streams import (
+    BLOCK_BYTES,
+    MAX_ROW_BYTES,
+    Chunk,
+    DataFile,
+    Record,
+    Syntax,
+    guarded,
+    open_stream,
+)
+from swift_toolkit.dataset.reading.tables import (
+    TableChunks,
+    TableRows,
+    batch_chunks,
+    read_parquet,
+    read_table,
+)
+
+SUFFIXES: dict[str, Syntax] = {
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".txt": "txt",
+}  # fmt: skip
+PACKINGS = {".gz", ".zst"}
+READ_BY_SWIFT = frozenset({".jsonl", ".json", ".csv", ".parquet", ".txt"})
+"""Last suffixes by which ms-swift knows how to read a file."""
+
+
+def data_suffix(path: str | Path) -> str | None:
+    """The suffix that tells the syntax, compression aside; None if it is no data file."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    while suffixes and suffixes[-1] in PACKINGS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
+
+
+def look_at(path: Path, shown: str) -> DataFile:
+    """What kind of data file this is, from its name and its first bytes.
+
+    Raises:
+        FlawError: it is none, or cannot be opened.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FlawError("unreadable", "is not a plain file", "Write the rows into one.")
+        with path.open("rb") as stream:
+            head = stream.read(8)
+        size = path.stat().st_size
+    except OSError as error:
+        raise FlawError("unreadable", f"cannot be read: {os.strerror(error.errno or 0).lower()}") from None
+    suffix = data_suffix(path)
+    if suffix is None:
+        do = f"Use one of {', '.join(SUFFIXES)}, plain, .gz or .zst."
+        raise FlawError("unreadable", "is not a kind of file that holds rows", do)
+    packing = "gz" if head.startswith(b"\x1f\x8b") else "zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
+    if head.startswith(b"PK\x03\x04"):
+        raise FlawError("unreadable", "is a zip archive", "Unpack it first.")
+    if suffix == ".parquet" and packing:
+        raise FlawError("unreadable", "is a compressed Parquet file", "Unpack it first.")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FlawError("encoding", "is UTF-16")
+    if head.startswith(b"version "):
+        raise FlawError("unreadable", "is a Git LFS pointer, not the data", 'Run "git lfs pull" to get it.')
+    file = DataFile(path, shown, SUFFIXES[suffix], packing, size)
+    return replace(file, values=_values_of(file, suffix))
+
+
+def _values_of(file: DataFile, suffix: str) -> Literal["", "array", "objects"]:
+    if file.syntax != "json":
+        return ""
+    with guarded(), open_stream(file) as stream:
+        first = stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+        blank = 0
+        while not first and blank < MAX_ROW_BYTES and (block := stream.read(BLOCK_BYTES)):
+            first, blank = block.lstrip(), blank + len(block)
+    if first.startswith(b"["):
+        return "array"
+    # one object over several lines, as a JSON file may hold it
+    line = first.partition(b"\n")[0].strip()
+    return "objects" if suffix == ".json" and _is_cut(decode_line(line)) else ""
+
+
+def _is_cut(value: object) -> bool:
+    return isinstance(value, Flaw) and value.what == CUT_OFF
+
+
+def read_records(file: DataFile) -> Iterator[Record]:
+    """Every row of a file in order.
+
+    Raises:
+        FlawError: the file cannot be read any further.
+    """
+    with guarded():
+        try:
+            if file.syntax == "parquet":
+                yield from read_parquet(file)
+                return
+            with open_stream(file) as stream:
+                yield from _reader(file)(stream)
+        except UnicodeDecodeError:
+            raise encoding_flaw(file) from None
+
+
+def _reader(file: DataFile) -> Callable[[IO[bytes]], Iterator[Record]]:
+    if file.syntax in {"csv", "tsv"}:
+        return lambda stream: read_table(stream, file.syntax)
+    if file.syntax == "txt":
+        return _read_text
+    return _read_values if file.values else _read_json_lines
+
+
+def encoding_flaw(file: DataFile) -> FlawError:
+    """Where a file stops to be UTF-8."""
+    line, decode = 1, codecs.getincrementaldecoder("utf-8")().decode
+    with open_stream(file) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            try:
+                line += decode(block).count("\n")
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                break
+    return FlawError("encoding", f"is not UTF-8 on line {line:,}")
+
+
+def read_chunks(
+    file: DataFile, stream: IO[bytes], start: int = 0, end: int | None = None
+) -> Iterator[Chunk | TableRows]:
+    """Whole rows of a file, about `BLOCK_BYTES` at a time.
+
+    Args:
+        file: one that has chunks.
+        stream: its bytes, unpacked.
+        start: first byte; the row it falls into belongs to the part before. Only for plain files of lines.
+        end: rows that begin at this byte or later are not read.
+
+    Raises:
+        FlawError: a row is too long, or the file is damaged.
+    """
+    with guarded():
+        if file.has_lines or file.syntax == "txt":
+            yield from line_chunks(stream, start, end)
+        elif file.values:
+            yield from ItemChunks(stream).chunks()
+        elif file.syntax == "parquet":
+            yield from batch_chunks(file)
+        else:
+            yield from TableChunks(stream, file.syntax).chunks()
+
+
+def _read_json_lines(stream: IO[bytes]) -> Iterator[Record]:
+    passed = number = 0
+    for chunk in line_chunks(stream):
+        for line, data in rows_of_lines(chunk.data):
+            number += 1
+            yield Record(number, passed + line, decode_line(data), len(data))
+        passed += chunk.data.count(b"\n")
+
+
+def _read_values(stream: IO[bytes]) -> Iterator[Record]:
+    """The items of one array, or objects that follow one another over several lines."""
+    yield from ValueReader(io.TextIOWrapper(stream, "utf-8-sig", newline="")).records()
+
+
+def _read_text(stream: IO[bytes]) -> Iterator[Record]:
+    passed = number = 0
+    for chunk in line_chunks(stream):
+        for line, text in texts_of_lines(chunk.data):
+            number += 1
+            yield Record(number, passed + line, {"text": text}, len(text))
+        passed += chunk.data.count(b"\n")

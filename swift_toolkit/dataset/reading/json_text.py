@@ -1,0 +1,391 @@
+"""Lines, and JSON: one row a line, the items of an array, or objects that follow one another over several lines."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from swift_toolkit.dataset.flaws import Flaw, FlawError
+from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, MAX_ROW_BYTES, Chunk, Record
+
+CUT_OFF = "row is cut off"
+
+Rows = list[tuple[int, bytes]]
+"""Rows as JSON, none with a line end inside, each with the line it starts on, counted from 1."""
+
+# One row a line
+
+
+def line_chunks(stream: IO[bytes], start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    """Whole lines of a file.
+
+    Args:
+        stream: the file.
+        start: first byte; the line it falls into belongs to the part before. Only for plain files.
+        end: lines that begin at this byte or later are not read.
+
+    Raises:
+        FlawError: a line is longer than `MAX_ROW_BYTES`.
+    """
+    at = start
+    if start:
+        stream.seek(start - 1)
+        at += len(stream.readline(MAX_ROW_BYTES)) - 1
+    while end is None or at < end:
+        size = BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - at)
+        data = stream.read(size)
+        if not data:
+            return
+        if not data.endswith(b"\n"):
+            data += stream.readline(MAX_ROW_BYTES)
+            if len(data) > MAX_ROW_BYTES and not data.endswith(b"\n"):
+                raise FlawError("broken", f"a row is longer than {MAX_ROW_BYTES >> 20} MB", "Split it.")
+        begins, at = at == 0, at + len(data)
+        yield Chunk(data.removeprefix(codecs.BOM_UTF8) if begins else data)
+
+
+def lines_of(data: bytes) -> list[bytes]:
+    """The lines of a chunk without their ends."""
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def rows_of_lines(data: bytes) -> Rows:
+    """The lines that hold something."""
+    if not data or data.isspace():
+        return []
+    return [(at, line) for at, line in enumerate(lines_of(data), 1) if line and not line.isspace()]
+
+
+def texts_of_lines(data: bytes) -> list[tuple[int, str]]:
+    """Lines of a plain text that hold something.
+
+    Raises:
+        UnicodeDecodeError: one is not UTF-8.
+    """
+    texts = ((at, line.decode().rstrip("\r")) for at, line in rows_of_lines(data))
+    return [(at, text) for at, text in texts if text.strip()]
+
+
+# The items of an array
+
+_VALUE_MARKS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_NEXT_ITEM = re.compile(rb'\s*,\s*\{\s*"(?:[^"\\]|\\.)*"')
+_OPEN, _CLOSE, _COMMA, _QUOTE = b"[{", b"]}", b","[0], b'"'[0]
+
+
+class ItemChunks:
+    """Cuts an array into chunks of whole items; each begins with the "[" or "," before its first item.
+
+    Where one item ends and the next begins is mostly told by the bytes that stand between the first two: an
+    unescaped quote behind a brace cannot stand within a text. A chunk that was cut there is decoded once without
+    keeping anything; if it does not hold whole items, its brackets are counted.
+
+    Args:
+        stream: the file.
+        between: what stands between two items, see `between_items`; b"" to learn it from the file.
+    """
+
+    def __init__(self, stream: IO[bytes], between: bytes = b"") -> None:
+        import msgspec
+
+        self.stream = stream
+        self.between = between
+        self.decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
+        self.errors = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All of the array, and what follows it."""
+        data = self.stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
+        self.between = between_items(data)
+        size = BLOCK_BYTES
+        while data:
+            end = self.last_item(data)
+            if end:
+                yield Chunk(data[:end])
+                data, size = data[end:], BLOCK_BYTES
+            elif len(data) > MAX_ROW_BYTES:
+                break
+            more = self.stream.read(min(size, MAX_ROW_BYTES + BLOCK_BYTES - len(data)))
+            if not more:
+                break
+            data, size = data + more, max(size, len(data))
+        if data:
+            yield Chunk(data, last=True)
+
+    def last_item(self, data: bytes) -> int:
+        """Where the last item that begins in these bytes is cut off from those before it, 0 if it is not known."""
+        at = data.rfind(self.between) if self.between else -1
+        if at > 0:
+            end = data.index(b",", at)
+            if self._is_whole(data[:end]):
+                return end
+        return last_comma(data)
+
+    def _is_whole(self, data: bytes) -> bool:
+        try:
+            self.decode(as_array(data, False))
+        except self.errors:
+            return False
+        return True
+
+
+def between_items(data: bytes) -> bytes:
+    """What stands between the items of an array: from the brace that ends one to the first key of the next.
+
+    Args:
+        data: the beginning of the array, or b"" for none.
+    """
+    begin = data.find(b"{")
+    depth = 0
+    for mark in _VALUE_MARKS.finditer(data, begin) if begin >= 0 else ():
+        depth += (data[mark.start()] in _OPEN) - (data[mark.start()] in _CLOSE)
+        if not depth:
+            found = _NEXT_ITEM.match(data, mark.end())
+            return b"}" + found[0] if found else b""
+    return b""
+
+
+def last_comma(data: bytes) -> int:
+    """Place of the last comma between two items, 0 if there is none.
+
+    Args:
+        data: begins with the "[" or "," before an item.
+    """
+    depth = last = 0
+    first = len(data) - len(data.lstrip()) + 1
+    for mark in _VALUE_MARKS.finditer(data, first):
+        char = data[mark.start()]
+        if char == _COMMA:
+            last = last if depth else mark.start()
+        elif char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+            if depth < 0:
+                break
+        elif mark.end() - mark.start() == 1:
+            break  # a text that goes on behind these bytes
+    return last
+
+
+def as_array(data: bytes, last: bool) -> bytes:
+    """A chunk of items as an array of its own."""
+    body = data.lstrip()
+    return b"[" + body[1:] + (b"" if last else b"]")
+
+
+def rows_of_items(chunk: Chunk) -> Rows | None:
+    """The items of a chunk as lines, None if it does not hold whole items."""
+    import msgspec
+
+    try:
+        items = msgspec.json.decode(as_array(*chunk), type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    out: Rows = []
+    line, at = 1, 0
+    for item in map(bytes, items):
+        place = chunk.data.find(item, at)
+        line += chunk.data.count(b"\n", at, place)
+        out.append((line, item.replace(b"\n", b" ").replace(b"\r", b" ")))
+        at = place + len(item)
+        line += item.count(b"\n")
+    return out
+
+
+def records_of_items(chunk: Chunk) -> Iterator[Record]:
+    """The items of a chunk that is broken somewhere, one by one up to that place."""
+    body = chunk.data.lstrip()
+    blank = chunk.data[: len(chunk.data) - len(body)]
+    text = io.TextIOWrapper(io.BytesIO(blank + b"[" + body[1:]), "utf-8", newline="")
+    yield from ValueReader(text, whole=chunk.last).records()
+
+
+# A value
+
+
+def decode_line(data: bytes) -> Any:
+    """One JSON value, or the flaw that says why it is none."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return explain_json(data)
+
+
+def explain_json(data: bytes) -> Flaw:
+    """Why these bytes are not one JSON value that ms-swift can read, in words."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        return Flaw("encoding", f"row is not UTF-8 at byte {error.start + 1}")
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        return TOO_DEEP
+    except json.JSONDecodeError as error:
+        return _explain_syntax(text, error)
+    except ValueError as error:
+        return _odd_number(error)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        what = "text holds half of a surrogate pair (\\ud800 to \\udfff)"
+        return Flaw("broken", what, "Write the whole character.")
+    return TOO_LARGE
+
+
+TOO_LARGE = Flaw("broken", "row holds a number that is too large")
+TOO_DEEP = Flaw("broken", "row is nested too deeply", "Write the inner part as text.")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON; write null")
+
+
+def _odd_number(error: ValueError) -> Flaw:
+    """Of a number that the decoder refuses: `_refuse_constant`'s message, or Python's about thousands of digits."""
+    return Flaw("broken", str(error)) if str(error).endswith("write null") else TOO_LARGE
+
+
+def _explain_syntax(text: str, error: json.JSONDecodeError) -> Flaw:
+    column = error.colno
+    rest = text[error.pos :].lstrip()
+    if error.msg == "Extra data":
+        if rest.startswith("{"):
+            return Flaw("broken", f"a second row begins at column {column}", "Put each row on its own line.")
+        if rest.startswith(","):
+            return Flaw(
+                "broken", "a comma follows the row", "JSON Lines has none between its rows; remove it."
+            )
+        return Flaw("broken", f"something follows the row at column {column}", "Remove it.")
+    if error.msg.startswith("Invalid control character"):
+        at = text[error.pos]
+        names = {"\t": "tab, write \\t", "\x00": "NUL character", "\n": "line break, write \\n", "\r": "\\r"}
+        return Flaw("broken", f"text holds a raw {names.get(at, f'control character (code {ord(at)})')}")
+    if error.msg.startswith("Unterminated string") or not rest:
+        return Flaw("broken", CUT_OFF, "Each row must be whole and on one line.")
+    if not text[: error.pos].strip():
+        return Flaw("broken", "row is not JSON")
+    return Flaw("broken", f"broken JSON at column {column}: {error.msg[0].lower() + error.msg[1:]}")
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class ValueReader:
+    """Decodes one item of an array, or one object, after the other, holding one block of text.
+
+    Args:
+        stream: the text.
+        whole: it is all of the array, not a chunk that ends behind an item.
+    """
+
+    def __init__(self, stream: IO[str], whole: bool = True) -> None:
+        self.stream = stream
+        self.whole = whole
+        self.text = ""
+        self.at = 0
+        self.line = 1
+        self.decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+    def records(self) -> Iterator[Record]:
+        in_array = self._next_mark() == "["
+        self.at += in_array
+        number = 0
+        while (mark := self._next_mark()) and not (in_array and mark == "]"):
+            number += 1
+            if in_array and number > 1:
+                if mark != ",":
+                    what = "a comma is missing before this row"
+                    yield Record(number, self.line, Flaw("broken", what), 0, cut=True)
+                    return
+                self.at += 1
+                if self._next_mark() == "]":
+                    what = "a comma follows the last row"
+                    yield Record(number, self.line, Flaw("broken", what, "Remove it."), 0, cut=True)
+                    return
+            line = self.line
+            value, size, goes_on = self._value()
+            yield Record(number, line, value, size, cut=not goes_on)
+            if not goes_on:
+                return
+        if in_array and self.whole:
+            yield from self._end(number)
+
+    def _end(self, number: int) -> Iterator[Record]:
+        if not self._next_mark():
+            what = 'the array is cut off: its "]" is missing'
+            yield Record(number + 1, self.line, Flaw("broken", what), 0, cut=True)
+            return
+        self.at += 1
+        if self._next_mark():
+            flaw = Flaw("broken", "something follows the array", "Remove it.")
+            yield Record(number + 1, self.line, flaw, 0, cut=True)
+
+    def _more(self, size: int) -> bool:
+        block = self.stream.read(size)
+        if not block:
+            return False
+        self.text = self.text[self.at :] + block
+        self.at = 0
+        return True
+
+    def _next_mark(self) -> str:
+        """The next character that is no space, "" at the end."""
+        while True:
+            start, self.at = self.at, cast("re.Match[str]", _SPACE.match(self.text, self.at)).end()
+            self.line += self.text.count("\n", start, self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._more(BLOCK_BYTES):
+                return ""
+
+    def _value(self) -> tuple[Any, int, bool]:
+        """The item that starts here, its length, and whether the reading can go on behind it."""
+        while True:
+            held = len(self.text) - self.at
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if held > MAX_ROW_BYTES:
+                    what = f"row is longer than {MAX_ROW_BYTES >> 20} MB"
+                    return Flaw("broken", what, "Split it."), 0, False
+                if self._more(max(held, BLOCK_BYTES)):
+                    continue
+                return self._explain(error), 0, False
+            except RecursionError:
+                return TOO_DEEP, 0, False
+            except ValueError as error:
+                return _odd_number(error), 0, False
+            if end == len(self.text) and self._more(BLOCK_BYTES):
+                continue  # a number may go on in the next block
+            raw = self.text[self.at : end]
+            self.line += raw.count("\n")
+            self.at = end
+            return _whole_characters(value, raw), len(raw), True
+
+    def _explain(self, error: json.JSONDecodeError) -> Flaw:
+        flaw = _explain_syntax(self.text, error)
+        if not flaw.what.startswith("broken JSON"):
+            return flaw
+        below = self.text.count("\n", self.at, error.pos)
+        where = f"on line {below + 1} of the row"
+        return Flaw("broken", f"broken JSON {where}: {flaw.what.partition(': ')[2]}") if below else flaw
+
+
+def _whole_characters(value: Any, raw: str) -> Any:
+    """The value, or a flaw if its escapes leave half a character."""
+    if "\\u" not in raw:
+        return value
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return explain_json(raw.encode())
+    return value

@@ -1,0 +1,298 @@
+"""Tables: CSV and TSV as text, Parquet as columns."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import functools
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from swift_toolkit.dataset.flaws import Flaw, FlawError
+from swift_toolkit.dataset.formats import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
+from swift_toolkit.dataset.reading.streams import (
+    BLOCK_BYTES,
+    MAX_FIELD,
+    MAX_ROW_BYTES,
+    Chunk,
+    DataFile,
+    Record,
+    Rest,
+)
+
+SEPARATORS = {"csv": ",", "tsv": "\t"}
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+Fields = list[tuple[int, Any]]
+"""Rows of a table with the line of each: its fields, or the flaw that makes it unreadable."""
+
+
+class TableRows(NamedTuple):
+    """Rows of a table that were read one by one, lines counted from the first.
+
+    Args:
+        rows: fields and lines.
+        lines: the lines they take.
+        size: characters they have.
+    """
+
+    rows: Fields
+    lines: int
+    size: int
+
+
+class TableChunks:
+    """Cuts a table into chunks of whole rows behind its header.
+
+    Args:
+        stream: the file.
+        syntax: "csv" or "tsv".
+
+    Raises:
+        FlawError: the header cannot be used.
+    """
+
+    def __init__(self, stream: IO[bytes], syntax: str) -> None:
+        self.stream = stream
+        self.separator = SEPARATORS[syntax]
+        data = stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
+        end = first_row(data)
+        self.lines = data.count(b"\n", 0, end)
+        lines = _lines(io.StringIO(data[:end].decode(), newline=""))
+        self.header = header_of(
+            next(csv.reader(lines, delimiter=self.separator, strict=True), []), self.separator
+        )
+        self.rest = data[end:]
+
+    def chunks(self) -> Iterator[Chunk | TableRows]:
+        """All rows. From a quote on that does not quote a field, they are read one by one.
+
+        Raises:
+            FlawError: a line is too long.
+        """
+        data, more = self.rest, b"more"
+        while more:
+            end = last_row(data)
+            if len(data) > MAX_ROW_BYTES or not is_regular(data[:end], self.separator):
+                yield from self._one_by_one(data)
+                return
+            if end:
+                yield Chunk(data[:end])
+            more = self.stream.read(BLOCK_BYTES)
+            data = data[end:] + more
+        if data and is_regular(data, self.separator):
+            yield Chunk(data, last=True)
+        elif data:
+            yield from self._one_by_one(data)
+
+    def _one_by_one(self, data: bytes) -> Iterator[TableRows]:
+        rest = io.BufferedReader(Rest(data, self.stream), BLOCK_BYTES)
+        rows: Fields = []
+        first, size = 1, 0
+        for line, fields in _fields(io.TextIOWrapper(rest, "utf-8", newline=""), self.header, self.separator):
+            if size > BLOCK_BYTES:
+                yield TableRows(rows, line - first, size)
+                rows, first, size = [], line, 0
+            rows.append((line - first + 1, fields))
+            size += 0 if isinstance(fields, Flaw) else sum(map(len, fields))
+        yield TableRows(rows, 0, size)
+
+    def records(self) -> Iterator[Record]:
+        """All rows one by one."""
+        rest = io.BufferedReader(Rest(self.rest, self.stream), BLOCK_BYTES)
+        rows = _fields(io.TextIOWrapper(rest, "utf-8", newline=""), self.header, self.separator)
+        for number, (line, fields) in enumerate(rows, 1):
+            if isinstance(fields, Flaw):
+                yield Record(number, line + self.lines, fields, 0)
+            else:
+                size = sum(map(len, fields)) + len(fields)
+                yield Record(number, line + self.lines, row_of(self.header, fields), size)
+
+
+def first_row(data: bytes) -> int:
+    """Where the first row of a table ends."""
+    at = quotes = 0
+    while True:
+        end = data.find(b"\n", at) + 1
+        quotes += data.count(b'"', at, end or len(data))
+        if not end or quotes % 2 == 0:
+            return end or len(data)
+        at = end
+
+
+def last_row(data: bytes) -> int:
+    """Where the last whole row of these ends: behind a line end with an even number of quotes before it; 0 for none."""
+    quotes, end = data.count(b'"'), len(data)
+    while (at := data.rfind(b"\n", 0, end)) >= 0:
+        quotes -= data.count(b'"', at, end)
+        if quotes % 2 == 0:
+            return at + 1
+        end = at
+    return 0
+
+
+def header_of(names: list[str], separator: str) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        FlawError: a name is there twice, or another separator was used.
+    """
+    for name in names if len(names) == 1 else ():
+        for other, called in _OTHER_SEPARATORS.items():
+            if other != separator and other in name:
+                what = f'the fields are separated by "{other}", not by "{separator}"'
+                raise FlawError("columns", what, f"Save the file with commas instead of {called}.")
+    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        raise FlawError("columns", f'column "{twice}" is there twice', "Rename one of them.")
+    return names
+
+
+def fields_of(data: bytes, header: Sequence[str], separator: str) -> Fields:
+    """The rows of a chunk, lines counted from its beginning.
+
+    Raises:
+        FlawError: a line is too long.
+        _csv.Error: a quote is not closed.
+    """
+    return list(_fields(io.StringIO(data.decode(), newline=""), header, separator))
+
+
+def _fields(text: IO[str], header: Sequence[str], separator: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
+    line = 1
+    for fields in reader:
+        if fields:
+            yield line, fields if len(fields) == len(header) else _wrong_count(header, fields)
+        line = reader.line_num + 1
+
+
+def _lines(text: IO[str]) -> Iterator[str]:
+    while line := text.readline(MAX_FIELD):
+        if len(line) == MAX_FIELD and line[-1] not in "\r\n":
+            raise FlawError("broken", f"a line is longer than {MAX_FIELD >> 20} MB", "Split it.")
+        yield line
+
+
+def read_table(stream: IO[bytes], syntax: str) -> Iterator[Record]:
+    """Every row of a table in order."""
+    yield from TableChunks(stream, syntax).records()
+
+
+def _wrong_count(header: Sequence[str], fields: Sequence[str]) -> Flaw:
+    what = f"row has {len(fields)} fields and the header {len(header)}"
+    return Flaw("broken", what, 'Put text that holds a separator or a line break into "quotes".')
+
+
+def row_of(header: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
+    """A row as it would be decoded of JSON."""
+    return {name: _cell(name, field) for name, field in zip(header, fields, strict=True) if name}
+
+
+def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, list[str]] | None:
+    """The columns of a chunk, None if a row has too few or too many fields, or is not UTF-8."""
+    import pyarrow
+    from pyarrow import csv as arrow
+
+    text = pyarrow.string()
+    names = [f"{at}" for at in range(len(header))]
+    try:
+        table = arrow.read_csv(
+            io.BytesIO(data),
+            read_options=arrow.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
+            parse_options=arrow.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=arrow.ConvertOptions(
+                column_types=dict.fromkeys(names, text), strings_can_be_null=False
+            ),
+        )
+    except pyarrow.ArrowInvalid:
+        return None
+    return {name: table.column(at).to_pylist() for at, name in enumerate(header) if name}
+
+
+def is_regular(data: bytes, separator: str) -> bool:
+    """Whether each quote begins or ends a field, or stands for itself within one."""
+    return b'"' not in data or b'"' not in _quoted(separator).sub(b"", data)
+
+
+@functools.cache
+def _quoted(separator: str) -> re.Pattern[bytes]:
+    """A quoted field from where it begins to where it ends."""
+    mark = separator.encode()
+    return re.compile(rb'(?:(?<=[%s\r\n])|\A)"[^"]*(?:""[^"]*)*"(?=[%s\r\n]|\Z)' % (mark, mark))
+
+
+_NUMBER_COLUMNS = frozenset({"label", "margin"})
+_TEXT_COLUMNS = frozenset({"rejected_response", "channel", "solution", "teacher_prompt"})
+_OBJECT_COLUMNS = {*MESSAGE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS} - _TEXT_COLUMNS - _NUMBER_COLUMNS
+_ANSWER_COLUMNS = frozenset({"chosen", "rejected"})
+
+
+def _cell(name: str, field: str) -> Any:
+    """Lists, objects and labels are read as JSON where such are meant; all else stays text, an empty cell is none."""
+    if not field:
+        return None
+    is_number = name in _NUMBER_COLUMNS
+    if is_number or (field.lstrip()[:1] in {"[", "{"} and name in _OBJECT_COLUMNS | _ANSWER_COLUMNS):
+        try:
+            value = json.loads(field.lower() if is_number else field)
+        except (ValueError, RecursionError):
+            return field
+        is_talk = isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+        return value if is_talk or name not in _ANSWER_COLUMNS else field
+    return field
+
+
+# Parquet
+
+ROWS_AT_ONCE = 2048
+
+
+def batch_chunks(file: DataFile, groups: Sequence[int] | None = None) -> Iterator[Chunk]:
+    """Rows of a Parquet file as batches.
+
+    Args:
+        file: the file.
+        groups: row groups to read; None for all.
+    """
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, use_threads=False):
+            sink = pyarrow.BufferOutputStream()
+            with pyarrow.ipc.new_stream(sink, batch.schema) as out:
+                out.write_batch(batch)
+            yield Chunk(sink.getvalue().to_pybytes())
+
+
+def spread_groups(file: DataFile) -> list[int]:
+    """The first and last row group of a Parquet file, and some between."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        last = table.metadata.num_row_groups - 1
+    return list(dict.fromkeys(last * at // 4 for at in range(5)))
+
+
+def read_parquet(file: DataFile) -> Iterator[Record]:
+    """Every row of a Parquet file in order."""
+    import pyarrow.parquet
+
+    number = 0
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        rows = table.metadata.num_rows
+        for batch in table.iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(number, None, row, file.size // rows)
+
+
+def parquet_rows(file: DataFile) -> int:
+    """How many rows a Parquet file says that it has."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        return int(table.metadata.num_rows)

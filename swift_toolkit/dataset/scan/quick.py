@@ -1,0 +1,155 @@
+"""Checking many rows of plain texts at once.
+
+In most files most rows are right, and plain. A few passes in C over all texts of a block tell that `judge` would find
+nothing, at the cost of a few microseconds a row. Whatever is not certainly right is left to `judge`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, repeat
+from operator import itemgetter, rshift, sub
+
+from swift_toolkit.dataset.checks import (
+    BYTES_PER_TOKEN,
+    MOJIBAKE,
+    TINY_ANSWER,
+    TOKENS_PER_MESSAGE,
+    Rules,
+    is_tiny,
+    judge,
+)
+from swift_toolkit.dataset.formats import layout_of
+from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, TOKEN_STEP, Tally
+from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts, in_rows
+
+COUNTED = 8
+"""The tokens of one block in this many are counted, for the histogram; they stand for those passed before it. Of the
+others a row is counted that is longer than all so far: the longest decides about memory."""
+
+FEW_ROWS = 100
+"""A smaller block, one of a small file or beside a bad row, is counted in any case."""
+
+_last: Callable[[Texts], str] = itemgetter(-1)
+_FINE = 4  # bits of a length that its count of tokens does without
+_TAGS = ("<image>", "<video>", "<audio>")
+_MARKS = ("\ufffd", "\u200b", "\u2060", "\ufeff")
+_UNSEEN = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa6-\xa9])")
+_C1 = re.compile(rb"\xc2[\x80-\x9f]")
+_CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
+
+
+class QuickCheck:
+    """Tells of many rows at once whether `judge` would find nothing wrong with any of them.
+
+    It may say of right rows that they might be wrong, never the opposite.
+
+    Args:
+        rules: what the run asks of its rows.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.passed_blocks = 0
+        self.passed_rows = 0
+        self.good: dict[Roles, bool] = {}
+
+    def take(self, talks: Talks, tally: Tally) -> bool:
+        """Count these rows if they are all right; otherwise count nothing and say so."""
+        texts = talks.texts
+        if not all(map(self.roles_are_right, talks.roles)):
+            return False
+        contents = list(chain.from_iterable(texts))
+        if not all(contents) or any(map(str.isspace, contents)):
+            return False
+        joined = "".join(contents)
+        answers = list(map(_last, texts))
+        short = {answer for answer in answers if len(answer) < TINY_ANSWER}
+        if any(map(is_tiny, short)) or self._is_odd(joined, talks.controls):
+            return False
+        turns = Counter(map(len, texts))
+        if self._may_be_too_long(contents, texts, turns, joined):
+            return False
+        tally.rows += len(texts)
+        tally.turns.update(turns)
+        tally.prints.extend(map(hash, texts), len(texts))
+        tally.note_answers(answers[:ANSWERS_AT_ONCE])
+        self._count(tally, texts, contents, turns, joined)
+        return True
+
+    def roles_are_right(self, roles: Roles) -> bool:
+        """Whether a row with these roles, and text in all of them, has no flaw."""
+        if roles not in self.good:
+            row = {"messages": [{"role": role, "content": "text"} for role in roles]}
+            self.good[roles] = not judge(row, layout_of(["messages"]), self.rules)[1]
+        return self.good[roles]
+
+    def _is_odd(self, text: str, controls: bool) -> bool:
+        """Whether the text holds what `judge` may warn of: damaged or invisible characters, tags of media."""
+        if self.rules.multimodal and any(tag in text for tag in _TAGS):
+            return True
+        if text.isascii() and not controls:
+            return False
+        data = text.encode("utf-8", "replace")
+        if controls and len(data.translate(None, _CONTROL)) != len(data):
+            return True
+        if text.isascii():
+            return False
+        if any(mark in text for mark in _MARKS) or _UNSEEN.search(data) or _C1.search(data):
+            return True
+        return ("Ã" in text or "â€" in text) and MOJIBAKE.search(text) is not None
+
+    def _may_be_too_long(
+        self, contents: list[str], texts: list[Texts], turns: Counter[int], joined: str
+    ) -> bool:
+        limit = self.rules.max_length
+        if limit is None:
+            return False
+        most = max(turns)
+        limit = (limit - most * TOKENS_PER_MESSAGE) * BYTES_PER_TOKEN // (1 if joined.isascii() else 3)
+        if max(map(len, contents)) * most <= limit:
+            return False
+        return max(_lengths(contents, texts, turns)) > limit
+
+    def _count(
+        self, tally: Tally, texts: list[Texts], contents: list[str], turns: Counter[int], joined: str
+    ) -> None:
+        """Count tokens, of some of the blocks."""
+        self.passed_rows += len(texts)
+        self.passed_blocks += 1
+        if self.passed_blocks % COUNTED == 1 or len(texts) < FEW_ROWS:
+            lengths = _lengths(contents, texts, turns)
+            tally.count_tokens(_bars(lengths, len(contents), joined), self.passed_rows / len(texts))
+            self.passed_rows = 0
+        elif max(map(len, contents)) > max(tally.tokens, default=0) * TOKEN_STEP * BYTES_PER_TOKEN:
+            tally.count_tokens(_bars([max(_lengths(contents, texts, turns))], max(turns), joined), 1)
+
+
+def _lengths(contents: list[str], texts: list[Texts], turns: Counter[int]) -> list[int]:
+    """Characters of each row."""
+    sizes = list(map(len, contents))
+    if len(turns) == 1:
+        return list(map(sum, in_rows(sizes, *turns)))
+    so_far = [0, *accumulate(sizes)]
+    bounds = [so_far[end] for end in accumulate(map(len, texts), initial=0)]
+    return list(map(sub, bounds[1:], bounds))
+
+
+def _bars(lengths: Sequence[int], messages: int, text: str) -> Counter[int]:
+    """Rows by their tokens, to within the step of the histogram.
+
+    Args:
+        lengths: characters of each row of a block.
+        messages: how many these rows have.
+        text: of all of them, from whose beginning the bytes of a character are taken.
+    """
+    sample = text[:20_000]
+    width = len(sample.encode()) / len(sample) / BYTES_PER_TOKEN
+    marks = TOKENS_PER_MESSAGE * messages / len(lengths)
+    bars: Counter[int] = Counter()
+    for length, times in Counter(map(rshift, lengths, repeat(_FINE))).items():
+        tokens = ((length << _FINE) + (1 << _FINE) / 2) * width + marks
+        bars[int(tokens) // TOKEN_STEP] += times
+    return bars

@@ -1,0 +1,229 @@
+"""The texts of many plain rows at once: of messages, or of a question and an answer.
+
+Whatever is not certainly plain (a further key of a message, a null, a column not seen before) is said to be unknown;
+such rows are read one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain, repeat
+from operator import attrgetter, itemgetter
+from typing import Any, Literal, NamedTuple
+
+from swift_toolkit.dataset.formats import Layout
+from swift_toolkit.dataset.scan.shape import Shape
+
+Texts = tuple[str, ...]
+Roles = tuple[str, ...]
+
+_ROLES = Literal["system", "user", "human", "assistant", "gpt", "bot"]
+_KEYS = (("role", "content"), ("from", "value"))
+_PAIRS = ({"query", "response"}, {"instruction", "input", "response"}, {"query"}, {"response"})
+"""Columns of rows that are plain texts, the system prompt aside."""
+
+_ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "response": "assistant"}
+
+
+class Talks(NamedTuple):
+    """Rows as their texts.
+
+    Args:
+        texts: of each row, the system prompt first.
+        roles: the different sequences of roles among the rows.
+        controls: control characters may be among the texts.
+    """
+
+    texts: list[Texts]
+    roles: set[Roles]
+    controls: bool = True
+
+
+Columns = Mapping[str, Sequence[Any]]
+"""Values of the rows by the standard name of their column."""
+
+
+class PlainTexts:
+    """Gives the texts of rows of one file.
+
+    Args:
+        layout: the format of the file.
+        shape: its columns and types.
+    """
+
+    def __init__(self, layout: Layout, shape: Shape) -> None:
+        self.shape = shape
+        self.used = {name: column for column, name in layout.rename.items() if column not in layout.unused}
+        names = self.used.keys() - {"system"}
+        known = all(column in shape.fields for column in self.used.values())
+        self.has_messages = layout.family == "messages" and names == {"messages"}
+        self.keys = self._message_keys() if known and self.has_messages else None
+        self.known = known and (self.keys is not None or names in _PAIRS)
+        self._order = [name for name in ("system", "query", "instruction", "response") if name in self.used]
+
+    def _message_keys(self) -> tuple[str, str] | None:
+        """The two keys that all messages in the head of the file have, and no other."""
+        place = self.shape.fields[self.used["messages"]]
+        items = place.items
+        keys = next(iter(items.keys)) if items is not None and len(items.keys) == 1 else frozenset()
+        return next((pair for pair in _KEYS if keys == set(pair)), None)
+
+    # JSON
+
+    @cached_property
+    def _row(self) -> Any:
+        optional = str | None
+        if self.keys is not None:
+            replace: dict[str, Any] = {self.used["messages"]: list[self._message]}  # type: ignore[name-defined]
+        else:
+            replace = {column: optional if name == "input" else str for name, column in self.used.items()}
+        return self.shape.struct(replace)
+
+    @cached_property
+    def _message(self) -> Any:
+        import msgspec
+
+        role, content = self.keys or ("", "")
+        fields = [("role", _ROLES, msgspec.field(name=role)), ("content", str, msgspec.field(name=content))]
+        return msgspec.defstruct("Message", fields, forbid_unknown_fields=True, gc=False)
+
+    @cached_property
+    def _errors(self) -> tuple[type[Exception], ...]:
+        import msgspec
+
+        return msgspec.DecodeError, UnicodeDecodeError, RecursionError
+
+    @cached_property
+    def _decode_lines(self) -> Callable[[bytes], list[Any]]:
+        import msgspec
+
+        return msgspec.json.Decoder(self._row).decode_lines
+
+    @cached_property
+    def _decode_array(self) -> Callable[[bytes], list[Any]]:
+        import msgspec
+
+        return msgspec.json.Decoder(list[self._row]).decode  # type: ignore[name-defined]
+
+    def of_lines(self, data: bytes) -> Talks | None:
+        """The texts of rows that are one to a line, None if any of them is not plain."""
+        return self._of_json(self._decode_lines, data)
+
+    def of_array(self, data: bytes) -> Talks | None:
+        """The texts of the items of an array, likewise."""
+        return self._of_json(self._decode_array, data)
+
+    def _of_json(self, decode: Callable[[bytes], list[Any]], data: bytes) -> Talks | None:
+        try:
+            rows = decode(data)
+        except self._errors:
+            return None
+        places = list(self.shape.fields)
+        columns = {
+            name: list(map(attrgetter(f"field_{places.index(column)}"), rows))
+            for name, column in self.used.items()
+        }
+        if self.keys is None:
+            talks = self._of_pairs(columns)
+        else:
+            talks = self._of_messages(columns, attrgetter("role"), attrgetter("content"))
+        controls = b"\\" in data or b"\x7f" in data  # in JSON all others are escaped
+        return None if talks is None else talks._replace(controls=controls)
+
+    # columns
+
+    def of_columns(self, columns: Columns) -> Talks | None:
+        """The texts of rows given as columns, None if any of them is not plain.
+
+        Args:
+            columns: column in the file -> values; messages as text are decoded.
+        """
+        named = {name: columns[column] for name, column in self.used.items()}
+        if self.keys is None:
+            return self._of_pairs(named)
+        if not all(isinstance(cell, str) for cell in named["messages"]):
+            return None
+        import msgspec
+
+        decode = msgspec.json.Decoder(list[self._message]).decode  # type: ignore[name-defined]
+        try:
+            named["messages"] = list(map(decode, named["messages"]))
+        except self._errors:
+            return None
+        return self._of_messages(named, attrgetter("role"), attrgetter("content"))
+
+    def of_batch(self, batch: Any) -> Talks | None:
+        """The texts of a batch of Arrow columns, None if any row is not plain."""
+        import pyarrow
+
+        columns: dict[str, Sequence[Any]] = {}
+        for name, column in self.used.items():
+            values = batch.column(batch.schema.get_field_index(column))
+            if name == "messages":
+                if (talks := self._lists(values)) is None:
+                    return None
+                columns[name] = talks
+            elif values.type not in (pyarrow.string(), pyarrow.large_string()):
+                return None
+            else:
+                columns[name] = values.to_pylist()
+        if self.keys is None:
+            return self._of_pairs(columns)
+        return self._of_messages(columns, itemgetter(0), itemgetter(1))
+
+    def _lists(self, values: Any) -> list[list[tuple[str, str]]] | None:
+        """The messages of each row as (role, content), None if one is missing or of another form."""
+        import pyarrow
+
+        types, text = pyarrow.types, (pyarrow.string(), pyarrow.large_string())
+        if not (types.is_list(values.type) or types.is_large_list(values.type)) or values.null_count:
+            return None
+        items, keys = values.flatten(), self.keys or ()
+        if not types.is_struct(items.type) or {field.name for field in items.type} != set(keys):
+            return None
+        parts = [items.field(items.type.get_field_index(key)) for key in keys]
+        if items.null_count or any(part.null_count or part.type not in text for part in parts):
+            return None
+        if not set(parts[0].unique().to_pylist()) <= set(_ROLES.__args__):  # type: ignore[attr-defined]
+            return None
+        pairs = iter(zip(parts[0].to_pylist(), parts[1].to_pylist(), strict=True))
+        return [[next(pairs) for _ in range(size)] for size in values.value_lengths().to_pylist()]
+
+    # both
+
+    def _of_messages(
+        self, columns: Columns, role_of: Callable[[Any], str], content_of: Callable[[Any], str]
+    ) -> Talks | None:
+        talks = columns["messages"]
+        turns = set(map(len, talks))
+        if 0 in turns:
+            return None
+        if len(turns) == 1:  # as most files are; faster than to go through each row
+            messages = list(chain.from_iterable(talks))
+            texts = list(in_rows(list(map(content_of, messages)), *turns))
+            roles = set(in_rows(list(map(role_of, messages)), *turns))
+        else:
+            texts = list(map(tuple, map(partial(map, content_of), talks)))
+            roles = set(map(tuple, map(partial(map, role_of), talks)))
+        if "system" in columns:
+            systems = columns["system"]
+            if not all(isinstance(system, str) for system in systems):
+                return None
+            texts = [(system, *text) for system, text in zip(systems, texts, strict=True)]
+            roles = {("system", *role) for role in roles}
+        return Talks(texts, roles)
+
+    def _of_pairs(self, columns: Columns) -> Talks | None:
+        parts = [list(columns[name]) for name in self._order]
+        if not all(all(map(isinstance, part, repeat(str))) for part in parts):
+            return None
+        if "input" in columns:
+            pairs = zip(parts[-2], columns["input"], strict=True)
+            parts[-2] = ["\n".join(filter(None, pair)) if pair[1] else pair[0] for pair in pairs]
+        return Talks(list(zip(*parts, strict=True)), {tuple(_ROLE_OF[name] for name in self._order)})
+
+
+def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
+    """Values in rows of one width."""
+    return zip(*(values[at::width] for at in range(width)), strict=True)

@@ -1,0 +1,231 @@
+"""The same rows in every layout of a file: the same findings, whole or by a sample, in one process or several."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swift_toolkit.dataset.checks import Rules
+from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.dataset.reading import json_text, tables
+from swift_toolkit.dataset.scan import part, pool, sample
+from swift_toolkit.dataset.scan.part import find_part
+from swift_toolkit.dataset.scan.rows import scan_part
+from swift_toolkit.dataset.verify import DataReport, verify
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (json_text, tables):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(part, "LITTLE", 500)
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 17)
+
+
+def lines(rows: list[Row]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def table(rows: list[Row], separator: str = ",") -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=separator)
+    writer.writerow(rows[0])
+    for row in rows:
+        cells = [json.dumps(cell) if isinstance(cell, list) else cell for cell in map(row.get, rows[0])]
+        writer.writerow(cells)
+    return text.getvalue().encode()
+
+
+def parquet(rows: list[Row]) -> bytes:
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out, row_group_size=90)
+    return out.getvalue()
+
+
+LAYOUTS: dict[str, Callable[[list[Row]], bytes]] = {
+    "a.jsonl": lines,
+    "a.json": lambda rows: json.dumps(rows).encode(),
+    "b.json": lambda rows: json.dumps(rows, indent=2, ensure_ascii=False).encode(),
+    "c.json": lambda rows: b"\xef\xbb\xbf \n" + json.dumps(rows, separators=(",", ":")).encode(),
+    "d.json": lambda rows: "".join(json.dumps(row, indent=1) + "\n" for row in rows).encode(),
+    "a.csv": table,
+    "a.tsv": lambda rows: table(rows, "\t"),
+    "b.csv": lambda rows: table(rows).replace(b"\r\n", b"\n"),
+    "a.parquet": parquet,
+    "a.jsonl.gz": lambda rows: gzip.compress(lines(rows)),
+    "a.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
+    "a.json.zst": lambda rows: zstandard.compress(json.dumps(rows, indent=4).encode()),
+    "a.csv.gz": lambda rows: gzip.compress(table(rows)),
+    "a.csv.zst": lambda rows: zstandard.compress(table(rows)),
+}
+
+
+def pairs(count: int) -> list[Row]:
+    """Questions and answers with all that separates rows and fields in them, a few of them bad."""
+    odd = [
+        'say "hi", then\n"bye"',
+        "},\n  {",
+        '}, {"query": "x"',
+        "a,b;c\td",
+        "你好，“世界”",
+        "\\",
+        "é\r\nü",
+        '"',
+    ]
+    rows = [
+        {"query": f"{at}: {odd[at % len(odd)]}", "response": f"{odd[at % 7]} {'word ' * (at % 50)}{at}"}
+        for at in range(count)
+    ]
+    rows[count // 3]["response"] = "..."
+    rows[count // 2]["response"] = "\u200bhidden"
+    rows[-2] = rows[5]
+    return rows
+
+
+def talks(count: int) -> list[Row]:
+    """The same as messages, with the same first key inside."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": row["query"]},
+                {"role": "assistant", "content": row["response"]},
+            ]
+        }
+        for row in pairs(count)
+    ]
+
+
+def findings(report: DataReport) -> dict[str, Any]:
+    """All that does not depend on the layout."""
+    assert report.complete
+    return {
+        "rows": report.train_rows,
+        "turns": report.turns,
+        "counts": {kind: group.count for kind, group in report.groups.items()},
+    }
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("rows", [pairs(400), talks(400)], ids=["pairs", "talks"])
+@pytest.mark.usefixtures("small_blocks")
+def test_every_layout_has_the_same_findings(
+    name: str, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("rows.jsonl").write_bytes(lines(rows))
+    Path(name).write_bytes(LAYOUTS[name](rows))
+    expected = {"rows": 400, "turns": {2: 400}, "counts": {"tiny-answer": 1, "invisible": 1, "duplicate": 1}}
+    assert findings(verify(["rows.jsonl"])) == expected
+    assert findings(verify([name])) == expected
+    for constant in ("ALONE_BYTES", "RANGE_BYTES", "BATCH_BYTES"):
+        monkeypatch.setattr(pool, constant, 8000)
+    report = verify([name])
+    assert findings(report) == expected
+    (example,) = report.groups["duplicate"].examples
+    assert str(example).startswith(f"{name}: row 399: is the same as row 6.")
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.json", "a.csv", "a.jsonl.gz", "d.json", "a.csv.zst"])
+@pytest.mark.usefixtures("small_blocks")
+def test_flaws_are_found_where_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pairs(400)
+    rows[333] = {"query": "q", "response": ""}
+    Path(name).write_bytes(LAYOUTS[name](rows))
+    (alone,) = verify([name]).problems
+    text = LAYOUTS[name.removesuffix(".gz").removesuffix(".zst")](rows).decode()
+    line = text.splitlines()[alone.line - 1] if alone.line is not None else ""
+    after = "".join(text.splitlines()[alone.line - 1 :][:3]) if alone.line is not None else ""
+    assert name == "a.json" or "q" in line or '"query": "q"' in after
+    for constant in ("ALONE_BYTES", "BATCH_BYTES", "RANGE_BYTES"):
+        monkeypatch.setattr(pool, constant, 8000)
+    (together,) = verify([name]).problems
+    assert str(alone) == str(together)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "d.json"])
+def test_the_rows_of_a_sample_are_told_within_two_percent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in pairs(4000) if row["response"] not in {"...", "\u200bhidden"}]
+    for module in (json_text, tables):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(sample, "SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr(sample, "BLOCK_BYTES", 20_000)
+    Path(name).write_bytes(LAYOUTS[name](rows))
+    clock = iter(range(1000))
+    monkeypatch.setattr(sample.time, "perf_counter", lambda: next(clock) / 10)  # the same on any machine
+    report = verify([name], limit_seconds=5.0)
+    assert not report.complete and report.ok
+    assert report.train_rows is not None
+    assert abs(report.train_rows - len(rows)) <= len(rows) * 0.02
+
+
+def test_a_table_with_lone_quotes_is_read_row_by_row() -> None:
+    rows = [f'{at},a 5" screen,"two\nlines, {at}"' for at in range(3000)]
+    Path("a.csv").write_text("id,query,response\n" + "\n".join(rows) + "\n")
+    report = verify(["a.csv"])
+    assert report.ok and report.train_rows == 3000 and not report.warnings
+
+
+def test_a_table_with_a_quote_at_the_end_of_a_bare_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 500)
+    rows = [f'a {at} of 5","two\nlines"' if at % 3 else f"plain {at},text {at}" for at in range(300)]
+    Path("a.csv").write_text("query,response\n" + "\n".join(rows) + "\n")
+    report = verify(["a.csv"])
+    assert report.ok and report.train_rows == 300
+
+
+values = st.text(st.sampled_from('ab"\\,;{}[]\n\r\t: é你\u200b'), max_size=8)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.fixed_dictionaries({"query": values, "response": values}), min_size=1, max_size=30),
+    name=st.sampled_from(["a.json", "b.json", "c.json", "a.csv", "b.csv", "a.tsv", "a.parquet"]),
+    block=st.integers(20, 300),
+)
+def test_any_texts_are_cut_right(tmp_path: Path, rows: list[Row], name: str, block: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(LAYOUTS[name](rows))
+    kept: list[Any] = []
+
+    class Keep:
+        wants_rows = True
+
+        def lines(self, chunk: bytes) -> None:
+            raise AssertionError
+
+        def row(self, value: Any, *_: object) -> None:
+            kept.append(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (json_text, tables):
+            patch.setattr(module, "BLOCK_BYTES", block)
+        patch.setattr(part, "LITTLE", 10)
+        try:
+            found = find_part(path, name, Rules())
+        except FlawError:
+            return
+        scan_part(found, Keep())
+        quick = scan_part(found)
+    assert quick.rows == len(rows) == len(kept)
+    if not name.endswith("sv"):
+        assert kept == rows
+    else:
+        assert [{key: value or "" for key, value in row.items()} for row in kept] == rows
