@@ -98,8 +98,8 @@ class Unpacked:
 
             # unlike zstandard's reader it complains about a file that is cut off
             unpacked = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._raw, "r"), "zstd")
-            self._counted = _Counted(unpacked)
-            self.stream = cast("IO[bytes]", io.BufferedReader(self._counted, BLOCK_BYTES))
+            self._counted = _Counted(unpacked, BLOCK_BYTES)
+            self.stream = cast("IO[bytes]", self._counted)
 
     def passed(self) -> int:
         """Bytes that were read so far, unpacked."""
@@ -114,20 +114,20 @@ class Unpacked:
         self._raw.close()
 
 
-class _Counted(io.RawIOBase):
-    """A stream that cannot say where it is, with a count of what was read."""
+class _Counted(io.BufferedReader):
+    """A stream that cannot be asked where it is, with a count of what was read."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self.count = stream, 0
+    count = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
         self.count += len(data)
-        return len(data)
+        return data
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        data = super().readline(size)
+        self.count += len(data)
+        return data
 
 
 def open_stream(file: DataFile) -> IO[bytes]:
