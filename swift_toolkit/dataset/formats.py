@@ -52,6 +52,12 @@ class Layout:
     rename: Mapping[str, str]
     unused: tuple[str, ...] = ()
 
+    @property
+    def used(self) -> tuple[Family, dict[str, str]]:
+        """What rows are read by."""
+        used = {column: name for column, name in self.rename.items() if column not in self.unused}
+        return self.family, used
+
 
 def layout_of(columns: Collection[str], mapping: Mapping[str, str] | None = None) -> Layout:
     """The format of a file with these columns, chosen as ms-swift's AutoPreprocessor chooses.

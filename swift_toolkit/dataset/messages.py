@@ -47,7 +47,8 @@ def standard_row(row: Row, layout: Layout) -> Row:
     Raises:
         FlawError: it cannot be read.
     """
-    out = {layout.rename[name]: value for name, value in row.items() if value is not None}
+    rename = layout.rename
+    out = {rename[name]: value for name, value in row.items() if value is not None and name in rename}
     for column in layout.unused:
         out.pop(layout.rename[column], None)
     for name in MEDIA:

@@ -29,7 +29,7 @@ from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
-from swift_toolkit.dataset.scan.part import Part, find_part
+from swift_toolkit.dataset.scan.part import Part, find_part, learned
 from swift_toolkit.dataset.scan.pool import WITH_STARTER, apart, scan_parts, worth_sharing
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.sample import sample_part
@@ -81,8 +81,8 @@ def verify(
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)
-    check.agree()
     check.scan(None if limit_seconds is None else started + limit_seconds)
+    check.agree()
     check.compare()
     check.report.seconds = time.perf_counter() - started
     return check.report
@@ -131,11 +131,14 @@ class _Verification:
                 self.report.add(error.flaw, shown)
                 entry.unusable = True
                 continue
-            entry.bytes, entry.copy_reason = part.file.size, part.copy_reason
-            entry.format, entry.unused = part.layout.name, list(part.layout.unused)
+            self._show(entry, part)
             if flaw := misspelled_column(part.layout, self.rules):
                 self.report.add(flaw, shown)
             self.work.append((entry, part))
+
+    def _show(self, entry: FileReport, part: Part) -> None:
+        entry.bytes, entry.copy_reason = part.file.size, part.copy_reason
+        entry.format, entry.unused = part.layout.name, list(part.layout.unused)
 
     def agree(self) -> None:
         """See that files that are read together go together."""
@@ -149,14 +152,41 @@ class _Verification:
         if deadline is None and worth_sharing(part for _, part in self.work):
             self._scan_with_all_cores()
         else:
+            self.tallies = []
             left = sum(part.file.size for _, part in self.work)
             for entry, part in self.work:
                 until = _share(deadline, part.file.size / max(left, 1))
                 left -= part.file.size
                 tally = scan_part(part) if until is None else sample_part(part, until)
                 self.tallies.append((entry, tally))
+        if self._learn():
+            self.scan(deadline)
+            return
         for entry, tally in self.tallies:
             self._enter(entry, tally)
+
+    def _learn(self) -> bool:
+        """Take in what arrays hold behind their heads, which ms-swift looks at as a whole.
+
+        Returns:
+            A file is in another format because of that, so its rows must be judged anew.
+        """
+        anew = False
+        for at, ((entry, part), (_, tally)) in enumerate(zip(self.work, self.tallies, strict=True)):
+            known = part.shape.kind
+            part.shape.merge(tally.shape)
+            if part.shape.kind == known:
+                continue
+            try:
+                new = learned(part, part.shape)
+            except FlawError as error:
+                tally.cut = True
+                tally.note(error.flaw)
+                continue
+            anew = anew or new.layout.used != part.layout.used
+            self.work[at] = (entry, new)
+            self._show(entry, new)
+        return anew
 
     def _scan_with_all_cores(self) -> None:
         whole = {id(entry): Tally() for entry, _ in self.work}

@@ -230,3 +230,20 @@ def test_any_texts_are_cut_right(tmp_path: Path, rows: list[Row], name: str, blo
         assert kept == rows
     else:
         assert [{key: value or "" for key, value in row.items()} for row in kept] == rows
+
+
+def test_what_an_array_holds_behind_its_head_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "HEAD_BYTES", 5000)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 2000)
+    rows: list[Row] = [{"query": f"q {at}", "response": f"answer {at}"} for at in range(400)]
+    Path("a.json").write_text(json.dumps([*rows, {"query": "q", "response": "a", "source": "web"}]))
+    report = verify(["a.json"])
+    assert report.ok and report.files[0].unused == ["source"]
+    Path("b.json").write_text(json.dumps([*rows, {"messages": [{"role": "user", "content": "q"}]}]))
+    report = verify(["b.json"])
+    assert report.files[0].format == "messages"
+    assert report.files[0].bad == 401
+    Path("c.json").write_text(json.dumps([*rows, {"query": "q", "response": ["a"]}]))
+    report = verify(["c.json"])
+    assert report.ok
+    assert report.files[0].copy_reason == 'ms-swift would read texts like "42" in "response" as numbers'

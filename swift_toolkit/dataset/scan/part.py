@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,13 +83,11 @@ class Head:
     """What the beginning of a file tells.
 
     Args:
-        columns: names of all columns.
         shape: columns and types.
         header: names of the columns of a table, in their order.
         header_lines: lines that these take.
     """
 
-    columns: list[str]
     shape: Shape
     header: tuple[str, ...] = ()
     header_lines: int = 0
@@ -110,7 +108,7 @@ def head_of(file: DataFile) -> Head:
             learn(shape, file)
         except UnicodeDecodeError:
             raise encoding_flaw(file) from None
-    return Head(list(shape.fields), shape)
+    return Head(shape)
 
 
 def _head_of_table(file: DataFile) -> Head:
@@ -123,7 +121,7 @@ def _head_of_table(file: DataFile) -> Head:
             size += record.size
             if size > BLOCK_BYTES:
                 break
-    return Head(list(shape.fields), shape, tuple(table.header), table.lines)
+    return Head(shape, tuple(table.header), table.lines)
 
 
 def _learn_from_records(shape: Shape, file: DataFile) -> None:
@@ -202,18 +200,22 @@ def find_part(path: Path, shown: str, rules: Rules) -> Part:
     """
     file = look_at(path, shown)
     head = head_of(file)
-    # without any row that is an object there is no format, and no row that would need one
-    layout = layout_of(head.columns, rules.columns) if head.columns else Layout("", "messages", {})
-    reason = copy_reason(file, layout, head.shape, rules)
-    return Part(
-        file,
-        layout,
-        head.shape,
-        rules,
-        copy_reason=reason,
-        header=head.header,
-        header_lines=head.header_lines,
+    part = Part(
+        file, Layout("", "messages", {}), Shape(), rules, header=head.header, header_lines=head.header_lines
     )
+    return learned(part, head.shape)
+
+
+def learned(part: Part, shape: Shape) -> Part:
+    """The part with all that follows from these columns and types.
+
+    Raises:
+        FlawError: they are in no known format.
+    """
+    # without any row that is an object there is no format, and no row that would need one
+    layout = layout_of(list(shape.fields), part.rules.columns) if shape.fields else part.layout
+    reason = copy_reason(part.file, layout, shape, part.rules)
+    return replace(part, layout=layout, shape=shape, copy_reason=reason)
 
 
 def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:

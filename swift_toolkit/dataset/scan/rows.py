@@ -147,6 +147,8 @@ class _Scan:
             value = record.value
             if self.later_type is not None and isinstance(value, dict):
                 value = self._as_in_head(value)
+            if self.part.file.values and isinstance(value, dict):
+                self.tally.shape.add(value)
             self.row(value, None if record.line is None else self.tally.lines + record.line)
             self.ends = self.tally.cut = self.tally.cut or record.cut
 

@@ -55,6 +55,17 @@ class Shape:
             for inner in value:
                 self.items.add(inner)
 
+    def merge(self, other: Shape) -> None:
+        """Learn all that another has learned."""
+        self.kinds |= other.kinds
+        self.keys |= other.keys
+        self.only_dates = self.only_dates and other.only_dates
+        for name, field in other.fields.items():
+            self.fields.setdefault(name, Shape(self.depth + 1)).merge(field)
+        if other.items is not None:
+            self.items = self.items or Shape(self.depth + 1)
+            self.items.merge(other.items)
+
     def _inner(self) -> Shape:
         if self.depth >= MAX_DEPTH:
             what = f"a row is nested more than {MAX_DEPTH} deep"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.scan.shape import Shape
 
 EXAMPLES = 5
 """Flaws kept of each kind."""
@@ -113,6 +114,7 @@ class Tally:
         total: rows of the whole file, where they were counted or are told by more than the bytes of a row.
         whole: the part was read to its end.
         cut: it could not be read to its end.
+        shape: columns and types of the rows that were looked at one by one.
     """
 
     rows: int = 0
@@ -130,6 +132,7 @@ class Tally:
     total: int | None = None
     whole: bool = True
     cut: bool = False
+    shape: Shape = field(default_factory=Shape)
 
     def note(self, flaw: Flaw, line: int | None = None, number: int | None = None) -> None:
         self.counts[flaw.kind] += 1
@@ -186,3 +189,4 @@ class Tally:
         self.prints.add(other.prints)
         self.whole = self.whole and other.whole
         self.cut = self.cut or other.cut
+        self.shape.merge(other.shape)
