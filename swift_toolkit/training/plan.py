@@ -125,6 +125,7 @@ class TrainingPlan:
             launch.world_size,
             device.memory // shared,
             self.other_models,
+            grows_segments=launch.grows_segments(),
         )
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer import FineTuner
-from swift_toolkit.config.settings import Config
+from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.problems import RequestError
 from swift_toolkit.training import launch
@@ -151,12 +151,25 @@ def environment(request: Config, device: machine_device.Device, text: str = "") 
 
 def test_the_environment() -> None:
     assert environment(config(), CPU) == {}
-    assert environment(config(), TWO_GPUS) == {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
-    said = "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=h TORCH_ELASTIC_SHUTDOWN_TIMEOUT=60"
+    grows = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert environment(config(), TWO_GPUS) == {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5", **grows}
+    said = "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=h TORCH_ELASTIC_SHUTDOWN_TIMEOUT=60 PYTORCH_ALLOC_CONF=x:y"
     assert environment(config(), TWO_GPUS, said) == {"NNODES": "2", "NODE_RANK": "1"}
     request = config()
     request.settings["deepspeed"] = request.settings["model"]
     assert environment(request, CPU)["DS_ACCELERATOR"] == "cpu"
+
+
+def test_segments_grow_on_a_gpu_unless_the_user_or_vllm_decides_otherwise() -> None:
+    assert not launched(config(), CPU).grows_segments({})
+    assert launched(config(), TWO_GPUS).grows_segments({})
+    assert launched(config(), TWO_GPUS).grows_segments({"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+    assert not launched(config(), TWO_GPUS).grows_segments(
+        {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
+    )
+    with_vllm = config(rlhf_type="grpo", reward_funcs="format")
+    with_vllm.settings["use_vllm"] = Setting(True, Source("call"), "use_vllm")
+    assert not launched(with_vllm, TWO_GPUS).grows_segments({})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ imported that computes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -102,7 +101,7 @@ NCCL_BUFFERS = 0.4 * GIB
 
 FRAGMENTS, FEW_FRAGMENTS = 0.25, 0.05
 """Of what comes and goes, how much more PyTorch's caching allocator holds: rows of many lengths leave gaps between its
-blocks, but for packed rows, all of one length, or with ``expandable_segments`` ("CUDA semantics")."""
+blocks, but for packed rows, all of one length, or with segments that grow (`launch.GROWING`)."""
 
 CPU_PROCESS = 0.7 * GIB
 """Resident bytes of a training process before its model: Python with torch, transformers and ms-swift."""
@@ -113,6 +112,5 @@ def _overhead(run: Run, parts: Mapping[str, float]) -> float:
     if run.kind == "cpu":
         return CPU_PROCESS
     connections = NCCL_BUFFERS if run.world > 1 else 0
-    allocator = os.environ.get("PYTORCH_ALLOC_CONF", "") + os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
-    even = run.get("packing") or "expandable_segments:True" in allocator
+    even = run.get("packing") or run.grows_segments
     return CUDA_CONTEXT + connections + (FEW_FRAGMENTS if even else FRAGMENTS) * moving

@@ -113,7 +113,8 @@ class Run:
         devices: that this machine uses.
         world: processes of all machines, each with the whole batch of its own.
         device_bytes: memory of one device, 0 if not known.
-        others: weights of the models that judge or teach besides.
+        others: weights of other models, which judge or teach.
+        grows_segments: PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
     """
 
     settings: Mapping[str, Any]
@@ -124,6 +125,7 @@ class Run:
     world: int = 1
     device_bytes: int = 0
     others: int = 0
+    grows_segments: bool = False
 
     def get(self, name: str, default: Any = None) -> Any:
         """A setting, or what ms-swift takes without it."""
