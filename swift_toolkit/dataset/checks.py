@@ -22,6 +22,7 @@ from swift_toolkit.dataset.messages import (
     TOOL_ANSWERS,
     Message,
     Row,
+    lost_keys,
     other_format,
     read_messages,
     standard_row,
@@ -104,7 +105,9 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
     except FlawError as error:
         other = other_format(value, layout) if error.flaw.kind == "messages" else None
         return None, [other or error.flaw]
-    flaws = list(_flaws_of(row, rules))
+    if rules.task.rows == "documents" and _is_of_before(row):
+        return row, [_OF_BEFORE]
+    flaws = [*_flaws_of(row, rules), *lost_keys(value, layout)]
     clean = not any(flaw.is_error for flaw in flaws)
     columns = layout.rename.values()
     if clean and rules.task.keeps_negatives and "negative_messages" in set(columns) - row.keys():
@@ -114,6 +117,18 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
     return row, flaws
+
+
+_OF_BEFORE = Flaw(
+    "pairs",
+    "row is in the format of ms-swift before 3.8: query, response, rejected_response",
+    'Write the query as "messages", the response as "positive_messages": [[{"role": "assistant", "content": ...}]] '
+    'and each rejected response likewise into "negative_messages".',
+)
+
+
+def _is_of_before(row: Row) -> bool:
+    return "rejected_response" in row and "positive_messages" not in row
 
 
 def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
@@ -132,6 +147,8 @@ def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
         yield from _tool_flaws(row["tools"])
     yield from _value_flaws(row)
     yield from _text_flaws(messages)
+    if rules.task.rows != "text":
+        yield from _mark_flaws(messages)
 
 
 def _conversation_flaws(messages: list[Message], where: str, chat: bool) -> Iterator[Flaw]:
@@ -264,7 +281,7 @@ def _rejected_flaws(row: Row) -> Iterator[Flaw]:
 
 def _rejected_messages_flaws(messages: Any, row: Row) -> Iterator[Flaw]:
     try:
-        messages = read_messages(messages, {}, None, "rejected_messages", standard_only=True)
+        messages = read_messages(messages, None, "rejected_messages", standard_only=True).messages
     except FlawError as error:
         yield error.flaw
         return
@@ -277,7 +294,7 @@ def _rejected_messages_flaws(messages: Any, row: Row) -> Iterator[Flaw]:
 
 def _rejected_list_flaws(response: list[Any], row: Row) -> Iterator[Flaw]:
     try:
-        turns = read_messages(response, {}, None, "rejected_response", standard_only=True)
+        turns = read_messages(response, None, "rejected_response", standard_only=True).messages
     except FlawError as error:
         yield error.flaw
         return
@@ -342,7 +359,7 @@ def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
 
 def _pair_list_flaws(turns: list[Any], name: str) -> Iterator[Flaw]:
     try:
-        messages = read_messages(turns, {}, None, name, standard_only=True)
+        messages = read_messages(turns, None, name, standard_only=True).messages
     except FlawError as error:
         yield error.flaw
     else:
@@ -421,3 +438,27 @@ def _text_flaws(messages: list[Message]) -> Iterator[Flaw]:
             yield Flaw("mojibake", f'the text holds "{found[0]}"')
     if not text.translate(_SPACES).isprintable() and (found := INVISIBLE.search(text)):
         yield Flaw("invisible", f"the text holds the invisible character U+{ord(found[0]):04X}")
+
+
+def _mark_flaws(messages: list[Message]) -> Iterator[Flaw]:
+    """Marks of chat templates within the texts, the first of a row."""
+    for at, message in enumerate(messages, 1):
+        if (content := text_of(message)) and may_hold_marks(content) and (found := MARKS.search(content)):
+            yield Flaw("marks", f'message {at} holds "{found[0]}", a mark of chat templates')
+            return
+
+
+MARKS = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|begin_of_text|start_header_id|end_header_id|eot_id|eom_id|user|assistant|system"
+    r"|end|im_sep|im_user|im_assistant|im_system|im_middle|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
+    r"|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>"
+    r"|<\[?_?(?:Bot|Human)\]?>"
+)
+"""Marks by which the templates of widespread models tell turns apart."""
+
+_PARTS_OF_MARKS = ("<|", "INST]", "_of_turn>", "<｜", "<<SYS", "<_")
+
+
+def may_hold_marks(text: str) -> bool:
+    """Whether it is worth while to look for `MARKS`."""
+    return any(part in text for part in _PARTS_OF_MARKS)

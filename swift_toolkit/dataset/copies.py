@@ -251,11 +251,10 @@ def _label(label: Any, rules: Rules) -> Any:
 
 
 def _turns_with_texts(turns: list[Message], name: str) -> list[Message]:
-    media: Row = {}
-    read = read_messages(turns, media, None, name, standard_only=True)
-    if media:  # which has no other place than inside
+    talk = read_messages(turns, None, name, standard_only=True)
+    if talk.media:  # which has no other place than inside
         return turns
-    return [{**message, "content": text_of(message)} for message in read]
+    return [{**message, "content": text_of(message)} for message in talk.messages]
 
 
 def json_line(value: Any) -> bytes:

@@ -56,6 +56,12 @@ KINDS: dict[str, Kind] = {
     "same-role": Kind(
         "warning", "same role twice in a row", "ms-swift joins the two texts with nothing between them."
     ),
+    "lost-key": Kind("warning", "keys of messages that are dropped"),
+    "marks": Kind(
+        "warning",
+        "marks of a chat template in the text",
+        "The template puts its marks around each message once more; keep the plain text only.",
+    ),
     "tiny-answer": Kind("warning", "near-empty answers", "Check that they are meant."),
     "too-long": Kind(
         "warning", "longer than max_length", "Raise max_length, shorten the row, or set truncation_strategy."

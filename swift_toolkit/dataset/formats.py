@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from swift_toolkit.config.tasks import Rows
 from swift_toolkit.dataset.flaws import FlawError
 
 # Which format a file is in
@@ -20,6 +21,9 @@ RESPONSE_COLUMNS = (
     "response", "answer", "output", "targets", "target", "answer_key", "answers", "solution",
     "text", "completion", "content",
 )  # fmt: skip
+TEXT_COLUMNS = ("text", "content")
+"""Of these a classifier is asked for the class; ms-swift takes them for an answer."""
+
 MEDIA = ("images", "videos", "audios")
 MEDIA_COLUMNS = {name: media for media in MEDIA for name in (media, media[:-1])}
 OTHER_COLUMNS = (
@@ -45,34 +49,43 @@ class Layout:
             does not read; it is given a converted copy.
         rename: column in the file -> standard column, for every column of the file.
         unused: columns that training does not look at.
+        passed_on: columns that only reward functions look at.
     """
 
     name: str
     family: Family
     rename: Mapping[str, str]
     unused: tuple[str, ...] = ()
+    passed_on: tuple[str, ...] = ()
 
     @property
     def used(self) -> tuple[Family, dict[str, str]]:
         """What rows are read by."""
-        used = {column: name for column, name in self.rename.items() if column not in self.unused}
-        return self.family, used
+        left = {*self.unused, *self.passed_on}
+        return self.family, {column: name for column, name in self.rename.items() if column not in left}
 
 
-def layout_of(columns: Collection[str], mapping: Mapping[str, str] | None = None) -> Layout:
+def layout_of(
+    columns: Collection[str], mapping: Mapping[str, str] | None = None, rows: Rows = "answer"
+) -> Layout:
     """The format of a file with these columns, chosen as ms-swift's AutoPreprocessor chooses.
 
     Args:
         columns: all columns of the file.
         mapping: ms-swift's `columns`, names in the file -> standard names.
+        rows: what the task learns from, see `Task.rows`.
 
     Raises:
         FlawError: no known format, or columns of which ms-swift would use neither.
     """
     named = {column: (mapping or {}).get(column, column) for column in columns}
     names = list(named.values())
-    family, wanted = _family_of(names)
+    family, wanted = _family_of(names, rows)
     renamed, clashes = _renamed(names, wanted)
+    if rows == "prompt":
+        clashes.pop(
+            "response", None
+        )  # nothing is learned from it; rewards are given such columns by their names
     for standard, claim in clashes.items():
         if family != "alpaca" or (standard == "response" and "output" not in names):
             raise _clash(standard, claim)
@@ -83,20 +96,34 @@ def layout_of(columns: Collection[str], mapping: Mapping[str, str] | None = None
     unused = tuple(column for column, name in rename.items() if name not in known)
     if family == "response" and not {"query", "response"} & set(rename.values()):
         raise _no_format(unused or list(columns))
+    if rows == "prompt":
+        return Layout(_format_name(family, names), family, rename, (), unused)
     return Layout(_format_name(family, names), family, rename, unused)
 
 
-def _family_of(names: Collection[str]) -> tuple[Family, dict[str, str]]:
+def _family_of(names: Collection[str], rows: Rows) -> tuple[Family, dict[str, str]]:
     """The family, and the names it looks for -> their standard names."""
     system = dict.fromkeys(SYSTEM_COLUMNS, "system")
-    if "messages" not in names and {"chosen", "rejected"} <= set(names):
-        prompt = dict.fromkeys(QUERY_COLUMNS, "prompt")
-        return "preference", system | prompt | MEDIA_COLUMNS | {"chosen": "chosen", "rejected": "rejected"}
-    if any(column in names for column in MESSAGE_COLUMNS):
+    has_messages = any(column in names for column in MESSAGE_COLUMNS)
+    if {"chosen", "rejected"} <= set(names) and (rows == "preference" or not has_messages):
+        kept = {"chosen": "chosen", "rejected": "rejected", "history": "history"}
+        return "preference", system | _prompt_columns(names, has_messages) | MEDIA_COLUMNS | kept
+    if has_messages:
         return "messages", system | dict.fromkeys(MESSAGE_COLUMNS, "messages") | MEDIA_COLUMNS
+    if rows == "class" and not {name.lower() for name in names} & {*QUERY_COLUMNS, "response"}:
+        return "response", system | dict.fromkeys(TEXT_COLUMNS, "query") | MEDIA_COLUMNS
     texts = dict.fromkeys(QUERY_COLUMNS, "query") | dict.fromkeys(RESPONSE_COLUMNS, "response")
     family: Family = "alpaca" if {"instruction", "input"} <= set(names) else "response"
     return family, system | texts | MEDIA_COLUMNS
+
+
+def _prompt_columns(names: Collection[str], has_messages: bool) -> dict[str, str]:
+    """What stands before the chosen and the rejected answer."""
+    if "prompt" in names or not (has_messages or {"instruction", "input"} <= set(names)):
+        return dict.fromkeys(QUERY_COLUMNS, "prompt")
+    if has_messages:
+        return dict.fromkeys(MESSAGE_COLUMNS, "prompt")
+    return {"instruction": "instruction", "input": "input"}
 
 
 def _renamed(names: Sequence[str], wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -116,7 +143,7 @@ def _clash(standard: str, claim: Sequence[str]) -> FlawError:
     return FlawError(
         "columns",
         f'columns {quoted} could each be "{standard}", and ms-swift then uses none of them',
-        f'Keep one of them, or rename it to "{standard}".',
+        f'Keep one of them, or name it with "columns": {{"{claim[0]}": "{standard}"}}.',
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
-from swift_toolkit.dataset.formats import MEDIA, Family, Layout, layout_of
+from swift_toolkit.dataset.formats import MEDIA, MEDIA_COLUMNS, Family, Layout, layout_of
 
 Row = dict[str, Any]
 Message = dict[str, Any]
@@ -35,7 +36,22 @@ OTHER_ROLES = {
         ("function_response", "function-response", "observation", "observations"), "tool_response"
     ),
 }
+THOUGHT = 'Put it into the content, in front of the answer, as the template marks it ("<think>...</think>").'
+
 _KEPT_KEYS = ("loss", "loss_scale")
+
+LOSS_KEYS = ("weight", "train", "trainable", "loss_mask")
+"""Keys of a message by which other tools say whether it is learned; ms-swift knows "loss"."""
+
+LOST_KEYS = {
+    "reasoning_content": THOUGHT, "reasoning": THOUGHT, "thinking": THOUGHT, "thought": THOUGHT,
+    "function_call": 'Write a message of the role "tool_call".',
+    "tools": 'Put them into the column "tools" of the row.',
+    **{name: f'Put them into the column "{media}" of the row.' for name, media in MEDIA_COLUMNS.items()},
+}  # fmt: skip
+"""Keys of a message that carry meaning and that ms-swift drops without a word -> what to do."""
+
+_HARMLESS_KEYS = frozenset({"role", "content", "from", "value", *_KEPT_KEYS, *LOSS_KEYS, "tool_calls"})
 
 
 def standard_row(row: Row, layout: Layout) -> Row:
@@ -71,9 +87,11 @@ def _media_list(value: Any, name: str) -> list[Any]:
 
 def _from_messages(row: Row) -> Row:
     system = row.pop("system", None)
-    row["messages"] = read_messages(row.get("messages"), row, system)
+    talk = read_messages(row.get("messages"), system)
+    row |= talk.media_beside(row)
+    row["messages"] = talk.messages
     if "rejected_messages" in row:
-        row["rejected_messages"] = read_messages(row["rejected_messages"], {}, None, "rejected_messages")
+        row["rejected_messages"] = read_messages(row["rejected_messages"], None, "rejected_messages").messages
     return row
 
 
@@ -81,26 +99,53 @@ def _from_texts(row: Row, family: Family) -> Row:
     response, query = row.pop("response", None), row.pop("query", None)
     if family == "alpaca":
         response = row.pop("output", response)
-        parts = [row.pop("instruction", None), row.pop("input", None)]
-        if not all(part is None or isinstance(part, str) for part in parts):
-            raise FlawError("content", '"instruction" and "input" must be text')
-        query = "\n".join(part for part in parts if part)
+        query = _instruction(row)
     if isinstance(response, list):
         if not response:
             raise FlawError("content", "the response is an empty list")
         response = response[0]  # as ms-swift does
+    _refuse_conversations(row, query, response)
     messages: list[Message] = []
     if (system := row.pop("system", None)) is not None:
         messages.append({"role": "system", "content": _text(system, "system")})
-    for asked, answered in (*_history(row.pop("history", None)), (query, response)):
-        if asked is not None:
-            messages.append({"role": "user", "content": _text(asked, "user")})
-        if answered is not None:
-            messages.append({"role": "assistant", "content": _text(answered, "assistant")})
+    messages += _turns_of_history(row.pop("history", None))
+    for role, text in (("user", query), ("assistant", response)):
+        if text is not None:
+            messages.append({"role": role, "content": _text(text, role)})
     if not messages:
         raise FlawError("messages", "row has neither question nor answer")
     row["messages"] = messages
     return row
+
+
+def _instruction(row: Row) -> str:
+    parts = [row.pop("instruction", None), row.pop("input", None)]
+    if not all(part is None or isinstance(part, str) for part in parts):
+        raise FlawError("content", '"instruction" and "input" must be text')
+    return "\n".join(part for part in parts if part)
+
+
+def _refuse_conversations(row: Row, query: Any, response: Any) -> None:
+    """A question that is a list of messages, as TRL and verl write prompts."""
+    if not isinstance(query, list) or not all(isinstance(turn, dict) for turn in query):
+        return
+    if isinstance(response, list):
+        do = 'Join the two into one list "messages".'
+        raise FlawError("messages", "the question and the answer are lists of messages", do)
+    do = 'Rename the column to "messages", or set "columns": {"prompt": "messages"}.'
+    if isinstance(row.get("reward_model"), dict):
+        do += ' Put "ground_truth" of "reward_model" into a column "solution".'
+    raise FlawError("messages", "the question is a list of messages", do)
+
+
+def _turns_of_history(history: Any) -> list[Message]:
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": _text(text, role)}
+        for pair in _history(history)
+        for role, text in zip(roles, pair, strict=True)
+        if text is not None
+    ]
 
 
 def _history(history: Any) -> list[tuple[Any, Any]]:
@@ -115,22 +160,53 @@ def _history(history: Any) -> list[tuple[Any, Any]]:
 
 def _from_preference(row: Row) -> Row:
     chosen, rejected = row.pop("chosen", None), row.pop("rejected", None)
-    prompt, system = row.pop("prompt", None), row.pop("system", None)
     if chosen is None or rejected is None:
         missing = "chosen" if chosen is None else "rejected"
         raise FlawError("rejected", f'row has no "{missing}" answer')
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    before = [] if prompt is None else read_messages(prompt, row, None, "prompt")
+    before = _before_answers(row)
+    system = row.pop("system", None)
     for name, column, value in (("chosen", "messages", chosen), ("rejected", "rejected_messages", rejected)):
-        turns = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
-        read = read_messages(turns, row if name == "chosen" else {}, None, name)
-        if system is not None and (before or read)[0]["role"] != "system":
-            read = [{"role": "system", "content": _text(system, "system")}, *before, *read]
-        else:
-            read = [*before, *read]
+        talk = read_messages(_turns_of(value), None, name)
+        if column == "messages":
+            row |= talk.media_beside(row)
+        read = _behind(before, talk.messages)
+        if system is not None and read[0]["role"] != "system":
+            read = [{"role": "system", "content": _text(system, "system")}, *read]
         row[column] = read
     return row
+
+
+def _before_answers(row: Row) -> list[Message]:
+    """The conversation up to the answers that are compared."""
+    prompt, history = row.pop("prompt", None), row.pop("history", None)
+    if "instruction" in row or "input" in row:
+        prompt = _instruction(row)
+    if isinstance(prompt, str):
+        return [*_turns_of_history(history), {"role": "user", "content": prompt}]
+    if prompt is None:
+        return []
+    talk = read_messages(prompt, None, "prompt")
+    row |= talk.media_beside(row)
+    messages = talk.messages
+    while len(messages) > 1 and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]  # where the prompt is given with an answer, that is compared
+    return messages
+
+
+def _turns_of(value: Any) -> Any:
+    """An answer as a list of turns."""
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    return [value] if isinstance(value, dict) else value
+
+
+def _behind(before: list[Message], read: list[Message]) -> list[Message]:
+    """A conversation with what stands before it, which it may begin with itself."""
+    bare = [message for message in before if message["role"] != "system"]
+    own = [message for message in read if message["role"] != "system"]
+    if before and bare == own[: len(bare)]:
+        return read if read[0]["role"] == "system" else [*before, *own[len(bare) :]]
+    return [*before, *read]
 
 
 def _text(value: Any, role: str) -> str:
@@ -148,14 +224,46 @@ def _literal(text: str, name: str) -> Any:
     raise FlawError("messages", f'"{name}" is text that does not hold a list')
 
 
+@dataclass
+class Talk:
+    """A conversation.
+
+    Args:
+        messages: its turns as {role, content}.
+        media: images, videos and audios found inside of it, in their order, by the column they belong into.
+        unnamed: column -> the first message with a medium that stands for the next of the row's own.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    media: dict[str, list[Any]] = field(default_factory=dict)
+    unnamed: dict[str, int] = field(default_factory=dict)
+
+    def add_media(self, name: str, item: Any) -> None:
+        self.media.setdefault(name, []).append(item)
+
+    def media_beside(self, row: Row) -> Row:
+        """The media, if the row has none of that kind.
+
+        Raises:
+            FlawError: it has, or lacks those that stand in it without an address.
+        """
+        for name, at in self.unnamed.items():
+            if not row.get(name):
+                raise FlawError("content", f"the {name[:-1]} in message {at} has no address")
+        for name in self.media:
+            if row.get(name):
+                what = f'row has {name} within the messages and in "{name}"'
+                raise FlawError("media-count", what, "Keep those of one place.")
+        return self.media
+
+
 def read_messages(
-    value: Any, row: Row, system: Any, name: str = "messages", *, standard_only: bool = False
-) -> list[Message]:
-    """Any list of turns as [{role, content}], media found inside moved to `row`.
+    value: Any, system: Any = None, name: str = "messages", *, standard_only: bool = False
+) -> Talk:
+    """Any list of turns as [{role, content}], with the media found inside.
 
     Args:
         value: the list, or the text of one.
-        row: takes the media.
         system: system prompt of the row, or None.
         name: what messages to the user call the list.
         standard_only: ms-swift takes this list as it is: only "role", "content" and standard roles will do.
@@ -163,6 +271,19 @@ def read_messages(
     Raises:
         FlawError: it is not a list of turns.
     """
+    turns = _list_of_turns(value, name, standard_only)
+    talk = Talk()
+    if _is_pairs(turns[0]):
+        talk.messages = list(_from_pairs(turns))
+    else:
+        for at, message in enumerate(_split_blocks(_split_calls(turns), talk), 1):
+            talk.messages.append(_standard_message(message, at, talk, standard_only))
+    if system is not None and talk.messages[0]["role"] != "system":
+        talk.messages.insert(0, {"role": "system", "content": _text(system, "system")})
+    return talk
+
+
+def _list_of_turns(value: Any, name: str, standard_only: bool) -> list[Message]:
     if isinstance(value, str) and not standard_only:
         value = _literal(value, name)
     if value is None:
@@ -174,16 +295,7 @@ def read_messages(
     for at, message in enumerate(value, 1):
         if not isinstance(message, dict):
             raise FlawError("messages", f'message {at} of "{name}" is {kind_of(message)}, not an object')
-    if _is_pairs(value[0]):
-        messages = list(_from_pairs(value))
-    else:
-        messages = [
-            _standard_message(message, at, row, standard_only)
-            for at, message in enumerate(_split_blocks(_split_calls(value), row), 1)
-        ]
-    if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _text(system, "system")})
-    return messages
+    return value
 
 
 def _is_pairs(message: Message) -> bool:
@@ -221,8 +333,8 @@ def _split_calls(value: list[Message]) -> Iterator[Message]:
             yield {"role": "tool_call", "content": {"name": function["name"], "arguments": arguments}}
 
 
-def _split_blocks(value: Iterable[Message], row: Row) -> Iterator[Message]:
-    """Anthropic's blocks: calls and results as messages of their own, images moved to the row."""
+def _split_blocks(value: Iterable[Message], talk: Talk) -> Iterator[Message]:
+    """Anthropic's blocks: calls and results as messages of their own, images aside."""
     for at, message in enumerate(value, 1):
         blocks = message.get("content")
         if not isinstance(blocks, list) or not any(map(_is_block, blocks)):
@@ -235,7 +347,7 @@ def _split_blocks(value: Iterable[Message], row: Row) -> Iterator[Message]:
                 text += _text(block.get("text"), "text block")
             elif kind == "image":
                 text += "<image>"
-                row["images"] = [*row.get("images", ()), _block_image(block, at)]
+                talk.add_media("images", _block_image(block, at))
             elif kind in {"tool_use", "tool_result"}:
                 if text:
                     yield {"role": message.get("role"), "content": text}
@@ -271,17 +383,28 @@ def _block_call(block: Message, at: int) -> Message:
     return {"role": "tool_call", "content": {"name": block["name"], "arguments": block.get("input", {})}}
 
 
-def _standard_message(message: Message, at: int, row: Row, standard_only: bool) -> Message:
+def _standard_message(message: Message, at: int, talk: Talk, standard_only: bool) -> Message:
     if message.keys() == {"role", "content"}:
         role, content = message["role"], message["content"]
         if isinstance(content, str) and isinstance(role, str) and role in STANDARD_ROLES:
             return message  # as most are
     role = _one_of(message, ("role",) if standard_only else ("role", "from"), "role", at)
     content = _one_of(message, ("content",) if standard_only else ("content", "value"), "content", at)
-    out = {"role": _standard_role(role, at, standard_only)}
-    out["content"] = _standard_content(content, out["role"], at, row)
+    out: Message = {"role": _standard_role(role, at, standard_only)}
+    out["content"] = _standard_content(content, out["role"], at, talk)
     out.update((key, message[key]) for key in _KEPT_KEYS if message.get(key) is not None)
+    key = next((key for key in LOSS_KEYS if message.get(key) is not None), None)
+    if key is not None and out["role"] == "assistant":
+        out.setdefault("loss", _loss(message[key], key, at))
     return out
+
+
+def _loss(value: Any, key: str, at: int) -> bool:
+    """Whether a message is learned, from a key that says so in other tools."""
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    do = 'Write "loss": true or false, or "loss_scale" for a weight.'
+    raise FlawError("value", f'"{key}" of message {at} is {brief(value)}, neither 0 nor 1', do)
 
 
 def _one_of(message: Message, keys: tuple[str, ...], kind: str, at: int) -> Any:
@@ -316,7 +439,7 @@ def _role_advice(role: str, standard_only: bool) -> str:
     return 'Use "system", "user", "assistant", "tool_call" or "tool_response".'
 
 
-def _standard_content(content: Any, role: str, at: int, row: Row) -> Any:
+def _standard_content(content: Any, role: str, at: int, talk: Talk) -> Any:
     if isinstance(content, str):
         return content
     if role == "tool_call" and isinstance(content, dict):
@@ -327,12 +450,14 @@ def _standard_content(content: Any, role: str, at: int, row: Row) -> Any:
         if role in TOOL_ANSWERS:
             return content
         if role in {"user", "assistant"}:
-            return _joined_parts(content, at, row)
+            return _joined_parts(content, at, talk)
     raise FlawError("content", f'the content of message {at} ("{role}") is {kind_of(content)}, not text')
 
 
-def _joined_parts(parts: list[Message], at: int, row: Row) -> str:
-    """OpenAI's list of typed parts as one text with tags, its media moved to the row."""
+def _joined_parts(parts: list[Message], at: int, talk: Talk) -> str:
+    """A list of typed parts as one text with tags, its media aside; without an address a part stands for the next
+    of the row's own.
+    """
     text = ""
     for part in parts:
         kind = part.get("type")
@@ -345,11 +470,48 @@ def _joined_parts(parts: list[Message], at: int, row: Row) -> str:
             raise FlawError("content", f"a part of message {at} has the unknown type {brief(kind)}")
         if isinstance(value, dict):
             value = value.get("url")
-        if not isinstance(value, str) or not value:
+        if value is not None and (not isinstance(value, str) or not value):
             raise FlawError("content", f"the {name} in message {at} has no address")
         text += f"<{name}>"
-        row[f"{name}s"] = [*row.get(f"{name}s", ()), value]
+        if value is None:
+            talk.unnamed.setdefault(f"{name}s", at)
+        else:
+            talk.add_media(f"{name}s", value)
     return text
+
+
+_TALK_COLUMNS = ("messages", "rejected_messages", "prompt", "chosen", "rejected")
+
+
+def lost_keys(row: Row, layout: Layout) -> Iterator[Flaw]:
+    """Keys of messages that carry meaning, and that neither ms-swift nor a copy keeps; each once.
+
+    Args:
+        row: as it stands in the file.
+        layout: the format of the file.
+    """
+    said: set[str] = set()
+    for column, name in layout.rename.items():
+        turns = row.get(column) if name in _TALK_COLUMNS else None
+        for at, message in enumerate(turns if isinstance(turns, list) else (), 1):
+            if not isinstance(message, dict):
+                continue
+            for key in message.keys() & LOST_KEYS.keys() - said:
+                if message[key]:
+                    said.add(key)
+                    yield Flaw("lost-key", f'message {at} has "{key}", which ms-swift drops', LOST_KEYS[key])
+
+
+def unused_keys(layout: Layout, shape_of: Mapping[str, Collection[str]]) -> list[str]:
+    """Keys of messages that training does not look at, as "messages[].key".
+
+    Args:
+        layout: the format of the file.
+        shape_of: column -> keys of its objects.
+    """
+    known = _HARMLESS_KEYS | LOST_KEYS.keys() | USER_ROLES | ASSISTANT_ROLES
+    columns = [column for column, name in layout.rename.items() if name in _TALK_COLUMNS]
+    return [f"{column}[].{key}" for column in columns for key in shape_of.get(column, ()) if key not in known]
 
 
 def other_format(row: Row, layout: Layout) -> Flaw | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,10 +78,15 @@ class FileReport:
         if self.bad:
             parts.append(f"{self.bad:,} bad")
         if self.unused:
-            parts.append("not used: " + ", ".join(self.unused[:6]) + (", …" if len(self.unused) > 6 else ""))
+            parts.append("not used: " + shortened(self.unused))
         if self.copy_reason:
             parts.append(f"a copy is made, {self.copy_reason}")
         return f"{self.path}: " + ", ".join(parts)
+
+
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """The first of these names."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 @dataclass
@@ -185,6 +191,15 @@ class DataReport:
         bad = sum(file.bad for file in self.files)
         count += f", {bad:,} bad" if bad else ""
         return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
+
+    def plan_rows(self) -> Iterator[tuple[str, str]]:
+        """What the plan of a run says of its data: what they are, what is not used of them, what to look at."""
+        yield "data", self.headline()
+        for file in self.files:
+            if file.unused:
+                yield "not used", f"{file.path}: {shortened(file.unused)}"
+        for group in self.warnings:
+            yield "warning", f"{group.examples[0]}" + (f" ({group.count:,} rows)" if group.count > 1 else "")
 
     def verdict(self) -> str:
         """How many problems there are, in a phrase, e.g. "no errors, 1 warning"."""

@@ -29,7 +29,7 @@ from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
-from swift_toolkit.dataset.scan.part import Part, find_part, learned
+from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import WITH_STARTER, apart, scan_parts, worth_sharing
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.sample import sample_part
@@ -138,7 +138,7 @@ class _Verification:
 
     def _show(self, entry: FileReport, part: Part) -> None:
         entry.bytes, entry.copy_reason = part.file.size, part.copy_reason
-        entry.format, entry.unused = part.layout.name, list(part.layout.unused)
+        entry.format, entry.unused = part.layout.name, unused_names(part)
 
     def agree(self) -> None:
         """See that files that are read together go together."""

@@ -154,7 +154,7 @@ class TrainingPlan:
         """Names and values of the plan, in the order in which they are shown."""
         config, rows = self.config, self.batch
         yield "model", config.settings["model"].shown
-        yield "data", self.data.headline()
+        yield from self.data.plan_rows()
         yield "preset", PRESETS[config.preset].says if config.preset else config.tuner
         yield "device", str(self.device)
         yield "launch", self.launch.phrase()

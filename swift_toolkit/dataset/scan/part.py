@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.formats import Layout, layout_of
-from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.formats import TEXT_COLUMNS, Layout, layout_of
+from swift_toolkit.dataset.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.reading.files import (
     READ_BY_SWIFT,
     encoding_flaw,
@@ -213,7 +213,11 @@ def learned(part: Part, shape: Shape) -> Part:
         FlawError: they are in no known format.
     """
     # without any row that is an object there is no format, and no row that would need one
-    layout = layout_of(list(shape.fields), part.rules.columns) if shape.fields else part.layout
+    layout = (
+        layout_of(list(shape.fields), part.rules.columns, part.rules.task.rows)
+        if shape.fields
+        else part.layout
+    )
     reason = copy_reason(part.file, layout, shape, part.rules)
     return replace(part, layout=layout, shape=shape, copy_reason=reason)
 
@@ -231,6 +235,11 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> s
         return "ms-swift does not read chosen/rejected"
     if file.syntax == "csv":
         return "ms-swift would read numbers where text is meant"
+    if rules.task.rows == "class" and any(layout.rename.get(name) == "query" for name in TEXT_COLUMNS):
+        return 'ms-swift would take "text" for an answer'
+    for column, name in layout.rename.items():
+        if name == "messages" and (key := next(iter(_keys_inside(shape, column) & set(LOSS_KEYS)), None)):
+            return f'ms-swift knows "{key}" of a message as "loss"'
     for name in ("positive_messages", "negative_messages"):
         if rules.task.rows != "documents" and name in layout.rename.values():
             return f'ms-swift would delete rows without "{name}"'
@@ -240,6 +249,18 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> s
         if layout.rename[column] in _TEXT_COLUMNS and shape.fields[column].mixes_texts:
             return f'ms-swift would read texts like "42" in "{column}" as numbers'
     return ""
+
+
+def _keys_inside(shape: Shape, column: str) -> set[str]:
+    """Keys of the objects in a list."""
+    items = shape.fields[column].items
+    return set() if items is None else set(items.fields)
+
+
+def unused_names(part: Part) -> list[str]:
+    """Columns, and keys of messages, that training does not look at."""
+    keys = {column: _keys_inside(part.shape, column) for column in part.shape.fields}
+    return [*part.layout.unused, *unused_keys(part.layout, keys)]
 
 
 _NAMES = (

@@ -14,12 +14,14 @@ from operator import itemgetter, rshift, sub
 
 from swift_toolkit.dataset.checks import (
     BYTES_PER_TOKEN,
+    MARKS,
     MOJIBAKE,
     TINY_ANSWER,
     TOKENS_PER_MESSAGE,
     Rules,
     is_tiny,
     judge,
+    may_hold_marks,
 )
 from swift_toolkit.dataset.formats import layout_of
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, TOKEN_STEP, Tally
@@ -89,6 +91,8 @@ class QuickCheck:
     def _is_odd(self, text: str, controls: bool) -> bool:
         """Whether the text holds what `judge` may warn of: damaged or invisible characters, tags of media."""
         if self.rules.multimodal and any(tag in text for tag in _TAGS):
+            return True
+        if self.rules.task.rows != "text" and may_hold_marks(text) and MARKS.search(text):
             return True
         if text.isascii() and not controls:
             return False

@@ -54,7 +54,7 @@ class PlainTexts:
 
     def __init__(self, layout: Layout, shape: Shape) -> None:
         self.shape = shape
-        self.used = {name: column for column, name in layout.rename.items() if column not in layout.unused}
+        self.used = {name: column for column, name in layout.used[1].items()}
         names = self.used.keys() - {"system"}
         known = all(column in shape.fields for column in self.used.values())
         self.has_messages = layout.family == "messages" and names == {"messages"}
