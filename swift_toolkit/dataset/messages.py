@@ -129,7 +129,7 @@ def _refuse_conversations(row: Row, query: Any, response: Any) -> None:
     """A question that is a list of messages, as TRL and verl write prompts."""
     if not isinstance(query, list) or not all(isinstance(turn, dict) for turn in query):
         return
-    if isinstance(response, list):
+    if isinstance(response, (list, dict)):
         do = 'Join the two into one list "messages".'
         raise FlawError("messages", "the question and the answer are lists of messages", do)
     do = 'Rename the column to "messages", or set "columns": {"prompt": "messages"}.'
