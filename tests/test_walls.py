@@ -53,10 +53,13 @@ def test_the_package_does_not_import_the_scripts() -> None:
         assert not imports(ast.parse(file.read_text(encoding="utf-8"))) & scripts, file
 
 
-@pytest.mark.parametrize(
-    "module", [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in FILES]
-)
-def test_importing_a_module_imports_no_engine(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({ENGINES!r} & set(sys.modules)))"
+def test_importing_a_module_imports_no_engine() -> None:
+    modules = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in FILES]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    print(*[(name, engine) for engine in {ENGINES!r} & set(sys.modules)], end='')\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout == ""

@@ -74,6 +74,8 @@ def read_request(
     own = {name: setting for layer in given for name, setting in layer.items() if name in _ABOUT_THE_REQUEST}
     problems = list(_own_problems(own, command))
     if command == "sft":
+        problems += _task_problems(own, given)
+        given = _with_task(own, given)
         command = _task(own, given)
     install = msswift.installed()
     reader = _Reader(command, install, config_fields.fields(command, install))
@@ -134,17 +136,52 @@ def _plain(name: str) -> str:
 def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> Command:
     """The command of ms-swift that ``task`` names, or that follows from ``rlhf_type``."""
     task = own["task"].value if "task" in own else None
+    if (row := _named_task(own)) is not None:
+        return row.command
     if task in tasks.COMMANDS:
         return task  # type: ignore[no-any-return]
     rlhf = any(layer.get("rlhf_type") and layer["rlhf_type"].value is not None for layer in given)
     return "rlhf" if rlhf and task is None else "sft"
 
 
+def _named_task(own: Mapping[str, Setting]) -> tasks.Task | None:
+    """The task that ``task`` names, if it names one and not a command of ms-swift."""
+    name = own["task"].value if "task" in own else None
+    return next(
+        (row for row in tasks.TASKS.values() if row.name == name and name not in tasks.COMMANDS), None
+    )
+
+
+def _with_task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> list[dict[str, Setting]]:
+    """The layers, with ms-swift's own setting for the task that is named beside its name."""
+    row = _named_task(own)
+    if row is None:
+        return given
+    name, value = row.setting
+    brought = {name: replace(own["task"], value=value)}
+    return [brought | layer if layer.get("task") is own["task"] else layer for layer in given]
+
+
+def _task_problems(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> Iterator[Problem]:
+    """A task that contradicts ms-swift's own setting for it."""
+    row = _named_task(own)
+    if row is None:
+        return
+    name, value = row.setting
+    for layer in given:
+        if name in layer and layer[name].value not in (None, value):
+            what = f'is "{row.name}", but "{layer[name].written}" is {json.dumps(layer[name].value, default=str)}'
+            yield own["task"].problem(what, "Remove one of the two.")
+
+
 def _own_problems(own: Mapping[str, Setting], command: Command) -> Iterator[Problem]:
     """What is wrong with the keys that are no argument of ms-swift."""
     task, batch = own.get("task"), own.get("effective_batch_size")
-    if command == "sft" and task is not None and task.value not in (None, *tasks.COMMANDS):
-        yield task.problem(f"is {json.dumps(task.value, default=str)}", 'Use "sft", "pt" or "rlhf".')
+    is_named = task is None or task.value in (None, *tasks.COMMANDS) or _named_task(own) is not None
+    if command == "sft" and task is not None and not is_named:
+        near = config_translate.suggestions(str(task.value), tasks.TASKS)
+        do = f'Did you mean "{near[0]}"?' if near else f"Use one of {', '.join(tasks.TASKS)}."
+        yield task.problem(f"is {json.dumps(task.value, default=str)}", do)
     if batch is not None and batch.value is not None and _effective_batch(batch) is None:
         shown = json.dumps(batch.value, default=str)
         yield batch.problem(f"is {shown}; it must be a whole number, 1 or more")

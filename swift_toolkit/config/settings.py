@@ -14,7 +14,7 @@ from swift_toolkit.problems import Problem
 OWN_KEYS = {
     "preset": "`lora`, `qlora`, `full` or `multimodal`; without it `train_type` decides",
     "train_type": "a preset's name or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
-    "task": "`sft` (default), `pt` or `rlhf`; `rlhf_type` alone means `rlhf`",
+    "task": "what is trained: `sft` (default), `pt`, `dpo`, `grpo`, `seq_cls` … see docs/tasks.md",
     "effective_batch_size": "rows an optimiser step, on any number of devices: batch and accumulation follow from it",
 }
 """The keys that are the toolkit's own, with what they take; all others are ms-swift's."""

@@ -69,6 +69,11 @@ class Task:
     loss_over: Literal["tokens", "rows"] = "rows"
 
     @property
+    def setting(self) -> tuple[str, str]:
+        """The argument of ms-swift that chooses the task, beside the command, and its value."""
+        return ("rlhf_type", self.rlhf_type) if self.rlhf_type else ("task_type", self.task_type)
+
+    @property
     def has_answers(self) -> bool:
         """Whether a row must end with an answer."""
         return self.rows in ("answer", "preference", "judged")

@@ -184,7 +184,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"deepspeed": "ds.json"}, '"deepspeed" names the file "ds.json", which does not exist. Check the path.'),
     ({"truncation_strategy": "middle"}, '"truncation_strategy" cannot be "middle". Use one of delete, left, right, split.'),
     ({"preset": "lorra"}, '"preset" cannot be "lorra". Did you mean "lora"?'),
-    ({"task": "dpo"}, '"task" is "dpo". Use "sft", "pt" or "rlhf".'),
+    ({"task": "dpoo"}, '"task" is "dpoo". Did you mean "dpo"?'),
     # numbers
     ({"learning_rate": 0}, '"learning_rate" is 0; it must be greater than 0.'),
     ({"learning_rate": 1e4}, '"learning_rate" is 10000, which would destroy the model. Was an exponent forgotten? Use e.g. 1e-4.'),
