@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import presets, renames, rules, tasks
+from swift_toolkit.config import presets, renames, requirements, rules, tasks
 from swift_toolkit.config import translate as config_translate
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
@@ -106,7 +106,7 @@ def read_request(
     )
     if trains:
         problems += rules.problems(config, typed.rejected)
-        config.warnings += rules.warnings(config)
+        config.warnings += requirements.warnings(config)
     return config, problems
 
 

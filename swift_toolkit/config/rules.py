@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from swift_toolkit.config import registries
+from swift_toolkit.config import registries, requirements
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.problems import Problem
@@ -129,19 +129,18 @@ def problems(config: Config, rejected: Collection[str] = ()) -> Iterator[Problem
         rejected: names whose values are already reported; they count as given.
     """
     wrong = set()
-    for rule in (_required, _numbers, _choices, _secrets, _together, _evaluation, _quantisation, _attention):
+    for rule in (_required, _numbers, _choices, _secrets, _requirements, _quantisation, _attention):
         for problem in rule(config, rejected):
             wrong.add(problem.key)
             yield problem
     yield from (problem for problem in _packages(config) if problem.key not in wrong)
 
 
-def warnings(config: Config) -> Iterator[Problem]:
-    """What is legal in a request and probably not meant."""
-    if config.get("eval_steps") and not _has_validation(config):
-        yield config.problem(
-            "eval_steps", "has no effect: there is no validation data, so nothing is evaluated"
-        )
+def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
+    yield from requirements.needs(config, rejected)
+    yield from requirements.excludes(config)
+    yield from requirements.rewards(config)
+    yield from requirements.best_model(config)
 
 
 def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
@@ -208,43 +207,6 @@ def _secrets(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
             else "Remove it."
         )
         yield config.problem(name, what, do)
-
-
-def _together(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
-    if config.get("warmup_ratio") and config.get("warmup_steps"):
-        yield config.problem("warmup_steps", 'cannot be used with "warmup_ratio"', "Keep one of the two.")
-    if config.get("streaming") and config.get("max_steps", -1) <= 0 and not config.get("max_epochs"):
-        do = 'Add "max_steps": the length of a stream is not known.'
-        yield config.problem("streaming", 'needs "max_steps"', do)
-    if config.get("fp16") and config.get("bf16"):
-        yield config.problem("fp16", 'cannot be used with "bf16"', "Keep one of the two.")
-    if config.get("deepspeed") and config.get("fsdp"):
-        yield config.problem("fsdp", 'cannot be used with "deepspeed"', "Keep one of the two.")
-    if config.get("lazy_tokenize") and config.get("packing"):
-        yield config.problem("lazy_tokenize", 'cannot be used with "packing"', "Keep one of the two.")
-
-
-_VALIDATION = frozenset("val_dataset cached_val_dataset split_dataset_ratio eval_dataset".split())
-
-
-def _has_validation(config: Config) -> bool:
-    return any(config.get(name) for name in _VALIDATION)
-
-
-def _evaluation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
-    has_data = _has_validation(config) or not _VALIDATION.isdisjoint(rejected)
-    do = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
-    for name in ("eval_strategy", "load_best_model_at_end", "predict_with_generate", "early_stop_interval"):
-        if config.get(name, "no") not in ("no", False) and not has_data:
-            yield config.problem(name, "needs validation data, and there is none", do)
-    if config.get("load_best_model_at_end") and config.get("save_strategy", "steps") == "steps":
-        save, evaluate = (
-            config.get("save_steps", 500),
-            config.get("eval_steps") or config.get("save_steps", 500),
-        )
-        if save >= 1 and evaluate >= 1 and save % evaluate:
-            what = f"is {_shown(save)}, not a multiple of eval_steps {_shown(evaluate)}"
-            yield config.problem("save_steps", what, 'With "load_best_model_at_end" it must be.')
 
 
 def _quantisation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:

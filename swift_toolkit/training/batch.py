@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from swift_toolkit.config import requirements
 from swift_toolkit.config.settings import Config
+from swift_toolkit.config.tasks import Task
 from swift_toolkit.problems import Problem
 
 _LEAST_ROWS = (
@@ -16,7 +18,10 @@ _LEAST_ROWS = (
 
 
 class Settings(Protocol):
-    """Values by ms-swift's names."""
+    """Values by ms-swift's names, and what is trained."""
+
+    @property
+    def task(self) -> Task: ...
 
     def get(self, name: str, default: Any = None, /) -> Any: ...
 
@@ -53,7 +58,8 @@ def batch_of(settings: Settings, world: int) -> Batch:
     """The batch of a run with ``world`` processes."""
     rows = int(settings.get("per_device_train_batch_size", 1))
     given = settings.get("gradient_accumulation_steps")
-    accumulation = int(given or max(1, math.ceil(_LEAST_ROWS / (rows * world))))
+    least = _LEAST_ROWS if settings.task.batch_of == "rows" else 1
+    accumulation = int(given or max(1, math.ceil(least / (rows * world))))
     return Batch(rows=rows, accumulation=accumulation, feeders=feeders(settings, world))
 
 
@@ -89,4 +95,19 @@ def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    return batch.steps(rows, config.get("max_epochs") or config.get("num_train_epochs", 3.0))
+    epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
+    if config.task.batch_of == "answers":
+        return math.ceil(epochs * _answer_steps(config, batch, rows))
+    return batch.steps(rows, epochs)
+
+
+def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:
+    """Optimiser steps of one epoch of GRPO, whose batches hold answers: ``num_generations`` to each prompt.
+
+    As TRL's RepeatSampler: what does not fill a generation batch is dropped, and each is trained on in
+    ``steps_per_generation`` parts ``num_iterations`` times.
+    """
+    generated = requirements.generation_batch(config, batch.feeders)
+    parts = max(1, generated // (batch.rows * batch.feeders))
+    rounds: int = prompts * config.get("num_generations", 8) // generated
+    return max(1, rounds * parts * config.get("num_iterations", 1) // batch.accumulation)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from swift_toolkit.config import requirements
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset import copies
@@ -76,7 +77,9 @@ def check(request: TrainingRequest) -> CheckedRequest:
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
     problems += asked.problems(device)
     cluster = asked.cluster()
-    problems += batch.problems(config, Launch(config, device, cluster).world_size)
+    world_size = Launch(config, device, cluster).world_size
+    problems += batch.problems(config, world_size)
+    problems += requirements.generations(config, world_size)
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole)
     problems += _row_problems(request, config, data)

@@ -1,0 +1,343 @@
+"""What settings need, what they exclude, and what is legal and probably not meant.
+
+ms-swift lets most of this pass and fails after its import, after the model is loaded, or not at all. The tables are
+its own assertions (``arguments/`` and ``rlhf_trainers/`` of 3.12 and 4.6) and those of transformers and PEFT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from swift_toolkit.config.settings import Config
+from swift_toolkit.problems import Problem
+
+_VALIDATION = "val_dataset cached_val_dataset split_dataset_ratio eval_dataset".split()
+_DATA = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``setting=value``: it has the value, is a list with it, or with ``*`` is given and not false.
+
+    ``task`` and ``tuner`` stand for what they are in the end.
+    """
+
+    setting: str
+    value: str = "*"
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        setting, _, value = text.partition("=")
+        return cls(setting, value or "*")
+
+    def holds(self, config: Config) -> bool:
+        """Whether it is so in ``config``."""
+        given = _value(config, self.setting)
+        if self.value == "*":
+            return given not in (None, False, "no", [], {})
+        return self.value in [str(one) for one in (given if isinstance(given, list) else [given])]
+
+    def blamed(self, config: Config) -> str:
+        """The setting to blame."""
+        names = {"task": "task_type" if config.get("task_type") else "rlhf_type", "tuner": config.tuner_name}
+        return names.get(self.setting, self.setting)
+
+    @property
+    def shown(self) -> str:
+        return "" if self.value == "*" else f'is "{self.value}", which '
+
+
+def _value(config: Config, name: str) -> Any:
+    if name == "task":
+        return config.task.name
+    if name == "tuner":
+        return config.tuner
+    setting, _, key = name.partition(".")
+    value = config.get(setting)
+    if key and isinstance(value, dict):
+        return value.get(key)
+    return None if key else value
+
+
+def has_validation(config: Config) -> bool:
+    """Whether the run has data to validate on; a stream cannot be split."""
+    return any(
+        config.get(name)
+        for name in _VALIDATION
+        if name != "split_dataset_ratio" or not config.get("streaming")
+    )
+
+
+# --- needs --------------------------------------------------------------------------------------------------
+
+_NEEDS = """
+task=ppo                                     reward_model
+task=grpo                                    reward_funcs reward_model use_gym_env teacher_model teacher_model_server
+reward_funcs=soft_overlong                   soft_cache_length
+reward_weights                               reward_funcs reward_model use_gym_env
+advantage_reweight=rlsd                      reward_funcs
+vllm_mode                                    use_vllm
+vllm_mode=server                             vllm_server_host vllm_server_base_url
+lr_scheduler_type=cosine_with_min_lr         lr_scheduler_kwargs.min_lr lr_scheduler_kwargs.min_lr_rate
+lr_scheduler_type=cosine_warmup_with_min_lr  lr_scheduler_kwargs.min_lr lr_scheduler_kwargs.min_lr_rate
+lr_scheduler_type=warmup_stable_decay        lr_scheduler_kwargs.num_decay_steps
+"""
+"""A condition and the settings of which one must be given."""
+
+
+def needs(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
+    """Settings whose requirements are missing."""
+    for row in _NEEDS.strip().splitlines():
+        text, *wanted = row.split()
+        condition = Condition.parse(text)
+        given = {name for name in wanted if _value(config, name) not in (None, False, [], "")}
+        if given or not condition.holds(config) or any(name.partition(".")[0] in rejected for name in wanted):
+            continue
+        names = " or ".join(f'"{name}"' for name in wanted)
+        yield config.problem(condition.blamed(config), f"{condition.shown}needs {names}", _how(wanted))
+    yield from _needs_validation(config, rejected)
+    yield from _needs_steps(config)
+
+
+def _how(wanted: list[str]) -> str:
+    if "." in wanted[0]:
+        setting, _, key = wanted[0].partition(".")
+        return f'Add "{setting}": {{"{key}": ...}}.'
+    return "Add one of them." if len(wanted) > 1 else "Add it."
+
+
+def _needs_validation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
+    if has_validation(config) or not set(_VALIDATION).isdisjoint(rejected):
+        return
+    dropped = config.get("streaming") and config.get("split_dataset_ratio")
+    for name in "eval_strategy load_best_model_at_end predict_with_generate early_stop_interval".split():
+        if not Condition(name).holds(config):
+            continue
+        if dropped:
+            what = 'needs validation data, and ms-swift drops "split_dataset_ratio" with "streaming"'
+            yield config.problem(name, what, 'Name a file as "val_dataset", or remove it.')
+        else:
+            yield config.problem(name, "needs validation data, and there is none", _DATA)
+
+
+def _needs_steps(config: Config) -> Iterator[Problem]:
+    if config.get("streaming") and config.get("max_steps", -1) <= 0 and not config.get("max_epochs"):
+        do = 'Add "max_steps": the length of a stream is not known.'
+        yield config.problem("streaming", 'needs "max_steps"', do)
+
+
+# --- excludes -----------------------------------------------------------------------------------------------
+
+_EXCLUDES = """
+warmup_steps             warmup_ratio
+fp16                     bf16
+fsdp                     deepspeed
+lazy_tokenize            packing
+lazy_tokenize            streaming
+teacher_model_server     teacher_model
+cached_dataset           task=grpo
+cached_val_dataset       task=grpo
+async_generate           task=gkd
+async_generate           multi_turn_scheduler
+seq_kd                   task=gkd
+"""
+"""Two conditions that cannot hold together."""
+_FLASH = ("packing", "padding_free")
+_PACKS = {"sft", "pt", "grpo", "dpo", "kto", "gkd"}
+_SPLITS_ROWS = {"grpo", "dpo"}
+
+
+def excludes(config: Config) -> Iterator[Problem]:
+    """Settings that cannot be used together."""
+    for row in _EXCLUDES.strip().splitlines():
+        first, second = map(Condition.parse, row.split())
+        if first.holds(config) and second.holds(config):
+            other = f'"{second.blamed(config)}"' + (f' "{second.value}"' if second.value != "*" else "")
+            yield config.problem(first.setting, f"cannot be used with {other}", "Keep one of the two.")
+    yield from _algorithm(config)
+
+
+def _algorithm(config: Config) -> Iterator[Problem]:
+    """What one algorithm cannot do and others can."""
+    task = config.task
+    name = f'"{task.name}"'
+    if config.command == "rlhf" and task.name not in _PACKS:
+        for setting in _FLASH:
+            if config.get(setting):
+                yield config.problem(setting, f"cannot be used with {name}", "Remove it.")
+    if (
+        config.command == "rlhf"
+        and task.name not in _SPLITS_ROWS
+        and config.get("sequence_parallel_size", 1) > 1
+    ):
+        yield config.problem("sequence_parallel_size", f"cannot be used with {name}", "Remove it.")
+    loses_reference = task.batch_of == "answers" and config.get("beta") == 0
+    if (
+        config.get("ref_model")
+        and not loses_reference
+        and not (task.has_reference and config.tuner == "full")
+    ):
+        why = "the model without its adapter is the reference" if task.has_reference else f"{name} has none"
+        yield config.problem("ref_model", f"cannot be used here: {why}", "Remove it.")
+    loss_types = config.get("loss_type")
+    if isinstance(loss_types, list) and len(loss_types) > 1 and task.name != "dpo":
+        yield config.problem("loss_type", f"takes one value with {name}, not {len(loss_types)}", "Keep one.")
+    count = len(loss_types) if isinstance(loss_types, list) and loss_types else 1
+    weights = config.get("loss_weights")
+    if weights and task.name != "dpo":
+        yield config.problem("loss_weights", f"cannot be used with {name}", "Remove it.")
+    elif weights and len(weights) != count:
+        yield config.problem("loss_weights", f"has {len(weights)} values for {count} loss type(s)")
+
+
+# --- rewards and batches of GRPO ------------------------------------------------------------------------------
+
+
+def rewards(config: Config) -> Iterator[Problem]:
+    """Reward functions, reward models and their weights."""
+    models = config.get("reward_model") or []
+    sources = [*(config.get("reward_funcs") or []), *(models if isinstance(models, list) else [models])]
+    count = len(sources) + bool(config.get("use_gym_env"))
+    weights = config.get("reward_weights")
+    if weights is not None and count and len(weights) != count:
+        what = f"has {len(weights)} values for {count} rewards ({', '.join(map(str, sources))})"
+        yield config.problem("reward_weights", what, "Give one for each.")
+
+
+def generations(config: Config, world_size: int) -> Iterator[Problem]:
+    """How GRPO's answers share a batch (``RolloutTrainerArgumentsMixin`` and TRL's GRPOConfig).
+
+    Args:
+        config: the request.
+        world_size: processes of all machines.
+    """
+    if config.task.batch_of != "answers":
+        return
+    size, count = generation_batch(config, world_size), config.get("num_generations", 8)
+    if count < 2 and not (config.get("teacher_model") or config.get("teacher_model_server")):
+        yield config.problem("num_generations", f"is {count}; GRPO compares at least 2 answers to a prompt")
+        return
+    if count > 1 and size % count:
+        yield config.problem(
+            "num_generations",
+            f"is {count}, and generation_batch_size {size} is not a multiple of it",
+            _divisible(config, size, count),
+        )
+    batch = config.get("per_device_train_batch_size", 1) * world_size
+    if size % batch:
+        what = f"is {size}, not a multiple of the {batch} answers of {world_size} process(es)"
+        yield config.problem("generation_batch_size", what, f"Use e.g. {batch * count}.")
+    if has_validation(config) and config.get("eval_strategy", "steps") != "no":
+        count = config.get("num_generations_eval") or count
+        batch = config.get("per_device_eval_batch_size", 1) * world_size
+        if count > 1 and batch % count:
+            what = f"gives {batch} answers on {world_size} process(es), not a multiple of the {count} generations"
+            yield config.problem("per_device_eval_batch_size", what, f"Use e.g. {count}.")
+
+
+def _divisible(config: Config, size: int, count: int) -> str:
+    if config.get("generation_batch_size"):
+        return f'Use e.g. "generation_batch_size": {math.lcm(size, count)}.'
+    step = size // config.get("per_device_train_batch_size", 1)
+    use = next(n for n in range(1, count + 1) if n * step % count == 0)
+    return f'Use e.g. "per_device_train_batch_size": {use}.'
+
+
+def generation_batch(config: Config, world_size: int) -> int:
+    """Answers that GRPO generates at once."""
+    batch = config.get("per_device_train_batch_size", 1) * world_size
+    steps = config.get("steps_per_generation") or config.get("gradient_accumulation_steps") or 1
+    return int(config.get("generation_batch_size") or batch * steps)
+
+
+# --- the best model -----------------------------------------------------------------------------------------
+
+
+def best_model(config: Config) -> Iterator[Problem]:
+    """``load_best_model_at_end``: saved and evaluated at the same times."""
+    if not config.get("load_best_model_at_end") or not has_validation(config):
+        return
+    saved = config.get("save_strategy", "steps")
+    evaluated = config.get("eval_strategy", saved)
+    if saved == "best":
+        return
+    if saved != evaluated:
+        what = f'is "{evaluated}" and "save_strategy" is "{saved}"'
+        do = 'With "load_best_model_at_end" they must be the same.'
+        name = "eval_strategy" if "eval_strategy" in config.settings else "save_strategy"
+        yield config.problem(name, what if name == "eval_strategy" else f'is "{saved}"', do)
+    elif saved == "steps":
+        every, between = (
+            config.get("save_steps", 500),
+            config.get("eval_steps") or config.get("save_steps", 500),
+        )
+        if every >= 1 and between >= 1 and every % between:
+            what = f"is {every:g}, not a multiple of eval_steps {between:g}"
+            yield config.problem("save_steps", what, 'With "load_best_model_at_end" it must be.')
+
+
+# --- warnings -----------------------------------------------------------------------------------------------
+
+_USUAL = """
+learning_rate        tuner=full  4e-3  1e-6 to 1e-4 (ms-swift's default for full training: 1e-5)
+learning_rate        tuner=lora  4e-3  1e-5 to 1e-3 (ms-swift's default: 1e-4; Dettmers et al. 2023: 1e-4 and 2e-4)
+num_train_epochs     -           50    1 to 16 (ms-swift's default: 3; Ouyang et al. 2022: 16)
+lora_rank            tuner=lora  512   4 to 256 (ms-swift's default: 8; Hu et al. 2021, section 7.2: 1 to 64)
+lora_dropout         tuner=lora  0.5   0 to 0.1 (ms-swift's default: 0.05; Dettmers et al. 2023: 0.05 and 0.1)
+weight_decay         -           1     0 to 0.1 (ms-swift's default: 0.1)
+warmup_ratio         -           0.5   0 to 0.1 (ms-swift's default: 0)
+max_grad_norm        -           100   0.3 to 1 (transformers' default: 1; Dettmers et al. 2023: 0.3)
+neftune_noise_alpha  -           50    5 to 15 (Jain et al. 2023)
+"""
+"""Setting, condition, the value above which it is said, and the usual range with its source."""
+MOST_SCALE = 64
+"""lora_alpha over lora_rank; ms-swift's default is 4, and 1 to 8 are usual."""
+
+
+def warnings(config: Config) -> Iterator[Problem]:
+    """What is legal and probably not meant."""
+    for row in _USUAL.strip().splitlines():
+        name, condition, limit, usual = row.split(maxsplit=3)
+        value = config.get(name)
+        applies = condition == "-" or Condition.parse(condition).holds(config)
+        if applies and isinstance(value, (int, float)) and value > float(limit):
+            yield config.problem(name, f"is {value:g}; usual is {usual}", "Was it meant?")
+    yield from _adapter_warnings(config)
+    yield from _evaluation_warnings(config)
+    if config.get("save_strategy") == "no":
+        do = 'Remove it, or set it to "steps" or "epoch".'
+        yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
+    warmup, steps = config.get("warmup_steps") or 0, config.get("max_steps", -1)
+    if 0 < steps <= warmup:
+        what = f"is {warmup:g}, and the run has {steps:g} steps: the learning rate never reaches its value"
+        yield config.problem("warmup_steps", what)
+
+
+def _adapter_warnings(config: Config) -> Iterator[Problem]:
+    if config.tuner not in ("lora", "longlora", "adalora"):
+        return
+    alpha, rank = config.get("lora_alpha"), config.get("lora_rank", 8)
+    if alpha is not None and alpha / rank > MOST_SCALE and not config.get("use_rslora"):
+        factor = alpha / rank
+        what = f"is {alpha:g} with rank {rank:g}: a factor of {factor:g}; usual is 1 to 8 (ms-swift's default: 4)"
+        yield config.problem("lora_alpha", what, "Was it meant?")
+    trained = {*(config.get("modules_to_save") or []), *(config.get("target_modules") or [])}
+    if config.get("new_special_tokens") and trained.isdisjoint({"embed_tokens", "all-embedding", "wte"}):
+        what = "adds tokens that the model cannot learn: adapters do not train their embeddings"
+        yield config.problem(
+            "new_special_tokens", what, 'Add "modules_to_save": ["embed_tokens", "lm_head"].'
+        )
+
+
+def _evaluation_warnings(config: Config) -> Iterator[Problem]:
+    if has_validation(config):
+        return
+    if config.get("streaming") and config.get("split_dataset_ratio"):
+        what = 'has no effect: with "streaming" ms-swift sets it to 0, so nothing is evaluated'
+        yield config.problem("split_dataset_ratio", what, 'Name a file as "val_dataset".')
+    elif config.get("eval_steps"):
+        what = "has no effect: there is no validation data, so nothing is evaluated"
+        yield config.problem("eval_steps", what)
