@@ -116,6 +116,9 @@ PACKAGES: dict[tuple[str, str], Package] = {  # (argument, value; "*" for any th
     ("report_to", "swanlab"): Package("swanlab", "swanlab"),
     ("report_to", "mlflow"): Package("mlflow", "mlflow"),
     ("report_to", "trackio"): Package("trackio", "trackio"),
+    ("reward_funcs", "accuracy"): Package("math_verify", "math_verify"),
+    ("reward_funcs", "cosine"): Package("math_verify", "math_verify"),
+    ("eval_metric", "nlg"): Package("jieba", "jieba"),
     ("eval_use_evalscope", "*"): Package("evalscope", "evalscope"),
     ("use_vllm", "*"): Package("vllm", "vllm"),
 }

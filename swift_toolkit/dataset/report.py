@@ -53,6 +53,7 @@ class FileReport:
         complete: every row was looked at.
         unusable: not a single row can be saved by leaving others out.
         unused: columns that training does not look at.
+        columns: every column, by the name that ms-swift gives it.
         copy_reason: why ms-swift cannot be given the file itself but a converted copy; "" if it can.
     """
 
@@ -67,6 +68,7 @@ class FileReport:
     complete: bool = True
     unusable: bool = False
     unused: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     copy_reason: str = ""
 
     def line(self) -> str:

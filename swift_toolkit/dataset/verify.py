@@ -139,6 +139,7 @@ class _Verification:
     def _show(self, entry: FileReport, part: Part) -> None:
         entry.bytes, entry.copy_reason = part.file.size, part.copy_reason
         entry.format, entry.unused = part.layout.name, unused_names(part)
+        entry.columns = list(part.layout.rename.values())
 
     def agree(self) -> None:
         """See that files that are read together go together."""

@@ -110,4 +110,4 @@ def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:
     generated = requirements.generation_batch(config, batch.feeders)
     parts = max(1, generated // (batch.rows * batch.feeders))
     rounds: int = prompts * config.get("num_generations", 8) // generated
-    return max(1, rounds * parts * config.get("num_iterations", 1) // batch.accumulation)
+    return int(max(1, rounds * parts * config.get("num_iterations", 1) // batch.accumulation))

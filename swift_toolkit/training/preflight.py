@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.config import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset import verify
@@ -125,6 +126,25 @@ def verify_arguments(config: Config) -> dict[str, Any]:
         "max_length": config.get("max_length"),
         "columns": columns if isinstance(columns, dict) else None,
     }
+
+
+def column_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:
+    """Columns that the rewards or the teacher of a run need and that its data files do not have."""
+    files = [file for file in report.files if file.split == "train" and file.columns]
+    for name, wanted in registries.demanded_columns(config).items():
+        for file in files:
+            for column in sorted(set(wanted) - set(file.columns)):
+                what = f'has "{name}", which needs a column "{column}"; {file.path} has none'
+                yield config.problem(
+                    "reward_funcs", what, "Add it to each row, or use another reward function."
+                )
+    if config.task.has_teacher and not (config.get("teacher_model") or config.get("teacher_model_server")):
+        teaches_itself = config.install.line == "v4" and any(
+            "teacher_prompt" in file.columns for file in files
+        )
+        if not teaches_itself and not report.unchecked:
+            what = f'is "{config.task.name}", which needs "teacher_model" or a column "teacher_prompt"'
+            yield config.problem("rlhf_type", what, "Add one of them.")
 
 
 FINGERPRINT_BYTES = 1 << 26

@@ -102,3 +102,4 @@ def _row_problems(request: TrainingRequest, config: Config, data: DataReport) ->
     if not wrong and not request.looking:
         yield from copies.refusal(data, request.skip_bad_rows)
         yield from preflight.count_problems(config, data)
+        yield from preflight.column_problems(config, data)

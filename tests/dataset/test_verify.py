@@ -176,7 +176,7 @@ def test_report_as_plain_data() -> None:
     assert data["unchecked"] == ["owner/name"]
     assert data["files"][0] | {"bytes": 0} == {
         "path": "a.jsonl", "split": "train", "entry": 0, "format": "messages", "bytes": 0, "rows": 2, "checked": 2,
-        "bad": 1, "complete": True, "unusable": False, "unused": [], "copy_reason": "",
+        "bad": 1, "complete": True, "unusable": False, "unused": [], "columns": ["messages"], "copy_reason": "",
     }  # fmt: skip
     assert data["errors"] == [
         {

@@ -1,0 +1,9 @@
+from swift.rewards import ORM, orms
+
+
+class Closeness(ORM):
+    def __call__(self, completions, target, weight=1, **kwargs):
+        return [float(text == wanted) for text, wanted in zip(completions, target, strict=True)]
+
+
+orms["closeness"] = Closeness
