@@ -114,6 +114,14 @@ def builtin_of(path: str) -> str | None:
     return None
 
 
+def weight_names(model: str) -> tuple[str, ...]:
+    """The names of the weights of ``model`` (a key of `BUILTIN`), as they are when it is unpacked."""
+    kinds = {kind: f"{name}.weight" for kind, name in _TENSOR_NAMES.items()}
+    outside = [kinds.pop("token_embd"), kinds.pop("output_norm")]
+    blocks = range(BUILTIN[model].sizes["num_hidden_layers"])
+    return (*outside, *(f"model.layers.{block}.{name}" for block in blocks for name in kinds.values()))
+
+
 def materialise(model: str) -> Path:
     """The directory of ``model`` (a key of `BUILTIN`), unpacked first where needed: 3 to 5 seconds, once.
 

@@ -60,7 +60,7 @@ def kind_of(path: Path) -> Kind | None:
 
 def is_model(path: Path) -> bool:
     """Whether ``path`` is a directory with what makes a model: a config.json and weights, whole or not."""
-    return (path / "config.json").is_file() and bool(_weight_files(path))
+    return (path / "config.json").is_file() and bool(weight_files(path))
 
 
 def adapter_root(path: Path) -> Path | None:
@@ -153,7 +153,7 @@ def _model_faults(path: Path) -> list[Fault]:
         return [(f"{path} is a file", "Give the directory that holds config.json.")]
     if adapter_root(path) is not None:
         return [_adapter_as_model(path)]
-    if not (path / "config.json").exists() and not any(file.parent == path for file in _weight_files(path)):
+    if not (path / "config.json").exists() and not any(file.parent == path for file in weight_files(path)):
         return [
             (f"{path} holds no model: there is no config.json and no weights", _where_the_models_are(path))
         ]
@@ -239,7 +239,7 @@ def _ends_with(file: Path, end: bytes) -> bool:
         return content.read().rstrip().endswith(end)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """What of ``path`` would be loaded: the index, else the single file, else whatever weights lie there."""
     for name in (SINGLE_WEIGHTS[0], WEIGHT_INDEXES[0], SINGLE_WEIGHTS[1], WEIGHT_INDEXES[1]):
         if (path / name).is_file():
@@ -253,7 +253,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _weight_faults(path: Path) -> list[Fault]:
-    files = _weight_files(path)
+    files = weight_files(path)
     if not files:
         return [(f"{path} has no weights: there is no {', '.join(SINGLE_WEIGHTS)} or the like", AGAIN)]
     if files[0].name in WEIGHT_INDEXES:

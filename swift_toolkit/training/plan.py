@@ -16,7 +16,7 @@ from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
-from swift_toolkit.model import size
+from swift_toolkit.model import layers, size
 from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training import batch, preflight
 from swift_toolkit.training.batch import Batch
@@ -156,6 +156,8 @@ class TrainingPlan:
         yield "model", config.settings["model"].shown
         yield from self.data.plan_rows()
         yield "preset", PRESETS[config.preset].says if config.preset else config.tuner
+        for line in layers.counts(config):
+            yield "layers", line
         yield "device", str(self.device)
         yield "launch", self.launch.phrase()
         parts = f"{rows.rows} a device × {rows.accumulation} accumulated × {rows.feeders} process(es)"

@@ -15,7 +15,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
-from swift_toolkit.model import builtin, registry
+from swift_toolkit.model import builtin, layers, registry
 from swift_toolkit.model import files as model_files
 from swift_toolkit.model.files import looks_local
 from swift_toolkit.problems import Problem
@@ -32,6 +32,7 @@ def check(config: Config) -> list[Problem]:
     return [
         *_models(config),
         *registry.problems(config),
+        *layers.problems(config),
         *_checkpoints(config),
         *_plugins(config),
         *_media(config),
