@@ -8,6 +8,9 @@ its import or after the model is loaded; here a wrong one is found at once. Noth
 from __future__ import annotations
 
 import ast
+import difflib
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -41,6 +44,7 @@ train_type            -                                           plugin.tuner:e
 """Where the names of a setting are: module below ``swift`` and variable."""
 
 _TRAINERS: dict[Line, str] = {"v3": "trainers/rlhf_trainer", "v4": "rlhf_trainers"}
+_DATASETS: dict[Line, str] = {"v3": "llm/dataset/dataset", "v4": "dataset/dataset"}
 _TUNERS = tuple("lora full longlora adalora llamapro adapter vera boft fourierft reft bone".split())
 
 
@@ -51,10 +55,12 @@ class Registries:
     Args:
         names: setting -> its names, in the order of the source.
         columns: name of a reward function -> columns of the data that it demands.
+        datasets: names of data sets that have no owner.
     """
 
     names: dict[str, tuple[str, ...]]
     columns: dict[str, tuple[str, ...]]
+    datasets: tuple[str, ...]
 
 
 def _places(line: Line) -> Iterator[tuple[str, str, str]]:
@@ -88,13 +94,26 @@ def registries(install: SwiftInstall) -> Registries:
             sources = _trainer_files(install, trainer)
             names[f"loss_type of {trainer}"] = sorted(_compared(sources, "loss_type"))
             files += sources
-        return {"names": names, "columns": columns}, files
+        sources = sorted((install.location / _DATASETS[install.line]).glob("*.py"))
+        return {"names": names, "columns": columns, "datasets": _dataset_names(sources)}, [*files, *sources]
 
     def decode(found: Any) -> Registries:
         names = {setting: tuple(words) for setting, words in found["names"].items() if words}
-        return Registries(names, {name: tuple(words) for name, words in found["columns"].items()})
+        columns = {name: tuple(words) for name, words in found["columns"].items()}
+        return Registries(names, columns, tuple(found["datasets"]))
 
     return machine_files.kept(f"registries-{install.version}", str(install.location), read, decode)
+
+
+def _dataset_names(files: Iterable[Path]) -> list[str]:
+    """The names under which ``register_dataset`` registers data sets beside their ids on the hubs."""
+    keywords = (
+        node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.keyword) and node.arg == "dataset_name"
+    )
+    return sorted({text for node in keywords for text in _texts(node.value)})
 
 
 def _file_of(root: Path, module: str) -> Path | None:
@@ -306,6 +325,8 @@ def problems(config: Config) -> Iterator[Problem]:
         else:
             yield from _unknown(config, setting, values, allowed)
     yield from _init_weights(config)
+    if not config.get("custom_dataset_info") and not plugins.trees and plugins.complete:
+        yield from _dataset_problems(config, known.datasets)
 
 
 def _unknown(config: Config, setting: str, values: Any, words: Iterable[str] | None) -> Iterator[Problem]:
@@ -321,6 +342,38 @@ def _loss_scale(config: Config, value: str, words: Iterable[str], bases: Iterabl
     first, *rest = value.split("+")
     names = rest if first in bases else [first, *rest]
     yield from _unknown(config, "loss_scale", names, (*([] if rest else bases), *words))
+
+
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zst|zip)$", re.IGNORECASE)
+
+
+def _dataset_problems(config: Config, known: tuple[str, ...]) -> Iterator[Problem]:
+    """Data sets without an owner that are neither a file nor a name ms-swift registers. Hugging Face has some."""
+    use_hf = config.get("use_hf") or os.environ.get("USE_HF", "").lower() in ("1", "true")
+    for setting in ("dataset", "val_dataset"):
+        for text in config.get(setting) or []:
+            hub, _, rest = str(text).rpartition("::")
+            name = re.split("[:#]", rest)[0]
+            is_id = "/" in rest or "\\" in rest or _DATA_FILE.search(name) or not name
+            if (
+                is_id
+                or name in known
+                or hub.upper() == "HF"
+                or (use_hf and not hub)
+                or machine_files.exists(rest)
+            ):
+                continue
+            if not machine_files.exists(name):
+                do = _near_data(name, known) or "Name a file, or a data set of a hub as owner/name."
+                yield config.problem(
+                    setting, f'names "{text}", which is neither a file nor a known data set', do
+                )
+
+
+def _near_data(name: str, known: tuple[str, ...]) -> str:
+    files = {path.stem: path.name for path in Path.cwd().iterdir() if _DATA_FILE.search(path.name)}
+    near = difflib.get_close_matches(name, [*files, *files.values(), *known], n=1)
+    return f'Did you mean "{files.get(near[0], near[0])}"?' if near else ""
 
 
 def _init_weights(config: Config) -> Iterator[Problem]:

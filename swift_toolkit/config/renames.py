@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from swift_toolkit.config import tasks
+from swift_toolkit.machine.files import exists
 from swift_toolkit.machine.msswift import COMMANDS, Command, Line
 
 MISSING = object()
@@ -238,7 +239,7 @@ def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     modelscope, huggingface, template, *families_by_line = legacy
     settings: dict[str, Any] = {}
     paths = [work.given[key] for key in ("model", "model_id_or_path", "model_cache_dir") if key in work.given]
-    is_local = bool(paths) and _exists(paths[0])
+    is_local = bool(paths) and exists(paths[0])
     if is_local:
         settings["model_type"] = families_by_line[work.line == "v4"]
     elif not paths:
@@ -284,7 +285,7 @@ def _quantization_bit(work: Work, name: str, value: Any) -> dict[str, Any] | Non
 def _checkpoint(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     """A checkpoint is an adapter or a whole model; without the directory, its name and the tuner tell."""
     path = Path(str(value))
-    if _exists(path):
+    if exists(path):
         marks = ("adapter_config.json", "default/adapter_config.json", "reft")
         is_adapter = any((path / mark).exists() for mark in marks)
     else:
@@ -360,25 +361,17 @@ def _count(work: Work, name: str) -> int:
         return 0
 
 
-def _exists(path: Any) -> bool:
-    """Whether there is such a file or directory; a text that cannot be a path is none."""
-    try:
-        return Path(str(path)).exists()
-    except OSError:
-        return False
-
-
 def _split_datasets(value: Any) -> Any:
     """Data sets written as one string with commas, unless a file has that name."""
     items = _list(value)
-    return value if len(items) == 1 and _exists(items[0]) else split_text(value, ",")
+    return value if len(items) == 1 and exists(items[0]) else split_text(value, ",")
 
 
 def _dataset(item: Any, work: Work) -> str:
     """A data set that had a short name before 3.0 (``alpaca-zh:subset#1000``) by its id on the hub."""
     parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
     ids = legacy_names()["datasets"].get(parts[1]) if parts else None
-    if not parts or not ids or _exists(item) or _exists(parts[1]):
+    if not parts or not ids or exists(item) or exists(parts[1]):
         return str(item)
     use_hf = as_table_key(work.given.get("use_hf", False)) == "true"
     hub_id = (ids[1] or ids[0]) if use_hf else (ids[0] or f"HF::{ids[1]}")
@@ -398,7 +391,7 @@ def _freeze_parameters(work: Work, name: str, value: Any) -> dict[str, Any] | No
 def _deepspeed(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     """The configurations that came with ms-swift, by their path in its repository."""
     shipped = re.fullmatch(r".*?(zero[0123])(?:[-_](offload))?\.json", str(value))
-    if shipped is None or _exists(value):
+    if shipped is None or exists(value):
         return None
     return {"deepspeed": "_".join(filter(None, shipped.groups()))}
 

@@ -40,6 +40,14 @@ def kept(
     return decode(found)
 
 
+def exists(path: object) -> bool:
+    """Whether there is such a file or directory; a text that cannot be a path names none."""
+    try:
+        return Path(str(path)).exists()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
 def _write(cache: Path, content: Any) -> None:
     unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
     with suppress(OSError):
