@@ -12,20 +12,18 @@ and the ways to start ms-swift of all its generations (``swift sft``, ``torchrun
 from __future__ import annotations
 
 import argparse
-import ast
 import json
-import operator
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import script as config_script
-from swift_toolkit.config import tasks, translate
+from swift_toolkit.config import shell, tasks, translate
+from swift_toolkit.config.shell import Script, Statement
 from swift_toolkit.console import screen
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import COMMANDS, Command
@@ -60,9 +58,11 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     Raises:
         RequestError: there is no such command in it, or there are several.
     """
+    if strange := list(shell.problems(text, file)):
+        raise RequestError(strange)
     found: list[tuple[int, SwiftCommand]] = []
-    others: list[tuple[_Statement, SwiftCommand | None]] = []
-    for statement, command in _commands(text):
+    others: list[tuple[Statement, SwiftCommand | None]] = []
+    for statement, command in _commands(text, file):
         if command is not None and command.command in wanted:
             found.append((statement.line, command))
         elif statement.words:
@@ -80,16 +80,16 @@ def all_commands(text: str) -> list[SwiftCommand]:
     return [command for _, command in _commands(text) if command]
 
 
-def _commands(text: str) -> Iterator[tuple[_Statement, SwiftCommand | None]]:
+def _commands(text: str, file: str | None = None) -> Iterator[tuple[Statement, SwiftCommand | None]]:
     """The statements of a script, with the command of ms-swift that they run."""
-    script = _Script(text)
+    script = Script(text, file)
     for statement in script.statements():
         yield statement, _swift_command(statement, script.exported)
 
 
 def _not_one(
     found: list[tuple[int, SwiftCommand]],
-    others: list[tuple[_Statement, SwiftCommand | None]],
+    others: list[tuple[Statement, SwiftCommand | None]],
     wanted: Collection[Command],
     file: str | None,
 ) -> Problem:
@@ -104,7 +104,8 @@ def _not_one(
             return Problem(what, do, file=file, line=other.line)
         if command is not None or _is_swift(other):
             what = f'"{other}" is a command that cannot be run here'
-            do = (command and _for_the_installed(command)) or _which(wanted)
+            raw, instead = command and _for_the_installed(command), _instead(other)
+            do = " ".join(filter(None, [instead, raw])) or _which(wanted)
             return Problem(what, do, file=file, line=other.line)
     return Problem("no command of ms-swift is in it", _which(wanted), file=file)
 
@@ -114,6 +115,23 @@ _SCRIPTS: dict[Command, str] = {
     "infer": "inference_test.py",
     "deploy": "deploy_model.py",
 }
+
+
+_INSTEAD = {
+    "app": "Here: deploy_model.py --checkpoint DIR --chat serves a chat page.",
+    "web-ui": "Here: finetune_trainer.py trains and deploy_model.py --checkpoint DIR --chat serves a chat page.",
+    "merge-lora": "Here: deploy_model.py and inference_test.py --checkpoint DIR --merge-lora merge and use the result.",
+    "eval": "Here: inference_test.py --checkpoint DIR --questions-file FILE asks and scores your own questions.",
+}
+"""What does here what other commands of ms-swift do."""
+
+
+def _instead(statement: Statement) -> str:
+    names = {word.rpartition(".")[2].replace("_", "-") for word in statement.words[:4]}
+    merges = "export" in names and "--merge_lora" in statement.words
+    return next(
+        (text for name, text in _INSTEAD.items() if name in names or (merges and name == "merge-lora")), ""
+    )
 
 
 def _for_the_installed(command: SwiftCommand) -> str:
@@ -131,7 +149,7 @@ def _for_the_installed(command: SwiftCommand) -> str:
     return f"With ms-swift {install.version}: {shlex.join(words)}{lost and f' ({lost.strip()})'}"
 
 
-def _is_swift(statement: _Statement) -> bool:
+def _is_swift(statement: Statement) -> bool:
     """Whether a statement runs a command of ms-swift that is none of ours: ``megatron sft``, ``swift app``."""
     first, *rest = statement.words
     return _base_name(first) in ("megatron", "swift") or any(word.startswith("swift.cli.") for word in rest)
@@ -142,147 +160,23 @@ def _which(wanted: Collection[Command]) -> str:
     return f"Give a line with {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}."
 
 
-# ------------------------------------------------------------------------------------------ reading a script
-
-# Within a word: 'quoted', "quoted", $(substituted), `substituted`, $variable, ${variable}, escaped, ordinary.
-_PIECE = re.compile(
-    r"""'[^']*' | "(?:\\.|[^"\\])*" | \$\((?:[^()]|\([^()]*\))*\) | `[^`]*` | \$\w+ | \$\{[^}]*\}
-    | \\(?![ \t\r]*\n). | [^\s'"\\;&|<>()`]""",
-    re.VERBOSE | re.DOTALL,
-)
-_TOKEN = re.compile(
-    rf"""
-    (?P<blank> [ \t\r]+ | \\[ \t\r]*\n(?:(?:[ \t]*\#[^\n]*\n)+(?=[ \t]*-))?)  # an option may be commented out
-  | (?P<comment> (?<![^\s;&|(])\#[^\n]*)
-  | (?P<redirection> \d?(?:&>>?|>>|>&?|<<<|<)(?P<handle>(?<=&)\d)?)
-  | (?P<end> \n | ;+ | &&? | \|\|? | [()])
-  | (?P<word> (?:{_PIECE.pattern})+)
-  | (?P<stray> .)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_VARIABLE = re.compile(r"(?<!\\)\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\})")
-_SUM = re.compile(r"\$\(\((?P<sum>[^()]*)\)\)|\$\(\s*expr\s(?P<expr>[^()]*)\)|`\s*expr\s(?P<old>[^`]*)`")
-_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
-
-
-@dataclass
-class _Statement:
-    """One simple command of a script: where it begins, the variables set for it alone, its words."""
-
-    line: int = 0
-    env: dict[str, str] = field(default_factory=dict)
-    words: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        text = " ".join(self.words)
-        return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-class _Script:
-    """The simple commands of a script, with the variables it assigns put in."""
-
-    def __init__(self, text: str) -> None:
-        self.text = f"{text}\n\n"  # the last line may end in a backslash
-        self.variables: dict[str, str] = {}
-        self.exported: dict[str, str] = {}
-        self._statement = _Statement()
-
-    def statements(self) -> Iterator[_Statement]:
-        redirected = ""
-        for token in _TOKEN.finditer(self.text):
-            if token["redirection"]:
-                redirected = "" if token["handle"] else token["redirection"]
-            elif token["word"] and redirected:
-                self._statement.notes.append(f"{redirected} {token['word']}")
-                redirected = ""
-            elif token["word"]:
-                self._statement.line = self._statement.line or self.text.count("\n", 0, token.start()) + 1
-                self._add(token["word"])
-            elif token["end"]:
-                self._assign()
-                yield self._statement
-                self._statement = _Statement()
-
-    def _add(self, word: str) -> None:
-        assignment = _ASSIGNMENT.fullmatch(word)
-        if assignment and self._statement.words in ([], ["export"], ["env"]):
-            self._statement.env[assignment[1]] = "".join(self._pieces(assignment[2]))
-        elif _VARIABLE.fullmatch(word):  # not quoted: the shell makes words of what is in it
-            text = self._with_variables(word)
-            self._statement.words += [text] if "$(" in text else text.split()
-        else:
-            self._statement.words.append("".join(self._pieces(word)))
-
-    def _assign(self) -> None:
-        """Keeps the variables of a statement that runs nothing."""
-        exports = self._statement.words == ["export"]
-        if exports or not self._statement.words:
-            self.variables |= self._statement.env
-            self.exported |= self._statement.env if exports else {}
-            self._statement.words = []
-
-    def _pieces(self, word: str) -> Iterator[str]:
-        """The parts of a word as the shell would hand them over."""
-        for match in _PIECE.finditer(word):
-            piece = match[0]
-            if piece.startswith("'"):
-                yield piece[1:-1]
-            elif piece.startswith('"'):
-                yield re.sub(r"\\([$`\"\\])|\\\n", r"\1", self._with_variables(piece[1:-1]))
-            elif piece.startswith("\\"):
-                yield piece[1:]
-            else:
-                yield self._with_variables(piece)
-
-    def _with_variables(self, text: str) -> str:
-        """The text with variables and sums worked out; what cannot be is noted and kept."""
-        text = _SUM.sub(self._sum, _VARIABLE.sub(self._variable, text))
-        for left in re.findall(r"(?<!\\)(?:\$\(.*\)|`.*?`|\$\{.*?\}|\$\w+)", text):
-            self._statement.notes.append(f"{left} is not known here and kept as it stands")
-        return text
-
-    def _variable(self, match: re.Match[str]) -> str:
-        name, default = match["name"] or match["braced"], match["default"]
-        return self.variables.get(name, match[0] if default is None else default)
-
-    def _sum(self, match: re.Match[str]) -> str:
-        terms = match["sum"] or match["expr"] or match["old"]
-        if match["sum"]:  # where variables need no dollar sign
-            terms = re.sub(r"[A-Za-z_]\w*", lambda name: self.variables.get(name[0], name[0]), terms)
-        terms = terms.replace("\\", "").replace("/", "//").strip()
-        try:
-            return str(_value_of(ast.parse(terms, mode="eval").body))
-        except (SyntaxError, LookupError, TypeError, ValueError, ArithmeticError):
-            return match[0]
-
-
-def _value_of(node: ast.expr) -> int:
-    """The value of a sum of whole numbers."""
-    if isinstance(node, ast.BinOp):
-        return _ARITHMETIC[type(node.op)](_value_of(node.left), _value_of(node.right))
-    return int(ast.literal_eval(node))
-
-
-# ------------------------------------------------------------------------------------------ reading a command
+# --- reading a command ---------------------------------------------------------------------------------------
 
 _RLHF_TYPES = [task.rlhf_type for task in tasks.TASKS.values() if task.rlhf_type]
 _MODULE = re.compile(r"swift\.cli\.(\w+)")
 _SCRIPT = re.compile(r"(?:.*/)?(?:swift/cli/(\w+)|(?:llm_)(\w+)|(rlhf))\.py")
-_LAUNCHER = {
-    name: name.upper() for name in ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
-}
+_LAUNCHERS = """
+torchrun    nproc_per_node=NPROC_PER_NODE nnodes=NNODES node_rank=NODE_RANK master_addr=MASTER_ADDR
+torchrun    master_port=MASTER_PORT
+accelerate  num_processes=NPROC_PER_NODE num_machines=NNODES machine_rank=NODE_RANK main_process_ip=MASTER_ADDR
+accelerate  main_process_port=MASTER_PORT gpu_ids=CUDA_VISIBLE_DEVICES
+deepspeed   num_gpus=NPROC_PER_NODE num_nodes=NNODES node_rank=NODE_RANK master_addr=MASTER_ADDR
+deepspeed   master_port=MASTER_PORT
+"""
+"""The flags of launchers and the environment variables that ms-swift reads."""
 
 
-def _swift_command(statement: _Statement, exported: dict[str, str]) -> SwiftCommand | None:
+def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftCommand | None:
     """The command of ms-swift that a statement runs, if it runs one."""
     for position, word in enumerate(statement.words):
         rest = statement.words[position + 1 :]
@@ -300,11 +194,13 @@ def _swift_command(statement: _Statement, exported: dict[str, str]) -> SwiftComm
         values, stray = _arguments([word for word in rest if word not in ("...", "…")])
         if stray and stray[0].endswith((".yaml", ".yml", ".json")):
             values = {"config": stray.pop(0)} | values
-        env = exported | statement.env | _launcher_environment(statement.words[:position])
+        launched = _launched(statement.words[:position])
+        env = exported | statement.env | launched.env
         if env.get("USE_HF", "").lower() in ("1", "true"):
             fixed["use_hf"] = "true"
-        notes = [*statement.notes, *(f"{text} belongs to no setting" for text in stray)]
-        return SwiftCommand(command, env, fixed | values, notes)
+        notes = [*statement.notes, *launched.notes, *(f"{text} belongs to no setting" for text in stray)]
+        shared = _one_process(command, env)
+        return SwiftCommand(command, env | shared.env, fixed | values, notes + shared.notes)
     return None
 
 
@@ -336,14 +232,60 @@ def _value(texts: list[str]) -> Any:
     return True if not texts else texts[0] if len(texts) == 1 else texts
 
 
-def _launcher_environment(words: list[str]) -> dict[str, str]:
-    """What ``torchrun`` is told, as the environment variables that ms-swift reads."""
+class _Launched(NamedTuple):
+    """Environment variables that ms-swift reads, and what could not be said by them."""
+
+    env: dict[str, str]
+    notes: list[str]
+
+
+def _launched(words: list[str]) -> _Launched:
+    """What a launcher in front of ms-swift is given."""
+    launcher = next(
+        (one for word in words if (one := _base_name(word)) in ("accelerate", "deepspeed")), "torchrun"
+    )
     values, _ = _arguments(words)
-    return {_LAUNCHER[name]: str(value) for name, value in values.items() if name in _LAUNCHER}
+    env: dict[str, str] = {}
+    notes = []
+    for name, value in values.items():
+        variable = _variables(launcher).get(name)
+        if variable is None:
+            notes.append(f"{launcher} --{name} {'' if value is True else value}".rstrip())
+        elif "$" in str(value):
+            notes.append(f"{launcher} --{name} {value}, which is not set here")
+        else:
+            env[variable] = str(value)
+    machines, processes = env.get("NNODES", "1"), env.get("NPROC_PER_NODE", "")
+    if launcher == "accelerate" and processes.isdecimal() and machines.isdecimal():  # it counts all of them
+        env["NPROC_PER_NODE"] = str(max(1, int(processes) // max(1, int(machines))))
+    if (
+        included := re.fullmatch(r"localhost:([\d,]+)", str(values.get("include")))
+    ) and launcher == "deepspeed":
+        env |= {"CUDA_VISIBLE_DEVICES": included[1], "NPROC_PER_NODE": str(included[1].count(",") + 1)}
+        notes = [note for note in notes if not note.startswith("deepspeed --include")]
+    if "hostfile" in values:
+        notes.append("a hostfile: start this on each machine with --nnodes, --node-rank and --master-addr")
+    return _Launched(env, notes)
+
+
+def _variables(launcher: str) -> dict[str, str]:
+    rows = [row.split()[1:] for row in _LAUNCHERS.strip().splitlines() if row.startswith(launcher)]
+    return dict(pair.split("=") for row in rows for pair in row)
+
+
+def _one_process(command: Command, env: Mapping[str, str]) -> _Launched:
+    """One process over several devices (ms-swift's ``device_map``), where a script names them and no launcher."""
+    devices = env.get("CUDA_VISIBLE_DEVICES", env.get("ASCEND_RT_VISIBLE_DEVICES", ""))
+    count = len(devices.split(","))
+    launched = {"NPROC_PER_NODE", "NNODES"} & (env.keys() | os.environ.keys())
+    if command not in tasks.COMMANDS or count < 2 or launched or "$" in devices:
+        return _Launched({}, [])
+    note = f"nothing: one process over {count} devices, as written. --nproc-per-node {count} uses them all at once"
+    return _Launched({"NPROC_PER_NODE": "1"}, [note])
 
 
 def _base_name(word: str) -> str:
-    return PurePosixPath(word).name
+    return word.rpartition("/")[2]
 
 
 def request(

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -54,8 +54,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             RequestError: a word belongs to no flag, or a setting is given twice.
         """
-        flags, settings, problems = [], {}, []
-        for words in _grouped(sys.argv[1:] if argv is None else argv):
+        flags, settings = [], {}
+        given = list(sys.argv[1:] if argv is None else argv)
+        problems = list(_long_dashes(given))
+        for words in _grouped(given):
             name, equals, value = words[0].partition("=")
             flag = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
             if flag in self._option_string_actions or not name.startswith("--"):
@@ -70,6 +72,26 @@ class Parser(argparse.ArgumentParser):
         if problems:
             raise RequestError(problems)
         return self.parse_args(flags), settings
+
+
+_DASHES = "‐‑‒–—―−﹣－"
+LONG_DASH = re.compile(
+    rf"(?=-*[{_DASHES}])[-{_DASHES}]+(?P<name>[A-Za-z][\w.-]*|[\d.]+(?:[eE]-?\d+)?)(?:=.*)?", re.DOTALL
+)
+"""A word that begins with a dash of a word processor."""
+
+
+def _long_dashes(words: Sequence[str]) -> Iterator[Problem]:
+    for word in words:
+        if found := LONG_DASH.fullmatch(word):
+            yield long_dash(word, found)
+
+
+def long_dash(word: str, found: re.Match[str], file: str | None = None, line: int | None = None) -> Problem:
+    """The problem of a word that `LONG_DASH` matches."""
+    name = found["name"]
+    right = f"-{name}" if name[0].isdigit() or len(name) == 1 else f"--{name}"
+    return Problem(f'"{word}" begins with a long dash', f"Write {right}.", file=file, line=line)
 
 
 def _grouped(argv: Sequence[str]) -> list[list[str]]:

@@ -149,7 +149,7 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         (
             deploy_model,
             ["--from-command", "swift app --model a"],
-            '"swift app --model a" is a command that cannot be run here. Give a line with swift deploy.',
+            '"swift app --model a" is a command that cannot be run here. Here: deploy_model.py --checkpoint DIR --chat serves a chat page.',
         ),
         (
             inference_test,

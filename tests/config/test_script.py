@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,7 +133,7 @@ def test_the_wanted_command_of_several() -> None:
         (
             "swift app --model a",
             'run.sh:1: "swift app --model a" is a command that cannot be run here. '
-            "Give a line with swift sft, swift pt or swift rlhf.",
+            "Here: deploy_model.py --checkpoint DIR --chat serves a chat page.",
         ),
         (
             "echo swift",
@@ -154,3 +155,149 @@ def test_scripts_without_one_command(text: str, message: str) -> None:
 def test_any_text_is_read(text: str) -> None:
     for command in all_commands(text):
         assert command.command == "sft"
+
+
+def settings_of(text: str, file: str | None = None) -> dict[str, Any]:
+    return from_command(text, TRAINING, file).values
+
+
+def test_arrays() -> None:
+    text = """
+ARGS=(
+    --lora_rank 16   # small
+    --dataset "a b.jsonl"
+    c.jsonl
+)
+ARGS+=(--packing)
+SIZES=(8 4)
+swift sft --model a/b "${ARGS[@]}" --lora_alpha ${SIZES[0]} --max_steps $SIZES ${SIZES[@]}
+"""
+    assert settings_of(text) == {
+        "model": "a/b",
+        "lora_rank": "16",
+        "dataset": ["a b.jsonl", "c.jsonl"],
+        "packing": True,
+        "lora_alpha": "8",
+        "max_steps": ["8", "8", "4"],
+    }
+    assert from_command("swift sft --model a ${NONE[@]}", TRAINING).left_out == [
+        "${NONE[@]} is not known here and kept as it stands"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "dataset"),
+    [
+        ("D=$(pwd)\nswift sft --dataset $D/a.jsonl", "{cwd}/a.jsonl"),
+        ("swift sft --dataset `pwd`/a.jsonl", "{cwd}/a.jsonl"),
+        ('swift sft --dataset "$PWD/a.jsonl"', "{cwd}/a.jsonl"),
+        ('D=$(dirname "$0")\nswift sft --dataset $D/a.jsonl', "sub/a.jsonl"),
+        ("swift sft --dataset $(dirname $0)/a.jsonl", "sub/a.jsonl"),
+        ('D=$(cd "$(dirname "$0")" && pwd)\nswift sft --dataset $D/a.jsonl', "{cwd}/sub/a.jsonl"),
+        (
+            'D="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"\nswift sft --dataset $D/a.jsonl',
+            "{cwd}/a.jsonl",
+        ),
+        ("swift sft --dataset $DATA_ROOT/a.jsonl", "/data/a.jsonl"),
+        ("swift sft --dataset $MY_TOKEN", "$MY_TOKEN"),
+    ],
+)
+def test_places_are_known_without_running_anything(
+    text: str, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_ROOT", "/data")
+    monkeypatch.setenv("MY_TOKEN", "secret")
+    assert settings_of(text, "sub/train.sh")["dataset"] == dataset.format(cwd=Path.cwd())
+
+
+def test_comments_behind_a_backslash() -> None:
+    text = "swift sft \\\n  --model a/b \\ # the base\n  --lora_rank 8 \\  # small\n  --system 'a # b' --tag a\\#b\n"
+    assert settings_of(text) == {"model": "a/b", "lora_rank": "8", "system": "a # b", "tag": "a#b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "swift sft ^\n  --model a",
+            'run.sh:1: "^" continues lines in cmd.exe. Write "\\" at the end of the line.',
+        ),
+        (
+            "swift sft `\n  --model a",
+            'run.sh:1: "`" continues lines in PowerShell. Write "\\" at the end of the line.',
+        ),
+        (
+            "swift sft --model a \\\n  ——lora_rank 8",
+            'run.sh:2: "——lora_rank" begins with a long dash. Write --lora_rank.',
+        ),
+        ("swift sft –-lora_rank=8", 'run.sh:1: "–-lora_rank=8" begins with a long dash. Write --lora_rank.'),
+        ("swift sft --save_total_limit −1", 'run.sh:1: "−1" begins with a long dash. Write -1.'),
+        (
+            "swift sft --system “You are”",
+            'run.sh:1: "“" is a quotation mark of a word processor, which the shell takes for a letter. Write " or \'.',
+        ),
+    ],
+)
+def test_what_no_shell_of_linux_reads_as_meant(text: str, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        from_command(text, TRAINING, "run.sh")
+    assert message in str(caught.value).splitlines()
+
+
+def test_typographic_marks_inside_quotes_are_text() -> None:
+    text = "swift sft --system '“Hello” — he said' --model_author \"– x\""
+    assert settings_of(text) == {"system": "“Hello” — he said", "model_author": "– x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "env"),
+    [
+        (
+            "accelerate launch --num_processes 8 --num_machines 2 --machine_rank 1 --main_process_ip h "
+            "--main_process_port 1234 swift/cli/sft.py --model a",
+            {
+                "NPROC_PER_NODE": "4",
+                "NNODES": "2",
+                "NODE_RANK": "1",
+                "MASTER_ADDR": "h",
+                "MASTER_PORT": "1234",
+            },
+        ),
+        ("deepspeed --num_gpus=2 llm_sft.py --model a", {"NPROC_PER_NODE": "2"}),
+        (
+            "deepspeed --include localhost:1,3 --master_port 7 llm_sft.py --model a",
+            {"CUDA_VISIBLE_DEVICES": "1,3", "NPROC_PER_NODE": "2", "MASTER_PORT": "7"},
+        ),
+        (
+            "python -m torch.distributed.run --nproc-per-node 2 --nnodes $WORLD_SIZE swift/cli/sft.py --model a",
+            {"NPROC_PER_NODE": "2", "NNODES": "3"},
+        ),
+        (
+            "torchrun --nproc_per_node 2 --node_rank $NO_RANK swift/cli/sft.py --model a",
+            {"NPROC_PER_NODE": "2"},
+        ),
+        (
+            "CUDA_VISIBLE_DEVICES=0,1 python llm_sft.py --model a",
+            {"CUDA_VISIBLE_DEVICES": "0,1", "NPROC_PER_NODE": "1"},
+        ),
+        (
+            "CUDA_VISIBLE_DEVICES=0,1 NPROC_PER_NODE=2 swift sft --model a",
+            {"CUDA_VISIBLE_DEVICES": "0,1", "NPROC_PER_NODE": "2"},
+        ),
+    ],
+)
+def test_launchers(text: str, env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert from_command(text, TRAINING).env == env
+
+
+def test_what_a_launcher_cannot_pass_on_is_said() -> None:
+    found = from_command("deepspeed --hostfile hosts --num_gpus 2 llm_sft.py --model a", TRAINING)
+    assert found.left_out == [
+        "deepspeed --hostfile hosts",
+        "a hostfile: start this on each machine with --nnodes, --node-rank and --master-addr",
+    ]
+    found = from_command("CUDA_VISIBLE_DEVICES=0,1 swift sft --model a", TRAINING)
+    assert found.left_out == [
+        "nothing: one process over 2 devices, as written. --nproc-per-node 2 uses them all at once"
+    ]

@@ -1,0 +1,236 @@
+"""A shell script as simple commands, without running any of it.
+
+Variables, arrays and sums that the script assigns are put in, and what the directory of the script or the user's
+environment tells; comments, continued lines, quotes and redirections are understood. Loops and conditions are not
+followed.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swift_toolkit.console.command_line import LONG_DASH, long_dash
+from swift_toolkit.problems import Problem
+
+# A line goes on behind a backslash, also where a comment stands behind it.
+_CONTINUED = r"[ \t\r]*(?:[ \t]\#[^\n]*)?\n"
+_SUBSTITUTED = r"\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+# Within a word: 'quoted', "quoted", $(substituted), `substituted`, $variable, ${variable}, escaped, ordinary.
+_PIECE = re.compile(
+    rf"""'[^']*' | "(?:\\.|{_SUBSTITUTED}|[^"\\])*" | {_SUBSTITUTED} | `[^`]*` | \$\w+ | \$\{{[^}}]*\}}
+    | \\(?!{_CONTINUED}). | [^\s'"\\;&|<>()`]""",
+    re.VERBOSE | re.DOTALL,
+)
+_TOKEN = re.compile(
+    rf"""
+    (?P<blank> [ \t\r]+ | \\{_CONTINUED}(?:(?:[ \t]*\#[^\n]*\n)+(?=[ \t]*-))?)  # an option may be commented out
+  | (?P<comment> (?<![^\s;&|(])\#[^\n]*)
+  | (?P<redirection> \d?(?:&>>?|>>|>&?|<<<|<)(?P<handle>(?<=&)\d)?)
+  | (?P<array> (?P<name>[A-Za-z_]\w*)(?P<more>\+?)=\((?P<items>(?:{_PIECE.pattern}|\s|\\\n|\#[^\n]*\n)*)\))
+  | (?P<end> \n | ;+ | &&? | \|\|? | [()])
+  | (?P<word> (?:{_PIECE.pattern})+)
+  | (?P<stray> .)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
+_VARIABLE = re.compile(r"(?<!\\)\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?:\[0\])?(?::?-(?P<default>[^}]*))?\})")
+_ARRAY = re.compile(r"(?P<quote>\"?)\$\{(?P<name>\w+)\[[@*]\]\}(?P=quote)")
+_SUM = re.compile(r"\$\(\((?P<sum>[^()]*)\)\)|\$\(\s*expr\s(?P<expr>[^()]*)\)|`\s*expr\s(?P<old>[^`]*)`")
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_SCRIPT_NAME = r"""(?:"?\$\{?(?:0|BASH_SOURCE(?:\[0\])?)\}?"?)"""
+_DIRNAME = re.compile(rf"\$\(\s*dirname\s+(?:--\s+)?{_SCRIPT_NAME}\s*\)|`\s*dirname\s+{_SCRIPT_NAME}\s*`")
+_PWD = re.compile(r"\$\(\s*pwd(?:\s+-\w)?\s*\)|`\s*pwd\s*`")
+_CD_PWD = re.compile(
+    rf"\$\(\s*cd\s+\"?(?P<where>{_DIRNAME.pattern})(?P<below>[^\"&;]*)\"?\s*(?:>\s*/dev/null\s*)?(?:&&|;)\s*pwd(?:\s+-\w)?\s*\)"
+)
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSW", re.IGNORECASE)
+_DECLARES = {"export", "env", "declare", "local", "readonly", "typeset"}
+_FOR_OTHER_SHELLS = (
+    (re.compile(r"(?m)(?<=[ \t])\^[ \t\r]*$"), '"^" continues lines in cmd.exe'),
+    (re.compile(r"(?m)(?<=[ \t])`[ \t\r]*$"), '"`" continues lines in PowerShell'),
+)
+_TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
+
+
+@dataclass
+class Statement:
+    """One simple command of a script: where it begins, the variables set for it alone, its words."""
+
+    line: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = " ".join(self.words)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def problems(text: str, file: str | None = None) -> Iterator[Problem]:
+    """What no shell of Linux reads as it was meant: the line ends of other shells, the dashes and quotes of a word
+    processor or web page."""
+    for pattern, what in _FOR_OTHER_SHELLS:
+        if found := pattern.search(text):
+            yield Problem(
+                what, 'Write "\\" at the end of the line.', file=file, line=_line(text, found.start())
+            )
+    for token in _TOKEN.finditer(f"{text}\n\n"):
+        word = token["word"] or ""
+        if dashed := LONG_DASH.fullmatch(word):
+            yield long_dash(word, dashed, file, _line(text, token.start()))
+        plain = [piece for piece in _PIECE.findall(word) if piece in _TYPED_QUOTES]
+        if plain:
+            what = f'"{plain[0]}" is a quotation mark of a word processor, which the shell takes for a letter'
+            yield Problem(what, "Write \" or '.", file=file, line=_line(text, token.start()))
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+class Script:
+    """The simple commands of a script, with the variables it assigns put in.
+
+    Args:
+        text: the script.
+        file: where it is, for ``$(dirname "$0")``; a line of the user's has no place of its own.
+        environment: the variables that are set around it.
+    """
+
+    def __init__(
+        self, text: str, file: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.text = f"{text}\n\n"  # the last line may end in a backslash
+        self.directory = str(Path(file).parent) if file else "."
+        around = os.environ if environment is None else environment
+        self.environment = {name: value for name, value in around.items() if not _SECRET.search(name)}
+        self.variables: dict[str, str] = {"PWD": str(Path.cwd())}
+        self.arrays: dict[str, list[str]] = {}
+        self.exported: dict[str, str] = {}
+        self._statement = Statement()
+
+    def statements(self) -> Iterator[Statement]:
+        """The simple commands in order, those that run nothing included."""
+        redirected = ""
+        for token in _TOKEN.finditer(self.text):
+            if token["redirection"]:
+                redirected = "" if token["handle"] else token["redirection"]
+            elif token["word"] and redirected:
+                self._statement.notes.append(f"{redirected} {token['word']}")
+                redirected = ""
+            elif token["array"]:
+                self._keep_array(token["name"], bool(token["more"]), token["items"])
+            elif token["word"]:
+                self._statement.line = self._statement.line or _line(self.text, token.start())
+                self._add(token["word"])
+            elif token["end"]:
+                self._assign()
+                yield self._statement
+                self._statement = Statement()
+
+    def _keep_array(self, name: str, adds: bool, items: str) -> None:
+        outside, self._statement = self._statement, Statement()
+        for token in _TOKEN.finditer(items):
+            if token["word"]:
+                self._add(token["word"])
+        words = self._statement.words
+        outside.notes += self._statement.notes
+        self._statement = outside
+        self.arrays[name] = [*(self.arrays.get(name, []) if adds else []), *words]
+        self.variables[name] = self.arrays[name][0] if self.arrays[name] else ""
+
+    def _add(self, word: str) -> None:
+        assignment = _ASSIGNMENT.fullmatch(word)
+        if assignment and all(one in _DECLARES or one[0] == "-" for one in self._statement.words):
+            name, adds, value = assignment.groups()
+            before = self.variables.get(name, "") if adds else ""
+            self._statement.env[name] = before + "".join(self._pieces(value))
+        elif (array := _ARRAY.fullmatch(word)) and array["name"] in self.arrays:
+            self._statement.words += self.arrays[array["name"]]
+        elif _VARIABLE.fullmatch(word):  # not quoted: the shell makes words of what is in it
+            text = self._with_variables(word)
+            self._statement.words += [text] if "$(" in text else text.split()
+        else:
+            self._statement.words.append("".join(self._pieces(word)))
+
+    def _assign(self) -> None:
+        """Keep the variables of a statement that runs nothing."""
+        words = self._statement.words
+        declares = bool(words) and words[0] in _DECLARES - {"env"}
+        if declares or not words:
+            self.variables |= self._statement.env
+            self.exported |= self._statement.env if words[:1] == ["export"] else {}
+            self._statement.words = []
+
+    def _pieces(self, word: str) -> Iterator[str]:
+        """The parts of a word as the shell would hand them over."""
+        for match in _PIECE.finditer(word):
+            piece = match[0]
+            if piece.startswith("'"):
+                yield piece[1:-1]
+            elif piece.startswith('"'):
+                yield re.sub(r"\\([$`\"\\])|\\\n", r"\1", self._with_variables(piece[1:-1]))
+            elif piece.startswith("\\"):
+                yield piece[1:]
+            else:
+                yield self._with_variables(piece)
+
+    def _with_variables(self, text: str) -> str:
+        """The text with places, variables and sums worked out; what cannot be is noted and kept."""
+        text = self._with_places(text)
+        text = _SUM.sub(self._sum, _VARIABLE.sub(self._variable, text))
+        for left in re.findall(r"(?<!\\)(?:\$\(.*\)|`.*?`|\$\{.*?\}|\$\w+)", text):
+            self._statement.notes.append(f"{left} is not known here and kept as it stands")
+        return text
+
+    def _with_places(self, text: str) -> str:
+        """The text with the directory of the script and the current one."""
+        here = str(Path(self.directory).absolute())
+        text = _CD_PWD.sub(lambda match: os.path.normpath(here + match["below"]), text)
+        text = _DIRNAME.sub(lambda _: self.directory, text)
+        return _PWD.sub(lambda _: self.variables["PWD"], text)
+
+    def _variable(self, match: re.Match[str]) -> str:
+        name, default = match["name"] or match["braced"], match["default"]
+        known = self.variables.get(name, self.environment.get(name))
+        if known is not None:
+            return known
+        return match[0] if default is None else default
+
+    def _sum(self, match: re.Match[str]) -> str:
+        terms = match["sum"] or match["expr"] or match["old"]
+        if match["sum"]:  # where variables need no dollar sign
+            terms = re.sub(r"[A-Za-z_]\w*", lambda name: self.variables.get(name[0], name[0]), terms)
+        terms = terms.replace("\\", "").replace("/", "//").strip()
+        try:
+            return str(_value_of(ast.parse(terms, mode="eval").body))
+        except (
+            SyntaxError,
+            LookupError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ):
+            return match[0]
+
+
+def _value_of(node: ast.expr) -> int:
+    """The value of a sum of whole numbers."""
+    if isinstance(node, ast.BinOp):
+        return _ARITHMETIC[type(node.op)](_value_of(node.left), _value_of(node.right))
+    return int(ast.literal_eval(node))
