@@ -70,6 +70,9 @@ class FineTuner:
         node_rank: which of them this is, counted from 0.
         master_addr: host name or address of the first of them.
         master_port: a free port there; None means 29500.
+        resume: go on from the newest whole checkpoint of this config's newest run, or of the run, checkpoint or output
+            directory named here; with True, a run that has none starts from the beginning.
+        force: resume although settings changed that decide what is learned.
         overrides: settings laid over ``config``, under ms-swift's names.
 
     What is None is read from the environment (NPROC_PER_NODE, NNODES, ...).
@@ -89,6 +92,8 @@ class FineTuner:
         node_rank: int | None = None,
         master_addr: str | None = None,
         master_port: int | None = None,
+        resume: bool | str | Path = False,
+        force: bool = False,
         **overrides: Any,
     ) -> None:
         from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check
@@ -107,6 +112,8 @@ class FineTuner:
                 skip_bad_rows=skip_bad_rows,
                 max_lost_rows=MAX_LOST_ROWS if max_lost_rows is None else max_lost_rows,
                 launch=launch,
+                resume=resume,
+                force=force,
             )
         self._checked = check(config)
         self.plan: TrainingPlan = self._checked.plan
@@ -163,12 +170,15 @@ class FineTuner:
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
-        self.plan.write_to(self._checked.output.next())
-        return self.plan.as_dict()
+        self.plan.write_to(self._checked.directory or self._checked.output.next())
+        resumption = self._checked.resumption
+        return {**self.plan.as_dict(), "resume": list(resumption.lines) if resumption else None}
 
     def print_plan(self, file: IO[str] | None = None) -> None:
         """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
-        screen.print_facts([*self.plan.facts(), ("output", str(self.output_dir))], file)
+        resumption = self._checked.resumption
+        lines = [("resume", line) for line in (resumption.lines if resumption else ())]
+        screen.print_facts([*self.plan.facts(), *lines, ("output", str(self.output_dir))], file)
         settings = sorted(self.config.settings.items())
         rows = [(name, one.shown, str(one.source)) for name, one in settings]
         screen.print_table(("setting", "value", "from"), rows, file)
@@ -193,15 +203,29 @@ class FineTuner:
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
-        from swift_toolkit.dataset import copies
+        from swift_toolkit.runs import lock
         from swift_toolkit.training import probe as training_probe
-        from swift_toolkit.training import run
 
         plan, first = self.plan, self.plan.cluster.is_first
         if probe and (found := list(training_probe.problems(plan.data, plan.cluster))):
             raise RequestError(found)
+        directory = self._claim() if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
+        if not first:
+            return self._run_in(directory, verbose, probe)
+        with lock.held(directory, screen.say):
+            self._checked.begin(directory)
+            return self._run_in(directory, verbose, probe)
+
+    def _claim(self) -> Path:
+        return self._checked.directory or self._checked.output.claim()
+
+    def _run_in(self, directory: Path, verbose: bool, probe: bool) -> TrainingResult:
+        from swift_toolkit.dataset import copies
+        from swift_toolkit.training import probe as training_probe
+        from swift_toolkit.training import run
+
+        plan = self.plan
         plan.unpack_models()
-        directory = self._checked.output.claim() if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
         plan.write_to(directory)
         given = copies.prepare(plan.data, directory / "data", self._checked.request.skip_bad_rows)
         if given.rejected is not None:
@@ -211,7 +235,7 @@ class FineTuner:
         plan.config.replace("dataset", given.train)
         plan.config.replace("val_dataset", given.val)
         job = run.Job(self._checked, plan, given.as_dict(), verbose)
-        if first:
+        if plan.cluster.is_first:
             self.print_plan()
             if probe:
                 training_probe.Probe(job, directory / "probe").carry_out()
@@ -279,6 +303,24 @@ def make_parser() -> command_line.Parser:
     launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
     launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
     launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        nargs="?",
+        const=True,
+        default=False,
+        help="go on from the newest whole checkpoint: of this config's newest run, or of a run, a checkpoint or an "
+        "output directory; without one, start from the beginning",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="resume although settings changed that decide what is learned"
+    )
+    parser.add_argument(
+        "--stop-grace",
+        metavar="SECONDS",
+        type=float,
+        help="after Ctrl-C or SIGTERM, wait at most this long for the step and its checkpoint",
+    )
     parser.add_argument(
         "--probe", action="store_true", help="first try one real step with the longest rows: does it fit?"
     )
@@ -358,6 +400,9 @@ def _request(
         max_lost_rows=request.MAX_LOST_ROWS if lost is None else lost,
         launch={name: getattr(options, name) for name in launch.NAMES},
         looking=options.verify_data or options.convert is not None,
+        resume=options.resume,
+        force=options.force,
+        stop_grace=options.stop_grace,
     )
 
 
@@ -374,6 +419,8 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
     for name in ("report", "exact"):
         if getattr(options, name) and not options.verify_data:
             yield Problem("goes with --verify-data", "Add that, or leave it out.", key=f"--{name}")
+    if options.force and options.resume is False:
+        yield Problem("goes with --resume", "Add that, or remove it.", key="--force")
     if options.preview is not None and options.preview < 1:
         yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
 
@@ -441,12 +488,21 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
 def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:
     screen.say(f"Interrupted at step {result.steps}.")
     if result.last_checkpoint is None:
-        screen.say("No checkpoint was saved yet.")
-        return
-    kept = " ".join(shlex.quote(word) for word in words if not word.startswith("--resume"))
-    screen.say(f"Last checkpoint: {screen.short_path(result.last_checkpoint)}. To go on from it:")
-    checkpoint = shlex.quote(screen.short_path(result.last_checkpoint))
-    screen.say(f"  python finetune_trainer.py {kept} --resume_from_checkpoint {checkpoint}")
+        screen.say("No checkpoint was saved yet. To begin again:")
+    else:
+        screen.say(f"Last checkpoint: {screen.short_path(result.last_checkpoint)}. To go on from it:")
+    screen.say(f"  python finetune_trainer.py {shlex.join([*_begun_anew(words), '--resume'])}")
+
+
+def _begun_anew(words: list[str]) -> Iterator[str]:
+    """The words of the command without those that choose where it goes on."""
+    skipping = False
+    for word in words:
+        if word.startswith("--"):
+            name = word.partition("=")[0].replace("_", "-")
+            skipping = name in ("--resume", "--resume-from-checkpoint", "--force")
+        if not skipping:
+            yield word
 
 
 if __name__ == "__main__":

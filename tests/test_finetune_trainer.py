@@ -355,7 +355,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(started: Started, tiny_model: Path) 
     step = content["steps"]
     checkpoint = started.run_directory / f"checkpoint-{step}"
     assert f"Interrupted at step {step}." in errors
-    assert f"--resume_from_checkpoint {checkpoint}" in errors
+    assert f"Last checkpoint: {checkpoint}. To go on from it:" in errors
     assert "Traceback" not in errors
     assert not leftovers(started.run_directory)
 
@@ -366,8 +366,10 @@ def test_ctrl_c_saves_and_the_run_can_go_on(started: Started, tiny_model: Path) 
     assert resumed.returncode == 0, resumed.stderr
     result = json.loads(resumed.stdout)
     assert result["steps"] == step + 2
-    assert result["run_directory"] != str(started.run_directory)
-    assert len(losses(Path(result["run_directory"]))) == 2
+    assert result["run_directory"] == str(started.run_directory)
+    assert len(losses(started.run_directory)) == step + 2
+    assert f'Changed since then, not what is learned: "max_steps" 5000 → {step + 2}.' in resumed.stderr
+    assert f"Resuming from {checkpoint}, step {step}." in " ".join(resumed.stderr.split())
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     if kind == "lora" or base_model is not None:
         problems += base_problems
     if kind == "lora" and base is not None and not problems:
-        problems += _misfit(path, Path(base.model))
+        problems += misfit(path, Path(base.model))
     problems += _form_problems(path, adapter)
     if not trust_code:
         problems += _code_problems(path, base)
@@ -287,7 +287,7 @@ def _joined(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _misfit(path: Path, base: Path) -> list[Problem]:
+def misfit(path: Path, base: Path) -> list[Problem]:
     """The first layer of the adapter that has another shape than the same layer of the local model ``base``.
 
     A LoRA of rank r over a weight of shape (out, in) is A of shape (r, in) and B of shape (out, r); see

@@ -44,7 +44,7 @@ def find_checkpoint(path: Path) -> Found:
 
 
 def _find(path: Path) -> Found:
-    runs = _runs(path if path.exists() else path.parent)
+    runs = runs_of(path if path.exists() else path.parent)
     if not path.exists():
         for run in runs:
             if CHECKPOINT.fullmatch(path.name) and (run / path.name).is_dir():
@@ -60,7 +60,7 @@ def _find(path: Path) -> Found:
     found = _choose(path)
     if found is not None:
         return found
-    damaged = [checkpoint for run in [*runs, path] for checkpoint in _checkpoints(run)]
+    damaged = [checkpoint for run in [*runs, path] for checkpoint in checkpoints_of(run)]
     raise RequestError(damage(damaged[0]) if damaged else [_no_checkpoint(path)])
 
 
@@ -73,12 +73,12 @@ def readable(path: Path) -> Iterator[None]:
         raise RequestError([Problem(f"{error.filename or path} cannot be read: {error.strerror}")]) from error
 
 
-def _runs(path: Path) -> list[Path]:
+def runs_of(path: Path) -> list[Path]:
     """The runs in an output directory, the newest first."""
     return _numbered(path, RUN)
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run, the last step first."""
     return _numbered(run, CHECKPOINT)
 
@@ -99,7 +99,7 @@ def _numbered(path: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 def _choose(run: Path) -> Found | None:
     """The best checkpoint of ``run`` that is whole, or else the last."""
-    checkpoints = _checkpoints(run)
+    checkpoints = checkpoints_of(run)
     best = _best(run, checkpoints)
     if best is not None and not damage(best):
         return Found(best, "best checkpoint")
@@ -132,7 +132,7 @@ def damage(path: Path) -> list[Problem]:
 def _no_checkpoint(path: Path) -> Problem:
     """``path`` is there and holds nothing to use; name what lies a level below."""
     below = (
-        sorted(child for child in path.iterdir() if _runs(child) or _checkpoints(child))
+        sorted(child for child in path.iterdir() if runs_of(child) or checkpoints_of(child))
         if path.is_dir()
         else []
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ STATE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
 """CRC-32 of the weights by file name, which a safetensors file itself does not hold."""
 
-SMALL_ENOUGH = 4 << 30
-"""Bytes of a file up to which its checksum is written and compared: a few seconds."""
+SMALL_ENOUGH = 1 << 30
+"""Bytes of a weight file up to which its checksum is written and compared, which takes about a second."""
 
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 _EARLIER = "Resume from an earlier checkpoint."
@@ -38,7 +38,7 @@ class TrainingState:
         path: the checkpoint.
         step: optimiser steps done.
         max_steps: those the training was to take.
-        evaluated: it had evaluated before.
+        logs: what it had logged: losses by step, and evaluations.
         best: the name of the best checkpoint so far, e.g. ``checkpoint-40``; None without evaluation.
         processes: how many took part; None if it is not known.
         deepspeed: DeepSpeed wrote the optimizer.
@@ -48,11 +48,16 @@ class TrainingState:
     path: Path
     step: int
     max_steps: int
-    evaluated: bool
+    logs: tuple[Mapping[str, Any], ...]
     best: str | None
     processes: int | None
     deepspeed: bool
     args: dict[str, Any]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it had evaluated before."""
+        return any(key.startswith("eval_") for log in self.logs for key in log)
 
 
 def read_state(path: Path) -> TrainingState:
@@ -65,7 +70,7 @@ def read_state(path: Path) -> TrainingState:
         path=path,
         step=int(state.get("global_step") or 0),
         max_steps=int(state.get("max_steps") or 0),
-        evaluated=any(key.startswith("eval_") for log in logs for key in log),
+        logs=tuple(logs),
         best=Path(best).name if best else None,
         processes=_processes(path, args),
         deepspeed=_sharded_by_deepspeed(path, args),
@@ -78,7 +83,7 @@ def problems(path: Path, every_byte: bool = False) -> list[Problem]:
 
     Args:
         path: a directory ``checkpoint-N``.
-        every_byte: also compare the checksums of files up to ``SMALL_ENOUGH``, and of the pickled ones of any size.
+        every_byte: also compare checksums: of all pickled files, and of weight files up to ``SMALL_ENOUGH``.
     """
     try:
         if not (path / STATE).exists():

@@ -13,6 +13,7 @@ from typing import Any
 
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
+from swift_toolkit.model import training_state
 from swift_toolkit.training import balance
 
 
@@ -112,6 +113,8 @@ def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) 
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             checkpoint = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")  # noqa: PTH118
+            if args.should_save:
+                training_state.write_checksums(Path(checkpoint))
             self.say("save", step=state.global_step, checkpoint=checkpoint, best=state.best_model_checkpoint)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
-from swift_toolkit.model import builtin, layers, registry
+from swift_toolkit.model import builtin, layers, registry, training_state
 from swift_toolkit.model import files as model_files
 from swift_toolkit.model.files import looks_local
+from swift_toolkit.model.find import CHECKPOINT
 from swift_toolkit.problems import Problem
+from swift_toolkit.runs import resume
 
 DATA_SECONDS = 2.0
 """About how long the data is looked at before a run; ``--verify-data`` looks at all of it."""
@@ -95,10 +98,23 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
             if not path.is_dir():
                 do = _near(path) or "Check the path."
                 yield config.problem(name, f'names the directory "{given}", which does not exist', do)
-            elif name == "resume_from_checkpoint" and not (path / "trainer_state.json").is_file():
-                do = "Name a directory checkpoint-N of a training run."
-                if not config.get("resume_only_model"):
-                    yield config.problem(name, f'"{given}" holds no trainer_state.json to go on from', do)
+            else:
+                yield from _checkpoint(config, name, path)
+
+
+def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
+    """Why the checkpoint ``path`` cannot be used for what setting ``name`` is for."""
+    if name != "resume_from_checkpoint" or config.get("resume_only_model"):
+        found = training_state.weight_problems(path)
+    elif not CHECKPOINT.fullmatch(path.resolve().name) and not (path / training_state.STATE).exists():
+        do = "Name a directory checkpoint-N of a training run."
+        found = [Problem(f'"{path}" holds no trainer_state.json to go on from', do)]
+    else:
+        found = training_state.problems(path)
+    for problem in found:
+        yield config.problem(name, f"cannot be used: {problem.what}", problem.do)
+    if not found and name != "ref_adapters":
+        yield from resume.fit_problems(path, config, name)
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -245,11 +261,44 @@ def _output(config: Config) -> Iterator[Problem]:
         yield config.problem(
             "output_dir", f'"{existing}" is not writable', "Choose another, or change its rights."
         )
-    else:
-        needed, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
-        if needed is not None and needed > free:
-            what = f"has {gib(free)} free, and one checkpoint takes about {gib(needed)}"
-            yield config.problem("output_dir", what, "Free some, or choose another disk.")
+
+
+def disk_problems(config: Config, steps: int | None, resumed: bool) -> Iterator[Problem]:
+    """Why the disk cannot hold the checkpoints that the run lets stand.
+
+    Args:
+        config: the request.
+        steps: optimiser steps of the run; None if not known.
+        resumed: earlier checkpoints of the run are there already, so that only the next one is counted.
+    """
+    output = Path(str(config.get("output_dir") or "output")).expanduser()
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    one, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
+    count = 1 if resumed else _standing(config, steps)
+    if one is None or count * one <= free:
+        return
+    checkpoints = "one checkpoint takes" if count == 1 else f"{count} checkpoints take"
+    what = f"has {gib(free)} free, and {checkpoints} about {gib(count * one)}"
+    do = "Free some, or choose another disk."
+    if count > 1:
+        do = (
+            f'Free some, choose another disk, or set "save_total_limit" to at most {max(1, free // one - 1)}.'
+        )
+    yield config.problem("output_dir", what, do)
+
+
+def _standing(config: Config, steps: int | None) -> int:
+    """The most checkpoints there are at once; before an old one is removed, the new one is written."""
+    if config.get("save_strategy") == "no":
+        return 1
+    every = float(config.get("save_steps") or 500)
+    saves = 1
+    if config.get("save_strategy") == "epoch":
+        saves = math.ceil(float(config.get("num_train_epochs") or 1))
+    elif steps:
+        saves = math.ceil(1 / every if every < 1 else steps / every)
+    limit = config.get("save_total_limit")
+    return max(1, min(saves, limit + 1) if limit else saves)
 
 
 def checkpoint_bytes(config: Config) -> int | None:

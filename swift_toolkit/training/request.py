@@ -15,9 +15,11 @@ from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import find_device
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs.directory import Output
+from swift_toolkit.runs.resume import tidy
 from swift_toolkit.training import automatic, batch, preflight
 from swift_toolkit.training.launch import Launch, LaunchRequest
 from swift_toolkit.training.plan import TrainingPlan, default_output_dir
+from swift_toolkit.training.resume import Resumption, requested, resume
 
 MAX_LOST_ROWS = "5%"
 """How many rows may get lost between the files and the first step, unless the user says otherwise."""
@@ -35,6 +37,9 @@ class TrainingRequest:
         max_lost_rows: how many rows ms-swift may drop: "N" or "P%".
         launch: processes and machines, by the names in `launch.NAMES`; None where not given.
         looking: only the data is looked at, which may be bad.
+        resume: go on with the newest run of the output directory, or of the place named here.
+        force: go on although what is learned changes.
+        stop_grace: seconds that a run that was asked to stop may take to save; None waits as long as it takes.
     """
 
     config: str | Path | Mapping[str, Any] | None = None
@@ -44,6 +49,9 @@ class TrainingRequest:
     max_lost_rows: str = MAX_LOST_ROWS
     launch: Mapping[str, object] = field(default_factory=dict)
     looking: bool = False
+    resume: bool | str | Path = False
+    force: bool = False
+    stop_grace: float | None = None
 
 
 @dataclass
@@ -56,6 +64,7 @@ class CheckedRequest:
         output: where it writes.
         given: the settings that the user gave, as text: every node must be given the same.
         verify_arguments: of `dataset.verify`, to look at all of the data as they were given.
+        resumption: where it goes on with an earlier training, if it does.
     """
 
     request: TrainingRequest
@@ -63,6 +72,18 @@ class CheckedRequest:
     output: Output
     given: Mapping[str, str]
     verify_arguments: Mapping[str, Any]
+    resumption: Resumption | None = None
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of the earlier run that goes on; None for a new one."""
+        return self.resumption.point.directory if self.resumption and self.resumption.point else None
+
+    def begin(self, directory: Path) -> None:
+        """Make the run's directory ready: what came after the checkpoint goes, and what is asked for is noted."""
+        if self.resumption and self.resumption.point:
+            tidy(self.resumption.point, self.output.root)
+        requested(self.plan).write(directory)
 
 
 def check(request: TrainingRequest) -> CheckedRequest:
@@ -91,7 +112,10 @@ def check(request: TrainingRequest) -> CheckedRequest:
     automatic.fill_automatic(plan)
     root = Path(config.get("output_dir") or default_output_dir(config)).expanduser()
     output = Output(root, own=config.get("add_version") is False)
-    return CheckedRequest(request, plan, output, given, verify_arguments)
+    resumption = None if request.looking else resume(plan, output, request.resume, request.force)
+    if problems := list(preflight.disk_problems(config, plan.steps, resumption is not None)):
+        raise RequestError(problems)
+    return CheckedRequest(request, plan, output, given, verify_arguments, resumption)
 
 
 def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:

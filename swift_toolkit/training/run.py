@@ -81,6 +81,19 @@ class Run:
         self.refused: list[Problem] = []
         self.rows: dict[str, Any] = {}
         self.interrupt: KeyboardInterrupt | None = None
+        self.asked = -ONE_PRESS  # to stop, by the monotonic clock
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Begin with what the training that goes on had reached."""
+        resumption = self.job.checked.resumption
+        point = resumption.point if resumption else None
+        if point is None or point.state is None or point.directory is None:
+            return
+        self.last, self.steps = str(point.checkpoint), point.step
+        self.best = str(point.directory / point.state.best) if point.state.best else None
+        for logs in point.state.logs:
+            self._take({"event": "log", "logs": {key: value for key, value in logs.items() if key != "step"}})
 
     def carry_out(self) -> TrainingResult:
         plan = self.job.plan
@@ -137,22 +150,22 @@ class Run:
         }
 
     def _follow(self, child: Child, line: progress.TrainingLine) -> None:
-        events, asked = child.events(), -ONE_PRESS
+        events = child.events()
         while True:
             try:
                 for event in events:
                     if event is not None:
                         self._take(event)
                         self._show(event, line)
-                    if self._is_lost():
+                    if self._is_lost() or self._took_too_long():
                         child.end(patience=0)
                         return
                 return
             except KeyboardInterrupt as interrupt:
-                if time.monotonic() - asked < ONE_PRESS:
+                if time.monotonic() - self.asked < ONE_PRESS:
                     events = child.events()
                     continue
-                asked = time.monotonic()
+                self.asked = time.monotonic()
                 if self.interrupt is not None or "begin" not in self.times:
                     self.interrupt = interrupt
                     child.end(patience=0)
@@ -161,6 +174,11 @@ class Run:
                 line.note("stopping after this step, then saving (Ctrl-C again ends at once)")
                 os.kill(self.pid, signal.SIGTERM)
                 events = child.events()
+
+    def _took_too_long(self) -> bool:
+        """Whether the run was asked to stop longer ago than ``--stop-grace`` allows."""
+        grace = self.job.checked.request.stop_grace
+        return self.interrupt is not None and grace is not None and time.monotonic() > self.asked + grace
 
     def _is_lost(self) -> bool:
         """Nothing good can come of the run: the data are not fit for it, or a process failed and others wait for it."""
@@ -248,8 +266,9 @@ class Run:
             advice = (f"  {line}" for line in self.job.plan.memory_advice)
             lines += ["Out of memory? In this order, try:", *advice]
         elif self.last:
-            last = screen.short_path(Path(self.last))
-            lines.append(f"To go on from the last checkpoint, add: --resume_from_checkpoint {last}")
+            lines.append(
+                f"To go on from {screen.short_path(Path(self.last))}, run the same command with --resume."
+            )
         return "\n".join(lines)
 
     def _write(self, result: TrainingResult, reason: str) -> None:

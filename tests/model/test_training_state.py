@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,40 +12,12 @@ from typing import Any
 import pytest
 
 from swift_toolkit.model import pickled, training_state
+from tests.training_checkpoints import write_checkpoint
 
 
 class Unsafe:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, ("true",)
-
-
-def write_checkpoint(path: Path, processes: int = 1) -> Path:
-    """A LoRA checkpoint after two steps of AdamW, with the files that transformers writes."""
-    import numpy
-    import torch
-    from safetensors.torch import save_file
-
-    path.mkdir(parents=True)
-    weight = torch.nn.Parameter(torch.randn(64, 8))
-    optimizer = torch.optim.AdamW([weight])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    for _ in range(2):
-        weight.square().sum().backward()
-        optimizer.step()
-        scheduler.step()
-    save_file({"layer.lora_A.weight": weight.detach()}, path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    (path / "args.json").write_text(json.dumps({"tuner_type": "lora", "global_world_size": processes}))
-    torch.save(optimizer.state_dict(), path / "optimizer.pt")
-    torch.save(scheduler.state_dict(), path / "scheduler.pt")
-    states = {"python": random.getstate(), "numpy": numpy.random.get_state(), "cpu": torch.get_rng_state()}
-    names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    for name in names:
-        torch.save(states, path / name)
-    state = {"global_step": 2, "max_steps": 4, "log_history": [{"loss": 1.0, "step": 1}]}
-    (path / "trainer_state.json").write_text(json.dumps(state))
-    training_state.write_checksums(path)
-    return path
 
 
 @pytest.fixture(scope="module")

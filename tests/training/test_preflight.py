@@ -47,7 +47,7 @@ def test_files_and_checkpoints_that_settings_name(tmp_path: Path) -> None:
         adapters=["./no/adapter"], resume_from_checkpoint=str(tmp_path), external_plugins=["plugin.py"]
     ) == [
         '"adapters" names the directory "./no/adapter", which does not exist. Check the path.',
-        f'"resume_from_checkpoint" "{tmp_path}" holds no trainer_state.json to go on from. '
+        f'"resume_from_checkpoint" cannot be used: "{tmp_path}" holds no trainer_state.json to go on from. '
         "Name a directory checkpoint-N of a training run.",
         '"external_plugins" names the file "plugin.py", which does not exist. Check the path.',
     ]
@@ -67,23 +67,34 @@ def test_an_output_without_the_right_to_write(tmp_path: Path, monkeypatch: pytes
     ]
 
 
-def test_a_disk_too_full_for_one_checkpoint(
+def test_a_disk_too_full_for_the_checkpoints(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 10_000_000))
-    settings = {
-        "model": str(tiny_model),
-        "model_type": "llama",
-        "template": "chatml",
-        "output_dir": str(tmp_path),
-    }
-    assert problems(**settings) == []  # an adapter is small
     weights = (tiny_model / "model.safetensors").stat().st_size
-    assert problems(**settings, train_type="full") == [
-        f'"output_dir" has 0.0 GiB free, and one checkpoint takes about {3 * weights / (1 << 30):.1f} GiB. '
-        "Free some, or choose another disk."
+    free = 10 * weights  # three full checkpoints of weights and two optimizer states
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, free))
+
+    def said(steps: int | None = 100, resumed: bool = False, **settings: Any) -> list[str]:
+        fixed = {"model": str(tiny_model), "model_type": "llama", "template": "chatml", "dataset": "a/b"}
+        config = load_config({**fixed, "output_dir": str(tmp_path), "save_steps": 10, **settings})
+        return [str(problem) for problem in preflight.disk_problems(config, steps, resumed)]
+
+    assert said() == []  # an adapter is small
+    assert said(train_type="full") == [
+        f'"output_dir" has {free / (1 << 30):.1f} GiB free, and 10 checkpoints take about '
+        f'{30 * weights / (1 << 30):.1f} GiB. Free some, choose another disk, or set "save_total_limit" to at most 2.'
     ]
-    assert problems(**settings, train_type="full", save_only_model=True) != []
+    assert said(train_type="full", save_total_limit=2) == []
+    assert said(train_type="full", save_total_limit=3) != []
+    assert said(train_type="full", save_steps=0.5) == []  # twice in the run
+    assert said(train_type="full", save_only_model=True) == []
+    assert said(train_type="full", steps=None) == []  # only one is known of
+    assert said(train_type="full", resumed=True) == []  # the others are there already
+    free = weights
+    assert said(train_type="full", steps=5) == [
+        f'"output_dir" has {free / (1 << 30):.1f} GiB free, and one checkpoint takes about '
+        f"{3 * weights / (1 << 30):.1f} GiB. Free some, or choose another disk."
+    ]
 
 
 def test_packed_and_hub_data_are_not_searched_for_media(tmp_path: Path) -> None:

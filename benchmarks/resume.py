@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""Is a run that was killed and resumed the run it would have been? Kills real trainings at random moments.
+
+    python benchmarks/resume.py                       # a LoRA on the CPU, float32, 5 kills; some minutes
+    python benchmarks/resume.py --kind zero2 --kills 5
+
+One command, ``finetune_trainer.py --config ... --resume``, runs once undisturbed. Then it is started again and again:
+each time the whole process tree is killed with SIGKILL, at start-up, in a step, in an evaluation or while a checkpoint
+is saved, and the same command goes on. Weights must be equal bit for bit, losses digit for digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from swift_toolkit.model import training_state  # noqa: E402
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"train_type": "lora"},
+    "full": {"train_type": "full"},
+    "ddp": {"train_type": "lora"},
+    "zero2": {"train_type": "lora", "deepspeed": "zero2", "fp16": False, "bf16": False},
+}
+PROCESSES = {"ddp": 2, "zero2": 2}
+MOMENTS = ("start", "save", "evaluation", "step")
+STEPS, SAVE, EVALUATE = 24, 4, 6
+PATIENCE = 900.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kind", choices=KINDS, default="lora")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, help="a small model; default: a Llama of two random layers")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary directory, removed")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="resume-"))
+    trial = Trial(folder, options.kind, options.model or tiny_model(folder))
+    reference = trial.undisturbed()
+    chance = random.Random(options.seed)
+    counted, failed = Counter[str](), 0
+    for number in range(options.kills):
+        moment = MOMENTS[number % len(MOMENTS)]
+        happened, wrong = trial.killed_and_resumed(number, moment, chance, reference)
+        counted[happened] += 1
+        failed += bool(wrong)
+        print(json.dumps({"kill": number, "in": happened, "wrong": wrong}), flush=True)
+    print(json.dumps({"kind": options.kind, "kills": dict(counted), "failed": failed}))
+    if options.folder is None:
+        shutil.rmtree(folder)
+    return 1 if failed else 0
+
+
+def tiny_model(folder: Path) -> Path:
+    """The model that the tests train."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import make_tiny_llama
+
+    from swift_toolkit.model.builtin import materialise
+
+    path = folder / "tiny-llama"
+    if not path.exists():
+        make_tiny_llama(materialise("builtin/SmolLM2-135M-Instruct"), path)
+    return path
+
+
+class Trial:
+    """Runs of one config.
+
+    Args:
+        folder: to work in.
+        kind: of training.
+        model: what is trained.
+    """
+
+    def __init__(self, folder: Path, kind: str, model: Path) -> None:
+        self.folder, self.kind = folder, kind
+        data = ROOT / "data/self_cognition.jsonl"
+        self.settings = {
+            "model": str(model),
+            "model_type": "llama",
+            "template": "chatml",
+            "torch_dtype": "float32",
+            "learning_rate": 0.003,
+            "dataset": f"{data}#32",
+            "val_dataset": f"{data}#8",
+            "max_steps": STEPS,
+            "save_steps": SAVE,
+            "eval_steps": EVALUATE,
+            "logging_steps": 1,
+            "save_total_limit": 3,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            **KINDS[kind],
+        }
+
+    def undisturbed(self) -> tuple[dict[str, bytes], list[Any]]:
+        """Weights and losses of the run that nothing disturbs."""
+        output = self.folder / f"{self.kind}-whole"
+        if not list(output.glob(f"v0-*/checkpoint-{STEPS}")):
+            shutil.rmtree(output, ignore_errors=True)
+            process = self.start(output)
+            if process.wait() != 0:
+                sys.exit(errors_of(output))
+        (run,) = output.glob("v*-*")
+        return weights(run), losses(run)
+
+    def start(self, output: Path) -> subprocess.Popen[bytes]:
+        """The one command."""
+        config = output.with_suffix(".json")
+        config.write_text(json.dumps({**self.settings, "output_dir": str(output)}))
+        command = [sys.executable, str(ROOT / "finetune_trainer.py"), "--config", str(config), "--resume"]
+        if processes := PROCESSES.get(self.kind):
+            command += ["--nproc-per-node", str(processes)]
+        with output.with_suffix(".err").open("ab") as errors:
+            return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
+
+    def killed_and_resumed(
+        self, number: int, moment: str, chance: random.Random, reference: tuple[dict[str, bytes], list[Any]]
+    ) -> tuple[str, str]:
+        """In what the kill happened, and what is wrong with the resumed run; "" if nothing."""
+        output = self.folder / f"{self.kind}-{number}"
+        process = self.start(output)
+        Watch(output, process, chance).wait_for(moment)
+        kill_tree(process)
+        happened = self.state_at_the_kill(output)
+        if (status := self.start(output).wait(PATIENCE)) != 0:
+            return happened, f"exit status {status}: {errors_of(output)}"
+        runs = list(output.glob("v*-*"))
+        wrong = "" if len(runs) == 1 else f"{len(runs)} run directories. "
+        if weights(runs[0]) != reference[0]:
+            wrong += "other weights. "
+        if losses(runs[0]) != reference[1]:
+            wrong += "other losses. "
+        if (output / "last").resolve() != runs[0].resolve() / f"checkpoint-{STEPS}":
+            wrong += "last points elsewhere. "
+        if not wrong:
+            shutil.rmtree(output)
+        return happened, wrong
+
+    def state_at_the_kill(self, output: Path) -> str:
+        """What the files that the killed processes left say of the moment."""
+        runs = list(output.glob("v*-*"))
+        logged = losses(runs[0]) if runs else []
+        if any(training_state.problems(path) for run in runs for path in run.glob("checkpoint-*")):
+            return "save"
+        if not logged:
+            return "start"
+        step, kind = logged[-1][:2]
+        return "evaluation" if kind == "loss" and step % EVALUATE == 0 else "step"
+
+
+class Watch:
+    """Waits for a moment in the life of a run.
+
+    Args:
+        output: of the run.
+        process: its starter.
+        chance: chooses which of the moments of a kind it is, and how far into it.
+    """
+
+    def __init__(self, output: Path, process: subprocess.Popen[bytes], chance: random.Random) -> None:
+        self.output, self.process, self.chance = output, process, chance
+
+    def wait_for(self, moment: str) -> None:
+        """Return in the middle of ``moment``."""
+        if moment == "start":
+            self.until(lambda: "importing" in errors_of(self.output))
+            time.sleep(self.chance.uniform(0, 8))
+        elif moment == "save":
+            step = SAVE * self.chance.randrange(1, STEPS // SAVE)
+            self.until(lambda: bool(list(self.output.glob(f"v*-*/checkpoint-{step}"))), every=0.0005)
+            time.sleep(self.chance.uniform(0, 0.02))
+        elif moment == "evaluation":
+            step = EVALUATE * self.chance.randrange(1, STEPS // EVALUATE)
+            self.until(lambda: f"step {step}/" in errors_of(self.output), every=0.005)
+            time.sleep(self.chance.uniform(0, 0.15))
+        else:
+            step = self.chance.randrange(1, STEPS)
+            self.until(lambda: f"step {step}/" in errors_of(self.output), every=0.01)
+            time.sleep(self.chance.uniform(0, 0.1))
+
+    def until(self, holds: Any, every: float = 0.05) -> None:
+        """Wait until ``holds``, or the run has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds() and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(every)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the starter and all that it started, at once."""
+    tree = [psutil.Process(process.pid)] if process.poll() is None else []
+    tree += [child for one in tree for child in one.children(recursive=True)]
+    for one in tree:
+        try:
+            os.kill(one.pid, signal.SIGSTOP)  # nothing reacts to the death of another
+        except ProcessLookupError:
+            continue
+    for one in tree:
+        try:
+            os.kill(one.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def errors_of(output: Path) -> str:
+    """What the runs of ``output`` said."""
+    file = output.with_suffix(".err")
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The files of weights of the last checkpoint."""
+    return {file.name: file.read_bytes() for file in (run / f"checkpoint-{STEPS}").glob("*.safetensors")}
+
+
+def losses(run: Path) -> list[Any]:
+    """Every loss in the log, with its step and digits."""
+    if not (run / "logging.jsonl").exists():
+        return []
+    found = []
+    for line in (run / "logging.jsonl").read_text().splitlines():
+        if not line.endswith("}"):
+            continue  # the kill cut it
+        content = json.loads(line)
+        for name in ("loss", "eval_loss"):
+            if name in content:
+                step = int(content["global_step/max_steps"].partition("/")[0])
+                found.append((step, name, content[name], content.get("grad_norm")))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
