@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 PROCESSES = {"ddp": 2, "zero2": 2}
 MOMENTS = ("start", "save", "evaluation", "step")
-STEPS, SAVE, EVALUATE = 24, 4, 6
+STEPS, SAVE, EVALUATE, LOG = 24, 4, 6, 3
 PATIENCE = 900.0
 
 
@@ -107,7 +107,7 @@ class Trial:
             "max_steps": STEPS,
             "save_steps": SAVE,
             "eval_steps": EVALUATE,
-            "logging_steps": 1,
+            "logging_steps": LOG,
             "save_total_limit": 3,
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 1,
@@ -196,9 +196,9 @@ class Watch:
             self.until(lambda: f"step {step}/" in errors_of(self.output), every=0.005)
             time.sleep(self.chance.uniform(0, 0.15))
         else:
-            step = self.chance.randrange(1, STEPS)
+            step = LOG * self.chance.randrange(1, STEPS // LOG)
             self.until(lambda: f"step {step}/" in errors_of(self.output), every=0.01)
-            time.sleep(self.chance.uniform(0, 0.1))
+            time.sleep(self.chance.uniform(0, 0.6))
 
     def until(self, holds: Any, every: float = 0.05) -> None:
         """Wait until ``holds``, or the run has ended."""

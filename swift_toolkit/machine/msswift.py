@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,58 @@ def read_random_states_of_numpy_1() -> None:
 
     make_array = empty(0).__reduce__()[0]
     add_safe_globals([(make_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")])
+
+
+def keep_running_means() -> None:
+    """Let a checkpoint hold what was summed up since the last log, so that the first loss that is logged after a resume
+    is the mean over all of its steps. Until transformers 5 saves the sum, and ms-swift that of its own metrics."""
+    from transformers import Trainer
+
+    save, load = Trainer._save_rng_state, Trainer._load_rng_state
+
+    def saved(self: Any, output_dir: str) -> None:
+        save(self, output_dir)
+        train = getattr(self, "custom_metrics", {}).get("train", {})
+        means = {name: [one.state, one.count] for name, one in train.items() if hasattr(one, "count")}
+        loss = [self._tr_loss.item(), self._globalstep_last_logged] if hasattr(self, "_tr_loss") else None
+        _running_means(self, output_dir).write_text(json.dumps({"loss": loss, "metrics": means}))
+
+    def loaded(self: Any, checkpoint: str) -> None:
+        load(self, checkpoint)
+        file = _running_means(self, checkpoint or "")
+        if not file.is_file() or self.args.resume_only_model:
+            return
+        kept = json.loads(file.read_text())
+        if kept["loss"] and hasattr(self, "_tr_loss"):
+            self._tr_loss += kept["loss"][0]
+            self._globalstep_last_logged = kept["loss"][1]
+        for name, (state, count) in kept["metrics"].items():
+            metric = self.custom_metrics["train"][name]
+            metric.state, metric.count = state, count
+
+    Trainer._save_rng_state, Trainer._load_rng_state = saved, loaded
+
+
+def _running_means(trainer: Any, checkpoint: str) -> Path:
+    return Path(checkpoint) / f"running_means_{trainer.args.process_index}.json"
+
+
+def keep_epoch() -> None:
+    """Let a training that goes on within an epoch take the rows of that epoch that are left. ms-swift 3 makes a new
+    data loader to skip rows, which begins with the order of the first epoch. Until ms-swift 4."""
+    module: Any = importlib.import_module("swift.trainers.mixin")
+    if hasattr(module.SwiftMixin, "_restore_dataloader_epoch"):
+        return
+    make = module.DataLoaderMixin.get_train_dataloader
+
+    def get_train_dataloader(self: Any, skip_batches: int = 0) -> Any:
+        made = make(self, skip_batches)
+        sampler: Any = getattr(getattr(made, "batch_sampler", None), "batch_sampler", None)
+        if skip_batches and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(self.state.epoch))
+        return made
+
+    module.DataLoaderMixin.get_train_dataloader = get_train_dataloader
 
 
 # ------------------------------------------------------------------------------------------ patches

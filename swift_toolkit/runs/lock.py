@@ -13,7 +13,7 @@ from typing import Any
 
 from swift_toolkit.machine import files
 from swift_toolkit.model.files import read_json
-from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.problems import Problem, RequestError, RunError
 
 LOCK = ".lock"
 
@@ -41,13 +41,17 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     Raises:
         RequestError: somebody else holds it.
+        RunError: the directory cannot be written to.
     """
     file, lock = directory / LOCK, _read(directory)
     if lock:
         if _is_held(file, lock):
             raise RequestError([_taken(directory, lock)])
         say(f"{directory} was locked by {_name(lock)}, which is gone.")
-    files.write_json(file, {**_me(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+    try:
+        files.write_json(file, {**_me(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+    except OSError as error:
+        raise RunError(f"{directory}: cannot write to the run directory ({error.strerror}).") from None
     done = threading.Event()
     threading.Thread(target=_beat, args=(file, done), daemon=True).start()
     try:

@@ -122,28 +122,29 @@ class ResumePoint:
             yield f"Resuming from {self.checkpoint}, step {self.step}."
 
 
-def find(place: Path, wanted: Request | None = None) -> ResumePoint | None:
+def find(place: Path, wanted: Request | None = None, every_byte: bool = True) -> ResumePoint | None:
     """The newest whole checkpoint that ``place`` means.
 
     Args:
         place: a checkpoint, a run directory (vN-<time>) or an output directory, which holds runs.
         wanted: of several runs in an output directory, the newest that was asked for like this is meant, if there is
             one.
+        every_byte: compare checksums too.
 
     Raises:
         RequestError: the checkpoint ``place`` is not whole.
     """
     place = place.resolve()
     if CHECKPOINT.fullmatch(place.name):
-        if problems := training_state.problems(place, every_byte=True):
+        if problems := training_state.problems(place, every_byte):
             raise RequestError(problems)
-        newest = _newest(place.parent) if RUN.fullmatch(place.parent.name) else None
+        newest = _newest(place.parent, every_byte) if RUN.fullmatch(place.parent.name) else None
         goes_on = newest is not None and newest.checkpoint == place
         return newest if goes_on else ResumePoint(None, place, training_state.read_state(place))
     runs = runs_of(place)
     if runs:
-        return _newest(_matching(runs, wanted) if wanted else runs[0])
-    return _newest(place) if RUN.fullmatch(place.name) or checkpoints_of(place) else None
+        return _newest(_matching(runs, wanted) if wanted else runs[0], every_byte)
+    return _newest(place, every_byte) if RUN.fullmatch(place.name) or checkpoints_of(place) else None
 
 
 def _matching(runs: list[Path], wanted: Request) -> Path:
@@ -155,10 +156,10 @@ def _matching(runs: list[Path], wanted: Request) -> Path:
     return runs[0]
 
 
-def _newest(run: Path) -> ResumePoint:
+def _newest(run: Path, every_byte: bool) -> ResumePoint:
     damaged: list[Problem] = []
     for checkpoint in checkpoints_of(run):
-        problems = training_state.problems(checkpoint, every_byte=True)
+        problems = training_state.problems(checkpoint, every_byte)
         if training_state.is_model_only(checkpoint) and (checkpoint / training_state.STATE).exists():
             raise RequestError(problems)
         if not problems:

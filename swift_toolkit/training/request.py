@@ -13,7 +13,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset import copies
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import find_device
-from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.directory import Output
 from swift_toolkit.runs.resume import tidy
 from swift_toolkit.training import automatic, batch, preflight
@@ -80,10 +80,17 @@ class CheckedRequest:
         return self.resumption.point.directory if self.resumption and self.resumption.point else None
 
     def begin(self, directory: Path) -> None:
-        """Make the run's directory ready: what came after the checkpoint goes, and what is asked for is noted."""
-        if self.resumption and self.resumption.point:
-            tidy(self.resumption.point, self.output.root)
-        requested(self.plan).write(directory)
+        """Make the run's directory ready: what came after the checkpoint goes, and what is asked for is noted.
+
+        Raises:
+            RunError: the directory cannot be written to.
+        """
+        try:
+            if self.resumption and self.resumption.point:
+                tidy(self.resumption.point, self.output.root)
+            requested(self.plan).write(directory)
+        except OSError as error:
+            raise RunError(f"{error.filename or directory}: {error.strerror}.") from None
 
 
 def check(request: TrainingRequest) -> CheckedRequest:

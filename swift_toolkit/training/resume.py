@@ -66,13 +66,14 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
         return None
     wanted = requested(plan)
     place = Path(str(explicit or (output.root if asked is True else asked))).expanduser()
-    point = runs_resume.find(place, wanted)
+    first = plan.cluster.is_first  # its decision holds for all
+    point = runs_resume.find(place, wanted, every_byte=first)
     if point is None:
         return _from_the_beginning(place, must_be_there=asked is not True)
     if explicit and point.checkpoint:
         point = ResumePoint(None, point.checkpoint, point.state)
     problems = list(runs_resume.problems(point, plan.config, wanted))
-    if point.directory:
+    if point.directory and first:
         problems += lock.problems(point.directory)
     harmless, harmful = runs_resume.changes(point, wanted)
     if harmful and not force and not problems:

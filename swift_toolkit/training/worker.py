@@ -117,12 +117,15 @@ class _Training:
         return {name: self.words[name] for name in self.asked["automatic"]}
 
     def _prepare_resume(self) -> None:
-        """Whoever goes on from a checkpoint draws the random numbers of the training that wrote it."""
+        """Whoever goes on from a checkpoint takes the rows, and draws the random numbers, of the training that wrote
+        it."""
+        msswift.keep_running_means()
         words = self.words.get("resume_from_checkpoint")
         if words and "--resume_only_model=true" not in self.words.get("resume_only_model", []):
             state = training_state.read_state(Path(words[0].partition("=")[2]))
             msswift.read_random_states_of_numpy_1()
             msswift.keep_random_numbers(state.evaluated)
+            msswift.keep_epoch()
 
     def _prepare_deepspeed(self) -> None:
         """On CPUs: DeepSpeed, left to itself, would ask for a backend that needs Intel's oneCCL for ZeRO-3."""

@@ -1,0 +1,195 @@
+"""Every run below a directory: what it was, how far it came, whether it can go on, what of it could be removed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from swift_toolkit.console import screen
+from swift_toolkit.model import training_state
+from swift_toolkit.model.files import read_json
+from swift_toolkit.model.find import RUN, checkpoints_of, runs_of
+from swift_toolkit.runs import lock
+from swift_toolkit.runs.resume import RECORD
+
+State = Literal["running", "done", "stopped", "interrupted", "failed", "killed"]
+DEPTH = 3
+"""How many directories deep runs are looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, as its files describe it.
+
+    Args:
+        directory: ``<output_dir>/vN-<time>``.
+        started: when its directory was made.
+        state: ``killed`` if it ended without a word.
+        resumable: its newest whole checkpoint has steps left.
+        model: what was trained.
+        tuner: how, e.g. ``lora``.
+        data: the training data, as they were given.
+        step: the last step in its log.
+        max_steps: those it was to take; 0 if none was logged.
+        best_loss: the least evaluation loss, or training loss without evaluation; None before the first log.
+        error: why it failed.
+    """
+
+    directory: Path
+    started: datetime
+    state: State
+    resumable: bool
+    model: str
+    tuner: str
+    data: str
+    step: int
+    max_steps: int
+    best_loss: float | None
+    error: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The run as plain data."""
+        return {**self.__dict__, "directory": str(self.directory), "started": self.started.isoformat(" ")}
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table, see ``COLUMNS``."""
+        steps = f"{self.step}/{self.max_steps}" if self.max_steps else "0"
+        loss = "" if self.best_loss is None else f"{self.best_loss:.4f}"
+        state = f"{self.state}, resumable" if self.resumable else self.state
+        when = self.started.strftime("%Y-%m-%d %H:%M")
+        data = " ".join(Path(name).name for name in self.data.split())
+        run = screen.short_path(self.directory)
+        return (when, run, Path(self.model).name, self.tuner, data, steps, loss, state)
+
+
+COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "state")
+
+
+def runs_below(directory: Path) -> list[Run]:
+    """All runs in and below ``directory``, the newest first."""
+    found = [directory] if RUN.fullmatch(directory.resolve().name) else [*_directories(directory, DEPTH)]
+    return sorted(map(read_run, found), key=lambda run: (run.started, run.directory), reverse=True)
+
+
+def _directories(directory: Path, depth: int) -> Iterator[Path]:
+    runs = runs_of(directory)
+    yield from runs
+    if depth and directory.is_dir():
+        for child in directory.iterdir():
+            if child.is_dir() and not child.is_symlink() and child not in runs and child.name[0] != ".":
+                yield from _directories(child, depth - 1)
+
+
+def read_run(directory: Path) -> Run:
+    """What the files of one run say."""
+    result, request, args = (_json(directory / name) for name in ("result.json", RECORD, "args.json"))
+    given = request.get("given") or {}
+    step, max_steps, best = _progress(directory / "logging.jsonl")
+    state = _state(directory, result.get("status"))
+    return Run(
+        directory=directory,
+        started=_started(directory),
+        state=state,
+        resumable=state not in ("running", "done") and _can_go_on(directory, max_steps),
+        model=str(given.get("model") or args.get("model") or "unknown"),
+        tuner=str(given.get("tuner_type") or given.get("train_type") or args.get("tuner_type") or "lora"),
+        data=str(given.get("dataset") or " ".join(map(str, args.get("dataset") or []))),
+        step=step,
+        max_steps=max_steps,
+        best_loss=best,
+        error=result.get("error"),
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    content, _ = read_json(file) if file.is_file() else (None, None)
+    return content or {}
+
+
+def _started(directory: Path) -> datetime:
+    match = re.fullmatch(r"v\d+-(\d{8}-\d{6})", directory.resolve().name)
+    try:
+        return datetime.strptime(match[1], "%Y%m%d-%H%M%S") if match else _changed(directory)
+    except ValueError:
+        return _changed(directory)
+
+
+def _changed(directory: Path) -> datetime:
+    return datetime.fromtimestamp(int(directory.stat().st_mtime))
+
+
+def _state(directory: Path, status: State | None) -> State:
+    if any(lock.problems(directory)):
+        return "running"
+    return status or "killed"
+
+
+def _progress(log: Path) -> tuple[int, int, float | None]:
+    """The last step, the steps there were to be, and the best loss in ``logging.jsonl``."""
+    step = max_steps = 0
+    losses: dict[str, list[float]] = {"loss": [], "eval_loss": []}
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        try:
+            logged = json.loads(line)
+            step, max_steps = (int(part) for part in logged["global_step/max_steps"].split("/"))
+        except (ValueError, KeyError):
+            continue
+        for name, values in losses.items():
+            values += [logged[name]] if name in logged else []
+    return step, max_steps, min(losses["eval_loss"] or losses["loss"], default=None)
+
+
+def _can_go_on(directory: Path, max_steps: int) -> bool:
+    for checkpoint in checkpoints_of(directory):
+        if not training_state.problems(checkpoint):
+            return not max_steps or training_state.read_state(checkpoint).step < max_steps
+    return False
+
+
+# --- what could be removed ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A directory that nothing needs.
+
+    Args:
+        path: the directory.
+        why: in a few words.
+        size: in bytes.
+    """
+
+    path: Path
+    why: str
+    size: int
+
+
+def waste_of(run: Run) -> Iterator[Waste]:
+    """What of ``run`` could go: all of it if it left no checkpoint, else checkpoints whose save did not end."""
+    if run.state == "running":
+        return
+    checkpoints = checkpoints_of(run.directory)
+    aside = [path for path in run.directory.glob("damaged-checkpoint-*") if path.is_dir()]
+    if not checkpoints and not aside:
+        yield _waste(run.directory, f"{run.state} without a checkpoint")
+        return
+    for path in checkpoints:
+        if not (path / training_state.STATE).exists():
+            yield _waste(path, "its save did not end")
+    for path in aside:
+        yield _waste(path, "set aside when the run went on before it")
+
+
+def _waste(path: Path, why: str) -> Waste:
+    return Waste(path, why, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+
+
+def remove(waste: Waste) -> None:
+    """Remove it."""
+    shutil.rmtree(waste.path)

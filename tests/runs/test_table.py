@@ -1,0 +1,128 @@
+"""``python -m swift_toolkit runs``: the state of each run, and what could be removed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swift_toolkit import __main__ as toolkit
+from swift_toolkit.runs import lock, resume, table
+from tests.training_checkpoints import write_checkpoint
+
+GIVEN = {"model": "/models/tiny", "tuner_type": "lora", "dataset": "/data/a.jsonl"}
+
+
+def make_run(directory: Path, step: int = 0, max_steps: int = 4, status: str | None = None) -> Path:
+    """A run that came to ``step`` and saved there."""
+    directory.mkdir(parents=True)
+    resume.Request(None, GIVEN, (), {}, "m", 1, 16).write(directory)
+    if step:
+        write_checkpoint(directory / f"checkpoint-{step}")
+        lines = [{"loss": 1 / at, "global_step/max_steps": f"{at}/{max_steps}"} for at in range(1, step + 1)]
+        (directory / "logging.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if status:
+        (directory / "result.json").write_text(json.dumps({"status": status, "error": None}))
+    return directory
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    make_run(tmp_path / "a/v0-20260101-000000", 4, status="done")
+    make_run(tmp_path / "a/v1-20260102-000000", 2)
+    make_run(tmp_path / "b/v0-20260103-000000", 2, status="failed")
+    make_run(tmp_path / "b/v1-20260104-000000")
+    return tmp_path
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    assert toolkit.main(["runs", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_run_with_its_state(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock.held(output / "b/v1-20260104-000000", str):
+        runs = listed(capsys, output)["runs"]
+    assert [(run["directory"], run["state"], run["resumable"], run["step"]) for run in runs] == [
+        (f"{output}/b/v1-20260104-000000", "running", False, 0),
+        (f"{output}/b/v0-20260103-000000", "failed", True, 2),
+        (f"{output}/a/v1-20260102-000000", "killed", True, 2),
+        (f"{output}/a/v0-20260101-000000", "done", False, 4),
+    ]
+    assert runs[1] | {"error": "out of memory"} == {
+        "directory": f"{output}/b/v0-20260103-000000",
+        "started": "2026-01-03 00:00:00",
+        "state": "failed",
+        "resumable": True,
+        "model": "/models/tiny",
+        "tuner": "lora",
+        "data": "/data/a.jsonl",
+        "step": 2,
+        "max_steps": 4,
+        "best_loss": 0.5,
+        "error": "out of memory",
+    }
+
+
+def test_the_table(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert toolkit.main(["runs", str(output)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["started", "run", "model", "tuner", "data", "steps", "best", "loss", "state"]
+    assert [line[-2:] for line in lines[1:]] == [
+        ["0", "killed"],
+        ["failed,", "resumable"],
+        ["killed,", "resumable"],
+        ["0.2500", "done"],
+    ]
+
+
+def test_one_run(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = listed(capsys, output / "a/v1-20260102-000000")["runs"]
+    assert run["state"] == "killed"
+
+
+def test_a_run_whose_optimizer_is_gone_cannot_go_on(output: Path) -> None:
+    (output / "a/v1-20260102-000000/checkpoint-2/optimizer.pt").unlink()
+    assert not table.read_run(output / "a/v1-20260102-000000").resumable
+
+
+def test_what_nothing_needs_goes_only_with_yes(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torn = write_checkpoint(output / "a/v1-20260102-000000/checkpoint-3")
+    (torn / "trainer_state.json").unlink()
+    aside = output / "a/v0-20260101-000000/damaged-checkpoint-3"
+    shutil.copytree(torn, aside)
+    never = output / "b/v1-20260104-000000"
+    found = listed(capsys, output, "--clean")
+    assert [(one["path"], one["why"]) for one in found["found"]] == [
+        (str(never), "killed without a checkpoint"),
+        (str(torn), "its save did not end"),
+        (str(aside), "set aside when the run went on before it"),
+    ]
+    assert found["bytes"] > 10_000
+    assert all(path.exists() for path in (never, torn, aside))
+    assert listed(capsys, output, "--clean", "--yes")["removed"]
+    assert not any(path.exists() for path in (never, torn, aside))
+    assert (output / "a/v1-20260102-000000/checkpoint-2").exists()
+
+
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert toolkit.main(["runs", str(tmp_path / "no")]) == 2
+    assert toolkit.main(["runs", str(tmp_path), "--yes"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/no is not a directory. Name the output directory of runs.",
+        '"--yes" goes with --clean. Add that, or remove it.',
+    ]
+    assert toolkit.main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"No run below {tmp_path}.\n"
+
+
+def test_it_is_a_module_that_can_be_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "swift_toolkit", "runs", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "usage: python -m swift_toolkit runs" in done.stdout
