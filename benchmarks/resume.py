@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Is a run that was killed and resumed the run it would have been? Kills real trainings at random moments.
 
-    python benchmarks/resume.py                       # a LoRA on the CPU, float32, 5 kills; some minutes
-    python benchmarks/resume.py --kind zero2 --kills 5
+    python benchmarks/resume.py                       # a LoRA on the CPU, float32, 3 runs of 3 kills; some minutes
+    python benchmarks/resume.py --kind zero2 --runs 2
 
-One command, ``finetune_trainer.py --config ... --resume``, runs once undisturbed. Then it is started again and again:
-each time the whole process tree is killed with SIGKILL, at start-up, in a step, in an evaluation or while a checkpoint
-is saved, and the same command goes on. Weights must be equal bit for bit, losses digit for digit.
+One command, ``finetune_trainer.py --config ... --resume``, runs once undisturbed. Then further runs are killed three
+times each, the whole process tree with SIGKILL, at start-up, in a step, in an evaluation or while a checkpoint is
+saved; the same command goes on each time. Weights must be equal bit for bit, losses digit for digit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,9 @@ KINDS: dict[str, dict[str, Any]] = {
 PROCESSES = {"ddp": 2, "zero2": 2}
 MOMENTS = ("start", "save", "evaluation", "step")
 STEPS, SAVE, EVALUATE, LOG = 24, 4, 6, 3
+KILLS = 3
+"""Kills of each run."""
+
 PATIENCE = 900.0
 
 
@@ -49,7 +53,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kind", choices=KINDS, default="lora")
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs that are killed three times each (default 3)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, help="a small model; default: a Llama of two random layers")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary directory, removed")
@@ -59,12 +65,12 @@ def main() -> int:
     reference = trial.undisturbed()
     chance = random.Random(options.seed)
     counted, failed = Counter[str](), 0
-    for number in range(options.kills):
-        moment = MOMENTS[number % len(MOMENTS)]
-        happened, wrong = trial.killed_and_resumed(number, moment, chance, reference)
-        counted[happened] += 1
+    for number in range(options.runs):
+        moments = [MOMENTS[(KILLS * number + kill) % len(MOMENTS)] for kill in range(KILLS)]
+        happened, wrong = trial.killed_and_resumed(number, moments, chance, reference)
+        counted.update(happened)
         failed += bool(wrong)
-        print(json.dumps({"kill": number, "in": happened, "wrong": wrong}), flush=True)
+        print(json.dumps({"run": number, "killed in": happened, "wrong": wrong}), flush=True)
     print(json.dumps({"kind": options.kind, "kills": dict(counted), "failed": failed}))
     if options.folder is None:
         shutil.rmtree(folder)
@@ -136,14 +142,23 @@ class Trial:
             return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
 
     def killed_and_resumed(
-        self, number: int, moment: str, chance: random.Random, reference: tuple[dict[str, bytes], list[Any]]
-    ) -> tuple[str, str]:
-        """In what the kill happened, and what is wrong with the resumed run; "" if nothing."""
+        self,
+        number: int,
+        moments: list[str],
+        chance: random.Random,
+        reference: tuple[dict[str, bytes], list[Any]],
+    ) -> tuple[list[str], str]:
+        """In what the kills happened, and what is wrong with the run in the end; "" if nothing."""
         output = self.folder / f"{self.kind}-{number}"
-        process = self.start(output)
-        Watch(output, process, chance).wait_for(moment)
-        kill_tree(process)
-        happened = self.state_at_the_kill(output)
+        happened = []
+        for moment in moments:
+            said = len(errors_of(output))
+            process = self.start(output)
+            Watch(output, process, chance, said).wait_for(moment)
+            if process.poll() is not None:
+                break  # it was done before the moment came
+            kill_tree(process)
+            happened.append(self.state_at_the_kill(output, said))
         if (status := self.start(output).wait(PATIENCE)) != 0:
             return happened, f"exit status {status}: {errors_of(output)}"
         runs = list(output.glob("v*-*"))
@@ -158,14 +173,16 @@ class Trial:
             shutil.rmtree(output)
         return happened, wrong
 
-    def state_at_the_kill(self, output: Path) -> str:
+    def state_at_the_kill(self, output: Path, said: int) -> str:
         """What the files that the killed processes left say of the moment."""
         runs = list(output.glob("v*-*"))
         logged = losses(runs[0]) if runs else []
+        if not re.search(r"^step \d+/", errors_of(output)[said:], re.MULTILINE):
+            return "start"
         if any(training_state.problems(path) for run in runs for path in run.glob("checkpoint-*")):
             return "save"
         if not logged:
-            return "start"
+            return "step"
         step, kind = logged[-1][:2]
         return "evaluation" if kind == "loss" and step % EVALUATE == 0 else "step"
 
@@ -177,28 +194,38 @@ class Watch:
         output: of the run.
         process: its starter.
         chance: chooses which of the moments of a kind it is, and how far into it.
+        said: how many characters earlier starts of the run have printed.
     """
 
-    def __init__(self, output: Path, process: subprocess.Popen[bytes], chance: random.Random) -> None:
-        self.output, self.process, self.chance = output, process, chance
+    def __init__(
+        self, output: Path, process: subprocess.Popen[bytes], chance: random.Random, said: int
+    ) -> None:
+        self.output, self.process, self.chance, self.said = output, process, chance, said
+        saved = [int(path.name.partition("-")[2]) for path in output.glob("v*-*/checkpoint-*")]
+        self.step = max((step for step in saved if step < STEPS), default=0)
 
     def wait_for(self, moment: str) -> None:
         """Return in the middle of ``moment``."""
         if moment == "start":
-            self.until(lambda: "importing" in errors_of(self.output))
+            self.until(lambda: "importing" in self.printed())
             time.sleep(self.chance.uniform(0, 8))
         elif moment == "save":
-            step = SAVE * self.chance.randrange(1, STEPS // SAVE)
+            step = self.one_of(SAVE)
             self.until(lambda: bool(list(self.output.glob(f"v*-*/checkpoint-{step}"))), every=0.0005)
             time.sleep(self.chance.uniform(0, 0.02))
-        elif moment == "evaluation":
-            step = EVALUATE * self.chance.randrange(1, STEPS // EVALUATE)
-            self.until(lambda: f"step {step}/" in errors_of(self.output), every=0.005)
-            time.sleep(self.chance.uniform(0, 0.15))
         else:
-            step = LOG * self.chance.randrange(1, STEPS // LOG)
-            self.until(lambda: f"step {step}/" in errors_of(self.output), every=0.01)
-            time.sleep(self.chance.uniform(0, 0.6))
+            step = self.one_of(EVALUATE if moment == "evaluation" else LOG)
+            self.until(lambda: f"step {step}/" in self.printed(), every=0.005)
+            time.sleep(self.chance.uniform(0, 0.15 if moment == "evaluation" else 0.6))
+
+    def one_of(self, every: int) -> int:
+        """A step soon after the last checkpoint that is a multiple of ``every``."""
+        first = self.step // every + 1
+        return every * self.chance.randint(first, max(first, min(first + 1, STEPS // every - 1)))
+
+    def printed(self) -> str:
+        """What this start of the run has printed."""
+        return errors_of(self.output)[self.said :]
 
     def until(self, holds: Any, every: float = 0.05) -> None:
         """Wait until ``holds``, or the run has ended."""
