@@ -98,6 +98,7 @@ def test_every_shipped_config_passes_dry_run(config: str) -> None:
         "memory",
         "launch",
         "suggestions",
+        "resume",
     }
     assert set(plan) == parts
     assert set(plan["arguments"]) == set(plan["sources"])
