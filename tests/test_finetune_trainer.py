@@ -97,6 +97,7 @@ def test_every_shipped_config_passes_dry_run(config: str) -> None:
         "data",
         "memory",
         "launch",
+        "padding",
         "suggestions",
         "resume",
     }

@@ -28,7 +28,7 @@ from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
-_ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size")
+_ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size", "balance")
 """The toolkit's own keys that are not an argument of ms-swift under another name."""
 
 
@@ -102,6 +102,7 @@ def read_request(
         left_alone={name for name, setting in merged.items() if setting.value is None},
         path=str(source) if isinstance(source, (str, Path)) else None,
         effective_batch=_effective_batch(own.get("effective_batch_size")),
+        balance=_balance(own.get("balance")),
         preset_asked=choice.preset is not None and "preset" in own,
     )
     if trains:
@@ -185,6 +186,9 @@ def _own_problems(own: Mapping[str, Setting], command: Command) -> Iterator[Prob
     if batch is not None and batch.value is not None and _effective_batch(batch) is None:
         shown = json.dumps(batch.value, default=str)
         yield batch.problem(f"is {shown}; it must be a whole number, 1 or more")
+    balance = own.get("balance")
+    if balance is not None and balance.value is not None and _balance(balance) is None:
+        yield balance.problem(f"must be true or false, not {json.dumps(balance.value, default=str)}")
 
 
 def _effective_batch(given: Setting | None) -> Setting | None:
@@ -192,6 +196,15 @@ def _effective_batch(given: Setting | None) -> Setting | None:
     if given is None or not (text.isascii() and text.isdecimal() and int(text) > 0):
         return None
     return replace(given, value=int(text))
+
+
+def _balance(given: Setting | None) -> Setting | None:
+    if given is None or given.value is None:
+        return None
+    try:
+        return replace(given, value=typed_value(Field("balance", "bool"), given.value))
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

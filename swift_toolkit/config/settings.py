@@ -16,6 +16,7 @@ OWN_KEYS = {
     "train_type": "a preset's name or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
     "task": "what is trained: `sft` (default), `pt`, `dpo`, `grpo`, `seq_cls` … see docs/tasks.md",
     "effective_batch_size": "rows an optimiser step, on any number of devices: batch and accumulation follow from it",
+    "balance": "rows of a step share micro-batches with rows of about their length: `true` or `false`",
 }
 """The keys that are the toolkit's own, with what they take; all others are ms-swift's."""
 
@@ -86,6 +87,7 @@ class Config:
         effective_batch: the rows of an optimiser step that were asked for, None if nobody asked.
         preset_asked: the preset was named, not only derived from other settings.
         warnings: what is legal and probably not meant.
+        balance: whether the rows of a step are shared out by length, None where that is left to the plan.
     """
 
     command: Command
@@ -98,6 +100,7 @@ class Config:
     effective_batch: Setting | None = None
     preset_asked: bool = False
     warnings: list[Problem] = field(default_factory=list)
+    balance: Setting | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of ``name``, or ``default`` when nobody set it."""

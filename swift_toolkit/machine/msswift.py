@@ -276,7 +276,7 @@ def share_rows(choose: Callable[[Any], Partition | None]) -> None:
         inner = getattr(made, "batch_sampler", None)
         inner = getattr(inner, "batch_sampler", inner)  # of accelerate's SkipBatchSampler
         if isinstance(inner, sampler) and (partition := choose(self)) is not None:
-            inner.shared = (partition, _row_lengths(self.train_dataset), self.args, skip_batches)
+            inner.shared = (partition, row_lengths(self.train_dataset), self.args, skip_batches)
         return made
 
     def shared(self: Any) -> Iterator[list[int]]:
@@ -290,7 +290,7 @@ def has_row_lengths(dataset: Any) -> bool:
     return bool({"lengths", "length"} & set(getattr(_rows_of(dataset), "column_names", None) or ()))
 
 
-def _row_lengths(dataset: Any) -> list[int]:
+def row_lengths(dataset: Any) -> list[int]:
     """Tokens of every row, of the longer one of a pair; 3.12 calls the column ``length``."""
     rows = _rows_of(dataset)
     column = rows["lengths" if "lengths" in rows.column_names else "length"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.device import GIB, Device, cpu_computes_bfloat16, cpu_cores
 from swift_toolkit.model import builtin as model_builtin
+from swift_toolkit.training import padding
+from swift_toolkit.training.batch import Batch
 from swift_toolkit.training.memory import estimate as memory_estimate
 from swift_toolkit.training.memory import fitting
 from swift_toolkit.training.memory import run as memory_run
@@ -100,28 +103,112 @@ def _spread(plan: TrainingPlan) -> None:
 
 
 def _share_batch(plan: TrainingPlan) -> None:
-    """Rows a device and accumulation steps for the effective batch that was asked for."""
+    """Rows a device and accumulation steps: for the effective batch that was asked for, or for ms-swift's own where
+    nothing was said of the batch and its loss does not depend on them."""
     config, wish, feeders = plan.config, plan.config.effective_batch, plan.batch.feeders
+    open_names = {"per_device_train_batch_size", "gradient_accumulation_steps"} - config.settings.keys()
     if wish is None:
+        if len(open_names - config.left_alone) == 2:
+            _keep_own_step(plan)
         return
     rows = wish.value // feeders // config.get("gradient_accumulation_steps", 1)
-    if "per_device_train_batch_size" not in config.settings:
-        batch, reason = _largest_batch(rows, "gradient_accumulation_steps" in config.settings, plan)
-        config.fill("per_device_train_batch_size", batch, reason)
+    if len(open_names) == 2:
+        config.fill("per_device_train_batch_size", *_fastest_batch(rows, plan))
+    config.fill("per_device_train_batch_size", rows, "what the accumulation leaves")
     batch = config.get("per_device_train_batch_size", 1)
     steps = wish.value // feeders // batch
     reason = f"{batch} × {steps} × {feeders} process(es) = {wish.value}"
     config.fill("gradient_accumulation_steps", steps, reason)
 
 
-def _largest_batch(rows: int, fixed: bool, plan: TrainingPlan) -> tuple[int, str]:
-    """The largest divisor of ``rows`` that fits a device, and why."""
-    if fixed:
-        return rows, "what the accumulation leaves"
+def _keep_own_step(plan: TrainingPlan) -> None:
+    """The rows of ms-swift's own step in the micro-batches that take the least time."""
+    config, rows = plan.config, plan.batch
+    if config.balance is not None and not config.balance.value:
+        return
+    if plan.padding is None or padding.keeps_sizes(config):
+        return
+    batch, reason = _fastest_batch(rows.accumulation, plan)
+    if batch > 1:
+        steps = rows.accumulation // batch
+        config.fill("per_device_train_batch_size", batch, reason)
+        config.fill(
+            "gradient_accumulation_steps",
+            steps,
+            f"{batch} × {steps} rows, as ms-swift's 1 × {rows.accumulation}",
+        )
+
+
+def _fastest_batch(rows: int, plan: TrainingPlan) -> tuple[int, str]:
+    """The divisor of ``rows`` that takes the least time for them and fits a device, and why."""
     run = plan.memory_run
     if run is None or not run.device_bytes:
         return 1, "the memory it would take is not known"
-    run = memory_run.filled(run)
+    if run.rows.images or any(plan.config.get(name) for name in ("packing", "padding_free", "streaming")):
+        return _largest_batch(rows, memory_run.filled(run))
+    found = [
+        _Candidate(plan, batch, rows // batch)
+        for batch in range(1, min(rows, MOST_ROWS) + 1)
+        if rows % batch == 0
+    ]
+    first, room = found[0], MEMORY_SHARE * run.device_bytes
+    best = min((one for one in found if one is first or one.bytes <= room), key=lambda one: one.time)
+    if best.time > LEAST_GAIN * first.time:
+        best = first
+    memory = f"about {best.bytes / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB"
+    return (
+        best.rows,
+        memory if best is first else f"{best.time / first.time:.0%} of the time of 1 row each, {memory}",
+    )
+
+
+LEAST_GAIN = 0.97
+"""Of the time of one row each, what more rows must take at most to be chosen."""
+
+CHECKPOINTING_TIME = 4 / 3
+"""Time of a step with checkpointing over that without: a third forward pass (Chen et al. 2016)."""
+
+
+class _Candidate:
+    """A number of rows on a device at once, with what it costs.
+
+    Args:
+        plan: of the run.
+        rows: of a micro-batch.
+        accumulation: micro-batches of a step on one device.
+    """
+
+    def __init__(self, plan: TrainingPlan, rows: int, accumulation: int) -> None:
+        self.rows = rows
+        found = plan.padding_of(Batch(rows=rows, accumulation=accumulation, feeders=plan.batch.feeders))
+        shared = plan.may_balance and (plan.config.balance is not None or found.saves)
+        run = plan.memory_run
+        assert run is not None
+        known = shared and run.rows.seen
+        changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+        run = memory_run.filled(run.but(**changes))
+        self.run = replace(run, largest=plan.largest_of(found, rows)) if known else run
+        tokens = found.shared_step if shared else found.own_step
+        self.time = (tokens + accumulation * padding.tokens_of_a_micro_batch(plan.device)) * self._passes(
+            plan
+        )
+
+    def _passes(self, plan: TrainingPlan) -> float:
+        """What checkpointing adds, where it is left open and the rows do not fit without it."""
+        given = plan.config.get("gradient_checkpointing")
+        needed = self._bytes(gradient_checkpointing=False) if given is None else 0
+        return CHECKPOINTING_TIME if given or needed > MEMORY_SHARE * self.run.device_bytes else 1.0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes()
+
+    def _bytes(self, **changes: bool) -> int:
+        return memory_estimate.estimate(self.run.but(**changes)).total
+
+
+def _largest_batch(rows: int, run: memory_run.Run) -> tuple[int, str]:
+    """The largest divisor of ``rows`` that fits a device, and why."""
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = memory_estimate.estimate(run.but(per_device_train_batch_size=batch)).total

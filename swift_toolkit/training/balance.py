@@ -48,7 +48,8 @@ def share_out(
         ranks: processes that have rows of their own.
         batch: rows that ms-swift puts into a micro-batch.
         equal: every micro-batch keeps ms-swift's number of rows.
-        limit: most padded tokens of a micro-batch; passed only where the rows leave no other way.
+        limit: most padded tokens of a micro-batch; where the rows leave no other way, of ``batch`` as long as the
+            longest.
         hidden: hidden size of the model, for the quadratic part of attention: a row of S tokens takes S (1 + S / 6h)
             (Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters", appendix).
             0 counts tokens alone, as with one rank.
@@ -59,16 +60,18 @@ def share_out(
         return own
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     longest = [max(lengths[row], 1) for row in order]
-    step = _Step(longest, [_work(one, hidden if ranks > 1 else 0) for one in longest], parts)
+    step = _Step(longest, [_work(one, hidden if ranks > 1 else 0) for one in longest], parts, batch)
     cuts = iter([list(range(batch, len(order) + 1, batch))]) if equal else step.partitions(limit, ranks)
     found = (_deal(_rows(order, ends), lengths, ranks, hidden) for ends in cuts)
     return next(found) if ranks == 1 else _best(own, found, lengths, hidden)
 
 
-def share_out_within_ranks(lengths: Sequence[int], ranks: int, batch: int) -> Shares:
+def share_out_within_ranks(
+    lengths: Sequence[int], ranks: int, batch: int, limit: int | None = None
+) -> Shares:
     """The same for losses that each rank divides by its own tokens: every rank keeps its rows."""
     mine = [list(range(rank, len(lengths), ranks)) for rank in range(ranks)]
-    found = [share_out([lengths[row] for row in rows], 1, batch)[0] for rows in mine]
+    found = [share_out([lengths[row] for row in rows], 1, batch, limit=limit)[0] for rows in mine]
     return [[[rows[at] for at in part] for part in parts] for rows, parts in zip(mine, found, strict=True)]
 
 
@@ -162,15 +165,16 @@ class _Step:
     lengths: list[int]
     work: list[int]
     parts: int
+    batch: int
 
     def partitions(self, limit: int | None, ranks: int) -> Iterator[list[int]]:
         """The ends of the runs of the cheapest partition; for several ranks also of those with a smaller largest run,
         for ranks wait for the one with the most."""
         free = [0] * (len(self.work) + 1)
         if limit is not None:
-            least = max(limit, self.lengths[-1])
+            longest, least = self.lengths[-1], max(limit, self.lengths[-1])
             if not self._fits(self.lengths, least, free):
-                least = self._least_limit(self.lengths, free)
+                least = max(least, longest * self.batch)
             free = _starts(self.lengths, least, free)
         yield _cut(self.work, free, self.parts)
         if ranks > 1:

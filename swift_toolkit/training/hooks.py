@@ -126,13 +126,17 @@ def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) 
     trainer.DEFAULT_CALLBACKS.append(Reporting)
 
 
-def balance_rows() -> None:
+def balance_rows(largest: float) -> None:
     """Let the rows of every optimiser step share micro-batches with rows of about their length, where that leaves the
-    gradient as it is."""
-    msswift.share_rows(_partition)
+    gradient as it is.
+
+    Args:
+        largest: rows as long as the longest that a micro-batch may be as large as.
+    """
+    msswift.share_rows(functools.partial(_partition, largest))
 
 
-def _partition(trainer: Any) -> msswift.Partition | None:
+def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
     """How the rows of a step are shared out; None if the gradient would not be the same, or lengths are not known."""
     args, template = trainer.args, trainer.template
     other = template.packing or template.padding_free or args.group_by_length
@@ -143,11 +147,12 @@ def _partition(trainer: Any) -> msswift.Partition | None:
         return None
     hidden = getattr(trainer.model.config.get_text_config(), "hidden_size", None) or 0
     across = not by_tokens or args.average_tokens_across_devices
+    limit = int(largest * max(msswift.row_lengths(trainer.train_dataset)))
 
     def partition(lengths: Sequence[int], ranks: int, batch: int) -> balance.Shares:
         if across:
-            return balance.share_out(lengths, ranks, batch, equal=not by_tokens, hidden=hidden)
-        return balance.share_out_within_ranks(lengths, ranks, batch)
+            return balance.share_out(lengths, ranks, batch, equal=not by_tokens, hidden=hidden, limit=limit)
+        return balance.share_out_within_ranks(lengths, ranks, batch, limit)
 
     return partition
 

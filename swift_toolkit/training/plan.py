@@ -18,12 +18,16 @@ from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
 from swift_toolkit.model import layers, size
 from swift_toolkit.model.shape import ModelShape
-from swift_toolkit.training import batch, preflight
+from swift_toolkit.training import batch, padding, preflight
 from swift_toolkit.training.batch import Batch
 from swift_toolkit.training.launch import Cluster, Launch
 from swift_toolkit.training.memory import advice, fitting
 from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.memory.run import Rows
+from swift_toolkit.training.padding import Lengths, Padding
+
+_MARGIN = 1.15
+"""How much larger the largest micro-batch may become than in the simulated steps; the partition keeps to it."""
 
 
 @dataclass
@@ -105,6 +109,51 @@ class TrainingPlan:
             return None
         return steps * self.batch.effective * row
 
+    # --- padding ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """How long the rows are, as seen or as assumed."""
+        if self.rows.seen and self.data.tokens:
+            limit = self.config.get("max_length") or 0
+            return Lengths.seen(self.data.tokens, self.data.token_step, limit)
+        return Lengths.assumed(self.rows.mean, self.rows.longest)
+
+    def padding_of(self, rows: Batch) -> Padding:
+        """What is padded with these micro-batches, by a simulation."""
+        hidden = self.shape.text.hidden if self.shape else 0
+        sizes = (rows.feeders, rows.rows, rows.accumulation)
+        return padding.simulate(self.lengths, *sizes, hidden, padding.keeps_sizes(self.config))
+
+    @property
+    def padding(self) -> Padding | None:
+        """What is padded; None where it is not known how long the rows are."""
+        known = self.rows.seen and self.data.tokens and not self.rows.images
+        return self.padding_of(self.batch) if known and padding.obstacle(self.config) is None else None
+
+    @property
+    def may_balance(self) -> bool:
+        """Whether the rows of a step can be shared out by length, and nobody forbade it."""
+        forbidden = self.config.balance is not None and not self.config.balance.value
+        return not forbidden and padding.obstacle(self.config) is None
+
+    @property
+    def balances(self) -> bool:
+        """Whether the rows of a step are shared out by length."""
+        if not self.may_balance or self.batch.rows * self.batch.feeders == 1:
+            return False
+        return self.config.balance is not None or self.padding is None or self.padding.saves
+
+    @property
+    def largest_batch(self) -> float:
+        """Rows as long as the longest that the largest micro-batch is as large as."""
+        found = self.padding if self.balances else None
+        return self.largest_of(found, self.batch.rows) if found else float(self.batch.rows)
+
+    def largest_of(self, found: Padding, rows: int) -> float:
+        """The same for micro-batches of ``rows``, by what was found of them."""
+        return min(float(rows), max(1.0, _MARGIN * found.largest / self.rows.longest))
+
     # --- memory -------------------------------------------------------------------------------------------
 
     @property
@@ -126,6 +175,7 @@ class TrainingPlan:
             device.memory // shared,
             self.other_models,
             grows_segments=launch.grows_segments(),
+            largest=self.largest_batch,
         )
 
     @property
@@ -162,6 +212,8 @@ class TrainingPlan:
         yield "launch", self.launch.phrase()
         parts = f"{rows.rows} a device × {rows.accumulation} accumulated × {rows.feeders} process(es)"
         yield "batch", f"{rows.effective} = {parts}"
+        if self.balances and self.padding is not None:
+            yield "padding", str(self.padding)
         yield "steps", str(self.steps or "not known before the data is read")
         yield "tokens", self._tokens_phrase()
         yield from self.verdict.lines()
@@ -193,8 +245,14 @@ class TrainingPlan:
                 "effective_batch_size": self.batch.effective,
                 "steps": self.steps,
             },
+            "padding": self._padding_dict(),
             "suggestions": self.suggestions,
         }
+
+    def _padding_dict(self) -> dict[str, Any]:
+        found = self.padding
+        computed = {"own": round(found.own, 3), "shared": round(found.shared, 3)} if found else {}
+        return {"balance": self.balances, **computed}
 
     def with_all_data(self) -> TrainingPlan:
         """The same plan, made after a look at every row of the data."""

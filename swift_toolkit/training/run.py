@@ -130,11 +130,17 @@ class Run:
         config, cluster = self.job.plan.config, self.job.plan.cluster
         return {
             "command": config.command,
-            "arguments": config.words(),
+            "arguments": {**config.words(), **self._balance()},
             "directory": str(self.directory),
             "peers": self._peers() if cluster.has_peers else None,
             "gate": self.gate and {"path": str(self.gate.path), "lost": str(self.gate.lost)},
         }
+
+    def _balance(self) -> dict[str, list[str]]:
+        """How the rows of a step are shared out, among the arguments so that it is alike on all nodes: rows as long as
+        the longest that a micro-batch may be as large as."""
+        plan = self.job.plan
+        return {"balance": [f"{plan.largest_batch:.3f}"]} if plan.balances else {}
 
     def _peers(self) -> dict[str, Any]:
         """What every process that others started must be asked alike."""
@@ -145,7 +151,10 @@ class Run:
         versions = {name: version for name, version in _versions().items() if name in _SAME_VERSIONS}
         return {
             "own_starter": plan.cluster.started_as is not None,
-            "automatic": [name for name, one in settings.items() if one.source.kind == "automatic"],
+            "automatic": [
+                *(name for name, one in settings.items() if one.source.kind == "automatic"),
+                *self._balance(),
+            ],
             "same": {"node": node, "given": self.job.checked.given, "data": data, "versions": versions},
         }
 

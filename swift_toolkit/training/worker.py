@@ -74,7 +74,7 @@ class _Training:
             add_callback(self.report, self.stop, self.gate and self.gate["path"])
             self._prepare_resume()
             if balance:
-                balance_rows()
+                balance_rows(float(*balance))
             self._prepare_deepspeed()
             self.report("loading")
             outcome = train(arguments)

@@ -50,7 +50,7 @@ def main(request: dict[str, Any]) -> None:
     trainer.Trainer.training_step = record
     for kind in ("own", "shared"):
         if kind == "shared":
-            hooks.balance_rows()
+            hooks.balance_rows(4.0)
         for run in request["runs"]:
             found.clear()
             output = Path(request["output"]) / f"{kind}-{run['name']}"

@@ -260,7 +260,7 @@ def test_machines_with_a_gpu_each_divide_it_too(installed: set[str]) -> None:
 def test_an_effective_batch_of_64(
     settings: dict[str, Any], device: machine_device.Device, batch: int, steps: int, installed: set[str]
 ) -> None:
-    request = config(effective_batch_size="64", **settings)
+    request = config(effective_batch_size="64", gradient_checkpointing=True, **settings)
     assert list(training_batch.problems(request, device.count)) == []
     training_automatic.fill_automatic(planned(request, device, data(800, 200)))
     assert request.get("per_device_train_batch_size", 1) == batch
@@ -272,10 +272,10 @@ def test_an_effective_batch_of_64(
 
 
 def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
-    request = config(effective_batch_size=64, max_length=4096)
+    request = config(effective_batch_size=64, max_length=4096, gradient_checkpointing=True)
     training_automatic.fill_automatic(planned(request, gpus(2)))
     assert request.get("per_device_train_batch_size") == 2
-    seen = config(effective_batch_size=64, max_length=4096)
+    seen = config(effective_batch_size=64, max_length=4096, gradient_checkpointing=True)
     training_automatic.fill_automatic(planned(seen, gpus(2), data(1000)))
     assert seen.get("per_device_train_batch_size") == 8
 

@@ -48,7 +48,7 @@ def _length(run: Run, text: int, image: int) -> int:
     return math.ceil(length / (run.get("sequence_parallel_size") or 1))
 
 
-def batch_tokens(run: Run, batch: int, longest: int, image: int) -> int:
+def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
     """Tokens of the largest batch of so many rows on one device.
 
     Packing fills every row. Without padding a batch has the longest row and others as they come; with it, all of
@@ -56,18 +56,20 @@ def batch_tokens(run: Run, batch: int, longest: int, image: int) -> int:
 
     Args:
         run: the run.
-        batch: rows.
+        batch: rows; with a fraction where rows of about the same length share a batch.
         longest: tokens of text in the longest row.
         image: tokens of its images, each; 0 to count text alone.
     """
     row = _length(run, longest, image)
     if run.get("packing"):
         full = run.get("packing_length") or run.get("max_length")
-        return batch * (math.ceil(full / (run.get("sequence_parallel_size") or 1)) if full else row)
+        return math.ceil(
+            batch * (math.ceil(full / (run.get("sequence_parallel_size") or 1)) if full else row)
+        )
     if run.get("padding_free"):
-        row += (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
-        return row * _row_factor(run)
-    return batch * row * _row_factor(run)
+        others = (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
+        return math.ceil(row + others) * _row_factor(run)
+    return math.ceil(batch * row) * _row_factor(run)
 
 
 def moving_bytes(run: Run, tokens: int, trained: Trained) -> dict[str, float]:
@@ -134,7 +136,7 @@ def logit_bytes(run: Run) -> float:
     On a CPU another float32 copy stays (measured, SmolLM2: 13 to 20 bytes a logit in all).
     Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
     """
-    tokens = _judged_tokens(run, run.get("per_device_train_batch_size", 1), run.rows.longest)
+    tokens = _judged_tokens(run, run.longest_rows, run.rows.longest)
     tokens *= 2 if run.task.has_teacher else 1  # the teacher's besides
     if run.task.logits == "last":
         return (
@@ -155,7 +157,7 @@ def eval_logits(run: Run) -> float:
     return tokens * run.shape.vocabulary * (run.width + (0 if ranks else 8))
 
 
-def _judged_tokens(run: Run, batch: int, longest: int) -> int:
+def _judged_tokens(run: Run, batch: float, longest: int) -> int:
     """Tokens of a batch that have logits: of newer models not those of images, which come before the answer (ms-swift's
     ``use_logits_to_keep``); of a classifier none."""
     if run.task.logits == "none":

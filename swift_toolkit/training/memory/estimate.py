@@ -74,8 +74,7 @@ def estimate(run: Run) -> Estimate:
     if run.task.has_values:
         trained = replace(trained, own=2 * trained.own, added=2 * trained.added)
     states = state_bytes(run, trained, share)
-    batch = run.get("per_device_train_batch_size", 1)
-    tokens = batch_tokens(run, batch, run.rows.longest, image_tokens(run))
+    tokens = batch_tokens(run, run.longest_rows, run.rows.longest, image_tokens(run))
     training = {**moving_bytes(run, tokens, trained), "logits": logit_bytes(run)}
     evaluation = {"activations": 0.0, "logits": eval_logits(run)}
     peak = "training" if sum(training.values()) >= sum(evaluation.values()) else "evaluation"

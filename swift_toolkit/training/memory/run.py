@@ -115,6 +115,8 @@ class Run:
         device_bytes: memory of one device, 0 if not known.
         others: weights of other models, which judge or teach.
         grows_segments: PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
+        largest: rows as long as the longest that the largest micro-batch is as large as; 0 if it can be the whole
+            batch, as where the rows of a step are not shared out by length.
     """
 
     settings: Mapping[str, Any]
@@ -126,6 +128,7 @@ class Run:
     device_bytes: int = 0
     others: int = 0
     grows_segments: bool = False
+    largest: float = 0.0
 
     def get(self, name: str, default: Any = None) -> Any:
         """A setting, or what ms-swift takes without it."""
@@ -133,7 +136,9 @@ class Run:
 
     def but(self, world: int | None = None, **changes: Any) -> Run:
         """The same run with other settings."""
-        return replace(self, settings={**self.settings, **changes}, world=world or self.world)
+        largest = 0.0 if "per_device_train_batch_size" in changes else self.largest
+        settings = {**self.settings, **changes}
+        return replace(self, settings=settings, world=world or self.world, largest=largest)
 
     @property
     def width(self) -> int:
@@ -144,6 +149,11 @@ class Run:
     def accumulation(self) -> int:
         """Gradient accumulation steps."""
         return batch_of(self, self.world).accumulation
+
+    @property
+    def longest_rows(self) -> float:
+        """Rows as long as the longest that a batch on one device is at most as large as."""
+        return self.largest or float(self.get("per_device_train_batch_size", 1))
 
     @property
     def task(self) -> Task:
