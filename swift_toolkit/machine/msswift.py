@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import importlib
 import importlib.util
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args
 
 from swift_toolkit.problems import Problem, RequestError
@@ -97,6 +100,7 @@ def template_api() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def inference_api() -> SimpleNamespace:
     """What is used of ms-swift, under its names of 4.x."""
+    spare_imports()
     try:
         from swift.llm import InferRequest, RequestConfig  # ms-swift 3
         from swift.llm.infer import AdapterRequest, SwiftInfer
@@ -113,6 +117,7 @@ def inference_api() -> SimpleNamespace:
 
 def serving_api() -> SimpleNamespace:
     """What is used of ms-swift, under its names of 4.x."""
+    spare_imports()
     try:
         from swift.llm import AdapterRequest, DeployArguments, InferRequest, RequestConfig  # ms-swift 3
         from swift.llm.infer.deploy import SwiftDeploy
@@ -141,6 +146,75 @@ def export_function() -> Callable[[list[str]], Any]:
     return main
 
 
+# ------------------------------------------------------------------------------------------ the start
+
+
+def spare_imports() -> None:
+    """Import what ms-swift imports without what its libraries import only for other models and other runs; once,
+    before ms-swift. Nothing is hidden: what is spared is imported when it is first used. Until transformers imports the
+    losses of object detectors when they are used, and bitsandbytes compiles its kernels then.
+    """
+    if "swift" in sys.modules:
+        return
+    with contextlib.suppress(Exception):  # whoever needs what cannot be imported will say so
+        _import_losses()
+    if importlib.util.find_spec("bitsandbytes") and "bitsandbytes" not in sys.modules:
+        with contextlib.suppress(Exception):
+            _import_bitsandbytes()
+
+
+def _import_losses() -> None:
+    """transformers' table of losses, without the modules of the object detectors in it, which import scipy."""
+    spec = importlib.util.find_spec("transformers.loss")
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in Path(folder).glob("loss_*.py")]
+    names = {f"transformers.loss.{file.stem}" for file in files} - {"transformers.loss.loss_utils"}
+    stand_ins = {name: _stand_in(name) for name in names - sys.modules.keys()}
+    sys.modules.update(stand_ins)
+    try:
+        importlib.import_module("transformers.loss.loss_utils")
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+def _stand_in(module: str) -> ModuleType:
+    """A module whose functions import the real one when they are called."""
+
+    def later(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+        if name.startswith("__"):
+            raise AttributeError(name)
+        call.__module__, call.__name__ = module, name
+        return call
+
+    made = ModuleType(module)
+    made.__getattr__ = later  # type: ignore[method-assign]
+    return made
+
+
+def _import_bitsandbytes() -> None:
+    """bitsandbytes, which compiles functions when it is imported and so imports all of ``torch._inductor``; here each
+    is compiled at its first call."""
+    import torch
+
+    compile_now = torch.compile
+
+    def deferred(function: Any = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(deferred, **options)
+        compiled = functools.cache(lambda: compile_now(function, **options))
+        return functools.wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+    torch.compile = deferred
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        torch.compile = compile_now
+
+
 _MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rlhf_main",)}
 
 
@@ -148,6 +222,7 @@ def train_function(command: str, arguments: list[str]) -> Any:
     """ms-swift's function that trains: the one of ``command``, sft, pt or rlhf."""
     if "--tuner_backend=unsloth" in arguments:
         import unsloth  # noqa: F401  # it must come before transformers
+    spare_imports()
     try:
         module: Any = importlib.import_module("swift.llm")  # ms-swift 3
     except ModuleNotFoundError:

@@ -110,7 +110,7 @@ def test_neither_true_nor_false() -> None:
         ({"rlhf_type": "dpo", "loss_type": "bco_pair"}, False),
         ({"rlhf_type": "orpo"}, False),
         ({"rlhf_type": "kto"}, False),
-        ({"rlhf_type": "grpo", "reward_funcs": "accuracy"}, False),
+        ({"rlhf_type": "grpo", "reward_funcs": "format"}, False),
         ({"task_type": "embedding", "loss_type": "infonce"}, False),
         ({"task_type": "seq_cls", "num_labels": 2}, True),
         ({"group_by_length": True}, False),

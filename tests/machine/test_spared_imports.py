@@ -1,0 +1,54 @@
+"""What ms-swift's libraries import for other models is spared, and is there when it is used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import json, sys
+from swift_toolkit.machine import msswift
+
+msswift.inference_api()
+before = [name for name in ("scipy.optimize", "torch._inductor.compile_fx") if name in sys.modules]
+
+import inspect
+import bitsandbytes, torch
+from transformers.loss import loss_utils
+from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher
+
+stand_in = loss_utils.LOSS_MAPPING["ForObjectDetection"]
+try:
+    stand_in()
+except TypeError as error:
+    said = str(error)
+try:
+    ForObjectDetectionLoss()
+except TypeError as error:
+    real = str(error)
+
+weights = torch.arange(-32.0, 32.0).reshape(1, 64)
+packed, state = bitsandbytes.functional.quantize_4bit(weights, blocksize=64, quant_type="nf4")
+away = (bitsandbytes.functional.dequantize_4bit(packed, state) - weights).abs().max().item()
+print(json.dumps({
+    "before": before, "same": said == real, "matcher": inspect.isclass(HungarianMatcher), "away": away,
+    "detectors": len([name for name in loss_utils.LOSS_MAPPING if "Detection" in name]),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_spared_imports_come_when_they_are_used() -> None:
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["before"] == []
+    assert found["same"] and found["matcher"] and found["detectors"] > 4
+    assert found["away"] < 6
