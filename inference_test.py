@@ -28,6 +28,7 @@ from swift_toolkit.config import script
 from swift_toolkit.console import command_line
 from swift_toolkit.console import screen as console_screen
 from swift_toolkit.inference import screen as inference_screen
+from swift_toolkit.machine import packages
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
@@ -427,7 +428,7 @@ def _show(result: BatchResult) -> None:
     """The first answers, the figures and the scores, on stdout."""
     from itertools import islice
 
-    from swift_toolkit.evaluation.scores import missing_packages
+    from swift_toolkit.evaluation.scores import MODULES
     from swift_toolkit.evaluation.summary import score_table
 
     inference_screen.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
@@ -442,8 +443,8 @@ def _show(result: BatchResult) -> None:
     if summary["scores"]:
         print()
         console_screen.print_table(*score_table(summary["scores"]), file=sys.stdout)
-    if missing := missing_packages():
-        console_screen.say(f"For all scores: pip install {' '.join(missing)}")
+    if missing := packages.missing(MODULES):
+        console_screen.say(f"For all scores: {packages.install(*missing)}")
 
 
 def _default_questions() -> Path:

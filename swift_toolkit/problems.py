@@ -41,6 +41,12 @@ class Problem:
         return f"{where}{subject}{self.what}." + (f" {self.do}" if self.do else "")
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's text; the name of its type where it has no text."""
+    lines = str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__]
+    return lines[0].rstrip()
+
+
 class ToolkitError(Exception):
     """Base of every error this project raises on purpose."""
 

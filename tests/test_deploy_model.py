@@ -139,7 +139,7 @@ def test_every_mistake_of_a_list_of_adapters_is_told(
     assert said == [
         f'{file}:3: "b" cannot be served: {weights} is cut short: it is {size:,} bytes, '
         f"its header says {size + 100:,}. Download it again.",
-        f'{file}:4: "c" cannot be served: {tmp_path}/gone does not exist. Did you mean {tmp_path}/good?',
+        f'{file}:4: "c" cannot be served: {tmp_path}/gone does not exist. {tmp_path} holds adapters.json, broken, good.',
         f'{file}:5: "d" is a full model, not an adapter. Serve it separately.',
         f'{file}:6: "e" must be the directory of an adapter.',
     ]

@@ -23,6 +23,7 @@ DOORS = {
     "swift_toolkit/training/hooks.py",
     "swift_toolkit/training/worker.py",
 }
+RENAMERS = {"swift_toolkit/machine/files.py", "swift_toolkit/runs/directory.py"}  # the second renames links
 SCRIPTS = ["finetune_trainer.py", "inference_test.py", "deploy_model.py"]
 FILES = [*map(Path, SCRIPTS), *sorted(Path("swift_toolkit").rglob("*.py"))]
 
@@ -63,3 +64,21 @@ def test_importing_a_module_imports_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+def own_way_of_writing(node: ast.AST) -> bool:
+    """Whether it is a call such as ``path.write_text(text)``, ``os.replace(a, b)`` or ``beside.replace(path)``."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+    name, arguments = node.func.attr, len(node.args) + len(node.keywords)
+    return name in ("write_text", "write_bytes", "rename") or (
+        name == "replace" and (of_os or arguments == 1)
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=Path.as_posix)
+def test_files_are_written_whole_by_one_helper(file: Path) -> None:
+    if file.as_posix() not in RENAMERS:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert [node.lineno for node in ast.walk(tree) if own_way_of_writing(node)] == []  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from enum import EnumMeta
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -52,7 +53,7 @@ class Field:
         is_list: takes one or more values.
         optional: None is allowed.
         choices: the only values allowed; None if any is. None itself is never among them, see ``optional``.
-        default: source text of the default, for information only.
+        default: source text of the default, see `default_value`.
     """
 
     name: str
@@ -61,6 +62,23 @@ class Field:
     optional: bool = False
     choices: tuple[str | int | bool, ...] | None = None
     default: str = ""
+
+    @property
+    def default_value(self) -> Any:
+        """What ms-swift takes where nothing is given; None where it decides while it runs."""
+        if self.default in ("list", "dict"):
+            return [] if self.default == "list" else {}
+        try:
+            return ast.literal_eval(self.default)
+        except (ValueError, SyntaxError):
+            return None
+
+
+@cache
+def default(name: str, command: Command, install: SwiftInstall) -> Any:
+    """The default value of an argument of ``command``; None if it takes no such argument."""
+    found = fields(command, install).get(name)
+    return found.default_value if found else None
 
 
 def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, Field]:
@@ -312,7 +330,7 @@ def _fields_by_import(command: Command) -> Iterator[Field]:
         else:
             kind = {"string_to_bool": "bool", "int": "int", "float": "float"}.get(convert.__name__, "str")
         optional = not {None, type(None)}.isdisjoint(members)
-        yield Field(name, kind, action.nargs == "+", optional, choices, str(action.default))
+        yield Field(name, kind, action.nargs == "+", optional, choices, repr(action.default))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ JSON is read by the standard library, YAML 1.2 by ruamel.yaml's safe loader (the
 from __future__ import annotations
 
 import codecs
-import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.console.words import did_you_mean_path
+from swift_toolkit.problems import Problem, RequestError, first_line
 
 EXTENSIONS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
 MAX_BYTES = 4 << 20  # no config is this long; a data file given by mistake is
@@ -91,9 +91,7 @@ def _read_text(path: Path, name: str) -> str:
 def _near_files(path: Path) -> str:
     if not path.parent.is_dir():
         return f'There is no directory "{path.parent}" either.'
-    files = [entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in EXTENSIONS]
-    near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.5)
-    return f'Did you mean "{path.with_name(near[0])}"?' if near else "Check the path."
+    return did_you_mean_path(path, "Check the path.", tuple(EXTENSIONS))
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -218,7 +216,7 @@ def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, in
         line = mark.line + 1 if mark else None
         raise _stop(f"is not valid YAML ({error.problem or error.context})", "", name, line) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise _stop(f"is not valid YAML ({str(error).splitlines()[0]})", "", name) from None
+        raise _stop(f"is not valid YAML ({first_line(error)})", "", name) from None
     if root is None:
         raise _stop("is empty", 'It needs at least "model" and "dataset".', name)
     if not isinstance(root, MappingNode):

@@ -24,6 +24,7 @@ from swift_toolkit.config.file import read_config_file
 from swift_toolkit.config.presets import PRESETS_OF_LORA, Choice
 from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source, tuner_name_of
 from swift_toolkit.config.values import typed_value
+from swift_toolkit.console.words import did_you_mean, nearest
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
@@ -180,8 +181,7 @@ def _own_problems(own: Mapping[str, Setting], command: Command) -> Iterator[Prob
     task, batch = own.get("task"), own.get("effective_batch_size")
     is_named = task is None or task.value in (None, *tasks.COMMANDS) or _named_task(own) is not None
     if command == "sft" and task is not None and not is_named:
-        near = config_translate.suggestions(str(task.value), tasks.TASKS)
-        do = f'Did you mean "{near[0]}"?' if near else f"Use one of {', '.join(tasks.TASKS)}."
+        do = did_you_mean(str(task.value), tasks.TASKS, f"Use one of {', '.join(tasks.TASKS)}.")
         yield task.problem(f"is {json.dumps(task.value, default=str)}", do)
     if batch is not None and batch.value is not None and _effective_batch(batch) is None:
         shown = json.dumps(batch.value, default=str)
@@ -273,8 +273,8 @@ class _Reader:
             return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
         if name.lower() in _ENVIRONMENT or name.isupper():
             return setting.problem("is not a setting", _environment_advice(name))
-        near = config_translate.suggestions(name, [*OWN_KEYS, *self.fields]) if place < 50 else []
-        mean = " or ".join(f'"{dashes}{word}"' for word in near[:2])
+        near = nearest(name, [*OWN_KEYS, *self.fields], most=2) if place < 50 else []
+        mean = " or ".join(f'"{dashes}{word}"' for word in near)
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
 
     def typed(self, settings: Mapping[str, Setting]) -> _Read:

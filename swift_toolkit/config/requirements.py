@@ -124,7 +124,7 @@ def _needs_validation(config: Config, rejected: Collection[str]) -> Iterator[Pro
 
 
 def _needs_steps(config: Config) -> Iterator[Problem]:
-    if config.get("streaming") and config.get("max_steps", -1) <= 0 and not config.get("max_epochs"):
+    if config.get("streaming") and config.value("max_steps") <= 0 and not config.get("max_epochs"):
         do = 'Add "max_steps": the length of a stream is not known.'
         yield config.problem("streaming", 'needs "max_steps"', do)
 
@@ -171,7 +171,7 @@ def _algorithm(config: Config) -> Iterator[Problem]:
     if (
         config.command == "rlhf"
         and task.name not in _SPLITS_ROWS
-        and config.get("sequence_parallel_size", 1) > 1
+        and config.value("sequence_parallel_size") > 1
     ):
         yield config.problem("sequence_parallel_size", f"cannot be used with {name}", "Remove it.")
     loses_reference = task.batch_of == "answers" and config.get("beta") == 0
@@ -216,7 +216,7 @@ def generations(config: Config, world_size: int) -> Iterator[Problem]:
     """
     if config.task.batch_of != "answers":
         return
-    size, count = generation_batch(config, world_size), config.get("num_generations", 8)
+    size, count = generation_batch(config, world_size), config.value("num_generations")
     if count < 2 and not (config.get("teacher_model") or config.get("teacher_model_server")):
         yield config.problem("num_generations", f"is {count}; GRPO compares at least 2 answers to a prompt")
         return
@@ -226,13 +226,13 @@ def generations(config: Config, world_size: int) -> Iterator[Problem]:
             f"is {count}, and generation_batch_size {size} is not a multiple of it",
             _divisible(config, size, count),
         )
-    batch = config.get("per_device_train_batch_size", 1) * world_size
+    batch = config.value("per_device_train_batch_size") * world_size
     if size % batch:
         what = f"is {size}, not a multiple of the {batch} answers of {world_size} process(es)"
         yield config.problem("generation_batch_size", what, f"Use e.g. {batch * count}.")
     if has_validation(config) and config.get("eval_strategy", "steps") != "no":
         count = config.get("num_generations_eval") or count
-        batch = config.get("per_device_eval_batch_size", 1) * world_size
+        batch = config.value("per_device_eval_batch_size") * world_size
         if count > 1 and batch % count:
             what = f"gives {batch} answers on {world_size} process(es), not a multiple of the {count} generations"
             yield config.problem("per_device_eval_batch_size", what, f"Use e.g. {count}.")
@@ -241,14 +241,14 @@ def generations(config: Config, world_size: int) -> Iterator[Problem]:
 def _divisible(config: Config, size: int, count: int) -> str:
     if config.get("generation_batch_size"):
         return f'Use e.g. "generation_batch_size": {math.lcm(size, count)}.'
-    step = size // config.get("per_device_train_batch_size", 1)
+    step = size // config.value("per_device_train_batch_size")
     use = next(n for n in range(1, count + 1) if n * step % count == 0)
     return f'Use e.g. "per_device_train_batch_size": {use}.'
 
 
 def generation_batch(config: Config, world_size: int) -> int:
     """Answers that GRPO generates at once."""
-    batch = config.get("per_device_train_batch_size", 1) * world_size
+    batch = config.value("per_device_train_batch_size") * world_size
     steps = config.get("steps_per_generation") or config.get("gradient_accumulation_steps") or 1
     return int(config.get("generation_batch_size") or batch * steps)
 
@@ -260,7 +260,7 @@ def best_model(config: Config) -> Iterator[Problem]:
     """``load_best_model_at_end``: saved and evaluated at the same times."""
     if not config.get("load_best_model_at_end") or not has_validation(config):
         return
-    saved = config.get("save_strategy", "steps")
+    saved = config.value("save_strategy")
     evaluated = config.get("eval_strategy", saved)
     if saved == "best":
         return
@@ -271,8 +271,8 @@ def best_model(config: Config) -> Iterator[Problem]:
         yield config.problem(name, what if name == "eval_strategy" else f'is "{saved}"', do)
     elif saved == "steps":
         every, between = (
-            config.get("save_steps", 500),
-            config.get("eval_steps") or config.get("save_steps", 500),
+            config.value("save_steps"),
+            config.get("eval_steps") or config.value("save_steps"),
         )
         if every >= 1 and between >= 1 and every % between:
             what = f"is {every:g}, not a multiple of eval_steps {between:g}"
@@ -310,7 +310,7 @@ def warnings(config: Config) -> Iterator[Problem]:
     if config.get("save_strategy") == "no":
         do = 'Remove it, or set it to "steps" or "epoch".'
         yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
-    warmup, steps = config.get("warmup_steps") or 0, config.get("max_steps", -1)
+    warmup, steps = config.get("warmup_steps") or 0, config.value("max_steps")
     if 0 < steps <= warmup:
         what = f"is {warmup:g}, and the run has {steps:g} steps: the learning rate never reaches its value"
         yield config.problem("warmup_steps", what)
@@ -319,7 +319,7 @@ def warnings(config: Config) -> Iterator[Problem]:
 def _adapter_warnings(config: Config) -> Iterator[Problem]:
     if config.tuner not in ("lora", "longlora", "adalora"):
         return
-    alpha, rank = config.get("lora_alpha"), config.get("lora_rank", 8)
+    alpha, rank = config.get("lora_alpha"), config.value("lora_rank")
     if alpha is not None and alpha / rank > MOST_SCALE and not config.get("use_rslora"):
         factor = alpha / rank
         what = f"is {alpha:g} with rank {rank:g}: a factor of {factor:g}; usual is 1 to 8 (ms-swift's default: 4)"

@@ -6,7 +6,6 @@ notices only after minutes: each rule is a row of a table or a small function th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from swift_toolkit.config import registries, requirements
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
+from swift_toolkit.machine import packages
 from swift_toolkit.problems import Problem
 
 
@@ -92,35 +92,27 @@ SECRETS: dict[str, tuple[str, ...]] = {
 """Arguments that ms-swift would print and save in clear, with the environment variables that replace them."""
 
 
-@dataclass(frozen=True)
-class Package:
-    """What a setting needs installed: the module looked for and what to give to pip."""
-
-    module: str
-    pip: str
-
-
-PACKAGES: dict[tuple[str, str], Package] = {  # (argument, value; "*" for any that is not false)
-    ("quant_method", "bnb"): Package("bitsandbytes", "bitsandbytes"),
-    ("quant_method", "hqq"): Package("hqq", "hqq"),
-    ("quant_method", "eetq"): Package("eetq", "eetq"),
-    ("quant_method", "quanto"): Package("optimum.quanto", "optimum-quanto"),
-    ("deepspeed", "*"): Package("deepspeed", "deepspeed"),
-    ("attn_impl", "flash_attn"): Package("flash_attn", "flash-attn --no-build-isolation"),
-    ("attn_impl", "flash_attention_2"): Package("flash_attn", "flash-attn --no-build-isolation"),
-    ("use_liger_kernel", "*"): Package("liger_kernel", "liger-kernel"),
-    ("tuner_backend", "unsloth"): Package("unsloth", "unsloth"),
-    ("use_galore", "*"): Package("galore_torch", "galore-torch"),
-    ("report_to", "tensorboard"): Package("tensorboard", "tensorboard"),
-    ("report_to", "wandb"): Package("wandb", "wandb"),
-    ("report_to", "swanlab"): Package("swanlab", "swanlab"),
-    ("report_to", "mlflow"): Package("mlflow", "mlflow"),
-    ("report_to", "trackio"): Package("trackio", "trackio"),
-    ("reward_funcs", "accuracy"): Package("math_verify", "math_verify"),
-    ("reward_funcs", "cosine"): Package("math_verify", "math_verify"),
-    ("eval_metric", "nlg"): Package("jieba", "jieba"),
-    ("eval_use_evalscope", "*"): Package("evalscope", "evalscope"),
-    ("use_vllm", "*"): Package("vllm", "vllm"),
+MODULES: dict[tuple[str, str], str] = {  # (argument, value; "*" for any that is not false) -> what it needs
+    ("quant_method", "bnb"): "bitsandbytes",
+    ("quant_method", "hqq"): "hqq",
+    ("quant_method", "eetq"): "eetq",
+    ("quant_method", "quanto"): "optimum.quanto",
+    ("deepspeed", "*"): "deepspeed",
+    ("attn_impl", "flash_attn"): "flash_attn",
+    ("attn_impl", "flash_attention_2"): "flash_attn",
+    ("use_liger_kernel", "*"): "liger_kernel",
+    ("tuner_backend", "unsloth"): "unsloth",
+    ("use_galore", "*"): "galore_torch",
+    ("report_to", "tensorboard"): "tensorboard",
+    ("report_to", "wandb"): "wandb",
+    ("report_to", "swanlab"): "swanlab",
+    ("report_to", "mlflow"): "mlflow",
+    ("report_to", "trackio"): "trackio",
+    ("reward_funcs", "accuracy"): "math_verify",
+    ("reward_funcs", "cosine"): "math_verify",
+    ("eval_metric", "nlg"): "jieba",
+    ("eval_use_evalscope", "*"): "evalscope",
+    ("use_vllm", "*"): "vllm",
 }
 
 
@@ -166,7 +158,7 @@ def _numbers(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
         elif name in ("learning_rate", "vit_lr", "aligner_lr") and number >= 0.1:
             what = f"is {_shown(number)}, which would destroy the model"
             yield config.problem(name, what, "Was an exponent forgotten? Use e.g. 1e-4.")
-    if config.get("max_steps") == 0 or config.get("max_steps", 1) < -1:
+    if config.value("max_steps") == 0 or config.value("max_steps") < -1:
         yield config.problem(
             "max_steps", f"is {config.get('max_steps')}; it must be greater than 0 (or -1: no limit)"
         )
@@ -229,7 +221,7 @@ def _quantisation(config: Config, rejected: Collection[str]) -> Iterator[Problem
 
 
 def _attention(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
-    flash = str(config.get("attn_impl", "")).startswith("flash_att")
+    flash = str(config.get("attn_impl")).startswith("flash_att")
     for name in ("packing", "padding_free"):
         if config.get(name) and not flash and "attn_impl" not in rejected:
             do = 'Add "attn_impl": "flash_attn".'
@@ -237,16 +229,9 @@ def _attention(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
 
 
 def _packages(config: Config) -> Iterator[Problem]:
-    for (name, value), package in PACKAGES.items():
+    for (name, value), module in MODULES.items():
         given = config.get(name)
         asked = bool(given) if value == "*" else value in (given if isinstance(given, list) else [given])
-        if asked and not _installed(package.module):
-            what = f"needs the package {package.pip.split()[0]}, which is not installed"
-            yield config.problem(name, what, f"Run: pip install {package.pip}")
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent of a dotted name is missing
-        return False
+        if asked and not packages.is_installed(module):
+            what = f"needs the package {packages.distribution(module)}, which is not installed"
+            yield config.problem(name, what, packages.install(module))

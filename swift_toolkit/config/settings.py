@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config.tasks import COMMANDS, Task, task_of
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
@@ -113,6 +114,10 @@ class Config:
             self.command if self.command in COMMANDS else "sft", self.get("rlhf_type"), self.get("task_type")
         )
 
+    def value(self, name: str) -> Any:
+        """The value of ``name``, or ms-swift's own default when nobody set it."""
+        return self.get(name, config_fields.default(name, self.command, self.install))
+
     @property
     def tuner_name(self) -> str:
         """What the installed ms-swift calls the argument that chooses the tuner."""
@@ -121,7 +126,7 @@ class Config:
     @property
     def tuner(self) -> str:
         """The tuner in force; ``lora`` is ms-swift's own default."""
-        return str(self.get(self.tuner_name, "lora"))
+        return str(self.value(self.tuner_name))
 
     def problem(self, name: str, what: str, do: str = "") -> Problem:
         """The problem ``what`` of setting ``name``, at the place where it was given."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from swift_toolkit.config.fields import Field
@@ -68,11 +67,6 @@ def translate(
             depends on several settings takes notice of them.
     """
     return Translator(values, command, line, fields, beside or {}).run()
-
-
-def suggestions(name: str, fields: Iterable[str]) -> list[str]:
-    """Up to three names that a misspelled one may stand for, the likeliest first."""
-    return get_close_matches(name.lower().replace("-", "_"), list(fields), n=3, cutoff=0.75)
 
 
 class Translator:

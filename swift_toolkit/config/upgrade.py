@@ -17,6 +17,7 @@ from swift_toolkit.config.file import EXTENSIONS, read_config_file
 from swift_toolkit.config.settings import OWN_KEYS
 from swift_toolkit.config.values import typed_value
 from swift_toolkit.machine import msswift
+from swift_toolkit.machine.files import whole_text
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
@@ -111,7 +112,7 @@ def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, Any]
             if made != [name] or values.get(name, content[name]) != content[name]:
                 _replace(content, name, {new: values[new] for new in made})
     try:
-        with path.open("w", encoding="utf-8") as file:
+        with whole_text(path) as file:
             if as_json:
                 file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
             else:

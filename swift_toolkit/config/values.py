@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from typing import Any
 
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.settings import word_of
+from swift_toolkit.console.words import did_you_mean, shown
 
 _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -57,11 +57,8 @@ def _typed_one(field: Field, value: Any) -> Any:
 
 def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
     """What to say of a value that is not among the ``choices``."""
-    words, word = [str(choice) for choice in choices], str(value).lower()
-    longer = [choice for choice in words if word and choice.startswith(f"{word}_")]
-    near = longer or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    do = f'Did you mean "{near[0]}"?' if near else f"Use one of {', '.join(words)}."
-    return f"cannot be {json.dumps(value, ensure_ascii=False, default=str)}", do
+    words = [str(choice) for choice in choices]
+    return f"cannot be {shown(value)}", did_you_mean(str(value), words, f"Use one of {', '.join(words)}.")
 
 
 def _bool(value: Any) -> bool:
@@ -71,14 +68,14 @@ def _bool(value: Any) -> bool:
     if word in ("0", "1"):
         return word == "1"
     if word not in _WORDS_FOR_BOOL:
-        raise ValueError(f"must be true or false, not {_shown(value)}", "")
+        raise ValueError(f"must be true or false, not {shown(value)}", "")
     return _WORDS_FOR_BOOL[word]
 
 
 def _int(value: Any) -> int:
     number = _float(value)
     if number != int(number):
-        raise ValueError(f"must be a whole number, not {_shown(value)}", "")
+        raise ValueError(f"must be a whole number, not {shown(value)}", "")
     return int(number)
 
 
@@ -89,14 +86,14 @@ def _float(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"must be a number, not {_shown(value)}", "")
+        raise ValueError(f"must be a number, not {shown(value)}", "")
     whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
     return int(value) if whole else number
 
 
 def _str(value: Any) -> str:
     if isinstance(value, (dict, list)):
-        raise ValueError(f"must be text, not {_shown(value)}", "")
+        raise ValueError(f"must be text, not {shown(value)}", "")
     return word_of(value)
 
 
@@ -104,7 +101,7 @@ def _dict(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return _json(value, dict, "an object")
     if isinstance(value, (list, bool)):
-        raise ValueError(f"must be an object or text, not {_shown(value)}", "")
+        raise ValueError(f"must be an object or text, not {shown(value)}", "")
     return value if isinstance(value, dict) else str(value)
 
 
@@ -116,11 +113,6 @@ def _json(text: str, kind: type, called: str) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"must be {called}", "")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _KINDS: dict[str, Callable[[Any], Any]] = {

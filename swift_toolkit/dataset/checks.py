@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.config.tasks import TASKS, Task
-from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
+from swift_toolkit.console.words import shown
+from swift_toolkit.dataset.flaws import Flaw, FlawError, kind_of
 from swift_toolkit.dataset.formats import (
     KNOWN_COLUMNS,
     MEDIA,
@@ -79,7 +80,7 @@ def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     wanted = [name for name in OTHER_COLUMNS if ours.get(name.partition("_")[0], True)]
     used = set(layout.rename.values()) - set(layout.unused)
     absent = [name for name in (*wanted, *MEDIA_COLUMNS) if MEDIA_COLUMNS.get(name, name) not in used]
-    near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent, 0.8)
+    near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent)
     if near is None:
         return None
     return Flaw("near-column", f'column "{near[0]}" is not used', f'Rename it if "{near[1]}" is meant.')
@@ -219,9 +220,9 @@ def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     if task.rows == "prompt" and all(message["role"] != "user" for message in row["messages"]):
         yield Flaw("no-question", 'row has no question: no message is from "user"')
     if task.rows == "judged" and not _is_yes_or_no(row.get("label")):
-        shown = f"is {brief(row['label'])}" if "label" in row else "is missing"
+        what = f"is {shown(row['label'])}" if "label" in row else "is missing"
         do = "It must be true for a good answer and false for a bad one."
-        yield Flaw("label", f'"label" {shown}', do)
+        yield Flaw("label", f'"label" {what}', do)
     elif task.rows == "class":
         yield from _class_flaws(row, rules)
     elif task.rows == "documents":
@@ -239,7 +240,7 @@ def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
         yield Flaw("no-answer", 'no answer is learned: every one has "loss" false')
     content = messages[-1]["content"]
     if isinstance(content, str) and is_tiny(content):
-        yield Flaw("tiny-answer", f"the answer is only {brief(content)}")
+        yield Flaw("tiny-answer", f"the answer is only {shown(content)}")
     if rules.max_length is not None:
         tokens = row_tokens(messages)
         if tokens > rules.max_length:
@@ -316,17 +317,17 @@ def _class_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
         return
     if rules.is_regression:
         if not _is_number(label):
-            yield Flaw("label", f'"label" is {brief(label)}, not a number')
+            yield Flaw("label", f'"label" is {shown(label)}, not a number')
         return
     many = rules.problem_type == "multi_label_classification"
     if isinstance(label, list) != many:
-        yield Flaw("label", f'"label" is {brief(label)}, not {"a list of classes" if many else "one class"}')
+        yield Flaw("label", f'"label" is {shown(label)}, not {"a list of classes" if many else "one class"}')
         return
     for value in label if isinstance(label, list) else [label]:
         number = _whole(value)
         if number is None:
             yield Flaw(
-                "label", f'"label" is {brief(value)}, not a whole number', "Number the classes from 0."
+                "label", f'"label" is {shown(value)}, not a whole number', "Number the classes from 0."
             )
         elif number < 0 or (classes is not None and number >= classes):
             allowed = "negative" if classes is None else f"outside 0 to {classes - 1}"
@@ -343,7 +344,7 @@ def _whole(value: Any) -> int | None:
 def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
     """Embedding wants a list of positive messages, rerankers positives and negatives."""
     if "label" in row and not _is_number(row["label"]):
-        yield Flaw("label", f'"label" is {brief(row["label"])}, not a number')
+        yield Flaw("label", f'"label" is {shown(row["label"])}, not a number')
     for name in ("positive_messages", "negative_messages"):
         value = row.get(name)
         if value is None or value == []:
@@ -386,7 +387,7 @@ def _object_flaws(row: Row) -> Iterator[Flaw]:
         return
     for box in objects["bbox"]:
         if not isinstance(box, list) or len(box) not in (2, 4) or not all(map(_is_number, box)):
-            yield Flaw("objects", f"the box {brief(box)} is neither [x, y] nor [x1, y1, x2, y2]")
+            yield Flaw("objects", f"the box {shown(box)} is neither [x, y] nor [x1, y1, x2, y2]")
     for name, tag in (("ref", "<ref-object>"), ("bbox", "<bbox>")):
         given, tags = len(objects.get(name) or ()), _count(tag, row)
         if tags != given:

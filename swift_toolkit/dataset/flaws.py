@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning"]
@@ -123,10 +122,3 @@ def kind_of(value: object) -> str:
     if isinstance(value, str):
         return "text"
     return "a list" if isinstance(value, (list, tuple)) else "an object"
-
-
-def brief(value: object, width: int = 40) -> str:
-    """A value as JSON, cut to a width."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= width else text[: width - 1] + "…"
-    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text

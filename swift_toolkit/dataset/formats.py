@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 from swift_toolkit.config.tasks import Rows
+from swift_toolkit.console.words import nearest
 from swift_toolkit.dataset.flaws import FlawError
 
 # Which format a file is in
@@ -162,16 +162,13 @@ def _format_name(family: Family, names: Collection[str]) -> str:
 
 def _no_format(columns: Sequence[str]) -> FlawError:
     shown = ", ".join(f'"{name}"' for name in columns[:8])
-    near = near_name(columns, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS), 0.75)
+    near = near_name(columns, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS))
     do = 'Use "messages", "query" and "response", or "instruction", "input" and "output".'
     if near:
         do += f' Did you mean "{near[1]}" for "{near[0]}"?'
     return FlawError("columns", f"no known format has the columns {shown}", do)
 
 
-def near_name(names: Iterable[str], known: Sequence[str], cutoff: float) -> tuple[str, str] | None:
+def near_name(names: Iterable[str], known: Sequence[str]) -> tuple[str, str] | None:
     """The first of these names that is much like a known one, and that one."""
-    for name in names:
-        if near := get_close_matches(name.lower(), known, 1, cutoff):
-            return name, near[0]
-    return None
+    return next(((name, near[0]) for name in names if (near := nearest(name, known))), None)

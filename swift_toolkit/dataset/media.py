@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from swift_toolkit.dataset.flaws import Flaw, brief
+from swift_toolkit.console.words import shown
+from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.formats import MEDIA
 from swift_toolkit.dataset.messages import Row
 
@@ -47,7 +48,7 @@ class MediaCheck:
             return _image_flaw(io.BytesIO(item), "an image") if is_image else None
         if not isinstance(item, str) or not item.strip():
             return Flaw(
-                "media-file", f'"{name}" holds {brief(item)}, not a file', "Give a path or an address."
+                "media-file", f'"{name}" holds {shown(item)}, not a file', "Give a path or an address."
             )
         item = item.strip()
         if item.startswith(("http://", "https://", "data:")) or len(item) > _NOT_A_PATH:

@@ -11,10 +11,10 @@ import contextlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-from swift_toolkit.dataset.flaws import Flaw, FlawError, brief, kind_of
+from swift_toolkit.console.words import did_you_mean, shown
+from swift_toolkit.dataset.flaws import Flaw, FlawError, kind_of
 from swift_toolkit.dataset.formats import MEDIA, MEDIA_COLUMNS, Family, Layout, layout_of
 
 Row = dict[str, Any]
@@ -354,7 +354,7 @@ def _split_blocks(value: Iterable[Message], talk: Talk) -> Iterator[Message]:
                 text = ""
                 yield _block_call(block, at)
             else:
-                raise FlawError("content", f"a part of message {at} has the unknown type {brief(kind)}")
+                raise FlawError("content", f"a part of message {at} has the unknown type {shown(kind)}")
         if text:
             yield {"role": message.get("role"), "content": text}
 
@@ -404,7 +404,7 @@ def _loss(value: Any, key: str, at: int) -> bool:
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
     do = 'Write "loss": true or false, or "loss_scale" for a weight.'
-    raise FlawError("value", f'"{key}" of message {at} is {brief(value)}, neither 0 nor 1', do)
+    raise FlawError("value", f'"{key}" of message {at} is {shown(value)}, neither 0 nor 1', do)
 
 
 def _one_of(message: Message, keys: tuple[str, ...], kind: str, at: int) -> Any:
@@ -426,17 +426,15 @@ def _standard_role(role: Any, at: int, standard_only: bool) -> str:
     if role in OTHER_ROLES and not standard_only:
         return OTHER_ROLES[role]
     raise FlawError(
-        "role", f"message {at} has the unknown role {brief(role)}", _role_advice(role, standard_only)
+        "role", f"message {at} has the unknown role {shown(role)}", _role_advice(role, standard_only)
     )
 
 
 def _role_advice(role: str, standard_only: bool) -> str:
     if role in OTHER_ROLES and standard_only:
         return f'Here ms-swift takes only "{OTHER_ROLES[role]}".'
-    near = get_close_matches(role.strip().lower(), (*STANDARD_ROLES, *OTHER_ROLES), 1, 0.7)
-    if near:
-        return f'Did you mean "{near[0]}"?'
-    return 'Use "system", "user", "assistant", "tool_call" or "tool_response".'
+    use = 'Use "system", "user", "assistant", "tool_call" or "tool_response".'
+    return did_you_mean(role.strip(), (*STANDARD_ROLES, *OTHER_ROLES), use)
 
 
 def _standard_content(content: Any, role: str, at: int, talk: Talk) -> Any:
@@ -467,7 +465,7 @@ def _joined_parts(parts: list[Message], at: int, talk: Talk) -> str:
             continue
         name = kind.removesuffix("_url") if isinstance(kind, str) else ""
         if f"{name}s" not in MEDIA:
-            raise FlawError("content", f"a part of message {at} has the unknown type {brief(kind)}")
+            raise FlawError("content", f"a part of message {at} has the unknown type {shown(kind)}")
         if isinstance(value, dict):
             value = value.get("url")
         if value is not None and (not isinstance(value, str) or not value):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
+from swift_toolkit.console.words import short
 from swift_toolkit.dataset.checks import Rules, judge
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.messages import Row
@@ -23,6 +24,7 @@ from swift_toolkit.dataset.reading.files import read_records
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.verify import DataReport, DatasetSpec
 from swift_toolkit.machine.msswift import template_api
+from swift_toolkit.problems import first_line
 
 TEMPLATE_SETTINGS = (
     "agent_template", "norm_bbox", "max_pixels", "use_chat_template", "loss_scale", "is_binary_loss_scale",
@@ -103,8 +105,8 @@ class ShownRow:
         return [*out, *text.split("\n")] if text else out
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+def _reason(error: Exception) -> str:
+    return short(first_line(error).rstrip("."), 200)
 
 
 def _coloured(piece: Piece) -> str:
@@ -185,7 +187,7 @@ class TemplateView:
                 try:
                     length = max(len(ids) for ids, _ in self._encoded(row).values())
                 except Exception as error:  # whatever the template raises, ms-swift leaves the row out
-                    report.add(Flaw("template", f"the template refuses it: {_first_line(error)}"), *place)
+                    report.add(Flaw("template", f"the template refuses it: {_reason(error)}"), *place)
                     continue
                 tokens[length] += split == "train"
                 if self.max_length is not None and length > self.max_length:
@@ -210,7 +212,7 @@ class TemplateView:
             encoded = self._encoded(row)
         except Exception as error:
             # whatever the template raises for a row, ms-swift leaves the row out
-            yield ShownRow(place, "", (), f"ms-swift leaves it out: {_first_line(error)}")
+            yield ShownRow(place, "", (), f"ms-swift leaves it out: {_reason(error)}")
             return
         for name, (tokens, labels) in encoded.items():
             shown = ShownRow(place, name, tuple(self._pieces(tokens, labels)))

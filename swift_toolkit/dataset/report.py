@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from swift_toolkit.console.words import counted, listed
 from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.flaws import KINDS, Flaw, Severity
 from swift_toolkit.dataset.scan.tally import EXAMPLES, TOKEN_STEP
@@ -80,15 +81,10 @@ class FileReport:
         if self.bad:
             parts.append(f"{self.bad:,} bad")
         if self.unused:
-            parts.append("not used: " + shortened(self.unused))
+            parts.append("not used: " + listed(self.unused, most=6))
         if self.copy_reason:
             parts.append(f"a copy is made, {self.copy_reason}")
         return f"{self.path}: " + ", ".join(parts)
-
-
-def shortened(names: Sequence[str], most: int = 6) -> str:
-    """The first of these names."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 @dataclass
@@ -199,7 +195,7 @@ class DataReport:
         yield "data", self.headline()
         for file in self.files:
             if file.unused:
-                yield "not used", f"{file.path}: {shortened(file.unused)}"
+                yield "not used", f"{file.path}: {listed(file.unused, most=6)}"
         for group in self.warnings:
             yield "warning", f"{group.examples[0]}" + (f" ({group.count:,} rows)" if group.count > 1 else "")
 
@@ -209,10 +205,7 @@ class DataReport:
             name: sum(group.count for group in groups)
             for name, groups in (("error", self.errors), ("warning", self.warnings))
         }
-        parts = [
-            f"{count:,} {name}{'' if count == 1 else 's'}" if count else f"no {name}s"
-            for name, count in counts.items()
-        ]
+        parts = [counted(count, name) if count else f"no {name}s" for name, count in counts.items()]
         return ", ".join(parts) + ("" if self.complete else ", by a sample of the rows")
 
     def summary(self) -> list[str]:

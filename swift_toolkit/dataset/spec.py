@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from swift_toolkit.dataset.flaws import FlawError, brief
+from swift_toolkit.console.words import near_path, shown
+from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading.files import data_suffix
 
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
@@ -30,7 +30,7 @@ class DatasetSpec:
     path: str
     kind: Literal["file", "folder", "missing", "hub"]
     sample: int | None = None
-    near: str | None = None
+    near: Path | None = None
 
     @classmethod
     def parse(cls, text: str) -> DatasetSpec:
@@ -43,13 +43,13 @@ class DatasetSpec:
         if not Path(text).expanduser().exists() and "#" in text:
             path, _, count = text.rpartition("#")
             if not count.isdecimal() or int(count) == 0:
-                what = f"{brief('#' + count)} is not a number of rows"
+                what = f"{shown('#' + count)} is not a number of rows"
                 raise FlawError("no-file", what, 'Write a number such as "#500".')
             sample = int(count)
         local = Path(path).expanduser()
         if local.exists():
             return cls(text, path, "folder" if local.is_dir() else "file", sample)
-        near = _near_file(local)
+        near = near_path(local)
         looks_local = path.startswith(("./", "../", "/", "~")) or data_suffix(path) is not None
         if "::" not in path and (looks_local or path.partition(":")[0].count("/") > 1):
             return cls(text, path, "missing", sample, near)
@@ -69,12 +69,3 @@ class DatasetSpec:
         train = [name for name in names if "train" in str(name).lower()]
         other = [name for name in names if not _OTHER_SPLIT.search(str(name).lower())]
         return [path / name for name in train or other]
-
-
-def _near_file(path: Path) -> str | None:
-    try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.exists() and entry.name[0] != "."]
-    except OSError:
-        return None
-    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return str(path.parent / near[0]) if near else None

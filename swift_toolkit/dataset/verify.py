@@ -25,9 +25,10 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 from swift_toolkit.config.tasks import TASKS, TaskName
+from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.checks import Rules, misspelled_column
-from swift_toolkit.dataset.flaws import Flaw, FlawError, brief
+from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import WITH_STARTER, apart, scan_parts, worth_sharing
@@ -234,7 +235,7 @@ class _Verification:
         for answer, times in answers.most_common(1):
             if sampled >= FEW_ROWS and times > MOST * sampled:
                 self.report.add(
-                    Flaw("same-answer", f"{times / sampled:.0%} of the answers are {brief(answer)}")
+                    Flaw("same-answer", f"{times / sampled:.0%} of the answers are {shown(answer)}")
                 )
 
     def _note_pairs(

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from swift_toolkit.inference.exchange import Answer, Question
+from swift_toolkit.machine.files import whole_text
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 PARTIAL = ".partial"
@@ -126,25 +128,18 @@ class AnswersFile:
     def _write_results(
         self, results: Iterable[Mapping[str, Any]], summary: Callable[[], Mapping[str, Any]]
     ) -> None:
-        parts = [
-            self.output.with_name(f"{self.output.name}.{os.getpid()}.{name}") for name in ("results", "tmp")
-        ]
-        try:
-            with parts[0].open("w", encoding="utf-8") as file:
-                separator = ""
-                for result in results:
-                    file.write(separator + json.dumps(result, ensure_ascii=False))
-                    separator = ",\n"
+        with tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.output.parent) as body:
+            separator = ""
+            for result in results:
+                body.write(separator + json.dumps(result, ensure_ascii=False))
+                separator = ",\n"
+            body.seek(0)
             self.meta = {"format": FORMAT, "fingerprint": self.fingerprint, **self.meta}
             head = json.dumps({"meta": self.meta, "summary": summary()}, ensure_ascii=False, indent=2)
-            with parts[1].open("w", encoding="utf-8") as file, parts[0].open(encoding="utf-8") as body:
+            with whole_text(self.output) as file:
                 file.write(head.removesuffix("\n}") + ",\n" + _RESULTS)
                 shutil.copyfileobj(body, file)
                 file.write("\n]}\n")
-            parts[1].replace(self.output)
-        finally:
-            for part in parts:
-                part.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Take hold of the partial file: make it, or read what an earlier run left.

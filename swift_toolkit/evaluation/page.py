@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from swift_toolkit.evaluation.answers import read_results
 from swift_toolkit.evaluation.scores import METRICS
 from swift_toolkit.evaluation.summary import score_table
+from swift_toolkit.machine.files import whole_text
 
 SHOWN = 2_000
 """How many results a report holds; a browser is slow with more, and all are in the answers file."""
@@ -35,13 +35,8 @@ def write_report(answers: Path, report: Path) -> None:
     """
     make = _html if report.suffix == ".html" else _markdown
     report.parent.mkdir(parents=True, exist_ok=True)
-    beside = report.with_name(f"{report.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(make(answers))
-        beside.replace(report)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_text(report) as file:
+        file.writelines(make(answers))
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------

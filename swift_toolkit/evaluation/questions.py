@@ -12,7 +12,6 @@ the reference.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -22,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.formats import MEDIA, RESPONSE_COLUMNS, Layout, layout_of
 from swift_toolkit.dataset.media import file_flaw
@@ -218,8 +218,7 @@ def _refuse_other_keys(row: Mapping[str, Any]) -> None:
         raise FlawError("columns", 'there are both "question" and "messages"', "Keep one of them.")
     for key in row:
         if key not in _ALLOWED:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            do = f'Did you mean "{near[0]}"?' if near else f"A question has {', '.join(KEYS)}."
+            do = did_you_mean(key, KEYS, f"A question has {', '.join(KEYS)}.")
             raise FlawError("columns", f'"{key}" is not a key of a question', do)
 
 

@@ -7,28 +7,24 @@ ROUGE-L is the F-measure of Lin (2004) as the package rouge-score computes it, B
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from swift_toolkit.machine import packages
+
 METRICS = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
 """The scores, and what people call them."""
 
-PACKAGES = {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
+MODULES = ("rouge_score", "sacrebleu")  # what ROUGE-L and BLEU need
 ALL = "all"  # the category that every answer is in
 
 # Han, Kana, Hangul, and the forms that fill a character cell
 _CJK = "\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
 _HAS_CJK = re.compile(f"[{_CJK}]")
-
-
-def missing_packages() -> list[str]:
-    """The packages that ROUGE-L and BLEU need and that are not installed, by their names on PyPI."""
-    return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
 def tokens(text: str) -> list[str]:
@@ -71,10 +67,10 @@ class Scorer:
     """Scores answers; holds the libraries' own scorers."""
 
     def __init__(self) -> None:
-        missing = missing_packages()
+        missing = packages.missing(MODULES)
         self._rouge: Any = None
         self._bleus: dict[bool, Any] = {}
-        if "rouge-score" not in missing:
+        if "rouge_score" not in missing:
             from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
             self._rouge = RougeScorer(["rougeL"], tokenizer=_Tokenizer())
@@ -124,7 +120,7 @@ class ScoreBoard:
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, _Sum]] = {}
-        self._without = missing_packages()
+        self._without = packages.missing(MODULES)
 
     def add(self, side: str, category: str | None, score: Score) -> None:
         """Count one score, under its category and under all."""
@@ -146,7 +142,7 @@ class ScoreBoard:
 
     def _means(self, total: _Sum) -> dict[str, float]:
         means = {"exact_match": total.exact_match / total.count}
-        if "rouge-score" not in self._without:
+        if "rouge_score" not in self._without:
             means["rouge_l"] = total.rouge_l / total.count
         if "sacrebleu" not in self._without:
             means["bleu"] = _corpus_bleu(total.bleu_counts)

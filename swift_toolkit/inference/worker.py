@@ -29,9 +29,10 @@ from swift_toolkit.dataset.formats import MEDIA
 from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.machine.msswift import inference_api
-from swift_toolkit.machine.packages import engine_versions
+from swift_toolkit.machine.packages import versions
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import as_peft, with_peft_adapters
+from swift_toolkit.problems import first_line
 
 WINDOW = 8
 """How many batches of questions are looked at to put like lengths together."""
@@ -97,7 +98,7 @@ class Served:
             "thinks": thinks,
             "largest_batch": self.largest_batch,
             "window": WINDOW * self.largest_batch,
-            "versions": engine_versions(self.backend.module),
+            "versions": versions(self.backend.module),
         }
 
     def serve(self, orders: Any) -> None:
@@ -330,7 +331,7 @@ def _answer(response: Any, seconds: float) -> dict[str, Any]:
 
 def _in_words(error: Exception) -> str:
     """An error as one line for a result."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = first_line(str(error))
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

@@ -14,6 +14,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
+from swift_toolkit.machine.packages import is_installed
+
 
 @dataclass(frozen=True)
 class Device:
@@ -79,7 +81,7 @@ def hardware() -> Hardware:
         _nvidia_gpus(),
         sum(node.read_text().strip() != "0" for node in nodes),
         min(map(_number_in, Path("/sys/class/drm").glob("card*/device/mem_info_vram_total")), default=0),
-        len(list(Path("/dev").glob("davinci[0-9]*"))) if importlib.util.find_spec("torch_npu") else 0,
+        len(list(Path("/dev").glob("davinci[0-9]*"))) if is_installed("torch_npu") else 0,
         sys.platform == "darwin" and os.uname().machine == "arm64",
     )
 

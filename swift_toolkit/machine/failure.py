@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.machine.process import Child
-from swift_toolkit.problems import RunError
+from swift_toolkit.problems import RunError, first_line
 
 TAIL_BYTES = 1 << 17  # of the log, in which torch.distributed.run's summary is looked for
 
@@ -39,7 +39,7 @@ def reason(errors: Sequence[Mapping[str, Any]], exit_status: int, log: Path) -> 
     in_order = sorted(errors, key=lambda error: float(error["time"]))
     first = next((error for error in in_order if not LOST.search(error["message"])), in_order[0])
     words = f"{first['type']}: {first['message']}".strip(": ")
-    line = words.splitlines()[0]
+    line = first_line(words)
     return (f"rank {first['rank']}: {line}" if first["of"] > 1 else line), _lacks_memory(words)
 
 
@@ -83,8 +83,7 @@ ENDED: dict[str, Any] = {"event": "ended"}
 def child_failure(event: Mapping[str, Any], what: str, child: Child, log: Path) -> RunError:
     where = f"The whole story is in {log}."
     if event["event"] == "failed":
-        lines = str(event["message"]).strip().splitlines() or [""]
-        return RunError(f"{what}: {event['type']}: {lines[0]}\n{where}")
+        return RunError(f"{what}: {event['type']}: {first_line(str(event['message']))}\n{where}")
     status = child.process.wait()
     if status == -9:
         return RunError(f"The engine was killed, which is what happens when the memory runs out. {where}")

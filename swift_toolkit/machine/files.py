@@ -1,11 +1,12 @@
-"""What was read out of the source of installed packages, kept in the user's cache until one of the files changes."""
+"""Files written whole or not at all, and what was read out of installed packages, kept in the user's cache."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import os
 import secrets
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -36,7 +37,11 @@ def kept(
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass  # not there yet, damaged, or of another version of this toolkit
     found, files = read()
-    _write(cache, {"files": {str(path): path.stat().st_mtime_ns for path in files}, "found": found})
+    content = {"files": {str(path): path.stat().st_mtime_ns for path in files}, "found": found}
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with whole_text(cache) as file:
+            json.dump(content, file)
     return decode(found)
 
 
@@ -48,32 +53,49 @@ def exists(path: object) -> bool:
         return False
 
 
-def _write(cache: Path, content: Any) -> None:
-    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        unfinished.replace(cache)
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path for a new file or directory that takes the name ``path`` when the block ends well, and is gone otherwise.
+
+    Where ``path`` is a link, what it points to is replaced. A file that is replaced leaves its permissions to the new
+    one; a directory is not replaced: the caller removes the old one.
+
+    Raises:
+        OSError: the file system refuses; ``path`` is as it was.
+    """
+    target = path.resolve()
+    beside = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.part")
+    try:
+        yield beside
+        if target.is_file():
+            shutil.copymode(target, beside)
+        beside.replace(target)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all is written, or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as out:
+    """A file that appears under its name when all is written, or not at all. A device or pipe is written as it is."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as out:
             yield out
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        return
+    with written_beside(path) as beside, beside.open("xb") as out:
+        yield out
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` whole or not at all."""
-    beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    text = json.dumps(content, ensure_ascii=False, indent=2, default=str)
-    try:
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+@contextlib.contextmanager
+def whole_text(path: Path) -> Iterator[IO[str]]:
+    """`whole_file` for text, written as UTF-8."""
+    with whole_file(path) as out, io.TextIOWrapper(out, encoding="utf-8") as text:
+        yield text
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` whole or not at all; what JSON does not know is written as text."""
+    with whole_text(path) as out:
+        out.write(json.dumps(content, ensure_ascii=False, indent=2, default=str) + "\n")

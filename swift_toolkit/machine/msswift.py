@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args
 
+from swift_toolkit.machine.files import write_json
+from swift_toolkit.machine import packages
 from swift_toolkit.problems import Problem, RequestError
 
 Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
@@ -24,7 +26,7 @@ Line = Literal["v3", "v4"]
 COMMANDS: tuple[Command, ...] = get_args(Command)
 
 
-INSTALL = 'Run: pip install "ms-swift==4.6.0".'
+INSTALL = f"{packages.install('ms_swift')}."
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ def keep_running_means() -> None:
         train = getattr(self, "custom_metrics", {}).get("train", {})
         means = {name: [one.state, one.count] for name, one in train.items() if hasattr(one, "count")}
         loss = [self._tr_loss.item(), self._globalstep_last_logged] if hasattr(self, "_tr_loss") else None
-        _running_means(self, output_dir).write_text(json.dumps({"loss": loss, "metrics": means}))
+        write_json(_running_means(self, output_dir), {"loss": loss, "metrics": means})
 
     def loaded(self: Any, checkpoint: str) -> None:
         load(self, checkpoint)

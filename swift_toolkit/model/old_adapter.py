@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.machine.files import written_beside
 from swift_toolkit.model.files import ADAPTER_WEIGHTS
 
 OLD_FOLDER = "default"
@@ -47,16 +46,14 @@ def as_peft(path: str) -> str:
     mark = hashlib.sha256(f"{weights} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
     target = platformdirs.user_cache_path("swift-toolkit") / "adapters" / mark
     if not target.is_dir():
-        partial = target.with_name(f"{mark}.{os.getpid()}")
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write(source, weights, partial)
-            partial.rename(target)
+            with written_beside(target) as beside:
+                beside.mkdir()
+                _write(source, weights, beside)
         except OSError:
             if not target.is_dir():  # another process may have been first
                 raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return str(target)
 
 

@@ -8,7 +8,6 @@ fraction of a second.
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.machine.msswift import Line, SwiftInstall
 from swift_toolkit.problems import Problem
@@ -182,10 +182,7 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def _unknown(name: str, known: Iterable[str]) -> tuple[str, str]:
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    do = (
-        f'Did you mean "{near[0]}"?' if near else 'ms-swift lists them under "Supported models and datasets".'
-    )
+    do = did_you_mean(name, known, 'ms-swift lists them under "Supported models and datasets".')
     return f'is "{name}", which this ms-swift does not know', do
 
 

@@ -114,13 +114,13 @@ def take_asked(config: Config, options: ServingOptions) -> Asked:
 
 def _named_adapters(config: Config) -> dict[str, str]:
     """Name -> directory of the adapters, where ms-swift's ``adapters`` names them: ``name=directory``."""
-    adapters = config.get("adapters", [])
+    adapters = config.value("adapters")
     return dict(one.split("=", 1) for one in adapters if "=" in one and not Path(one).exists())
 
 
 def adapter_name_problems(config: Config) -> Iterator[Problem]:
     """Several adapters in ``config`` that do not all have a name."""
-    adapters = config.get("adapters", [])
+    adapters = config.value("adapters")
     if len(adapters) > 1 and len(_named_adapters(config)) < len(adapters):
         do = "Write name=DIR for each: clients ask for an adapter by its name."
         yield config.problem("adapters", "has several adapters, and not every one has a name", do)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.console.words import shown
+
 LONGEST_PATH = 4096
 """Characters; no file name is longer (PATH_MAX), so that longer text without a scheme can only be base64."""
 
@@ -86,7 +88,7 @@ def check_model(request: Mapping[str, Any], names: Iterable[str]) -> str:
     if model not in names:
         there = ", ".join(names)
         raise ApiError(
-            404, f"There is no model {_shown(model)} here. There is {there}.", "model", "model_not_found"
+            404, f"There is no model {shown(model)} here. There is {there}.", "model", "model_not_found"
         )
     return model
 
@@ -268,7 +270,7 @@ class _Number:
             if self.high == float("inf")
             else f"{'and at most' if self.above_low else 'to'} {self.high:g}"
         )
-        return f"must be {kind} {start} {end}, not {_shown(value)}"
+        return f"must be {kind} {start} {end}, not {shown(value)}"
 
 
 NUMBERS = {
@@ -306,7 +308,7 @@ def _with_settings(request: dict[str, Any], limits: Limits, default_tokens: int 
         if request.get(name) is None:
             request.pop(name, None)
         elif not isinstance(request[name], bool):
-            raise _refuse(f"{name} must be true or false, not {_shown(request[name])}.", name)
+            raise _refuse(f"{name} must be true or false, not {shown(request[name])}.", name)
     _check_stop(request)
     for fault_of in _UNANSWERABLE:
         for name, message in fault_of(request):
@@ -375,11 +377,6 @@ _UNANSWERABLE: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
     _several_alike,
     _ignored,
 )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.machine.msswift import serving_api
 from swift_toolkit.model.old_adapter import as_peft
-from swift_toolkit.problems import RequestError
+from swift_toolkit.problems import RequestError, first_line
 from swift_toolkit.serving import models
 from swift_toolkit.serving.gateway import Exchange, exchange
 from swift_toolkit.serving.models import ServedModel
@@ -239,7 +239,7 @@ def _as_api_error(error: Exception) -> ApiError:
     """What the engine says, as a client should see it."""
     if isinstance(error, ApiError):
         return error
-    name, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
+    name, text = type(error).__name__, first_line(str(error))
     if name == "MaxLengthError" or "leaves no room" in text or "maximum context length" in text:
         return _too_long(f"The prompt is too long: {text}")
     if name == "UnidentifiedImageError":

@@ -17,7 +17,7 @@ from swift_toolkit.machine.failure import engine_error
 from swift_toolkit.machine.process import Child
 from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.merge import merged
-from swift_toolkit.problems import RunError
+from swift_toolkit.problems import RunError, first_line
 from swift_toolkit.runs import directory
 from swift_toolkit.serving.access import KEY_VARIABLE
 from swift_toolkit.serving.plan import Deployment
@@ -158,8 +158,7 @@ class Server:
         where = f"Full log: {self.log}"
         what = "The server could not be started" if self.ready is None else "The server has ended"
         if event:
-            first = (str(event["message"]).strip().splitlines() or [""])[0]
-            cause = engine_error(self.log) or f"{event['type']}: {first}"
+            cause = engine_error(self.log) or f"{event['type']}: {first_line(event['message'])}"
             return RunError(f"{what}: {cause.rstrip('.')}. {where}")
         status = self._child.process.wait()
         if status == -signal.SIGKILL:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import GIB, Device, cpu_computes_bfloat16, cpu_cores
 from swift_toolkit.model import builtin as model_builtin
 from swift_toolkit.training import padding
@@ -80,7 +80,7 @@ def _fill_for_gpu(config: Config, device: Device) -> None:
         config.fill("torch_dtype", "float16", f"{device.name} has no bfloat16 arithmetic")
         return
     half = config.get("torch_dtype", "bfloat16") in ("bfloat16", "float16")
-    if half and _FLASH_ATTENTION.search(str(config.get("model"))) and importlib.util.find_spec("flash_attn"):
+    if half and _FLASH_ATTENTION.search(str(config.get("model"))) and packages.is_installed("flash_attn"):
         config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model knows it")
 
 
@@ -96,7 +96,7 @@ def _spread(plan: TrainingPlan) -> None:
     if fitting.word_for(needed, run.device_bytes) != "does not fit":
         return
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
-    if importlib.util.find_spec("deepspeed") and not run.get("quant_bits"):
+    if packages.is_installed("deepspeed") and not run.value("quant_bits"):
         config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
     elif device.count > 1 and cluster.nodes == 1:
         config.fill("device_map", "auto", f"{reason}: its layers are spread")
@@ -115,7 +115,7 @@ def _share_batch(plan: TrainingPlan) -> None:
     if len(open_names) == 2:
         config.fill("per_device_train_batch_size", *_fastest_batch(rows, plan))
     config.fill("per_device_train_batch_size", rows, "what the accumulation leaves")
-    batch = config.get("per_device_train_batch_size", 1)
+    batch = config.value("per_device_train_batch_size")
     steps = wish.value // feeders // batch
     reason = f"{batch} × {steps} × {feeders} process(es) = {wish.value}"
     config.fill("gradient_accumulation_steps", steps, reason)
@@ -220,9 +220,9 @@ def _largest_batch(rows: int, run: memory_run.Run) -> tuple[int, str]:
 def _turn_checkpointing_off(plan: TrainingPlan) -> None:
     """Checkpointing costs a third of the time: it is turned off where the longest rows fit without it."""
     run = plan.memory_run
-    if run is None or not run.device_bytes or run.rows.images or run.get("fsdp"):
+    if run is None or not run.device_bytes or run.rows.images or run.value("fsdp"):
         return
-    if not (run.rows.seen or run.get("packing")):
+    if not (run.rows.seen or run.value("packing")):
         return
     needed = memory_estimate.estimate(run.but(gradient_checkpointing=False)).total
     if needed < MEMORY_SHARE * run.device_bytes:

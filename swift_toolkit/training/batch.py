@@ -23,7 +23,7 @@ class Settings(Protocol):
     @property
     def task(self) -> Task: ...
 
-    def get(self, name: str, default: Any = None, /) -> Any: ...
+    def value(self, name: str, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Batch:
 
 def batch_of(settings: Settings, world: int) -> Batch:
     """The batch of a run with ``world`` processes."""
-    rows = int(settings.get("per_device_train_batch_size", 1))
-    given = settings.get("gradient_accumulation_steps")
+    rows = int(settings.value("per_device_train_batch_size"))
+    given = settings.value("gradient_accumulation_steps")
     least = _LEAST_ROWS if settings.task.batch_of == "rows" else 1
     accumulation = int(given or max(1, math.ceil(least / (rows * world))))
     return Batch(rows=rows, accumulation=accumulation, feeders=feeders(settings, world))
@@ -65,7 +65,7 @@ def batch_of(settings: Settings, world: int) -> Batch:
 
 def feeders(settings: Settings, world: int) -> int:
     """How many of ``world`` processes take rows of their own."""
-    return max(1, world // (settings.get("sequence_parallel_size") or 1))
+    return max(1, world // (settings.value("sequence_parallel_size") or 1))
 
 
 def problems(config: Config, world: int) -> Iterator[Problem]:
@@ -91,11 +91,11 @@ def problems(config: Config, world: int) -> Iterator[Problem]:
 
 def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
     """Optimiser steps of the run, None if the number of rows is not known."""
-    if (steps := config.get("max_steps", -1)) > 0:
+    if (steps := config.value("max_steps")) > 0:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
-    epochs: float = config.get("max_epochs") or config.get("num_train_epochs", 3.0)
+    epochs: float = config.get("max_epochs") or config.value("num_train_epochs")
     if config.task.batch_of == "answers":
         return math.ceil(epochs * _answer_steps(config, batch, rows))
     return batch.steps(rows, epochs)
@@ -109,5 +109,5 @@ def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:
     """
     generated = requirements.generation_batch(config, batch.feeders)
     parts = max(1, generated // (batch.rows * batch.feeders))
-    rounds: int = prompts * config.get("num_generations", 8) // generated
-    return int(max(1, rounds * parts * config.get("num_iterations", 1) // batch.accumulation))
+    rounds: int = prompts * config.value("num_generations") // generated
+    return int(max(1, rounds * parts * config.value("num_iterations") // batch.accumulation))

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.console.words import short
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.model import training_state
+from swift_toolkit.problems import first_line
 from swift_toolkit.training import balance
 
 
@@ -68,8 +70,8 @@ def _noting(encode: Callable[..., Any], lost: str, row: Any, **kwargs: Any) -> A
     try:
         return encode(row, **kwargs)
     except Exception as error:
-        kind, words = type(error).__name__, (str(error).splitlines() or [""])[0]
-        reason = "too long for max_length" if kind == "MaxLengthError" else f"{kind}: {words[:100]}"
+        kind, words = type(error).__name__, first_line(str(error))
+        reason = "too long for max_length" if kind == "MaxLengthError" else f"{kind}: {short(words, 100)}"
         with open(lost, "a", encoding="utf-8") as file:  # noqa: PTH123  # one write a line: lines stay whole
             file.write(json.dumps(reason) + "\n")
         raise

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import counted
 from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import Problem
 
@@ -272,7 +273,7 @@ class Launch:
             return f"rank {cluster.started_as.rank} of {self.world_size}, as torchrun started it"
         if not self.needs_launcher:
             return "one process"
-        text = "1 process" if here == 1 else f"{here} processes"
+        text = counted(here, "process", "processes")
         if here > 1 and not cluster.processes:
             text += ", one for each visible device"
         if cluster.nodes > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
@@ -14,6 +13,7 @@ from typing import Any
 from swift_toolkit.config import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
+from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.model import builtin, layers, registry, training_state
@@ -67,24 +67,18 @@ def _models(config: Config) -> Iterator[Problem]:
 def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
     path = Path(model).expanduser()
     if not path.exists():
-        do = _near(path) or "Check the path, or name a model of a hub as owner/name."
+        do = did_you_mean_path(path, "Check the path, or name a model of a hub as owner/name.")
         yield config.problem(name, f'names the directory "{model}", which does not exist', do)
         return
     where = config.problem(name, "")
     yield from model_files.model_problems(path, where.key, where.file, where.line)
 
 
-def _near(path: Path) -> str:
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
-    return f'Did you mean "{path.parent / near[0]}"?' if near else ""
-
-
 def _plugins(config: Config) -> Iterator[Problem]:
     for name in ("external_plugins", "custom_register_path"):
-        for file in config.get(name, []):
+        for file in config.value(name):
             if not Path(file).expanduser().is_file():
-                do = _near(Path(file)) or "Check the path."
+                do = did_you_mean_path(Path(file), "Check the path.")
                 yield config.problem(name, f'names the file "{file}", which does not exist', do)
 
 
@@ -96,7 +90,7 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
                 continue
             path = Path(given).expanduser()
             if not path.is_dir():
-                do = _near(path) or "Check the path."
+                do = did_you_mean_path(path, "Check the path.")
                 yield config.problem(name, f'names the directory "{given}", which does not exist', do)
             else:
                 yield from _checkpoint(config, name, path)
@@ -134,8 +128,8 @@ def verify_arguments(config: Config) -> dict[str, Any]:
     """The arguments of `dataset.verify` for the data of a training run."""
     columns = config.get("columns")
     return {
-        "train": config.get("dataset", []),
-        "val": config.get("val_dataset", []),
+        "train": config.value("dataset"),
+        "val": config.value("val_dataset"),
         "task": config.task.name,
         "multimodal": config.preset == "multimodal",
         "num_labels": config.get("num_labels"),
@@ -190,7 +184,7 @@ _LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names it
 def _media(config: Config) -> Iterator[Problem]:
     """The multimodal preset, where it was asked for by name, on data without media."""
     asked = config.preset == "multimodal" and config.preset_asked
-    names = config.get("dataset", []) if asked else []
+    names = config.value("dataset") if asked else []
     files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
     if not files or len(files) < len(names) or any(path.suffix in (".gz", ".zst") for path in files):
         return
@@ -228,9 +222,7 @@ def expected_rows(config: Config, report: verify.DataReport) -> dict[verify.Spli
 
 
 def _held_out(config: Config, rows: int) -> int:
-    share = (
-        0 if config.get("val_dataset") or config.get("streaming") else config.get("split_dataset_ratio", 0)
-    )
+    share = 0 if config.get("val_dataset") or config.get("streaming") else config.value("split_dataset_ratio")
     return max(int(rows * share), 1) if share else 0
 
 

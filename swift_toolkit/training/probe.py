@@ -52,7 +52,7 @@ def prepare(config: Config, report: DataReport, folder: Path, processes: int) ->
     """
     # from the second accumulation on, gradients are there already
     steps = min(2, config.get("gradient_accumulation_steps") or 2)
-    batch = config.get("per_device_train_batch_size", 1)
+    batch = config.value("per_device_train_batch_size")
     changes: dict[str, Any] = {
         "gradient_accumulation_steps": steps,
         "max_steps": 1,
@@ -64,7 +64,7 @@ def prepare(config: Config, report: DataReport, folder: Path, processes: int) ->
         "dataset": [_write(report, "train", folder, batch * processes * steps, _filled(config))],
     }
     if split := _validated(config):
-        rows = config.get("per_device_eval_batch_size", 1) * processes
+        rows = config.value("per_device_eval_batch_size") * processes
         changes["val_dataset"] = [_write(report, split, folder, rows, 0, "val")]
         changes |= {"eval_strategy": "steps", "eval_steps": 1}
     source = Source("automatic", "for one step")

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -18,12 +17,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console import screen
-from swift_toolkit.machine import failure, files
+from swift_toolkit.machine import failure, files, packages
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs import directory as runs_directory
@@ -148,7 +146,7 @@ class Run:
         node = f"node {plan.cluster.node} ({socket.gethostname()})"
         settings = plan.config.settings
         data = preflight.fingerprints(plan.data)
-        versions = {name: version for name, version in _versions().items() if name in _SAME_VERSIONS}
+        versions = {name: version for name, version in packages.versions().items() if name in _SAME_VERSIONS}
         return {
             "own_starter": plan.cluster.started_as is not None,
             "automatic": [
@@ -281,7 +279,12 @@ class Run:
         return "\n".join(lines)
 
     def _write(self, result: TrainingResult, reason: str) -> None:
-        content = {**asdict(result), "error": reason or None, "versions": _versions(), **self._resolved()}
+        content = {
+            **asdict(result),
+            "error": reason or None,
+            "versions": packages.versions(),
+            **self._resolved(),
+        }
         estimate = self.job.plan.verdict.estimate
         content["memory"] = {"peak": self.memory or None, "estimate": estimate and estimate.total}
         files.write_json(self.directory / "result.json", content)
@@ -341,22 +344,3 @@ class RunElsewhere(Run):
 
 _SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "deepspeed")
 """What must be the same on every node."""
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in (
-        "swift-toolkit",
-        "ms-swift",
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "datasets",
-        "deepspeed",
-    ):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

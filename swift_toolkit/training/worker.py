@@ -21,6 +21,7 @@ from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model import training_state
+from swift_toolkit.problems import first_line
 from swift_toolkit.training import peers
 from swift_toolkit.training.hooks import StopFlag, add_callback, balance_rows, count_rows
 from swift_toolkit.training.peers import Peers
@@ -138,7 +139,7 @@ class _Training:
         kind, message = type(error).__name__, str(error)[:_MESSAGE_LENGTH]
         cause = self.peers.cause(str(error)) if self.peers else None
         if self.peers and not cause:
-            first = f"rank {self.rank}: {kind}: {message}".splitlines()[0]
+            first = first_line(f"rank {self.rank}: {kind}: {message}")
             told = self.peers.tell(first)
             cause = None if told.endswith(first) else told
         self._report_error(kind, message, cause)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config.fields import Field, fields
+from swift_toolkit.config.fields import Field, default, fields
+from swift_toolkit.config.request import load_config
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import COMMANDS, SwiftInstall, installed
 from swift_toolkit.problems import RequestError
@@ -244,3 +245,22 @@ def test_source_that_cannot_be_followed_is_imported(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fields("infer") == parsers["infer"]
     assert fields("infer") == parsers["infer"], "the cached ones are the same"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lora_rank", 8),
+        ("num_train_epochs", 3.0),
+        ("save_strategy", "steps"),
+        ("freeze_vit", True),
+        ("dataset", []),
+        ("optim", None),  # ms-swift's source decides it by the version of torch
+        ("not_an_argument", None),
+    ],
+)
+def test_the_value_that_ms_swift_takes_without_one(name: str, value: object) -> None:
+    config = load_config({"model": "a/b", "dataset": "c/d"})
+    assert default(name, "sft", config.install) == value
+    assert config.value(name) == (["c/d"] if name == "dataset" else value)
+    assert load_config({"model": "a/b", "dataset": "c/d", "lora_rank": 4}).value("lora_rank") == 4

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from swift_toolkit.config import renames
 from swift_toolkit.config.fields import fields as read_fields
 from swift_toolkit.config.renames import foreign, rows
-from swift_toolkit.config.translate import Translation, suggestions, translate
+from swift_toolkit.config.translate import Translation, translate
 from swift_toolkit.machine.msswift import COMMANDS, Command, installed
 
 LINE = installed().line
@@ -519,9 +519,6 @@ def test_unknown_names() -> None:
     result = spelled(lora_rnak=8, cutoff_len=2048)
     assert result.unknown == ["lora_rnak", "cutoff_len"]
     assert result.values == {} and result.notices == []
-    assert suggestions("lora_rnak", fields("sft"))[0] == "lora_rank"
-    assert suggestions("learning-rate", fields("sft"))[0] == "learning_rate"
-    assert suggestions("qwertyuiop", fields("sft")) == []
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def without(monkeypatch, *packages):
             raise metadata.PackageNotFoundError(name)
         return distribution(name)
 
-    monkeypatch.setattr(builtin, "find_spec", lambda name: None if name in packages else find_spec(name))
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name in packages else find_spec(name))
     monkeypatch.setattr(metadata, "distribution", find)
 
 

@@ -114,7 +114,7 @@ def test_the_torch_build_is_read_from_its_version_file(
     class Spec:
         origin = str(tmp_path / "__init__.py")
 
-    monkeypatch.setattr(training_automatic.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
     for line, build in [
         ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
         ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", "cuda"),
@@ -164,7 +164,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     asked = {"bitsandbytes", "deepspeed", "flash_attn", "liger_kernel"}
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: name in some if name in asked else find(name)
+        importlib.util, "find_spec", lambda name: (name in some or None) if name in asked else find(name)
     )
     return some
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
+from swift_toolkit.console.words import short
 from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.problems import first_line
 
 Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]
 
@@ -174,5 +176,4 @@ def _damage(error: Exception) -> str:
         return 'a " is opened and never closed'
     if str(error).startswith("field larger than"):
         return f"a field is longer than {MAX_FIELD >> 20} MB"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first[:120].rstrip(".").lower()
+    return short(first_line(error).rstrip("."), 120).lower()

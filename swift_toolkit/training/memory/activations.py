@@ -41,11 +41,11 @@ def _length(run: Run, text: int, image: int) -> int:
     """Tokens of a row with so many of text, its images of so many each, and what is generated; with sequence
     parallelism, the part of a row that one device has."""
     length = text + run.rows.images * image
-    limit = run.get("max_length") or run.shape.context
+    limit = run.value("max_length") or run.shape.context
     length = min(length, limit) if limit else length
     if run.task.follows_prompt:
-        length += run.get("max_completion_length") or run.get("response_length") or 512
-    return math.ceil(length / (run.get("sequence_parallel_size") or 1))
+        length += run.value("max_completion_length") or run.value("response_length") or 512
+    return math.ceil(length / (run.value("sequence_parallel_size") or 1))
 
 
 def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
@@ -61,12 +61,12 @@ def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
         image: tokens of its images, each; 0 to count text alone.
     """
     row = _length(run, longest, image)
-    if run.get("packing"):
-        full = run.get("packing_length") or run.get("max_length")
+    if run.value("packing"):
+        full = run.value("packing_length") or run.value("max_length")
         return math.ceil(
-            batch * (math.ceil(full / (run.get("sequence_parallel_size") or 1)) if full else row)
+            batch * (math.ceil(full / (run.value("sequence_parallel_size") or 1)) if full else row)
         )
-    if run.get("padding_free"):
+    if run.value("padding_free"):
         others = (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
         return math.ceil(row + others) * _row_factor(run)
     return math.ceil(batch * row) * _row_factor(run)
@@ -75,14 +75,15 @@ def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
 def moving_bytes(run: Run, tokens: int, trained: Trained) -> dict[str, float]:
     """Activations of a training step."""
     spread = sharing(run).layers
-    checkpointing = run.get("gradient_checkpointing", True)
+    checkpointing = run.value("gradient_checkpointing")
     kept = _kept(run, run.shape.text, tokens, checkpointing)
     kept = kept / spread
     if (encoder := run.shape.encoder) is not None and run.rows.images:
+        vit = run.value("vit_gradient_checkpointing")
         patches = image_tokens(run) * run.shape.patches_per_token * run.rows.images
-        patches *= run.get("per_device_train_batch_size", 1) * _row_factor(run)
+        patches *= run.value("per_device_train_batch_size") * _row_factor(run)
         if trained.encoder:
-            kept += _kept(run, encoder, patches, run.get("vit_gradient_checkpointing", checkpointing))
+            kept += _kept(run, encoder, patches, checkpointing if vit is None else vit)
         else:
             kept += patches * run.width * (4 * encoder.hidden + 2 * encoder.inner)
     return {"activations": kept}
@@ -114,15 +115,15 @@ def _layer_bytes(run: Run, stack: Stack) -> float:
         return float(kept + width * (4 * hidden + inner))
     if run.tuner in ("lora", "lora_llm", "adalora", "longlora"):
         inputs = 5 * hidden + stack.queries + inner  # of q, k, v, gate and up; of o; of down
-        mask = (4 if run.kind == "cpu" else 1) if run.get("lora_dropout", 0.05) else 0
-        return float(kept + inputs * (width + mask) + 7 * width * run.get("lora_rank", 8))
+        mask = (4 if run.kind == "cpu" else 1) if run.value("lora_dropout") else 0
+        return float(kept + inputs * (width + mask) + 7 * width * run.value("lora_rank"))
     return float(kept)
 
 
 def _score_bytes(run: Run, stack: Stack, tokens: int) -> float:
     """Bytes of attention scores where attention is not fused: the scores, and their softmax in float32 and as it is
     handed on, for every pair of tokens of a row."""
-    if run.get("attn_impl") != "eager":
+    if run.value("attn_impl") != "eager":
         return 0
     length = min(tokens, _length(run, run.rows.longest, image_tokens(run)))
     return float(tokens * length * stack.heads * (2 * run.width + 4))
@@ -142,17 +143,17 @@ def logit_bytes(run: Run) -> float:
         return (
             tokens * run.shape.vocabulary * 2 * run.width
         )  # and their gradient: only the last token's go on
-    if run.get("use_liger_kernel"):
+    if run.value("use_liger_kernel"):
         return tokens * run.shape.text.hidden * (run.width + 8)
     return float(tokens * run.shape.vocabulary * (16 if run.kind == "cpu" else 12))
 
 
 def eval_logits(run: Run) -> float:
     """The same for an evaluation, which has no way back: the logits, in float32, and the log softmax."""
-    data = run.get("val_dataset") or run.get("split_dataset_ratio")
-    if not data or run.get("eval_strategy") == "no" or run.get("use_liger_kernel"):
+    data = run.value("val_dataset") or run.value("split_dataset_ratio")
+    if not data or run.value("eval_strategy") == "no" or run.value("use_liger_kernel"):
         return 0
-    tokens = _judged_tokens(run, run.get("per_device_eval_batch_size", 1), run.rows.longest_val)
+    tokens = _judged_tokens(run, run.value("per_device_eval_batch_size"), run.rows.longest_val)
     ranks = run.task.logits == "last"
     return tokens * run.shape.vocabulary * (run.width + (0 if ranks else 8))
 
@@ -162,7 +163,7 @@ def _judged_tokens(run: Run, batch: float, longest: int) -> int:
     ``use_logits_to_keep``); of a classifier none."""
     if run.task.logits == "none":
         return 0
-    keeps_all = not run.shape.answers_only or run.task.logits == "last" or run.get("packing")
+    keeps_all = not run.shape.answers_only or run.task.logits == "last" or run.value("packing")
     return batch_tokens(run, batch, longest, image_tokens(run) if keeps_all else 0)
 
 
@@ -171,9 +172,9 @@ def generation_bytes(run: Run, training: float) -> float:
     (``sleep_level``); without it, keys and values of a batch are kept."""
     if not run.task.generates:
         return 0
-    if run.get("use_vllm") and run.get("vllm_mode") == "colocate":
-        taken = float(run.get("vllm_gpu_memory_utilization", 0.9) * run.device_bytes)
-        return max(0, taken - training) if run.get("sleep_level") else taken
+    if run.value("use_vllm") and run.value("vllm_mode") == "colocate":
+        taken = float(run.value("vllm_gpu_memory_utilization") * run.device_bytes)
+        return max(0, taken - training) if run.value("sleep_level") else taken
     text = run.shape.text
     row = _length(run, run.rows.longest, image_tokens(run)) * text.layers * 2 * text.keys * run.width
-    return float(run.get("per_device_train_batch_size", 1) * row)
+    return float(run.value("per_device_train_batch_size") * row)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
+from swift_toolkit.machine import packages
 from swift_toolkit.training.memory import fitting
 from swift_toolkit.training.memory.estimate import estimate
 from swift_toolkit.training.memory.run import Run
@@ -38,25 +38,21 @@ def suggestions(run: Run | None) -> Iterator[str]:
     yield from _fuller_batches(run)
     expected = estimate(run)
     logits = expected.parts.get("logits", 0)
-    if not run.get("use_liger_kernel") and logits > LOGITS_SHARE * expected.total:
-        needs = " (needs liger-kernel and a model it supports)" if _is_missing("liger_kernel") else ""
+    if not run.value("use_liger_kernel") and logits > LOGITS_SHARE * expected.total:
+        needs = " (needs liger-kernel and a model it supports)" if packages.missing(["liger_kernel"]) else ""
         yield f"--use_liger_kernel true{needs}: saves most of the {gib(logits)} of logits"
 
 
 def _fuller_batches(run: Run) -> Iterator[str]:
     """Less padding, with what flash attention makes possible."""
-    if run.get("command") != "sft" or run.get("packing") or run.rows.images:
+    if run.value("command") != "sft" or run.value("packing") or run.rows.images:
         return
-    flash = "--attn_impl flash_attn" + (" (needs flash-attn)" if _is_missing("flash_attn") else "")
-    limit = run.get("max_length")
+    flash = "--attn_impl flash_attn" + (" (needs flash-attn)" if packages.missing(["flash_attn"]) else "")
+    limit = run.value("max_length")
     if run.rows.seen and limit and limit > 4 * run.rows.mean:
         yield (
             f"--packing true {flash}: rows of about {run.rows.mean} tokens fill {limit}; "
             "a step then learns from more rows, so choose the batch size again"
         )
-    elif not run.get("padding_free") and run.get("per_device_train_batch_size", 1) > 1:
+    elif not run.value("padding_free") and run.value("per_device_train_batch_size") > 1:
         yield f"--padding_free true {flash}: nothing is computed for padding"
-
-
-def _is_missing(package: str) -> bool:
-    return not importlib.util.find_spec(package)

@@ -111,5 +111,5 @@ def _overhead(run: Run, parts: Mapping[str, float]) -> float:
     if run.kind == "cpu":
         return CPU_PROCESS
     connections = NCCL_BUFFERS if run.world > 1 else 0
-    even = run.get("packing") or run.grows_segments
+    even = run.value("packing") or run.grows_segments
     return CUDA_CONTEXT + connections + (FEW_FRAGMENTS if even else FRAGMENTS) * moving

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from swift_toolkit.console.screen import gib
+from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import GIB
 from swift_toolkit.training.memory import estimate as memory_estimate
 from swift_toolkit.training.memory import run as memory_run
@@ -169,21 +169,21 @@ def _fits(run: Run, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> boo
 def _changes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     """Settings that take less memory, with their flags: what costs only time first, then what costs exactness, then
     what needs more devices or the machine's own memory."""
-    batch = run.get("per_device_train_batch_size", 1)
+    batch = run.value("per_device_train_batch_size")
     if batch > 1:
         yield _plain(per_device_train_batch_size=1, gradient_accumulation_steps=batch * run.accumulation)
-    if run.get("gradient_checkpointing") is False:
+    if run.value("gradient_checkpointing") is False:
         yield _plain(gradient_checkpointing=True)
-    if run.tuner == "lora" and not run.get("quant_bits") and run.shape.bits == 16 and not run.shape.encoder:
+    if run.tuner == "lora" and not run.value("quant_bits") and run.shape.bits == 16 and not run.shape.encoder:
         yield {"quant_bits": 4, "quant_method": "bnb"}, {"train_type": "qlora"}
-    shards = run.kind in ("cuda", "npu") and not run.get("fsdp") and not run.get("quant_bits")
-    if not (shards and importlib.util.find_spec("deepspeed")):
-        if shards and run.devices > 1 and not run.get("device_map"):
+    shards = run.kind in ("cuda", "npu") and not run.value("fsdp") and not run.value("quant_bits")
+    if not (shards and packages.is_installed("deepspeed")):
+        if shards and run.devices > 1 and not run.value("device_map"):
             yield _plain(device_map="auto")
         return
     stages = ["zero2", "zero3"] if run.world > 1 else []
     for stage in [*stages, "zero2_offload", "zero3_offload"]:
-        if stage == run.get("deepspeed"):
+        if stage == run.value("deepspeed"):
             continue
         settings, flags = _plain(deepspeed=stage)
         if stage.startswith("zero3"):  # which cannot divide quantised weights

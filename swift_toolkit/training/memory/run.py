@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from swift_toolkit.config import fields
 from swift_toolkit.config.tasks import Task, task_of
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.verify import DataReport
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training.batch import Settings, batch_of
 
@@ -90,11 +92,13 @@ def _assumed(settings: Settings) -> Rows:
     What ms-swift's documentation tells of its data sets (hub_datasets.json: mean and longest, counted by Qwen2.5's
     tokenizer without system prompts and not always with images) can make the longest longer, not shorter.
     """
-    task = task_of(settings.get("command", "sft"), settings.get("rlhf_type"), settings.get("task_type"))
+    task = task_of(
+        settings.value("command") or "sft", settings.value("rlhf_type"), settings.value("task_type")
+    )
     labelled = task.output in ("class", "embedding")
     longest = UNSEEN_LABELLED if labelled else UNSEEN_LONGEST
     known = json.loads(Path(__file__).with_name("hub_datasets.json").read_text(encoding="utf-8"))
-    names = [str(name) for key in ("dataset", "val_dataset") for name in settings.get(key) or []]
+    names = [str(name) for key in ("dataset", "val_dataset") for name in settings.value(key) or []]
     ids = [re.sub(r"^(HF|MS)::|[#:].*$", "", name) for name in names]
     found = [known[name] for name in ids if name in known]
     longest = max([longest, *(most for _, most in found)])
@@ -130,9 +134,11 @@ class Run:
     grows_segments: bool = False
     largest: float = 0.0
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def value(self, name: str) -> Any:
         """A setting, or what ms-swift takes without it."""
-        return self.settings.get(name, default)
+        if name in self.settings:
+            return self.settings[name]
+        return fields.default(name, self.settings.get("command", "sft"), installed())
 
     def but(self, world: int | None = None, **changes: Any) -> Run:
         """The same run with other settings."""
@@ -143,7 +149,7 @@ class Run:
     @property
     def width(self) -> int:
         """Bytes of a number that is computed with."""
-        return 4 if self.get("torch_dtype") == "float32" else 2
+        return 4 if self.value("torch_dtype") == "float32" else 2
 
     @property
     def accumulation(self) -> int:
@@ -153,15 +159,15 @@ class Run:
     @property
     def longest_rows(self) -> float:
         """Rows as long as the longest that a batch on one device is at most as large as."""
-        return self.largest or float(self.get("per_device_train_batch_size", 1))
+        return self.largest or float(self.value("per_device_train_batch_size"))
 
     @property
     def task(self) -> Task:
-        return task_of(self.get("command", "sft"), self.get("rlhf_type"), self.get("task_type"))
+        return task_of(self.value("command") or "sft", self.value("rlhf_type"), self.value("task_type"))
 
     @property
     def tuner(self) -> str:
-        return str(self.get("tuner_type", "lora"))
+        return str(self.value("tuner_type") or "lora")
 
     @property
     def whole(self) -> bool:
@@ -171,7 +177,7 @@ class Run:
 
 def filled(run: Run) -> Run:
     """The same run with rows as long as they may be, where they are not here: they fill ``max_length``."""
-    limit = run.get("max_length") or 0
-    if run.rows.seen or run.get("packing") or limit <= run.rows.longest:
+    limit = run.value("max_length") or 0
+    if run.rows.seen or run.value("packing") or limit <= run.rows.longest:
         return run
     return replace(run, rows=replace(run.rows, longest=limit, mean=limit, longest_val=limit))

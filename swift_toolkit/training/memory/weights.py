@@ -33,8 +33,8 @@ class _Sharing:
 
 def sharing(run: Run) -> _Sharing:
     world = run.world
-    if run.get("deepspeed"):
-        stage, optimiser, weights = _zero(run.get("deepspeed"))
+    if run.value("deepspeed"):
+        stage, optimiser, weights = _zero(run.value("deepspeed"))
         return _Sharing(
             stage,
             weights=world if stage >= 3 else 1,
@@ -43,9 +43,9 @@ def sharing(run: Run) -> _Sharing:
             offloads_optimiser=optimiser,
             offloads_weights=weights,
         )
-    if run.get("fsdp"):
+    if run.value("fsdp"):
         return _Sharing(None, True, world, world, world)
-    if run.get("device_map") and run.devices > 1:
+    if run.value("device_map") and run.devices > 1:
         spread = run.devices
         return _Sharing(weights=spread, gradients=spread, optimiser=spread, layers=spread)
     return _Sharing()
@@ -88,7 +88,7 @@ _QUANTISED_BITS = {
 
 def _bits(run: Run) -> float:
     """Bits of a weight of a linear layer; 16 or 32 unquantised."""
-    bits, method = run.get("quant_bits"), run.get("quant_method") or "bnb"
+    bits, method = run.value("quant_bits"), run.value("quant_method") or "bnb"
     if bits and run.tuner != "full":
         return _QUANTISED_BITS.get((method, bits), float(bits + 0.5))
     return run.shape.bits if run.shape.bits < 16 else 8 * run.width
@@ -135,9 +135,9 @@ def frozen_bytes(run: Run, share: _Sharing) -> dict[str, float]:
 
 def _needs_reference(run: Run) -> bool:
     """Whether a second copy of the model judges: with adapters, the model without them is the reference."""
-    if not run.task.has_reference or (run.task.batch_of == "answers" and run.get("beta") == 0):
+    if not run.task.has_reference or (run.task.batch_of == "answers" and run.value("beta") == 0):
         return False
-    return bool(run.whole or run.get("ref_model"))
+    return bool(run.whole or run.value("ref_model"))
 
 
 # --- what is trained ----------------------------------------------------------------------------------------
@@ -156,20 +156,20 @@ class Trained:
 def trained_parts(run: Run) -> tuple[Trained, int]:
     """What is trained, and the bytes that come to the model for it."""
     shape, text = run.shape, run.shape.text
-    encoder = shape.encoder is not None and not run.get("freeze_vit", True)
-    if layers := run.get("lisa_activated_layers"):
+    encoder = shape.encoder is not None and not run.value("freeze_vit")
+    if layers := run.value("lisa_activated_layers"):
         return Trained(shape.embeddings + text.linear * min(1, layers / text.layers)), 0
     if run.tuner == "full":
-        own = 0 if run.get("freeze_llm") else shape.parameters - shape.encoder_parameters
+        own = 0 if run.value("freeze_llm") else shape.parameters - shape.encoder_parameters
         own += shape.encoder_parameters if encoder else 0
-        return Trained(own * (1 - run.get("freeze_parameters_ratio", 0.0)), encoder=encoder), 0
+        return Trained(own * (1 - run.value("freeze_parameters_ratio")), encoder=encoder), 0
     if run.tuner == "llamapro":
-        new = text.linear / text.layers * run.get("llamapro_num_new_blocks", 4)
+        new = text.linear / text.layers * run.value("llamapro_num_new_blocks")
         return Trained(new), int(new * run.width)
-    large = [name for name in run.get("modules_to_save", []) if "embed" in name or "head" in name]
+    large = [name for name in run.value("modules_to_save") if "embed" in name or "head" in name]
     copied = len(large) * shape.vocabulary * text.hidden
     added = _adapter_numbers(run, text)
-    if run.tuner == "lora_llm" and shape.encoder is not None and run.get("freeze_vit") is not True:
+    if run.tuner == "lora_llm" and shape.encoder is not None and run.value("freeze_vit") is not True:
         return Trained(shape.encoder_parameters, added, copied, True), int(4 * added + run.width * copied)
     if encoder and shape.encoder:
         added += _adapter_numbers(run, shape.encoder)
@@ -190,10 +190,10 @@ def _adapter_numbers(run: Run, stack: Stack) -> float:
         + 3 * (stack.hidden + stack.inner)
     )
     if run.tuner == "adapter":
-        return float(stack.layers * 4 * stack.hidden * run.get("adapter_length", 128))
+        return float(stack.layers * 4 * stack.hidden * run.value("adapter_length"))
     if run.tuner in ("ia3", "vera", "boft", "fourierft", "reft"):
         return float(stack.layers * ends)
-    rank = run.get("lora_rank", 8) * (1.5 if run.tuner == "adalora" else 1)
+    rank = run.value("lora_rank") * (1.5 if run.tuner == "adalora" else 1)
     return float(stack.layers * rank * ends)
 
 
@@ -219,7 +219,7 @@ def state_bytes(run: Run, trained: Trained, share: _Sharing) -> _States:
     """
     own = trained.own + trained.copied
     numbers = own + trained.added
-    wide = run.width == 4 or share.fsdp or run.get("torch_dtype") == "float16"
+    wide = run.width == 4 or share.fsdp or run.value("torch_dtype") == "float16"
     if share.stage is not None and run.width == 2:
         gradients = (6 if share.stage < 3 else 4) * numbers
         optimiser = (4 + 4 * _state_count(run)) * numbers
@@ -244,17 +244,17 @@ def _bucket(run: Run) -> float:
 
 def _state_count(run: Run) -> float:
     """States of the optimiser for each number, in the width of AdamW's."""
-    if run.get("use_galore") or run.get("use_q_galore"):
+    if run.value("use_galore") or run.value("use_q_galore"):
         # Zhao et al. 2024 (GaLore), table 1: both states have galore_rank rows instead of the hidden size
         text, embedded = run.shape.text, run.shape.embeddings / run.shape.parameters
-        return float(2 * (embedded + (1 - embedded) * min(1, run.get("galore_rank", 128) / text.hidden)))
-    if run.get("optimizer") == "muon":
+        return float(2 * (embedded + (1 - embedded) * min(1, run.value("galore_rank") / text.hidden)))
+    if run.value("optimizer") == "muon":
         return 1  # momentum only: Jordan et al. 2024
-    name = str(run.get("optim", "adamw_torch_fused"))
+    name = run.value("optim") or "adamw_torch_fused"
     if "8bit" in name:
         return 0.5
     if "adafactor" in name:
         return 0.01  # a row and a column instead of a matrix: Shazeer and Stern 2018
     if "sgd" in name:
-        return 1 if run.get("optim_args") else 0
+        return 1 if run.value("optim_args") else 0
     return 1 if "lion" in name else 2

@@ -1,0 +1,84 @@
+"""Words that messages share: suggestions, values shown short, lists and counted nouns."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ALIKE = 0.75
+"""How much like a known name a misspelled one is at least, as difflib measures it."""
+
+WIDTH = 60
+"""Characters of a value in a message."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known names that ``name`` may stand for, the likeliest first: those that begin with it as a whole word, else
+    those spelled like it. Case does not matter, nor ``-`` or ``_``."""
+    plain: dict[str, str] = {}
+    for word in known:
+        plain.setdefault(_plain(word), word)
+    word = _plain(name)
+    longer = [full for full in plain if word and full.startswith(f"{word}_")]
+    near = longer or difflib.get_close_matches(word, plain, n=most, cutoff=ALIKE)
+    return [plain[found] for found in near[:most]]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A question that names the known name most like ``name``; ``otherwise`` where none is."""
+    near = nearest(name, known)
+    return f'Did you mean "{near[0]}"?' if near else otherwise
+
+
+def near_path(path: Path, suffixes: Sequence[str] = ()) -> Path | None:
+    """The file or directory beside ``path``, which does not exist, whose name is most like its name; with ``suffixes``
+    only files that end so."""
+    try:
+        there = [entry for entry in path.parent.iterdir() if entry.name[0] != "." and entry.exists()]
+    except OSError:
+        return None
+    wanted = [entry for entry in there if not suffixes or entry.suffix.lower() in suffixes]
+    names = {entry.stem: entry for entry in wanted} | {entry.name: entry for entry in wanted}
+    near = nearest(path.name, names)
+    return names[near[0]] if near else None
+
+
+def did_you_mean_path(path: Path, otherwise: str = "", suffixes: Sequence[str] = ()) -> str:
+    """`did_you_mean` for a path that does not exist."""
+    near = near_path(path, suffixes)
+    return f'Did you mean "{near}"?' if near else otherwise
+
+
+def short(text: str, width: int = WIDTH) -> str:
+    """``text`` cut to a width, with dots where something is missing."""
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def shown(value: object) -> str:
+    """A value as JSON, cut to `WIDTH` characters; a text keeps its quotes."""
+    if isinstance(value, str):
+        return _json(short(value))
+    return short(_json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first names and how many there are more: ``a, b, c and 4 more``."""
+    words = list(names)
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun: ``1 row``, ``1,500 rows``."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
