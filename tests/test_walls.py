@@ -11,7 +11,6 @@ import pytest
 
 ENGINES = {"swift", "torch", "transformers", "peft", "datasets", "accelerate", "vllm", "unsloth"}
 DOORS = {
-    "swift_toolkit/config/fields.py",
     "swift_toolkit/dataset/preview.py",
     "swift_toolkit/inference/capacity.py",
     "swift_toolkit/inference/worker.py",
@@ -23,7 +22,11 @@ DOORS = {
     "swift_toolkit/training/hooks.py",
     "swift_toolkit/training/worker.py",
 }
-RENAMERS = {"swift_toolkit/machine/files.py", "swift_toolkit/runs/directory.py"}  # the second renames links
+RENAMERS = {  # the last two rename links and checkpoints
+    "swift_toolkit/machine/files.py",
+    "swift_toolkit/runs/directory.py",
+    "swift_toolkit/runs/resume.py",
+}
 SCRIPTS = ["finetune_trainer.py", "inference_test.py", "deploy_model.py"]
 FILES = [*map(Path, SCRIPTS), *sorted(Path("swift_toolkit").rglob("*.py"))]
 

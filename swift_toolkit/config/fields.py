@@ -12,7 +12,6 @@ takes: the way out where the source cannot be followed, and what the tests compa
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import subprocess
@@ -25,19 +24,16 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from swift_toolkit.machine import files as machine_files
-from swift_toolkit.machine.msswift import INSTALL, Command, Line, SwiftInstall, installed, package_of
+from swift_toolkit.machine.msswift import (
+    INSTALL,
+    Command,
+    SwiftInstall,
+    argument_parser,
+    arguments_class,
+    installed,
+    package_of,
+)
 from swift_toolkit.problems import Problem, RequestError
-
-_MODULE: dict[Line, str] = {"v3": "swift.llm.argument", "v4": "swift.arguments"}
-_CLASSES: dict[Command, dict[Line, str]] = {
-    "sft": {"v3": "TrainArguments", "v4": "SftArguments"},
-    "pt": {"v3": "TrainArguments", "v4": "PretrainArguments"},
-    "rlhf": {"v3": "RLHFArguments", "v4": "RLHFArguments"},
-    "infer": {"v3": "InferArguments", "v4": "InferArguments"},
-    "deploy": {"v3": "DeployArguments", "v4": "DeployArguments"},
-    "export": {"v3": "ExportArguments", "v4": "ExportArguments"},
-    "eval": {"v3": "EvalArguments", "v4": "EvalArguments"},
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, F
     def read() -> tuple[list[Any], list[Path]]:
         source = _Source()
         try:
-            found = list(source.fields(_MODULE[install.line], _CLASSES[command][install.line]))
+            found = list(source.fields(*arguments_class(command, install.line)))
         except _UnresolvedError:
             found = _ask_another_process(command, install)
         return [astuple(field) for field in found], [*source.files(), Path(__file__)]
@@ -307,13 +303,7 @@ def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]
 
 def _fields_by_import(command: Command) -> Iterator[Field]:
     """The fields as ms-swift's own argument parser takes them. Imports ms-swift."""
-    from swift.utils import utils as swift_utils
-    from transformers import HfArgumentParser
-
-    line = installed().line
-    cls = getattr(importlib.import_module(_MODULE[line]), _CLASSES[command][line])
-    with swift_utils._patch_get_type_hints():
-        parser = HfArgumentParser([cls])
+    cls, parser = argument_parser(command)
     actions = {action.dest: action for action in reversed(parser._actions)}
     for name, hint in get_type_hints(cls).items():
         if name not in actions:

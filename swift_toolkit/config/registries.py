@@ -20,7 +20,7 @@ from typing import Any
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.machine import files as machine_files
-from swift_toolkit.machine.msswift import Line, SwiftInstall, package_of
+from swift_toolkit.machine.msswift import LINES, Line, SwiftInstall, package_of
 from swift_toolkit.problems import Problem
 
 _TABLES = """
@@ -67,7 +67,7 @@ def _places(line: Line) -> Iterator[tuple[str, str, str]]:
     """Setting, module and variable of each registry."""
     for row in _TABLES.strip().splitlines()[1:]:
         setting, v4, v3 = row.split()
-        module, _, variable = (v4 if line == "v4" else v3).partition(":")
+        module, _, variable = (v3, v4)[LINES.index(line)].partition(":")
         if variable:
             yield setting, module, variable
 

@@ -3,7 +3,7 @@
 ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``renames.json`` holds one row
 for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
 templates and data sets that had names of their own before 3.0, with the families of models by their names in 3 and 4
-(``families``, ``families_v3``, and ``moved``: the same name for another family). Adding a rename is adding a row:
+(``families``, and ``moved``: the same name for another family). Adding a rename is adding a row:
 
     for     the commands that know the name, or "all"
     old     the name; it may still be in use, when only its values or its meaning changed
@@ -44,7 +44,7 @@ from typing import Any, Protocol
 
 from swift_toolkit.config import tasks
 from swift_toolkit.machine.files import exists
-from swift_toolkit.machine.msswift import COMMANDS, Command, Line
+from swift_toolkit.machine.msswift import COMMANDS, LINES, Command, Line
 
 MISSING = object()
 _OPTIONAL = ("until", "rule", "split", "join", "gone")
@@ -139,12 +139,9 @@ def rows() -> dict[tuple[Command, str], Row]:
                 name for name in COMMANDS if entry["for"] == "all" or name in entry["for"].split()
             ),
             old=entry["old"],
-            names={"v3": entry["v3"], "v4": entry["v4"]},
-            values={"v3": common | entry.get("values_v3", {}), "v4": common | entry.get("values_v4", {})},
-            refused={
-                "v3": entry.get("refused", {}) | entry.get("refused_v3", {}),
-                "v4": entry.get("refused", {}) | entry.get("refused_v4", {}),
-            },
+            names={line: entry[line] for line in LINES},
+            values={line: common | entry.get(f"values_{line}", {}) for line in LINES},
+            refused={line: entry.get("refused", {}) | entry.get(f"refused_{line}", {}) for line in LINES},
             warned=entry.get("warned", {}),
             since=entry["since"],
             sure=entry["sure"],
@@ -230,9 +227,9 @@ def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     """Before 3.0 a model type was one model and its template, since then it is a family of models."""
     legacy = legacy_names()["models"].get(str(value))
     if legacy is None:
-        families = legacy_names()["families" if work.line == "v4" else "families_v3"]
-        if work.line == "v4" and set(work.written_before("4.0")) - {"train_type"}:
-            families = families | legacy_names()["moved"]["model_type"]["v4"]
+        families = legacy_names()["families"][work.line]
+        if work.line == LINES[-1] and set(work.written_before("4.0")) - {"train_type"}:
+            families = families | legacy_names()["moved"]["model_type"][work.line]
         if str(value) not in families:
             return None
         return {name: families[str(value)]} if families[str(value)] else {}
@@ -241,7 +238,7 @@ def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     paths = [work.given[key] for key in ("model", "model_id_or_path", "model_cache_dir") if key in work.given]
     is_local = bool(paths) and exists(paths[0])
     if is_local:
-        settings["model_type"] = families_by_line[work.line == "v4"]
+        settings["model_type"] = families_by_line[LINES.index(work.line)]
     elif not paths:
         use_hf = as_table_key(work.given.get("use_hf", False)) == "true"
         settings["model"] = (huggingface or modelscope) if use_hf else (modelscope or huggingface)
@@ -258,7 +255,7 @@ def _template(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     if as_table_key(value) == "auto":
         return {}
     spelled = legacy_names()["templates"].get(str(value))
-    return {"template": spelled[work.line == "v4"] if spelled else value}
+    return {"template": spelled[LINES.index(work.line)] if spelled else value}
 
 
 def _tuner(work: Work, name: str, value: Any) -> dict[str, Any] | None:

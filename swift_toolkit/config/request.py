@@ -22,7 +22,7 @@ from swift_toolkit.config import translate as config_translate
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
 from swift_toolkit.config.presets import PRESETS_OF_LORA, Choice
-from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source, tuner_name_of
+from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source
 from swift_toolkit.config.values import typed_value
 from swift_toolkit.console.words import did_you_mean, nearest
 from swift_toolkit.machine import msswift
@@ -90,7 +90,7 @@ def read_request(
         problems += read.problems
         notices += read.notices
     trains = command in tasks.COMMANDS
-    tuner_name = tuner_name_of(install)
+    tuner_name = install.tuner_argument
     choice = presets.choose(merged, own.get("preset"), tuner_name) if trains else Choice(None, merged)
     typed = reader.typed({n: s for n, s in choice.settings.items() if s.value is not None})
     problems += [*choice.problems, *typed.problems]

@@ -26,11 +26,6 @@ TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
 """The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
 
 
-def tuner_name_of(install: msswift.SwiftInstall) -> str:
-    """What an ms-swift calls the argument that chooses the tuner."""
-    return "tuner_type" if install.line == "v4" else "train_type"
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a value came from.
@@ -121,7 +116,7 @@ class Config:
     @property
     def tuner_name(self) -> str:
         """What the installed ms-swift calls the argument that chooses the tuner."""
-        return tuner_name_of(self.install)
+        return self.install.tuner_argument
 
     @property
     def tuner(self) -> str:

@@ -21,7 +21,7 @@ from swift_toolkit.config.renames import (
     text_of,
     version_of,
 )
-from swift_toolkit.machine.msswift import Command, Line
+from swift_toolkit.machine.msswift import LINES, Command, Line
 
 _SINCE_3 = frozenset({"model", "train_type", "tuner_type"})  # names that no request of before 3.0 can do with
 
@@ -215,7 +215,7 @@ class Translator:
             self.fail(*row.error)
         elif row.gone:
             self.warn(row.old, row.gone)
-        elif row.names["v4"]:
+        elif row.names[LINES[-1]]:
             self.fail("needs ms-swift 4", 'Remove it, or run: pip install "ms-swift>=4".')
         else:
             self.warn(row.old, "has no successor in ms-swift and is left out")

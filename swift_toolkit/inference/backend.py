@@ -81,7 +81,7 @@ class Pt(Backend):
 
     def argument(self, config: Config) -> str:
         """``transformers`` for ms-swift 4."""
-        return "transformers" if config.install.line == "v4" else self.name
+        return config.install.own_engine
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
         """PEFT loads every adapter that it wrote."""

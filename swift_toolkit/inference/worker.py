@@ -28,7 +28,7 @@ from typing import Any
 from swift_toolkit.dataset.formats import MEDIA
 from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
-from swift_toolkit.machine.msswift import inference_api
+from swift_toolkit.machine.msswift import inference_api, stop_generating
 from swift_toolkit.machine.packages import versions
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import as_peft, with_peft_adapters
@@ -84,7 +84,7 @@ class Served:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         if self.backend.in_process:
-            self._make_stoppable()
+            stop_generating(self.template, lambda: self.stopped.is_set)
 
     def description(self) -> dict[str, Any]:
         """What the starter wants to know of the loaded engine."""
@@ -214,21 +214,6 @@ class Served:
             traceback.print_exc()
             answer = {"error": _in_words(error), "seconds": time.monotonic() - began}
         self.report("streamed", index=question["index"], **answer)
-
-    def _make_stoppable(self) -> None:
-        """Let "stop" end a generation of pt at its next token."""
-        import torch
-
-        prepare = self.template.prepare_generate_kwargs
-
-        def prepare_stoppable(generate_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-            prepared: dict[str, Any] = prepare(generate_kwargs, **kwargs)
-            prepared["stopping_criteria"].append(
-                lambda ids, scores, **_: torch.full((len(ids),), self.stopped.is_set(), device=ids.device)
-            )
-            return prepared
-
-        self.template.prepare_generate_kwargs = prepare_stoppable
 
     # --- batches of pt --------------------------------------------------------------------------------------
 

@@ -11,19 +11,24 @@ import itertools
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from swift_toolkit.machine.files import write_json
 from swift_toolkit.machine import packages
+from swift_toolkit.machine.files import write_json
 from swift_toolkit.problems import Problem, RequestError
 
 Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
 Line = Literal["v3", "v4"]
 COMMANDS: tuple[Command, ...] = get_args(Command)
+LINES: tuple[Line, ...] = get_args(Line)
+"""Oldest first, the order of lists that hold one value for each."""
+
+T = TypeVar("T")
 
 
 INSTALL = f"{packages.install('ms_swift')}."
@@ -44,6 +49,29 @@ class SwiftInstall:
     line: Line
     transformers_version: str
     location: Path
+
+    @property
+    def tuner_argument(self) -> str:
+        """The argument that chooses the tuner: ``train_type`` until ms-swift 4.0."""
+        return self._either("train_type", "tuner_type")
+
+    @property
+    def own_engine(self) -> str:
+        """What ``infer_backend`` calls ms-swift's own engine: ``pt`` until ms-swift 4.0."""
+        return self._either("pt", "transformers")
+
+    @property
+    def guesses_template(self) -> bool:
+        """Whether a model type of several templates needs none to be named: until ms-swift 4.0 the first was taken."""
+        return self._either(True, False)
+
+    @property
+    def fetches_safely(self) -> bool:
+        """Whether a server fetches pictures of requests from public addresses only; since ms-swift 4.0."""
+        return self._either(False, True)
+
+    def _either(self, of_3: T, of_4: T) -> T:
+        return of_3 if self.line == "v3" else of_4
 
 
 def installed() -> SwiftInstall:
@@ -80,71 +108,66 @@ def _version(file: Path) -> str:
     return next((line.split("=")[1].strip(" '\"") for line in lines if line.startswith("__version__ =")), "")
 
 
-def template_api() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x."""
-    try:
-        from swift.llm import get_model_tokenizer  # ms-swift 3
-        from swift.llm import get_template as get_template_by_name
-    except ModuleNotFoundError:
-        from swift import get_template
-        from swift.model import get_processor
+def _module(*names: str) -> Any:
+    """The first of these modules that there is: ms-swift 4.0 moved them."""
+    for name in names[:-1]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not name.startswith(error.name or "?"):  # not this module is missing, but what it needs
+                raise
+    return importlib.import_module(names[-1])
 
-        return get_processor, get_template
+
+def _public() -> Any:
+    """The module of ms-swift's public names: ``swift.llm`` until ms-swift 4.0."""
+    return _module("swift.llm", "swift")
+
+
+# ------------------------------------------------------------------------------------------ names that changed
+
+
+def template_api() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x. Until ms-swift 4.0 the
+    first came with ``get_model_tokenizer``, and the second took the type before the processor."""
+    public = _public()
+    if not hasattr(public, "get_model_tokenizer"):
+        return _module("swift.model").get_processor, public.get_template
 
     def get_processor_of_3(model: str, **settings: Any) -> Any:
-        return get_model_tokenizer(model, load_model=False, **settings)[1]
+        return public.get_model_tokenizer(model, load_model=False, **settings)[1]
 
     def get_template_of_3(processor: Any, template_type: str | None, **settings: Any) -> Any:
-        return get_template_by_name(template_type or processor.model_meta.template, processor, **settings)
+        return public.get_template(template_type or processor.model_meta.template, processor, **settings)
 
     return get_processor_of_3, get_template_of_3
 
 
 def inference_api() -> SimpleNamespace:
-    """What is used of ms-swift, under its names of 4.x."""
+    """What asking a model uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
-    try:
-        from swift.llm import InferRequest, RequestConfig  # ms-swift 3
-        from swift.llm.infer import AdapterRequest, SwiftInfer
-    except ModuleNotFoundError:
-        from swift import AdapterRequest, InferRequest, RequestConfig
-        from swift.pipelines.infer import SwiftInfer
-    return SimpleNamespace(
-        SwiftInfer=SwiftInfer,
-        InferRequest=InferRequest,
-        RequestConfig=RequestConfig,
-        AdapterRequest=AdapterRequest,
-    )
+    names = ("InferRequest", "RequestConfig", "AdapterRequest")
+    pipeline = _module("swift.pipelines.infer", "swift.llm.infer")
+    public = _public()
+    return SimpleNamespace(SwiftInfer=pipeline.SwiftInfer, **{name: getattr(public, name) for name in names})
 
 
 def serving_api() -> SimpleNamespace:
-    """What is used of ms-swift, under its names of 4.x."""
+    """What serving uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
-    try:
-        from swift.llm import AdapterRequest, DeployArguments, InferRequest, RequestConfig  # ms-swift 3
-        from swift.llm.infer.deploy import SwiftDeploy
-    except ModuleNotFoundError:
-        from swift import AdapterRequest, DeployArguments, InferRequest, RequestConfig
-        from swift.pipelines.infer.deploy import SwiftDeploy
-    from swift.utils import parse_args
-
+    names = ("AdapterRequest", "DeployArguments", "InferRequest", "RequestConfig")
+    pipeline = _module("swift.pipelines.infer.deploy", "swift.llm.infer.deploy")
+    public, utils = _public(), _module("swift.utils")
     return SimpleNamespace(
-        AdapterRequest=AdapterRequest,
-        DeployArguments=DeployArguments,
-        InferRequest=InferRequest,
-        RequestConfig=RequestConfig,
-        SwiftDeploy=SwiftDeploy,
-        parse_args=parse_args,
+        SwiftDeploy=pipeline.SwiftDeploy,
+        parse_args=utils.parse_args,
+        **{name: getattr(public, name) for name in names},
     )
 
 
 def export_function() -> Callable[[list[str]], Any]:
     """ms-swift's ``export_main``."""
-    try:
-        from swift.llm import export_main  # ms-swift 3
-    except ModuleNotFoundError:
-        from swift import export_main
-    main: Callable[[list[str]], Any] = export_main
+    main: Callable[[list[str]], Any] = _public().export_main
     return main
 
 
@@ -218,6 +241,7 @@ def _import_bitsandbytes() -> None:
 
 
 _MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rlhf_main",)}
+"""Command -> the function that carries it out; the second name of it is until ms-swift 4.0."""
 
 
 def train_function(command: str, arguments: list[str]) -> Any:
@@ -225,11 +249,135 @@ def train_function(command: str, arguments: list[str]) -> Any:
     if "--tuner_backend=unsloth" in arguments:
         import unsloth  # noqa: F401  # it must come before transformers
     spare_imports()
-    try:
-        module: Any = importlib.import_module("swift.llm")  # ms-swift 3
-    except ModuleNotFoundError:
-        module = importlib.import_module("swift")
-    return next(getattr(module, name) for name in _MAINS[command] if hasattr(module, name))
+    public = _public()
+    return next(getattr(public, name) for name in _MAINS[command] if hasattr(public, name))
+
+
+def default_callbacks() -> list[Any]:
+    """The list of the callbacks that every Trainer gets. ms-swift replaces it when its trainers are imported, in
+    ``swift.trainers.callback`` until ms-swift 4.0: what is appended afterwards stays."""
+    _module("swift.trainers.patcher", "swift.trainers.callback")
+    callbacks: list[Any] = _module("transformers.trainer").DEFAULT_CALLBACKS
+    return callbacks
+
+
+def argument_parser(command: Command) -> tuple[type, Any]:
+    """ms-swift's class of a command's arguments and its parser for them.
+
+    The annotations of the class cannot be read without what ms-swift lays over them; until transformers reads them.
+    """
+    module, name = arguments_class(command, installed().line)
+    cls = getattr(importlib.import_module(module), name)
+    with _module("swift.utils.utils")._patch_get_type_hints():
+        return cls, _module("transformers").HfArgumentParser([cls])
+
+
+_CLASSES: dict[Command, dict[Line, str]] = {
+    "sft": {"v3": "TrainArguments", "v4": "SftArguments"},
+    "pt": {"v3": "TrainArguments", "v4": "PretrainArguments"},
+    "rlhf": {"v3": "RLHFArguments", "v4": "RLHFArguments"},
+    "infer": {"v3": "InferArguments", "v4": "InferArguments"},
+    "deploy": {"v3": "DeployArguments", "v4": "DeployArguments"},
+    "export": {"v3": "ExportArguments", "v4": "ExportArguments"},
+    "eval": {"v3": "EvalArguments", "v4": "EvalArguments"},
+}
+
+
+def arguments_class(command: Command, line: Line) -> tuple[str, str]:
+    """The module and the name of the class of a command's arguments."""
+    return {"v3": "swift.llm.argument", "v4": "swift.arguments"}[line], _CLASSES[command][line]
+
+
+# ------------------------------------------------------------------------------------------ laid over ms-swift
+
+
+def encode_through(dataset: Callable[..., Any], row: Callable[..., Any]) -> None:
+    """Let ms-swift turn rows into tokens through two functions. Until ms-swift reports which rows it drops, and why.
+
+    Args:
+        dataset: called as ``dataset(encode, arguments, train, val, ...)``; ``encode(train, val, ...)`` is ms-swift's.
+        row: called as ``row(encode, row, ...)``, also in worker processes; ``encode(row, ...)`` is ms-swift's.
+    """
+    pipeline = importlib.import_module(train_function("sft", []).__module__)
+    sft, lazy, encode = pipeline.SwiftSft, pipeline.LazyLLMDataset, pipeline.EncodePreprocessor
+    encode_dataset, init, preprocess = sft._encode_dataset, lazy.__init__, encode.preprocess
+
+    def encoded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset(functools.partial(encode_dataset, self), self.args, *args, **kwargs)
+
+    def preprocessed(self: Any, given: Any) -> Any:
+        return row(functools.partial(preprocess, self), given)
+
+    def lazily(self: Any, rows: Any, encode_func: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, rows, functools.partial(row, encode_func), *args, **kwargs)
+
+    sft._encode_dataset, encode.preprocess, lazy.__init__ = encoded, preprocessed, lazily
+
+
+def stop_generating(template: Any, gone: Callable[[], Callable[[], bool]]) -> None:
+    """Let a generation of the engine pt end at its next token. Until ms-swift takes stopping criteria with a request.
+
+    Args:
+        template: what generates.
+        gone: asked when a generation begins; what it returns is asked at every token, and ends it by True.
+    """
+    prepare = template.prepare_generate_kwargs
+
+    def prepare_stoppable(generate_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        from torch import full
+
+        stop, prepared = gone(), prepare(generate_kwargs, **kwargs)
+        prepared["stopping_criteria"].append(
+            lambda ids, scores, **_: full((len(ids),), stop(), device=ids.device)
+        )
+        return dict(prepared)
+
+    template.prepare_generate_kwargs = prepare_stoppable
+
+
+def fetch_through(engine: Any, fetch: Callable[[], Any]) -> Callable[[], Any]:
+    """Let the worker of ms-swift's own engine take its next batch from ``fetch``; returns its own way. Until ms-swift
+    answers together what comes together."""
+    own: Callable[[], Any] = engine._fetch_infer_requests
+    engine._fetch_infer_requests = fetch
+    return own
+
+
+def repair_generation(template: Any) -> None:
+    """Make ms-swift generate for batches under an adapter, and end a stream whose generation failed.
+
+    It names the adapter once for a whole batch, where PEFT wants it for every sequence; and of a generation that
+    failed it would wait for tokens for ever. Until ms-swift does both; 4.6 does neither.
+    """
+    generate = template.generate
+
+    def patched(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("adapter_names"):
+            config = kwargs["generation_config"]
+            times = len(kwargs["attention_mask"]) * max(config.num_return_sequences, config.num_beams)
+            kwargs["adapter_names"] = kwargs["adapter_names"] * times
+        try:
+            return generate(model, *args, **kwargs)
+        except Exception as error:
+            if "streamer" not in kwargs:
+                raise
+            traceback.print_exc()
+            kwargs["streamer"].put(_Failed(error))
+            return None
+
+    template.generate = patched
+
+
+class _Failed:
+    """Stands in the stream where tokens should be, and raises when it is looked at."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    @property
+    def ndim(self) -> int:
+        """Of tokens, 1 or 2."""
+        raise self._error
 
 
 def keep_random_numbers(evaluated: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import renames, translate
 from swift_toolkit.config.settings import Config
+from swift_toolkit.machine.msswift import LINES
 from swift_toolkit.model import registry
 from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
 from swift_toolkit.model.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]
         "model": model,
     }
     line, generation = config.install.line, checkpoint.generation
-    if generation in ("v3", "v4") and generation != line:
+    if generation in LINES and generation != line:
         for name in ("model_type", "template"):
             recorded[name] = recorded[name] and renames.in_other_line(name, recorded[name], line)
     known = {name: value for name, value in recorded.items() if value is not None}

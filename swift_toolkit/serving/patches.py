@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-import traceback
+from collections.abc import Callable
 from typing import Any
 
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
+from swift_toolkit.machine.msswift import fetch_through, stop_generating
 from swift_toolkit.serving.request import Limits
 
 # --- the engine pt ------------------------------------------------------------------------------------------
@@ -40,8 +41,8 @@ class Batches:
         self.came = 0.0  # when the last request came
         self._engine = engine
         self._batch: list[Any] = []
-        self._fetch, self._prepare = engine._fetch_infer_requests, template.prepare_generate_kwargs
-        engine._fetch_infer_requests, template.prepare_generate_kwargs = self._next, self._stoppable
+        self._fetch = fetch_through(engine, self._next)
+        stop_generating(template, self._begun)
 
     def _next(self) -> Any:
         waiting = self._engine._queue
@@ -60,52 +61,11 @@ class Batches:
         self._batch = [one for one, _ in wanted]
         return ({**kwargs, "infer_requests": self._batch}, [queue for _, queue in wanted]) if wanted else None
 
-    def _stoppable(self, generate_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        import torch
-
-        batch, prepared = self._batch, self._prepare(generate_kwargs, **kwargs)
-        prepared["stopping_criteria"].append(
-            lambda ids, scores, **_: torch.full((len(ids),), all(map(_gone, batch)), device=ids.device)
-        )
-        return dict(prepared)
+    def _begun(self) -> Callable[[], bool]:
+        """Of the batch that is about to be generated: whether all who asked have gone."""
+        batch = self._batch
+        return lambda: all(map(_gone, batch))
 
 
 def _gone(infer_request: Any) -> bool:
     return getattr(infer_request, "abandoned", False)
-
-
-def patch_generation(template: Any) -> None:
-    """Make ms-swift generate for batches under an adapter, and end a stream whose generation failed.
-
-    It names the adapter once for a whole batch, where PEFT wants it for every sequence; and of a generation that
-    failed it would wait for tokens for ever.
-    """
-    generate = template.generate
-
-    def patched(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("adapter_names"):
-            config = kwargs["generation_config"]
-            times = len(kwargs["attention_mask"]) * max(config.num_return_sequences, config.num_beams)
-            kwargs["adapter_names"] = kwargs["adapter_names"] * times
-        try:
-            return generate(model, *args, **kwargs)
-        except Exception as error:
-            if "streamer" not in kwargs:
-                raise
-            traceback.print_exc()
-            kwargs["streamer"].put(_Failed(error))
-            return None
-
-    template.generate = patched
-
-
-class _Failed:
-    """Stands in the stream where tokens should be, and raises when it is looked at."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    @property
-    def ndim(self) -> int:
-        """Of tokens, 1 or 2."""
-        raise self._error

@@ -267,7 +267,7 @@ def _decide(
 
 def _limits(config: Config, options: ServingOptions) -> Limits:
     body = int(options.max_body_mb * (1 << 20))
-    return Limits(options.max_tokens_limit, body, _media_dir(options), config.install.line != "v3")
+    return Limits(options.max_tokens_limit, body, _media_dir(options), config.install.fetches_safely)
 
 
 def _merge_problems(found: Found) -> Iterable[Problem]:

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from swift_toolkit.inference.backend import BACKENDS
-from swift_toolkit.machine.msswift import serving_api
+from swift_toolkit.machine.msswift import repair_generation, serving_api
 from swift_toolkit.model.old_adapter import as_peft
 from swift_toolkit.problems import RequestError, first_line
 from swift_toolkit.serving import models
 from swift_toolkit.serving.gateway import Exchange, exchange
 from swift_toolkit.serving.models import ServedModel
 from swift_toolkit.serving.order import Order
-from swift_toolkit.serving.patches import Batches, batch_size, patch_generation
+from swift_toolkit.serving.patches import Batches, batch_size
 from swift_toolkit.serving.request import ApiError
 
 TEMPLATE_TOKENS = 1024
@@ -51,7 +51,7 @@ class Router:
             self.engine.max_batch_size = order.max_batch_size or batch_size(self.engine, self.limits)
             if self.engine.task_type != "causal_lm" and len(self.models) > 1:
                 self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
-            patch_generation(server.template)
+            repair_generation(server.template)
             self._batches = Batches(self.engine, server.template)
 
     async def ask(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from swift_toolkit.console.words import short
 from swift_toolkit.machine import msswift
-from swift_toolkit.machine.msswift import train_function
+from swift_toolkit.machine.msswift import default_callbacks, encode_through
 from swift_toolkit.model import training_state
 from swift_toolkit.problems import first_line
 from swift_toolkit.training import balance
@@ -32,31 +31,24 @@ class StopFlag:
             os._exit(128 + signum)
 
 
-def count_rows(command: str, report: Callable[..., None], lost: str) -> None:
+def count_rows(report: Callable[..., None], lost: str) -> None:
     """Report how many rows ms-swift reads and how many are left when all are tokens; note why in the file ``lost``."""
-    pipeline = importlib.import_module(train_function("sft", []).__module__)
-    sft, lazy, encode = pipeline.SwiftSft, pipeline.LazyLLMDataset, pipeline.EncodePreprocessor
-    encode_dataset, init, preprocess = sft._encode_dataset, lazy.__init__, encode.preprocess
     reported = False
 
-    def counted(self: Any, train: Any, val: Any, *args: Any, **kwargs: Any) -> Any:
+    def counted(
+        encode: Callable[..., Any], args: Any, train: Any, val: Any, *more: Any, **kwargs: Any
+    ) -> Any:
         nonlocal reported
         loaded = _sizes(train, val)
-        out = encode_dataset(self, train, val, *args, **kwargs)
+        out = encode(train, val, *more, **kwargs)
         if not reported:  # later calls are for further data, of which the starter knows nothing
             reported = True
-            later = self.args.lazy_tokenize or not kwargs.get("pre_process", True)
+            later = args.lazy_tokenize or not kwargs.get("pre_process", True)
             used = {"train": None, "val": None} if later else _sizes(*out)
             report("rows", loaded=loaded, used=used)
         return out
 
-    def noted(self: Any, row: Any) -> Any:
-        return _noting(lambda given: preprocess(self, given), lost, row)
-
-    def lazily(self: Any, dataset: Any, encode_func: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, dataset, functools.partial(_noting, encode_func, lost), *args, **kwargs)
-
-    sft._encode_dataset, encode.preprocess, lazy.__init__ = counted, noted, lazily
+    encode_through(counted, functools.partial(_noting, lost))
 
 
 def _sizes(train: Any, val: Any) -> dict[str, int | None]:
@@ -65,7 +57,7 @@ def _sizes(train: Any, val: Any) -> dict[str, int | None]:
     return {split: len(rows or ()) if hasattr(rows or (), "__len__") else None for split, rows in of.items()}
 
 
-def _noting(encode: Callable[..., Any], lost: str, row: Any, **kwargs: Any) -> Any:
+def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> Any:
     """``encode`` the row; if that fails, say why in a line of the file ``lost``, also from a worker process."""
     try:
         return encode(row, **kwargs)
@@ -79,12 +71,8 @@ def _noting(encode: Callable[..., Any], lost: str, row: Any, **kwargs: Any) -> A
 
 def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) -> None:
     """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``gate``."""
-    # ms-swift replaces the list of default callbacks when its trainers are imported: append after that.
-    try:
-        importlib.import_module("swift.trainers.patcher")
-    except ModuleNotFoundError:
-        importlib.import_module("swift.trainers.callback")  # ms-swift 3
-    from transformers import TrainerCallback, trainer
+    callbacks = default_callbacks()
+    from transformers import TrainerCallback
 
     class Reporting(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -125,7 +113,7 @@ def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) 
         def say(self, event: str, **details: Any) -> None:
             report(event, time=time.time(), **details)
 
-    trainer.DEFAULT_CALLBACKS.append(Reporting)
+    callbacks.append(Reporting)
 
 
 def balance_rows(largest: float) -> None:

@@ -71,7 +71,7 @@ class _Training:
             arguments = [word for words in self.words.values() for word in words]
             train = train_function(self.command, arguments)
             if self.gate is not None and self.rank == 0:
-                count_rows(self.command, self.report, self.gate["lost"])
+                count_rows(self.report, self.gate["lost"])
             add_callback(self.report, self.stop, self.gate and self.gate["path"])
             self._prepare_resume()
             if balance:

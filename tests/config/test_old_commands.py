@@ -239,17 +239,10 @@ def test_commands_are_accepted_by_ms_swift() -> None:
             words += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in items)]
         lists.append((command, words))
     program = """
-import importlib, json, sys
-from swift.utils import utils
-from transformers import HfArgumentParser
-from swift_toolkit.config import fields as swift_fields
-from swift_toolkit.machine.msswift import installed
-line = installed().line
-module = importlib.import_module(swift_fields._MODULE[line])
+import json, sys
+from swift_toolkit.machine.msswift import argument_parser
 for command, words in json.load(sys.stdin):
-    with utils._patch_get_type_hints():
-        parser = HfArgumentParser([getattr(module, swift_fields._CLASSES[command][line])])
-    _, rest = parser.parse_known_args(words)
+    _, rest = argument_parser(command)[1].parse_known_args(words)
     assert not rest, (command, rest)
 print("accepted")
 """

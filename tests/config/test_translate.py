@@ -17,7 +17,7 @@ from swift_toolkit.config import renames
 from swift_toolkit.config.fields import fields as read_fields
 from swift_toolkit.config.renames import foreign, rows
 from swift_toolkit.config.translate import Translation, translate
-from swift_toolkit.machine.msswift import COMMANDS, Command, installed
+from swift_toolkit.machine.msswift import COMMANDS, LINES, Command, installed
 
 LINE = installed().line
 fields = cache(read_fields)
@@ -103,7 +103,7 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     known_families, known_templates = json.loads(run.stdout.splitlines()[-1])
-    position = ["v3", "v4"].index(LINE)
+    position = LINES.index(LINE)
     legacy = renames.legacy_names()
     for name, (*_, old_template, family_v3, family_v4) in legacy["models"].items():
         assert (family_v3, family_v4)[position] in [*known_families, None], name
@@ -111,7 +111,7 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
         assert "-generation" in old_template or spelled_template in known_templates, name
     for name, spellings in legacy["templates"].items():
         assert spellings[position] in known_templates, name
-    for name, family in legacy["families" if LINE == "v4" else "families_v3"].items():
+    for name, family in legacy["families"][LINE].items():
         assert name not in known_families and family in [*known_families, None], name
     for setting, known in (("model_type", known_families), ("template", known_templates)):
         for name, other in legacy["moved"][setting][LINE].items():
