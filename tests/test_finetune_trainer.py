@@ -375,6 +375,19 @@ def test_ctrl_c_saves_and_the_run_can_go_on(started: Started, tiny_model: Path) 
 
 
 @pytest.mark.slow
+def test_a_stop_that_may_take_no_time(tiny_model: Path, tmp_path: Path) -> None:
+    settings = tiny(tiny_model, tmp_path / "out", max_steps=5000, save_steps=1000)
+    started = Started({**settings, "stop_grace": 0})
+    started.process.send_signal(signal.SIGINT)
+    assert started.wait() == 130
+    content = json.loads((started.run_directory / "result.json").read_text())
+    assert content["status"] == "interrupted"
+    assert not list(started.run_directory.glob("checkpoint-*/trainer_state.json"))
+    assert "No checkpoint was saved yet. To begin again:" in started.errors.read_text()
+    assert not leftovers(started.run_directory)
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together(tiny_model: Path, tmp_path: Path) -> None:
     started = Started(tiny(tiny_model, tmp_path / "out", max_steps=5000, save_steps=1000), NPROC_PER_NODE="2")
     started.process.send_signal(signal.SIGINT)

@@ -255,28 +255,36 @@ def _output(config: Config) -> Iterator[Problem]:
         )
 
 
-def disk_problems(config: Config, steps: int | None, resumed: bool) -> Iterator[Problem]:
-    """Why the disk cannot hold the checkpoints that the run lets stand.
+def disk_problems(config: Config, steps: int | None, resumed: bool) -> list[Problem]:
+    """Why the disk cannot hold the checkpoints that the run lets stand: of a full training all of them, of an adapter,
+    whose size is guessed, one.
 
     Args:
         config: the request.
         steps: optimiser steps of the run; None if not known.
         resumed: earlier checkpoints of the run are there already, so that only the next one is counted.
     """
+    count = _standing(config, steps) if config.tuner == "full" and not resumed else 1
+    return _lack_of_disk(config, count)
+
+
+def disk_warnings(config: Config, steps: int | None, resumed: bool) -> list[Problem]:
+    """Whether the disk may not hold all checkpoints of an adapter; see `disk_problems`."""
+    return [] if config.tuner == "full" or resumed else _lack_of_disk(config, _standing(config, steps))
+
+
+def _lack_of_disk(config: Config, count: int) -> list[Problem]:
     output = Path(str(config.get("output_dir") or "output")).expanduser()
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     one, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
-    count = 1 if resumed else _standing(config, steps)
     if one is None or count * one <= free:
-        return
-    checkpoints = "one checkpoint takes" if count == 1 else f"{count} checkpoints take"
+        return []
+    checkpoints = "one checkpoint takes" if count == 1 else f"{count:,} checkpoints take"
     what = f"has {gib(free)} free, and {checkpoints} about {gib(count * one)}"
     do = "Free some, or choose another disk."
     if count > 1:
-        do = (
-            f'Free some, choose another disk, or set "save_total_limit" to at most {max(1, free // one - 1)}.'
-        )
-    yield config.problem("output_dir", what, do)
+        do = f'Free some, choose another disk, or set "save_total_limit" to at most {max(1, free // one - 1):,}.'
+    return [config.problem("output_dir", what, do)]
 
 
 def _standing(config: Config, steps: int | None) -> int:

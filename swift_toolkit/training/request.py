@@ -120,8 +120,10 @@ def check(request: TrainingRequest) -> CheckedRequest:
     root = Path(config.get("output_dir") or default_output_dir(config)).expanduser()
     output = Output(root, own=config.get("add_version") is False)
     resumption = None if request.looking else resume(plan, output, request.resume, request.force)
-    if problems := list(preflight.disk_problems(config, plan.steps, resumption is not None)):
+    resumed = resumption is not None and resumption.point is not None
+    if problems := preflight.disk_problems(config, plan.steps, resumed):
         raise RequestError(problems)
+    config.warnings += preflight.disk_warnings(config, plan.steps, resumed)
     return CheckedRequest(request, plan, output, given, verify_arguments, resumption)
 
 

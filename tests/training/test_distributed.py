@@ -293,7 +293,7 @@ def test_a_machine_that_dies_ends_the_run_which_then_goes_on(
     machines: Machines, tiny_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    asked = flags(settings(tiny_model, output, max_steps=50_000, save_steps=2))
+    asked = flags(settings(tiny_model, output, max_steps=50_000, save_steps=2, save_total_limit=3))
     first, second = (machines.start(node, output, asked, 29612) for node in (0, 1))
     first.until("step 5/")
     began = time.monotonic()
@@ -315,7 +315,7 @@ def test_a_machine_that_dies_ends_the_run_which_then_goes_on(
     assert failed[-1] == f"To go on from {checkpoint}, run the same command with --resume."
 
     steps = int(checkpoint.name.removeprefix("checkpoint-"))
-    again = [*flags(settings(tiny_model, output, max_steps=steps + 2)), "--resume"]
+    again = [*flags(settings(tiny_model, output, max_steps=steps + 2, save_total_limit=3)), "--resume"]
     first, second = (machines.start(node, output, again, 29613) for node in (0, 1))
     assert (first.wait(), second.wait()) == (0, 0), first.said() + second.said()
     assert list(output.glob("v*-*")) == [run]

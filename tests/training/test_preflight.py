@@ -74,8 +74,9 @@ def test_a_disk_too_full_for_the_checkpoints(
     free = 10 * weights  # three full checkpoints of weights and two optimizer states
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, free))
 
+    fixed = {"model": str(tiny_model), "model_type": "llama", "template": "chatml", "dataset": "a/b"}
+
     def said(steps: int | None = 100, resumed: bool = False, **settings: Any) -> list[str]:
-        fixed = {"model": str(tiny_model), "model_type": "llama", "template": "chatml", "dataset": "a/b"}
         config = load_config({**fixed, "output_dir": str(tmp_path), "save_steps": 10, **settings})
         return [str(problem) for problem in preflight.disk_problems(config, steps, resumed)]
 
@@ -89,6 +90,12 @@ def test_a_disk_too_full_for_the_checkpoints(
     assert said(train_type="full", save_steps=0.5) == []  # twice in the run
     assert said(train_type="full", save_only_model=True) == []
     assert said(train_type="full", steps=None) == []  # only one is known of
+    free = weights
+    lora = load_config({**fixed, "output_dir": str(tmp_path), "save_steps": 10, "train_type": "lora"})
+    assert preflight.disk_problems(lora, 1000, False) == []  # an adapter's size is only guessed
+    (warning,) = preflight.disk_warnings(lora, 1000, False)
+    assert "and 100 checkpoints take about " in str(warning)
+    free = 10 * weights
     assert said(train_type="full", resumed=True) == []  # the others are there already
     free = weights
     assert said(train_type="full", steps=5) == [
