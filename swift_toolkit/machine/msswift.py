@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -474,6 +475,41 @@ def keep_epoch() -> None:
         return made
 
     module.DataLoaderMixin.get_train_dataloader = get_train_dataloader
+
+
+ABANDONED_SECONDS = 120.0
+"""Age at which the lock of a build that no process of this machine holds open is taken to be left by a killed one; a
+process of another machine that shares the directory may hold it until then."""
+
+
+def take_over_build_locks() -> None:
+    """Let DeepSpeed build its extensions although an earlier process was killed while it did: whoever finds the lock
+    that it left waits for ever. Until torch's ``FileBaton`` knows whether its owner lives."""
+    from torch.utils.file_baton import FileBaton
+
+    acquire = FileBaton.try_acquire
+
+    def try_acquire(self: Any) -> bool:
+        lock = Path(self.lock_file_path)
+        while not acquire(self):
+            if _is_open(lock):
+                return False  # somebody is building
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > ABANDONED_SECONDS:
+                    lock.unlink()
+            time.sleep(0.2)
+        return True
+
+    FileBaton.try_acquire = try_acquire
+
+
+def _is_open(file: Path) -> bool:
+    """Whether a process of this machine has ``file`` open; false where that cannot be seen."""
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if handle.readlink() == file:
+                return True
+    return False
 
 
 # ------------------------------------------------------------------------------------------ patches

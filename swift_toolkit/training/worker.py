@@ -130,7 +130,10 @@ class _Training:
 
     def _prepare_deepspeed(self) -> None:
         """On CPUs: DeepSpeed, left to itself, would ask for a backend that needs Intel's oneCCL for ZeRO-3."""
-        if "deepspeed" in self.words and os.environ.get("DS_ACCELERATOR") == "cpu":
+        if "deepspeed" not in self.words:
+            return
+        msswift.take_over_build_locks()
+        if os.environ.get("DS_ACCELERATOR") == "cpu":
             import deepspeed
 
             deepspeed.init_distributed(dist_backend="gloo")
