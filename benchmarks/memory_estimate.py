@@ -103,7 +103,7 @@ def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: di
     settings = {
         "model": "builtin/SmolLM2-135M-Instruct",
         "dataset": str(rows),
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "bfloat16" if device.cpu_computes_bfloat16() else "float32",
         "max_length": length,
         "truncation_strategy": "right",
         "gradient_checkpointing": checkpointing,

@@ -14,6 +14,7 @@ import pytest
 
 import deploy_model
 from deploy_model import ModelDeployer
+from swift_toolkit.config import rules
 from swift_toolkit.problems import RequestError
 from tests.adapters import make_adapter
 
@@ -48,6 +49,16 @@ def plan(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     assert status == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+def test_bfloat16_on_a_cpu_without_its_arithmetic(
+    adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "cpu_computes_bfloat16", lambda: False)
+    words = ["--checkpoint", adapter, "--port", 0, "--dry-run", "--torch_dtype", "bfloat16"]
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "is bfloat16, which takes about 18 times as long as float32 on this CPU. Use float32." in out
 
 
 def refusals(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from inference_test import InferenceTester, main
+from swift_toolkit.config import rules
 from swift_toolkit.evaluation.answers import read_results
 from swift_toolkit.inference import screen
 from swift_toolkit.machine.msswift import installed
@@ -165,6 +166,14 @@ def test_the_plan_of_a_lora_checkpoint(output, capsys):
         "--system=Be brief.",
         "--infer_backend=transformers",
     } <= set(plan["arguments"])
+
+
+def test_bfloat16_on_a_cpu_without_its_arithmetic(output, capsys, monkeypatch):
+    monkeypatch.setattr(rules, "cpu_computes_bfloat16", lambda: False)
+    words = ["--checkpoint", str(output), "--question", "a", "--infer-backend", "pt", "--dry-run"]
+    warning = "is bfloat16, which takes about 18 times as long as float32 on this CPU. Use float32."
+    assert main(words) == 0 and warning not in capsys.readouterr().out
+    assert main([*words, "--torch_dtype", "bfloat16"]) == 0 and warning in capsys.readouterr().out
 
 
 def test_flags_win_over_the_file_and_the_checkpoint(output, tmp_path, capsys):

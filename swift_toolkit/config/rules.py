@@ -15,6 +15,7 @@ from swift_toolkit.config import registries, requirements
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.machine import packages
+from swift_toolkit.machine.device import BFLOAT16_FACTOR, Device, cpu_computes_bfloat16
 from swift_toolkit.problems import Problem
 
 
@@ -235,3 +236,11 @@ def _packages(config: Config) -> Iterator[Problem]:
         if asked and not packages.is_installed(module):
             what = f"needs the package {packages.distribution(module)}, which is not installed"
             yield config.problem(name, what, packages.install(module))
+
+
+def slow_dtype(config: Config, device: Device) -> Iterator[Problem]:
+    """bfloat16 that was asked for on a CPU without its arithmetic: legal, and not meant by anybody who knows."""
+    if device.kind != "cpu" or config.get("torch_dtype") != "bfloat16" or cpu_computes_bfloat16():
+        return
+    what = f"is bfloat16, which takes about {BFLOAT16_FACTOR} times as long as float32 on this CPU"
+    yield config.problem("torch_dtype", what, "Use float32.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from swift_toolkit.config.request import read_request
+from swift_toolkit.config.rules import slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import Order, Side
@@ -201,6 +202,7 @@ class Plan:
         rows.append(("backend", f"{self.backend.name} ({self.backend_why}) on {self.device}"))
         if self.merge != "no":
             rows.append(("merging", _MERGING[self.merge].format(self=self)))
+        rows += [("warning", str(warning)) for warning in slow_dtype(self.config, self.device)]
         return [*rows, ("settings", self.settings())]
 
     def settings(self) -> str:

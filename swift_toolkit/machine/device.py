@@ -238,6 +238,11 @@ def cpu_computes_bfloat16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
+BFLOAT16_FACTOR = 18
+"""How many times as long as float32 bfloat16 takes on a CPU without its arithmetic: a training step of one row of
+SmolLM2-135M, 72.6 s against 3.95 s, with AVX2 alone."""
+
+
 def free_memory() -> int:
     """Bytes of memory this process may still take: what the system has left, or its control group's limit."""
     import psutil

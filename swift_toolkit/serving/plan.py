@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from swift_toolkit.config.request import read_request
-from swift_toolkit.config.rules import SECRETS
+from swift_toolkit.config.rules import SECRETS, slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference import plan
 from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
@@ -155,7 +155,7 @@ class Deployment:
             rows.append(("merging", f"the adapter into its base, {MERGING[self.merge]}"))
         body = f"{self.limits.max_body / (1 << 20):g} MiB"
         rows.append(("limits", f"answers of {self.limits.max_tokens} tokens, requests of {body}"))
-        return rows
+        return [*rows, *(("warning", str(warning)) for warning in slow_dtype(self.config, self.device))]
 
     def as_dict(self) -> dict[str, Any]:
         """The deployment as plain data, without the key."""

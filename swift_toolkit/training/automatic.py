@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from swift_toolkit.config import rules
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import GIB, Device, cpu_computes_bfloat16, cpu_cores
@@ -56,6 +57,7 @@ def _fill_for_cpu(plan: TrainingPlan) -> None:
     if not cpu_computes_bfloat16():
         reason = "this CPU has no bfloat16 arithmetic and would be many times slower"
         config.fill("torch_dtype", "float32", reason)
+    config.warnings += rules.slow_dtype(config, plan.device)
     if plan.world_size > 1:
         config.fill("ddp_backend", "gloo", "processes on CPUs communicate through gloo")
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from swift_toolkit.config import rules
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset.checks import Rules
@@ -140,7 +141,15 @@ def test_a_cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_automatic, "cpu_computes_bfloat16", lambda: False)
     plain = {"use_cpu": True}
     assert automatic(config(), CPU) == {**plain, "torch_dtype": "float32"}
-    assert automatic(config(torch_dtype="bfloat16"), CPU) == plain
+    monkeypatch.setattr(rules, "cpu_computes_bfloat16", lambda: False)
+    asked = config(torch_dtype="bfloat16")
+    assert automatic(asked, CPU) == plain
+    warning = (
+        '"torch_dtype" is bfloat16, which takes about 18 times as long as float32 on this CPU. Use float32.'
+    )
+    assert [str(one) for one in asked.warnings] == [warning]
+    monkeypatch.setattr(rules, "cpu_computes_bfloat16", lambda: True)
+    assert not list(rules.slow_dtype(asked, CPU))
     monkeypatch.setattr(training_automatic, "cpu_computes_bfloat16", lambda: True)
     assert automatic(config(), CPU) == plain
 
