@@ -4,6 +4,9 @@
     python benchmarks/training.py               # everything; about 20 minutes on two cores
     python benchmarks/training.py checks        # help, a misspelled key, a dry run; a minute
     python benchmarks/training.py training      # whole training processes
+    python benchmarks/training.py mixed         # steps on rows of mixed length; about 10 minutes
+    python benchmarks/training.py start         # what the three kinds of workers import; some minutes
+    python benchmarks/training.py shares        # padding and waiting, simulated on 1 and 8 devices; seconds
 
 Both sides run in turn, so that a machine that changes its speed changes both. Quoted are medians of wall clock, and
 for whole trainings of processor time too, which other work on the machine changes less.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import statistics
 import subprocess
@@ -35,13 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=["checks", "training"], help="default: both")
+    parser.add_argument("part", nargs="?", choices=list(PARTS), help="default: all")
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each side (default 3)")
     options = parser.parse_args()
-    if options.part != "training":
-        checks(max(options.runs, 5), options.runs)
-    if options.part != "checks":
-        training(options.runs)
+    for part in [options.part] if options.part else PARTS:
+        PARTS[part](options.runs)
 
 
 def seconds(command: list[str], status: int) -> float:
@@ -60,8 +62,9 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def checks(runs: int, raw_runs: int) -> None:
+def checks(runs: int) -> None:
     """What a user waits for before anything is trained."""
+    raw_runs, runs = runs, max(runs, 5)
     ours = {
         "--help": ([*TRAINER, "--help"], 0),
         "a misspelled key": ([*TRAINER, "--config", CONFIG, "--lora_rnak", "8"], 2),
@@ -115,6 +118,130 @@ def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, run
     print(f"  logged losses of {len(found['raw'])} steps: {same}", flush=True)
 
 
+# --- rows of mixed length -----------------------------------------------------------------------------------
+
+
+def mixed(runs: int) -> None:
+    """The steps of 48 chats, 16 a step: raw at its default, raw at our micro-batch, and ours."""
+    from finetune_trainer import FineTuner
+    from swift_toolkit.model import builtin
+
+    model = str(builtin.materialise("builtin/SmolLM2-135M-Instruct"))
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "chats.jsonl"
+        data.write_text("".join(map(chat, lengths("chats", 48))), encoding="utf-8")
+        common = {"dataset": str(data), "torch_dtype": "float32", "lora_dropout": 0, "max_steps": 3}
+        common |= {"logging_steps": 1, "save_strategy": "no", "seed": 1}
+        ours = {**common, "model": "builtin/SmolLM2-135M-Instruct", "train_type": "lora"}
+        batch = FineTuner(ours).plan.batch
+        raw = {**common, "model": model, "model_type": "llama", "template": "chatml", "tuner_type": "lora"}
+        raw |= {"use_cpu": True, "check_model": False, "gradient_checkpointing": False}
+        micro = {"per_device_train_batch_size": batch.rows, "gradient_accumulation_steps": batch.accumulation}
+        at_ours = f"raw at {batch.rows} × {batch.accumulation}"
+        sides = {"raw at 1 × 16": (RAW, raw), at_ours: (RAW, {**raw, **micro}), "ours": (TRAINER, ours)}
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        found: dict[str, list[float]] = {}
+        for number in range(runs):
+            for name, (command, settings) in sides.items():
+                output = Path(folder) / f"{name}-{number}".replace(" ", "")
+                seconds([*command, *flags({**settings, "output_dir": str(output)})], 0)
+                times[name].append(step_seconds(output))
+                found[name] = losses(output)
+        print(
+            f"\n48 chats of mixed length in 3 steps of 16, ours {batch.rows} × {batch.accumulation}, the steps alone"
+        )
+        for name, each in times.items():
+            report(f"  {name}", each)
+            off = max(
+                abs(one - other) for one, other in zip(found[name], found["raw at 1 × 16"], strict=True)
+            )
+            ratio = statistics.median(
+                mine / raw for mine, raw in zip(each, times["raw at 1 × 16"], strict=True)
+            )
+            print(f"    ratio to raw at 1 × 16: {ratio:.3f}, losses at most {off:.0e} apart", flush=True)
+
+
+def chat(tokens: int) -> str:
+    """A row of about so many tokens, in SmolLM2's template."""
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog"]
+    text = " ".join(words[number % len(words)] for number in range(max(tokens - 36, 2)))
+    turns = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": text}]
+    return json.dumps({"messages": turns}) + "\n"
+
+
+def step_seconds(output: Path) -> float:
+    """How long the steps of a run took, as transformers measured it."""
+    (log,) = output.glob("v0-*/logging.jsonl")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    return next(float(entry["train_runtime"]) for entry in reversed(entries) if "train_runtime" in entry)
+
+
+def lengths(kind: str, count: int) -> list[int]:
+    """Tokens of rows: of chats (168 in the mean, up to 928), of short instructions, of documents."""
+    middle, spread, longest = {
+        "chats": (4.72, 0.9, 928), "instructions": (4.6, 0.5, 512), "documents": (6.5, 1.1, 8192),
+    }[kind]  # fmt: skip
+    draw = random.Random(7)
+    return [min(longest, max(20, round(draw.lognormvariate(middle, spread)))) for _ in range(count)]
+
+
+def shares(runs: int) -> None:
+    """Tokens computed and work of the slowest device, with rows of a step shared out and in ms-swift's order."""
+    from swift_toolkit.training import balance
+
+    print(
+        "\nrows of each step shared out by length, over 64 steps: computed tokens over those of the data, time"
+    )
+    for kind in ("chats", "instructions", "documents"):
+        for ranks, batch, accumulation in ((1, 4, 4), (1, 8, 2), (8, 4, 4), (8, 4, 1), (8, 1, 4)):
+            size = ranks * batch * accumulation
+            rows = lengths(kind, 64 * size)
+            totals = [0, 0, 0, 0]
+            for at in range(0, len(rows), size):
+                step = rows[at : at + size]
+                own = balance.own_order(size, ranks, batch)
+                shared = balance.share_out(step, ranks, batch, hidden=4096)
+                for number, one in enumerate((own, shared)):
+                    totals[number] += balance.padded_tokens(one, step)
+                    totals[2 + number] += max(balance.padded_tokens([share], step) for share in one)
+            before, after, slow, fast = totals
+            print(
+                f"  {kind:12} {ranks} device(s), {batch} × {accumulation}: {before / sum(rows):.0%} → "
+                f"{after / sum(rows):.0%}, a step {slow / fast:.2f} times shorter",
+                flush=True,
+            )
+
+
+# --- the start ----------------------------------------------------------------------------------------------
+
+WORKERS = {
+    "training": ('msswift.train_function("sft", [])', "sft_main"),
+    "inference": ("msswift.inference_api()", "infer_main"),
+    "serving": ("msswift.serving_api()", "deploy_main"),
+}
+
+
+def start(runs: int) -> None:
+    """What the workers import, against the import of ms-swift's own function for the same."""
+    print("\nimport of ms-swift, the process whole")
+    for name, (ours, raw) in WORKERS.items():
+        scripts = {
+            "raw": f"try:\n    from swift.pipelines import {raw}\nexcept ImportError:\n    from swift.llm import {raw}",
+            "ours": f"from swift_toolkit.machine import msswift\n{ours}",
+        }
+        walls: dict[str, list[float]] = {side: [] for side in scripts}
+        processors: dict[str, list[float]] = {side: [] for side in scripts}
+        for _ in range(runs):
+            for side, script in scripts.items():
+                before = cpu_seconds()
+                walls[side].append(seconds([sys.executable, "-c", script], 0))
+                processors[side].append(cpu_seconds() - before)
+        for what, times in (("wall clock", walls), ("processor time", processors)):
+            ratio = statistics.median(times["ours"]) / statistics.median(times["raw"])
+            report(f"  {name}, {what}, raw", times["raw"])
+            report(f"  {name}, {what}, ours ({ratio:.2f} of it)", times["ours"])
+
+
 def flags(settings: dict[str, Any]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -130,6 +257,10 @@ def report(name: str, times: list[float]) -> None:
         flush=True,
     )
 
+
+PARTS: dict[str, Callable[[int], None]] = {
+    "checks": checks, "training": training, "mixed": mixed, "start": start, "shares": shares,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()
