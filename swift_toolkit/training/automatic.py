@@ -9,7 +9,7 @@ from pathlib import Path
 from swift_toolkit.config import rules
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import packages
-from swift_toolkit.machine.device import GIB, Device, cpu_computes_bfloat16, cpu_cores
+from swift_toolkit.machine.device import GIB, cpu_computes_bfloat16, cpu_cores
 from swift_toolkit.model import builtin as model_builtin
 from swift_toolkit.training import padding
 from swift_toolkit.training.batch import Batch
@@ -34,7 +34,7 @@ def fill_automatic(plan: TrainingPlan) -> None:
     if plan.device.kind == "cpu":
         _fill_for_cpu(plan)
     elif plan.device.kind == "cuda":
-        _fill_for_gpu(plan.config, plan.device)
+        _fill_for_gpu(plan)
     _spread(plan)
     _share_batch(plan)
     _turn_checkpointing_off(plan)
@@ -77,13 +77,27 @@ _FLASH_ATTENTION = re.compile(
 """Models whose attention flash-attn computes; of others the code has one way only, or needs another."""
 
 
-def _fill_for_gpu(config: Config, device: Device) -> None:
-    if _NO_BFLOAT16.search(device.name):
-        config.fill("torch_dtype", "float16", f"{device.name} has no bfloat16 arithmetic")
+def _fill_for_gpu(plan: TrainingPlan) -> None:
+    config, name = plan.config, plan.device.name
+    if _NO_BFLOAT16.search(name):
+        config.fill("torch_dtype", "float16", f"{name} has no bfloat16 arithmetic")
         return
     half = config.get("torch_dtype", "bfloat16") in ("bfloat16", "float16")
     if half and _FLASH_ATTENTION.search(str(config.get("model"))) and packages.is_installed("flash_attn"):
         config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model knows it")
+        _leave_padding_out(plan)
+
+
+def _leave_padding_out(plan: TrainingPlan) -> None:
+    """With flash attention the rows of a micro-batch can follow each other instead of being padded: for text models,
+    where the loss does not depend on which rows share a micro-batch (ms-swift's ``padding_free``)."""
+    config = plan.config
+    flash = str(config.get("attn_impl", "")).startswith("flash_")
+    text = plan.shape is not None and plan.shape.encoder is None
+    forbidden = config.balance is not None and not config.balance.value
+    if not flash or not text or forbidden or padding.obstacle(config) or padding.kind_of(config) == "equal":
+        return
+    config.fill("padding_free", True, "flash-attn is installed: nothing is computed for padding")
 
 
 def _spread(plan: TrainingPlan) -> None:
@@ -128,7 +142,7 @@ def _keep_own_step(plan: TrainingPlan) -> None:
     config, rows = plan.config, plan.batch
     if config.balance is not None and not config.balance.value:
         return
-    if plan.padding is None or padding.keeps_sizes(config):
+    if plan.padding is None or padding.kind_of(config) == "equal":
         return
     batch, reason = _fastest_batch(rows.accumulation, plan)
     if batch > 1:

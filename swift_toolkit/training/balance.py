@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import pairwise
 from math import isqrt
 
@@ -62,8 +63,26 @@ def share_out(
     longest = [max(lengths[row], 1) for row in order]
     step = _Step(longest, [_work(one, hidden if ranks > 1 else 0) for one in longest], parts, batch)
     cuts = iter([list(range(batch, len(order) + 1, batch))]) if equal else step.partitions(limit, ranks)
-    found = (_deal(_rows(order, ends), lengths, ranks, hidden) for ends in cuts)
+    found = (_deal(_rows(order, ends), ranks, lambda rows: _work_of(rows, lengths, hidden)) for ends in cuts)
     return next(found) if ranks == 1 else _best(own, found, lengths, hidden)
+
+
+def share_out_unpadded(lengths: Sequence[int], ranks: int, batch: int, hidden: int = 0) -> Shares:
+    """The same where nothing is padded: alike work on every rank, and about as many tokens in every micro-batch."""
+    own = own_order(len(lengths), ranks, batch)
+    work = [max(1, _work(length, hidden)) for length in lengths]
+
+    def cost(rows: Rows) -> int:
+        return sum(work[row] for row in rows)
+
+    parts: list[Rows] = [[] for share in own for _ in share]
+    loads = [(0, part) for part in range(len(parts))]
+    for row in sorted(range(len(lengths)), key=lambda row: (-work[row], row)):
+        load, part = loads[0]
+        parts[part].append(row)
+        heapreplace(loads, (load + work[row], part))
+    dealt = _deal(parts, ranks, cost)
+    return min(own, dealt, key=lambda shares: max(sum(map(cost, share)) for share in shares))
 
 
 def share_out_within_ranks(
@@ -136,18 +155,18 @@ def _work_of(rows: Rows, lengths: Sequence[int], hidden: int) -> int:
     return len(rows) * _work(max(lengths[row] for row in rows), hidden)
 
 
-def _deal(parts: list[Rows], lengths: Sequence[int], ranks: int, hidden: int) -> Shares:
+def _deal(parts: list[Rows], ranks: int, cost: Callable[[Rows], int]) -> Shares:
     """Micro-batches to ranks, the largest first: those of about the same work at the same time, the largest of them to
     the rank that has the least so far."""
-    ordered = sorted(parts, key=lambda rows: _work_of(rows, lengths, hidden), reverse=True)
+    costs = sorted(((cost(rows), rows) for rows in parts), key=lambda one: one[0], reverse=True)
     shares: Shares = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for at in range(0, len(ordered), ranks):
-        for rank, rows in zip(
-            sorted(range(ranks), key=loads.__getitem__), ordered[at : at + ranks], strict=True
+    for at in range(0, len(costs), ranks):
+        for rank, (one, rows) in zip(
+            sorted(range(ranks), key=loads.__getitem__), costs[at : at + ranks], strict=True
         ):
             shares[rank].append(rows)
-            loads[rank] += _work_of(rows, lengths, hidden)
+            loads[rank] += one
     return shares
 
 

@@ -129,17 +129,21 @@ def balance_rows(largest: float) -> None:
 def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
     """How the rows of a step are shared out; None if the gradient would not be the same, or lengths are not known."""
     args, template = trainer.args, trainer.template
-    other = template.packing or template.padding_free or args.group_by_length
+    other = template.packing or args.group_by_length
     if other or args.n_gpu > 1 or not msswift.has_row_lengths(trainer.train_dataset):
         return None
     by_tokens = _divides_by_learned_tokens(trainer)
-    if not by_tokens and not _divides_by_rows(trainer):
+    if not by_tokens and (template.padding_free or not _divides_by_rows(trainer)):
         return None
     hidden = getattr(trainer.model.config.get_text_config(), "hidden_size", None) or 0
     across = not by_tokens or args.average_tokens_across_devices
+    if template.padding_free and not across:
+        return None
     limit = int(largest * max(msswift.row_lengths(trainer.train_dataset)))
 
     def partition(lengths: Sequence[int], ranks: int, batch: int) -> balance.Shares:
+        if template.padding_free:
+            return balance.share_out_unpadded(lengths, ranks, batch, hidden)
         if across:
             return balance.share_out(lengths, ranks, batch, equal=not by_tokens, hidden=hidden, limit=limit)
         return balance.share_out_within_ranks(lengths, ranks, batch, limit)

@@ -15,11 +15,14 @@ from functools import lru_cache
 from math import exp, log
 from random import Random
 from statistics import NormalDist
+from typing import Literal
 
 from swift_toolkit.config import tasks
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.device import Device
 from swift_toolkit.training import balance
+
+Kind = Literal["padded", "equal", "unpadded"]
 
 LEAST_SAVING = 0.05
 """Share of the computed tokens that must be saved for rows to be shared out by length without being asked for."""
@@ -53,6 +56,9 @@ class Padding:
         return self.shared <= keeps * self.own or self.shared_step <= keeps * self.own_step
 
     def __str__(self) -> str:
+        if self.own == 1:
+            times = self.own_step / self.shared_step
+            return f"none, and a step {times:.1f} times shorter with alike work for every device"
         return f"{self.own:.0%} → {self.shared:.0%} of the tokens, the same rows each step"
 
 
@@ -93,7 +99,7 @@ _SPREAD = 0.9
 
 @lru_cache(maxsize=256)
 def simulate(
-    lengths: Lengths, ranks: int, batch: int, accumulation: int, hidden: int, equal: bool
+    lengths: Lengths, ranks: int, batch: int, accumulation: int, hidden: int, kind: Kind = "padded"
 ) -> Padding:
     """What steps of rows as long as these compute.
 
@@ -103,7 +109,7 @@ def simulate(
         batch: rows of a micro-batch on one of them.
         accumulation: micro-batches of a step on one of them.
         hidden: hidden size of the model, 0 if not known.
-        equal: all micro-batches keep their number of rows.
+        kind: ``equal`` where all micro-batches keep their number of rows, ``unpadded`` with ``padding_free``.
     """
     micro_batches = max(1, min(accumulation, _STEP_ROWS // batch))
     ranks = max(1, min(ranks, _STEP_ROWS // (batch * micro_batches)))
@@ -115,11 +121,15 @@ def simulate(
     for at in range(0, len(sample), size):
         rows = sample[at : at + size]
         own = balance.own_order(size, ranks, batch)
-        shared = balance.share_out(rows, ranks, batch, equal=equal, hidden=hidden)
-        largest = max(largest, *(_padded(part, rows) for share in shared for part in share))
+        if kind == "unpadded":
+            shared = balance.share_out_unpadded(rows, ranks, batch, hidden)
+        else:
+            shared = balance.share_out(rows, ranks, batch, equal=kind == "equal", hidden=hidden)
+        largest = max(largest, *(_computed(part, rows, kind) for share in shared for part in share))
         for name, shares in (("own", own), ("shared", shared)):
-            totals[name] += balance.padded_tokens(shares, rows)
-            totals[f"{name}_step"] += max(sum(_padded(part, rows) for part in share) for share in shares)
+            work = [sum(_computed(part, rows, kind) for part in share) for share in shares]
+            totals[name] += sum(work)
+            totals[f"{name}_step"] += max(work)
     scale = accumulation / micro_batches / steps
     return Padding(
         own=totals["own"] / sum(sample),
@@ -130,13 +140,14 @@ def simulate(
     )
 
 
-def _padded(part: balance.Rows, rows: list[int]) -> int:
-    return len(part) * max(rows[row] for row in part)
+def _computed(part: balance.Rows, rows: list[int], kind: Kind) -> int:
+    lengths = [rows[row] for row in part]
+    return sum(lengths) if kind == "unpadded" else len(lengths) * max(lengths)
 
 
 # --- where it leaves what is learned as it is ---------------------------------------------------------------
 
-_OTHER_ORDER = ("streaming", "packing", "padding_free", "group_by_length", "lazy_tokenize")
+_OTHER_ORDER = ("streaming", "packing", "group_by_length", "lazy_tokenize")
 _OTHER_LOSS = ("label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss_coef", "rpo_alpha")
 
 
@@ -146,6 +157,8 @@ def obstacle(config: Config) -> str | None:
     task = _task(config)
     if task.loss_over != "tokens" and task.name not in ("dpo", "seq_cls"):
         return f"the loss of {task.name} depends on which rows share a micro-batch"
+    if task.loss_over != "tokens" and config.get("padding_free"):
+        return f'with "padding_free" the loss of {task.name} was not looked at'
     for name in _OTHER_ORDER:
         if config.get(name):
             return f'"{name}" decides the order of the rows'
@@ -163,9 +176,12 @@ def obstacle(config: Config) -> str | None:
     return None
 
 
-def keeps_sizes(config: Config) -> bool:
-    """Whether every micro-batch must keep its number of rows: the loss is the mean over its rows."""
-    return _task(config).loss_over != "tokens"
+def kind_of(config: Config) -> Kind:
+    """What decides how the rows of a step may be shared out: a loss that is the mean over the rows of each micro-batch
+    needs them of equal size; with ``padding_free`` nothing is padded."""
+    if config.get("padding_free"):
+        return "unpadded"
+    return "padded" if _task(config).loss_over == "tokens" else "equal"
 
 
 def _task(config: Config) -> tasks.Task:

@@ -123,7 +123,7 @@ class TrainingPlan:
         """What is padded with these micro-batches, by a simulation."""
         hidden = self.shape.text.hidden if self.shape else 0
         sizes = (rows.feeders, rows.rows, rows.accumulation)
-        return padding.simulate(self.lengths, *sizes, hidden, padding.keeps_sizes(self.config))
+        return padding.simulate(self.lengths, *sizes, hidden, padding.kind_of(self.config))
 
     @property
     def padding(self) -> Padding | None:
@@ -147,7 +147,8 @@ class TrainingPlan:
     @property
     def largest_batch(self) -> float:
         """Rows as long as the longest that the largest micro-batch is as large as."""
-        found = self.padding if self.balances else None
+        pads = self.balances and not self.config.get("padding_free")
+        found = self.padding if pads else None
         return self.largest_of(found, self.batch.rows) if found else float(self.batch.rows)
 
     def largest_of(self, found: Padding, rows: int) -> float:

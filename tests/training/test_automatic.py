@@ -354,7 +354,30 @@ def test_what_is_only_suggested(installed: set[str]) -> None:
         "--padding_free true --attn_impl flash_attn: nothing is computed for padding"
     )
     assert planned(request, CPU, data(1000, 200)).suggestions == []
-    assert not {"packing", "padding_free", "use_liger_kernel"} & set(automatic(request, gpus()))
+    assert not {"packing", "use_liger_kernel"} & set(automatic(request, gpus()))
+
+
+def test_with_flash_attention_nothing_is_padded(installed: set[str]) -> None:
+    def words(device: machine_device.Device | None = None, **settings: Any) -> list[str]:
+        request = config(per_device_train_batch_size=4, gradient_accumulation_steps=4, **settings)
+        training_automatic.fill_automatic(planned(request, device or gpus(), data(1000, 200)))
+        return [word for word in request.arguments() if word.startswith(("--attn", "--padding"))]
+
+    assert words() == []
+    installed.add("flash_attn")
+    chosen = ["--attn_impl=flash_attn", "--padding_free=true"]
+    assert words() == words(task="pt") == chosen
+    kept = (
+        {"balance": False},
+        {"rlhf_type": "dpo"},
+        {"rlhf_type": "orpo"},
+        {"streaming": True},
+    )
+    for settings in kept:
+        assert words(**settings, **({"max_steps": 5} if "streaming" in settings else {})) == chosen[:1]
+    assert words(model="Qwen/Qwen2.5-VL-7B-Instruct") == chosen[:1]
+    assert words(torch_dtype="float32") == words(CPU) == words(gpus(name="Tesla T4")) == []
+    assert words(padding_free=False) == ["--padding_free=false", "--attn_impl=flash_attn"]
 
 
 def test_what_the_user_or_null_decided_stays() -> None:

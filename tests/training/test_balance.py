@@ -111,6 +111,23 @@ def test_ranks_that_keep_their_rows(step: tuple[list[int], int, int]) -> None:
         assert sorted(row for rows in share for row in rows) == list(range(rank, len(lengths), ranks))
 
 
+@given(steps(), st.sampled_from([0, 16, 4096]))
+def test_without_padding_the_slowest_rank_has_no_more_work(
+    step: tuple[list[int], int, int], hidden: int
+) -> None:
+    lengths, ranks, batch = step
+    own = balance.own_order(len(lengths), ranks, batch)
+    shares = balance.share_out_unpadded(lengths, ranks, batch, hidden)
+    assert sorted(row for share in shares for rows in share for row in rows) == list(range(len(lengths)))
+    assert [len(share) for share in shares] == [len(share) for share in own]
+    assert all(rows for share in shares for rows in share)
+
+    def most(of: balance.Shares) -> int:
+        return max(sum(work([row], lengths, hidden) for rows in share for row in rows) for share in of)
+
+    assert most(shares) <= most(own)
+
+
 def test_chats_of_mixed_length_take_far_fewer_tokens_and_ranks_do_not_wait() -> None:
     random = Random(0)
     lengths = [max(1, int(random.lognormvariate(4.7, 0.9))) for _ in range(8 * 16)]

@@ -129,6 +129,14 @@ def test_devices_get_alike_work_where_each_has_single_rows() -> None:
     assert not planned(h100(), per_device_train_batch_size=1, gradient_accumulation_steps=4).balances
 
 
+def test_without_padding_devices_get_alike_work() -> None:
+    plans = [planned(h100(count), per_device_train_batch_size=4) for count in (1, 8)]
+    for plan in plans:
+        plan.config.fill("padding_free", True, "flash-attn is installed")
+    assert not plans[0].balances and plans[1].balances
+    assert dict(plans[1].facts())["padding"].startswith("none, and a step 1.")
+
+
 def test_memory_is_that_of_the_largest_micro_batch_as_it_occurs() -> None:
     shared = planned(h100(), per_device_train_batch_size=8, gradient_accumulation_steps=8)
     own = planned(h100(), per_device_train_batch_size=8, gradient_accumulation_steps=8, balance=False)
