@@ -20,7 +20,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -203,45 +202,21 @@ class FineTuner:
             RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
             KeyboardInterrupt: it was interrupted; what was saved is usable.
         """
-        from swift_toolkit.runs import lock
-        from swift_toolkit.training import probe as training_probe
-
-        plan, first = self.plan, self.plan.cluster.is_first
-        if probe and (found := list(training_probe.problems(plan.data, plan.cluster))):
-            raise RequestError(found)
-        directory = self._claim() if first else Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
-        if not first:
-            return self._run_in(directory, verbose, probe)
-        with lock.held(directory, screen.say):
-            self._checked.begin(directory)
-            return self._run_in(directory, verbose, probe)
-
-    def _claim(self) -> Path:
-        return self._checked.directory or self._checked.output.claim()
-
-    def _run_in(self, directory: Path, verbose: bool, probe: bool) -> TrainingResult:
-        from swift_toolkit.dataset import copies
         from swift_toolkit.training import probe as training_probe
         from swift_toolkit.training import run
 
-        plan = self.plan
-        plan.unpack_models()
-        plan.write_to(directory)
-        given = copies.prepare(plan.data, directory / "data", self._checked.request.skip_bad_rows)
-        if given.rejected is not None:
-            count = given.left_out.total()
-            rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
-            screen.say(f"Skipping {rows}, listed with reasons in {given.rejected}")
-        plan.config.replace("dataset", given.train)
-        plan.config.replace("val_dataset", given.val)
-        job = run.Job(self._checked, plan, given.as_dict(), verbose)
-        if plan.cluster.is_first:
+        plan, checked = self.plan, self._checked
+        if probe and (found := list(training_probe.problems(plan.data, plan.cluster))):
+            raise RequestError(found)
+        with run.directory(checked) as directory:
+            job = run.prepare(checked, plan, directory, verbose)
+            if not plan.cluster.is_first:
+                screen.say(f"{plan.launch.phrase()}. The run is shown on the first.")
+                return run.take_part(job)
             self.print_plan()
             if probe:
-                training_probe.Probe(job, directory / "probe").carry_out()
-            return run.Run(job, directory).carry_out()
-        screen.say(f"{plan.launch.phrase()}. The run is shown on the first.")
-        return run.RunElsewhere(job, directory).carry_out()
+                training_probe.carry_out(job)
+            return run.train(job)
 
 
 # --- command line -------------------------------------------------------------------------------------------

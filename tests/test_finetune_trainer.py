@@ -334,7 +334,8 @@ class Started:
             assert self.process.poll() is None, self.errors.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        (self.run_directory,) = self.output.glob("v*-*")
+        in_place = settings.get("add_version") == "false"
+        (self.run_directory,) = [self.output] if in_place else self.output.glob("v*-*")
 
     def wait(self) -> int:
         return self.process.wait(timeout=120)
@@ -407,15 +408,34 @@ def test_sigterm_ends_with_143(started: Started) -> None:
     assert not leftovers(started.run_directory)
 
 
+def training_process(started: Started) -> int:
+    """The process that trains, not those it started."""
+    (pid,) = [int(pid) for pid in leftovers(started.run_directory) if os.getpgid(int(pid)) == int(pid)]
+    return pid
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_training_process_alone_is_no_success(started: Started) -> None:
+    os.kill(training_process(started), signal.SIGTERM)
+    assert started.wait() == 143
+    content = json.loads((started.run_directory / "result.json").read_text())
+    assert content["status"] == "stopped"
+    step = content["steps"]
+    said = started.errors.read_text().splitlines()
+    assert f"Interrupted at step {step}." in said
+    assert f"Last checkpoint: {started.run_directory}/checkpoint-{step}. To go on from it:" in said
+    assert said[-1].endswith(" --resume")
+    assert "Trained" not in started.errors.read_text()
+
+
 @pytest.mark.slow
 def test_a_training_that_the_system_kills(started: Started) -> None:
-    (pid,) = [int(pid) for pid in leftovers(started.run_directory) if os.getpgid(int(pid)) == int(pid)]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(training_process(started), signal.SIGKILL)
     assert started.wait() == 1
     said = [line.partition(" (about")[0] for line in started.errors.read_text().splitlines()]
     assert said[-3:] == [
         "Training failed: the system killed the training process, most often for lack of memory. "
-        f"The whole log: {started.run_directory}/train.log",
+        f"Full log: {started.run_directory}/train.log",
         "Out of memory? In this order, try:",
         "  --per_device_train_batch_size 1 --gradient_accumulation_steps 2",
     ]
@@ -438,7 +458,7 @@ def test_a_run_that_fails_says_why(tiny_model: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     (directory,) = tmp_path.glob("v0-*")
     assert done.stderr.splitlines()[-1].startswith("Training failed: ValueError: ")
-    assert done.stderr.splitlines()[-1].endswith(f"The whole log: {directory}/train.log")
+    assert done.stderr.splitlines()[-1].endswith(f"Full log: {directory}/train.log")
     assert "Traceback" not in done.stderr
     assert "Traceback" in (directory / "train.log").read_text()
     content = json.loads((directory / "result.json").read_text())
@@ -578,7 +598,7 @@ def test_bad_rows_are_left_out_on_request_and_counted(
     assert run(*flags(settings)).returncode == 2
     done = run(*flags(settings), "--skip-bad-rows", "1")
     assert done.returncode == 0, done.stderr
-    assert "1 bad row is left out" in done.stderr
+    assert "Skipping 1 bad row, listed with reasons in" in done.stderr
     (directory,) = (tmp_path / "out").glob("v0-*")
     given = json.loads((directory / "result.json").read_text())["data"]["given"]
     assert given["rows_left_out"] == 1

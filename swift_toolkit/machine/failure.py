@@ -54,10 +54,14 @@ _SUMMARY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+
 
 
 def killed(log: Path) -> tuple[int | None, int]:
-    """The first rank that a signal ended and its number, by torch.distributed.run's summary; None and 0 if none."""
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-        text = file.read().decode("utf-8", "replace")
+    """The first rank that a signal ended and its number, by torch.distributed.run's summary; None and 0 if none, or if
+    the log is gone."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return None, 0
     for rank, status in _SUMMARY.findall(text):
         if int(status) < 0 and -int(status) != signal.SIGTERM:
             return int(rank), -int(status)

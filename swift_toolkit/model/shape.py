@@ -19,6 +19,7 @@ class Stack:
         queries: width of all query heads together.
         keys: width of all key heads together, which is that of all value heads.
         heads: query heads.
+        gated: the MLP has three matrices (SwiGLU and the like), not two.
     """
 
     layers: int
@@ -27,12 +28,18 @@ class Stack:
     queries: int
     keys: int
     heads: int
+    gated: bool = True
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of the MLP: up and down, and the gate where there is one."""
+        return 3 if self.gated else 2
 
     @property
     def linear(self) -> int:
-        """Weights of the linear layers, experts that a token does not pass through left out."""
+        """Weights of the linear layers, without biases and without experts that a token does not pass through."""
         attention = 2 * self.hidden * (self.queries + self.keys)
-        return self.layers * (attention + 3 * self.hidden * self.inner)
+        return self.layers * (attention + self.matrices * self.hidden * self.inner)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,6 @@ class ModelShape:
         tied: whether the output layer is the embedding.
         experts: weights of routed experts, 0 without.
         encoder: the layers that see images or hear, None of a text model.
-        encoder_parameters: their weights.
         bits: bits of a weight that is stored quantised, 16 otherwise.
         context: longest row it was made for, None if not known.
         patches: patches of the largest image for a fixed image size, None where images keep their own.
@@ -61,13 +67,17 @@ class ModelShape:
     tied: bool = False
     experts: int = 0
     encoder: Stack | None = None
-    encoder_parameters: int = 0
     bits: float = 16
     context: int | None = None
     patches: int | None = None
     patches_per_token: int = 1
     answers_only: bool = False
     source: str = ""
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Weights of the linear layers of the encoder, without those of the aligner."""
+        return self.encoder.linear if self.encoder else 0
 
     @property
     def embeddings(self) -> int:
@@ -90,16 +100,14 @@ def from_config(config: Mapping[str, Any], model: str, directory: Path | None) -
     encoder = _encoder(vision)
     tied = bool(text.get("tie_word_embeddings", True))
     experts = _experts(text, stack)
-    encoder_parameters = (
-        encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.inner) if encoder else 0
-    )
-    counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + encoder_parameters + experts
+    counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + experts
+    counted += encoder.linear if encoder else 0
     bits = _stored_bits(_inner(config, "quantization_config"))
     stored = _stored_bytes(directory) if directory and bits == 16 else 0
     wide = (config.get("dtype") or config.get("torch_dtype")) == "float32"
     return ModelShape(
         stored // (4 if wide else 2) or counted,
-        *(stack, vocabulary, tied, experts, encoder, encoder_parameters, bits),
+        *(stack, vocabulary, tied, experts, encoder, bits),
         context=_size(text, "max_position_embeddings", "seq_length") or None,
         patches=_patches(vision),
         patches_per_token=(_size(vision, "spatial_merge_size") or 1) ** 2,
@@ -163,8 +171,19 @@ def _encoder(config: Mapping[str, Any]) -> Stack | None:
     hidden = _size(config, "embed_dim", "hidden_size", "d_model", "width")
     layers = _size(config, "depth", "num_hidden_layers", "encoder_layers", "layers")
     heads = _size(config, "num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
-    inner = _size(config, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
-    return Stack(layers, hidden, inner, hidden, hidden, heads) if hidden and layers else None
+    names = (
+        ("out_hidden_size",) if config.get("model_type") == "glm4v_vision" else ()
+    )  # its own is the merger's
+    inner = _size(config, *names, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
+    gated = _is_gated(config)
+    return Stack(layers, hidden, inner, hidden, hidden, heads, gated) if hidden and layers else None
+
+
+def _is_gated(encoder: Mapping[str, Any]) -> bool:
+    """Whether the MLP of an encoder has a gate: those with SiLU do (Qwen2.5-VL, GLM-4.1V, AIMv2), and Pixtral's; those
+    of CLIP, SigLIP, InternViT, Qwen2-VL, Qwen3-VL and Whisper do not (transformers' modelling code)."""
+    activation = str(encoder.get("hidden_act") or encoder.get("activation_function") or "")
+    return activation in ("silu", "swish", "swiglu") or encoder.get("model_type") == "pixtral"
 
 
 def _patches(config: Mapping[str, Any]) -> int | None:

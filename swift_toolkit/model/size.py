@@ -153,7 +153,9 @@ _SEES = (
     r"vl|vision|omni|multimodal|llava|ovis|keye|minicpm-[vo]|ocr|glm-4[.\d]*v|pixtral|gemma-3-|qwen3\.[5-9]|audio"
     r"|florence|molmo|idefics|mllama"
 )
-_ENCODER = Stack(27, 1152, 4304, 1152, 1152, 16)  # SigLIP-so400m; the encoders of most models are near it
+_ENCODER = Stack(
+    27, 1152, 4304, 1152, 1152, 16, gated=False
+)  # SigLIP-so400m; the encoders of most models are near it
 _LARGE_ENCODER = Stack(32, 1280, 3420, 1280, 1280, 16)  # Qwen2-VL and Qwen2.5-VL
 
 _SIZE = re.compile(r"(?<![a-z\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)(b|m)(?![a-z\d])")
@@ -174,14 +176,12 @@ def _from_name(model: str) -> ModelShape | None:
     vocabulary = int(_listed(_VOCABULARIES, name) or _VOCABULARY)
     tied = (active or billions) < 5 and not active
     encoder = (_LARGE_ENCODER if re.search(r"qwen2", name) else _ENCODER) if re.search(_SEES, name) else None
-    encoder_parameters = (
-        encoder.layers * (4 * encoder.hidden**2 + 3 * encoder.hidden * encoder.inner) if encoder else 0
-    )
     parameters = int(billions * 1e9)
     embeddings = vocabulary * hidden * (1 if tied else 2)
-    experts = max(0, parameters - text.linear - embeddings - encoder_parameters) if active else 0
+    seen = encoder.linear if encoder else 0
+    experts = max(0, parameters - text.linear - embeddings - seen) if active else 0
     return ModelShape(
-        *(parameters, text, vocabulary, tied, experts, encoder, encoder_parameters, _bits_in(name)),
+        *(parameters, text, vocabulary, tied, experts, encoder, _bits_in(name)),
         patches_per_token=4,
         answers_only=vocabulary == _NEWEST,
         source="the size in its name" if _size_in(name) else "its name",

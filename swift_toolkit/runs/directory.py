@@ -6,6 +6,7 @@ gives the log a place from the first byte, and no two runs the same one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -85,4 +86,5 @@ def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
         beside.symlink_to(os.path.relpath(checkpoint, output_dir), target_is_directory=True)
         beside.replace(place)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -1,10 +1,14 @@
-"""What is kept of a run: its result."""
+"""What is kept of a run: its result, and links to its checkpoints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from swift_toolkit.machine import files, packages
+from swift_toolkit.runs.directory import link
 
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
@@ -19,7 +23,7 @@ class TrainingResult:
         last_checkpoint: the newest checkpoint, None if there is none.
         best_checkpoint: the one with the best evaluation, None without evaluation.
         steps: optimiser steps done.
-        metrics: ``final_loss``, ``best_loss`` and what ms-swift measured besides, e.g. ``eval_loss``.
+        metrics: ``final_loss``, ``best_loss`` and whatever else ms-swift measured, e.g. ``eval_loss``.
         seconds: wall clock of the parts, ``startup`` and ``training``, and ``total``.
     """
 
@@ -30,6 +34,42 @@ class TrainingResult:
     steps: int
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes down what becomes of a run.
+
+    Args:
+        directory: of the run, where result.json goes.
+        root: where ``last`` and ``best`` are linked.
+    """
+
+    directory: Path
+    root: Path
+
+    def link(self, last: str | None, best: str | None) -> None:
+        """Let ``last`` and ``best`` name these checkpoints; None leaves a link as it is."""
+        link(self.root, "last", last)
+        link(self.root, "best", best)
+
+    def write(self, result: TrainingResult, error: str, more: Mapping[str, Any]) -> None:
+        """Write result.json.
+
+        Args:
+            result: of the run.
+            error: why it failed; "" if it did not.
+            more: further content.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = {**asdict(result), "error": error or None, "versions": packages.versions(), **more}
+        files.write_json(self.directory / "result.json", content)
+
+
+SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "deepspeed")
+"""Packages that must be the same on every node."""
 
 
 class Interrupted(KeyboardInterrupt):

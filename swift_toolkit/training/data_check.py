@@ -1,11 +1,11 @@
-"""What must be known of the data before the first step: every row of them, and how many ms-swift makes use of.
+"""What must be known of the data before the first step: that every row is good, and how many rows ms-swift uses.
 
-A run starts to load its model after a look at a sample of large data. The rest is looked at beside that, and the
-first step waits for the result. It also waits for ms-swift's own count of the rows that are left when all are turned
-into tokens, which leaves out, e.g., those longer than max_length.
+A run starts to load its model after a look at a sample of large data. The rest is checked meanwhile, and the first
+step waits for the result. It also waits for ms-swift's own count of the rows that are left when all are turned into
+tokens: that drops, e.g., those longer than max_length.
 
-The training process (training.py) waits until the file ``DataGate.path`` is there, and writes a line into
-``DataGate.lost`` for each row that could not be turned into tokens.
+The training process waits until the file ``DataCheck.path`` exists, and writes a line into ``DataCheck.lost`` for each
+row that could not be turned into tokens.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from typing import Any
 from swift_toolkit.dataset.copies import bad_rows_allowed
 from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, Split
 from swift_toolkit.problems import Problem
+from swift_toolkit.training import events
+from swift_toolkit.training.events import Event
 
 _VERBS: dict[Split, str] = {"train": "trains on", "val": "validates on"}
 
 REASONS = 5
-"""Most reasons told apart."""
+"""How many reasons are named."""
 
 
-class DataGate:
-    """Holds a run back before its first step until its data are known. Use it as a context manager.
+class DataCheck:
+    """Holds a run back before its first step until its data is known to be good. Use it as a context manager.
 
     Args:
         report: what is known of the data.
@@ -57,7 +59,7 @@ class DataGate:
         self.used: dict[Split, int | None] = {}
         self.reasons: Counter[str] = Counter()
 
-    def __enter__(self) -> DataGate:
+    def __enter__(self) -> DataCheck:
         if not self.report.complete:
             self._scan = BackgroundVerify(**self._verify)
         return self
@@ -69,18 +71,27 @@ class DataGate:
             self._scan.stop()
         self._directory.cleanup()
 
-    def count(self, loaded: dict[Split, int | None], used: dict[Split, int | None]) -> None:
+    def take(self, event: Event) -> str:
+        """Take in a report of the training process. Returns a sentence for the user, "" if there is nothing to say."""
+        if isinstance(event, events.Rows):
+            self.count(event.loaded, event.used)
+            return self.sentence()
+        if isinstance(event, events.Waiting) and not self.counted:
+            self.count({}, {})  # the rows came another way, such as tokenised before
+        return ""
+
+    def count(self, loaded: Mapping[Split, int | None], used: Mapping[Split, int | None]) -> None:
         """Take in ms-swift's count of rows.
 
         Args:
             loaded: rows of each split that it read; None where it reads them while it trains.
             used: those that it turned into tokens; None if it does so while it trains.
         """
-        self.counted, self.loaded, self.used = True, loaded, used
+        self.counted, self.loaded, self.used = True, dict(loaded), dict(used)
         self.reasons = self._reasons()
 
     def problems(self) -> list[Problem]:
-        """What stops the run, as far as is known by now. Opens the gate once all is known and good."""
+        """What stops the run, as far as is known by now. Once everything is known and good, the run may start."""
         if self._scan is not None and (report := self._scan.report()) is not None:
             self._scan.stop()
             self._scan = None
@@ -105,7 +116,7 @@ class DataGate:
         do = f"Allow it with --max-lost-rows {100 - 100 * used // max(found, 1)}%."
         if any(_is_too_long(reason) for reason in self.reasons):
             do = f'Raise "max_length", or set "truncation_strategy" to "left" or "right". {do}'
-        return Problem(f"{self.sentence()}, and only {self.max_lost} may get lost", do)
+        return Problem(f"{self.sentence()}; at most {self.max_lost} may be lost", do)
 
     def sentence(self) -> str:
         """How many rows are used, and why not all; "" if all are, or it is not known."""
@@ -122,13 +133,11 @@ class DataGate:
         return f"ms-swift {' and '.join(parts)}" + (": " + ", ".join(why) if why else "")
 
     def last_sentence(self) -> str:
-        """Of rows that turned out while training to be of no use; "" if none did."""
+        """Of rows that turned out to be unusable while training; "" if none did."""
         replaced = self._reasons() - self.reasons
         if not replaced:
             return ""
-        return (
-            f"ms-swift took other rows in the place of those it could not use: {', '.join(_listed(replaced))}"
-        )
+        return f"ms-swift replaced rows that it could not use by others: {', '.join(_listed(replaced))}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for result.json: rows of each split as found, loaded and used; reasons of those that are not

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console.words import short
+from swift_toolkit.dataset.report import Split
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import default_callbacks, encode_through
 from swift_toolkit.model import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training import balance
+from swift_toolkit.training import balance, events
+from swift_toolkit.training.events import Event
 
 
 class StopFlag:
@@ -31,7 +33,7 @@ class StopFlag:
             os._exit(128 + signum)
 
 
-def count_rows(report: Callable[..., None], lost: str) -> None:
+def count_rows(report: Callable[[Event], None], lost: str) -> None:
     """Report how many rows ms-swift reads and how many are left when all are tokens; note why in the file ``lost``."""
     reported = False
 
@@ -44,17 +46,21 @@ def count_rows(report: Callable[..., None], lost: str) -> None:
         if not reported:  # later calls are for further data, of which the starter knows nothing
             reported = True
             later = args.lazy_tokenize or not kwargs.get("pre_process", True)
-            used = {"train": None, "val": None} if later else _sizes(*out)
-            report("rows", loaded=loaded, used=used)
+            used: dict[Split, int | None] = {"train": None, "val": None}
+            used = used if later else _sizes(*out)
+            report(events.Rows(loaded=loaded, used=used))
         return out
 
     encode_through(counted, functools.partial(_noting, lost))
 
 
-def _sizes(train: Any, val: Any) -> dict[str, int | None]:
-    """Rows of each split, 0 of one that is not there, None of one that is read while it is trained on."""
-    of = {"train": train, "val": val}
-    return {split: len(rows or ()) if hasattr(rows or (), "__len__") else None for split, rows in of.items()}
+def _sizes(train: Any, val: Any) -> dict[Split, int | None]:
+    """Rows of each split, 0 of one that does not exist, None of one that is read while it is trained on."""
+    return {"train": _size(train), "val": _size(val)}
+
+
+def _size(rows: Any) -> int | None:
+    return len(rows or ()) if hasattr(rows or (), "__len__") else None
 
 
 def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> Any:
@@ -69,49 +75,48 @@ def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> A
         raise
 
 
-def add_callback(report: Callable[..., None], stop: StopFlag, gate: str | None) -> None:
-    """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``gate``."""
+def add_callback(report: Callable[[Event], None], stop: StopFlag, go: str | None) -> None:
+    """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``go``."""
     callbacks = default_callbacks()
     from transformers import TrainerCallback
 
     class Reporting(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if gate is not None:
-                self.wait_for(Path(gate))
+            if go is not None:
+                self.wait_for(Path(go))
             stop.training = True
             world = args.world_size
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-            self.say("begin", step=state.global_step, max_steps=state.max_steps, batch=batch)
+            step, steps = state.global_step, state.max_steps
+            report(events.Begin(step=step, max_steps=steps, batch=batch, time=time.time()))
 
-        def wait_for(self, gate: Path) -> None:
-            if not gate.exists():
-                self.say("waiting")
-            while not gate.exists():
+        def wait_for(self, go: Path) -> None:
+            if not go.exists():
+                report(events.Waiting())
+            while not go.exists():
                 time.sleep(0.05)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.say("step", step=state.global_step, max_steps=state.max_steps)
+            report(events.Step(step=state.global_step))
             if _any_rank(stop.asked, args):
                 stop.asked = True
                 control.should_save = control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            self.say("log", step=state.global_step, memory=_memory(), logs=_numbers(logs or {}))
+            report(events.Log(step=state.global_step, memory=_memory(), logs=_numbers(logs or {})))
 
         def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.say("evaluating", step=state.global_step)
+            report(events.Evaluating(step=state.global_step))
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            checkpoint = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")  # noqa: PTH118
+            step, best = state.global_step, state.best_model_checkpoint
+            checkpoint = os.path.join(args.output_dir, f"checkpoint-{step}")  # noqa: PTH118
             if args.should_save:
                 training_state.write_checksums(Path(checkpoint))
-            self.say("save", step=state.global_step, checkpoint=checkpoint, best=state.best_model_checkpoint)
+            report(events.Checkpoint(step=step, checkpoint=checkpoint, best=best))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.say("end", step=state.global_step)
-
-        def say(self, event: str, **details: Any) -> None:
-            report(event, time=time.time(), **details)
+            report(events.End(step=state.global_step, time=time.time()))
 
     callbacks.append(Reporting)
 

@@ -15,19 +15,20 @@ from typing import Any
 
 from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.console import screen
+from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset.copies import json_line
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.verify import DataReport, Split
-from swift_toolkit.machine.device import GIB
 from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem
-from swift_toolkit.runs.record import TrainingResult
+from swift_toolkit.training import run
 from swift_toolkit.training.launch import Cluster
 from swift_toolkit.training.memory import fitting
-from swift_toolkit.training.run import Job, Run
+from swift_toolkit.training.progress import TrainingLine
+from swift_toolkit.training.run import Job
 
 
 def problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
@@ -140,28 +141,26 @@ class _Longest:
             heapq.heappushpop(self.heap, entry)
 
 
-class Probe(Run):
-    """One step with the longest rows, in a directory that stays only if it fails."""
+def carry_out(job: Job) -> None:
+    """Take one step with the longest rows, in a directory that stays only if it fails.
 
-    def __init__(self, job: Job, directory: Path) -> None:
-        self.whole = job
-        plan = job.plan
-        config = prepare(plan.config, plan.data, directory, plan.world_size)
-        super().__init__(replace(job, plan=replace(plan, config=config)), directory)
+    Args:
+        job: the whole run, whose numbers advice is given in.
 
-    def carry_out(self) -> TrainingResult:
-        screen.say("Trying one step with the longest rows.")
-        result = super().carry_out()
-        device = self.job.plan.device.memory
-        word, room = fitting.word_for(self.memory, device), f" of {device / GIB:.1f}" if device else ""
-        took = f"{self.memory / GIB:.1f}{room} GiB, {screen.duration(result.seconds['training'])}"
-        screen.say(f"The longest rows took {took}: {'it fits' if word == 'unknown' else word}.")
-        shutil.rmtree(self.directory)
-        return result
-
-    def _make_gate(self) -> None:
-        """The run that follows looks at all of the data."""
-
-    def _reason(self, exit_status: int) -> str:
-        self.job = self.whole  # whose numbers the advice is given in
-        return super()._reason(exit_status).replace("Training", "One step with the longest rows", 1)
+    Raises:
+        RunError: it failed, most often for lack of memory.
+        Interrupted: it was interrupted.
+    """
+    screen.say("Trying one step with the longest rows.")
+    directory, plan = job.directory / "probe", job.plan
+    config = prepare(plan.config, plan.data, directory, plan.world_size)
+    one_step = replace(plan, config=config)
+    ending = run.follow(replace(job, plan=one_step, directory=directory), TrainingLine())
+    result = ending.result(one_step)
+    ending.raise_if_not_done(result, ending.reason(plan, "One step with the longest rows"))
+    device, memory = plan.device.memory, ending.state.memory
+    verdict = fitting.word_for(memory, device)
+    of = f" of {gib(device)}" if device else ""
+    took = f"{gib(memory)}{of}, {screen.duration(result.seconds['training'])}"
+    screen.say(f"The longest rows took {took}: {'it fits' if verdict == 'unknown' else verdict}.")
+    shutil.rmtree(directory)

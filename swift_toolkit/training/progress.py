@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import IO, Any
+from typing import IO
 
 from swift_toolkit.console.screen import LiveLine, bar_and_words, duration, gib
+from swift_toolkit.training import events
+from swift_toolkit.training.events import Event
 
 WARM_UP = 2
 """Steps after which the time of a step is measured: in the first ones memory is claimed and kernels are chosen."""
 
 
+_NOTES: dict[type[Event], str] = {
+    events.Importing: "importing ms-swift",
+    events.Loading: "loading the model and the data",
+    events.Waiting: "waiting until every row of the data is checked",
+}
+
+
 class TrainingLine(LiveLine):
-    """The one live line of a training run, fed with the events of training.py.
+    """The one live line of a training run.
 
     Use it as a context manager.
 
@@ -35,33 +44,30 @@ class TrainingLine(LiveLine):
         else:
             print(sentence, file=self._file, flush=True)
 
-    def show(self, event: dict[str, Any]) -> None:
+    def show(self, event: Event) -> None:
         """Take in one event."""
-        kind = event["event"]
-        if kind == "importing":
-            self.note("importing ms-swift")
-        elif kind == "loading":
-            self.note("loading the model and the data")
-        elif kind == "waiting":
-            self.note("waiting until every row of the data is looked at")
-        elif kind == "begin":
-            self._first, self._total, self._batch = event["step"], event["max_steps"], event["batch"]
-            self._step, self._warm = self._first, None
-            self._progress.update(self._task, description="training", total=self._total)
-        elif kind == "step":
-            self._step = event["step"]
-            if self._step - self._first == WARM_UP:
-                self._warm = time.monotonic()
-            self._progress.update(
-                self._task, completed=self._step, description="training", words=self.words()
-            )
-        elif kind == "evaluating":
-            self._progress.update(self._task, description="evaluating")
-        elif kind == "log":
-            self._log(event)
+        if sentence := _NOTES.get(type(event)):
+            self.note(sentence)
+        match event:
+            case events.Begin():
+                self._first, self._total, self._batch = event.step, event.max_steps, event.batch
+                self._step, self._warm = self._first, None
+                self._progress.update(self._task, description="training", total=self._total)
+            case events.Step():
+                self._stepped(event.step)
+            case events.Evaluating():
+                self._progress.update(self._task, description="evaluating")
+            case events.Log():
+                self._log(event)
 
-    def _log(self, event: dict[str, Any]) -> None:
-        logs = event["logs"]
+    def _stepped(self, step: int) -> None:
+        self._step = step
+        if step - self._first == WARM_UP:
+            self._warm = time.monotonic()
+        self._progress.update(self._task, completed=step, description="training", words=self.words())
+
+    def _log(self, event: events.Log) -> None:
+        logs = event.logs
         for name, key, pattern in (
             ("loss", "loss", "loss {:.4f}"),
             ("eval", "eval_loss", "eval loss {:.4f}"),
@@ -69,7 +75,7 @@ class TrainingLine(LiveLine):
         ):
             if key in logs:
                 self._words[name] = pattern.format(logs[key])
-        self._words["memory"] = gib(event["memory"])
+        self._words["memory"] = gib(event.memory)
         if self._live:
             self._progress.update(self._task, words=self.words())
         elif "loss" in logs or "eval_loss" in logs:
@@ -91,3 +97,12 @@ class TrainingLine(LiveLine):
         if "memory" in self._words:
             parts.append(self._words["memory"])
         return " · ".join(parts)
+
+
+class NodeLine(TrainingLine):
+    """The live line of a process whose run is shown by the one with rank 0."""
+
+    def show(self, event: Event) -> None:
+        """Say which run this process takes part in."""
+        if isinstance(event, events.Agreed):
+            self.note(f"taking part in {event.directory}")

@@ -7,7 +7,7 @@ reports every step. SIGTERM, to one process of the run, lets the step in hand en
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import sys
@@ -17,20 +17,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training import peers
+from swift_toolkit.training import events, peers
 from swift_toolkit.training.hooks import StopFlag, add_callback, balance_rows, count_rows
 from swift_toolkit.training.peers import Peers
 
 REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
-"""Environment variable that holds the request: ``command`` of ms-swift; ``arguments``, the words of each by its name;
-``directory`` of the run; ``peers``, what the processes that others start must agree on, null if there are none;
-``gate``, the files of data_gate.py, null if the starter does not hold the run back."""
-
+"""Environment variable that holds the `events.Request` as JSON."""
 
 MEETING_SECONDS = 300
 """How long processes that have been started wait for one another."""
@@ -40,82 +39,88 @@ _MESSAGE_LENGTH = 600  # so that a line stays whole in a pipe that several proce
 
 def main() -> int:
     """Run the training that the environment asks for. Returns the exit status."""
-    return _Training(json.loads(os.environ.pop(REQUEST_VARIABLE))).carry_out()
+    content = os.environ.pop(REQUEST_VARIABLE)
+    return _Training(msgspec.json.decode(content, type=events.Request)).carry_out()
 
 
 class _Training:
     """This process's part of a run."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.command, self.directory = request["command"], request["directory"]
-        self.words: dict[str, list[str]] = request["arguments"]
-        self.asked, self.gate = request["peers"], request["gate"]
+    def __init__(self, request: events.Request) -> None:
+        self.command, self.directory = request.command, request.directory
+        self.words = dict(request.arguments)
+        self.asked, self.data_check = request.peers, request.data_check
         self.rank, self.world = _number("RANK", 0), _number("WORLD_SIZE", 1)
         self.leads = _number("LOCAL_RANK", 0) == 0
         self.peers: Peers | None = None
         self.stop = StopFlag()
         self.pipe = Reporter()
-        self.own_starter = self.asked is not None and self.asked["own_starter"]
+        self.own_starter = self.asked is not None and self.asked.own_starter
 
     def carry_out(self) -> int:
         self.pipe.end_with_starter()
         signal.signal(signal.SIGTERM, self.stop.ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
-        self.report("importing", pid=os.getpid())
+        self.report(events.Importing(pid=os.getpid()))
         try:
-            if self.asked is not None and not self._agree():
+            if self.asked is not None and not self._agree(self.asked):
                 return 2
             if self.rank:
                 _print_to(Path(self.directory) / "logs" / f"rank{self.rank}.log")
             balance = self.words.pop("balance", None)
             arguments = [word for words in self.words.values() for word in words]
             train = train_function(self.command, arguments)
-            if self.gate is not None and self.rank == 0:
-                count_rows(self.report, self.gate["lost"])
-            add_callback(self.report, self.stop, self.gate and self.gate["path"])
+            if self.data_check is not None and self.rank == 0:
+                count_rows(self.report, self.data_check.lost)
+            add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
             self._prepare_resume()
             if balance:
                 balance_rows(float(*balance))
             self._prepare_deepspeed()
-            self.report("loading")
+            self.report(events.Loading())
             outcome = train(arguments)
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the disk that holds the log may be full
+                traceback.print_exc()
             self._fail(error)
             if self.world > 1:
                 _end_now()  # the ordinary way waits for connections to processes that may not be there any more
             return 1
         if self.peers:
             self.peers.leave()
-        self.report("result", **{key: outcome.get(key) for key in _KEPT}, stopped=self.stop.asked)
+        self.report(events.Done(**{key: outcome.get(key) for key in _KEPT}, stopped=self.stop.asked))
         return 0
 
-    def report(self, event: str, **details: Any) -> None:
+    def report(self, event: events.Event) -> None:
         """Tell the starter; of the processes that one starter has, the first speaks for all."""
         if self.leads or self.own_starter:
-            self.pipe(event, **details)
+            self.pipe(**events.encode(event))
 
-    def _agree(self) -> bool:
+    def _agree(self, asked: events.Peers) -> bool:
         """Compare this process's request with that of rank 0, whose automatic settings and directory hold for all.
         False if they differ."""
-        mine = peers.Request(automatic=self._automatic(), directory=self.directory, **self.asked["same"])
+        mine = peers.Request(
+            node=asked.node,
+            given=asked.given,
+            automatic={name: self.words[name] for name in asked.automatic},
+            data=asked.data,
+            versions=asked.versions,
+            directory=self.directory,
+        )
         node, nodes = _number("GROUP_RANK", 0), _number("GROUP_WORLD_SIZE", 1)
         self.peers = peers.Peers(_connect, self.rank, self.world, node, nodes, self.leads)
         first, differences = self.peers.agree(mine)
         if differences:
-            self.report("refused", differences=differences)
+            self.report(events.Refused(differences=differences))
             return False
         for name in mine.automatic:
             del self.words[name]
         self.words |= {name: list(words) for name, words in first.automatic.items()}
         self.words["output_dir"] = [f"--output_dir={first.directory}"]
         self.directory = first.directory
-        self.report("agreed", directory=self.directory)
+        self.report(events.Agreed(directory=self.directory))
         self.peers.watch(self._on_loss)
         return True
-
-    def _automatic(self) -> dict[str, list[str]]:
-        return {name: self.words[name] for name in self.asked["automatic"]}
 
     def _prepare_resume(self) -> None:
         """Whoever goes on from a checkpoint takes the rows, and draws the random numbers, of the training that wrote
@@ -154,14 +159,13 @@ class _Training:
         _end_now()
 
     def _report_error(self, kind: str, message: str, cause: str | None) -> None:
-        place = {"rank": self.rank, "of": self.world, "time": time.time()}
-        self.pipe("error", **place, type=kind, message=message, cause=cause)
+        failed = events.Failed(
+            rank=self.rank, of=self.world, time=time.time(), type=kind, message=message, cause=cause
+        )
+        self.pipe(**events.encode(failed))
 
 
-_KEPT = (
-    *("last_model_checkpoint", "best_model_checkpoint", "best_metric", "global_step", "memory"),
-    *("model_parameter_info", "train_dataset", "val_dataset"),
-)
+_KEPT = ("global_step", "best_model_checkpoint", "model_parameter_info", "train_dataset", "val_dataset")
 
 
 def _number(variable: str, default: int) -> int:

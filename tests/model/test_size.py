@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_the_parts_of_a_multimodal_config(tmp_path: Path) -> None:
     shape = size.find(str(tmp_path))
     assert shape is not None
     assert (shape.vocabulary, shape.text.hidden, shape.patches) == (32064, 4096, 576)
-    assert shape.encoder == model_shape.Stack(24, 1024, 4096, 1024, 1024, 16)
+    assert shape.encoder == model_shape.Stack(24, 1024, 4096, 1024, 1024, 16, gated=False)
 
 
 def test_the_files_of_weights_are_the_measure_where_they_are(tiny_model: Path) -> None:
@@ -139,3 +140,41 @@ def test_no_config_is_too_odd(odd: dict[str, object]) -> None:
     for config in (odd, {**QWEN3_8B, **odd}, {**QWEN2_VL_2B, **odd}):
         shape = model_shape.from_config(config, "odd", None)
         assert shape is None or shape.parameters > 0
+
+
+# --- encoders: against the modules that transformers builds ---------------------------------------------------
+
+CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+WHISPER = {"encoder_layers": 32, "d_model": 1280, "encoder_ffn_dim": 5120, "encoder_attention_heads": 20}
+QWEN25 = {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "model", "sizes"),
+    [
+        ("clip", "CLIPVisionConfig", "CLIPVisionModel", CLIP),
+        ("siglip", "SiglipVisionConfig", "SiglipVisionModel", SIGLIP),
+        ("pixtral", "PixtralVisionConfig", "PixtralVisionModel", {}),
+        ("qwen2_vl", "Qwen2VLVisionConfig", "Qwen2VisionTransformerPretrainedModel", {}),
+        ("qwen2_5_vl", "Qwen2_5_VLVisionConfig", "Qwen2_5_VisionTransformerPretrainedModel", QWEN25),
+        ("qwen3_vl", "Qwen3VLVisionConfig", "Qwen3VLVisionModel", {}),
+        ("glm4v", "Glm4vVisionConfig", "Glm4vVisionModel", {}),
+        ("whisper", "WhisperConfig", "WhisperEncoder", WHISPER),
+    ],
+)
+def test_the_linear_layers_of_an_encoder_are_counted_exactly(
+    family: str, config: str, model: str, sizes: dict[str, int]
+) -> None:
+    import torch
+
+    code = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    settings = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
+    chosen = getattr(settings, config)(**sizes)
+    with torch.device("meta"):
+        built = getattr(code, model)(chosen)
+    layers = [part for name, part in built.named_modules() if name.rpartition(".")[2] in ("layers", "blocks")]
+    linear = [part for part in layers[0].modules() if isinstance(part, torch.nn.Linear)]
+    found = model_shape._encoder(json.loads(chosen.to_json_string(use_diff=False)))
+    assert found is not None
+    assert found.linear == sum(part.weight.numel() for part in linear)

@@ -15,7 +15,7 @@ from swift_toolkit.dataset import verify as dataset_verify
 from swift_toolkit.dataset.verify import Split, verify
 from swift_toolkit.problems import RequestError
 from swift_toolkit.training import preflight
-from swift_toolkit.training.data_check import DataGate
+from swift_toolkit.training.data_check import DataCheck
 
 
 @pytest.fixture(autouse=True)
@@ -33,32 +33,32 @@ def write(name: str, *rows: object) -> str:
 
 
 @pytest.fixture
-def gate() -> Iterator[DataGate]:
+def check() -> Iterator[DataCheck]:
     """Of a run on 20 rows, of which one may get lost."""
     report = verify([write("a.jsonl", *(talk(f"a{n}") for n in range(20)))])
     expected: dict[Split, int | None] = {"train": 20, "val": 0}
-    with DataGate(report, {}, lambda report: expected, "5%") as gate:
-        yield gate
+    with DataCheck(report, {}, lambda report: expected, "5%") as check:
+        yield check
 
 
-def lose(gate: DataGate, *reasons: str) -> None:
-    gate.lost.write_text("".join(json.dumps(reason) + "\n" for reason in reasons))
+def lose(check: DataCheck, *reasons: str) -> None:
+    check.lost.write_text("".join(json.dumps(reason) + "\n" for reason in reasons))
 
 
-def test_it_opens_when_ms_swift_has_counted(gate: DataGate) -> None:
-    assert gate.problems() == [] and not gate.path.exists()
-    gate.count({"train": 20, "val": 0}, {"train": 20, "val": 0})
-    assert gate.problems() == [] and gate.path.exists()
-    assert gate.sentence() == ""
+def test_it_opens_when_ms_swift_has_counted(check: DataCheck) -> None:
+    assert check.problems() == [] and not check.path.exists()
+    check.count({"train": 20, "val": 0}, {"train": 20, "val": 0})
+    assert check.problems() == [] and check.path.exists()
+    assert check.sentence() == ""
 
 
-def test_a_few_rows_may_get_lost_and_are_explained(gate: DataGate) -> None:
-    lose(gate, "too long for max_length")
-    gate.count({"train": 20, "val": 0}, {"train": 19, "val": 0})
-    assert gate.problems() == [] and gate.path.exists()
-    assert gate.sentence() == "ms-swift trains on 19 of 20 rows: 1 too long for max_length"
-    lose(gate, "too long for max_length", "ValueError: bad image")
-    assert gate.as_dict() == {
+def test_a_few_rows_may_get_lost_and_are_explained(check: DataCheck) -> None:
+    lose(check, "too long for max_length")
+    check.count({"train": 20, "val": 0}, {"train": 19, "val": 0})
+    assert check.problems() == [] and check.path.exists()
+    assert check.sentence() == "ms-swift trains on 19 of 20 rows: 1 too long for max_length"
+    lose(check, "too long for max_length", "ValueError: bad image")
+    assert check.as_dict() == {
         "train": {"found": 20, "loaded": 20, "used": 19},
         "val": {"found": 0, "loaded": 0, "used": 0},
         "not_used": {"too long for max_length": 1},
@@ -68,32 +68,32 @@ def test_a_few_rows_may_get_lost_and_are_explained(gate: DataGate) -> None:
 
 def test_rows_to_validate_are_counted_too() -> None:
     expected: dict[Split, int | None] = {"train": 4, "val": 4}
-    with DataGate(verify([write("a.jsonl", talk("a"))]), {}, lambda report: expected, "5%") as gate:
-        lose(gate, "too long for max_length", "too long for max_length")
-        gate.count({"train": 4, "val": 4}, {"train": 4, "val": 2})
-        assert gate.sentence() == "ms-swift validates on 2 of 4 rows: 2 too long for max_length"
-        assert gate.problems() == [] and gate.path.exists()
+    with DataCheck(verify([write("a.jsonl", talk("a"))]), {}, lambda report: expected, "5%") as check:
+        lose(check, "too long for max_length", "too long for max_length")
+        check.count({"train": 4, "val": 4}, {"train": 4, "val": 2})
+        assert check.sentence() == "ms-swift validates on 2 of 4 rows: 2 too long for max_length"
+        assert check.problems() == [] and check.path.exists()
 
 
-def test_it_stays_shut_when_too_many_get_lost(gate: DataGate) -> None:
-    lose(gate, "ValueError: odd")
-    gate.count({"train": 18, "val": 0}, {"train": 17, "val": 0})
-    assert list(map(str, gate.problems())) == [
-        "ms-swift trains on 17 of 20 rows: 2 were not read by ms-swift, see train.log, 1 ValueError: odd, and only 5% "
-        "may get lost. Allow it with --max-lost-rows 15%."
+def test_it_stays_shut_when_too_many_get_lost(check: DataCheck) -> None:
+    lose(check, "ValueError: odd")
+    check.count({"train": 18, "val": 0}, {"train": 17, "val": 0})
+    assert list(map(str, check.problems())) == [
+        "ms-swift trains on 17 of 20 rows: 2 were not read by ms-swift, see train.log, 1 ValueError: odd; at most 5% "
+        "may be lost. Allow it with --max-lost-rows 15%."
     ]
-    assert not gate.path.exists()
+    assert not check.path.exists()
 
 
-def test_rows_read_while_training_are_not_counted(gate: DataGate) -> None:
-    gate.count({"train": None, "val": None}, {"train": None, "val": None})
-    assert gate.problems() == [] and gate.path.exists()
+def test_rows_read_while_training_are_not_counted(check: DataCheck) -> None:
+    check.count({"train": None, "val": None}, {"train": None, "val": None})
+    assert check.problems() == [] and check.path.exists()
 
 
-def test_rows_that_ms_swift_does_not_count(gate: DataGate) -> None:
-    gate.count({}, {})
-    assert gate.problems() == [] and gate.path.exists()
-    assert (gate.sentence(), gate.as_dict()["train"]) == ("", {"found": 20, "loaded": None, "used": None})
+def test_rows_that_ms_swift_does_not_count(check: DataCheck) -> None:
+    check.count({}, {})
+    assert check.problems() == [] and check.path.exists()
+    assert (check.sentence(), check.as_dict()["train"]) == ("", {"found": 20, "loaded": None, "used": None})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_run_that_loses_too_many_rows_takes_no_step(tiny_model: Path) -> None:
     with pytest.raises(RequestError) as caught:
         tuner(tiny_model, path, max_length=64).run_training()
     assert str(caught.value) == (
-        "ms-swift trains on 18 of 20 rows: 2 too long for max_length, and only 5% may get lost. "
+        "ms-swift trains on 18 of 20 rows: 2 too long for max_length; at most 5% may be lost. "
         'Raise "max_length", or set "truncation_strategy" to "left" or "right". '
         "Allow it with --max-lost-rows 10%."
     )
@@ -205,8 +205,6 @@ def test_rows_that_get_lost_while_training_are_counted(
     assert rows["train"] == {"found": 20, "loaded": 20, "used": None}
     times = rows["replaced_while_training"].pop("too long for max_length")
     assert times and not rows["replaced_while_training"]
-    said = (
-        f"ms-swift took other rows in the place of those it could not use: {times} too long for max_length."
-    )
+    said = f"ms-swift replaced rows that it could not use by others: {times} too long for max_length."
     assert said in capfd.readouterr().err
     assert result()["data"]["complete"]

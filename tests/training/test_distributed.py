@@ -206,7 +206,7 @@ def test_a_killed_rank_ends_all(endless: Trainer) -> None:
     first = endless.said()[endless.said().index("Training failed") :].splitlines()[0]
     assert first == (
         "Training failed: the system killed the process of rank 1, most often for lack of memory. "
-        f"The whole log: {endless.run_directory}/train.log"
+        f"Full log: {endless.run_directory}/train.log"
     )
     assert result(endless.run_directory)["status"] == "failed"
     assert not leftovers(endless.run_directory)
@@ -224,7 +224,7 @@ def test_the_error_of_the_rank_that_fails_comes_first(tiny_model: Path, tmp_path
     assert run.wait() == 1
     assert time.monotonic() - began < FAST
     first = run.said()[run.said().index("Training failed") :].splitlines()[0]
-    assert first.startswith("Training failed: rank 1: ValueError: this rank is not well. The whole log: ")
+    assert first.startswith("Training failed: rank 1: ValueError: this rank is not well. Full log: ")
     assert "this rank is not well" in (run.run_directory / "logs/rank1.log").read_text()
     assert result(run.run_directory)["error"].startswith("Training failed: rank 1: ValueError: ")
     assert not leftovers(run.run_directory)

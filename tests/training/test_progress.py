@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 
 from swift_toolkit.training import progress
+from swift_toolkit.training.events import Begin, Log, Step
 
 
 class Clock:
@@ -29,11 +29,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def events(line: progress.TrainingLine, clock: Clock, *seconds: float, first: int = 0) -> list[str]:
     """What the line says after each step that took so many seconds."""
     said = []
-    line.show({"event": "begin", "step": first, "max_steps": first + 10, "batch": 8})
+    line.show(Begin(step=first, max_steps=first + 10, batch=8, time=0))
     for number, took in enumerate(seconds, first + 1):
         clock.now += took
-        event: dict[str, Any] = {"event": "step", "step": number, "max_steps": first + 10}
-        line.show(event)
+        line.show(Step(step=number))
         said.append(line.words())
     return said
 
@@ -61,5 +60,5 @@ def test_a_log_is_one_line_off_a_terminal(clock: Clock) -> None:
     shown = io.StringIO()
     with progress.TrainingLine(shown) as line:
         events(line, clock, 1)
-        line.show({"event": "log", "logs": {"loss": 0.5, "learning_rate": 1e-4}, "memory": 3 << 30})
+        line.show(Log(step=1, logs={"loss": 0.5, "learning_rate": 1e-4}, memory=3 << 30))
     assert shown.getvalue() == "step 1/10 · loss 0.5000 · lr 1.00e-04 · time left unknown · 3.0 GiB\n"

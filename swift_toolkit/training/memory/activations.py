@@ -94,7 +94,7 @@ def _kept(run: Run, stack: Stack, tokens: int, checkpointing: bool) -> float:
     while it is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
     layer = tokens * _layer_bytes(run, stack) + _score_bytes(run, stack, tokens)
     back = (
-        tokens * run.width * (3 * stack.inner + 2 * stack.hidden)
+        tokens * run.width * (stack.matrices * stack.inner + 2 * stack.hidden)
     )  # gradients inside the layer that is at work
     if checkpointing:
         return stack.layers * tokens * stack.hidden * run.width + layer + back
@@ -106,15 +106,15 @@ def _layer_bytes(run: Run, stack: Stack) -> float:
     Llama and Qwen (RMSNorm, rotary positions, grouped queries, SwiGLU; transformers' modelling code).
 
     Both norms keep their input in float32. Attention (a fused kernel) keeps queries, keys, values and its output, the
-    MLP its gate, the gate's activation, and the other branch. A trained weight keeps its input besides; a LoRA
-    adapter the input after dropout and the dropout's mask, and its own inner result.
+    MLP its gate, the gate's activation, and the other branch; without a gate one branch and its activation. A trained
+    weight also keeps its input; a LoRA adapter the input after dropout, the dropout's mask, and its own inner result.
     """
     width, hidden, inner = run.width, stack.hidden, stack.inner
-    kept = 8 * hidden + width * (2 * stack.queries + 2 * stack.keys + 3 * inner)
+    kept = 8 * hidden + width * (2 * stack.queries + 2 * stack.keys + stack.matrices * inner)
     if run.whole:
         return float(kept + width * (4 * hidden + inner))
     if run.tuner in ("lora", "lora_llm", "adalora", "longlora"):
-        inputs = 5 * hidden + stack.queries + inner  # of q, k, v, gate and up; of o; of down
+        inputs = (2 + stack.matrices) * hidden + stack.queries + inner  # of q, k, v, gate, up; of o; of down
         mask = (4 if run.kind == "cpu" else 1) if run.value("lora_dropout") else 0
         return float(kept + inputs * (width + mask) + 7 * width * run.value("lora_rank"))
     return float(kept)

@@ -187,7 +187,7 @@ def _adapter_numbers(run: Run, stack: Stack) -> float:
         2 * stack.hidden
         + 2 * stack.queries
         + 2 * (stack.hidden + stack.keys)
-        + 3 * (stack.hidden + stack.inner)
+        + stack.matrices * (stack.hidden + stack.inner)
     )
     if run.tuner == "adapter":
         return float(stack.layers * 4 * stack.hidden * run.value("adapter_length"))

@@ -1,0 +1,272 @@
+"""What a training process is asked to do, what it reports, and the state of a run that follows from its reports.
+
+Each report is one JSON object a line, named by its "event"; `fold` takes them in one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from swift_toolkit.dataset.report import Split
+
+
+class Peers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes that several starters start must agree on.
+
+    Args:
+        own_starter: each of them has a starter of its own, as under torchrun.
+        automatic: names of the settings that were chosen automatically: those of rank 0 hold for all.
+        node: this machine.
+        given: settings that the user gave, as text.
+        data: fingerprints of the data files.
+        versions: of the packages that must be the same.
+    """
+
+    own_starter: bool
+    automatic: Sequence[str]
+    node: str
+    given: Mapping[str, str]
+    data: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+class DataCheckFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Files of the data check: the first step waits for ``path``; ``lost`` gets a line for each row that is lost."""
+
+    path: str
+    lost: str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training process is asked to do.
+
+    Args:
+        command: of ms-swift.
+        arguments: the words of each of its arguments, by name.
+        directory: of the run.
+        peers: None if one starter starts all processes.
+        data_check: None if the first step does not wait.
+    """
+
+    command: str
+    arguments: Mapping[str, list[str]]
+    directory: str
+    peers: Peers | None = None
+    data_check: DataCheckFiles | None = None
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
+    """One report."""
+
+
+class Importing(_Event, frozen=True, kw_only=True):
+    """The process lives; ``pid`` is that of the process that reports, not of a launcher."""
+
+    pid: int
+
+
+class Agreed(_Event, frozen=True, kw_only=True):
+    """All processes were asked for the same run, which writes to ``directory``."""
+
+    directory: str
+
+
+class Refused(_Event, frozen=True, kw_only=True):
+    """The processes were asked for different runs."""
+
+    differences: Sequence[str]
+
+
+class Loading(_Event, frozen=True, kw_only=True):
+    """ms-swift starts to load the model and the data."""
+
+
+class Rows(_Event, frozen=True, kw_only=True):
+    """Rows of each split that ms-swift read, and those it turned into tokens; None where it does so while training."""
+
+    loaded: Mapping[Split, int | None]
+    used: Mapping[Split, int | None]
+
+
+class Waiting(_Event, frozen=True, kw_only=True):
+    """The first step waits for the data check."""
+
+
+class Begin(_Event, frozen=True, kw_only=True):
+    """The first step is about to start; ``batch`` rows are learned from in each."""
+
+    step: int
+    max_steps: int
+    batch: int
+    time: float
+
+
+class Step(_Event, frozen=True, kw_only=True):
+    """An optimiser step is done."""
+
+    step: int
+
+
+class Evaluating(_Event, frozen=True, kw_only=True):
+    """A batch of the evaluation is done."""
+
+    step: int
+
+
+class Log(_Event, frozen=True, kw_only=True):
+    """Numbers that ms-swift logs; ``memory`` in bytes, the most that was held so far."""
+
+    step: int
+    memory: int
+    logs: Mapping[str, float]
+
+
+class Checkpoint(_Event, frozen=True, kw_only=True):
+    """A checkpoint was written whole; ``best`` is the best so far, None without evaluation."""
+
+    step: int
+    checkpoint: str
+    best: str | None = None
+
+
+class End(_Event, frozen=True, kw_only=True):
+    """Training is over."""
+
+    step: int
+    time: float
+
+
+class Done(_Event, frozen=True, kw_only=True):
+    """ms-swift has returned.
+
+    Args:
+        global_step: optimiser steps done.
+        stopped: SIGTERM asked for the end.
+        best_model_checkpoint: None without evaluation.
+        model_parameter_info: of the model, in ms-swift's words.
+        train_dataset: tokens a row, in ms-swift's words.
+        val_dataset: the same of the validation data.
+    """
+
+    global_step: int | None = None
+    stopped: bool = False
+    best_model_checkpoint: str | None = None
+    model_parameter_info: Any = None
+    train_dataset: Any = None
+    val_dataset: Any = None
+
+
+class Failed(_Event, frozen=True, kw_only=True):
+    """A process failed; ``cause`` says why, if it was another process that ended the run."""
+
+    rank: int
+    of: int
+    time: float
+    type: str
+    message: str
+    cause: str | None = None
+
+
+Event: TypeAlias = (
+    Importing | Agreed | Refused | Loading | Rows | Waiting | Begin | Step | Evaluating | Log | Checkpoint
+    | End | Done | Failed
+)  # fmt: skip
+
+
+def decode(report: Mapping[str, Any]) -> Event:
+    """The event that a training process reported."""
+    return msgspec.convert(report, Event)  # type: ignore[no-any-return]
+
+
+def encode(event: Event) -> dict[str, Any]:
+    """Plain data; what JSON does not know becomes text."""
+    return msgspec.to_builtins(event, enc_hook=str)  # type: ignore[no-any-return]
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run by its reports.
+
+    Args:
+        pid: of the process that reports; 0 before the first report.
+        steps: optimiser steps done.
+        max_steps: those it is to take; 0 before it begins.
+        memory: most bytes held on one device.
+        begun: when the first step started.
+        ended: when the last step ended.
+        last: newest checkpoint.
+        best: checkpoint with the best evaluation.
+        losses: the last training loss, the least one, and the least evaluation loss.
+        metrics: the last value of every number that was logged.
+        done: what ms-swift returned.
+        failures: of all processes, in the order in which they came.
+        differences: why the processes did not agree.
+        directory: that of rank 0, once they agreed.
+    """
+
+    pid: int = 0
+    steps: int = 0
+    max_steps: int = 0
+    memory: int = 0
+    begun: float | None = None
+    ended: float | None = None
+    last: str | None = None
+    best: str | None = None
+    losses: Mapping[str, float] = {}
+    metrics: Mapping[str, float] = {}
+    done: Done | None = None
+    failures: tuple[Failed, ...] = ()
+    differences: tuple[str, ...] = ()
+    directory: str | None = None
+
+
+def fold(state: RunState, event: Event) -> RunState:
+    """The state after ``event``."""
+    change = functools.partial(msgspec.structs.replace, state)
+    match event:
+        case Importing(pid=pid):
+            return change(pid=pid)
+        case Agreed(directory=directory):
+            return change(directory=directory)
+        case Refused(differences=differences):
+            return change(differences=tuple(differences))
+        case Begin():
+            return change(steps=event.step, max_steps=event.max_steps, begun=event.time)
+        case Log():
+            return _logged(state, event)
+        case Checkpoint():
+            return change(steps=event.step, last=event.checkpoint, best=event.best or state.best)
+        case End():
+            return change(steps=event.step, ended=event.time)
+        case Done():
+            steps = state.steps if event.global_step is None else event.global_step
+            return change(done=event, steps=steps, best=event.best_model_checkpoint or state.best)
+        case Failed():
+            return change(failures=(*state.failures, event))
+        case Step(step=step) | Evaluating(step=step):
+            return change(steps=step)
+    return state
+
+
+def _logged(state: RunState, event: Log) -> RunState:
+    losses = dict(state.losses)
+    if (loss := event.logs.get("loss")) is not None:
+        losses |= {"last": loss, "least": min(loss, losses.get("least", loss))}
+    if (loss := event.logs.get("eval_loss")) is not None:
+        losses["least_eval"] = min(loss, losses.get("least_eval", loss))
+    return msgspec.structs.replace(
+        state,
+        steps=event.step,
+        memory=max(state.memory, event.memory),
+        losses=losses,
+        metrics={**state.metrics, **event.logs},
+    )

@@ -1,0 +1,100 @@
+"""What a run says that lost its disk, or its directory, and two runs that want the same one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from swift_toolkit.runs import storage
+from tests.test_finetune_trainer import Started, flags, run, tiny
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_directory(tiny_model: Path, tmp_path: Path) -> None:
+    settings = tiny(tiny_model, tmp_path / "out", max_steps=5000, add_version="false")
+    first = Started(settings)
+    done = run(*flags(settings))
+    first.process.terminate()
+    assert first.wait() == 143
+    assert done.returncode == 2
+    assert f"{tmp_path}/out is in use by process {first.process.pid} on " in done.stderr.splitlines()[-1]
+
+
+# --- the disk -----------------------------------------------------------------------------------------------
+
+
+def mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for one checkpoint of a full fine-tuning of ``tiny_model``, not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk))
+    yield disk
+    while os.path.ismount(disk):  # each of those that lie above one another
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk(tiny_model: Path, small_disk: Path) -> None:
+    done = run(*flags(tiny(tiny_model, small_disk / "out", train_type="full")))
+    (directory,) = (small_disk / "out").glob("v0-*")
+    assert done.returncode == 1
+    said = done.stderr[done.stderr.index("Training failed") :].splitlines()
+    assert said[0].startswith(f"Training failed: the disk of {directory} is full (0.0 GiB free). Full log: ")
+    assert said[1:4] == [
+        f"Incomplete, delete: {directory}/checkpoint-4",
+        f"Complete checkpoints: {directory}/checkpoint-2",
+        "Free some space. Then run the same command with --resume.",
+    ]
+    assert "Unexpected" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_directory_that_is_removed_meanwhile(tiny_model: Path, tmp_path: Path) -> None:
+    started = Started(tiny(tiny_model, tmp_path / "out", max_steps=40, save_steps=1000))
+    shutil.rmtree(started.run_directory)
+    assert started.wait() == 1
+    said = started.errors.read_text()
+    assert "Unexpected" not in said
+    assert f"{started.run_directory} was removed while the run wrote to it." in said
+
+
+@pytest.mark.slow
+def test_a_directory_that_becomes_read_only(tiny_model: Path, small_disk: Path) -> None:
+    started = Started(tiny(tiny_model, small_disk / "out", max_steps=5000, save_steps=2))
+    mount("--bind", str(small_disk), str(small_disk))
+    mount("-o", "remount,bind,ro", str(small_disk))
+    assert started.wait() == 1
+    said = started.errors.read_text()
+    assert "Unexpected" not in said
+    assert (
+        f"Training failed: cannot write to {started.run_directory}: it became read-only. Full log: " in said
+    )
+    last = storage.checkpoints(started.run_directory).whole[-1]
+    assert str(last) in said[said.index("Complete checkpoints: ") :]
+    assert "Make it writable again. Then run the same command with --resume." in said
+    assert f"{started.run_directory}/result.json cannot be written: Read-only file system." in said
+
+
+def test_the_disk_that_an_error_names(tmp_path: Path) -> None:
+    log = tmp_path / "run/train.log"
+    log.parent.mkdir()
+    log.touch()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    said = f"OSError: [Errno 28] No space left on device: '{cache}/blobs/1'"
+    found = storage.trouble(log.parent, log, said)
+    assert found is not None
+    assert found[0].startswith(f"the disk of {cache} is full (")
+    assert storage.trouble(log.parent, log, "ValueError: odd") is None
