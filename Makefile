@@ -1,5 +1,6 @@
 # make quickstart   train a small chat model for real, then ask it before and after
 # make test         everything the tests need, then the tests
+# make fuzz         random requests to the real server, more than make test sends
 # make test-vllm    the tests with vLLM's CPU build, in a venv of its own
 # make test-swift3  the tests with ms-swift 3.12, in a venv of its own
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TUNED := output/quickstart/last/adapter_model.safetensors
 
-.PHONY: quickstart test test-vllm test-swift3 lint clean
+.PHONY: quickstart test fuzz test-vllm test-swift3 lint clean
 
 quickstart: $(TUNED)
 	@$(BIN)/python inference_test.py --checkpoint output/quickstart --compare-base \
@@ -18,6 +19,9 @@ $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 
 test: .venv/.dev
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+fuzz: .venv/.dev
+	@FUZZ_REQUESTS=500 $(BIN)/python -m pytest tests/serving/test_fuzz.py -s $(ARGS)
 
 # vLLM's CPU build does not load beside torchvision, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready

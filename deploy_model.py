@@ -47,7 +47,7 @@ examples:
   python deploy_model.py --multi-lora-config adapters.json --port 8001
   SWIFT_API_KEY=... python deploy_model.py --checkpoint output/quickstart --host 0.0.0.0 --chat
 
-exit status: 0 ended by SIGTERM, 1 the server failed, 2 the request was wrong, 130 Ctrl-C"""
+exit status: 0 ended by SIGTERM, 1 the server failed or its end cut answers, 2 the request was wrong, 130 Ctrl-C"""
 
 EXAMPLE_QUESTION = "Who are you?"
 
@@ -210,7 +210,8 @@ def make_parser() -> command_line.Parser:
     _add_access_flags(parser)
     _add_limit_flags(parser)
     _add_output_flags(parser)
-    parser.set_defaults(**{name: getattr(ServingOptions(), name) for name in OPTION_NAMES - {"from_line"}})
+    defaults = {name: getattr(ServingOptions(), name) for name in OPTION_NAMES - {"from_line"}}
+    parser.set_defaults(**{name: value for name, value in defaults.items() if value != ()})
     return parser
 
 
@@ -228,8 +229,25 @@ def _add_access_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--api-key-file", metavar="FILE", help="file that holds the API key; else SWIFT_API_KEY does")
     add("--no-auth", action="store_true", help="serve other machines without a key")
+    add(
+        "--allow-origin",
+        action="append",
+        metavar="URL",
+        help="let web pages of this origin ask; may be repeated",
+    )
     add("--media-dir", metavar="DIR", help="let requests name files in this directory")
+    add(
+        "--allow-media-urls",
+        action="store_true",
+        help="fetch pictures from the public URLs that requests name",
+    )
     add("--allow-runtime-lora", action="store_true", help="adapters may be loaded and unloaded while serving")
+    add(
+        "--adapter-dir",
+        action="append",
+        metavar="DIR",
+        help="where these adapters come from; may be repeated",
+    )
     add("--chat", action="store_true", help="also serve a chat page at /")
 
 
@@ -297,7 +315,7 @@ def _command(words: list[str]) -> int:
 
 
 def _options(flags: argparse.Namespace) -> ServingOptions:
-    own = {name: value for name, value in vars(flags).items() if name in OPTION_NAMES}
+    own = {name: value for name, value in vars(flags).items() if name in OPTION_NAMES and value is not None}
     return ServingOptions(**own, from_line=bool(flags.from_command or flags.from_script))
 
 
@@ -313,7 +331,9 @@ def _serve(server: Server) -> int:
             server.stop()
         except KeyboardInterrupt:
             server.kill()
-        return 0 if isinstance(interrupt, Terminated) else 130
+        if server.cut:
+            screen.say(f"Running answers that were cut after {seconds} s: {server.cut}")
+        return int(server.cut > 0) if isinstance(interrupt, Terminated) else 130
 
 
 if __name__ == "__main__":

@@ -303,6 +303,8 @@ def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str], adapter: Path,
         '"--hub_token" is a secret, and ms-swift writes it in clear to its log. '
         "Set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.",
         '"--max-tokens-limit" must be at least 1, not 0.',
+        '"--allow-runtime-lora" needs --adapter-dir. '
+        "Name the directories that adapters may come from: --adapter-dir DIR",
         f"{tmp_path}/gone does not exist. {tmp_path} holds nothing.",
         '"--allow-runtime-lora" needs a key. Set SWIFT_API_KEY or --api-key-file.',
         '"--port" is 70000; it must be from 0 (any that is free) to 65535.',

@@ -70,7 +70,7 @@ def test_a_batch_of_questions_and_a_served_answer(result: TrainingResult, tmp_pa
     assert all(one["answer"] and one["answer"] != one["base"]["answer"] for one in answers)
     assert result.last_checkpoint is not None
     with ModelDeployer(str(result.last_checkpoint), port=0, output_dir=str(tmp_path / "serve")) as url:
-        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)
         base, tuned = [model.id for model in client.models.list()]
         assert _ask(client, tuned) == answers[0]["answer"].strip()
         assert _ask(client, base) == answers[0]["base"]["answer"].strip()

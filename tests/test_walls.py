@@ -17,8 +17,6 @@ DOORS = {
     "swift_toolkit/machine/msswift.py",
     "swift_toolkit/model/old_adapter.py",
     "swift_toolkit/model/worker.py",
-    "swift_toolkit/serving/patches.py",
-    "swift_toolkit/serving/worker.py",
     "swift_toolkit/training/hooks.py",
     "swift_toolkit/training/worker.py",
 }

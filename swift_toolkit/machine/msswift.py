@@ -12,7 +12,6 @@ import json
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +64,6 @@ class SwiftInstall:
     def guesses_template(self) -> bool:
         """Whether a model type of several templates needs none to be named: until ms-swift 4.0 the first was taken."""
         return self._either(True, False)
-
-    @property
-    def fetches_safely(self) -> bool:
-        """Whether a server fetches pictures of requests from public addresses only; since ms-swift 4.0."""
-        return self._either(False, True)
 
     def _either(self, of_3: T, of_4: T) -> T:
         return of_3 if self.line == "v3" else of_4
@@ -362,7 +356,6 @@ def repair_generation(template: Any) -> None:
         except Exception as error:
             if "streamer" not in kwargs:
                 raise
-            traceback.print_exc()
             kwargs["streamer"].put(_Failed(error))
             return None
 
@@ -579,3 +572,139 @@ def _micro_batches(sampler: Any, iterate: Callable[[Any], Iterator[list[int]]]) 
         rows = [row for batch in step for row in batch]
         shares = partition([lengths[row] for row in rows], ranks, sampler.batch_size)
         yield from ([rows[index] for index in micro_batch] for micro_batch in shares[sampler.rank])
+
+
+# ------------------------------------------------------------------------------------------ patches for serving
+
+
+def ignore_file_tags(template: Any) -> None:
+    """Keep ms-swift from opening files that a text names as ``<img>file</img>``.
+
+    Needed until ms-swift asks whether it may (4.6 does it for every multimodal model whose request has no image).
+    """
+    template._replace_image_tags = lambda inputs: None
+
+
+def encode_plain_texts(template: Any) -> None:
+    """Make ``template.encode`` take a request with ``plain`` set as a text to go on from, without the chat format.
+
+    Needed until an engine of ms-swift takes a request without a chat template (4.6 has one template an engine).
+    """
+    encode, plain = template.encode, copy.copy(template)
+    plain.template_meta = template.template_meta.to_generate_template_meta()
+    plain.template_meta.init(template.tokenizer)
+    plain.use_chat_template = False
+    for name in ("encode", "_replace_image_tags"):
+        plain.__dict__.pop(name, None)
+    ignore_file_tags(plain)
+
+    def either(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(inputs, "plain", False):
+            return encode(inputs, *args, **kwargs)
+        plain.mode, plain.model = template.mode, template.model
+        return plain.encode(inputs, *args, **kwargs)
+
+    template.encode = either
+
+
+Hook = Callable[[dict[str, Any]], dict[str, Any]]
+"""Called with what a batch is generated from; returns it."""
+
+
+def sampling_hook(
+    backend: str,
+    *,
+    min_p: float | None,
+    min_tokens: int,
+    ignore_eos: bool,
+    stop: Sequence[str],
+    seed: int | None,
+) -> Hook:
+    """A hook that sets what ms-swift's RequestConfig lacks or does not hand on.
+
+    Needed until RequestConfig has these fields for every engine (4.6 hands ``min_p`` and ``seed`` to vLLM only).
+
+    Args:
+        backend: ``pt`` or ``vllm``; others have none of these.
+        min_p: least probability, as a share of the likeliest token's.
+        min_tokens: shortest answer, in tokens.
+        ignore_eos: go on after the end of the answer.
+        stop: the request's own stop texts.
+        seed: of the random numbers.
+    """
+
+    def set_vllm(kwargs: dict[str, Any]) -> dict[str, Any]:
+        config = kwargs["generation_config"]
+        config.min_tokens, config.ignore_eos = min_tokens, ignore_eos
+        if ignore_eos:
+            config.stop, config.stop_token_ids = list(stop), []
+        return kwargs
+
+    def set_pt(kwargs: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        config = kwargs["generation_config"]
+        if min_p:
+            config.min_p = min_p
+        if min_tokens:
+            config.min_new_tokens = min_tokens
+        if ignore_eos:
+            config.eos_token_id = [-1]  # None would be the model's own
+            config.stop_words = list(stop) or [_NEVER_SAID]
+        if seed is not None:
+            torch.manual_seed(seed)
+        return kwargs
+
+    return {"pt": set_pt, "vllm": set_vllm}.get(backend, lambda kwargs: kwargs)
+
+
+_NEVER_SAID = "\0\0never said\0\0"
+"""Stands for an empty list of stop words, which ms-swift would fill with the template's."""
+
+
+def longest_token(tokenizer: Any) -> int:
+    """Bytes of text that one token can stand for at most."""
+    tokens = list(tokenizer.get_vocab())
+    length = max(map(len, tokens))
+    long = [one for one in tokens if 4 * len(one) >= length]
+    longest = max(len(tokenizer.convert_tokens_to_string([one]).encode("utf-8", "replace")) for one in long)
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return max(1, longest) * (1 if normalizer is None else 4)  # a normalizer may shorten the text
+
+
+def keep_first_space() -> None:
+    """Keep ms-swift from dropping the space that a streamed answer begins with.
+
+    It counts the spaces at the beginning before there is a token. Needed until it counts them with the first one.
+    """
+    try:
+        from swift.llm.infer.infer_engine.utils import InferStreamer  # ms-swift 3
+    except ModuleNotFoundError:
+        from swift.infer_engine.utils import InferStreamer
+    align = InferStreamer._align_blank_suffix
+
+    def aligned(self: Any, response: str) -> str:
+        return align(self, response) if response else response
+
+    InferStreamer._align_blank_suffix = aligned
+
+
+def has_agent_template(template: Any) -> bool:
+    """Whether a template has a form for functions and their results; ms-swift 3 has one for every template."""
+    return getattr(template, "_agent_template", "react_en") is not None
+
+
+def dropping_hook(engine: Any, alias: str) -> Hook:
+    """A hook that drops an adapter's weights in the thread that generates, between two batches."""
+
+    def drop(kwargs: dict[str, Any]) -> dict[str, Any]:
+        if engine._adapters_pool.pop(alias, None) is not None:
+            engine.model.delete_adapter(alias)
+        return kwargs
+
+    return drop
+
+
+async def drop_from_vllm(engine: Any, alias: str) -> None:
+    """Drop an adapter from the processes of vLLM."""
+    await engine.engine.remove_lora(engine._adapters_pool[alias].lora_int_id)

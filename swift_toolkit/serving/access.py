@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.problems import Problem, RequestError
@@ -30,6 +32,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+ORIGIN = re.compile(r"https?://[\w.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", re.IGNORECASE)
+"""How a browser names the site of a page."""
+
+
+def host_names(host: str, origins: Sequence[str]) -> Iterator[str]:
+    """The names, beside IP addresses, under which clients reach a server.
+
+    Args:
+        host: the address that it listens on.
+        origins: of pages that may ask it.
+    """
+    yield "localhost"
+    yield host.strip("[]").lower()
+    if not is_loopback(host):
+        yield from {socket.gethostname().lower(), socket.getfqdn().lower()}
+    for origin in origins:
+        yield (urlsplit(origin).hostname or "").rstrip(".")
 
 
 def find_key(file: str | None) -> str | None:
@@ -71,6 +92,10 @@ def access_problems(config: Config, options: ServingOptions) -> Iterator[Problem
     if not is_loopback(host) and not given and not options.no_auth:
         what = f'is "{host}", which other machines can reach, and there is no key'
         yield config.problem("host", what, f"{needs_key}, or serve everybody with --no-auth.")
+    for origin in options.allow_origin:
+        if not ORIGIN.fullmatch(origin):
+            do = "Write scheme, name and port as a browser does: https://example.org or http://localhost:3000"
+            yield Problem(f'is "{origin}", which is not an origin', do, "--allow-origin")
     if options.allow_runtime_lora and not given:
         yield Problem("needs a key", f"{needs_key}.", "--allow-runtime-lora")
 

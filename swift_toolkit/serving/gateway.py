@@ -1,40 +1,39 @@
-"""The layer around ms-swift's server: who may ask, what may be asked, what is counted, how an error looks.
+"""The HTTP side of the server: who may ask, what may be asked, what is counted, how an error looks.
 
-``Gateway`` is an ASGI application that passes checked requests on to another one, ms-swift's FastAPI app. It knows
-nothing of engines and imports nothing heavy.
+``Gateway`` is an ASGI application in front of an engine. It knows nothing of engines and imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
+import secrets
 import time
-import traceback
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from swift_toolkit.serving import request as serving_request
-from swift_toolkit.serving.request import ApiError, Limits
+from swift_toolkit.serving.answer import model_entry, model_list
+from swift_toolkit.serving.fields import ENDPOINTS
+from swift_toolkit.serving.request import ApiError, Facts, Limits, Request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 
 BODY_SECONDS = 60.0
-"""How long the body of a request may take to arrive."""
+"""Time for the body of a request to arrive."""
 
-CHECKS = {
-    "/v1/chat/completions": serving_request.check_chat,
-    "/v1/completions": serving_request.check_completion,
-    "/v1/embeddings": serving_request.check_embedding,
-}
+SEND_SECONDS = 60.0
+"""Time for a client to take a piece of its answer."""
 
 
 @dataclass
@@ -42,22 +41,28 @@ class Exchange:
     """One request on its way; what answers it adds what it learns.
 
     Args:
+        method: of the request.
         path: of the URL.
+        id: names the request in the log and in the header ``x-request-id``.
         model: that is asked for, once known.
         status: HTTP status of the response, once known.
         first_token: seconds until the first piece of the answer.
         prompt_tokens, completion_tokens: once answered.
-        error: why it cannot be answered, set by the engine's side.
+        failure: the exception that nobody expected, and where it was raised.
+        cut: the server ended before the answer did.
     """
 
+    method: str
     path: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
     model: str = ""
     status: int = 0
     began: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    error: ApiError | None = None
+    failure: str = ""
+    cut: bool = False
 
     @property
     def seconds(self) -> float:
@@ -65,12 +70,8 @@ class Exchange:
         return time.monotonic() - self.began
 
 
-exchange: ContextVar[Exchange] = ContextVar("exchange")
-"""The exchange that the running task belongs to."""
-
-
 class Observer(Protocol):
-    """What is told of every request."""
+    """What sees every request."""
 
     def began(self, one: Exchange) -> None:
         """A checked request goes on to the engine."""
@@ -82,243 +83,408 @@ class Observer(Protocol):
         """What /metrics answers, and its content type."""
 
 
-@dataclass(frozen=True)
+Event = Mapping[str, Any]
+
+
+class Engine(Protocol):
+    """What answers checked requests."""
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        """The names that are served; may change while serving."""
+
+    @property
+    def facts(self) -> Facts:
+        """What requests are checked against."""
+
+    async def answer(self, request: Request, one: Exchange) -> Event | AsyncGenerator[Event, None]:
+        """The whole answer, or its pieces.
+
+        Raises:
+            ApiError: it cannot be answered.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """What the gateway enforces.
 
     Args:
         key: the API key, None for none.
         limits: of one request.
-        default_tokens: longest answer where a request names none; None for the limit.
+        hosts: names under which the server is reached; an IP address always is one. Only without a key.
+        origins: web pages of these origins may ask, beside the server's own.
         page: the chat page, None for none.
     """
 
     key: str | None
     limits: Limits
-    default_tokens: int | None = None
+    hosts: frozenset[str] = frozenset({"localhost"})
+    origins: frozenset[str] = frozenset()
     page: bytes | None = None
 
 
 Action = Callable[[Mapping[str, Any]], Awaitable[str]]
 
 
-class Gateway:
-    """An ASGI application around ``app``.
+@dataclass(frozen=True)
+class _Http:
+    """One HTTP request as ASGI hands it over."""
+
+    scope: Scope
+    receive: Receive
+    response: _Response
+
+    def header(self, name: bytes) -> str | None:
+        found = next((value for key, value in self.scope["headers"] if key == name), None)
+        return None if found is None else found.decode("latin-1")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One address of the server.
 
     Args:
-        app: what answers checked requests.
+        method: GET or POST.
+        path: of the URL; one that ends with ``/`` stands for all below it.
+        answer: answers it.
+        is_open: it needs no key.
+    """
+
+    method: str
+    path: str
+    answer: Callable[[Exchange, _Http], Coroutine[Any, Any, None]]
+    is_open: bool = False
+
+    def fits(self, path: str) -> bool:
+        """Whether it answers for ``path``."""
+        if self.path.endswith("/") and len(self.path) > 1:
+            return path.startswith(self.path) and path != self.path
+        return path == self.path
+
+
+class Gateway:
+    """An ASGI application in front of an engine.
+
+    Args:
+        engine: answers checked requests.
         policy: what is enforced.
-        names: the model names that are served; may change while serving.
-        running: how many requests each model has on their way; kept here, for whoever wants to know.
-        observer: is told of every request.
-        actions: paths of POST requests that are answered here, with what answers them.
+        observer: sees every request.
+        actions: paths of POST requests that change the engine.
     """
 
     def __init__(
-        self,
-        app: App,
-        policy: Policy,
-        names: Mapping[str, Any],
-        running: Counter[str],
-        observer: Observer,
-        actions: Mapping[str, Action],
+        self, engine: Engine, policy: Policy, observer: Observer, actions: Mapping[str, Action]
     ) -> None:
-        self._app, self._policy, self._names, self._observer = app, policy, names, observer
-        self._running, self._actions = running, actions
+        self._engine, self._policy, self._observer = engine, policy, observer
+        self._cut = asyncio.Event()
+        self.routes = (
+            Route("GET", "/health", self._health, is_open=True),
+            *([Route("GET", "/", self._page, is_open=True)] if policy.page is not None else []),
+            Route("GET", "/v1/models", self._list_models),
+            Route("GET", "/v1/models/", self._show_model),
+            Route("GET", "/metrics", self._metrics),
+            *(Route("POST", path, self._ask) for path in ENDPOINTS),
+            *(Route("POST", path, self._action(action)) for path, action in actions.items()),
+        )
+
+    def cut_answers(self) -> None:
+        """End the answers that are still on their way, each with an error that says so."""
+        self._cut.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; anything that is no HTTP request goes on as it is."""
+        """Answer one request; a WebSocket is closed unanswered."""
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return  # a WebSocket is closed unanswered
-        one = Exchange(scope["path"])
-        exchange.set(one)
-        envelope = _Envelope(one, send)
+            return
+        one = Exchange(scope["method"], scope["path"])
+        http = _Http(scope, receive, _Response(one, send))
         try:
-            await self._answer(one, scope, receive, envelope)
+            await self._answer(one, http)
         except ApiError as error:
-            one.error = error
-            await _respond(
-                send, error.status, error.body(), _JSON, _AUTHENTICATE if error.status == 401 else []
+            await http.response.refuse(error)
+        except (ConnectionError, asyncio.TimeoutError):
+            pass  # the client has gone, or takes nothing
+        except Exception as error:
+            one.failure = place_of(error)
+            await http.response.refuse(
+                ApiError(500, f"The server failed to answer; its log names request {one.id}.")
             )
-            one.status = error.status
-        except Exception:
-            traceback.print_exc()
-            await envelope.fail()
         finally:
             self._observer.ended(one)
 
-    async def _answer(self, one: Exchange, scope: Scope, receive: Receive, send: _Envelope) -> None:
-        method, path = scope["method"], scope["path"]
-        if (method, path) == ("GET", "/health"):
-            await self._app(scope, receive, send)
-            return
-        if (method, path) == ("GET", "/") and self._policy.page is not None:
-            await _respond(send, 200, self._policy.page, b"text/html; charset=utf-8", _PAGE_HEADERS)
-            return
-        self._check_key(scope)
-        if (method, path) == ("GET", "/v1/models"):
-            await self._app(scope, receive, send)
-        elif (method, path) == ("GET", "/metrics"):
-            content, kind = self._observer.exposition()
-            await _respond(send, 200, content, kind.encode())
-        elif method == "POST" and path in self._actions:
-            text = await self._actions[path](serving_request.parse(await self._body(scope, receive)))
-            await _respond(send, 200, text.encode(), b"text/plain; charset=utf-8")
-        elif method == "POST" and path in CHECKS:
-            await self._ask(one, scope, receive, send)
-        else:
-            raise self._no_such_route(method, path)
+    async def _answer(self, one: Exchange, http: _Http) -> None:
+        self._check_host(http)
+        self._check_origin(http)
+        method, path = one.method, one.path
+        fitting = [route for route in self.routes if route.fits(path)]
+        route = next((route for route in fitting if route.method == method), None)
+        if route is None or not route.is_open:
+            if method == "OPTIONS" and fitting and http.header(b"origin"):
+                await http.response.send(200, b"", "text/plain", _PREFLIGHT)
+                return
+            self._check_key(http)
+        if route is None:
+            raise _no_such_route(method, path, fitting)
+        await route.answer(one, http)
 
-    def _check_key(self, scope: Scope) -> None:
+    # --- who may ask ----------------------------------------------------------------------------------------
+
+    def _check_host(self, http: _Http) -> None:
+        """Without a key, refuse a name that is not the server's: a page of another site may have made it lead here."""
+        host = http.header(b"host")
+        if self._policy.key is not None or host is None:
+            return
+        name = _host_name(host)
+        if name not in self._policy.hosts and not _is_address(name):
+            raise ApiError(403, "This server does not answer under this Host. Allow it with --allow-origin.")
+
+    def _check_origin(self, http: _Http) -> None:
+        origin = http.header(b"origin")
+        if origin is None:
+            return
+        own = (http.header(b"host") or "").lower()  # behind a proxy that speaks TLS the scheme is another one
+        if origin.lower().partition("://")[2] != own and origin.lower() not in self._policy.origins:
+            raise ApiError(403, "Pages of this Origin may not ask this server. Allow it with --allow-origin.")
+        http.response.headers += [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"vary", b"origin"),
+        ]
+
+    def _check_key(self, http: _Http) -> None:
         if self._policy.key is None:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
-        if not hmac.compare_digest(key.strip(), self._policy.key.encode()) or scheme.lower() != b"bearer":
+        scheme, _, key = (http.header(b"authorization") or "").partition(" ")
+        right = hmac.compare_digest(key.strip().encode("latin-1"), self._policy.key.encode())
+        if not right or scheme.lower() != "bearer":
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
 
-    def _no_such_route(self, method: str, path: str) -> ApiError:
-        gets = {"/health", "/v1/models", "/metrics"}
-        if path in gets or path in CHECKS or path in self._actions:
-            right = "GET" if path in gets else "POST"
-            return ApiError(405, f"{path} takes {right}, not {method}.")
-        return ApiError(404, f"There is no {path} here.")
+    # --- what is answered -----------------------------------------------------------------------------------
 
-    async def _ask(self, one: Exchange, scope: Scope, receive: Receive, send: _Envelope) -> None:
-        request = serving_request.parse(await self._body(scope, receive))
-        one.model = serving_request.check_model(request, self._names)
-        checked = CHECKS[one.path](request, self._policy.limits, self._policy.default_tokens)
-        try:
-            body = json.dumps(checked).encode()
-        except RecursionError:
-            raise ApiError(400, "The body of the request is nested too deeply.") from None
-        headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"content-type")]
-        headers += [(b"content-length", str(len(body)).encode()), (b"content-type", _JSON)]
+    async def _health(self, one: Exchange, http: _Http) -> None:
+        await http.response.send(200, b"", "text/plain")
+
+    async def _page(self, one: Exchange, http: _Http) -> None:
+        await http.response.send(200, self._policy.page or b"", "text/html; charset=utf-8", _PAGE_HEADERS)
+
+    async def _list_models(self, one: Exchange, http: _Http) -> None:
+        await http.response.json(model_list(self._engine.models))
+
+    async def _show_model(self, one: Exchange, http: _Http) -> None:
+        name = one.path.removeprefix("/v1/models/")
+        if name not in self._engine.models:
+            raise serving_request.no_such_model(name, self._engine.models)
+        await http.response.json(model_entry(name))
+
+    async def _metrics(self, one: Exchange, http: _Http) -> None:
+        content, kind = self._observer.exposition()
+        await http.response.send(200, content, kind)
+
+    def _action(self, action: Action) -> Callable[[Exchange, _Http], Coroutine[Any, Any, None]]:
+        async def answer(one: Exchange, http: _Http) -> None:
+            text = await action(await self._body(http))
+            await http.response.send(200, text.encode(), "text/plain; charset=utf-8")
+
+        return answer
+
+    async def _ask(self, one: Exchange, http: _Http) -> None:
+        body = await self._body(http)
+        engine, limits = self._engine, self._policy.limits
+        one.model = serving_request.check_model(body, engine.models)
+        request = serving_request.check(one.path, body, engine.models, limits, engine.facts)
         self._observer.began(one)
-        self._running[one.model] += 1
-        try:
-            await _while_there(
-                receive, send, self._app({**scope, "headers": headers}, _replay(body, receive), send)
-            )
-        finally:
-            self._running[one.model] -= 1
+        answering = asyncio.ensure_future(self._send_answer(request, one, http))
+        if await _first(answering, _gone(http.receive), self._cut.wait()):
+            await answering
+            return
+        answering.cancel()
+        with suppress(asyncio.CancelledError):
+            await answering
+        if self._cut.is_set():
+            one.cut = True
+            raise ApiError(503, "The server ends, and this answer was cut.")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _send_answer(self, request: Request, one: Exchange, http: _Http) -> None:
+        answer = await self._engine.answer(request, one)
+        if isinstance(answer, Mapping):
+            await http.response.json(answer)
+            return
+        async with aclosing(answer):
+            await http.response.begin_stream()
+            async for event in answer:
+                await http.response.event(event)
+            await http.response.end_stream()
+
+    async def _body(self, http: _Http) -> dict[str, Any]:
+        """The JSON object of a request."""
+        kind = (http.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "The Content-Type must be application/json.")
         limit = self._policy.limits.max_body
-        too_long = ApiError(413, f"The request is over {limit:,} bytes, the most this server takes.")
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if length.isdigit() and int(length) > limit:
-            raise too_long
-        body = bytearray()
-        deadline = time.monotonic() + BODY_SECONDS
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:.0f} s.") from None
-            if message["type"] == "http.disconnect":
-                raise ApiError(400, "The request is not whole.")
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise too_long
-            if not message.get("more_body"):
-                return bytes(body)
+        length = http.header(b"content-length") or ""
+        if length.isdecimal() and (len(length) > 15 or int(length) > limit):
+            raise _too_large(limit)
+        try:
+            return serving_request.parse(
+                await asyncio.wait_for(_whole_body(http.receive, limit), BODY_SECONDS)
+            )
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:g} s.") from None
 
 
-_JSON = b"application/json"
-_AUTHENTICATE = [(b"www-authenticate", b"Bearer")]
-_PAGE_HEADERS = [
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The request has more than {limit:,} bytes, the most this server takes.")
+
+
+async def _whole_body(receive: Receive, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _no_such_route(method: str, path: str, fitting: list[Route]) -> ApiError:
+    if fitting:
+        return ApiError(405, f"{path} takes {fitting[0].method}, not {method}.")
+    return ApiError(404, f"There is no {path} here.")
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header or an origin, without its port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def place_of(error: BaseException) -> str:
+    """The kind of an error and the place of its cause: a line for the log that holds nothing of the request."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    return type(error).__name__ + place.replace(f"{_ROOT}/", "")
+
+
+# --- the response -------------------------------------------------------------------------------------------
+
+_PREFLIGHT: Headers = [
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type"),
+    (b"access-control-max-age", b"600"),
+]
+_PAGE_HEADERS: Headers = [
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
      b"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
 ]  # fmt: skip
 
 
-async def _respond(
-    send: Send, status: int, body: bytes, kind: bytes, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    lines = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *(headers or [])]
-    await send({"type": "http.response.start", "status": status, "headers": lines})
-    await send({"type": "http.response.body", "body": body})
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode(
+        "utf-8", "replace"
+    )  # a text may hold half a character
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """``receive`` as it was before ``body`` was read."""
-    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+class _Response:
+    """One response: whole, or a stream of events.
 
-    async def replayed() -> Message:
-        return whole.pop() if whole else await receive()
-
-    return replayed
-
-
-async def _while_there(receive: Receive, send: _Envelope, answering: Awaitable[None]) -> None:
-    """Await ``answering``, but cancel it when the client goes away before it has its answer."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    work, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not send.done:
-            work.cancel()
-        with suppress(asyncio.CancelledError):
-            await work
-    finally:
-        work.cancel()
-        leaving.cancel()
-
-
-class _Envelope:
-    """Passes a response on; one that says an error is put in OpenAI's format first."""
+    Args:
+        one: the exchange it belongs to; its status is noted there.
+        send: of ASGI.
+    """
 
     def __init__(self, one: Exchange, send: Send) -> None:
-        self._one, self._send = one, send
-        self._failed = bytearray()
-        self.done = False
+        self._one, self._raw = one, send
+        self._begun = self._ended = False
+        self.headers: Headers = [(b"x-request-id", one.id.encode()), (b"x-content-type-options", b"nosniff")]
 
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._one.status = message["status"]
-            if message["status"] < 400:
-                await self._send(message)
+    async def _send(self, message: Message) -> None:
+        await asyncio.wait_for(self._raw(message), SEND_SECONDS)
+
+    async def _start(self, status: int, kind: str, more: Headers) -> None:
+        self._one.status, self._begun = status, True
+        headers = [(b"content-type", kind.encode()), *more, *self.headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, status: int, body: bytes, kind: str, headers: Headers | None = None) -> None:
+        """Send a whole response."""
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(status, kind, [length, *(headers or [])])
+        self._ended = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def json(self, value: Any) -> None:
+        """Send a whole answer."""
+        await self.send(200, _json(value), "application/json")
+
+    async def begin_stream(self) -> None:
+        """Begin a stream of events."""
+        await self._start(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
+
+    async def event(self, value: Any) -> None:
+        """Send one event."""
+        await self._data(_json(value), more=True)
+
+    async def end_stream(self) -> None:
+        """Say that the stream is whole."""
+        await self._data(b"[DONE]", more=False)
+
+    async def _data(self, data: bytes, more: bool) -> None:
+        self._ended = not more
+        await self._send(
+            {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": more}
+        )
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error; a stream that has begun ends with an event that says so."""
+        if self._ended:
             return
-        self.done = not message.get("more_body")
-        if self._one.status < 400:
-            await self._send(message)
-        else:
-            self._failed += message.get("body", b"")
-            if self.done:
-                await self._refuse(self._one.error or ApiError(self._one.status, _said(self._failed)))
-
-    async def _refuse(self, error: ApiError) -> None:
-        self.done = True
-        self._one.error, self._one.status = error, error.status
-        await _respond(self._send, error.status, error.body(), _JSON)
-
-    async def fail(self) -> None:
-        """End a response whose maker failed: a stream that has begun with an event that says so."""
-        error = self._one.error or ApiError(500, "The server failed to answer; its log says why.")
-        if self.done:
-            return
-        if not 0 < self._one.status < 400:
-            await self._refuse(error)
-            return
-        self._one.error, self._one.status = error, 500
-        await self._send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
+        with suppress(ConnectionError, asyncio.TimeoutError):
+            if self._begun:
+                self._one.status = error.status
+                await self._data(error.body(), more=False)
+                return
+            more = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
+            if error.status in (408, 413):  # what is left of the body is not read
+                more.append((b"connection", b"close"))
+            await self.send(error.status, error.body(), "application/json", more)
 
 
-def _said(body: bytes | bytearray) -> str:
-    """The words of an error in ms-swift's or FastAPI's own format."""
+Value = TypeVar("Value")
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(work: asyncio.Future[None], *others: Coroutine[Any, Any, Any]) -> bool:
+    """Whether ``work`` ends before the others; they are ended."""
+    rest = [asyncio.ensure_future(one) for one in others]
     try:
-        content = dict(json.loads(body))
-    except (ValueError, TypeError):
-        return "The server failed to answer; its log says why."
-    if isinstance(content.get("detail"), list):
-        return "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in content["detail"])
-    return str(content.get("message") or content.get("detail") or "The request cannot be answered.")
+        await asyncio.wait([work, *rest], return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    except asyncio.CancelledError:
+        work.cancel()
+        raise
+    finally:
+        for one in rest:
+            one.cancel()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from swift_toolkit.serving.gateway import CHECKS, Exchange
+from swift_toolkit.serving.fields import ENDPOINTS
+from swift_toolkit.serving.gateway import Exchange
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 """Bounds of the latency histograms, in seconds."""
@@ -17,7 +18,7 @@ class Metrics:
     """The counters of one server; see `gateway.Observer`.
 
     Args:
-        log: called with every request that asked a model, after it was answered.
+        log: called with every request that asked a model, after it was answered, and with every failure.
     """
 
     def __init__(self, log: Callable[[Exchange], None]) -> None:
@@ -62,7 +63,9 @@ class Metrics:
         if id(one) in self._open:
             self._open.remove(id(one))
             self._queue.labels(one.model).dec()
-        if one.path not in CHECKS:
+        if one.path not in ENDPOINTS:
+            if one.failure:
+                self._log(one)
             return
         status = str(one.status or 499)  # as nginx has it: the client has gone
         self._requests.labels(one.model, one.path, status).inc()

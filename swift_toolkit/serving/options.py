@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 
@@ -21,11 +21,15 @@ class ServingOptions:
         api_key_file: file that holds the API key; None for the environment variable.
         no_auth: serve other machines without a key.
         log_requests: write prompts and answers to the log.
+        allow_origin: origins of web pages that may ask, beside the server's own: ``https://example.org``; their
+            names may also be the server's.
         media_dir: directory whose files requests may name; None for none.
+        allow_media_urls: fetch pictures, sounds and films from the public addresses that requests name.
         max_body_mb: longest request, in MiB.
         max_tokens_limit: longest answer, in tokens.
         drain_seconds: time for running answers when the server ends, in seconds.
-        allow_runtime_lora: load and unload adapters while serving.
+        allow_runtime_lora: load and unload adapters while serving, from below ``adapter_dir``.
+        adapter_dir: directories below which adapters may be loaded while serving.
         chat: serve a chat page at ``/``.
         output_dir: where the run directory goes.
         verbose: also show what ms-swift prints.
@@ -42,11 +46,14 @@ class ServingOptions:
     api_key_file: str | None = None
     no_auth: bool = False
     log_requests: bool = False
+    allow_origin: Sequence[str] = ()
     media_dir: str | None = None
+    allow_media_urls: bool = False
     max_body_mb: float = 16
     max_tokens_limit: int = 4096
     drain_seconds: int = 30
     allow_runtime_lora: bool = False
+    adapter_dir: Sequence[str] = ()
     chat: bool = False
     output_dir: str = "output/deploy"
     verbose: bool = False

@@ -28,6 +28,10 @@ class Order:
         key: the API key, None without one.
         log_requests: write prompts and answers to the log.
         allow_runtime_lora: load and unload adapters while serving.
+        adapter_dirs: directories that these adapters come from.
+        hosts: names under which the server is reached.
+        origins: web pages of these origins may ask.
+        media_folder: directory for the files of running requests.
         chat: serve the chat page.
         drain_seconds: time for running answers at the end, in seconds.
     """
@@ -46,6 +50,10 @@ class Order:
     key: str | None
     log_requests: bool
     allow_runtime_lora: bool
+    adapter_dirs: tuple[str, ...]
+    hosts: tuple[str, ...]
+    origins: tuple[str, ...]
+    media_folder: str
     chat: bool
     drain_seconds: int
 

@@ -26,6 +26,7 @@ from swift_toolkit.serving.access import (
     KEY_VARIABLE,
     access_problems,
     find_key,
+    host_names,
     is_loopback,
     port_problems,
     tls_problems,
@@ -120,7 +121,7 @@ class Deployment:
         config.fill("served_model_name", first.name, "")
         return config.arguments()
 
-    def order(self, model: str) -> Order:
+    def order(self, model: str, media_folder: str) -> Order:
         """What the serving process needs to know, the key included; ``model`` as for `arguments`."""
         options = self.options
         return Order(
@@ -138,6 +139,10 @@ class Deployment:
             key=self.key,
             log_requests=options.log_requests,
             allow_runtime_lora=options.allow_runtime_lora,
+            adapter_dirs=tuple(str(Path(one).expanduser().resolve()) for one in options.adapter_dir),
+            hosts=tuple(host_names(self.host, options.allow_origin)),
+            origins=tuple(one.lower() for one in options.allow_origin),
+            media_folder=media_folder,
             chat=options.chat,
             drain_seconds=options.drain_seconds,
         )
@@ -155,6 +160,8 @@ class Deployment:
             rows.append(("merging", f"the adapter into its base, {MERGING[self.merge]}"))
         body = f"{self.limits.max_body / (1 << 20):g} MiB"
         rows.append(("limits", f"answers of {self.limits.max_tokens} tokens, requests of {body}"))
+        if self.limits.urls:
+            rows.append(("media", "fetched from public addresses"))
         return [*rows, *(("warning", str(warning)) for warning in slow_dtype(self.config, self.device))]
 
     def as_dict(self) -> dict[str, Any]:
@@ -259,15 +266,20 @@ def _decide(
         backend_why=why,
         device=device,
         merge=merge,
-        limits=_limits(config, options),
+        limits=_limits(options),
         key=key,
         options=options,
     )
 
 
-def _limits(config: Config, options: ServingOptions) -> Limits:
+def _limits(options: ServingOptions) -> Limits:
     body = int(options.max_body_mb * (1 << 20))
-    return Limits(options.max_tokens_limit, body, _media_dir(options), config.install.fetches_safely)
+    return Limits(
+        max_tokens=options.max_tokens_limit,
+        max_body=body,
+        media_dir=_directory(options.media_dir),
+        urls=options.allow_media_urls,
+    )
 
 
 def _merge_problems(found: Found) -> Iterable[Problem]:
@@ -319,11 +331,23 @@ def _option_problems(options: ServingOptions) -> Iterator[Problem]:
         value = getattr(options, name)
         if not least <= value < float("inf"):
             yield Problem(f"must be at least {least}, not {value}", key=f"--{name.replace('_', '-')}")
-    media = options.media_dir
-    if media is not None and not Path(media).expanduser().is_dir():
-        yield Problem(f"names the directory {media}, which does not exist", key="--media-dir")
+    directories = [("--adapter-dir", one) for one in options.adapter_dir]
+    if options.media_dir is not None:
+        directories.append(("--media-dir", options.media_dir))
+    for flag, directory in directories:
+        if not _is_directory(directory):
+            yield Problem(f"names the directory {directory}, which does not exist", key=flag)
+    if options.allow_runtime_lora and not options.adapter_dir:
+        do = "Name the directories that adapters may come from: --adapter-dir DIR"
+        yield Problem("needs --adapter-dir", do, "--allow-runtime-lora")
 
 
-def _media_dir(options: ServingOptions) -> str | None:
-    media = options.media_dir
-    return None if media is None else str(Path(media).expanduser().resolve())
+def _is_directory(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # such as ~nobody, or a name of 300 letters
+        return False
+
+
+def _directory(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().resolve())

@@ -1,31 +1,44 @@
-"""What a request to the OpenAI-compatible server may hold, and how a refusal is worded.
+"""What a request to the OpenAI-compatible server says, and how a refusal is worded.
 
-The checks are done before ms-swift sees a request: what it would answer with a 500, would quietly ignore or would
-read from this machine's disk is a 4xx here, in the format that OpenAI's own clients turn into their typed errors
-(https://platform.openai.com/docs/guides/error-codes).
+A request is checked before the engine sees it: what ms-swift would answer with a 500, would ignore or would read from
+this machine's disk is a 4xx here, in the format that OpenAI's own clients turn into their typed errors
+(https://platform.openai.com/docs/guides/error-codes). The texts of a message are joined here as ms-swift would join
+them, so that what is checked is what the model gets.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console.words import shown
+from swift_toolkit.serving.fields import CHAT, COMPLETIONS, EMBEDDINGS, Fault, Number, field_faults
+
+DEEPEST = 64
+"""Levels of nesting in a body; JSON schemas of tools need about ten."""
 
 LONGEST_PATH = 4096
 """Characters; no file name is longer (PATH_MAX), so that longer text without a scheme can only be base64."""
 
-MEDIA_LISTS = ("images", "audios", "videos")  # ms-swift's own, beside the messages
+MOST_MEDIA = 32
+"""Pictures, sounds and films of one request."""
+
+MEDIA_KINDS = ("image", "audio", "video")
 MEDIA_PARTS = ("image", "audio", "video", "image_url", "audio_url", "video_url")
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
-IMAGE_IN_TEXT = re.compile(r"<img>(.+?)</img>")  # which ms-swift takes for the name of a file
+
+FILE_TAG = re.compile(r"<(img|audio)>.+?</\1>", re.DOTALL)
+"""Text that ms-swift, or the code of a model such as Qwen-VL, takes for the name of a file to open."""
+
+LEAST_TEMPERATURE = 0.01
+"""Below it, dividing by the temperature overflows: 0, which always takes the likeliest token, is what is meant."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ApiError(Exception):
     """A refusal, as a client sees it.
 
@@ -58,6 +71,134 @@ def _refuse(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param, code)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Args:
+        max_tokens: longest answer, in tokens; also the length where a request names none.
+        max_body: bytes of a request, and of a picture that is fetched.
+        media_dir: the only directory from which requests may name files; None for no files at all.
+        urls: media are fetched from the public addresses that requests name.
+        max_pixels: pixels of all pictures of a request together.
+    """
+
+    max_tokens: int = 4096
+    max_body: int = 16 << 20
+    media_dir: str | None = None
+    urls: bool = False
+    max_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a request is checked against, beside its limits: the model that is served.
+
+    Args:
+        backend: that generates.
+        task: what the model was made for: ``causal_lm``, ``embedding``, ``seq_cls``, ...
+        multimodal: it takes pictures, sounds or films.
+        tools: its template has a form for functions and their results.
+        prompt_bytes: no text with more bytes fits into the context; None if that is not known.
+        default_tokens: longest answer where a request names none; None for the limit.
+    """
+
+    backend: str = "pt"
+    task: str = "causal_lm"
+    multimodal: bool = False
+    tools: bool = True
+    prompt_bytes: int | None = None
+    default_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an answer is generated; None leaves it to the model's own defaults. The names are those of OpenAI's
+    fields, see fields.py.
+    """
+
+    max_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    length_penalty: float = 1.0
+    num_beams: int = 1
+    n: int = 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    structured_outputs_regex: str | None = None
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture, a sound or a film of a request.
+
+    Args:
+        kind: ``image``, ``audio`` or ``video``.
+        source: a ``data:`` URI, base64, an http(s) URL, or a file in the allowed directory.
+        where: the field it comes from, for messages.
+    """
+
+    kind: str
+    source: str
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What the model is to answer.
+
+    Args:
+        messages: role and text each, with ms-swift's tags where media belong.
+        media: in the order of the tags.
+        tools: functions that the model may call.
+        objects: boxes and references of grounding.
+        chat_template_kwargs: switches of the chat template.
+        plain: the one message is a text to go on from, without a chat template.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    media: tuple[Media, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    objects: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked request.
+
+    Args:
+        path: its endpoint.
+        model: that is asked.
+        conversations: one; of completions and embeddings one for each text.
+        sampling: how the answer is generated.
+        stream: the answer is sent piece by piece.
+        include_usage: a stream ends with the usage.
+        base64: embeddings are sent as base64 of 32-bit floats.
+    """
+
+    path: str
+    model: str
+    conversations: tuple[Conversation, ...]
+    sampling: Sampling
+    stream: bool = False
+    include_usage: bool = False
+    base64: bool = False
+
+
+# --- the body -----------------------------------------------------------------------------------------------
+
+
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in ``body``.
 
@@ -66,14 +207,31 @@ def parse(body: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        place = (
-            f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        )
+    except json.JSONDecodeError as error:
+        place = f" (line {error.lineno}, column {error.colno})"
         raise _refuse(f"The body of the request is not valid JSON{place}.") from None
+    except (ValueError, RecursionError):
+        raise _refuse("The body of the request is not valid JSON.") from None
     if not isinstance(value, dict):
         raise _refuse("The body of the request must be a JSON object.")
+    if _is_deeper(value, DEEPEST):
+        raise _refuse(f"The body of the request is nested more than {DEEPEST} levels deep.")
     return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    there = [value]
+    for _ in range(levels):
+        there = [inner for outer in there for inner in _inside(outer)]
+        if not there:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def check_model(request: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -86,142 +244,315 @@ def check_model(request: Mapping[str, Any], names: Iterable[str]) -> str:
     if not isinstance(model, str) or not model:
         raise _refuse("model is missing: name one of those that GET /v1/models lists.", "model")
     if model not in names:
-        there = ", ".join(names)
-        raise ApiError(
-            404, f"There is no model {shown(model)} here. There is {there}.", "model", "model_not_found"
-        )
+        raise no_such_model(model, names)
     return model
 
 
-def check_chat(request: Mapping[str, Any], limits: Limits, default_tokens: int | None) -> dict[str, Any]:
-    """A request to /v1/chat/completions as ms-swift takes it.
+def no_such_model(model: str, names: Iterable[str]) -> ApiError:
+    """The refusal of a name that is not served."""
+    message = f"There is no model {shown(model)} here. There is {', '.join(names)}."
+    return ApiError(404, message, "model", "model_not_found")
+
+
+def check(path: str, body: Mapping[str, Any], names: Iterable[str], limits: Limits, facts: Facts) -> Request:
+    """What a request to one of the endpoints asks.
+
+    Args:
+        path: the endpoint.
+        body: the JSON object that was sent.
+        names: the models that are served.
+        limits: of one request.
+        facts: of the model that is served.
 
     Raises:
         ApiError: it cannot be answered.
     """
-    checked = dict(request)
-    messages = checked.get("messages")
-    if not isinstance(messages, list) or not messages:
+    asked = {name: value for name, value in body.items() if value is not None}
+    model = check_model(asked, names)
+    _raise_first(_task_faults(path, facts))
+    conversations = _CONVERSATIONS[path](asked, limits, facts)
+    _raise_first(field_faults(asked, path, facts.backend))
+    _raise_first(_combination_faults(asked))
+    for one in conversations:
+        _check_conversation(one, facts)
+    return Request(
+        path=path,
+        model=model,
+        conversations=conversations,
+        sampling=_sampling(asked, limits, facts),
+        stream=bool(asked.get("stream")),
+        include_usage=bool(asked.get("stream_options", {}).get("include_usage")),
+        base64=asked.get("encoding_format") == "base64",
+    )
+
+
+def _raise_first(faults: Iterator[Fault]) -> None:
+    for name, message in faults:
+        raise _refuse(message, name or None)
+
+
+def _task_faults(path: str, facts: Facts) -> Iterator[Fault]:
+    if path == EMBEDDINGS and facts.task != "embedding":
+        yield "model", "This model has no embeddings: it was not trained for them."
+    if path != EMBEDDINGS and facts.task == "embedding":
+        yield "model", f"This model only makes embeddings: ask {EMBEDDINGS}."
+    if path == COMPLETIONS and facts.task not in ("causal_lm", "embedding"):
+        yield "model", f"This model does not generate text: ask {CHAT}."
+
+
+def _combination_faults(request: Mapping[str, Any]) -> Iterator[Fault]:
+    """Fields that do not go together."""
+    beams, stream, n = request.get("num_beams", 1), request.get("stream"), request.get("n", 1)
+    if stream and n != 1:
+        yield "n", "n must be 1 with stream."
+    if stream and beams != 1:
+        yield "num_beams", "num_beams must be 1 with stream."
+    if n > 1 and beams == 1 and request.get("temperature", 1) < LEAST_TEMPERATURE:
+        yield "n", "n above 1 needs a temperature above 0: without it all answers are the same."
+    if n > 1 and beams == 1 and "temperature" not in request:
+        yield "n", "n above 1 needs a temperature above 0: without it all answers are the same."
+    if "stream_options" in request and not stream:
+        yield "stream_options", "stream_options needs stream to be true."
+    if request.get("top_logprobs") and not request.get("logprobs"):
+        yield "top_logprobs", "top_logprobs needs logprobs to be true."
+    if stream and len(request["prompt"] if isinstance(request.get("prompt"), list) else [""]) != 1:
+        yield "prompt", "prompt must be one text with stream."
+
+
+# --- what is asked ------------------------------------------------------------------------------------------
+
+
+def _chat(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+    given = request.get("messages")
+    if not isinstance(given, list) or not given:
         raise _refuse("messages must be a list of at least one message.", "messages")
-    checked["messages"] = [_message(message, index, limits) for index, message in enumerate(messages)]
-    if messages[-1]["role"] == "assistant":
-        raise _refuse('The last message must not be from "assistant".', "messages")
-    _check_tools(checked)
-    _check_media_lists(checked, limits)
-    return _with_settings(checked, limits, default_tokens)
+    read = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    messages = _with_one_system([message for message, _ in read])
+    if messages[-1]["role"] in ("assistant", "system"):
+        raise _refuse(f'The last message must not be from "{messages[-1]["role"]}".', "messages")
+    parts, listed = [one for _, media in read for one in media], [*_listed_media(request)]
+    if parts and listed:
+        raise _refuse("Media must be either parts of messages or lists beside them.", listed[0].where)
+    _check_all_media([*parts, *listed], limits, facts)
+    offers_tools = request.get("tool_choice") != "none"
+    conversation = Conversation(
+        messages=tuple(messages),
+        media=(*parts, *listed),
+        tools=_tools(request) if offers_tools else (),
+        objects=request.get("objects") or None,
+        chat_template_kwargs=_template_switches(request),
+    )
+    return (conversation,)
 
 
-def check_completion(
-    request: Mapping[str, Any], limits: Limits, default_tokens: int | None
-) -> dict[str, Any]:
-    """A request to /v1/completions as ms-swift takes it.
-
-    Raises:
-        ApiError: it cannot be answered.
-    """
-    checked = dict(request)
-    prompt = checked.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        checked["prompt"] = prompt = prompt[0]
-    if not isinstance(prompt, str) or not prompt:
-        raise _refuse("prompt must be one text that is not empty.", "prompt")
-    _check_text(prompt, "prompt", limits)
-    for name in ("echo", "suffix", "best_of"):
-        if checked.get(name) not in (None, False, 1):
-            raise _refuse(f"{name} is not supported.", name)
-    if isinstance(checked.get("logprobs"), int) and not isinstance(checked["logprobs"], bool):
-        checked["top_logprobs"], checked["logprobs"] = checked["logprobs"], True
-    _check_media_lists(checked, limits)
-    return _with_settings(checked, limits, default_tokens)
+def _tools(request: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    given = request.get("tools")
+    return tuple(one for one in given if isinstance(one, dict)) if isinstance(given, list) else ()
 
 
-def check_embedding(request: Mapping[str, Any], limits: Limits, default_tokens: int | None) -> dict[str, Any]:
-    """A request to /v1/embeddings as ms-swift takes it.
+_RESERVED = frozenset(
+    ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
+     "max_pixels", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
+     "tokenizer_kwargs", "tools", "truncation")
+)  # fmt: skip
+"""Arguments of transformers' apply_chat_template that are not switches of a template."""
 
-    Raises:
-        ApiError: it cannot be answered.
-    """
-    checked = dict(request)
-    given = checked.get("input")
-    if isinstance(given, list) and len(given) == 1:
-        checked["input"] = given = given[0]
-    if not isinstance(given, str) or not given:
-        raise _refuse("input must be one text that is not empty.", "input")
-    _check_text(given, "input", limits)
-    _check_media_lists(checked, limits)
-    return checked
+
+def _template_switches(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    given = request.get("chat_template_kwargs")
+    if not given or not isinstance(given, dict):
+        return None
+    for name, value in given.items():
+        where = f"chat_template_kwargs.{name}"
+        if name in _RESERVED:
+            raise _refuse(f"{where} is not supported.", where)
+        if not isinstance(value, str | int | float):
+            raise _refuse(f"{where} must be text, a number, true or false.", where)
+    return given
+
+
+def _completions(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+    texts = _texts(request, "prompt")
+    media = [*_listed_media(request)]
+    _check_all_media(media, limits, facts)
+    return tuple(
+        Conversation(messages=({"role": "user", "content": one},), media=(*media,), plain=True)
+        for one in texts
+    )
+
+
+def _embeddings(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+    texts = _texts(request, "input")
+    media = [*_listed_media(request)]
+    _check_all_media(media, limits, facts)
+    return tuple(Conversation(messages=({"role": "user", "content": one},), media=(*media,)) for one in texts)
+
+
+_CONVERSATIONS: dict[str, Callable[[Mapping[str, Any], Limits, Facts], tuple[Conversation, ...]]] = {
+    CHAT: _chat,
+    COMPLETIONS: _completions,
+    EMBEDDINGS: _embeddings,
+}
+
+MOST_TEXTS = 128
+"""Prompts or inputs of one request."""
+
+
+def _texts(request: Mapping[str, Any], name: str) -> list[str]:
+    given = request.get(name)
+    texts = given if isinstance(given, list) else [given]
+    if not texts or not all(isinstance(one, str) and one for one in texts):
+        raise _refuse(f"{name} must be a text that is not empty, or a list of such texts.", name)
+    if len(texts) > MOST_TEXTS:
+        raise _refuse(f"{name} has {len(texts):,} texts; at most {MOST_TEXTS} are answered together.", name)
+    return [str(one) for one in texts]
 
 
 # --- messages -----------------------------------------------------------------------------------------------
 
 
-def _message(message: Any, index: int, limits: Limits) -> dict[str, Any]:
-    where = f"messages[{index}]"
+def _message(message: Any, where: str) -> tuple[dict[str, Any], list[Media]]:
+    """One message as ms-swift takes it, its parts joined, and its media."""
     if not isinstance(message, dict):
         raise _refuse(f"{where} must be an object with role and content.", where)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise _refuse(f"{where}.role must be one of {', '.join(ROLES)}.", f"{where}.role")
-    checked = {**message, "role": "system" if role == "developer" else role}
-    if content is None and role == "assistant" and message.get("tool_calls"):
-        checked["content"] = ""
-    elif isinstance(content, list) and content:
-        checked["content"] = [_part(part, f"{where}.content[{i}]", limits) for i, part in enumerate(content)]
-    elif isinstance(content, str):
-        _check_text(content, f"{where}.content", limits)
-    else:
+    checked: dict[str, Any] = {"role": "system" if role == "developer" else role}
+    checked |= _call_fields(message, where)
+    if content is None and "tool_calls" in checked:
+        return {**checked, "content": ""}, []
+    if isinstance(content, str):
+        return {**checked, "content": content}, []
+    if not isinstance(content, list) or not content:
         raise _refuse(f"{where}.content must be text, or a list of parts.", f"{where}.content")
-    return checked
+    parts = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+    media = [one for one in parts if isinstance(one, Media)]
+    if media and role != "user":
+        raise _refuse(f"{where} is from {role}; only messages from user may hold media.", media[0].where)
+    text = "".join(f"<{one.kind}>" if isinstance(one, Media) else one for one in parts)
+    return {**checked, "content": text}, media
 
 
-def _part(part: Any, where: str, limits: Limits) -> dict[str, Any]:
+def _call_fields(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a message that say which function was called."""
+    found = {}
+    if isinstance(message.get("tool_call_id"), str):
+        found["tool_call_id"] = message["tool_call_id"]
+    calls = message.get("tool_calls")
+    if calls and message.get("role") == "assistant":
+        if not isinstance(calls, list) or not all(map(_is_call, calls)):
+            raise _refuse(f"{where}.tool_calls must be a list of calls of functions.", f"{where}.tool_calls")
+        found["tool_calls"] = calls
+    return found
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    return (
+        isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments", ""), str | dict)
+    )
+
+
+def _part(part: Any, where: str) -> str | Media:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise _refuse(f"{where}.text must be text.", where)
-        _check_text(part["text"], where, limits)
-        return dict(part)
+        return str(part["text"])
     if kind not in MEDIA_PARTS:
         raise _refuse(f"{where}.type must be one of text, {', '.join(MEDIA_PARTS)}.", where)
     value = part.get(kind)
-    url = value.get("url") if isinstance(value, dict) else value
-    _check_media(url, f"{where}.{kind}", limits)
-    return {"type": kind, kind: {"url": url}} if kind.endswith("_url") else {"type": kind, kind: url}
+    source = value.get("url") if isinstance(value, dict) else value
+    return Media(kind.removesuffix("_url"), _text_or_nothing(source), f"{where}.{kind}")
 
 
-def _check_text(text: str, where: str, limits: Limits) -> None:
-    """Text is harmless but for the tag that makes ms-swift open a file."""
-    for path in IMAGE_IN_TEXT.findall(text):
-        _check_media(path, where, limits)
+def _text_or_nothing(value: Any) -> str:
+    """``value`` if it is text; the check of sources refuses what is empty."""
+    return value if isinstance(value, str) else ""
 
 
-def _check_media_lists(request: dict[str, Any], limits: Limits) -> None:
-    for name in MEDIA_LISTS:
-        values = request.get(name)
-        if values in (None, []):
-            request.pop(name, None)
-            continue
+def _with_one_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with those of the system at the beginning joined into one."""
+    roles = [one["role"] for one in messages]
+    count = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
+    if "system" in roles[count:]:
+        where = f"messages[{roles.index('system', count)}].role"
+        raise _refuse(f"{where} is system; only the first messages may be from system.", where)
+    if count == 0:
+        return list(messages)
+    joined = "\n\n".join(one["content"] for one in messages[:count])
+    return [{"role": "system", "content": joined}, *messages[count:]]
+
+
+def _check_conversation(conversation: Conversation, facts: Facts) -> None:
+    """What is true of all messages together."""
+    uses_tools = conversation.tools or any(one["role"].startswith("tool") for one in conversation.messages)
+    if uses_tools and not facts.tools:
+        message = "The template of this model has no form for tools. Start the server with --agent_template."
+        raise _refuse(message, "tools")
+    texts = [str(one["content"]) for one in conversation.messages]
+    if facts.multimodal and FILE_TAG.search("".join(texts)):
+        message = (
+            "The text holds <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
+        )
+        raise _refuse(message, "messages")
+    if facts.prompt_bytes is not None:
+        size = sum(len(one.encode("utf-8", "replace")) for one in texts)
+        if size > facts.prompt_bytes:
+            most = f"the context holds at most {facts.prompt_bytes:,}"
+            message = f"The prompt is too long: it has {size:,} bytes, and {most}."
+            raise _refuse(message, "messages", "context_length_exceeded")
+
+
+# --- media --------------------------------------------------------------------------------------------------
+
+
+def _listed_media(request: Mapping[str, Any]) -> Iterator[Media]:
+    """The media in ms-swift's own lists beside the messages."""
+    for kind in MEDIA_KINDS:
+        values = request.get(f"{kind}s") or []
         for value in values if isinstance(values, list) else [values]:
-            _check_media(value, name, limits)
+            yield Media(kind, _text_or_nothing(value), f"{kind}s")
 
 
-def _check_media(value: Any, where: str, limits: Limits) -> None:
-    """An image, a sound or a film comes as a URL, as a data URI, or from the folder that is allowed."""
-    if not isinstance(value, str) or not value.strip():
-        raise _refuse(f"{where} must be an http(s) URL or a data: URI.", where)
+def _check_all_media(media: Sequence[Media], limits: Limits, facts: Facts) -> None:
+    if media and not facts.multimodal:
+        raise _refuse(f"This model only takes text, not {media[0].kind}s.", media[0].where)
+    if len(media) > MOST_MEDIA:
+        raise _refuse(f"A request may have at most {MOST_MEDIA} media.", media[0].where)
+    for one in media:
+        check_source(one.source, one.where, limits)
+
+
+def check_source(value: str, where: str, limits: Limits) -> None:
+    """Check where a picture, sound or film comes from: a data: URI, base64, a URL, or the allowed directory.
+
+    Raises:
+        ApiError: it may not come from there.
+    """
+    if not value.strip():
+        raise _refuse(f"{where} must be a data: URI.", where)
     if re.match(r"data:[\w/+.-]*;base64,", value, re.IGNORECASE):
         return
     if re.match(r"https?://", value, re.IGNORECASE):
         if not limits.urls:
             raise _refuse(f"{where} is a URL, which this server does not fetch. Send a data: URI.", where)
         return
-    if len(value) > LONGEST_PATH and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", value):
+    if is_base64(value):
         return
     if limits.media_dir is not None and _is_inside(value, Path(limits.media_dir)):
         if not Path(value).is_file():
-            raise _refuse(f"{where} names {value}, which is no file.", where)
+            raise _refuse(f"{where} names {value}, which is not a file.", where)
         return
     raise _refuse(f"{where} names a local file, which this server does not read. Send a data: URI.", where)
+
+
+def is_base64(value: str) -> bool:
+    """Whether a source without a scheme can only be base64."""
+    return len(value) > LONGEST_PATH and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", value) is not None
 
 
 def _is_inside(path: str, folder: Path) -> bool:
@@ -231,167 +562,41 @@ def _is_inside(path: str, folder: Path) -> bool:
         return False
 
 
-def _check_tools(request: Mapping[str, Any]) -> None:
-    tools, choice = request.get("tools"), request.get("tool_choice")
-    if tools is not None and not (isinstance(tools, list) and all(map(_is_function, tools))):
-        raise _refuse("tools must be a list of functions with names.", "tools")
-    names = [tool["function"]["name"] for tool in tools or []]
-    if isinstance(choice, dict) and not (_is_function(choice) and choice["function"]["name"] in names):
-        raise _refuse("tool_choice must name one of the tools.", "tool_choice")
+# --- sampling -----------------------------------------------------------------------------------------------
 
 
-def _is_function(tool: Any) -> bool:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
+def _sampling(request: Mapping[str, Any], limits: Limits, facts: Facts) -> Sampling:
+    names = Sampling.__dataclass_fields__.keys() - {"max_tokens", "stop", "logprobs", "top_logprobs"}
+    given = {name: request[name] for name in names if name in request}
+    if given.get("temperature", 1) < LEAST_TEMPERATURE:
+        given["temperature"] = 0.0
+    stop = request.get("stop", [])
+    given |= _logprobs(request)
+    tokens = _max_tokens(request, limits, facts)
+    if given.get("min_tokens", 0) > tokens:
+        raise _refuse(f"min_tokens must be at most max_tokens, which is {tokens}.", "min_tokens")
+    return Sampling(max_tokens=tokens, stop=(stop,) if isinstance(stop, str) else tuple(stop), **given)
 
 
-# --- settings -----------------------------------------------------------------------------------------------
+def _logprobs(request: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI has a number in completions, a switch and a number in chats."""
+    given = request.get("logprobs", False)
+    if isinstance(given, bool):
+        return {"logprobs": given, "top_logprobs": request.get("top_logprobs")}
+    fault = Number(0, 20, whole=True)(given)
+    if fault or "prompt" not in request:
+        raise _refuse(f"logprobs {fault or 'must be true or false'}.", "logprobs")
+    return {"logprobs": True, "top_logprobs": given}
 
 
-@dataclass(frozen=True)
-class _Number:
-    """What a number in a request may be: whole or not, and from where to where."""
-
-    whole: bool
-    low: float
-    high: float
-    above_low: bool = False
-
-    def fault(self, value: Any) -> str | None:
-        """What ``value`` must be and is not."""
-        kinds = (int,) if self.whole else (int, float)
-        fits = isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
-        if fits and not (self.above_low and value == self.low):
-            return None
-        kind = "a whole number" if self.whole else "a number"
-        start = f"above {self.low:g}" if self.above_low else f"from {self.low:g}"
-        end = (
-            "on"
-            if self.high == float("inf")
-            else f"{'and at most' if self.above_low else 'to'} {self.high:g}"
-        )
-        return f"must be {kind} {start} {end}, not {shown(value)}"
-
-
-NUMBERS = {
-    "temperature": _Number(False, 0, 2),
-    "top_p": _Number(False, 0, 1, above_low=True),
-    "min_p": _Number(False, 0, 1),
-    "top_k": _Number(True, -1, float("inf")),
-    "repetition_penalty": _Number(False, 0.1, 10),
-    "presence_penalty": _Number(False, -2, 2),
-    "frequency_penalty": _Number(False, -2, 2),
-    "length_penalty": _Number(False, -10, 10),
-    "n": _Number(True, 1, 16),
-    "num_beams": _Number(True, 1, 16),
-    "top_logprobs": _Number(True, 0, 20),
-    "prompt_logprobs": _Number(True, 0, 20),
-    "seed": _Number(True, -(2**63), 2**63 - 1),
-}
-"""The fields of ms-swift's RequestConfig, bounded as in OpenAI's reference where it has them."""
-
-
-LEAST_TEMPERATURE = 0.01
-"""Below it, dividing by the temperature overflows: 0, which always takes the likeliest token, is what is meant."""
-
-
-def _with_settings(request: dict[str, Any], limits: Limits, default_tokens: int | None) -> dict[str, Any]:
-    request["max_tokens"] = _tokens(request, limits, default_tokens)
-    for name, number in NUMBERS.items():
-        if request.get(name) is None:
-            request.pop(name, None)
-        elif fault := number.fault(request[name]):
-            raise _refuse(f"{name} {fault}.", name)
-    if request.get("temperature", 1) < LEAST_TEMPERATURE:
-        request["temperature"] = 0
-    for name in ("stream", "logprobs"):
-        if request.get(name) is None:
-            request.pop(name, None)
-        elif not isinstance(request[name], bool):
-            raise _refuse(f"{name} must be true or false, not {shown(request[name])}.", name)
-    _check_stop(request)
-    for fault_of in _UNANSWERABLE:
-        for name, message in fault_of(request):
-            raise _refuse(message, name)
-    return request
-
-
-def _tokens(request: dict[str, Any], limits: Limits, default: int | None) -> int:
+def _max_tokens(request: Mapping[str, Any], limits: Limits, facts: Facts) -> int:
     """The longest answer that is asked for; the newer name of the field wins, as at OpenAI."""
-    newer = request.pop("max_completion_tokens", None)
-    name, asked = (
-        ("max_completion_tokens", newer) if newer is not None else ("max_tokens", request.get("max_tokens"))
-    )
+    name = "max_completion_tokens" if "max_completion_tokens" in request else "max_tokens"
+    asked = request.get(name)
     if asked is None:
-        return min(default or limits.max_tokens, limits.max_tokens)
-    if fault := _Number(True, 1, float("inf")).fault(asked):
-        raise _refuse(f"{name} {fault}.", name)
+        return min(facts.default_tokens or limits.max_tokens, limits.max_tokens)
     if asked > limits.max_tokens:
         raise _refuse(
-            f"{name} is {asked}; this server answers with {limits.max_tokens} tokens at most.", name
+            f"{name} is {asked}; this server answers with at most {limits.max_tokens} tokens.", name
         )
     return int(asked)
-
-
-def _check_stop(request: dict[str, Any]) -> None:
-    stop = request.get("stop")
-    if stop is None:
-        request.pop("stop", None)
-        return
-    words = [stop] if isinstance(stop, str) else stop
-    if (
-        not isinstance(words, list)
-        or not all(isinstance(word, str) and word for word in words)
-        or len(words) > 16
-    ):
-        raise _refuse("stop must be a text or a list of at most 16 texts.", "stop")
-    request["stop"] = words
-
-
-Faults = Iterator[tuple[str, str]]
-
-
-def _streams_of_many(request: Mapping[str, Any]) -> Faults:
-    if request.get("stream") and request.get("n", 1) != 1:
-        yield "n", "n must be 1 with stream."
-    if request.get("stream") and request.get("num_beams", 1) != 1:
-        yield "num_beams", "num_beams must be 1 with stream."
-
-
-def _several_alike(request: Mapping[str, Any]) -> Faults:
-    if request.get("n", 1) > 1 and request.get("num_beams", 1) == 1 and not request.get("temperature"):
-        yield "n", "n above 1 needs a temperature above 0: without it all answers are the same."
-
-
-def _ignored(request: Mapping[str, Any]) -> Faults:
-    """What ms-swift would take and not heed."""
-    form = request.get("response_format")
-    if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
-        yield "response_format", 'response_format can only be {"type": "text"} here.'
-    if request.get("logit_bias"):
-        yield "logit_bias", "logit_bias is not supported."
-
-
-_UNANSWERABLE: tuple[Callable[[Mapping[str, Any]], Faults], ...] = (
-    _streams_of_many,
-    _several_alike,
-    _ignored,
-)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for.
-
-    Args:
-        max_tokens: longest answer, in tokens; also the length where a request names none.
-        max_body: bytes of a request.
-        media_dir: the only directory from which requests may name files; None for no files at all.
-        urls: whether pictures are fetched from where requests say. ms-swift 3 would fetch from this machine and its
-            network too.
-    """
-
-    max_tokens: int = 4096
-    max_body: int = 16 << 20
-    media_dir: str | None = None
-    urls: bool = True

@@ -1,26 +1,29 @@
-"""Passes checked requests on to the model they name, and loads adapters at run time."""
+"""Passes checked requests on to the model they name."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from swift_toolkit.inference.backend import BACKENDS
-from swift_toolkit.machine.msswift import repair_generation, serving_api
+from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
+from swift_toolkit.machine import msswift
 from swift_toolkit.model.old_adapter import as_peft
-from swift_toolkit.problems import RequestError, first_line
-from swift_toolkit.serving import models
-from swift_toolkit.serving.gateway import Exchange, exchange
+from swift_toolkit.serving.answer import Form, StopText, Usage, usage_of
+from swift_toolkit.serving.batches import Batches
+from swift_toolkit.serving.fields import EMBEDDINGS
+from swift_toolkit.serving.gateway import Event, Exchange
+from swift_toolkit.serving.media import MediaStore
 from swift_toolkit.serving.models import ServedModel
 from swift_toolkit.serving.order import Order
-from swift_toolkit.serving.patches import Batches, batch_size
-from swift_toolkit.serving.request import ApiError
+from swift_toolkit.serving.request import ApiError, Conversation, Facts, Request, Sampling
 
 TEMPLATE_TOKENS = 1024
 """More tokens than a chat format and its system prompt add to a short text."""
@@ -30,79 +33,215 @@ class Router:
     """Passes checked requests on to the engine: under the right adapter, with its system prompt, and counted.
 
     Args:
-        server: ms-swift's server; its ``infer_async`` is replaced by `ask`.
+        server: ms-swift's SwiftDeploy, whose engine answers.
         order: what is served.
     """
 
     def __init__(self, server: Any, order: Order) -> None:
-        self.swift = serving_api()
+        self.api = msswift.serving_api()
         self.server, self.engine = server, server.infer_engine
         self.backend = BACKENDS[order.backend]
         served = [replace(one, path=as_peft(one.path)) for one in order.models]
         self.models = {one.name: one for one in served}
+        self.aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
+        self.first = served[0].name
+        self.running: Counter[str] = Counter()
         self.limits = order.limits
-        self.first = next(iter(self.models))
-        self.running: Counter[str] = Counter()  # requests on their way, see Gateway
-        self._changing = asyncio.Lock()
-        self._aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
-        self._made = len(self.models)
-        server.infer_async = self.ask
+        self._media = MediaStore(Path(order.media_folder), order.limits)
+        self._log_requests = order.log_requests
+        msswift.keep_first_space()
+        msswift.ignore_file_tags(server.template)
+        msswift.encode_plain_texts(server.template)
         if self.backend.in_process:
-            self.engine.max_batch_size = order.max_batch_size or batch_size(self.engine, self.limits)
-            if self.engine.task_type != "causal_lm" and len(self.models) > 1:
-                self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
-            repair_generation(server.template)
-            self._batches = Batches(self.engine, server.template)
+            self._prepare_pt(order)
+        self.facts = self._facts(order)
 
-    async def ask(
-        self, infer_request: Any, request_config: Any, *, adapter_request: Any = None, **kwargs: Any
-    ) -> Any:
-        """What ms-swift's server calls instead of its engine's own ``infer_async``."""
-        name = adapter_request.name if adapter_request is not None else self.first
-        one = exchange.get(Exchange(""))
-        try:
-            model = self.models.get(name)
-            if model is None:  # it was unloaded a moment ago
-                raise ApiError(404, f"There is no model {name} here.", "model", "model_not_found")
-            self._set_system(infer_request, model)
-            await self._make_room(infer_request, request_config)
-            if model.kind == "lora":
-                kwargs["adapter_request"] = self.swift.AdapterRequest(self._aliases[name], model.path)
-                request_config.adapter = self._aliases[name]  # else ms-swift 3 batches it with other adapters
-            if self.backend.in_process:
-                self._batches.came = time.monotonic()
-            answer = await self.engine.infer_async(infer_request, request_config, **kwargs)
-            if not request_config.stream:
-                return _noted(answer, name, one)
-            pieces = aiter(answer)
-            first = _noted(await anext(pieces), name, one)  # what is wrong shows before the response begins
-            return self._stream(first, pieces, infer_request, name, one)
-        except asyncio.CancelledError:
-            infer_request.abandoned = True
-            raise
-        except Exception as error:
-            one.error = _as_api_error(error)
-            raise
+    def _prepare_pt(self, order: Order) -> None:
+        tokens = min(self.engine.max_model_len or 8192, 2 * order.limits.max_tokens)
+        model = self.engine.model
+        self.engine.max_batch_size = order.max_batch_size or sequences_that_fit(
+            model, tokens, largest_batch(model.device.type)
+        )
+        if self.engine.task_type != "causal_lm" and len(self.models) > 1:
+            self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
+        msswift.repair_generation(self.server.template)
+        self._batches = Batches(self.engine, self.server.template)
 
-    async def _stream(
-        self, first: Any, pieces: AsyncIterator[Any], infer_request: Any, name: str, one: Exchange
-    ) -> AsyncIterator[Any]:
+    def _facts(self, order: Order) -> Facts:
+        length, longest = self.engine.max_model_len, msswift.longest_token(self.engine.tokenizer)
+        return Facts(
+            backend=self.backend.name,
+            task=self.engine.task_type or "causal_lm",
+            multimodal=bool(self.engine.model_meta.is_multimodal),
+            tools=msswift.has_agent_template(self.server.template),
+            prompt_bytes=None if length is None else length * longest,
+            default_tokens=order.default_tokens,
+        )
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request, one: Exchange) -> Event | AsyncGenerator[Event, None]:
+        """The whole answer to a request, or its pieces; what is wrong shows before the first piece.
+
+        Raises:
+            ApiError: it cannot be answered.
+        """
+        if self._log_requests:
+            self._log(one, [list(asked.messages) for asked in request.conversations])
+        form = Form(request, with_tools=bool(request.conversations[0].tools))
+        self.running[request.model] += 1
         try:
-            one.first_token = one.seconds
+            if request.stream:
+                pieces = self._stream(request, form, one)
+                first = await anext(pieces)
+                return self._counted(request.model, first, pieces)
+            answers = await self._all(request)
+        except BaseException:
+            self.running[request.model] -= 1
+            raise
+        self.running[request.model] -= 1
+        usage = usage_of(answers)
+        one.prompt_tokens, one.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        made = form.vectors(answers) if request.path == EMBEDDINGS else form.whole(answers)
+        if self._log_requests:
+            self._log(one, made)
+        return made
+
+    async def _counted(
+        self, model: str, first: Event, pieces: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[Event, None]:
+        try:
             yield first
             async for piece in pieces:
-                yield _noted(piece, name, one)
-        except Exception as error:
-            one.error = _as_api_error(error)
-            raise
+                yield piece
         finally:
-            infer_request.abandoned = True  # the client has gone, or has its answer
+            self.running[model] -= 1
+            await pieces.aclose()
 
-    def _set_system(self, infer_request: Any, model: ServedModel) -> None:
-        if model.system and infer_request.messages[0]["role"] != "system":
-            infer_request.messages.insert(0, {"role": "system", "content": model.system})
+    async def _all(self, request: Request) -> list[Any]:
+        """The engine's answers to all conversations; where one fails, the others end."""
+        tasks = [asyncio.ensure_future(self._whole(request, one)) for one in request.conversations]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    async def _make_room(self, infer_request: Any, request_config: Any) -> None:
+    async def _whole(self, request: Request, conversation: Conversation) -> Any:
+        async with AsyncExitStack() as stack:
+            asked = await self._prepared(conversation, stack)
+            return await self.ask(request.model, asked, request.sampling)
+
+    async def _stream(self, request: Request, form: Form, one: Exchange) -> AsyncGenerator[Event, None]:
+        async with AsyncExitStack() as stack:
+            asked = await self._prepared(request.conversations[0], stack)
+            pieces = await self.ask(request.model, asked, request.sampling, stream=True)
+            stop, usage, texts = StopText(request.sampling.stop), Usage(0, 0), []
+            async for piece in pieces:
+                usage = usage_of([piece]) if piece.usage else usage
+                one.prompt_tokens, one.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+                if one.first_token is None:
+                    one.first_token = one.seconds
+                choice = piece.choices[0]
+                content = getattr(choice.delta, "content", None) or ""
+                text = stop.feed(content, last=choice.finish_reason is not None)
+                reason = "stop" if stop.found else choice.finish_reason
+                texts.append(text)
+                yield form.piece(choice, text, reason)
+                if reason is not None:
+                    break
+            if self._log_requests:
+                self._log(one, "".join(texts))
+            if request.include_usage:
+                yield form.last(usage)
+
+    async def _prepared(self, conversation: Conversation, stack: AsyncExitStack) -> Any:
+        """ms-swift's InferRequest of a conversation, its media in files as long as ``stack`` is open."""
+        paths = await stack.enter_async_context(self._media.files(conversation.media))
+        media: dict[str, list[str]] = {}
+        for one, path in zip(conversation.media, paths, strict=True):
+            media.setdefault(f"{one.kind}s", []).append(str(path))
+        optional = {
+            "tools": list(conversation.tools) or None,
+            "objects": conversation.objects,
+            "chat_template_kwargs": conversation.chat_template_kwargs,
+        }
+        given = {name: value for name, value in optional.items() if value}
+        known = self.api.InferRequest.__dataclass_fields__
+        for name in given:
+            if name not in known:  # ms-swift 3
+                raise ApiError(400, f"{name} is not supported here: it needs ms-swift 4.", name)
+        messages = [dict(one) for one in conversation.messages]
+        asked = self.api.InferRequest(messages=messages, **media, **given)
+        asked.plain = conversation.plain
+        stack.callback(setattr, asked, "abandoned", True)  # the client has gone, or has its answer
+        return asked
+
+    async def ask(
+        self, name: str, asked: Any, sampling: Sampling, *, stream: bool = False, hook: Any = None
+    ) -> Any:
+        """What the engine says.
+
+        Args:
+            name: of the model.
+            asked: ms-swift's InferRequest.
+            sampling: how it answers.
+            stream: piece by piece.
+            hook: called by the engine's thread before the batch with this request.
+
+        Raises:
+            ApiError: it cannot be answered, in words for a client.
+        """
+        model = self.models.get(name)
+        if model is None:  # it was unloaded a moment ago
+            raise ApiError(404, f"There is no model {name} here.", "model", "model_not_found")
+        try:
+            return await self._ask(model, asked, sampling, stream, hook)
+        except Exception as error:
+            if (
+                said := as_api_error(error, has_media=bool(asked.images or asked.audios or asked.videos))
+            ) is None:
+                raise
+            raise said from error
+
+    async def _ask(self, model: ServedModel, asked: Any, sampling: Sampling, stream: bool, hook: Any) -> Any:
+        if model.system and not asked.plain and asked.messages[0]["role"] != "system":
+            asked.messages.insert(0, {"role": "system", "content": model.system})
+        config = self._request_config(sampling, stream)
+        await self._fit(asked, config)
+        kwargs: dict[str, Any] = dict(self.server.infer_kwargs)
+        if model.kind == "lora":
+            kwargs["adapter_request"] = self.api.AdapterRequest(self.aliases[model.name], model.path)
+            config.adapter = self.aliases[model.name]  # else ms-swift 3 batches it with other adapters
+        kwargs["pre_infer_hook"] = hook or msswift.sampling_hook(
+            self.backend.name,
+            min_p=sampling.min_p,
+            min_tokens=sampling.min_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop=sampling.stop,
+            seed=sampling.seed,
+        )
+        if self.backend.in_process:
+            self._batches.came = time.monotonic()
+        answer = await self.engine.infer_async(asked, config, **kwargs)
+        if stream:
+            pieces = aiter(answer)
+            return _chained(_checked(await anext(pieces)), pieces)
+        return _checked(answer)
+
+    def _request_config(self, sampling: Sampling, stream: bool) -> Any:
+        """ms-swift's RequestConfig, with the settings of the server where the request has none."""
+        known = self.api.RequestConfig.__dataclass_fields__
+        asked = {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__ if name in known}
+        config = self.api.RequestConfig(**{**asked, "stop": list(sampling.stop), "stream": stream})
+        self.server._set_request_config(config)
+        # what ms-swift does not know keeps requests that differ in it out of one batch
+        config.more = (sampling.min_tokens, sampling.ignore_eos, sampling.min_p)
+        if sampling.seed is not None and self.backend.in_process:
+            config.alone = time.monotonic_ns()
+        return config
+
+    async def _fit(self, asked: Any, config: Any) -> None:
         """Shorten the answer to what the context leaves.
 
         Of a batch ms-swift shortens all answers to what the longest prompt leaves, and fails all if that is
@@ -110,120 +249,55 @@ class Router:
         too long are rendered for this: a token is at least a byte.
         """
         room = self.engine.max_model_len
-        if not self.backend.in_process or room is None or request_config.max_tokens is None:
+        if not self.backend.in_process or room is None or self.engine.task_type != "causal_lm":
             return
-        text = json.dumps(infer_request.messages, ensure_ascii=False, default=str)
-        more = any(getattr(infer_request, name) for name in ("images", "audios", "videos", "tools"))
-        if not more and len(text.encode()) + TEMPLATE_TOKENS + request_config.max_tokens <= room:
+        text = json.dumps(asked.messages, ensure_ascii=False, default=str)
+        more = any(getattr(asked, name) for name in ("images", "audios", "videos", "tools"))
+        size = len(text.encode("utf-8", "replace"))
+        if not more and size + TEMPLATE_TOKENS + config.max_tokens <= room:
             return
-        encoded = await asyncio.to_thread(self.server.template.encode, infer_request)
+        encoded = await asyncio.to_thread(self.server.template.encode, asked)
         length = len(encoded["input_ids"])
         if length >= room:
-            raise _too_long(f"The prompt has {length} tokens; prompt and answer together may have {room}.")
-        request_config.max_tokens = min(request_config.max_tokens, room - length)
+            raise _too_long(
+                f"The prompt has {length:,} tokens; prompt and answer together may have {room:,}."
+            )
+        config.max_tokens = min(config.max_tokens, room - length)
 
     async def warm_up(self) -> None:
         """Ask every model for one token: adapters are loaded now, and what is broken is found out now."""
         for name in self.models:
-            await self._touch(name)
+            await self.touch(name)
 
-    async def _touch(self, name: str, **kwargs: Any) -> None:
-        model = self.models[name]
-        request = self.swift.InferRequest(messages=[{"role": "user", "content": "Hi"}])
-        config = self.swift.RequestConfig(max_tokens=1, temperature=0)
-        adapter = self.swift.AdapterRequest(name, model.path) if model.kind == "lora" else None
-        await self.ask(request, config, adapter_request=adapter, **kwargs)
+    async def touch(self, name: str, hook: Any = None) -> None:
+        """Ask a model for one token."""
+        asked = self.api.InferRequest(messages=[{"role": "user", "content": "Hi"}])
+        asked.plain = False
+        await self.ask(name, asked, Sampling(max_tokens=1, temperature=0.0), hook=hook)
 
-    # --- adapters while serving -----------------------------------------------------------------------------
+    def _log(self, one: Exchange, said: object) -> None:
+        print(f"{one.id} {json.dumps(said, ensure_ascii=False, default=str)}", flush=True)
 
-    async def load(self, body: Mapping[str, Any]) -> str:
-        """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``."""
-        name, path = _texts(body, "lora_name", "lora_path")
-        if not models.NAME.fullmatch(name):
-            raise ApiError(400, "lora_name may only have letters, digits and . _ : / -.", "lora_name")
-        async with self._changing:
-            if name in self.models:
-                raise ApiError(400, f"There is a model {name} already.", "lora_name")
-            most = self.backend.most_adapters(self.engine)
-            if most is not None and len(self.models) > most:  # the base, which is one of them, has no slot
-                raise ApiError(400, f"There is no room for more than {len(self.models) - 1} adapters.")
-            model = await asyncio.to_thread(self._adapter, name, path)
-            self.models[name], self._aliases[name] = model, f"adapter{self._made}"
-            self._made += 1
-            try:
-                await self._touch(name)
-            except Exception as error:
-                del self.models[name]
-                raise replace(_as_api_error(error), param="lora_path") from error
-            self.server.args.adapter_mapping[name] = model.path
-        return f"Success: LoRA adapter '{name}' added successfully."
 
-    def _adapter(self, name: str, path: str) -> ServedModel:
+async def _chained(first: Any, pieces: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    yield first
+    async for piece in pieces:
         try:
-            checkpoint = models.read_adapter(path)
-        except RequestError as error:
-            raise ApiError(400, str(error), "lora_path") from None
-        highest = self.backend.highest_rank(self.server.args)
-        if not self.backend.serves_adapter(checkpoint):
-            raise ApiError(400, f"vLLM takes plain LoRA only, which {path} is not.", "lora_path")
-        if highest is not None and (checkpoint.lora_rank or 0) > highest:  # vLLM's engine would die of it
-            what = f"{path} has rank {checkpoint.lora_rank}, and the server was started for {highest} at most"
-            raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
-        base = self.models[self.first]
-        if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
-            raise ApiError(
-                400, f"{path} was trained from {checkpoint.base}, not from {base.path}.", "lora_path"
-            )
-        peft = as_peft(str(checkpoint.path))
-        return ServedModel(name, "lora", peft, checkpoint.base, checkpoint.system, checkpoint.lora_rank)
-
-    async def unload(self, body: Mapping[str, Any]) -> str:
-        """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first."""
-        (name,) = _texts(body, "lora_name")
-        async with self._changing:
-            if name == self.first or name not in self.models:
-                raise ApiError(404, f"There is no adapter {name} here.", "lora_name")
-            self.server.args.adapter_mapping.pop(name)
-            del self.models[name]
-            while self.running[name]:
-                await asyncio.sleep(0.05)
-            alias = self._aliases.pop(name)
-            if not self.backend.in_process:
-                await self.engine.engine.remove_lora(self.engine._adapters_pool[alias].lora_int_id)
-            else:
-                await self._touch(self.first, pre_infer_hook=self._dropping(alias))
-        return f"Success: LoRA adapter '{name}' removed successfully."
-
-    def _dropping(self, alias: str) -> Any:
-        """A hook that drops the adapter's weights in the thread that generates, between two batches."""
-
-        def drop(kwargs: dict[str, Any]) -> dict[str, Any]:
-            if self.engine._adapters_pool.pop(alias, None) is not None:
-                self.engine.model.delete_adapter(alias)
-            return kwargs
-
-        return drop
+            yield _checked(piece)
+        except Exception as error:
+            if (said := as_api_error(error)) is None:
+                raise
+            raise said from error
 
 
-def _texts(body: Mapping[str, Any], *names: str) -> list[str]:
-    for name in names:
-        if not isinstance(body.get(name), str) or not body[name]:
-            raise ApiError(400, f"{name} is missing.", name)
-    return [body[name] for name in names]
-
-
-def _noted(answer: Any, name: str, one: Exchange) -> Any:
-    """``answer`` under the name that was asked for; its tokens are noted.
+def _checked(answer: Any) -> Any:
+    """``answer``.
 
     Raises:
-        Exception: ``answer`` is one, as ms-swift 3 hands back what it could not render.
+        Exception: it is one, as ms-swift 3 hands back what it could not render.
     """
     if isinstance(answer, Exception):
         raise answer
-    answer.model = name
-    usage = getattr(answer, "usage", None)
-    if usage is not None:
-        one.prompt_tokens, one.completion_tokens = usage.prompt_tokens, usage.completion_tokens
     return answer
 
 
@@ -231,26 +305,41 @@ def _too_long(message: str) -> ApiError:
     return ApiError(400, message, "messages", "context_length_exceeded")
 
 
-_OF_THE_REQUEST = (ValueError, TypeError, LookupError, AttributeError, AssertionError, OSError)
+_OF_THE_REQUEST = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    RecursionError,
+)
 """What ms-swift raises when a request cannot be rendered; generating raises RuntimeErrors."""
 
 
-def _as_api_error(error: Exception) -> ApiError:
-    """What the engine says, as a client should see it."""
+def as_api_error(error: Exception, has_media: bool = True) -> ApiError | None:
+    """What the engine says, as a client may see it; None for a failure that is not the request's.
+
+    Where a request has media, what ms-swift says may name files of this machine, and does not reach the client.
+    """
     if isinstance(error, ApiError):
         return error
-    name, text = type(error).__name__, first_line(str(error))
+    name, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
     if name == "MaxLengthError" or "leaves no room" in text or "maximum context length" in text:
         return _too_long(f"The prompt is too long: {text}")
     if name == "UnidentifiedImageError":
-        return ApiError(
-            400, "A picture of the request is in no format that is known, or not whole.", "messages"
-        )
+        return ApiError(400, "A picture of the request is in no known format, or is not whole.", "messages")
     if name == "EngineDeadError":
         return ApiError(503, "The engine has died, and the server ends.")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return ApiError(503, "The server has not enough memory for this request.")
+        return ApiError(503, "The server does not have enough memory for this request.")
+    if "query_role" in text or "response_role" in text or "roles must alternate" in text:
+        order = "messages of user (or tool) and assistant must alternate after the first of system"
+        return ApiError(400, f"The messages are in an order that the model cannot take: {order}.", "messages")
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, _OF_THE_REQUEST) or "TemplateError" in kinds:  # jinja2's, of a chat template
-        return ApiError(400, text or name)
-    return ApiError(500, f"The model failed to answer ({name}); the server's log says more.")
+        what = name if has_media or not text else text
+        return ApiError(
+            400, f"The request cannot be put in the form of the model: {what.rstrip('.')}.", "messages"
+        )
+    return None

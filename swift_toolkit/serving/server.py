@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -48,12 +49,15 @@ class Server:
 
     Args:
         deployment: what is served and how.
+
+    ``cut`` is the number of answers that its end has cut, known once it has stopped.
     """
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.url = deployment.url()
         self.ready: Ready | None = None
+        self.cut = 0
         self.directory = Path(deployment.options.output_dir).expanduser()
         self.log = self.directory / "serve.log"
         self._started = 0.0
@@ -97,7 +101,8 @@ class Server:
         environment = device.environment(self.deployment.device)
         self._child = Child(command, self.log, environment, echo=echo, listens=True, without=(KEY_VARIABLE,))
         self._stack.enter_context(self._child)
-        self._child.send(asdict(self.deployment.order(str(model))))
+        media = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="swift-toolkit-"))
+        self._child.send(asdict(self.deployment.order(str(model), media)))
         self._events = self._child.events()
 
     def _wait_until_ready(self, line: screen.StartingLine) -> None:
@@ -123,6 +128,7 @@ class Server:
         """
         failure = None
         for event in self._events:
+            self._note(event)
             if event is not None and event["event"] == "failed":
                 failure = event
         if failure or self._child.process.wait() != 0:
@@ -138,10 +144,15 @@ class Server:
             return
         self._child.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + self.deployment.options.drain_seconds + GRACE_SECONDS
-        for _ in self._child.events():  # those of `wait` end with the interrupt that ended it
+        for event in self._child.events():  # those of `wait` end with the interrupt that ended it
+            self._note(event)
             if time.monotonic() > deadline:
                 break
         self._end(None)
+
+    def _note(self, event: Mapping[str, Any] | None) -> None:
+        if event is not None and event["event"] == "stopped":
+            self.cut = event["cut"]
 
     def kill(self) -> None:
         """End the server at once."""
@@ -169,6 +180,7 @@ class Server:
         content = {
             "status": status,
             "error": error,
+            "cut_answers": self.cut,
             "seconds": round(time.time() - self._started, 2),
             "max_batch_size": self.ready.max_batch_size if self.ready else None,
             **self.deployment.as_dict(),

@@ -1,19 +1,22 @@
 """The process in which one server runs.
 
-Started by deploy_model.py through process.py, which writes the order, the API key included, to its stdin. It builds
-ms-swift's own ``SwiftDeploy`` from an argument list, puts `gateway.Gateway` in front of its FastAPI app and serves it
-with uvicorn on a socket that it has held since before anything was loaded. SIGTERM lets running answers end.
+Started by server.py through machine/process.py, which writes the order, the API key included, to its stdin. It builds
+ms-swift's own ``SwiftDeploy`` from an argument list, puts `gateway.Gateway` in front of its engine and serves it with
+uvicorn on a socket that it has held since before anything was loaded. SIGTERM lets running answers end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,18 @@ from swift_toolkit.machine.msswift import serving_api
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import with_peft_adapters
 from swift_toolkit.serving import access
-from swift_toolkit.serving.gateway import Action, Exchange, Gateway, Policy
+from swift_toolkit.serving.adapters import RuntimeAdapters
+from swift_toolkit.serving.connections import IDLE_SECONDS, LineLimit, connection_limit, protocol
+from swift_toolkit.serving.gateway import Action, Exchange, Gateway, Policy, place_of
 from swift_toolkit.serving.metrics import Metrics
 from swift_toolkit.serving.order import Order
 from swift_toolkit.serving.router import Router
+
+RUNTIME_SLOTS = 4
+"""How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
+
+LINES_PER_SECOND = 100
+"""Lines of the log about requests; what is more is counted."""
 
 
 def main(report: Reporter) -> int:
@@ -40,8 +51,8 @@ def main(report: Reporter) -> int:
     try:
         listening = access.listening_socket(order.host, order.port)
         report("importing")
-        server = _make_server(order, report)
-        asyncio.run(_serve(Router(server, order), order, listening, report))
+        router = Router(_make_server(order, report), order)
+        asyncio.run(_serve(router, order, listening, report))
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
         report("failed", type=type(error).__name__, message=str(error))
@@ -62,8 +73,9 @@ def _end_when_a_thread_fails(report: Reporter) -> None:
 
 def _make_server(order: Order, report: Reporter) -> Any:
     """ms-swift's server with its engine loaded, not serving yet."""
-    # a second line behind api_request; of nothing but a folder that cannot be there, no file is allowed
-    os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = order.limits.media_dir or f"{os.devnull}/none"
+    # a second line behind the checks of media; of nothing but a folder that cannot be there, no file is allowed
+    allowed = [one for one in (order.limits.media_dir, order.media_folder) if one]
+    os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = ",".join(allowed)
     swift = serving_api()
     report("loading")
     # a file for results that is named makes no folders beside the model; nothing is written to it
@@ -81,66 +93,122 @@ def _make_server(order: Order, report: Reporter) -> Any:
     return server
 
 
-RUNTIME_SLOTS = 4
-"""How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
-
-
 # --- HTTP ---------------------------------------------------------------------------------------------------
 
 
-async def _serve(router: Router, order: Order, listening: Any, report: Reporter) -> None:
+async def _serve(router: Router, order: Order, listening: socket.socket, report: Reporter) -> None:
     """Serve until SIGTERM, then let running answers end."""
-    import uvicorn
-
+    asyncio.get_running_loop().set_exception_handler(_log_failure)
     await router.warm_up()
-    page = Path(__file__).with_name("chat_page.html").read_bytes() if order.chat else None
-    policy = Policy(order.key, router.limits, order.default_tokens, page)
-    actions: dict[str, Action] = {}
-    if order.allow_runtime_lora:
-        actions = {"/v1/load_lora_adapter": router.load, "/v1/unload_lora_adapter": router.unload}
-    gateway = Gateway(router.server.app, policy, router.models, router.running, Metrics(_log), actions)
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            batch = getattr(router.engine, "max_batch_size", None) if router.backend.in_process else None
-            report("ready", port=listening.getsockname()[1], pid=os.getpid(), max_batch_size=batch)
-
-        def capture_signals(self) -> Any:  # uvicorn would die of the signal after a clean end
-            return nullcontext()
-
-    server = Server(
-        uvicorn.Config(
-            gateway,
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ssl_certfile=order.ssl_certfile,
-            ssl_keyfile=order.ssl_keyfile,
-            timeout_graceful_shutdown=order.drain_seconds,
-        )
-    )
-
-    def stop() -> None:
-        server.should_exit = True
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    if not order.log_requests:
+        _quiet_engine()
+    log = _Log()
+    gateway = Gateway(router, _policy(order), Metrics(log), _actions(router, order))
+    server = _http_server(gateway, order)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _stop, server, gateway, order.drain_seconds)
     serving = asyncio.create_task(server.serve([listening]))
+    while not server.started and not serving.done():
+        await asyncio.wait([serving], timeout=0.01)
+    batch = getattr(router.engine, "max_batch_size", None) if router.backend.in_process else None
+    report("ready", port=listening.getsockname()[1], pid=os.getpid(), max_batch_size=batch)
     while not serving.done():
         await asyncio.wait([serving], timeout=1)
         if router.backend.has_died(router.engine) and not server.should_exit:
-            raise RuntimeError("the engine of vLLM has died")
+            raise RuntimeError(f"the engine of {router.backend.name} has died")
     serving.result()
-    # the engine's thread, still at an answer that was cut short, finds no loop any more
+    report("stopped", cut=log.cut)
+    # the engine's thread, still at an answer that was cut, finds no loop any more
     threading.excepthook = lambda _: None
 
 
-def _log(one: Exchange) -> None:
+def _policy(order: Order) -> Policy:
+    page = Path(__file__).with_name("chat_page.html").read_bytes() if order.chat else None
+    return Policy(
+        key=order.key,
+        limits=order.limits,
+        hosts=frozenset(order.hosts),
+        origins=frozenset(order.origins),
+        page=page,
+    )
+
+
+def _actions(router: Router, order: Order) -> Mapping[str, Action]:
+    if not order.allow_runtime_lora:
+        return {}
+    adapters = RuntimeAdapters(router, order.adapter_dirs)
+    return {"/v1/load_lora_adapter": adapters.load, "/v1/unload_lora_adapter": adapters.unload}
+
+
+def _http_server(gateway: Gateway, order: Order) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> Any:  # uvicorn would die of the signal after a clean end
+            return nullcontext()
+
+    return Server(
+        uvicorn.Config(
+            gateway,
+            http=protocol(connection_limit()),
+            ws="none",
+            lifespan="off",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=IDLE_SECONDS,
+            ssl_certfile=order.ssl_certfile,
+            ssl_keyfile=order.ssl_keyfile,
+        )
+    )
+
+
+def _stop(server: Any, gateway: Gateway, drain_seconds: int) -> None:
+    """Accept nothing more, and cut what is not answered in time."""
+    server.should_exit = True
+    asyncio.get_running_loop().call_later(drain_seconds, gateway.cut_answers)
+
+
+# --- the log ------------------------------------------------------------------------------------------------
+
+
+def _quiet_engine() -> None:
+    """ms-swift's and transformers' warnings quote requests; vLLM's are left."""
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] in ("swift", "ms_swift", "transformers", "modelscope"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _log_failure(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """One line for what nobody waited for."""
+    error = context.get("exception")
+    what = place_of(error) if error is not None else context.get("message")
+    print(f"{time.strftime('%H:%M:%S')} in the background: {what}", flush=True)
+
+
+class _Log:
     """One line for a request: never what it said."""
-    tokens = f" {one.prompt_tokens}+{one.completion_tokens} tokens" if one.completion_tokens else ""
-    what = f"{one.status} {one.path} {one.model or '-'}"
-    print(f"{time.strftime('%H:%M:%S')} {what} {one.seconds:.3f} s{tokens}", flush=True)
+
+    def __init__(self) -> None:
+        self.cut = 0
+        self._limit = LineLimit(LINES_PER_SECOND)
+
+    def __call__(self, one: Exchange) -> None:
+        self.cut += one.cut
+        lets, held = self._limit.lets()
+        if not lets:
+            return
+        now = time.strftime("%H:%M:%S")
+        if held:
+            print(f"{now} {held} more requests are not listed", flush=True)
+        tokens = f" {one.prompt_tokens}+{one.completion_tokens} tokens" if one.completion_tokens else ""
+        failure = f" {one.failure}" if one.failure else ""
+        what = f"{one.id} {one.status or 499} {one.method[:8]} {_known(one)} {one.model or '-'}"
+        print(f"{now} {what} {one.seconds:.3f} s{tokens}{failure}", flush=True)
+
+
+def _known(one: Exchange) -> str:
+    """The path, without what a client may have written there."""
+    return one.path if one.status not in (401, 403, 404, 405) else "-"
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def deployer(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
             port=0,
             api_key_file=str(folder / "key"),
             allow_runtime_lora=True,
+            adapter_dir=[str(adapters["two"].parent)],
             output_dir=str(folder / "runs"),
             vllm_enforce_eager=True,
             vllm_max_model_len=512,

@@ -1,4 +1,4 @@
-"""What is laid over ms-swift's engine so that it batches and stops as a server must."""
+"""Which requests the engine pt answers together."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.machine.msswift import fetch_through, stop_generating
-from swift_toolkit.serving.request import Limits
-
-# --- the engine pt ------------------------------------------------------------------------------------------
-
-
-def batch_size(engine: Any, limits: Limits) -> int:
-    """How many requests pt answers together, each as long as a whole context."""
-    tokens = min(engine.max_model_len or 8192, 2 * limits.max_tokens)
-    return sequences_that_fit(engine.model, tokens, largest_batch(engine.model.device.type))
-
 
 GATHER_SECONDS = 0.004
 """How long nothing more must have come before a batch begins; ms-swift itself waits 5 ms on average."""

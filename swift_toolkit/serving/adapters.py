@@ -1,0 +1,133 @@
+"""Adapters that come and go while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.machine import msswift
+from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.old_adapter import as_peft
+from swift_toolkit.problems import RequestError
+from swift_toolkit.serving import models
+from swift_toolkit.serving.models import ServedModel
+from swift_toolkit.serving.request import ApiError
+from swift_toolkit.serving.router import Router
+
+
+class RuntimeAdapters:
+    """Loads and unloads adapters of a running server.
+
+    Args:
+        router: whose models change.
+        directories: adapters are only taken from below these.
+    """
+
+    def __init__(self, router: Router, directories: tuple[str, ...]) -> None:
+        self._router = router
+        self._directories = [Path(one).resolve() for one in directories]
+        self._changing = asyncio.Lock()
+        self._made = len(router.models)
+
+    async def load(self, body: Mapping[str, Any]) -> str:
+        """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``.
+
+        Raises:
+            ApiError: it cannot be loaded.
+        """
+        name, path = _texts(body, "lora_name", "lora_path")
+        if not models.NAME.fullmatch(name):
+            raise ApiError(400, "lora_name may only have letters, digits and . _ : / -.", "lora_name")
+        router = self._router
+        async with self._changing:
+            if name in router.models:
+                raise ApiError(400, f"There is already a model {name}.", "lora_name")
+            most = router.backend.most_adapters(router.engine)
+            if most is not None and len(router.models) > most:
+                raise ApiError(400, f"The server holds {most} adapters, the most it can.")
+            model = await asyncio.to_thread(self._read, name, path)
+            await self._add(model)
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    async def _add(self, model: ServedModel) -> None:
+        router = self._router
+        router.models[model.name], router.aliases[model.name] = model, f"adapter{self._made}"
+        self._made += 1
+        try:
+            await router.touch(model.name)
+        except Exception as error:
+            del router.models[model.name]
+            if isinstance(error, ApiError):
+                raise replace(error, param="lora_path") from error
+            raise ApiError(400, "The adapter cannot be loaded.", "lora_path") from error
+
+    def _read(self, name: str, path: str) -> ServedModel:
+        """The adapter at ``path``; what is said of one that is not allowed does not tell what is there."""
+        wrong = ApiError(400, "lora_path is not an adapter below a directory of --adapter-dir.", "lora_path")
+        try:
+            there = Path(path).resolve()
+            allowed = any(there.is_relative_to(one) for one in self._directories)
+        except (OSError, ValueError, RuntimeError):
+            raise wrong from None
+        if not allowed or not there.is_dir():
+            raise wrong
+        try:
+            checkpoint = models.read_adapter(str(there))
+        except RequestError:
+            raise wrong from None
+        resolved = checkpoint.path.resolve()
+        if not any(resolved.is_relative_to(one) for one in self._directories):
+            raise wrong
+        if not any(resolved.rglob("*.safetensors")):
+            raise ApiError(400, "lora_path holds weights that are not safetensors.", "lora_path")
+        self._check(path, checkpoint)
+        peft = as_peft(str(checkpoint.path))
+        return ServedModel(name, "lora", peft, checkpoint.base, checkpoint.system, checkpoint.lora_rank)
+
+    def _check(self, path: str, checkpoint: Checkpoint) -> None:
+        router = self._router
+        if not router.backend.serves_adapter(checkpoint):
+            raise ApiError(
+                400, f"{router.backend.name} only takes plain LoRA, which lora_path is not.", "lora_path"
+            )
+        highest = router.backend.highest_rank(router.server.args)
+        if highest is not None and (checkpoint.lora_rank or 0) > highest:
+            what = (
+                f"lora_path has rank {checkpoint.lora_rank}, and the server was started for at most {highest}"
+            )
+            raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
+        base = router.models[router.first]
+        if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
+            raise ApiError(400, "lora_path was trained from another base model.", "lora_path")
+
+    async def unload(self, body: Mapping[str, Any]) -> str:
+        """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first.
+
+        Raises:
+            ApiError: there is no such adapter.
+        """
+        (name,) = _texts(body, "lora_name")
+        router = self._router
+        async with self._changing:
+            if name == router.first or name not in router.models:
+                raise ApiError(404, f"There is no adapter {name} here.", "lora_name")
+            del router.models[name]
+            while router.running[name]:
+                await asyncio.sleep(0.05)
+            alias = router.aliases.pop(name)
+            if router.backend.in_process:
+                await router.touch(router.first, hook=msswift.dropping_hook(router.engine, alias))
+            else:
+                await msswift.drop_from_vllm(router.engine, alias)
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+
+def _texts(body: Mapping[str, Any], *names: str) -> list[str]:
+    for name in names:
+        if not isinstance(body.get(name), str) or not body[name]:
+            raise ApiError(400, f"{name} is missing.", name)
+    return [body[name] for name in names]

@@ -1,0 +1,230 @@
+"""Answers of the engine in OpenAI's format (https://platform.openai.com/docs/api-reference)."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from swift_toolkit.serving.fields import COMPLETIONS
+from swift_toolkit.serving.request import Request
+
+
+class StopText:
+    """Ends a text before the stop text that is complete first, also where it comes piece by piece.
+
+    Args:
+        stops: the stop texts.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found = False
+
+    def feed(self, piece: str, last: bool = False) -> str:
+        """What may be shown once ``piece`` has come; ``last`` if nothing comes after it."""
+        if self.found:
+            return ""
+        text = self._held + piece
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return text[: min(ends)[1]]
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of ``text`` that a stop text begins with."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a prompt and of its answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def as_dict(self) -> dict[str, int]:
+        """OpenAI's format."""
+        return {**asdict(self), "total_tokens": self.prompt_tokens + self.completion_tokens}
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
+        )
+
+
+def usage_of(answers: Iterable[Any]) -> Usage:
+    """The usage of several answers of the engine together."""
+    total = Usage(0, 0)
+    for one in answers:
+        total += Usage(one.usage.prompt_tokens, one.usage.completion_tokens)
+    return total
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the answers to one request look.
+
+    Args:
+        request: that is answered.
+        with_tools: the request offers functions.
+        id: of the answer.
+        created: when it was begun, in seconds since 1970.
+    """
+
+    request: Request
+    with_tools: bool
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def _plain(self) -> bool:
+        return self.request.path == COMPLETIONS
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "cmpl" if self._plain else "chatcmpl"
+        head = {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created}
+        return {**head, "model": self.request.model}
+
+    def whole(self, answers: Sequence[Any]) -> dict[str, Any]:
+        """The answer to a request that does not stream; ``answers`` are the engine's, one for each prompt."""
+        choices = [choice for one in answers for choice in one.choices]
+        make = self._text_choice if self._plain else self._chat_choice
+        return {
+            **self._head("text_completion" if self._plain else "chat.completion"),
+            "choices": [make(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage_of(answers).as_dict(),
+        }
+
+    def _text_choice(self, index: int, choice: Any) -> dict[str, Any]:
+        text, reason = self._cut(choice.message.content, choice.finish_reason)
+        logprobs = text_logprobs(choice.logprobs, text, reason)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _chat_choice(self, index: int, choice: Any) -> dict[str, Any]:
+        content, reason = self._cut(choice.message.content, choice.finish_reason)
+        message = {"role": "assistant", "content": content}
+        if getattr(choice.message, "reasoning_content", None):
+            message["reasoning_content"] = choice.message.reasoning_content
+        if calls := self._calls(choice.message):
+            message["tool_calls"], reason = calls, "tool_calls"
+        logprobs = _trimmed(choice.logprobs, content)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+    def _cut(self, content: Any, reason: str | None) -> tuple[Any, str | None]:
+        """The content before the first stop text; that of a classifier is not text."""
+        if not isinstance(content, str):
+            return content, reason
+        stop = StopText(self.request.sampling.stop)
+        text = stop.feed(content, last=True)
+        return text, "stop" if stop.found else reason
+
+    def _calls(self, message: Any) -> list[dict[str, Any]]:
+        return [asdict(one) for one in message.tool_calls or []] if self.with_tools else []
+
+    def piece(self, choice: Any, text: str, reason: str | None) -> dict[str, Any]:
+        """One event of a stream.
+
+        Args:
+            choice: the engine's piece.
+            text: what of it is shown.
+            reason: why the answer ends here; None if it does not.
+        """
+        if self._plain:
+            made = {"index": 0, "text": text, "logprobs": text_logprobs(choice.logprobs, None, reason)}
+        else:
+            delta: dict[str, Any] = {"role": "assistant", "content": text}
+            if getattr(choice.delta, "reasoning_content", None):
+                delta["reasoning_content"] = choice.delta.reasoning_content
+            if calls := self._calls(choice.delta):
+                delta["tool_calls"] = [{"index": index, **one} for index, one in enumerate(calls)]
+                reason = "tool_calls"
+            made = {"index": 0, "delta": delta, "logprobs": choice.logprobs}
+        return self._event([{**made, "finish_reason": reason}], None)
+
+    def last(self, usage: Usage) -> dict[str, Any]:
+        """The event with the usage."""
+        return self._event([], usage)
+
+    def _event(self, choices: list[dict[str, Any]], usage: Usage | None) -> dict[str, Any]:
+        event = {
+            **self._head("text_completion" if self._plain else "chat.completion.chunk"),
+            "choices": choices,
+        }
+        if self.request.include_usage:
+            event["usage"] = usage.as_dict() if usage else None
+        return event
+
+    def vectors(self, answers: Sequence[Any]) -> dict[str, Any]:
+        """The answer to a request for embeddings."""
+        vectors = [one.data[0].embedding for one in answers]
+        usage = usage_of(answers)
+        data = [
+            {"object": "embedding", "index": index, "embedding": self._packed(vector)}
+            for index, vector in enumerate(vectors)
+        ]
+        counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+        return {"object": "list", "data": data, "model": self.request.model, "usage": counts}
+
+    def _packed(self, vector: Sequence[float]) -> str | list[float]:
+        if not self.request.base64:
+            return list(vector)
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _trimmed(logprobs: Mapping[str, Any] | None, content: Any) -> Mapping[str, Any] | None:
+    """The log probabilities of the tokens that ``content`` still holds after it was cut."""
+    if not logprobs or not isinstance(content, str):
+        return logprobs
+    tokens, length = logprobs.get("content") or [], 0
+    for index, one in enumerate(tokens):
+        if length >= len(content) and length > 0:
+            return {**logprobs, "content": tokens[:index]}
+        length += len(one["token"])
+    return logprobs
+
+
+def text_logprobs(
+    logprobs: Mapping[str, Any] | None, text: str | None, reason: str | None
+) -> dict[str, Any] | None:
+    """Log probabilities in the form of completions, which differs from that of chats."""
+    if not logprobs:
+        return None
+    tokens = (_trimmed(logprobs, text) if reason == "stop" else logprobs).get("content") or []  # type: ignore[union-attr]
+    offsets, length = [], 0
+    for one in tokens:
+        offsets.append(length)
+        length += len(one["token"])
+    return {
+        "tokens": [one["token"] for one in tokens],
+        "token_logprobs": [one["logprob"] for one in tokens],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in one.get("top_logprobs") or []} for one in tokens
+        ],
+        "text_offset": offsets,
+    }
+
+
+def model_list(names: Iterable[str]) -> dict[str, Any]:
+    """The answer to ``GET /v1/models``."""
+    return {"object": "list", "data": [model_entry(name) for name in names]}
+
+
+_STARTED = int(time.time())
+
+
+def model_entry(name: str) -> dict[str, Any]:
+    """The answer to ``GET /v1/models/NAME``."""
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "swift-toolkit"}

@@ -1,0 +1,287 @@
+"""Every field of an OpenAI request, and what each backend does with it: heed it or refuse it.
+
+python -m swift_toolkit.serving.fields > docs/openai_fields.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from swift_toolkit.console.words import did_you_mean, shown
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+
+ENDPOINTS = {CHAT: "chat", COMPLETIONS: "completions", EMBEDDINGS: "embeddings"}
+BACKENDS = ("pt", "vllm", "sglang", "lmdeploy")
+NOWHERE: tuple[str, ...] = ()
+
+Check = Callable[[Any], str | None]
+"""What is wrong with a value, as the end of a sentence that begins with the name of the field; None if nothing is."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A check: a number in bounds.
+
+    Args:
+        low: the least value.
+        high: the greatest value.
+        whole: it must be an integer.
+        above_low: ``low`` itself is not allowed.
+    """
+
+    low: float
+    high: float = float("inf")
+    whole: bool = False
+    above_low: bool = False
+
+    def __call__(self, value: Any) -> str | None:
+        """What is wrong with ``value``."""
+        kinds = (int,) if self.whole else (int, float)
+        fits = isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
+        if fits and not (self.above_low and value == self.low):
+            return None
+        return f"must be {self}, not {shown(value)}"
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        if self.high == float("inf"):
+            return f"{kind} {'above' if self.above_low else 'of at least'} {self.low:g}"
+        if self.above_low:
+            return f"{kind} above {self.low:g} and at most {self.high:g}"
+        return f"{kind} from {self.low:g} to {self.high:g}"
+
+
+def boolean(value: Any) -> str | None:
+    """A check: true or false."""
+    return None if isinstance(value, bool) else f"must be true or false, not {shown(value)}"
+
+
+def stop_texts(value: Any) -> str | None:
+    """A check: a text or a list of texts."""
+    texts = [value] if isinstance(value, str) else value
+    fits = isinstance(texts, list) and len(texts) <= 16 and all(isinstance(one, str) and one for one in texts)
+    return None if fits else "must be a text or a list of at most 16 texts"
+
+
+def text(value: Any) -> str | None:
+    """A check: text."""
+    return None if isinstance(value, str) else f"must be text, not {shown(value)}"
+
+
+def mapping(value: Any) -> str | None:
+    """A check: an object."""
+    return None if isinstance(value, dict) else f"must be an object, not {shown(value)}"
+
+
+def stream_options(value: Any) -> str | None:
+    """A check: ``{"include_usage": bool}``."""
+    fits = isinstance(value, dict) and value.keys() <= {"include_usage", "include_obfuscation"}
+    if fits and not value.get("include_obfuscation") and isinstance(value.get("include_usage", False), bool):
+        return None
+    return 'can only be {"include_usage": true} or {"include_usage": false}'
+
+
+def tools(value: Any) -> str | None:
+    """A check: a list of functions."""
+    fits = isinstance(value, list) and all(map(_is_function, value))
+    return None if fits else "must be a list of functions with names"
+
+
+def _is_function(tool: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    return isinstance(function.get("parameters", {}), dict)
+
+
+def one_of(*choices: str) -> Check:
+    """A check: one of some texts."""
+    listed = " or ".join(map(json.dumps, choices))
+    return lambda value: None if value in choices else f"can only be {listed} here"
+
+
+def anything(value: Any) -> str | None:
+    """A check that every value passes: a later check reads it."""
+    return None
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field.
+
+    Args:
+        name: of the field.
+        endpoints: where it exists: ``chat``, ``completions``, ``embeddings``.
+        backends: that heed it; the others refuse it.
+        check: what its value must be.
+        neutral: values that ask for nothing, which every backend takes; null always does.
+        note: what else to know, for the documentation.
+    """
+
+    name: str
+    endpoints: tuple[str, ...]
+    backends: tuple[str, ...] = BACKENDS
+    check: Check = anything
+    neutral: tuple[Any, ...] = ()
+    note: str = ""
+
+
+_TEXT = ("chat", "completions")
+_ALL = ("chat", "completions", "embeddings")
+_MEDIA_NOTE = "ms-swift's own list beside the messages; only for a model that takes them"
+
+FIELDS = (
+    Field("model", _ALL, note="one of those that `GET /v1/models` lists"),
+    Field("messages", ("chat",),
+          note="messages of `system` and `developer` may only stand at the beginning; they are joined"),
+    Field("prompt", ("completions",),
+          note="a text or a list of texts; the answer goes on from it, without a chat template"),
+    Field("input", ("embeddings",),
+          note="a text or a list of texts; only for a model that was trained for embeddings"),
+    Field("encoding_format", ("embeddings",), check=one_of("float", "base64")),
+    Field("max_tokens", _TEXT, check=Number(1, whole=True), note="at most `--max-tokens-limit`"),
+    Field("max_completion_tokens", ("chat",), check=Number(1, whole=True),
+          note="the newer name of `max_tokens`; it wins"),
+    Field("temperature", _TEXT, check=Number(0, 2), note="below 0.01 it is 0: always the likeliest token"),
+    Field("top_p", _TEXT, check=Number(0, 1, above_low=True)),
+    Field("top_k", _TEXT, check=Number(-1, whole=True)),
+    Field("min_p", _TEXT, ("pt", "vllm"), Number(0, 1), (0,)),
+    Field("repetition_penalty", _TEXT, check=Number(0.1, 10)),
+    Field("presence_penalty", _TEXT, ("vllm", "sglang"), Number(-2, 2), (0,)),
+    Field("frequency_penalty", _TEXT, ("vllm", "sglang"), Number(-2, 2), (0,)),
+    Field("length_penalty", _TEXT, ("pt",), Number(-10, 10), (1,), "with `num_beams`"),
+    Field("num_beams", _TEXT, ("pt",), Number(1, 16, whole=True), (1,), "not with `stream`"),
+    Field("n", _TEXT, ("pt", "vllm"), Number(1, 16, whole=True), (1,),
+          "above 1 not with `stream`, nor with temperature 0"),
+    Field("best_of", ("completions",), NOWHERE, neutral=(1,)),
+    Field("seed", _TEXT, ("pt", "vllm"), Number(-(2**63), 2**63 - 1, whole=True),
+          note="on pt such a request is answered alone"),
+    Field("stop", _TEXT, check=stop_texts, neutral=([],),
+          note="up to 16 texts; the answer ends before the first of them"),
+    Field("stop_token_ids", _TEXT, NOWHERE, neutral=([],)),
+    Field("include_stop_str_in_output", _TEXT, NOWHERE, neutral=(False,)),
+    Field("min_tokens", _TEXT, ("pt", "vllm"), Number(0, whole=True), (0,)),
+    Field("ignore_eos", _TEXT, ("pt", "vllm"), boolean, (False,)),
+    Field("skip_special_tokens", _TEXT, NOWHERE, neutral=(True,)),
+    Field("stream", _TEXT, check=boolean),
+    Field("stream_options", _TEXT, check=stream_options,
+          note="`include_usage` adds a last event with the usage; only with `stream`"),
+    Field("logprobs", _TEXT, ("pt", "vllm", "lmdeploy"), neutral=(False,),
+          note="true or false for a chat; for a completion a number from 0 to 20"),
+    Field("top_logprobs", ("chat",), ("pt", "vllm", "lmdeploy"), Number(0, 20, whole=True), (0,),
+          "only with `logprobs`"),
+    Field("echo", ("completions",), NOWHERE, neutral=(False,)),
+    Field("suffix", ("completions",), NOWHERE, neutral=("",)),
+    Field("logit_bias", _TEXT, NOWHERE, neutral=({},)),
+    Field("response_format", _TEXT, NOWHERE, neutral=({"type": "text"},)),
+    Field("structured_outputs_regex", _TEXT, ("vllm",), text,
+          note="ms-swift's own: the answer matches the expression"),
+    Field("guided_json", _TEXT, NOWHERE),
+    Field("guided_regex", _TEXT, NOWHERE),
+    Field("guided_choice", _TEXT, NOWHERE, neutral=([],)),
+    Field("guided_grammar", _TEXT, NOWHERE),
+    Field("guided_decoding_backend", _TEXT, NOWHERE),
+    Field("structured_outputs", _TEXT, NOWHERE),
+    Field("tools", ("chat",), check=tools, neutral=([],)),
+    Field("tool_choice", ("chat",), check=one_of("none", "auto"), note="a call cannot be forced"),
+    Field("parallel_tool_calls", ("chat",), NOWHERE, neutral=(True,)),
+    Field("functions", ("chat",), NOWHERE, neutral=([],), note="use `tools`"),
+    Field("function_call", ("chat",), NOWHERE, neutral=("none", "auto"), note="use `tool_choice`"),
+    Field("chat_template_kwargs", ("chat",), check=mapping, neutral=({},), note="such as `enable_thinking`"),
+    Field("images", _ALL, note=_MEDIA_NOTE, neutral=([],)),
+    Field("audios", _ALL, note=_MEDIA_NOTE, neutral=([],)),
+    Field("videos", _ALL, note=_MEDIA_NOTE, neutral=([],)),
+    Field("objects", ("chat",), check=mapping, neutral=({}, []),
+          note="ms-swift's own: boxes and references of grounding"),
+    Field("modalities", ("chat",), NOWHERE, neutral=(["text"],)),
+    Field("audio", ("chat",), NOWHERE),
+    Field("prediction", ("chat",), NOWHERE),
+    Field("reasoning_effort", ("chat",), NOWHERE),
+    Field("verbosity", ("chat",), NOWHERE),
+    Field("web_search_options", ("chat",), NOWHERE),
+    Field("dimensions", ("embeddings",), NOWHERE),
+    Field("store", ("chat",), NOWHERE, neutral=(False,)),
+    Field("user", _ALL, note="no effect on the answer"),
+    Field("metadata", ("chat",), note="no effect on the answer"),
+    Field("service_tier", _TEXT, NOWHERE, neutral=("auto", "default")),
+    Field("safety_identifier", ("chat",), note="no effect on the answer"),
+    Field("prompt_cache_key", ("chat",), note="no effect on the answer"),
+)  # fmt: skip
+
+
+Fault = tuple[str, str]
+"""A field and a whole sentence about it."""
+
+
+def field_faults(request: Mapping[str, Any], path: str, backend: str) -> Iterator[Fault]:
+    """What is wrong with the fields of a request, one by one.
+
+    Args:
+        request: the body, without fields that are null.
+        path: the endpoint, e.g. ``/v1/completions``.
+        backend: that answers.
+    """
+    known = {one.name: one for one in FIELDS if ENDPOINTS[path] in one.endpoints}
+    for name, value in request.items():
+        one = known.get(name)
+        if one is None:
+            yield name, _unknown(name, path, known)
+        elif _is_neutral(value, one):
+            continue
+        elif backend not in one.backends:
+            only = f": only with {' and '.join(one.backends)}" if one.backends else ""
+            yield name, f"{name} is not supported here{only}."
+        elif fault := one.check(value):
+            yield name, f"{name} {fault}."
+
+
+def _is_neutral(value: Any, one: Field) -> bool:
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in one.neutral
+    )
+
+
+def _unknown(name: str, path: str, known: Mapping[str, Field]) -> str:
+    return f"{shown(name)} is not a field of {path}. {did_you_mean(name, known)}".rstrip()
+
+
+# --- the documentation --------------------------------------------------------------------------------------
+
+_TITLE = """\
+# Fields of a request
+
+What the server does with every field of OpenAI's requests, and with those of vLLM and ms-swift that clients send:
+**yes**, it is heeded; **-**, it is refused with status 400 unless it asks for nothing. `null` always asks for nothing.
+A field that is not in the table is refused, too. Made from `swift_toolkit/serving/fields.py` by
+`python -m swift_toolkit.serving.fields`.
+"""
+
+
+def as_markdown() -> str:
+    """The table of all fields."""
+    head = ["field", "endpoints", *BACKENDS, "asks for nothing", ""]
+    lines = [head, ["---"] * len(head), *map(_row, FIELDS)]
+    return _TITLE + "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _row(one: Field) -> list[str]:
+    heeded = ["yes" if backend in one.backends else "-" for backend in BACKENDS]
+    neutral = ", ".join(f"`{json.dumps(value)}`" for value in one.neutral)
+    value = f"{one.check}" if isinstance(one.check, Number) else ""
+    return [
+        f"`{one.name}`",
+        ", ".join(one.endpoints),
+        *heeded,
+        neutral,
+        "; ".join(filter(None, (value, one.note))),
+    ]
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -1,0 +1,240 @@
+"""Pictures, sounds and films of a request, brought into files that the engine reads.
+
+Nothing but these files is opened for a request. What comes from a URL is fetched here, not by ms-swift: from a public
+address that was looked up once, within a time and a size, and the same for every redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import http.client
+import ipaddress
+import re
+import shutil
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from swift_toolkit.serving.request import ApiError, Limits, Media, is_base64
+
+FETCH_SECONDS = 20.0
+"""Time for one picture to arrive, redirects included."""
+
+REDIRECTS = 3
+"""Redirects that are followed."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Formats of pictures that are decoded; others of PIL's start programs (EPS) or are hardly ever used."""
+
+FETCHES = 8
+"""Media that are prepared at a time; others wait."""
+
+_SUFFIXES = {"image": ".img", "audio": ".wav", "video": ".mp4"}
+
+
+class MediaStore:
+    """Prepares the media of requests in a directory.
+
+    Args:
+        directory: where the files of running requests are.
+        limits: of one request.
+    """
+
+    def __init__(self, directory: Path, limits: Limits) -> None:
+        self._directory, self._limits = directory, limits
+        self._slots = asyncio.Semaphore(FETCHES)
+
+    @asynccontextmanager
+    async def files(self, media: Sequence[Media]) -> AsyncIterator[list[Path]]:
+        """The files of ``media``, there as long as the block is.
+
+        Raises:
+            ApiError: one cannot be had, or is not a picture of a known format, or all together are too large.
+        """
+        if not media:
+            yield []
+            return
+        folder = Path(tempfile.mkdtemp(dir=self._directory))
+        try:
+            async with self._slots:
+                paths = await asyncio.to_thread(self._prepare, media, folder)
+            yield paths
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _prepare(self, media: Sequence[Media], folder: Path) -> list[Path]:
+        pixels, paths = 0, []
+        for index, one in enumerate(media):
+            path = self._file(one, folder / f"{index}{_SUFFIXES[one.kind]}")
+            pixels += count_pixels(path, one.where) if one.kind == "image" else 0
+            if pixels > self._limits.max_pixels:
+                message = f"The pictures have more than {self._limits.max_pixels:,} pixels together."
+                raise ApiError(400, message, one.where)
+            paths.append(path)
+        return paths
+
+    def _file(self, one: Media, path: Path) -> Path:
+        source = one.source.strip()
+        if re.match(r"https?://", source, re.IGNORECASE):
+            content = fetch(source, self._limits.max_body, one.where)
+        elif source[:5].lower() == "data:" or is_base64(source):
+            content = _decoded(source, one.where)
+        else:  # in the allowed directory, see request.check_source
+            return Path(source).resolve()
+        with path.open("xb") as file:
+            file.write(content)
+        return path
+
+
+def _decoded(source: str, where: str) -> bytes:
+    data = source.partition(",")[2] if source[:5].lower() == "data:" else source
+    try:
+        return base64.b64decode(re.sub(r"\s", "", data), validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, f"{where} is not valid base64.", where) from None
+
+
+def count_pixels(path: Path, where: str) -> int:
+    """The pixels of a picture, read from its header: nothing is decoded.
+
+    Raises:
+        ApiError: it is not a picture of a known format.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return int(picture.width * picture.height)
+    except Image.DecompressionBombError:
+        return sys.maxsize
+    except Exception:  # PIL's readers raise whatever a strange file makes them raise
+        known = ", ".join(FORMATS)
+        raise ApiError(400, f"{where} is not a whole picture in one of the formats {known}.", where) from None
+
+
+# --- what is fetched ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where one step of a fetch goes: a URL, and the address that its name had."""
+
+    url: SplitResult
+    address: str
+
+    @property
+    def port(self) -> int:
+        return self.url.port or (443 if self.url.scheme == "https" else 80)
+
+
+def fetch(url: str, max_bytes: int, where: str, seconds: float = FETCH_SECONDS) -> bytes:
+    """The content of an http(s) URL.
+
+    Args:
+        url: what is fetched.
+        max_bytes: the longest content.
+        where: the field of the request, for messages.
+        seconds: the time for all of it.
+
+    Raises:
+        ApiError: it is not on a public address, too long, too slow, or not there.
+    """
+    deadline = time.monotonic() + seconds
+    for _ in range(REDIRECTS + 1):
+        try:
+            found = _step(_target(url, where), max_bytes, deadline)
+        except ApiError as error:
+            raise ApiError(400, f"{where}: {error.message}", where) from None
+        except (OSError, http.client.HTTPException, ValueError):
+            raise ApiError(400, f"{where}: the URL cannot be fetched.", where) from None
+        if isinstance(found, bytes):
+            return found
+        url = urljoin(url, found)
+    raise ApiError(400, f"{where}: the URL is redirected more than {REDIRECTS} times.", where)
+
+
+def _target(url: str, where: str) -> _Target:
+    split = urlsplit(url)
+    if split.scheme not in ("http", "https") or not split.hostname or split.username is not None:
+        raise ApiError(400, "only http and https URLs without a user name are fetched.", where)
+    found = socket.getaddrinfo(split.hostname, split.port or 0, type=socket.SOCK_STREAM)
+    addresses = [str(one[4][0]) for one in found]
+    if not addresses or not all(map(is_public, addresses)):
+        raise ApiError(400, "the URL does not lead to a public address.", where)
+    return _Target(split, addresses[0])
+
+
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind NAT64 (RFC 6052)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, also where it stands for an IPv4 address."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return inner.is_global and not inner.is_multicast
+    return ip.is_global and not ip.is_multicast
+
+
+def _step(target: _Target, max_bytes: int, deadline: float) -> bytes | str:
+    """The content, or where it is redirected to."""
+    plain = socket.create_connection((target.address, target.port), _rest(deadline))
+    sockets: list[socket.socket] = [plain]
+    # a time-out of the socket itself begins anew with every byte
+    ending = threading.Timer(_rest(deadline), _shut, [sockets])
+    ending.start()
+    connection = http.client.HTTPConnection(target.url.hostname or "", target.port)
+    try:
+        if target.url.scheme == "https":
+            sockets.append(secured := _secured(plain, target))
+            secured.do_handshake()
+        connection.sock = sockets[-1]  # to the address that was looked up, not to the name
+        path = (target.url.path or "/") + (f"?{target.url.query}" if target.url.query else "")
+        connection.request("GET", path, headers={"Host": target.url.netloc, "User-Agent": "swift-toolkit"})
+        response = connection.getresponse()
+        location = response.getheader("Location")
+        if response.status in (301, 302, 303, 307, 308) and location:
+            return location
+        if response.status != 200:
+            raise ApiError(400, f"the URL is answered with status {response.status}.")
+        content = response.read(max_bytes + 1)
+    finally:
+        ending.cancel()
+        connection.close()
+        for one in sockets:
+            one.close()
+    _rest(deadline)  # content that was cut by the timer may look whole
+    if len(content) > max_bytes:
+        raise ApiError(400, f"what the URL leads to has more than {max_bytes:,} bytes.")
+    return content
+
+
+def _secured(plain: socket.socket, target: _Target) -> ssl.SSLSocket:
+    context, name = ssl.create_default_context(), target.url.hostname
+    return context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+
+
+def _shut(sockets: Sequence[socket.socket]) -> None:
+    for one in sockets:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+def _rest(deadline: float) -> float:
+    rest = deadline - time.monotonic()
+    if rest <= 0:
+        raise ApiError(400, "the URL was not fetched in time.")
+    return rest
