@@ -38,7 +38,8 @@ class Problem:
         if self.file is not None:
             where = f"{self.file}:{self.line}: " if self.line is not None else f"{self.file}: "
         subject = f'"{self.key}" ' if self.key is not None else ""
-        return f"{where}{subject}{self.what}." + (f" {self.do}" if self.do else "")
+        text = f"{where}{subject}{self.what}." + (f" {self.do}" if self.do else "")
+        return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be printed
 
 
 def first_line(error: object) -> str:

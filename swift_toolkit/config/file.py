@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +65,9 @@ def _stop(what: str, do: str, name: str, line: int | None = None, key: str | Non
 
 
 def _read_text(path: Path, name: str) -> str:
-    if path.is_dir():
-        raise _stop("is a directory", "Name a .json, .yaml or .yml file.", name)
-    if not path.exists():
-        raise _stop("no such file", _near_files(path), name)
+    raw = read_small(path, name)
     if path.suffix.lower() not in EXTENSIONS:
         raise _stop("has an unknown extension", "Use .json, .yaml or .yml.", name)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _stop("is over 4 MiB, too long for a config", "Is it a data file?", name)
-        raw = path.read_bytes()
-    except OSError as error:
-        raise _stop(f"cannot be read ({error.strerror})", "", name) from None
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise _stop("is UTF-16 text", "Save it as UTF-8.", name)
     try:
@@ -86,6 +79,33 @@ def _read_text(path: Path, name: str) -> str:
     if not text.strip():
         raise _stop("is empty", 'It needs at least "model" and "dataset".', name)
     return text
+
+
+def read_small(path: Path, name: str) -> bytes:
+    """The bytes of a regular file of at most `MAX_BYTES`.
+
+    Args:
+        path: the file.
+        name: what to call it in messages.
+
+    Raises:
+        RequestError: there is none, or it cannot be read.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise _stop("is a directory", "Name a .json, .yaml or .yml file.", name)
+        if not stat.S_ISREG(status.st_mode):
+            raise _stop("is not a regular file", "Name a .json, .yaml or .yml file.", name)
+        if status.st_size > MAX_BYTES:
+            raise _stop("is over 4 MiB, too long for a config", "Is it a data file?", name)
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise _stop("no such file", _near_files(path), name) from None
+    except OSError as error:
+        raise _stop(f"cannot be read ({error.strerror})", "", name) from None
+    except ValueError:
+        raise _stop("no such file", "A path holds no NUL characters.", name) from None
 
 
 def _near_files(path: Path) -> str:
@@ -107,6 +127,8 @@ def _read_json(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, in
         raise _json_error(text, error, name) from None
     except RecursionError:
         raise _stop("is nested too deeply", "Settings are flat.", name) from None
+    except ValueError:  # Python reads no numbers of more than 4,300 digits
+        raise _stop("holds a number that is too long", "", name) from None
     except _TwiceInsideError as error:
         raise _stop(
             "is given twice in one object", "Keep one of the two.", name, error.line(text), error.key
@@ -138,8 +160,8 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
     for _, value in pairs:
         for inside in value if isinstance(value, list) else [value]:
             if isinstance(inside, _Pairs) and len(inside) < len(inside.pairs):
-                keys = [key for key, _ in inside.pairs]
-                raise _TwiceInsideError(next(key for key in keys if keys.count(key) > 1))
+                counts = Counter(key for key, _ in inside.pairs)
+                raise _TwiceInsideError(next(key for key, count in counts.items() if count > 1))
     result = _Pairs(pairs)
     result.pairs = pairs
     return result
@@ -149,12 +171,14 @@ def _json_keys(text: str) -> Iterator[tuple[str, int]]:
     """The top-level keys of a valid JSON object and their lines, in order."""
     decoder = json.JSONDecoder()
     position = text.index("{") + 1
+    line, counted = 1, 0
     while True:
         start = _skip(text, position, " \t\r\n,")
         if text[start] == "}":
             return
         key, end = decoder.raw_decode(text, start)
-        yield key, text.count("\n", 0, start) + 1
+        line, counted = line + text.count("\n", counted, start), start
+        yield key, line
         _, position = decoder.raw_decode(text, _skip(text, end, " \t\r\n:"))
 
 
@@ -200,34 +224,48 @@ def _json_error(text: str, error: json.JSONDecodeError, name: str) -> RequestErr
 
 def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
     from ruamel.yaml import YAML
+    from ruamel.yaml.composer import Composer
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.nodes import MappingNode, ScalarNode
+    from ruamel.yaml.nodes import MappingNode
+
+    class Plain(Composer):
+        """Nodes without tags and aliases."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            _refuse_yaml_extras(self.parser.peek_event(), name)
+            return super().compose_node(parent, index)
 
     loader = YAML(typ="safe", pure=True)
+    loader.Composer = Plain
     loader.allow_duplicate_keys = True  # reported here, with both lines
     try:
-        for event in loader.parse(text):
-            _refuse_yaml_extras(event, name)
-        root = loader.compose(text)
+        constructor, _ = loader.get_constructor_parser(text)
+        root = constructor.composer.get_single_node()
         _refuse_repeats_inside(root, name)
-        values = loader.load(text)
+        if root is None:
+            raise _stop("is empty", 'It needs at least "model" and "dataset".', name)
+        if not isinstance(root, MappingNode):
+            found = "a list" if root.id == "sequence" else "a single value"
+            raise _stop(f"holds {found}, not settings", 'Write "model: ..." and "dataset: ..." lines.', name)
+        keys = [_yaml_key(key, name) for key, _ in root.value]
+        values = [constructor.construct_object(value, deep=True) for _, value in root.value]
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         raise _stop(f"is not valid YAML ({error.problem or error.context})", "", name, line) from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _stop("is nested too deeply", "Settings are flat.", name) from None
+    except (YAMLError, ValueError, TypeError) as error:
         raise _stop(f"is not valid YAML ({first_line(error)})", "", name) from None
-    if root is None:
-        raise _stop("is empty", 'It needs at least "model" and "dataset".', name)
-    if not isinstance(root, MappingNode):
-        found = "a list" if isinstance(values, list) else "a single value"
-        raise _stop(f"holds {found}, not settings", 'Write "model: ..." and "dataset: ..." lines.', name)
-    keys = []
-    for key, _ in root.value:
-        if not isinstance(key, ScalarNode):
-            raise _stop("has a key that is not a word", "Use plain names.", name, key.start_mark.line + 1)
-        keys.append((str(key.value), key.start_mark.line + 1))
-    return {str(key): value for key, value in values.items()}, keys
+    return dict(zip((key for key, _ in keys), values, strict=True)), keys
+
+
+def _yaml_key(node: Any, name: str) -> tuple[str, int]:
+    """The text and the line of a key."""
+    line = node.start_mark.line + 1
+    if node.id != "scalar":
+        raise _stop("has a key that is not a name", "Use plain names.", name, line)
+    return str(node.value), line
 
 
 def _refuse_yaml_extras(event: Any, name: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import script as config_script
 from swift_toolkit.config import shell, tasks, translate
+from swift_toolkit.config.file import read_small
 from swift_toolkit.config.shell import Script, Statement
 from swift_toolkit.console import screen
 from swift_toolkit.machine import msswift
@@ -329,7 +330,6 @@ def request(
 
 def _text_of(script: str) -> str:
     try:
-        return Path(script).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RequestError([Problem(f"cannot be read ({what})", file=script)]) from None
+        return read_small(Path(script), script).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise RequestError([Problem("is not UTF-8 text", "Save it as UTF-8.", file=script)]) from None

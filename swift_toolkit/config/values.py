@@ -94,7 +94,20 @@ def _float(value: Any) -> float:
 def _str(value: Any) -> str:
     if isinstance(value, (dict, list)):
         raise ValueError(f"must be text, not {shown(value)}", "")
-    return word_of(value)
+    text = word_of(value)
+    if "\0" in text or not _is_text(text):
+        raise ValueError(
+            "holds characters that are no text (NUL or half of a surrogate pair)", "Remove them."
+        )
+    return text
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _dict(value: Any) -> Any:

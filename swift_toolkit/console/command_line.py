@@ -7,6 +7,7 @@ key of the toolkit, and is checked where settings are known, not here.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -134,8 +135,29 @@ def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) 
     except Exception as error:
         if debugging(words):
             raise
+        if problem := _impossible_path(error):
+            _tell(RequestError([problem]), "--json" in words)
+            return RequestError.exit_status
         screen.say(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.")
         return 1
+
+
+def _impossible_path(error: Exception) -> Problem | None:
+    """What is wrong with a path or text that the operating system does not take; None for any other error."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        return Problem(f'"{name[:40]}..." is too long for the name of a file', "Check the path.")
+    if isinstance(error, UnicodeEncodeError):
+        return Problem(
+            "an argument holds characters that are no text (half of a surrogate pair)", "Remove them."
+        )
+    if isinstance(error, ValueError) and "null" in str(error) and "embedded" in str(error):
+        return Problem("a path holds a NUL character", "Remove it.")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return Problem(
+            "a path begins with ~ and the name of a user who does not exist", "Write the whole path."
+        )
+    return None
 
 
 def debugging(words: Sequence[str] = ()) -> bool:
@@ -147,7 +169,8 @@ def _tell(error: ToolkitError, as_json: bool) -> None:
     problems = error.problems if isinstance(error, RequestError) else []
     if as_json:
         found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
-        print(json.dumps({"problems": found}, ensure_ascii=False))
+        text = json.dumps({"problems": found}, ensure_ascii=False)
+        print(text.encode("utf-8", "replace").decode())
     if problems:
         screen.print_problems(problems)
     else:

@@ -83,7 +83,7 @@ BAD = [
     ("a.yaml", "a: x: y", "a.yaml:1: is not valid YAML (mapping values are not allowed here)."),
     ("a.yaml", "- a", 'a.yaml: holds a list, not settings. Write "model: ..." and "dataset: ..." lines.'),
     ("a.yaml", "# nothing", 'a.yaml: is empty. It needs at least "model" and "dataset".'),
-    ("a.yaml", "a: 1\n? [x]\n: 2", "a.yaml:2: has a key that is not a word. Use plain names."),
+    ("a.yaml", "a: 1\n? [x]\n: 2", "a.yaml:2: has a key that is not a name. Use plain names."),
     (
         "a.yaml",
         "a: 1\nb: !!python/object/apply:os.system [ls]",

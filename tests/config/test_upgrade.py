@@ -132,7 +132,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--config", "a.json", "--from-command", "x"], "--config and --from-command cannot be used together. Keep one of them."),
-        (["--from-script", "no.sh"], "no.sh: cannot be read (No such file or directory)."),
+        (["--from-script", "no.sh"], "no.sh: no such file. Check the path."),
         (["--config", "configs/quickstart.json", "--upgrade", "x.json", "--lora_rank", "8"], '--upgrade with a file takes no settings: "--lora_rank". Remove them.'),
     ],
 )  # fmt: skip
