@@ -29,6 +29,9 @@ from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
+_OF_A_RUN = frozenset("rank local_rank global_world_size local_world_size".split())
+"""Keys that only the args.json of a run of ms-swift has, and no request."""
+_RUN_ADVICE = 'Repeat the run with the settings under "config" in the result.json beside it.'
 _ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size", "balance")
 """The toolkit's own keys that are not an argument of ms-swift under another name."""
 
@@ -121,6 +124,10 @@ def _given(
     layers = []
     if isinstance(source, (str, Path)):
         read = read_config_file(source)
+        if read.values.keys() >= _OF_A_RUN:
+            raise RequestError(
+                [Problem("is the args.json of a run, which lists every default", _RUN_ADVICE, file=read.path)]
+            )
         sources = {key: Source("file", file=read.path, line=line) for key, line in read.lines.items()}
         layers.append({_plain(key): Setting(value, sources[key], key) for key, value in read.values.items()})
     elif source is not None:

@@ -143,6 +143,8 @@ cached_val_dataset       task=grpo
 async_generate           task=gkd
 async_generate           multi_turn_scheduler
 seq_kd                   task=gkd
+device_map               deepspeed=zero3
+device_map               deepspeed=zero3_offload
 """
 """Two conditions that cannot hold together."""
 _FLASH = ("packing", "padding_free")

@@ -7,11 +7,12 @@ notices only after minutes: each rule is a row of a table or a small function th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from swift_toolkit.config import registries, requirements
+from swift_toolkit.config import named_files, registries, requirements
+from swift_toolkit.config.named_files import DEEPSPEED
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.machine import packages
@@ -82,7 +83,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     }.items()
 }
 """Words that ms-swift's source leaves open and its code does not."""
-DEEPSPEED = tuple("zero0 zero1 zero2 zero3 zero2_offload zero3_offload".split())
 SECRETS: dict[str, tuple[str, ...]] = {
     "hub_token": ("MODELSCOPE_API_TOKEN", "HF_TOKEN"),
     "push_to_hub_token": ("HF_TOKEN",),
@@ -137,6 +137,7 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
     yield from requirements.excludes(config)
     yield from requirements.rewards(config)
     yield from requirements.best_model(config)
+    yield from named_files.problems(config)
 
 
 def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
@@ -173,22 +174,21 @@ def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     for name, words in CHOICES.items():
         values = config.get(name, [])
         for value in values if isinstance(values, list) else [values]:
-            if value not in words:
+            if value not in words and not (name == "attn_impl" and _is_hub_kernel(str(value))):
                 yield config.problem(name, *not_one_of(value, words))
     yield from registries.problems(config)
     yield from _deepspeed(config)
 
 
+def _is_hub_kernel(value: str) -> bool:
+    """Whether transformers takes this for a kernel of a hub: ``owner/name``, also with a version and a function."""
+    return re.fullmatch(r"(?:paged\|)?[\w.-]+/[\w.-]+(?:@[\w.-]+)?(?::\w+)?", value) is not None
+
+
 def _deepspeed(config: Config) -> Iterator[Problem]:
+    """A configuration of DeepSpeed by a name that ms-swift does not have."""
     value = config.get("deepspeed")
-    if not isinstance(value, str) or value in DEEPSPEED:
-        return
-    if value.endswith(".json") or "/" in value:
-        if not Path(value).is_file():
-            yield config.problem(
-                "deepspeed", f'names the file "{value}", which does not exist', "Check the path."
-            )
-    else:
+    if isinstance(value, str) and "/" not in value and not value.endswith(".json") and value not in DEEPSPEED:
         yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -122,7 +123,13 @@ def _json(text: str, kind: type, called: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON ({error.msg[:1].lower()}{error.msg[1:]})", "") from None
+        try:
+            value = ast.literal_eval(text)  # ms-swift also reads {'a': True}
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            what = f"is not valid JSON ({error.msg[:1].lower()}{error.msg[1:]})"
+            raise ValueError(what, "") from None
+    except (ValueError, RecursionError):
+        raise ValueError("is not valid JSON", "") from None
     if not isinstance(value, kind):
         raise ValueError(f"must be {called}", "")
     return value

@@ -1,0 +1,116 @@
+"""Files that settings name, read before a run starts: prompts, tokens, tables of data sets, DeepSpeed's settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.config.settings import Config
+from swift_toolkit.problems import Problem
+
+DEEPSPEED = tuple("zero0 zero1 zero2 zero3 zero2_offload zero3_offload".split())
+"""The configurations that come with ms-swift."""
+_TEXTS = ("system", "new_special_tokens")
+_TABLES = ("custom_dataset_info",)
+_SHARED = """
+train_micro_batch_size_per_gpu   per_device_train_batch_size
+gradient_accumulation_steps      gradient_accumulation_steps
+gradient_clipping                max_grad_norm
+optimizer.params.lr              learning_rate
+optimizer.params.weight_decay    weight_decay
+optimizer.params.eps             adam_epsilon
+scheduler.params.warmup_max_lr   learning_rate
+fp16.enabled                     fp16
+bf16.enabled                     bf16
+"""
+"""What DeepSpeed's file and the settings both say; transformers stops where they differ (HfTrainerDeepSpeedConfig)."""
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """Files that are missing, cannot be read, or contradict the settings."""
+    for name in _TEXTS:
+        for path in _paths(config, name, ".txt"):
+            if isinstance(read := _text(path), Problem):
+                yield config.problem(name, read.what, read.do)
+            elif not read.strip():
+                yield config.problem(name, f'names the file "{path}", which is empty')
+    for name in _TABLES:
+        for path in _paths(config, name, ""):
+            found = _json(path)
+            if isinstance(found, Problem):
+                yield config.problem(name, found.what, found.do)
+            elif not isinstance(found, list):
+                yield config.problem(name, f'names the file "{path}", which holds no list of data sets')
+    for name in ("deepspeed", "teacher_deepspeed"):
+        yield from _deepspeed(config, name)
+
+
+def _paths(config: Config, name: str, suffix: str) -> Iterator[str]:
+    """The files that a setting names: texts with an ending that ms-swift takes for a file."""
+    value = config.get(name) or []
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and one.endswith(suffix) and "\n" not in one:
+            yield one
+
+
+def _text(path: str) -> str | Problem:
+    """The text of a file, or what keeps it from being read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Problem(f'names the file "{path}", which does not exist', "Check the path.")
+    except UnicodeDecodeError:
+        return Problem(f'names the file "{path}", which is not UTF-8 text', "Save it as UTF-8.")
+    except OSError as error:
+        return Problem(f'names "{path}", which cannot be read ({error.strerror})', "Check the path.")
+
+
+def _json(path: str) -> Any:
+    """What a JSON file holds, or the Problem that keeps it from being read."""
+    text = _text(path)
+    if isinstance(text, Problem):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        return Problem(f'names the file "{path}", which is not valid JSON ({error})', "Fix the file.")
+
+
+def _deepspeed(config: Config, name: str) -> Iterator[Problem]:
+    value = config.get(name)
+    if not isinstance(value, str) or value in DEEPSPEED:
+        return
+    is_path = value.endswith(".json") or "/" in value
+    content = _json(value) if is_path else None
+    if isinstance(content, Problem):
+        yield config.problem(name, content.what, content.do)
+    elif is_path and not isinstance(content, dict):
+        yield config.problem(name, f'names the file "{value}", which holds no object', "Fix the file.")
+    elif isinstance(content, dict) and name == "deepspeed":
+        yield from _contradictions(config, content, value)
+
+
+def _contradictions(config: Config, content: dict[str, Any], path: str) -> Iterator[Problem]:
+    """Values of DeepSpeed's file that are not those of the settings."""
+    for row in _SHARED.strip().splitlines():
+        key, setting = row.split()
+        theirs, ours = _inside(content, key), config.get(setting)
+        if setting == "per_device_train_batch_size" and ours is None:
+            ours = 1
+        if theirs in (None, "auto") or ours is None or theirs == ours:
+            continue
+        what = f'is {json.dumps(ours)}, and {path} has "{key}": {json.dumps(theirs)}'
+        yield config.problem(setting, what, f'Write "{key}": "auto" there, and it follows the setting.')
+    stage = _inside(content, "zero_optimization.stage")
+    if stage == 3 and config.get("device_map"):
+        yield config.problem(
+            "device_map", f"cannot be used with ZeRO-3, which {path} asks for", "Remove one."
+        )
+
+
+def _inside(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
