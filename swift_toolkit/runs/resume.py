@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import files
@@ -219,6 +220,8 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
         return
     if not adapter:
         return
+    if key == "resume_from_checkpoint":
+        yield from _other_generation(checkpoint, args or {}, config)
     root = adapter_root(checkpoint) or checkpoint
     shape, _ = read_json(root / "adapter_config.json")
     for name, there in _OF_THE_ADAPTER.items():
@@ -229,6 +232,16 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
     base = Path(str(config.get("model"))).expanduser()
     if base.is_dir():
         yield from (replace(one, do='Set "model" to its own base.') for one in misfit(checkpoint, base))
+
+
+def _other_generation(checkpoint: Path, args: Mapping[str, Any], config: Config) -> Iterator[Problem]:
+    """ms-swift 3 divides the parameters of an adapter into two groups, 4 has one: torch refuses the other's state."""
+    wrote = "v4" if "swift_version" in args else "v3" if "train_type" in args else config.install.line
+    if wrote != config.install.line:
+        what = f"{checkpoint} holds the optimizer of ms-swift {wrote[1]}, which {config.install.version} cannot load"
+        yield Problem(
+            what, f"Resume it with ms-swift {wrote[1]}, or train on from its weights alone: {_WEIGHTS}"
+        )
 
 
 def _finished(state: TrainingState, config: Config) -> Iterator[Problem]:
@@ -264,7 +277,7 @@ _NEUTRAL = re.compile(
 )
 """Settings that do not decide what is learned, or are compared in another way."""
 
-_SILENT = re.compile(r"output_dir|add_version|resume_\w+|model|dataset|val_dataset")
+_SILENT = re.compile(r"output_dir|add_version|resume_\w+|model|dataset|val_dataset|(train|tuner)_type")
 
 
 def changes(point: ResumePoint, wanted: Request) -> tuple[list[str], list[str]]:

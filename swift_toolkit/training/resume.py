@@ -59,9 +59,8 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
         RequestError: it cannot go on, or would learn something else.
     """
     explicit = plan.config.get("resume_from_checkpoint")
-    if explicit and asked is not False:
-        what = "goes on from a checkpoint of its own choice, and resume_from_checkpoint names one"
-        raise RequestError([Problem(what, "Remove one of them.", "--resume")])
+    if asked is not False and (problems := list(_at_odds(plan))):
+        raise RequestError(problems)
     if plan.config.get("resume_only_model") or (not explicit and asked is False):
         return None
     wanted = requested(plan)
@@ -85,6 +84,16 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
         name = "resume_from_checkpoint"
         plan.config.settings[name] = Setting(str(point.checkpoint), source, name)
     return Resumption(point, tuple(_lines(point, harmless, harmful)))
+
+
+def _at_odds(plan: TrainingPlan) -> Iterator[Problem]:
+    """Settings that ``--resume`` cannot have beside it."""
+    for name, does in (
+        ("resume_from_checkpoint", "names the checkpoint, which --resume finds by itself"),
+        ("resume_only_model", "leaves out the optimizer, with which --resume goes on"),
+    ):
+        if plan.config.get(name):
+            yield plan.config.problem(name, does, "Remove one of them.")
 
 
 def _from_the_beginning(place: Path, must_be_there: bool) -> Resumption:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer import FineTuner
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.problems import RequestError
 from swift_toolkit.training import resume
 from tests.training_checkpoints import write_checkpoint
@@ -102,6 +103,18 @@ def test_another_tuner_or_rank(settings: dict[str, Any], run: Path) -> None:
     )
 
 
+def test_a_checkpoint_of_another_generation_of_ms_swift(settings: dict[str, Any], run: Path) -> None:
+    shutil.rmtree(run / "checkpoint-2")
+    other = {"train_type": "lora"} if installed().line == "v4" else {"swift_version": "4.6.0"}
+    checkpoint = write_checkpoint(run / "checkpoint-2", **other)
+    number = 3 if installed().line == "v4" else 4
+    assert refused(settings) == (
+        f"{checkpoint} holds the optimizer of ms-swift {number}, which {installed().version} cannot load. "
+        f"Resume it with ms-swift {number}, or train on from its weights alone: "
+        'set "resume_only_model" to true beside "resume_from_checkpoint".'
+    )
+
+
 def test_another_base(settings: dict[str, Any], run: Path, tiny_model: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
     FineTuner(settings, model=str(other), resume=True)  # the same model at another place
@@ -132,7 +145,10 @@ def test_a_checkpoint_that_is_named_in_the_settings(settings: dict[str, Any], ru
     assert "what is learned changed" in refused(
         settings, resume=False, resume_from_checkpoint=named, learning_rate=1e-3
     )
-    assert "Remove one of them." in refused(settings, resume_from_checkpoint=named)
+    assert refused(settings, resume_from_checkpoint=named, resume_only_model=True) == (
+        '"resume_from_checkpoint" names the checkpoint, which --resume finds by itself. Remove one of them.\n'
+        '"resume_only_model" leaves out the optimizer, with which --resume goes on. Remove one of them.'
+    )
     (run / "checkpoint-2/optimizer.pt").write_bytes((run / "checkpoint-2/optimizer.pt").read_bytes()[:500])
     message = refused(settings, resume=False, resume_from_checkpoint=named)
     assert f'"resume_from_checkpoint" cannot be used: {named}/optimizer.pt is cut short or damaged' in message
