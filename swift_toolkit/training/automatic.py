@@ -205,9 +205,7 @@ class _Candidate:
         run = memory_run.filled(run.but(**changes))
         self.run = replace(run, largest=plan.largest_of(found, rows)) if known else run
         tokens = found.shared_step if shared else found.own_step
-        self.time = (tokens + accumulation * padding.tokens_of_a_micro_batch(plan.device)) * self._passes(
-            plan
-        )
+        self.time = (tokens + accumulation * plan.micro_batch_tokens) * self._passes(plan)
 
     def _passes(self, plan: TrainingPlan) -> float:
         """What checkpointing adds, where it is left open and the rows do not fit without it."""

@@ -96,6 +96,12 @@ class TrainingPlan:
         return batch.step_count(self.config, self.batch, self.train_rows)
 
     @property
+    def micro_batch_tokens(self) -> int:
+        """What a micro-batch costs by itself, in tokens."""
+        trains_all = self.config.tuner == "full"
+        return padding.tokens_of_a_micro_batch(self.device, self.shape, trains_all)
+
+    @property
     def row_tokens(self) -> int | None:
         """About how many tokens a row has; None where the data are not on this machine."""
         known = self.data.tokens and not self.data.unchecked

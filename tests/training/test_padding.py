@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -67,7 +68,7 @@ def test_the_chosen_micro_batches_never_take_more_time_than_single_rows() -> Non
     for spread in (0.0, 0.3, 0.9, 1.4):
         for device in (CPU, h100(), h100(8)):
             plan = planned(device, chats(spread), effective_batch_size=64)
-            fixed, rows = padding.tokens_of_a_micro_batch(device), plan.batch
+            fixed, rows = plan.micro_batch_tokens, plan.batch
             assert rows.effective == 64
             found = plan.padding_of(rows)
             single = plan.padding_of(Batch(rows=1, accumulation=64 // rows.feeders, feeders=rows.feeders))
@@ -150,6 +151,12 @@ def test_what_a_micro_batch_costs_follows_from_the_gpu() -> None:
         for name in ("NVIDIA H100 80GB HBM3", "Tesla T4")
     ]
     assert tokens == [295, 203]
+    shape = planned(h100()).shape
+    assert shape is not None
+    large = replace(shape, parameters=7_000_000_000, text=replace(shape.text, layers=32))
+    assert padding.tokens_of_a_micro_batch(h100(), large) == 4521
+    assert padding.tokens_of_a_micro_batch(h100(), large, trains_all=True) == 3014
+    assert padding.tokens_of_a_micro_batch(h100(), replace(large, parameters=10**12)) == 295
 
 
 # --- real runs ----------------------------------------------------------------------------------------------
