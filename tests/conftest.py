@@ -19,6 +19,12 @@ sys.path.insert(0, str(ROOT))
 SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """No test leaves a process, see `tests.processes`."""
+    if not config.pluginmanager.has_plugin("tests.processes"):
+        config.pluginmanager.import_plugin("tests.processes")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is meant for the ms-swift that is not installed."""
     from swift_toolkit.machine.msswift import installed
