@@ -31,8 +31,8 @@ MEDIA_KINDS = ("image", "audio", "video")
 MEDIA_PARTS = ("image", "audio", "video", "image_url", "audio_url", "video_url")
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
 
-FILE_TAG = re.compile(r"<(img|audio)>.+?</\1>", re.DOTALL)
-"""Text that ms-swift, or the code of a model such as Qwen-VL, takes for the name of a file to open."""
+FILE_TAGS = ("<img>", "<audio>")
+"""Between one of them and its end, ms-swift, or the code of a model such as Qwen-VL, takes text for a file to open."""
 
 LEAST_TEMPERATURE = 0.01
 """Below it, dividing by the temperature overflows: 0, which always takes the likeliest token, is what is meant."""
@@ -493,18 +493,34 @@ def _check_conversation(conversation: Conversation, facts: Facts) -> None:
     if uses_tools and not facts.tools:
         message = "The template of this model has no form for tools. Start the server with --agent_template."
         raise _refuse(message, "tools")
-    texts = [str(one["content"]) for one in conversation.messages]
-    if facts.multimodal and FILE_TAG.search("".join(texts)):
+    _check_text("".join(str(one["content"]) for one in conversation.messages), facts)
+
+
+def _check_text(text: str, facts: Facts) -> None:
+    """What is true of the texts of all messages, one after the other; in time that grows with their length."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        message = "The text holds half a character (a lone surrogate), which no model reads."
+        raise _refuse(message, "messages") from None
+    if facts.prompt_bytes is not None and size > facts.prompt_bytes:
+        most = f"the context holds at most {facts.prompt_bytes:,}"
+        message = f"The prompt is too long: it has {size:,} bytes, and {most}."
+        raise _refuse(message, "messages", "context_length_exceeded")
+    if facts.multimodal and _names_a_file(text):
         message = (
             "The text holds <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
         )
         raise _refuse(message, "messages")
-    if facts.prompt_bytes is not None:
-        size = sum(len(one.encode("utf-8", "replace")) for one in texts)
-        if size > facts.prompt_bytes:
-            most = f"the context holds at most {facts.prompt_bytes:,}"
-            message = f"The prompt is too long: it has {size:,} bytes, and {most}."
-            raise _refuse(message, "messages", "context_length_exceeded")
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether there is something between one of the tags and its end, however far away."""
+    for tag in FILE_TAGS:
+        start = text.find(tag)
+        if start >= 0 and text.rfind(tag.replace("<", "</")) > start + len(tag):
+            return True
+    return False
 
 
 # --- media --------------------------------------------------------------------------------------------------
@@ -552,7 +568,9 @@ def check_source(value: str, where: str, limits: Limits) -> None:
 
 def is_base64(value: str) -> bool:
     """Whether a source without a scheme can only be base64."""
-    return len(value) > LONGEST_PATH and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", value) is not None
+    if len(value) <= LONGEST_PATH:
+        return False
+    return re.fullmatch(r"[A-Za-z0-9+/\s]+", value.rstrip().rstrip("=")) is not None
 
 
 def _is_inside(path: str, folder: Path) -> bool:

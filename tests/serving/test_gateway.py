@@ -178,7 +178,7 @@ def test_answers_that_are_cut_say_so() -> None:
 def test_half_a_character_is_no_reason_to_break() -> None:
     response, _ = ask(b'{"model": "\\ud800", "messages": []}')
     assert response.status_code == 404
-    assert chat("\ud800")[0].status_code == 200
+    assert chat("\ud800")[0].status_code == 400
 
 
 def test_a_key_is_asked_for_in_the_usual_way() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def test_the_model_must_be_there() -> None:
         ({"messages": [*HELLO, {"role": "assistant", "content": "ho"}, {"role": "system", "content": "B"}, *HELLO]},
          "messages[2].role is system; only the first messages may be from system.",
          "messages[2].role"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]},
+         "The text holds half a character (a lone surrogate), which no model reads.", "messages"),
         ({"max_tokens": -5}, "max_tokens must be a whole number of at least 1, not -5.", "max_tokens"),
         ({"max_tokens": 101}, "max_tokens is 101; this server answers with at most 100 tokens.", "max_tokens"),
         ({"max_completion_tokens": True}, "max_completion_tokens must be a whole number of at least 1, not true.",
@@ -292,6 +295,25 @@ def test_a_tag_that_names_a_file_is_refused_however_it_is_cut(tag: str, places: 
         "The text holds <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
     )
     assert chat(facts=Facts(), messages=messages)  # to a model that only reads text it is text
+
+
+@pytest.mark.parametrize(
+    "text", ["<img>" * 400_000, "<img></img>" * 200_000, "</img>" * 400_000 + "<img>", "<audio>x" * 200_000]
+)
+def test_many_tags_take_no_time(text: str) -> None:
+    began = time.monotonic()
+    try:
+        chat(messages=[{"role": "user", "content": text}])
+    except ApiError as error:
+        assert error.status == 400
+    assert time.monotonic() - began < 1
+
+
+def test_much_space_takes_no_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(ApiError):
+        chat(images=["A" + " " * 2_000_000 + "!"])
+    assert time.monotonic() - began < 1
 
 
 def test_media_come_from_the_user_and_in_one_way() -> None:
