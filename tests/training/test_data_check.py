@@ -11,7 +11,7 @@ import pytest
 
 from finetune_trainer import FineTuner
 from swift_toolkit.config.request import read_request
-from swift_toolkit.dataset import verify as dataset_verify
+from swift_toolkit.dataset.scan import sample
 from swift_toolkit.dataset.verify import Split, verify
 from swift_toolkit.problems import RequestError
 from swift_toolkit.training import preflight
@@ -178,7 +178,7 @@ def test_a_run_that_loses_too_many_rows_takes_no_step(tiny_model: Path) -> None:
 def looked_at_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files are treated like large ones: only head and tail are looked at before the run."""
     monkeypatch.setattr(preflight, "DATA_SECONDS", 0.0)
-    monkeypatch.setattr(dataset_verify, "SAMPLE_BYTES", 200)
+    monkeypatch.setattr(sample, "SAMPLE_BYTES", 200)
 
 
 @pytest.mark.slow
