@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -36,10 +37,10 @@ def mount(*words: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with room for one checkpoint of a full fine-tuning of ``tiny_model``, not for two."""
+    """A disk with room for a few checkpoints of a full fine-tuning of ``tiny_model``."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk))
+    mount("-t", "tmpfs", "-o", "size=256m", "tmpfs", str(disk))
     yield disk
     while os.path.ismount(disk):  # each of those that lie above one another
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -47,17 +48,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk(tiny_model: Path, small_disk: Path) -> None:
-    done = run(*flags(tiny(tiny_model, small_disk / "out", train_type="full")))
-    (directory,) = (small_disk / "out").glob("v0-*")
-    assert done.returncode == 1
-    said = done.stderr[done.stderr.index("Training failed") :].splitlines()
-    assert said[0].startswith(f"Training failed: the disk of {directory} is full (0.0 GiB free). Full log: ")
-    assert said[1:4] == [
-        f"Incomplete, delete: {directory}/checkpoint-4",
-        f"Complete checkpoints: {directory}/checkpoint-2",
-        "Free some space. Then run the same command with --resume.",
-    ]
-    assert "Unexpected" not in done.stderr
+    settings = tiny(tiny_model, small_disk / "out", train_type="full", max_steps=5000, save_total_limit=2)
+    started = Started(settings)
+    with (small_disk / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    assert started.wait() == 1
+    directory = started.run_directory
+    found, said = storage.checkpoints(directory), started.errors.read_text()
+    lines = said[said.index("Training failed") :].splitlines()
+    assert lines[0].startswith(f"Training failed: the disk of {directory} is full (0.0 GiB free). Full log: ")
+    assert found.whole
+    assert f"Complete checkpoints: {', '.join(map(str, found.whole))}" in lines
+    assert not found.torn or f"Incomplete, delete: {', '.join(map(str, found.torn))}" in lines
+    assert "Free some space. Then run the same command with --resume." in lines
+    assert "Unexpected" not in said
+
+
+def test_a_checkpoint_that_was_not_written_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    whole = (tiny_checkpoint / "last").resolve()
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-11", "other"):
+        shutil.copytree(whole, tmp_path / name)
+    (tmp_path / "checkpoint-10/trainer_state.json").unlink()
+    weights = tmp_path / "checkpoint-11/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    found = storage.checkpoints(tmp_path)
+    assert [path.name for path in found.whole] == ["checkpoint-2"]
+    assert [path.name for path in found.torn] == ["checkpoint-10", "checkpoint-11"]
 
 
 @pytest.mark.slow
