@@ -393,9 +393,9 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
             yield Problem(what, "Make it first, or name another.", key=f"--{name}")
     for name in ("report", "exact"):
         if getattr(options, name) and not options.verify_data:
-            yield Problem("goes with --verify-data", "Add that, or leave it out.", key=f"--{name}")
+            yield Problem("needs --verify-data", "Add that, or remove this.", key=f"--{name}")
     if options.force and options.resume is False:
-        yield Problem("goes with --resume", "Add that, or remove it.", key="--force")
+        yield Problem("needs --resume", "Add that, or remove this.", key="--force")
     if options.preview is not None and options.preview < 1:
         yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
 

@@ -582,8 +582,8 @@ def test_flags_that_cannot_be_followed(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         f'"--report" names "{tmp_path}", which is a directory. Name a file.',
         f'"--convert" names "{tmp_path}/no/a.jsonl", whose directory does not exist. Make it first, or name another.',
-        '"--report" goes with --verify-data. Add that, or leave it out.',
-        '"--exact" goes with --verify-data. Add that, or leave it out.',
+        '"--report" needs --verify-data. Add that, or remove this.',
+        '"--exact" needs --verify-data. Add that, or remove this.',
         '"--preview" is 0; it must be at least 1.',
     ]
     done = run(*asked, "--convert", DATA)

@@ -1,9 +1,9 @@
-"""The processes of a run that others started: they agree before they train, and notice when one is gone.
+"""Processes of a run that several starters started: they agree before they train, and notice when one is gone.
 
 torchrun gives every process the address of a key-value store (torch's TCPStore). Over it rank 0 says what it was
 asked to do, all compare, and the automatic settings and the run directory of rank 0 hold for all. While they train,
-one process of each node counts up in the store; who stands still is gone. Nothing here imports torch: the store is
-handed in.
+one process of each node counts up in the store; one whose count stands still is gone. Nothing here imports torch:
+the store is handed in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEAT_SECONDS = 1.0
 """How often a node shows that it is there."""
 
 SILENCE_SECONDS = 60.0
-"""A node not heard of for so long is gone; long, because a process that loads a model may hold its threads up."""
+"""Silence after which a node counts as gone; long, because loading a model may block the threads of a process."""
 
 SILENCE_AFTER_ERROR = 4.0
 """The same once this process met an error that says a connection broke."""
@@ -60,7 +60,7 @@ class Request:
     directory: str
 
     def differences(self, first: Request) -> list[str]:
-        """What is not as rank 0 was asked, one sentence each with the way out."""
+        """What is not as rank 0 was asked, one sentence each with what to do."""
         lines = []
         for kind, do in (
             ("given", "Start every node with the same config and flags."),

@@ -36,7 +36,9 @@ def problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
     if report.unchecked:
         names = ", ".join(f'"{name}"' for name in report.unchecked)
         yield Problem(
-            f"cannot know the longest rows of {names}, which is not here", "Download it.", "--probe"
+            f"cannot know the longest rows of {names}, which is not on this machine",
+            "Download it.",
+            "--probe",
         )
     if cluster.has_peers:
         yield Problem("starts a run of its own, on one machine", "Try one machine alone first.", "--probe")
@@ -98,7 +100,7 @@ def _filled(config: Config) -> int:
 
 
 def _write(report: DataReport, split: Split, folder: Path, rows: int, bytes_each: int, name: str = "") -> str:
-    """Write so many of the longest rows, again from the first where there are fewer; with packing, enough for each of
+    """Write ``rows`` of the longest rows, repeated where there are fewer; with packing, enough for each of
     them to fill ``bytes_each``."""
     sink = _Longest(rows)
     for file in report.files:

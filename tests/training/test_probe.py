@@ -75,7 +75,7 @@ def test_what_cannot_be_tried() -> None:
     request = load_config({"model": "Qwen/Qwen2.5-7B", "dataset": "owner/data"})
     found = [str(problem) for problem in probe.problems(preflight.check_data(request), Cluster(nodes=2))]
     assert found == [
-        '"--probe" cannot know the longest rows of "owner/data", which is not here. Download it.',
+        '"--probe" cannot know the longest rows of "owner/data", which is not on this machine. Download it.',
         '"--probe" starts a run of its own, on one machine. Try one machine alone first.',
     ]
 

@@ -38,7 +38,7 @@ def image_tokens(run: Run) -> int:
 
 
 def _length(run: Run, text: int, image: int) -> int:
-    """Tokens of a row with so many of text, its images of so many each, and what is generated; with sequence
+    """Tokens of a row: ``text``, its images of ``image`` tokens each, and what is generated; with sequence
     parallelism, the part of a row that one device has."""
     length = text + run.rows.images * image
     limit = run.value("max_length") or run.shape.context
@@ -49,7 +49,7 @@ def _length(run: Run, text: int, image: int) -> int:
 
 
 def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
-    """Tokens of the largest batch of so many rows on one device.
+    """Tokens of the largest batch of ``batch`` rows on one device.
 
     Packing fills every row. Without padding a batch has the longest row and others as they come; with it, all of
     its rows are as long as the longest.
@@ -138,7 +138,7 @@ def logit_bytes(run: Run) -> float:
     Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
     """
     tokens = _judged_tokens(run, run.longest_rows, run.rows.longest)
-    tokens *= 2 if run.task.has_teacher else 1  # the teacher's besides
+    tokens *= 2 if run.task.has_teacher else 1  # the teacher's too
     if run.task.logits == "last":
         return (
             tokens * run.shape.vocabulary * 2 * run.width

@@ -39,7 +39,7 @@ class Verdict:
         run: what was estimated; None if nothing tells how large the model is.
         word: in a word.
         estimate: of the longest rows known, or assumed.
-        filled: bytes on a device if rows fill ``max_length``, None where the data told their length.
+        filled: bytes on a device if rows fill ``max_length``, None where the data is known.
         saving: what would make it fit, where it does not and something would.
     """
 
@@ -74,7 +74,7 @@ class Verdict:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Names and values for the plan."""
         if self.run is None or self.estimate is None:
-            yield "memory", "unknown: neither a config.json nor the model's name tells its size"
+            yield "memory", "unknown: neither a config.json nor the model's name says how large it is"
             return
         device = "process" if self.run.kind == "cpu" else "device"
         room = f" of {gib(self.run.device_bytes)}" if self.run.device_bytes else ""
@@ -86,7 +86,7 @@ class Verdict:
         if self.word == "does not fit":
             yield (
                 "would fit",
-                f"{self.saving} (about {gib(self.saving.total)})" if self.saving else "on more memory only",
+                f"{self.saving} (about {gib(self.saving.total)})" if self.saving else "only with more memory",
             )
 
     def _rows(self) -> str:
@@ -94,7 +94,7 @@ class Verdict:
         longest = max(self.run.rows.longest, self.run.rows.longest_val)
         if self.run.rows.seen:
             return f"with the longest row of the data, about {longest:,} tokens"
-        text = f"rows of {longest:,} tokens assumed, for the data is not here"
+        text = f"assuming rows of {longest:,} tokens, because the data is not on this machine"
         return text if self.filled is None else f"{text}; {gib(self.filled)} if they fill max_length"
 
 
@@ -116,7 +116,7 @@ def judge(run: Run | None) -> Verdict:
 
 
 def word_for(size: int, device: int) -> Word:
-    """What a run of ``size`` bytes is to a device of so many, 0 if not known."""
+    """How a run of ``size`` bytes fits a device of ``device`` bytes, 0 if not known."""
     if not device:
         return "unknown"
     return "fits" if size <= ROOMY * device else "tight" if size <= FULL * device else "does not fit"

@@ -1,6 +1,7 @@
 """What the memory of a training run follows from: its settings, the size of its model, the length of its rows.
 
-What is not here is assumed: the rows of data on a hub, by what is known of public data sets (hub_datasets.json).
+What is not on this machine is assumed: rows of data on a hub, by what is known of public data sets
+(hub_datasets.json).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training.batch import Settings, batch_of
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
-"""Tokens of text in the longest and in a middling row of data that is not here, such as public chat data (Alpaca) have;
+"""Tokens of text in the longest and in an average row of data elsewhere, such as public chat data (Alpaca) have;
 and in the longest text that gets a label, between GLUE's customary 128 and the 512 of encoders."""
 
 
@@ -87,7 +88,7 @@ def _has_media(report: DataReport) -> bool:
 
 
 def _assumed(settings: Settings) -> Rows:
-    """How long rows are taken to be that are not here.
+    """How long the rows of data elsewhere are taken to be.
 
     What ms-swift's documentation tells of its data sets (hub_datasets.json: mean and longest, counted by Qwen2.5's
     tokenizer without system prompts and not always with images) can make the longest longer, not shorter.
@@ -176,7 +177,7 @@ class Run:
 
 
 def filled(run: Run) -> Run:
-    """The same run with rows as long as they may be, where they are not here: they fill ``max_length``."""
+    """The same run with rows as long as allowed, where they are not known: they fill ``max_length``."""
     limit = run.value("max_length") or 0
     if run.rows.seen or run.value("packing") or limit <= run.rows.longest:
         return run

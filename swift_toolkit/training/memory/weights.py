@@ -127,7 +127,7 @@ def frozen_bytes(run: Run, share: _Sharing) -> dict[str, float]:
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
     if constants and run.kind == "cpu" and run.shape.bits == 16:  # the file they were made from stays mapped
         parts["quantisation"] += 2 * run.shape.parameters
-    copies = _needs_reference(run) + run.task.has_values  # PPO trains a model of the values besides
+    copies = _needs_reference(run) + run.task.has_values  # PPO also trains a model of the values
     others = run.width * run.others + copies * weights
     parts["other models"] = others / share.weights
     return parts
@@ -212,7 +212,7 @@ def state_bytes(run: Run, trained: Trained, share: _Sharing) -> _States:
     """Gradients have the type of their weights, AdamW two states likewise (Rajbhandari et al., section 3.1).
 
     ms-swift loads the model in ``torch_dtype`` and trains it there: with bfloat16, 2 + 2 + 4 bytes a weight. float16
-    becomes float32 first; peft keeps adapters in float32. DeepSpeed has 16 bytes for each trained number besides, a
+    becomes float32 first; peft keeps adapters in float32. DeepSpeed has 16 bytes for each trained number as well, a
     float32 copy, its gradient and the states, and stage 3 no other gradient (``estimate_zero2_model_states_mem_needs``,
     ``estimate_zero3_model_states_mem_needs``). FSDP2 keeps trained weights in float32 (accelerate,
     ``fsdp2_prepare_model``).
