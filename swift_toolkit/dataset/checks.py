@@ -19,6 +19,7 @@ from swift_toolkit.dataset.formats import (
     Layout,
     near_name,
 )
+from swift_toolkit.dataset.lengths import BY_BYTES, Lengths
 from swift_toolkit.dataset.messages import (
     TOOL_ANSWERS,
     Message,
@@ -28,12 +29,6 @@ from swift_toolkit.dataset.messages import (
     read_messages,
     standard_row,
 )
-
-BYTES_PER_TOKEN = 4
-"""Bytes of UTF-8 text per token, a rough mean of today's tokenizers: English 4 to 4.6, Chinese 4 to 5."""
-
-TOKENS_PER_MESSAGE = 4
-"""What a template adds to a message: role, begin and end marks."""
 
 TINY_ANSWER = 8
 """Answers shorter than this many characters must hold a letter or a digit."""
@@ -54,6 +49,7 @@ class Rules:
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: longest row in tokens; None for no limit.
         columns: the run's own mapping of column names, ms-swift's `columns`.
+        lengths: how many tokens a text has.
     """
 
     task: Task = TASKS["sft"]
@@ -62,6 +58,7 @@ class Rules:
     problem_type: str | None = None
     max_length: int | None = None
     columns: Mapping[str, str] | None = None
+    lengths: Lengths = BY_BYTES
 
     @property
     def is_regression(self) -> bool:
@@ -242,7 +239,7 @@ def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
     if isinstance(content, str) and is_tiny(content):
         yield Flaw("tiny-answer", f"the answer is only {shown(content)}")
     if rules.max_length is not None:
-        tokens = row_tokens(messages)
+        tokens = row_tokens(messages, rules.lengths)
         if tokens > rules.max_length:
             yield Flaw("too-long", f"row has about {tokens} tokens, more than max_length {rules.max_length}")
 
@@ -252,10 +249,9 @@ def is_tiny(answer: str) -> bool:
     return len(answer) < TINY_ANSWER and not any(map(str.isalnum, answer))
 
 
-def row_tokens(messages: list[Message]) -> int:
-    """Estimated tokens: UTF-8 bytes by `BYTES_PER_TOKEN`, and what the template adds."""
-    total = sum(len(text.encode("utf-8", "replace")) for text in map(text_of, messages))
-    return total // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages)
+def row_tokens(messages: list[Message], lengths: Lengths) -> int:
+    """Estimated tokens of a row."""
+    return lengths.of_texts(map(text_of, messages))
 
 
 def text_of(message: Message) -> str:

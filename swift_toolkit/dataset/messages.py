@@ -127,7 +127,7 @@ def _instruction(row: Row) -> str:
 
 def _refuse_conversations(row: Row, query: Any, response: Any) -> None:
     """A question that is a list of messages, as TRL and verl write prompts."""
-    if not isinstance(query, list) or not all(isinstance(turn, dict) for turn in query):
+    if not isinstance(query, list) or not query or not all(isinstance(turn, dict) for turn in query):
         return
     if isinstance(response, (list, dict)):
         do = 'Join the two into one list "messages".'

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
@@ -29,11 +30,12 @@ from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.checks import Rules, misspelled_column
 from swift_toolkit.dataset.flaws import Flaw, FlawError
+from swift_toolkit.dataset.lengths import Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import WITH_STARTER, apart, scan_parts, worth_sharing
 from swift_toolkit.dataset.scan.rows import scan_part
-from swift_toolkit.dataset.scan.sample import sample_part
+from swift_toolkit.dataset.scan.sample import sample_part, some_texts
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
 from swift_toolkit.dataset.spec import DatasetSpec
 
@@ -43,6 +45,9 @@ __all__ = [
 
 MOST = 0.5
 """Share of the answers that one answer may make up before it is a warning."""
+
+MARKS_OF_A_MESSAGE = 5.0
+"""What most templates add to a message: "<|im_start|>", the role, a line end, "<|im_end|>", a line end."""
 
 FEW_ROWS = 20
 """Below this many answers nothing is said about one of them being frequent."""
@@ -61,6 +66,7 @@ def verify(
     problem_type: str | None = None,
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
+    tokenizer: Path | None = None,
     limit_seconds: float | None = None,
 ) -> DataReport:
     """Read the data sets and report what is in them and what is wrong with them.
@@ -74,6 +80,7 @@ def verify(
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: longest row in tokens, for the warning about rows that are longer by an estimate.
         columns: ms-swift's `columns`, names in the file -> standard names.
+        tokenizer: the model's `tokenizer.json`, by which tokens are told; None tells them by the bytes of the text.
         limit_seconds: about how long to look. Larger files are then judged by their head, their tail and
             blocks spread evenly between. None looks at every row, with all cores if the data are large.
     """
@@ -82,6 +89,8 @@ def verify(
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)
+    if tokenizer is not None:
+        check.measure(tokenizer)
     check.scan(None if limit_seconds is None else started + limit_seconds)
     check.agree()
     check.compare()
@@ -97,6 +106,7 @@ class _Verification:
         self.rules = rules
         self.work: list[tuple[FileReport, Part]] = []
         self.tallies: list[tuple[FileReport, Tally]] = []
+        self.tokenizer: Tokenizer | None = None
 
     def collect(self, split: Split, entries: Sequence[str]) -> None:
         """Find the files of these data sets, and the format of each."""
@@ -148,6 +158,18 @@ class _Verification:
             for entry, flaw in agree([one for one in self.work if one[0].split == split]):
                 self.report.add(flaw, entry.path)
                 entry.unusable = True
+
+    def measure(self, path: Path) -> None:
+        """Learn from some rows how many tokens their texts have."""
+        try:
+            self.tokenizer = Tokenizer(path)
+        except ValueError:
+            return
+        rows = [texts for _, part in self.work for texts in some_texts(part)]
+        message = MARKS_OF_A_MESSAGE if self.rules.task.rows != "text" else 1.0
+        self.rules = replace(self.rules, lengths=self.tokenizer.lengths(rows, message))
+        self.report.rules = self.rules
+        self.work = [(entry, replace(part, rules=self.rules)) for entry, part in self.work]
 
     def scan(self, deadline: float | None) -> None:
         """Go through the rows of all files."""
@@ -209,7 +231,7 @@ class _Verification:
             for flaw, line, number in founds:
                 self.report.add(flaw, entry.path, line, number)
             self.report.groups[kind].count += tally.counts[kind] - len(founds)
-        longest = (max(tally.tokens, default=-1) + 1) * TOKEN_STEP
+        longest = self._settle_longest(tally)
         self.report.longest[entry.split] = max(self.report.longest[entry.split], longest)
         if entry.split == "train":
             self.report.turns.update(tally.turns)
@@ -218,6 +240,16 @@ class _Verification:
             )  # the tokens of some rows stand for all
             for bar, rows in tally.tokens.items():
                 self.report.tokens[bar * TOKEN_STEP] += round(rows * share)
+
+    def _settle_longest(self, tally: Tally) -> int:
+        """Tokens of the longest row, up to a multiple of `TOKEN_STEP`; measured, where that is possible."""
+        last = max(tally.tokens, default=-1)
+        most = self.tokenizer.longest(tally.longest, self.rules.lengths) if self.tokenizer else None
+        if most is not None:
+            over = [bar for bar in tally.tokens if bar > most // TOKEN_STEP]
+            tally.tokens[most // TOKEN_STEP] += sum(map(tally.tokens.pop, over))
+            last = most // TOKEN_STEP
+        return (last + 1) * TOKEN_STEP
 
     def compare(self) -> None:
         """Look for what only all rows together show: copies, leaks, one answer for everything."""

@@ -136,7 +136,15 @@ def verify_arguments(config: Config) -> dict[str, Any]:
         "problem_type": config.get("problem_type"),
         "max_length": config.get("max_length"),
         "columns": columns if isinstance(columns, dict) else None,
+        "tokenizer": _tokenizer(config.get("model")),
     }
+
+
+def _tokenizer(model: str) -> Path | None:
+    """The file of the model's tokenizer, where it is on this machine."""
+    directory = builtin.cached_path(model) if builtin.is_builtin(model) else Path(model).expanduser()
+    file = directory / "tokenizer.json" if directory is not None else None
+    return file if file is not None and file.is_file() else None
 
 
 def column_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:

@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import accumulate, chain, repeat
-from operator import itemgetter, rshift, sub
+from collections.abc import Callable
+from itertools import accumulate, chain
+from operator import itemgetter, sub
 
 from swift_toolkit.dataset.checks import (
-    BYTES_PER_TOKEN,
     MARKS,
     MOJIBAKE,
     TINY_ANSWER,
-    TOKENS_PER_MESSAGE,
     Rules,
     is_tiny,
     judge,
     may_hold_marks,
 )
 from swift_toolkit.dataset.formats import layout_of
-from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, TOKEN_STEP, Tally
+from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts, in_rows
 
 COUNTED = 8
-"""The tokens of one block in this many are counted, for the histogram; they stand for those passed before it. Of the
-others a row is counted that is longer than all so far: the longest decides about memory."""
+"""The tokens of one block in this many are counted, for the histogram; they stand for those passed before it."""
+
+COUNTED_ROWS = 256
+"""Of such a block this many rows are counted, or a few more."""
+
+UTF8 = 4
+"""Most bytes of a character."""
 
 FEW_ROWS = 100
 """A smaller block, one of a small file or beside a bad row, is counted in any case."""
 
 _last: Callable[[Texts], str] = itemgetter(-1)
-_FINE = 4  # bits of a length that its count of tokens does without
 _TAGS = ("<image>", "<video>", "<audio>")
 _MARKS = ("\ufffd", "\u200b", "\u2060", "\ufeff")
 _UNSEEN = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa6-\xa9])")
@@ -72,13 +74,13 @@ class QuickCheck:
         if any(map(is_tiny, short)) or self._is_odd(joined, talks.controls):
             return False
         turns = Counter(map(len, texts))
-        if self._may_be_too_long(contents, texts, turns, joined):
+        if self._may_be_too_long(contents, texts, turns):
             return False
         tally.rows += len(texts)
         tally.turns.update(turns)
         tally.prints.extend(map(hash, texts), len(texts))
         tally.note_answers(answers[:ANSWERS_AT_ONCE])
-        self._count(tally, texts, contents, turns, joined)
+        self._count(tally, texts, contents, turns)
         return True
 
     def roles_are_right(self, roles: Roles) -> bool:
@@ -105,30 +107,33 @@ class QuickCheck:
             return True
         return ("Ã" in text or "â€" in text) and MOJIBAKE.search(text) is not None
 
-    def _may_be_too_long(
-        self, contents: list[str], texts: list[Texts], turns: Counter[int], joined: str
-    ) -> bool:
-        limit = self.rules.max_length
+    def _may_be_too_long(self, contents: list[str], texts: list[Texts], turns: Counter[int]) -> bool:
+        limit, lengths = self.rules.max_length, self.rules.lengths
         if limit is None:
             return False
         most = max(turns)
-        limit = (limit - most * TOKENS_PER_MESSAGE) * BYTES_PER_TOKEN // (1 if joined.isascii() else 3)
-        if max(map(len, contents)) * most <= limit:
+        allowed = (limit - most * lengths.message - lengths.row) * lengths.lightest
+        if max(map(len, contents)) * most * UTF8 <= allowed:
             return False
-        return max(_lengths(contents, texts, turns)) > limit
+        sizes = _lengths(contents, texts, turns)
+        return any(
+            size * UTF8 > allowed and lengths.of_texts(row) > limit
+            for size, row in zip(sizes, texts, strict=True)
+        )
 
-    def _count(
-        self, tally: Tally, texts: list[Texts], contents: list[str], turns: Counter[int], joined: str
-    ) -> None:
-        """Count tokens, of some of the blocks."""
+    def _count(self, tally: Tally, texts: list[Texts], contents: list[str], turns: Counter[int]) -> None:
+        """Count tokens: of some rows of some of the blocks, and of the longest row of each block."""
         self.passed_rows += len(texts)
         self.passed_blocks += 1
+        of_texts = self.rules.lengths.of_texts
         if self.passed_blocks % COUNTED == 1 or len(texts) < FEW_ROWS:
-            lengths = _lengths(contents, texts, turns)
-            tally.count_tokens(_bars(lengths, len(contents), joined), self.passed_rows / len(texts))
+            some = texts[:: max(len(texts) // COUNTED_ROWS, 1)]
+            for row in some:
+                tally.note_length(of_texts(row), row, self.passed_rows / len(some))
             self.passed_rows = 0
-        elif max(map(len, contents)) > max(tally.tokens, default=0) * TOKEN_STEP * BYTES_PER_TOKEN:
-            tally.count_tokens(_bars([max(_lengths(contents, texts, turns))], max(turns), joined), 1)
+        sizes = _lengths(contents, texts, turns)
+        longest = texts[sizes.index(max(sizes))]
+        tally.note_length(of_texts(longest), longest, 0)
 
 
 def _lengths(contents: list[str], texts: list[Texts], turns: Counter[int]) -> list[int]:
@@ -139,21 +144,3 @@ def _lengths(contents: list[str], texts: list[Texts], turns: Counter[int]) -> li
     so_far = [0, *accumulate(sizes)]
     bounds = [so_far[end] for end in accumulate(map(len, texts), initial=0)]
     return list(map(sub, bounds[1:], bounds))
-
-
-def _bars(lengths: Sequence[int], messages: int, text: str) -> Counter[int]:
-    """Rows by their tokens, to within the step of the histogram.
-
-    Args:
-        lengths: characters of each row of a block.
-        messages: how many these rows have.
-        text: of all of them, from whose beginning the bytes of a character are taken.
-    """
-    sample = text[:20_000]
-    width = len(sample.encode()) / len(sample) / BYTES_PER_TOKEN
-    marks = TOKENS_PER_MESSAGE * messages / len(lengths)
-    bars: Counter[int] = Counter()
-    for length, times in Counter(map(rshift, lengths, repeat(_FINE))).items():
-        tokens = ((length << _FINE) + (1 << _FINE) / 2) * width + marks
-        bars[int(tokens) // TOKEN_STEP] += times
-    return bars

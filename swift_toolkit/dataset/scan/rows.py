@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from swift_toolkit.dataset.checks import judge, row_tokens, text_of
+from swift_toolkit.dataset.checks import judge, text_of
 from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset.messages import Row
@@ -22,7 +22,7 @@ from swift_toolkit.dataset.scan.blocks import Block, block_of
 from swift_toolkit.dataset.scan.part import Part, Sink
 from swift_toolkit.dataset.scan.quick import QuickCheck
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
-from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Tally
+from swift_toolkit.dataset.scan.tally import Tally
 from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
 
 
@@ -177,7 +177,7 @@ class _Scan:
         row["messages"] = messages
         self.tally.prints.extend([print_], 1)
         self.tally.turns[len(messages)] += 1
-        self.tally.tokens[row_tokens(messages) // TOKEN_STEP] += 1
+        self.tally.note_length(self.part.rules.lengths.of_texts(texts), texts)
         if messages[-1]["role"] == "assistant":
             self.tally.note_answers([texts[-1]])
 

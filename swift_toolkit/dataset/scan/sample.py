@@ -11,13 +11,16 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
+from swift_toolkit.dataset.checks import judge, text_of
 from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading.files import read_chunks
 from swift_toolkit.dataset.reading.json_text import ItemChunks, between_items
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, Unpacked, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import (
     SEPARATORS,
+    TableRows,
     batch_chunks,
     columns_of,
     is_regular,
@@ -25,6 +28,7 @@ from swift_toolkit.dataset.reading.tables import (
     parquet_rows,
     spread_groups,
 )
+from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
@@ -112,6 +116,15 @@ class _Blocks:
         data = self._items(self._bytes(at)) if self.part.file.values else self._rows(self._bytes(at))
         return None if data is None else replace(self.part, start=at, chunks=(Chunk(data),))
 
+    def some(self) -> Iterator[Chunk | TableRows]:
+        """Blocks at a few places behind the head."""
+        for at in islice(spread(self.part.file.size), 4):
+            if self.part.file.has_lines:
+                data = self._bytes(at)
+                yield Chunk(data[data.find(b"\n") + 1 : data.rfind(b"\n") + 1])
+            elif (block := self.at(at)) is not None:
+                yield from block.chunks or ()
+
     def _items(self, data: bytes) -> bytes | None:
         first = data.find(self.between) if self.between else -1
         if first < 0:
@@ -172,3 +185,32 @@ def _sample_parquet(part: Part, deadline: float) -> Tally:
                     break
     tally.whole = tally.rows == tally.total
     return tally
+
+
+ROWS_OF_A_BLOCK = 60
+
+
+def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
+    """Texts of rows from the beginning of a file, and from some places behind it where that is quick."""
+    for piece in _some_blocks(part):
+        block = block_of(part.file, piece, part.header)
+        step = max(len(block) // ROWS_OF_A_BLOCK, 1)
+        for at in range(0, len(block), step):
+            for record in block.records(at, at + 1):
+                row, _ = judge(record.value, part.layout, part.rules)
+                if row is not None:
+                    yield tuple(map(text_of, row["messages"]))
+
+
+def _some_blocks(part: Part) -> Iterator[Chunk | TableRows]:
+    if not part.file.has_chunks:
+        return
+    with contextlib.suppress(FlawError, UnicodeDecodeError), guarded():
+        if part.file.syntax == "parquet":
+            for group in spread_groups(part.file):
+                yield from islice(batch_chunks(part.file, [group]), 1)
+            return
+        with open_stream(part.file) as stream:
+            yield from islice(read_chunks(part.file, stream), 1)
+        if not part.file.packing and part.file.size > 4 * SAMPLE_BYTES:
+            yield from _Blocks(part).some()

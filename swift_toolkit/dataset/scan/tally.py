@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +20,12 @@ MAX_PRINTS = 1 << 20
 
 TOKEN_STEP = 16
 """Width of a bar of the histogram of tokens per row."""
+
+LONGEST_ROWS = 16
+"""Longest rows whose texts are kept, to be measured exactly."""
+
+LONGEST_KEPT = 100_000
+"""Characters of a row beyond which its texts are not kept."""
 
 ANSWERS_AT_ONCE = 100
 """Answers compared with one another; so many of a block are, and all others one hundred at a time."""
@@ -107,6 +114,7 @@ class Tally:
         found: kind of flaw -> the first few.
         turns: messages in a row -> rows.
         tokens: estimated tokens of a row by `TOKEN_STEP` -> rows, of some of the rows.
+        longest: the longest rows by that estimate, a heap of (tokens, texts).
         answers: answer -> how often it was seen among `sampled` answers; only frequent ones.
         sampled: answers that were compared.
         pending: answers noted and not yet compared.
@@ -125,6 +133,7 @@ class Tally:
     found: dict[str, list[Found]] = field(default_factory=dict)
     turns: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
+    longest: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     sampled: int = 0
     pending: list[str] = field(default_factory=list)
@@ -140,15 +149,21 @@ class Tally:
         if len(found) < EXAMPLES:
             found.append(Found(flaw, line, number))
 
-    def count_tokens(self, bars: Mapping[int, int], times: float) -> None:
-        """Add rows to the histogram.
+    def note_length(self, tokens: int, texts: tuple[str, ...], rows: float = 1) -> None:
+        """Count a row by its tokens.
 
         Args:
-            bars: tokens by `TOKEN_STEP` -> rows.
-            times: how many rows each of them stands for.
+            tokens: how many it has, by an estimate.
+            texts: its texts, to be kept if it is one of the longest.
+            rows: how many rows it stands for.
         """
-        for bar, rows in bars.items():
-            self.tokens[bar] += round(rows * times)
+        self.tokens[tokens // TOKEN_STEP] += round(rows)
+        if len(self.longest) < LONGEST_ROWS or tokens > self.longest[0][0]:
+            entry = (tokens, texts if sum(map(len, texts)) <= LONGEST_KEPT else ())
+            if entry not in self.longest:
+                (heapq.heappush if len(self.longest) < LONGEST_ROWS else heapq.heappushpop)(
+                    self.longest, entry
+                )
 
     def note_answers(self, answers: list[str]) -> None:
         """Take these answers into account; see `settle`."""
@@ -186,6 +201,8 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("counts", "turns", "tokens", "answers"):
             getattr(self, name).update(getattr(other, name))
+        self.longest = heapq.nlargest(LONGEST_ROWS, {*self.longest, *other.longest})
+        heapq.heapify(self.longest)
         self.prints.add(other.prints)
         self.whole = self.whole and other.whole
         self.cut = self.cut or other.cut
