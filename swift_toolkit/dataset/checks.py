@@ -107,11 +107,10 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         return row, [_OF_BEFORE]
     flaws = [*_flaws_of(row, rules), *lost_keys(value, layout)]
     clean = not any(flaw.is_error for flaw in flaws)
-    columns = layout.rename.values()
-    if clean and rules.task.keeps_negatives and "negative_messages" in set(columns) - row.keys():
+    if clean and rules.task.keeps_negatives and "negative_messages" in layout.names - row.keys():
         what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("pairs", what, "Write an empty list: []."))
-    if clean and "rejected_response" in set(columns) - row.keys():
+    if clean and "rejected_response" in layout.names - row.keys():
         what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
     return row, flaws

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 from swift_toolkit.config.tasks import Rows
@@ -57,6 +59,17 @@ class Layout:
     rename: Mapping[str, str]
     unused: tuple[str, ...] = ()
     passed_on: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The standard names of all columns."""
+        return frozenset(self.rename.values())
+
+    @cached_property
+    def kept(self) -> Mapping[str, str]:
+        """The columns that rows are made of, to their standard names."""
+        left = frozenset(self.unused)
+        return {column: name for column, name in self.rename.items() if column not in left}
 
     @property
     def used(self) -> tuple[Family, dict[str, str]]:
@@ -169,6 +182,12 @@ def _no_format(columns: Sequence[str]) -> FlawError:
     return FlawError("columns", f"no known format has the columns {shown}", do)
 
 
+LOOKED_AT = 200
+"""Names that are compared with the known ones; it takes time for each."""
+
+
 def near_name(names: Iterable[str], known: Sequence[str]) -> tuple[str, str] | None:
-    """The first of these names that is much like a known one, and that one."""
-    return next(((name, near[0]) for name in names if (near := nearest(name, known))), None)
+    """The first of these names (of some hundred) that is much like a known one, and that one."""
+    return next(
+        ((name, near[0]) for name in islice(names, LOOKED_AT) if (near := nearest(name, known))), None
+    )

@@ -63,10 +63,8 @@ def standard_row(row: Row, layout: Layout) -> Row:
     Raises:
         FlawError: it cannot be read.
     """
-    rename = layout.rename
-    out = {rename[name]: value for name, value in row.items() if value is not None and name in rename}
-    for column in layout.unused:
-        out.pop(layout.rename[column], None)
+    kept = layout.kept
+    out = {kept[name]: value for name, value in row.items() if value is not None and name in kept}
     for name in MEDIA:
         if name in out:
             out[name] = _media_list(out[name], name)
@@ -489,8 +487,8 @@ def lost_keys(row: Row, layout: Layout) -> Iterator[Flaw]:
         layout: the format of the file.
     """
     said: set[str] = set()
-    for column, name in layout.rename.items():
-        turns = row.get(column) if name in _TALK_COLUMNS else None
+    for column, value in row.items():
+        turns = value if layout.rename.get(column) in _TALK_COLUMNS else None
         for at, message in enumerate(turns if isinstance(turns, list) else (), 1):
             if not isinstance(message, dict):
                 continue

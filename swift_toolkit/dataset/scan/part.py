@@ -148,14 +148,16 @@ def _learn_from_json(shape: Shape, file: DataFile) -> None:
         for chunk in _little_first(read_chunks(file, stream), file):
             lines = chunk.data if file.has_lines else None
             try:
-                known = decode is not None and decode(lines or as_array(*chunk)) is not None
+                known = (
+                    decode is not None and not shape.is_wide and decode(lines or as_array(*chunk)) is not None
+                )
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 known = False
             if not known:
                 for record in block_of(file, chunk, ()).records():
                     if isinstance(record.value, dict):
                         shape.add(record.value)
-                if not shape.may_be_dates:
+                if not shape.may_be_dates and not shape.is_wide:
                     row = shape.struct({}, whole=True)
                     decode = msgspec.json.Decoder(row).decode_lines if lines else _array_decoder(row)
             size += len(chunk.data)

@@ -64,8 +64,11 @@ class _Scan:
         self.plain = plain if plain.known and not one_by_one else None
         self.later_type: Any = None
         self.ends = False
+        self.deadline: float | None = None
 
     def run(self, deadline: float | None) -> None:
+        """Go through all rows, up to a time."""
+        self.deadline = deadline
         if self.part.file.has_chunks:
             for block in self._blocks():
                 self._block(block)
@@ -105,7 +108,8 @@ class _Scan:
 
     def _block(self, block: Block) -> None:
         at = self.part.start + self.tally.size
-        if at > HEAD_BYTES and self.later_type is None and self.part.file.has_lines:
+        wide = self.part.shape.is_wide
+        if at > HEAD_BYTES and self.later_type is None and self.part.file.has_lines and not wide:
             self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
         self.tally.size += block.size
         talks = block.all_texts(self.plain) if self.plain is not None else None
@@ -120,6 +124,8 @@ class _Scan:
     def _halves(self, block: Block, first: int, end: int) -> None:
         """Take rows at once, or find those that cannot be taken so by halving."""
         assert self.plain is not None
+        if self.ends:
+            return
         if end - first > 1:
             talks = block.texts(self.plain, first, end)
             if talks is not None and self._take(talks, block, first, end):
@@ -150,7 +156,10 @@ class _Scan:
             if self.part.file.values and isinstance(value, dict):
                 self.tally.shape.add(value)
             self.row(value, None if record.line is None else self.tally.lines + record.line)
-            self.ends = self.tally.cut = self.tally.cut or record.cut
+            self.tally.cut = self.tally.cut or record.cut
+            self.ends = self.tally.cut or (self.tally.rows % 64 == 0 and self._is_over(self.deadline))
+            if self.ends:
+                return
 
     def row(self, value: Any, line: int | None) -> None:
         """Judge one row in full."""

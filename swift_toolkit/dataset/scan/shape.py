@@ -18,6 +18,9 @@ HEAD_BYTES = 10 << 20
 MAX_DEPTH = 60
 """Deepest nesting that pyarrow's JSON reader was found to take (64 fails)."""
 
+MAX_FIELDS = 500
+"""Most columns, or keys of an object, of which a type for decoding is made; that takes time for each."""
+
 DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?)?(Z|[+-]\d\d(:?\d\d)?)?")
 
 
@@ -71,6 +74,11 @@ class Shape:
             what = f"a row is nested more than {MAX_DEPTH} deep"
             raise FlawError("broken", what, "Write the inner part as text.")
         return Shape(self.depth + 1)
+
+    @property
+    def is_wide(self) -> bool:
+        """It has too many fields for a type."""
+        return len(self.fields) > MAX_FIELDS
 
     @property
     def is_dates(self) -> bool:
@@ -134,6 +142,8 @@ class Shape:
             item = self.items.type(whole)
             return list[item]  # type: ignore[valid-type]
         if self.kinds == {dict}:
+            if self.is_wide:
+                return Any
             # objects of different keys, or of none, are kept as JSON
             return Any if len(self.keys) > 1 or not self.fields else self.struct({}, whole)
         return next(iter(self.kinds))
