@@ -26,13 +26,20 @@ def main(request: dict[str, Any]) -> None:
     found: dict[str, Any] = {}
 
     class Spy(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            found["weights"] = _trained(model) if args.deepspeed else {}
+
         def on_pre_optimizer_step(
             self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
         ) -> None:
-            if "gradient" not in found:
-                found["gradient"] = {
-                    name: _gradient(one) for name, one in model.named_parameters() if one.requires_grad
-                }
+            if not args.deepspeed and "gradient" not in found:
+                named = model.named_parameters()
+                found["gradient"] = {name: one.grad.clone() for name, one in named if one.requires_grad}
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if "gradient" not in found:  # DeepSpeed keeps it to itself: what a step of SGD changed
+                before = found.pop("weights")
+                found["gradient"] = {name: before[name] - one for name, one in _trained(model).items()}
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             found.setdefault("losses", []).extend([logs["loss"]] if "loss" in logs else [])
@@ -58,12 +65,9 @@ def main(request: dict[str, Any]) -> None:
             torch.save(dict(found), f"{output}-{os.environ.get('RANK', '0')}.pt")
 
 
-def _gradient(parameter: Any) -> Any:
-    if parameter.grad is not None:
-        return parameter.grad.clone()
-    from deepspeed.utils import safe_get_full_grad
-
-    return safe_get_full_grad(parameter).clone()
+def _trained(model: Any) -> dict[str, Any]:
+    named = model.named_parameters()
+    return {name.removeprefix("module."): one.detach().clone() for name, one in named if one.requires_grad}
 
 
 if __name__ == "__main__":
