@@ -222,7 +222,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--base-model", metavar="DIR", help="where the base is now, if it is not where training found it")
     add("--infer-backend", metavar="NAME", help="auto (default), pt, vllm, sglang or lmdeploy")
     add("--merge-lora", action="store_true", help="merge the adapter into its base first, and serve that")
-    add("--trust-code", action="store_true", help="accept a checkpoint that names Python files to import")
+    add("--trust-code", action="store_true", help="run Python code that the checkpoint brings")
 
 
 def _add_access_flags(parser: argparse.ArgumentParser) -> None:

@@ -64,6 +64,7 @@ class FineTuner:
             number; ``run_directory/data/rejected.jsonl`` lists them. None stops at errors.
         max_lost_rows: how many of the rows ms-swift may drop when it turns them into tokens, e.g. because they are
             longer than ``max_length``: "N" or "P%"; 5% if None.
+        trust_code: run Python code that the model or a checkpoint brings.
         nproc_per_node: processes on this machine; None starts one for each device.
         nnodes: machines that take part; None means one.
         node_rank: which of them this is, counted from 0.
@@ -86,6 +87,7 @@ class FineTuner:
         *,
         skip_bad_rows: str | None = None,
         max_lost_rows: str | None = None,
+        trust_code: bool = False,
         nproc_per_node: int | None = None,
         nnodes: int | None = None,
         node_rank: int | None = None,
@@ -110,6 +112,7 @@ class FineTuner:
                 overrides=overrides,
                 skip_bad_rows=skip_bad_rows,
                 max_lost_rows=MAX_LOST_ROWS if max_lost_rows is None else max_lost_rows,
+                trust_code=trust_code,
                 launch=launch,
                 resume=resume,
                 force=force,
@@ -165,7 +168,7 @@ class FineTuner:
 
         self.plan.unpack_models()
         settings = {name: setting.value for name, setting in self.config.settings.items()}
-        return preview.TemplateView(settings["model"], self.data.rules, settings)
+        return preview.TemplateView(settings["model"], self.data.rules, settings, self.plan.trust_code)
 
     def describe(self) -> dict[str, Any]:
         """What a run would do, as plain data: exact arguments, their sources, notices, data, memory, launch."""
@@ -299,6 +302,9 @@ def make_parser() -> command_line.Parser:
     parser.add_argument(
         "--probe", action="store_true", help="first try one real step with the longest rows: does it fit?"
     )
+    parser.add_argument(
+        "--trust-code", action="store_true", help="run Python code that the model or a checkpoint brings"
+    )
     parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
     parser.add_argument(
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
@@ -373,6 +379,7 @@ def _request(
         overrides_from="command line",
         skip_bad_rows=options.skip_bad_rows,
         max_lost_rows=request.MAX_LOST_ROWS if lost is None else lost,
+        trust_code=options.trust_code,
         launch={name: getattr(options, name) for name in launch.NAMES},
         looking=options.verify_data or options.convert is not None,
         resume=options.resume,

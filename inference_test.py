@@ -59,7 +59,7 @@ SHOWN_ANSWERS = 20
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch left behind.
+    """What a batch wrote.
 
     Args:
         output: the JSON file with ``meta``, ``summary`` and ``results``.
@@ -160,7 +160,7 @@ class InferenceTester:
             base: ask the base model instead of the tuned one.
 
         Raises:
-            RequestError: it is no question.
+            RequestError: it is not a question.
             RunError: it could not be answered, or the model could not be loaded.
         """
         return "".join(self.stream(question, base=base))
@@ -191,7 +191,7 @@ class InferenceTester:
         compare_base: bool = False,
         report: str | Path | None = None,
     ) -> BatchResult:
-        """Ask every question and keep the answers; goes on where an earlier run of the same was stopped.
+        """Ask every question and keep the answers; continues an earlier run of the same that was stopped.
 
         Args:
             questions: a file, or a list of texts and objects.
@@ -214,7 +214,7 @@ class InferenceTester:
         compare_base: bool = False,
         report: str | Path | None = None,
     ) -> Batch:
-        """A checked batch that has not begun."""
+        """A checked batch that has not started."""
         from swift_toolkit.evaluation.batch import Batch
         from swift_toolkit.evaluation.questions import QuestionSet
 
@@ -222,7 +222,7 @@ class InferenceTester:
         return Batch(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
 
     def run(self, batch: Batch, progress: Progress) -> BatchResult:
-        """Carry out a batch that was begun, and tell ``progress`` about it."""
+        """Run a batch whose file is open, and report to ``progress``."""
         return BatchResult(*batch.run(self.engine, progress))
 
 
@@ -268,10 +268,10 @@ def make_parser() -> command_line.Parser:
         help="merge the adapter beside the checkpoint and ask the merged model",
     )
     add("--no-thinking", action="store_true", help="answer without thinking first, where the template can")
-    add("--trust-code", action="store_true", help="accept a checkpoint that names Python files to import")
+    add("--trust-code", action="store_true", help="run Python code that the checkpoint brings")
     add("--dry-run", action="store_true", help="check everything, load nothing")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
-    add("--verbose", action="store_true", help="show everything that the engine prints")
+    add("--verbose", action="store_true", help="also show everything that the engine prints")
     add("--quiet-notices", action="store_true", help="do not say which old names were translated")
     add("--debug", action="store_true", help="show tracebacks (also: SWIFT_DEBUG=1)")
     return parser
@@ -379,7 +379,7 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
     for piece in tester.stream(question):
         pieces.append(piece)
         if not flags.json:
-            print(piece, end="", flush=True)
+            print(console_screen.visible(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     print(json.dumps({"answer": "".join(pieces)}, ensure_ascii=False) if flags.json else "")
     return 0
 
@@ -400,7 +400,7 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
     if flags.dry_run:
         return _dry_run(tester, flags, batch)
-    with batch, _told_how_to_go_on(batch), inference_screen.AnsweringLine() as line:
+    with batch, _saying_what_is_kept(batch), inference_screen.AnsweringLine() as line:
         console_screen.print_facts([*tester.plan.rows(), *batch.rows()])
         tester.on_loading = line.loading
         result = tester.run(batch, line.show)
@@ -412,14 +412,14 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _told_how_to_go_on(batch: Batch) -> Iterator[None]:
+def _saying_what_is_kept(batch: Batch) -> Iterator[None]:
     """If it ends early, say what is kept."""
     try:
         yield
     except (RunError, KeyboardInterrupt):
         if batch.kept:
             console_screen.say(
-                f"{batch.kept} of {batch.total} answers are kept. The same command goes on from there."
+                f"{batch.kept} of {batch.total} answers are kept. Run the same command again to continue."
             )
         raise
 

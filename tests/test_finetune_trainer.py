@@ -94,6 +94,7 @@ def test_every_shipped_config_passes_dry_run(config: str) -> None:
         "sources",
         "notices",
         "warnings",
+        "code",
         "data",
         "memory",
         "launch",

@@ -70,7 +70,7 @@ def test_the_questions_are_among_everything_that_is_wrong(output, capsys):
     places = ("--questions-file", "none.json", "--output", "out.txt")
     assert errors(capsys, "--checkpoint", output, "--temprature", "1", *places) == [
         '"--temprature" is not a setting. Did you mean "--temperature" or "--template"?',
-        '"--output" is out.txt, no such file. Name a file that ends in .json.',
+        '"--output" has another ending: out.txt. Name a file that ends in .json.',
         "none.json: does not exist.",
     ]
 
@@ -95,8 +95,8 @@ def test_the_questions_are_checked_too(output, tmp_path, capsys):
         "r.pdf",
     )
     assert errors(capsys, *arguments) == [
-        '"--output" is out.txt, no such file. Name a file that ends in .json.',
-        '"--report" is r.pdf, no such file. Name a file that ends in .html or .md.',
+        '"--output" has another ending: out.txt. Name a file that ends in .json.',
+        '"--report" has another ending: r.pdf. Name a file that ends in .html or .md.',
         f'{questions}:2: "refrence" is not a key of a question. Did you mean "reference"?',
     ]
 
@@ -396,7 +396,7 @@ def test_kill_minus_nine_and_the_same_command_goes_on(tiny_checkpoint, tmp_path)
     kept = [json.loads(line) for line in partial.read_text().splitlines()[2:] if line.endswith("}")]
     assert 19 <= len(kept) < 300
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"(going on: {len(kept)} of 300 are there)" in done.stderr
+    assert f"(continuing: {len(kept)} of 300 are there)" in done.stderr
     results = list(read_results(output)[2])
     assert [result["question"] for result in results] == texts
     assert all(results[line["index"]]["answer"] == line["text"] for line in kept)
@@ -520,7 +520,7 @@ def test_a_merged_directory_of_others_is_left_alone(output):
     with pytest.raises(RequestError) as caught:
         InferenceTester(output, infer_backend="pt", merge_lora=True)
     assert str(caught.value) == (
-        f'"--merge-lora" would write {output}/{RUN}/checkpoint-20-merged, which is there already and was not made '
+        f'"--merge-lora" cannot write {output}/{RUN}/checkpoint-20-merged: it exists and was not made '
         "by this command. Move it away, or name it as the checkpoint."
     )
 
@@ -545,3 +545,44 @@ def test_the_calls_that_the_other_engines_take(backend, engine):
     }
     assert {"infer_request", "request_config"} <= functions["infer_async"]
     assert {"template"} <= functions["__init__"] | functions["infer_async"]
+
+
+# --- models that do not write text, and models on a hub -----------------------------------------------------
+
+
+def made_for(output, task):
+    args = output / RUN / "checkpoint-20" / "args.json"
+    args.write_text(json.dumps(json.loads(args.read_text()) | {"task_type": task}))
+
+
+def test_an_embedding_model_is_not_asked(output, capsys):
+    made_for(output, "embedding")
+    assert errors(capsys, "--checkpoint", output, "--question", "a") == [
+        f"{output}/{RUN}/checkpoint-20 was trained for embedding and answers no questions. "
+        "Serve it with deploy_model.py and ask for /v1/embeddings."
+    ]
+
+
+def test_a_classifier_has_no_base_to_compare_with(output, capsys):
+    made_for(output, "seq_cls")
+    assert errors(capsys, "--checkpoint", output, "--question", "a", "--compare-base") == [
+        '"--compare-base" has nothing to compare: the base of a classifier has a head of random weights. Remove it.'
+    ]
+
+
+def test_an_adapter_on_a_hub(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = dry_run(capsys, "--adapters", "owner/adapter", "--model", "owner/base", "--question", "a")
+    assert {"--adapters=owner/adapter", "--model=owner/base"} <= set(plan["arguments"])
+    plan = dry_run(capsys, "--adapters", "owner/adapter", "--question", "a")
+    assert not [word for word in plan["arguments"] if word.startswith("--model=")]
+    plan = dry_run(capsys, "--checkpoint", "owner/adapter", "--base-model", "owner/base", "--question", "a")
+    assert "--adapters=owner/adapter" in plan["arguments"]
+    plan = dry_run(capsys, "--checkpoint", "owner/model", "--question", "a")
+    assert "--model=owner/model" in plan["arguments"]
+
+
+def test_a_misspelled_path_is_no_hub_id(output, capsys, monkeypatch):
+    monkeypatch.chdir(output.parent)
+    (found,) = errors(capsys, "--checkpoint", f"outptu/{RUN}", "--question", "a")
+    assert found == f"outptu/{RUN} does not exist. Did you mean output/{RUN}?"

@@ -20,8 +20,11 @@ DOORS = {
     "swift_toolkit/training/hooks.py",
     "swift_toolkit/training/worker.py",
 }
-RENAMERS = {  # the last two rename links and checkpoints
+RENAMERS = {  # all but the first rename folders, links, checkpoints and damaged files
     "swift_toolkit/machine/files.py",
+    "swift_toolkit/machine/scratch.py",
+    "swift_toolkit/evaluation/answers.py",
+    "swift_toolkit/model/merge.py",
     "swift_toolkit/runs/directory.py",
     "swift_toolkit/runs/resume.py",
 }

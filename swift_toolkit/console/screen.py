@@ -24,16 +24,29 @@ PLAIN_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
 
+_HIDDEN = [*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_VISIBLE: dict[int, str] = {
+    **{code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _HIDDEN},
+}
+_VISIBLE |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+
+
+def visible(text: str) -> str:
+    """Text of others, as a terminal may have it: control characters, which could write to the clipboard, rename the
+    window or hide what was said, are shown as escapes."""
+    return text.translate(_VISIBLE)
+
+
 def print_problems(problems: Sequence[Problem]) -> None:
     """One line each on stderr."""
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     for problem in problems:
-        print(f"{red}{problem}{plain}", file=sys.stderr)
+        print(f"{red}{visible(str(problem))}{plain}", file=sys.stderr)
 
 
 def say(line: str) -> None:
     """One message line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def console_for(file: IO[str]) -> Console:
@@ -57,7 +70,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[Text(cell, overflow="fold") for cell in row] for row in rows]
+    cells = [[Text(visible(cell), overflow="fold") for cell in row] for row in rows]
     table = Table(box=None, show_header=bool(columns), pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns or [""] * len(cells[0]):
         table.add_column(column, overflow="fold", header_style="bold")

@@ -131,9 +131,11 @@ class TemplateView:
             `TEMPLATE_SETTINGS`.
     """
 
-    def __init__(self, model: str, rules: Rules, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: str, rules: Rules, settings: Mapping[str, Any], trust_code: bool = False
+    ) -> None:
         os.environ.setdefault("LOG_LEVEL", "ERROR")
-        get_processor, get_template = template_api()
+        get_processor, get_template = template_api(trust_code)
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")
         processor = get_processor(

@@ -28,6 +28,7 @@ from swift_toolkit.machine.files import whole_text
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 PARTIAL = ".partial"
+DAMAGED = ".damaged"  # what a finished file that cannot be read is renamed to
 FORMAT = 1  # of both files; another one is never continued
 
 
@@ -39,6 +40,11 @@ class AnswersFile:
         run: what tells this run from any other, as JSON.
         sides: who is asked: ``("tuned",)`` or ``("tuned", "base")``.
         count: how many questions there are.
+
+    Attributes:
+        finished: all answers are there, in ``output``.
+        damaged: how many lines of an earlier run could not be read; what they held is missing.
+        meta: what is known of the run.
     """
 
     def __init__(self, output: Path, run: Mapping[str, Any], sides: Sequence[str], count: int) -> None:
@@ -46,6 +52,7 @@ class AnswersFile:
         self.run, self.sides, self.count = run, tuple(sides), count
         self.fingerprint = fingerprint(run)
         self.finished = False
+        self.damaged = 0
         self.meta: dict[str, Any] = {}
         self._offsets = {side: array("q", [-1]) * count for side in self.sides}
         self._kept = dict.fromkeys(self.sides, 0)
@@ -54,7 +61,7 @@ class AnswersFile:
     def close(self) -> None:
         """Let go of the file."""
         if self._file is not None:
-            with suppress(OSError):  # what could not be written was told when it was tried
+            with suppress(OSError):  # what could not be written was reported when it was tried
                 self._file.close()
             self._file = None
 
@@ -88,7 +95,7 @@ class AnswersFile:
         """
         assert self._file is not None
         offset = self._file.seek(0, os.SEEK_END)
-        with told_if_unwritable(self.partial):
+        with unwritable_as_run_error(self.partial):
             self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
         return offset
@@ -120,7 +127,7 @@ class AnswersFile:
         Raises:
             RunError: the disk does not take them.
         """
-        with told_if_unwritable(self.output):
+        with unwritable_as_run_error(self.output):
             self._write_results(results, summary)
         self.finished = True
         self.partial.unlink(missing_ok=True)
@@ -162,27 +169,45 @@ class AnswersFile:
         self._recover(self._file)
 
     def _recover(self, file: BinaryIO) -> None:
-        """Find the answers that are there; what a kill cut off in the middle of a line is dropped."""
+        """Find the answers that are there. What a kill cut off at the end is dropped; a line in the middle that a power
+        cut filled with zeros, or that is damaged otherwise, is skipped, and what it held is asked again.
+        """
         offset = file.tell()
         while line := file.readline():
             if not line.endswith(b"\n"):
                 break
-            entry = json.loads(line)
-            if "meta" in entry:
-                self.meta = entry["meta"]
-            else:
-                self._note(entry["side"], entry["index"], offset)
+            start = len(line) - len(
+                line.lstrip(b"\0")
+            )  # the next line may have been written behind the zeros
+            if not self._take(line[start:], offset + start):
+                self.damaged += 1
             offset += len(line)
         file.truncate(offset)
 
+    def _take(self, line: bytes, offset: int) -> bool:
+        """Note what a line holds; whether it is whole."""
+        try:
+            entry = json.loads(line)
+            if "meta" in entry:
+                self.meta = dict(entry["meta"])
+                return True
+            index, side = entry.pop("index"), entry.pop("side")
+            Answer(**entry)
+            if index < 0:
+                return False
+            self._note(side, index, offset)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return False
+        return True
+
 
 @contextmanager
-def told_if_unwritable(path: Path) -> Iterator[None]:
+def unwritable_as_run_error(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into a RunError that names ``path``."""
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 _RESULTS = '  "results": [\n'
@@ -228,12 +253,23 @@ def open_answers(
     mark = fingerprint(run)
     place = _unfinished(folder, mark) or _by_time(folder) if output is None else _free(output, mark)
     answers = AnswersFile(place, run, sides, count)
-    if place.exists():  # the same run, already whole
+    if place.exists() and _is_whole(place, count):  # the same run
         answers.finished = True
         answers.partial.unlink(missing_ok=True)
-    else:
-        answers.start()
+        return answers
+    if place.exists():
+        answers.damaged += 1
+        place.replace(place.with_name(place.name + DAMAGED))
+    answers.start()
     return answers
+
+
+def _is_whole(path: Path, count: int) -> bool:
+    """Whether a finished file can be read to its end, and holds all the results."""
+    try:
+        return sum(1 for _ in read_results(path)[2]) == count
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _make_folder(folder: Path, shown: Path) -> None:
@@ -246,8 +282,8 @@ def _make_folder(folder: Path, shown: Path) -> None:
 
 
 def _unwritable(output: Path, error: OSError) -> RequestError:
-    what = f"cannot be written ({(error.strerror or 'unknown error').lower()})"
-    return RequestError([Problem(what, "Name another place with --output.", file=str(output))])
+    what = f"cannot be written: {(error.strerror or 'unknown error').lower()}"
+    return RequestError([Problem(what, "Choose another file with --output.", file=str(output))])
 
 
 def _unfinished(folder: Path, mark: str) -> Path | None:
@@ -305,7 +341,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any], Iterator[d
     """``meta``, ``summary`` and the results, one at a time, of a finished answers file.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
     head = []
     with path.open(encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.evaluation.answers import AnswersFile, open_answers, read_results, told_if_unwritable
+from swift_toolkit.evaluation.answers import AnswersFile, open_answers, read_results, unwritable_as_run_error
 from swift_toolkit.evaluation.page import write_report
 from swift_toolkit.evaluation.questions import Overview, QuestionSet
 from swift_toolkit.evaluation.scores import Scorer
@@ -99,10 +99,16 @@ class Batch:
         return sum(self.answers.count_of(side) for side in self.sides) if self.answers else 0
 
     def _left_off(self) -> str:
+        """Where an earlier run stopped."""
         assert self.answers is not None
         if self.answers.finished:
-            return " (all are there already)"
-        return f" (going on: {self.kept} of {self.total} are there)" if self.kept else ""
+            return " (all answers are there already)"
+        damaged = self.answers.damaged
+        parts = [f"continuing: {self.kept} of {self.total} are there"] if self.kept else []
+        if damaged:
+            lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
+            parts.append(f"{lines} skipped and asked again")
+        return f" ({'; '.join(parts)})" if parts else ""
 
     def run(
         self, engine: Callable[[Side], Engine], progress: Progress
@@ -111,7 +117,7 @@ class Batch:
 
         Args:
             engine: gives the engine that answers for a side.
-            progress: told what happens.
+            progress: called with what happens.
 
         Raises:
             RunError: an engine ended, or the disk is full. What was answered is kept.
@@ -121,7 +127,7 @@ class Batch:
         if not answers.finished:
             self._ask_all(answers, engine, progress)
         if self.report is not None:
-            with told_if_unwritable(self.report):
+            with unwritable_as_run_error(self.report):
                 write_report(answers.output, self.report)
         return (answers.output, *read_results(answers.output)[:2])
 
@@ -188,8 +194,10 @@ def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) ->
         return []
     folder = next((folder for folder in place.absolute().parents if folder.exists()), place)
     if place.is_dir() or place.suffix not in suffixes:
-        what = "a directory" if place.is_dir() else "no such file"
-        return [Problem(f"is {place}, {what}", f"Name a file that ends in {' or '.join(suffixes)}.", flag)]
+        what = "is a directory" if place.is_dir() else "has another ending"
+        return [Problem(f"{what}: {place}", f"Name a file that ends in {' or '.join(suffixes)}.", flag)]
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return [Problem(f"is {place}, but {folder} cannot be written", "Name another place.", flag)]
+        return [
+            Problem(f"cannot write {place}: no permission for {folder}", "Choose another directory.", flag)
+        ]
     return []

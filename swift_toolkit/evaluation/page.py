@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.console import page
+from swift_toolkit.console.screen import visible
 from swift_toolkit.evaluation.answers import read_results
 from swift_toolkit.evaluation.scores import METRICS
 from swift_toolkit.evaluation.summary import score_table
@@ -58,7 +61,7 @@ def _markdown(answers: Path) -> Iterator[str]:
                 result["id"],
                 result["question"],
                 result["reference"] or "",
-                *(_told(result, side) for side in sides),
+                *(_answer(result, side) for side in sides),
             ]
             for result in islice(results, SHOWN)
         ),
@@ -72,8 +75,14 @@ def _markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> It
         yield f"| {' | '.join(_cell(text) for text in row)} |\n"
 
 
+_MARKUP = re.compile(
+    r"([\\`*_\[\]|])"
+)  # what Markdown would take for emphasis, code, links, pictures, columns
+
+
 def _cell(text: str) -> str:
-    return escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")
+    """Text as it is, whatever marks of Markdown or HTML it holds: an answer makes no link and no picture."""
+    return _MARKUP.sub(r"\\\1", escape(visible(text), quote=False)).replace("\n", "<br>")
 
 
 # --- what both say ------------------------------------------------------------------------------------------
@@ -103,13 +112,13 @@ def _sides(meta: Mapping[str, Any]) -> list[str]:
 
 
 def _side(result: Mapping[str, Any], side: str) -> Mapping[str, Any]:
-    told: Mapping[str, Any] = result["base"] if side == "base" else result
-    return told
+    of_side: Mapping[str, Any] = result["base"] if side == "base" else result
+    return of_side
 
 
-def _told(result: Mapping[str, Any], side: str) -> str:
-    told = _side(result, side)
-    return f"failed: {told['error']}" if told.get("error") is not None else str(told["answer"])
+def _answer(result: Mapping[str, Any], side: str) -> str:
+    given = _side(result, side)
+    return f"failed: {given['error']}" if given.get("error") is not None else str(given["answer"])
 
 
 def _left_out(count: int, answers: Path) -> str:
@@ -130,21 +139,18 @@ def _html(answers: Path) -> Iterator[str]:
             if _side(result, side).get("error") is None:
                 latencies[side].append(_side(result, side)["seconds"])
     title = f"Answers of {Path(meta['checkpoint']).name}"
-    facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(meta, summary)
-    )
-    yield _HEAD.replace("TITLE", escape(title))
-    yield f"<h1>{escape(title)}</h1><p class=path>{escape(meta['checkpoint'])}</p><dl>{facts}</dl>"
-    yield f"<div class=charts>{_score_charts(summary['scores'])}{_latency_chart(latencies)}</div>"
-    yield _filter(categories) + "".join(f" <i class='key {side}'></i> {side}" for side in sides)
+    yield page.head(title, subtitle=str(meta["checkpoint"]), style=_STYLE, script=True)
+    yield page.facts(_facts(meta, summary))
+    yield f'<div class="charts">{_score_charts(summary["scores"])}{_latency_chart(latencies)}</div>'
+    yield _filter(categories) + "".join(f' <i class="key {side}"></i> {side}' for side in sides)
     for result in islice(read_results(answers)[2], SHOWN):
         yield _article(result, sides)
-    yield f"<p>{escape(_left_out(summary['asked'], answers))}</p></main><script>{_SCRIPT}</script></html>\n"
+    yield page.paragraph(_left_out(summary["asked"], answers).strip()) + page.foot(script=_SCRIPT)
 
 
 def _filter(categories: Iterable[str]) -> str:
     options = "".join(f"<option>{escape(name)}</option>" for name in categories if name)
-    return f"<label>Category <select id=category><option value=''>all</option>{options}</select></label>"
+    return f'<label>Category <select id="category"><option value="">all</option>{options}</select></label>'
 
 
 def _score_charts(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -161,46 +167,72 @@ def _figure(caption: str, content: str) -> str:
 
 def _score_rows(scores: Mapping[str, Mapping[str, Any]], metric: str) -> Iterator[str]:
     for category, of in scores.items():
-        yield f"<tr><th colspan=2>{escape(category)} ({of['count']})</th></tr>"
+        yield f'<tr><th colspan="2">{escape(category)} ({of["count"]})</th></tr>'
         for side in ("base", "tuned"):
             if side in of:
                 value = f"{of[side][metric]:.1f}"
-                bar = f"<i class={side} style='width:{value}%'></i>"
-                yield f"<tr><td class=bar title={side}>{bar}</td><td>{value}</td></tr>"
+                bar = f'<i class="{side}" style="width:{value}%"></i>'
+                yield f'<tr><td class="bar" title="{side}">{bar}</td><td>{value}</td></tr>'
 
 
-def _latency_chart(latencies: Mapping[str, Sequence[float]], bins: int = 24) -> str:
-    """A histogram of the seconds per answer, the sides in front of each other."""
-    longest = max((value for values in latencies.values() for value in values), default=0.0) or 1.0
-    counts = {side: [0] * bins for side in latencies}
-    for side, values in latencies.items():
-        for value in values:
-            counts[side][min(int(value / longest * bins), bins - 1)] += 1
-    highest = max(max(of) for of in counts.values()) or 1
-    bars = []
-    for side, of in counts.items():
-        for index, count in enumerate(of):
-            height = 100 * count / highest
-            said = f"{side}: {count} answers up to {longest * (index + 1) / bins:.2f} s"
-            place = f"x={index * 20} y={100 - height:.1f} width=19 height={height:.1f}"
-            bars.append(f"<rect class={side} {place}><title>{said}</title></rect>")
-    width = bins * 20
-    axis = f"<text x=0 y=116>0</text><text x={width} y=116 text-anchor=end>{longest:.2f} s</text>"
-    chart = f"<svg viewBox='0 0 {width} 120' role=img>{''.join(bars)}{axis}</svg>"
-    return _figure("latency, seconds per answer", chart)
+DOTS = 400
+"""How many answers of a side the latency chart shows, spread evenly over all of them."""
+
+_WIDTH, _LEFT, _ROW = 480, 52, 34  # pixels
+
+
+def _latency_chart(latencies: Mapping[str, Sequence[float]]) -> str:
+    """A dot for each answer and a line at their median, over an axis of seconds; one row a side."""
+    longest = max((value for values in latencies.values() for value in values), default=0.0)
+    ticks = _ticks(longest)
+    scale = (_WIDTH - _LEFT - 30) / ticks[-1]
+    rows = "".join(
+        _latency_row(side, sorted(values), at * _ROW + 16, scale)
+        for at, (side, values) in enumerate(latencies.items())
+    )
+    bottom = len(latencies) * _ROW
+    axis = "".join(
+        f'<line x1="{_LEFT + tick * scale:.1f}" x2="{_LEFT + tick * scale:.1f}" y1="0" y2="{bottom}"/>'
+        f'<text x="{_LEFT + tick * scale:.1f}" y="{bottom + 15}" text-anchor="middle">{tick:g} s</text>'
+        for tick in ticks
+    )
+    drawing = f'<svg viewBox="0 0 {_WIDTH} {bottom + 20}" role="img" aria-label="latency">{axis}{rows}</svg>'
+    return _figure("latency: seconds per answer, with the median", drawing)
+
+
+def _latency_row(side: str, values: Sequence[float], y: int, scale: float) -> str:
+    name = f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{side}</text>'
+    if not values:
+        return name
+    shown = values[:: -(-len(values) // DOTS)]
+    dots = "".join(
+        f'<circle class="{side}" cx="{_LEFT + value * scale:.1f}" cy="{y}" r="4"><title>{value:.2f} s</title></circle>'
+        for value in shown
+    )
+    middle = values[(len(values) - 1) // 2]
+    x = f"{_LEFT + middle * scale:.1f}"
+    median = f'<line class="median" x1="{x}" x2="{x}" y1="{y - 10}" y2="{y + 10}"/>'
+    return f"{name}{dots}{median}"
+
+
+def _ticks(longest: float) -> list[float]:
+    """Round numbers from 0 to at least ``longest``, four to six of them."""
+    step = 10.0 ** math.floor(math.log10(longest / 5)) if longest > 0 else 0.2
+    step *= next((factor for factor in (1, 2, 5) if longest / (step * factor) <= 5), 10)
+    return [round(step * number, 9) for number in range(math.ceil(longest / step) + 1 if longest else 6)]
 
 
 def _article(result: Mapping[str, Any], sides: Sequence[str]) -> str:
     category = escape(result["category"] or "")
-    heading = f"{escape(result['id'])} " + (f"<span class=tag>{category}</span>" if category else "")
-    question = f"<p class=question>{escape(result['question'])}</p>"
+    heading = f"{escape(result['id'])} " + (f'<span class="tag">{category}</span>' if category else "")
+    question = f'<p class="question">{escape(result["question"])}</p>'
     if result["reference"]:
-        question += f"<p class=reference><b>reference</b> {escape(result['reference'])}</p>"
+        question += f'<p class="reference"><b>reference</b> {escape(result["reference"])}</p>'
     marked = _marked(result, sides)
     columns = "".join(_column(side, marked[side], _side(result, side)) for side in sides)
     return (
         f'<article data-category="{category}"><h2>{heading}</h2>{_history(result)}{question}'
-        f"<div class=columns>{columns}</div></article>"
+        f'<div class="columns">{columns}</div></article>'
     )
 
 
@@ -217,25 +249,25 @@ def _text(content: Any) -> str:
 
 def _marked(result: Mapping[str, Any], sides: Sequence[str]) -> dict[str, str]:
     """The answers as HTML: marked where the two differ, or where the only one differs from the reference."""
-    tuned = _told(result, "tuned")
+    tuned = _answer(result, "tuned")
     if len(sides) == 2:
-        return dict(zip(sides, mark_differences(_told(result, "base"), tuned), strict=True))
+        return dict(zip(sides, mark_differences(_answer(result, "base"), tuned), strict=True))
     return {
         "tuned": mark_differences(result["reference"], tuned)[1] if result["reference"] else escape(tuned)
     }
 
 
-def _column(side: str, marked: str, told: Mapping[str, Any]) -> str:
+def _column(side: str, marked: str, answer: Mapping[str, Any]) -> str:
     figures = [
-        f"{told['completion_tokens']} tokens",
-        f"{told['seconds']} s",
-        str(told["finish_reason"] or ""),
+        f"{answer['completion_tokens']} tokens",
+        f"{answer['seconds']} s",
+        str(answer["finish_reason"] or ""),
     ]
-    figures += [f"{METRICS[name]} {value:.0f}" for name, value in told.get("scores", {}).items()]
-    failed = " failed" if told.get("error") is not None else ""
+    figures += [f"{METRICS[name]} {value:.0f}" for name, value in answer.get("scores", {}).items()]
+    failed = " failed" if answer.get("error") is not None else ""
     footer = f"<small>{' · '.join(part for part in figures if part)}</small>"
     return (
-        f"<section class={side}><h3>{side}</h3><div class='answer{failed}'>{marked}</div>{footer}</section>"
+        f'<section class="{side}"><h3>{side}</h3><div class="answer{failed}">{marked}</div>{footer}</section>'
     )
 
 
@@ -253,40 +285,29 @@ def mark_differences(left: str, right: str) -> tuple[str, str]:
     return "".join(parts[0]), "".join(parts[1])
 
 
-_HEAD = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>TITLE</title>
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<style>
-:root { color-scheme: light dark; --ground: light-dark(#fff, #16181d); --ink: light-dark(#1c1e21, #e6e6e6);
-  --faint: light-dark(#667, #99a); --line: light-dark(#dde, #334); --base: light-dark(#9aa5b8, #64708a);
-  --tuned: light-dark(#2f6fde, #6ea3ff); --mark: light-dark(#fff0b8, #5a4a12); }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 72rem; margin: auto; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1rem; margin: 0; } h3 { font-size: .8rem; margin: 0; }
-.path, small, h3, dt, .reference { color: var(--faint); } .path { margin-top: 0; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dd { margin: 0; }
+_STYLE = """
+:root { --base: var(--other); --tuned: var(--bar); }
+h3 { font-size: .8rem; margin: 0; color: var(--faint); } small, .reference { color: var(--faint); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1.5rem; margin: 1.5rem 0; }
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
-figure table { width: 100%; border-spacing: 0 1px; } figure th { text-align: left; font-weight: 400;
-font-size: .85rem; } td { font-size: .75rem; text-align: right; width: 2.5rem; } td.bar { width: auto; }
+figure table { width: 100%; border-collapse: separate; border-spacing: 0 1px; }
+figure td, figure th { border: 0; padding: 0; font-weight: 400; }
+figure td { font-size: .75rem; text-align: right; width: 2.5rem; } figure td.bar { width: auto; }
 .bar i { display: block; height: .7rem; min-width: 1px; border-radius: 2px; }
 i.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-left: 1rem; }
 i.base { background: var(--base); } i.tuned { background: var(--tuned); }
-rect.base { fill: var(--base); } rect.tuned { fill: var(--tuned); opacity: .75; }
-svg { width: 100%; max-width: 42rem; } svg text { font-size: 11px; fill: var(--faint); }
+circle { opacity: .55; } circle.base { fill: var(--base); } circle.tuned { fill: var(--tuned); }
+svg line { stroke: var(--line); } svg line.median { stroke: var(--ink); stroke-width: 2; }
 select { font: inherit; }
-article { border-top: 1px solid var(--line); padding: 1rem 0; }
+article { border-top: 1px solid var(--line); padding: 1rem 0; } article h2 { font-size: 1rem; margin: 0; }
 .tag { font-weight: 400; font-size: .75rem; border: 1px solid var(--line); border-radius: 1rem; padding: 0 .5rem; }
 .question { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
 .reference { white-space: pre-wrap; margin: .3rem 0; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
 section { border-left: 3px solid var(--base); padding-left: .8rem; min-width: 0; }
 section.tuned { border-color: var(--tuned); }
-.answer { white-space: pre-wrap; overflow-wrap: anywhere; } .failed { color: light-dark(#b3261e, #ff8a80); }
+.answer { white-space: pre-wrap; overflow-wrap: anywhere; } .failed { color: var(--bad); }
 mark { background: var(--mark); color: inherit; border-radius: 2px; }
-</style><main>
 """
 
 _SCRIPT = """

@@ -75,7 +75,7 @@ class QuestionSet:
         """Every question in order.
 
         Raises:
-            RequestError: at the first row that is no question.
+            RequestError: at the first row that is not a question.
         """
         for index, (line, row) in enumerate(self._rows()):
             try:
@@ -87,7 +87,7 @@ class QuestionSet:
         """Read the whole set once.
 
         Raises:
-            RequestError: with everything that is wrong: the file, rows that are no questions, media files
+            RequestError: with everything that is wrong: the file, rows that are not questions, media files
                 that do not exist, ids given twice.
         """
         reading = _Reading()
@@ -177,7 +177,7 @@ def _question(index: int, row: Any, folder: Path) -> Question:
     if isinstance(row, str):
         row = {"question": row}
     if not isinstance(row, Mapping):
-        raise FlawError("not-a-row", "is neither a text nor an object", 'Write a text, or {"question": ...}.')
+        raise FlawError("not-a-row", "is neither text nor an object", 'Write a text, or {"question": ...}.')
     own = {key: _text(row[key], key) for key in _OWN_KEYS if row.get(key) is not None}
     asked = {key: value for key, value in row.items() if key not in _OWN_KEYS}
     if "question" in asked:

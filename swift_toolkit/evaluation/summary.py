@@ -85,14 +85,14 @@ def _result(question: Question, answers: Mapping[str, Answer], scores: Mapping[s
     if len(question.messages) > 1:
         result["messages"] = list(question.messages)
     result["reference"] = question.reference
-    result |= _told(answers["tuned"], scores.get("tuned"))
+    result |= _as_result(answers["tuned"], scores.get("tuned"))
     if "base" in answers:
-        result["base"] = _told(answers["base"], scores.get("base"))
+        result["base"] = _as_result(answers["base"], scores.get("base"))
     return result
 
 
-def _told(answer: Answer, score: Score | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _as_result(answer: Answer, score: Score | None) -> dict[str, Any]:
+    result: dict[str, Any] = {
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
@@ -100,10 +100,10 @@ def _told(answer: Answer, score: Score | None) -> dict[str, Any]:
         "seconds": round(answer.seconds, 3),
     }
     if answer.error is not None:
-        told["error"] = answer.error
+        result["error"] = answer.error
     if score is not None:
-        told["scores"] = score.as_dict()
-    return told
+        result["scores"] = score.as_dict()
+    return result
 
 
 def score_table(scores: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -76,6 +76,7 @@ class Pt(Backend):
     """transformers itself, called ``transformers`` by ms-swift 4."""
 
     name = "pt"
+    alias = "transformers"
     in_process = True
     several_adapters = True
 
@@ -176,7 +177,7 @@ PT, VLLM = Pt(), Vllm()
 BACKENDS: dict[str, Backend] = {one.name: one for one in (PT, VLLM, Sglang(), Lmdeploy())}
 """Every backend by its name."""
 
-_ALIASES = {"transformers": PT.name}
+_ALIASES = {PT.alias: PT.name}
 
 
 def backend_problems(asked: str) -> Iterator[Problem]:

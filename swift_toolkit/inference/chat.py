@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swift_toolkit.console.screen import visible
 from swift_toolkit.dataset.media import image_flaw
 from swift_toolkit.inference.exchange import Question, Side
 from swift_toolkit.inference.plan import Plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from swift_toolkit.inference.engine import Engine
 
-WELCOME = "Enter sends, Alt-Enter makes a new line, Ctrl-C stops an answer, Ctrl-D leaves; /help says more."
+WELCOME = "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Ctrl-D quits; /help lists the commands."
 
 
 @dataclass
@@ -73,10 +74,10 @@ class Chat:
             for piece in engine.stream(question, self.side):
                 if isinstance(piece, str):
                     asked.answer += piece
-                    print(piece, end="", flush=True)
+                    print(visible(piece), end="", flush=True)
                 elif piece.error is not None:
                     self.turns.pop()
-                    print(f"That could not be answered: {piece.error}", end="")
+                    print(f"The question could not be answered: {visible(piece.error)}", end="")
                 else:
                     self.images = []
         print("\n")
@@ -121,7 +122,7 @@ class Chat:
             with Path(name).expanduser().open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except OSError as error:
-            return f"{name} cannot be written: {error.strerror}."
+            return f"Cannot write {name}: {error.strerror}."
         return f"Saved to {name}."
 
     def set(self, words: str) -> str:
@@ -199,7 +200,7 @@ def run(plan: Plan, engine: Callable[[Side], Engine]) -> int:
         except EOFError:
             return 0
         if line.startswith("/"):
-            print(chat.command(line) + "\n")
+            print(visible(chat.command(line)) + "\n")
         elif line:
             chat.ask(line)
 

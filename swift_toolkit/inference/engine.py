@@ -1,8 +1,7 @@
-"""The only door to ms-swift's inference engines.
+"""The command's side of ms-swift's inference engines.
 
-An engine lives in a process of its own (engine_process.py), so that what it prints, what it holds and how it
-may die are apart from the command, and the memory of one is free before the next is loaded. Here is the
-command's side of it.
+An engine runs in its own process (worker.py): its output goes to a log, a crash does not end the command, and its
+memory is free before the next engine is loaded.
 
     with Engine(order, log) as engine:
         for index, answer in engine.answers(questions, "tuned"):
@@ -25,9 +24,12 @@ from swift_toolkit.machine.failure import ENDED, child_failure
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import RunError
 
+DRAIN_SECONDS = 60.0
+"""How long an answer may take to stop, which it does at its next token, before its engine is ended."""
+
 
 class Engine:
-    """A running engine. Use it in a ``with`` statement: on leaving nothing of it is left running.
+    """A running engine. Use it in a ``with`` statement: on leaving, nothing of it is left running.
 
     Args:
         order: what to load.
@@ -147,11 +149,15 @@ class Engine:
         yield _as_answer({**event, "text": None if event.get("error") is not None else text})
 
     def _drain(self) -> None:
-        """Stop the answer that is streaming and take in what is still to come of it."""
+        """Stop the answer that is streaming and read the rest of it; end an engine that does not stop."""
         self.stop()
+        deadline = time.monotonic() + DRAIN_SECONDS
         for event in self._events:
             if event is not None and event["event"] == "streamed":
                 return
+            if time.monotonic() > deadline:
+                break
+        self.close()
 
     def stop(self) -> None:
         """Let the answer that is streaming end at its next token."""
@@ -183,6 +189,7 @@ class Engine:
 
 
 def start(log: Path, environment: Mapping[str, str], echo: IO[str] | None = None) -> Child:
+    """Start the process of an engine, which waits for its order; arguments as in `Engine`."""
     command = [sys.executable, "-m", "swift_toolkit.inference.worker"]
     return Child(command, log, environment=environment, echo=echo, listens=True)
 

@@ -20,7 +20,7 @@ class Answer:
         seconds: from asking to the answer's end. Questions that are asked together end together.
         share: seconds since the answer before it was complete; all of them sum to the time the engine was
             busy.
-        error: why there is no answer.
+        error: why the question could not be answered.
     """
 
     text: str | None

@@ -19,11 +19,13 @@ from typing import Any, Literal, NamedTuple
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import slow_dtype
 from swift_toolkit.config.settings import Config
-from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
+from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import Order, Side
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
+from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
-from swift_toolkit.model.checkpoint import Checkpoint, hub_model, read_checkpoint
+from swift_toolkit.model.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
+from swift_toolkit.model.code import code_phrase
 from swift_toolkit.model.find import find_checkpoint
 from swift_toolkit.model.loading import fill_model, is_on_hub, local, naming_problems
 from swift_toolkit.model.merge import merged
@@ -82,7 +84,7 @@ class AskOptions:
             ``auto``.
         merge_lora: merge an adapter into its base beside the checkpoint, and ask that.
         no_thinking: answer without thinking first, where the template can.
-        trust_code: accept a checkpoint that names Python files to import.
+        trust_code: accept Python code that the checkpoint or its base brings.
         output: where the answers go, as given; the log goes beside them.
         log: file for what the engine prints; ``infer.log`` beside the checkpoint by default.
         verbose: also write to stderr what the engine prints.
@@ -151,13 +153,16 @@ class Plan:
         """The generation settings, see `generation_of`."""
         return generation_of(self.config)
 
-    def model_of(self, side: Side) -> str:
-        """The model to load for ``side``, before any merging."""
+    def model_of(self, side: Side) -> str | None:
+        """The model to load for ``side``, before any merging; None if only an adapter on a hub names it."""
         base = side == "base" or self.checkpoint.kind == "lora"
-        return str(self.checkpoint.base if base else self.checkpoint.path)
+        return self.checkpoint.base if base else str(self.checkpoint.path)
 
     def base_problems(self) -> list[Problem]:
         """What keeps the base from being asked too."""
+        if not self.checkpoint.generates:
+            what = "has nothing to compare: the base of a classifier has a head of random weights"
+            return [Problem(what, "Remove it.", "--compare-base")]
         if self.checkpoint.base is not None:
             return []
         what = f"needs to know which model {self.checkpoint.path} was trained from"
@@ -179,10 +184,10 @@ class Plan:
         merging = self.merge != "no" and side == "tuned"
         with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
             yield Order(
-                arguments=self.arguments(side, str(model)),
+                arguments=self.arguments(side, None if model is None else str(model)),
                 backend=self.backend.name,
                 generation=self.generation,
-                environment=environment(self.device),
+                environment={**environment(self.device), **trust(self.checkpoint.trusted)},
                 adapter=str(self.checkpoint.path) if self.one_engine else None,
                 largest_batch=self.config.get("max_batch_size"),
             )
@@ -203,6 +208,8 @@ class Plan:
         if self.merge != "no":
             rows.append(("merging", _MERGING[self.merge].format(self=self)))
         rows += [("warning", str(warning)) for warning in slow_dtype(self.config, self.device)]
+        if code := code_phrase(checkpoint.code, checkpoint.trusted):
+            rows.append(("code", code))
         return [*rows, ("settings", self.settings())]
 
     def settings(self) -> str:
@@ -213,7 +220,7 @@ class Plan:
         """Set one generation setting from here on.
 
         Raises:
-            RequestError: there is no such setting, or it takes no such value.
+            RequestError: the setting does not exist, or does not take this value.
         """
         changed, problems = read_request(None, {name: value}, command="infer", overrides_from="call")
         problems += generation_problems(changed)
@@ -234,6 +241,7 @@ class Plan:
             "train_type": checkpoint.tuner_type or checkpoint.kind,
             "backend": self.backend.name,
             "device": self.device.kind,
+            "code": code_phrase(checkpoint.code, checkpoint.trusted),
             "merged": self.merge != "no",
             "generation": self.generation,
             "seed": self.config.get("seed"),
@@ -303,9 +311,28 @@ def make_plan(
 
 def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[Problem]:
     """What cannot be done with this checkpoint."""
+    if not checkpoint.generates:
+        yield from _task_problems(checkpoint, asked.backend)
     if asked.merge and checkpoint.kind == "lora":
         yield from merging_problems(checkpoint)
     yield from naming_problems(config, checkpoint)
+
+
+def _task_problems(checkpoint: Checkpoint, backend: str) -> Iterator[Problem]:
+    """A model that does not write text: a classifier or reward model answers with a class or a score."""
+    task = str(checkpoint.task_type)
+    if task != "seq_cls":
+        do = _OTHER_TASKS.get(task, "Use ms-swift itself for it.")
+        yield Problem(f"{checkpoint.path} was trained for {task} and answers no questions", do)
+    elif backend not in ("auto", PT.name, PT.alias):
+        yield Problem(f'is "{backend}", and a classifier is asked with pt', "Remove it.", "--infer-backend")
+
+
+_OTHER_TASKS = {
+    "embedding": "Serve it with deploy_model.py and ask for /v1/embeddings.",
+    "reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
+    "generative_reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
+}
 
 
 def folder_of(checkpoint: Checkpoint) -> Path:
@@ -327,8 +354,10 @@ def _read(asked: _Asked, trust_code: bool) -> tuple[tuple[str, Checkpoint] | Non
     if path is None:
         do = "Name a checkpoint, a run or an output directory."
         return None, [Problem("is needed", do, "--checkpoint")]
-    if asked.on_hub:
-        return ("a model on a hub", hub_model(path)), []
+    if asked.on_hub == "adapter":
+        return ("an adapter on a hub", hub_adapter(path, asked.base, trust_code)), []
+    if asked.on_hub == "model":
+        return ("a model on a hub", hub_model(path, trust_code)), []
     try:
         if is_builtin(path):
             return ("the embedded model", replace(read_checkpoint(materialise(path)), base=path)), []
@@ -389,7 +418,7 @@ class _Asked(NamedTuple):
 
     checkpoint: str | None
     base: str | None
-    on_hub: bool
+    on_hub: Literal["adapter", "model", ""]
     backend: str
     merge: bool
 
@@ -402,9 +431,12 @@ def _asked_for(config: Config, checkpoint: str | None, options: AskOptions) -> _
     how = (options.infer_backend or backend or "auto", options.merge_lora or merge)
     base = options.base_model
     if checkpoint is not None:
-        return _Asked(checkpoint, base or model, False, *how)
+        base = base or model
+        kind: Literal["adapter", "model"] = "model" if base is None else "adapter"
+        return _Asked(checkpoint, base, kind if is_on_hub(checkpoint) else "", *how)
     if adapters is None:
-        return _Asked(model, base, is_on_hub(model), *how)
+        return _Asked(model, base, "model" if is_on_hub(model) else "", *how)
     if len(adapters.value) > 1:
         raise RequestError([adapters.problem("names several adapters", "Name one: it is asked alone.")])
-    return _Asked(str(adapters.value[0]).rpartition("=")[2], base or model, False, *how)
+    adapter = str(adapters.value[0]).rpartition("=")[2]
+    return _Asked(adapter, base or model, "adapter" if is_on_hub(adapter) else "", *how)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
-from swift_toolkit.console.screen import LiveLine, bar_and_words, console_for, duration, say
+from swift_toolkit.console.screen import LiveLine, bar_and_words, console_for, duration, say, visible
 from swift_toolkit.inference.engine import Engine
 from swift_toolkit.inference.exchange import Answer
 
@@ -76,13 +76,13 @@ def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
         sides = [("base", result["base"]), ("tuned", result)] if "base" in result else [("", result)]
         for name, _ in sides:
             table.add_column(name, ratio=1, overflow="fold", header_style="dim")
-        told = [
+        answers = [
             side["answer"] if side.get("error") is None else f"failed: {side['error']}" for _, side in sides
         ]
-        table.add_row(*(Text(answer) for answer in told))
+        table.add_row(*(Text(visible(answer)) for answer in answers))
         question = result["question"]
         if len(question) > SHOWN_OF_A_QUESTION:
             question = f"{question[:SHOWN_OF_A_QUESTION]} ..."
-        console.print(Text(f"[{result['id']}] {question}", style="bold"))
+        console.print(Text(visible(f"[{result['id']}] {question}"), style="bold"))
         console.print(table)
         console.print()

@@ -28,7 +28,13 @@ from typing import Any
 from swift_toolkit.dataset.formats import MEDIA
 from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
-from swift_toolkit.machine.msswift import inference_api, stop_generating
+from swift_toolkit.inference.stop_text import StopText, as_text, before_stop
+from swift_toolkit.machine.msswift import (
+    inference_api,
+    refuse_remote_code,
+    repair_generation,
+    stop_generating,
+)
 from swift_toolkit.machine.packages import versions
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import as_peft, with_peft_adapters
@@ -43,15 +49,27 @@ def main(report: Reporter) -> int:
     report.end_with_starter()
     orders = sys.stdin
     order = json.loads(orders.readline())
+    _end_when_a_thread_fails(report)
     try:
         served = Served(order, report)
+        report("ready", **served.description())
+        served.serve(orders)
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
         report("failed", type=type(error).__name__, message=str(error))
         return 1
-    report("ready", **served.description())
-    served.serve(orders)
     return 0
+
+
+def _end_when_a_thread_fails(report: Reporter) -> None:
+    """Whoever waits for a thread that has failed would wait for ever: end, and say so."""
+
+    def ended(failure: threading.ExceptHookArgs) -> None:
+        traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
+        report("failed", type=failure.exc_type.__name__, message=str(failure.exc_value))
+        report.exit(1)
+
+    threading.excepthook = ended
 
 
 class Served:
@@ -75,6 +93,7 @@ class Served:
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
         self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
+        self.generates: bool = self.template.task_type == "causal_lm"
         self.sees: bool = self.engine.model_meta.is_multimodal
         device = self.engine.model.device.type if self.backend.in_process else "cuda"
         self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
@@ -84,6 +103,7 @@ class Served:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         if self.backend.in_process:
+            repair_generation(self.template)
             stop_generating(self.template, lambda: self.stopped.is_set)
 
     def description(self) -> dict[str, Any]:
@@ -186,7 +206,7 @@ class Served:
             response = await self.engine.infer_async(
                 self._request(question), **self._asking(question["index"], side)
             )
-            answer = _answer(response, time.monotonic() - began)
+            answer = self._answer(response, time.monotonic() - began)
         except Exception as error:
             traceback.print_exc()
             answer = {"error": _in_words(error), "seconds": time.monotonic() - began}
@@ -194,26 +214,45 @@ class Served:
 
     async def _stream(self, question: dict[str, Any], side: str) -> None:
         began = time.monotonic()
-        last = None
         try:
             self._reseed(question["index"])
-            asking = self._asking(question["index"], side, stream=True)
             with self._as(side):
-                pieces = await self.engine.infer_async(self._request(question), **asking)
-                async for piece in pieces:
-                    last = piece
-                    if piece.choices[0].delta.content:
-                        self.report("piece", text=piece.choices[0].delta.content)
-                    if (
-                        self.stopped.is_set() and not self.backend.in_process
-                    ):  # else it is stopped where it generates
-                        await pieces.aclose()
-                        break
-            answer = _answer(last, time.monotonic() - began)
+                last = await (
+                    self._stream_text(question, side)
+                    if self.generates
+                    else self._stream_class(question, side)
+                )
+            answer = self._answer(last, time.monotonic() - began)
         except Exception as error:
             traceback.print_exc()
             answer = {"error": _in_words(error), "seconds": time.monotonic() - began}
         self.report("streamed", index=question["index"], **answer)
+
+    async def _stream_text(self, question: dict[str, Any], side: str) -> Any:
+        """Report an answer as it is made; returns its last piece."""
+        stop, last = StopText(self.config.stop or []), None
+        asking = self._asking(question["index"], side, stream=True)
+        pieces = await self.engine.infer_async(self._request(question), **asking)
+        async for piece in pieces:
+            last = piece
+            self._report_piece(stop.feed(piece.choices[0].delta.content or ""))
+            if self.stopped.is_set() and not self.backend.in_process:  # else it is stopped where it generates
+                await pieces.aclose()
+                break
+        self._report_piece(stop.feed("", last=True))
+        return last
+
+    async def _stream_class(self, question: dict[str, Any], side: str) -> Any:
+        """Report the class or score that comes at once."""
+        whole = await self.engine.infer_async(
+            self._request(question), **self._asking(question["index"], side)
+        )
+        self._report_piece(self._answer(whole, 0)["text"])
+        return whole
+
+    def _report_piece(self, text: str | None) -> None:
+        if text:
+            self.report("piece", text=text)
 
     # --- batches of pt --------------------------------------------------------------------------------------
 
@@ -273,7 +312,23 @@ class Served:
             return
         seconds = time.monotonic() - began
         for job, response in zip(batch, responses, strict=True):
-            yield job, _answer(response, seconds)
+            yield job, self._answer(response, seconds)
+
+    def _answer(self, response: Any, seconds: float) -> dict[str, Any]:
+        """What is reported of an answer; the text of a streamed one was reported before."""
+        choice = response.choices[0]
+        text = (
+            before_stop(as_text(choice.message.content), self.config.stop or [])
+            if hasattr(choice, "message")
+            else None
+        )
+        return {
+            "text": text,
+            "finish_reason": choice.finish_reason,
+            "prompt_tokens": response.usage.prompt_tokens,
+            "completion_tokens": response.usage.completion_tokens,
+            "seconds": seconds,
+        }
 
 
 def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
@@ -302,18 +357,6 @@ def _next_batch(pool: list[_Job], fits: Any) -> list[_Job]:
     return batch[::-1]
 
 
-def _answer(response: Any, seconds: float) -> dict[str, Any]:
-    choice = response.choices[0]
-    text = choice.message.content if hasattr(choice, "message") else None
-    return {
-        "text": text,
-        "finish_reason": choice.finish_reason,
-        "prompt_tokens": response.usage.prompt_tokens,
-        "completion_tokens": response.usage.completion_tokens,
-        "seconds": seconds,
-    }
-
-
 def _in_words(error: Exception) -> str:
     """An error as one line for a result."""
     first = first_line(str(error))
@@ -325,3 +368,4 @@ if __name__ == "__main__":
     report.exit(main(report))
 elif __name__ == "__mp_main__":  # vLLM's engine, spawned by this process
     end_with_parent()
+    refuse_remote_code()

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import os
 import re
 import sys
 import time
@@ -122,9 +123,56 @@ def _public() -> Any:
 # ------------------------------------------------------------------------------------------ names that changed
 
 
-def template_api() -> tuple[Callable[..., Any], Callable[..., Any]]:
+TRUST_VARIABLE = "SWIFT_TOOLKIT_TRUST_CODE"
+"""Environment variable of the processes that import ms-swift: "1" lets them run code of a checkpoint."""
+
+
+def trust(code: bool) -> dict[str, str]:
+    """The environment of a child process that may, or may not, run code of a checkpoint."""
+    return {TRUST_VARIABLE: "1" if code else "0"}
+
+
+def refuse_remote_code() -> None:
+    """Keep transformers from running Python code of a checkpoint, unless the environment trusts it.
+
+    ms-swift loads everything with ``trust_remote_code``. From here on that is as if it were not given: transformers
+    uses its own code for a model, and fails where it has none. Called before anything of ms-swift is imported; until
+    ms-swift takes ``trust_remote_code`` as an argument.
+    """
+    if os.environ.get(TRUST_VARIABLE) == "1":
+        return
+    from transformers import dynamic_module_utils as modules
+
+    def resolve(trusted: Any, model: Any, has_own: bool, has_remote: bool, *_: Any, **__: Any) -> bool:
+        if has_remote and not has_own:
+            raise ValueError(_UNTRUSTED.format(model))
+        return False
+
+    def run(name: Any, module: Any, *_: Any, **__: Any) -> Any:
+        raise ValueError(_UNTRUSTED.format(f"{module} ({name})"))
+
+    patches: dict[str, Any] = {"resolve_trust_remote_code": resolve, "get_class_in_module": run}
+    originals = {name: getattr(modules, name) for name in patches}
+    for module in list(sys.modules.values()):
+        for name, patch in patches.items():
+            if getattr(module, "__dict__", {}).get(name) is originals[name]:
+                setattr(module, name, patch)
+
+
+_UNTRUSTED = (
+    "{} holds Python code that must run to load it. Read that code; if you trust it, add --trust-code."
+)
+
+
+def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x. Until ms-swift 4.0 the
-    first came with ``get_model_tokenizer``, and the second took the type before the processor."""
+    first came with ``get_model_tokenizer``, and the second took the type before the processor.
+
+    Args:
+        trust_code: let them run Python code of a model.
+    """
+    if not trust_code:
+        refuse_remote_code()
     public = _public()
     if not hasattr(public, "get_model_tokenizer"):
         return _module("swift.model").get_processor, public.get_template
@@ -141,6 +189,7 @@ def template_api() -> tuple[Callable[..., Any], Callable[..., Any]]:
 def inference_api() -> SimpleNamespace:
     """What asking a model uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
+    refuse_remote_code()
     names = ("InferRequest", "RequestConfig", "AdapterRequest")
     pipeline = _module("swift.pipelines.infer", "swift.llm.infer")
     public = _public()
@@ -150,6 +199,7 @@ def inference_api() -> SimpleNamespace:
 def serving_api() -> SimpleNamespace:
     """What serving uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
+    refuse_remote_code()
     names = ("AdapterRequest", "DeployArguments", "InferRequest", "RequestConfig")
     pipeline = _module("swift.pipelines.infer.deploy", "swift.llm.infer.deploy")
     public, utils = _public(), _module("swift.utils")
@@ -162,6 +212,7 @@ def serving_api() -> SimpleNamespace:
 
 def export_function() -> Callable[[list[str]], Any]:
     """ms-swift's ``export_main``."""
+    refuse_remote_code()
     main: Callable[[list[str]], Any] = _public().export_main
     return main
 
@@ -244,6 +295,7 @@ def train_function(command: str, arguments: list[str]) -> Any:
     if "--tuner_backend=unsloth" in arguments:
         import unsloth  # noqa: F401  # it must come before transformers
     spare_imports()
+    refuse_remote_code()
     public = _public()
     return next(getattr(public, name) for name in _MAINS[command] if hasattr(public, name))
 

@@ -16,13 +16,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
+
+from swift_toolkit.machine.scratch import ScratchFolder
 
 PIPE_VARIABLE = "SWIFT_TOOLKIT_REPORT"
 """Environment variable that names the pipe to the child."""
@@ -71,8 +72,8 @@ class Child:
         listens: bool = False,
         without: Collection[str] = (),
     ) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="swift-toolkit-")
-        pipe = Path(self._directory.name) / "report"
+        self._directory = ScratchFolder()
+        pipe = self._directory.path / "report"
         os.mkfifo(pipe, 0o600)
         # Read-write, so that opening does not wait for the child and its exit is no end of file.
         self._reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

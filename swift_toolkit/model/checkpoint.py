@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from swift_toolkit.config import renames
+from swift_toolkit.model.adapter import adapter_fit
 from swift_toolkit.model.builtin import builtin_of, is_builtin
 from swift_toolkit.model.builtin import problems as builtin_problems
+from swift_toolkit.model.code import Code, code_in, code_problems, pickle_problems
 from swift_toolkit.model.files import (
     ARGS_FILES,
     Kind,
@@ -25,7 +27,6 @@ from swift_toolkit.model.files import (
     missing,
     model_problems,
     read_json,
-    safetensors_header,
     tuner_type,
 )
 from swift_toolkit.model.find import CHECKPOINT, damage, readable
@@ -33,9 +34,7 @@ from swift_toolkit.problems import Problem, RequestError
 
 Generation = Literal["v1", "v2", "v3", "v4"]
 
-CODE_KEYS = ("external_plugins", "custom_register_path")  # settings that ms-swift imports as Python files
 OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-swift 1 and 2
-FLOATS = ("F32", "F16", "BF16")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -48,10 +47,10 @@ class Checkpoint:
         kind: ``lora`` (an adapter of any sort), ``full`` or ``merged``.
         tuner_type: how it was trained (``lora``, ``full``, ``adalora``, ...), if known.
         base: the model it was trained from: an absolute directory, a hub id or a ``builtin/`` name. Always
-            known for an adapter.
+            known for an adapter that is on this machine.
         base_source: where the base was learned, as a phrase.
         model_type: the architecture, by the name it has in that generation of ms-swift; None for 1 and 2,
-            where the word meant something else.
+            where the name meant something else.
         template: the chat format, by the name it has in that generation of ms-swift.
         system: the system prompt it was trained with, if not its template's own.
         lora_rank: the greatest rank of the adapter's matrices.
@@ -60,21 +59,28 @@ class Checkpoint:
         generation: which generation of ms-swift wrote it, if one did.
         args: the whole of args.json or sft_args.json; empty without one. May hold keys and tokens: never
             print it.
+        trusted: whether Python code that it brings may run.
     """
 
     path: Path
     kind: Kind
-    tuner_type: str | None
-    base: str | None
-    base_source: str | None
-    model_type: str | None
-    template: str | None
-    system: str | None
-    lora_rank: int | None
-    task_type: str | None
-    torch_dtype: str | None
-    generation: Generation | None
-    args: dict[str, Any]
+    tuner_type: str | None = None
+    base: str | None = None
+    base_source: str | None = None
+    model_type: str | None = None
+    template: str | None = None
+    system: str | None = None
+    lora_rank: int | None = None
+    task_type: str | None = None
+    torch_dtype: str | None = None
+    generation: Generation | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    trusted: bool = False
+
+    @property
+    def code(self) -> list[Code]:
+        """The Python code that it and its base name."""
+        return list(code_in([self.path, *([Path(self.base)] if self.base else [])]))
 
     @property
     def generates(self) -> bool:
@@ -88,7 +94,7 @@ def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool 
     Args:
         path: a checkpoint, a merged model or any model directory.
         base_model: the base to use instead of the recorded one: a directory, a hub id or a ``builtin/`` name.
-        trust_code: accept an args.json that names Python files to import.
+        trust_code: accept Python code that it or its base brings.
 
     Raises:
         RequestError: every reason why it cannot be used.
@@ -109,10 +115,11 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     if kind == "lora" or base_model is not None:
         problems += base_problems
     if kind == "lora" and base is not None and not problems:
-        problems += misfit(path, Path(base.model))
+        problems += adapter_fit(path, Path(base.model), args)
     problems += _form_problems(path, adapter)
+    problems += [one for one in pickle_problems([path]) if one not in problems]
     if not trust_code:
-        problems += _code_problems(path, base)
+        problems += code_problems([path, Path(base.model)] if base else [path])
     if problems:
         raise RequestError(problems)
     old = args_file is not None and args_file.name == "sft_args.json"
@@ -127,16 +134,23 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
         template=args.get("template_type" if old else "template"),
         system=args.get("system"),
         lora_rank=_rank(adapter),
-        task_type=args.get("task_type"),
+        task_type=_task_type(path, args, adapter),
         torch_dtype=OLD_DTYPES.get(args.get("dtype", "")) if old else args.get("torch_dtype"),
         generation=_generation(args, old),
         args=args,
+        trusted=trust_code,
     )
 
 
-def hub_model(model: str) -> Checkpoint:
+def hub_model(model: str, trust_code: bool = False) -> Checkpoint:
     """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
-    return Checkpoint(Path(model), "full", None, None, None, None, None, None, None, None, None, None, {})
+    return Checkpoint(Path(model), "full", trusted=trust_code)
+
+
+def hub_adapter(adapter: str, base: str | None, trust_code: bool = False) -> Checkpoint:
+    """The adapter with the hub id ``adapter``; without a ``base`` ms-swift reads it from the adapter's args.json."""
+    source = None if base is None else "--base-model"
+    return Checkpoint(Path(adapter), "lora", base=base, base_source=source, trusted=trust_code)
 
 
 def _read_args(path: Path) -> tuple[Path | None, dict[str, Any], list[Problem]]:
@@ -156,7 +170,7 @@ def _adapter_config(path: Path) -> dict[str, Any]:
 
 
 def _generation(args: dict[str, Any], old: bool) -> Generation | None:
-    """Who wrote ``args``: 4 says so itself; 2 brought custom_register_path, which is no key of 1."""
+    """Who wrote ``args``: 4 says so itself; 2 brought custom_register_path, which 1 does not have."""
     if old:
         return "v2" if "custom_register_path" in args else "v1"
     if "swift_version" in args or "tuner_type" in args:
@@ -173,13 +187,24 @@ def _form_problems(path: Path, adapter: dict[str, Any]) -> list[Problem]:
     if kind == "LORA":
         return []
     return [
-        Problem(f"{path} holds an adapter of ms-swift 1 that nothing loads today: {kind}", "Train it anew.")
+        Problem(f"{path} holds an adapter of ms-swift 1 that nothing loads today: {kind}", "Train it again.")
     ]
+
+
+def _task_type(path: Path, args: dict[str, Any], adapter: dict[str, Any]) -> str | None:
+    """What the model is made for, as ms-swift names it: written down, or seen from PEFT's name or the architecture."""
+    if args.get("task_type"):
+        return str(args["task_type"])
+    config, _ = read_json(path / "config.json")
+    architectures = str((config or {}).get("architectures"))
+    classifies = adapter.get("task_type") == "SEQ_CLS" or "ForSequenceClassification" in architectures
+    return "seq_cls" if classifies else None
 
 
 def _rank(adapter: dict[str, Any]) -> int | None:
     """The greatest rank in the adapter: some layers may have their own."""
-    ranks = [adapter.get("r"), *(adapter.get("rank_pattern") or {}).values()]
+    pattern = adapter.get("rank_pattern")
+    ranks = [adapter.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     return max((rank for rank in ranks if isinstance(rank, int)), default=None)
 
 
@@ -210,9 +235,9 @@ def _base(
     if not recorded:
         what, where = f"{path} does not say which model it was trained from", ""
     else:
-        what = f"{path} was trained from {recorded[0][0]}, which is not there any more"
+        what = f"{path} was trained from {recorded[0][0]}, which no longer exists"
         where = f"Looked for: {', '.join(dict.fromkeys(looked_at))}. "
-    return None, [Problem(what, where + "Say where its base model is: --base-model DIR")]
+    return None, [Problem(what, where + "Name its base model: --base-model DIR")]
 
 
 def _given_base(given: str) -> tuple[_Base | None, list[Problem]]:
@@ -261,58 +286,3 @@ def _legacy_model(args: dict[str, Any]) -> str | None:
     if "sft_type" not in args:
         return None
     return renames.legacy_model(str(args.get("model_type")))
-
-
-def _code_problems(path: Path, base: _Base | None) -> list[Problem]:
-    """Python files that ms-swift would import because the args.json it reads names them."""
-    directories = [path, Path(base.model)] if base is not None else [path]
-    file = next(
-        (file for file in (directory / "args.json" for directory in directories) if file.is_file()), None
-    )
-    args, _ = read_json(file) if file is not None else (None, None)
-    named = [(key, (args or {}).get(key)) for key in CODE_KEYS]
-    return [
-        Problem(
-            f"names Python code that is run when the model is loaded: {_joined(value)}",
-            "Read that code; if you trust it, add --trust-code.",
-            key=key,
-            file=str(file),
-        )
-        for key, value in named
-        if value
-    ]
-
-
-def _joined(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def misfit(path: Path, base: Path) -> list[Problem]:
-    """The first layer of the adapter that has another shape than the same layer of the local model ``base``.
-
-    A LoRA of rank r over a weight of shape (out, in) is A of shape (r, in) and B of shape (out, r); see
-    https://arxiv.org/abs/2106.09685, section 4.1. Layers whose names differ cannot be compared and are left.
-    """
-    adapter, model = _shapes(adapter_root(path) or path), _shapes(base)
-    for name, a in adapter.items():
-        layer = name.partition(".lora_A.")[0].removeprefix("base_model.model.")
-        b, weight = adapter.get(name.replace(".lora_A.", ".lora_B.")), model.get(f"{layer}.weight")
-        if ".lora_A." not in name or b is None or weight is None:
-            continue
-        if sorted(weight) != sorted((b[0], a[1])):  # either way round: GPT-2 keeps its weights transposed
-            what = f"{layer} is {b[0]} x {a[1]} in the adapter and {weight[0]} x {weight[1]} in the model"
-            return [
-                Problem(f"{path} was not trained from {base}: {what}", "Give its own base: --base-model DIR")
-            ]
-    return []
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, int]]:
-    """The matrices in the safetensors files of ``path`` that are not packed by a quantisation."""
-    headers = [safetensors_header(file) for file in path.glob("*.safetensors")] if path.is_dir() else []
-    tensors = [pair for header in headers if header is not None for pair in header.tensors.items()]
-    return {
-        name: (tensor["shape"][0], tensor["shape"][1])
-        for name, tensor in tensors
-        if len(tensor["shape"]) == 2 and tensor["dtype"] in FLOATS
-    }

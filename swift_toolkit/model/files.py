@@ -41,7 +41,7 @@ AGAIN = "Download it again."
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What the directory ``path`` holds, judged by its files; None if it is no model.
+    """What the directory ``path`` holds, judged by its files; None if it is not a model.
 
     Returns:
         ``lora`` for an adapter of any sort, ``full`` for a model, ``merged`` for a model that an adapter was
@@ -136,7 +136,7 @@ def read_json(path: Path) -> tuple[dict[str, Any] | None, Fault | None]:
     except OSError as error:
         return None, (f"{path} cannot be read: {error.strerror}", "")
     if content.startswith(LFS_POINTER):
-        return None, None  # told for the whole directory at once
+        return None, None  # reported for the whole directory at once
     try:
         value = json.loads(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -155,7 +155,7 @@ def _model_faults(path: Path) -> list[Fault]:
         return [_adapter_as_model(path)]
     if not (path / "config.json").exists() and not any(file.parent == path for file in weight_files(path)):
         return [
-            (f"{path} holds no model: there is no config.json and no weights", _where_the_models_are(path))
+            (f"{path} holds no model: it has neither config.json nor weights", _where_the_models_are(path))
         ]
     faults = _pointer_faults(path)
     _, fault = read_json(path / "config.json")
@@ -169,7 +169,7 @@ def _adapter_faults(path: Path) -> list[Fault]:
         return [missing(path)]
     root = adapter_root(path)
     if root is None:
-        return [(f"{path} holds no adapter: there is no adapter_config.json", _where_the_models_are(path))]
+        return [(f"{path} holds no adapter: it has no adapter_config.json", _where_the_models_are(path))]
     if root.name == "reft":
         files = list(root.rglob("*.bin"))
         return _files_faults(files) if files else [(f"{root} holds no weights", AGAIN)]
@@ -224,7 +224,7 @@ def _tokenizer_faults(path: Path) -> list[Fault]:
         file for pattern in TOKENIZER_FILES for file in (*path.glob(pattern), *path.glob(f"*/{pattern}"))
     ]
     if not files:
-        return [(f"{path} has no tokenizer: there is no {', '.join(TOKENIZER_FILES[:3])} or the like", AGAIN)]
+        return [(f"{path} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])} or similar)", AGAIN)]
     faults = [(f"{file} is empty", AGAIN) for file in files if file.stat().st_size == 0]
     whole = path / "tokenizer.json"
     if whole in files and whole.stat().st_size and not is_pointer(whole) and not _ends_with(whole, b"}"):
@@ -254,7 +254,7 @@ def weight_files(path: Path) -> list[Path]:
 def _weight_faults(path: Path) -> list[Fault]:
     files = weight_files(path)
     if not files:
-        return [(f"{path} has no weights: there is no {', '.join(SINGLE_WEIGHTS)} or the like", AGAIN)]
+        return [(f"{path} has no weights ({', '.join(SINGLE_WEIGHTS)} or similar)", AGAIN)]
     if files[0].name in WEIGHT_INDEXES:
         return _index_faults(files[0])
     if any("-of-" in file.name and file.parent == path for file in files):
@@ -291,7 +291,7 @@ def _file_fault(file: Path) -> Fault | None:
     if size == 0:
         return f"{file} is empty", AGAIN
     if is_pointer(file):
-        return None  # told for the whole directory at once
+        return None  # reported for the whole directory at once
     if file.suffix == ".safetensors":
         return _safetensors_fault(file, size)
     with file.open("rb") as content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,23 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.msswift import LINES
 from swift_toolkit.model import registry
 from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
-from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.checkpoint import HUB_ID, Checkpoint
 from swift_toolkit.model.files import looks_local
 from swift_toolkit.problems import Problem
 
 
-def fill_model(config: Config, checkpoint: Checkpoint, *, model: str, adapter: Path | None) -> None:
+def fill_model(config: Config, checkpoint: Checkpoint, *, model: str | None, adapter: Path | None) -> None:
     """Set in ``config`` what the checkpoint decides and nobody has set.
 
     Args:
         config: an infer or export request.
         checkpoint: what is asked.
-        model: the directory or hub id of the model to load.
+        model: the directory or hub id of the model to load; None to let ms-swift read it from the adapter.
         adapter: the adapter to load on it, None for none.
     """
     reason = "from the checkpoint"
-    config.fill("model", model, reason)
+    if model is not None:
+        config.fill("model", model, reason)
     if adapter is not None:
         config.fill("adapters", [str(adapter)], reason)
     if checkpoint.tuner_type:
@@ -39,7 +41,7 @@ def fill_model(config: Config, checkpoint: Checkpoint, *, model: str, adapter: P
             config.fill(name, getattr(checkpoint, name), reason)
 
 
-def _names(config: Config, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
+def _names(config: Config, checkpoint: Checkpoint, model: str | None) -> dict[str, Any]:
     """``model_type`` and ``template`` of a checkpoint, as the installed ms-swift calls them."""
     builtin = BUILTIN.get(checkpoint.base or "")
     if builtin is not None:
@@ -64,19 +66,23 @@ def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
     """What ms-swift could not tell of the model, with all that the request and the checkpoint say of it."""
     model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
     filled = deepcopy(config)
-    fill_model(filled, checkpoint, model=str(model), adapter=None)
+    fill_model(filled, checkpoint, model=model, adapter=None)
     return list(registry.problems(filled))
 
 
-def local(model: str) -> str:
+def local(model: str | None) -> str | None:
     """A model as ms-swift takes it: an embedded one is unpacked."""
-    return str(materialise(model)) if is_builtin(model) else model
+    return str(materialise(model)) if model is not None and is_builtin(model) else model
 
 
 def is_on_hub(model: str | None) -> bool:
-    """Whether the model is to be fetched from a hub: its name has the form, and neither it nor its owner is a
-    directory's.
+    """Whether a model or adapter must be fetched from a hub: its name has the form ``owner/name``, and its owner is
+    neither a directory here nor nearly the name of one, which is a misspelled path.
     """
-    if model is None or is_builtin(model) or looks_local(model):
+    if model is None or is_builtin(model) or looks_local(model) or HUB_ID.fullmatch(model) is None:
         return False
-    return not (Path(model).parent.is_dir() or Path(model).name.startswith("checkpoint-"))
+    owner, _, name = model.partition("/")
+    if Path(owner).is_dir() or name.startswith("checkpoint-"):
+        return False
+    directories = [entry.name for entry in Path().iterdir() if entry.is_dir()]
+    return not difflib.get_close_matches(owner, directories, n=1, cutoff=0.8)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,10 @@ from typing import Any, Protocol
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.device import environment, find_device
 from swift_toolkit.machine.failure import ENDED, child_failure
-from swift_toolkit.machine.files import write_json, written_beside
+from swift_toolkit.machine.files import write_json
+from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
+from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.model.checkpoint import Checkpoint
 from swift_toolkit.model.files import model_problems
 from swift_toolkit.model.loading import fill_model, local
@@ -57,11 +58,14 @@ def place(checkpoint: Checkpoint) -> Path:
 def problems(checkpoint: Checkpoint) -> list[Problem]:
     """What keeps the adapter from being merged beside the checkpoint."""
     path = place(checkpoint)
+    if not checkpoint.path.is_absolute():
+        what = f"cannot merge {checkpoint.path} beside itself: it is on a hub"
+        return [Problem(what, "Download it, and name its directory.", "--merge-lora")]
     if path.exists() and _mark(path) is None:
-        what = f"would write {path}, which is there already and was not made by this command"
+        what = f"cannot write {path}: it exists and was not made by this command"
         return [Problem(what, "Move it away, or name it as the checkpoint.", "--merge-lora")]
     if not os.access(path.parent, os.W_OK):
-        return [Problem(f"would write {path}, which this user may not", "", "--merge-lora")]
+        return [Problem(f"cannot write {path}: permission denied", "", "--merge-lora")]
     return []
 
 
@@ -74,17 +78,19 @@ def merged(plan: Merging) -> Iterator[Path]:
         RunError: it could not be merged.
     """
     if plan.merge == "aside":
-        with tempfile.TemporaryDirectory(prefix="swift-toolkit-") as folder:
-            path = Path(folder) / plan.checkpoint.path.name
+        with ScratchFolder() as folder:
+            path = folder / plan.checkpoint.path.name
             _merge(plan, path)
             yield path
         return
     path = place(plan.checkpoint)
     if not is_fresh(path, plan.checkpoint):
-        with written_beside(path) as beside:
-            _merge(plan, beside)
-            write_json(beside / MARK, _made_of(plan.checkpoint))
+        with ScratchFolder(path.parent, f"{path.name}.partial-") as folder:
+            partial = folder / path.name
+            _merge(plan, partial)
+            write_json(partial / MARK, _made_of(plan.checkpoint))
             shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
     yield path
 
 
@@ -108,7 +114,7 @@ def _made_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _merge(plan: Merging, output: Path) -> None:
     arguments = [*export_arguments(plan), "--merge_lora=true", f"--output_dir={output}"]
-    run_export(arguments, environment(find_device()), plan.log)
+    run_export(arguments, {**environment(find_device()), **trust(plan.checkpoint.trusted)}, plan.log)
     found = model_problems(output)
     if found:
         raise RunError(f"The merged model is not whole: {found[0]}\nThe whole story is in {plan.log}.")
@@ -132,6 +138,6 @@ def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) 
 def export_arguments(plan: Merging) -> list[str]:
     """What ms-swift's export has to know of the checkpoint."""
     config = Config("export", plan.config.install, None, {})
-    model = local(str(plan.checkpoint.base))
+    model = local(plan.checkpoint.base)
     fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)
     return config.arguments()

@@ -172,12 +172,12 @@ def problems(config: Config) -> Iterator[Problem]:
     kinds = [known.types[kind]] if kind else _possible(known, model)
     if len(kinds) > 1:
         more = "" if template else ', and "template"'
-        what = f"is a {_architecture(model)}, which several model types of ms-swift stand for"
+        what = f"is a {_architecture(model)}, which belongs to several model types of ms-swift"
         yield config.problem("model", what, f'Add "model_type": {_some(one.name for one in kinds)}{more}.')
     elif kinds and not template and not config.install.guesses_template:
         found = kinds[0].models.get(model_name(str(model))) or kinds[0].template
         if not found and len(kinds[0].templates) != 1:
-            what = f'cannot be told: models of type "{kinds[0].name}" have several'
+            what = f'is needed: models of type "{kinds[0].name}" have several templates'
             yield config.problem("template", what, f"Add it: {_some(kinds[0].templates)}.")
 
 

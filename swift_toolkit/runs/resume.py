@@ -9,14 +9,14 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import files
-from swift_toolkit.model import training_state
-from swift_toolkit.model.checkpoint import misfit
+from swift_toolkit.model import builtin, training_state
+from swift_toolkit.model.adapter import adapter_fit
 from swift_toolkit.model.files import adapter_root, kind_of, read_json, tuner_type
 from swift_toolkit.model.find import CHECKPOINT, RUN, checkpoints_of, runs_of
 from swift_toolkit.model.training_state import TrainingState
@@ -229,9 +229,15 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
         if value is not None and trained_with is not None and value != trained_with:
             what = f"is {value} and has no effect: {checkpoint} has {trained_with}"
             yield config.problem(name, what, f"Set it to {trained_with}, or remove it.")
-    base = Path(str(config.get("model"))).expanduser()
-    if base.is_dir():
-        yield from (replace(one, do='Set "model" to its own base.') for one in misfit(checkpoint, base))
+    yield from base_problems(checkpoint, config)
+
+
+def base_problems(adapter: Path, config: Config) -> Iterator[Problem]:
+    """Why an adapter cannot be loaded on the model of a training: it is of another one, or holds no weights."""
+    model, args = str(config.get("model")), adapter / "args.json"
+    base = builtin.cached_path(model) if model in builtin.BUILTIN else Path(model).expanduser()
+    recorded = read_json(args)[0] if args.is_file() else None
+    yield from adapter_fit(adapter, base, recorded or {}, do='Set "model" to its own base.')
 
 
 def _other_generation(checkpoint: Path, args: Mapping[str, Any], config: Config) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from swift_toolkit.config.values import not_one_of
 from swift_toolkit.inference.backend import Backend
 from swift_toolkit.model import loading
 from swift_toolkit.model.builtin import is_builtin, materialise
-from swift_toolkit.model.checkpoint import Checkpoint, hub_model, read_checkpoint
+from swift_toolkit.model.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
 from swift_toolkit.model.find import find_checkpoint
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.options import ServingOptions
@@ -65,7 +65,7 @@ class Asked:
         type: that the user insists on.
         checkpoint: one checkpoint, model or hub id.
         several: a file, or a mapping, of several adapters.
-        on_hub: ``checkpoint`` is a hub id.
+        on_hub: what ``checkpoint`` is the hub id of, "" if it is a directory.
         base: the base model, if it is named.
         backend: ``auto`` or a backend.
         merge: merge the adapter first.
@@ -75,7 +75,7 @@ class Asked:
     type: str | None
     checkpoint: str | None
     several: str | Mapping[str, str] | None
-    on_hub: bool
+    on_hub: Literal["adapter", "model", ""]
     base: str | None
     backend: str
     merge: bool
@@ -93,19 +93,21 @@ def take_asked(config: Config, options: ServingOptions) -> Asked:
         if name in config.settings
     }
     model = taken.get("model")
-    checkpoint, several, on_hub = options.checkpoint, options.multi_lora_config, False
+    checkpoint, several = options.checkpoint, options.multi_lora_config
+    base = options.base_model or model
+    on_hub: Literal["adapter", "model", ""] = "model" if base is None else "adapter"
     if checkpoint is None and several is None and named:
         several = named
     elif checkpoint is None and several is None and taken.get("adapters"):
-        checkpoint = taken["adapters"][0]
+        checkpoint, on_hub = taken["adapters"][0], "adapter"
     elif checkpoint is None and several is None:
-        checkpoint, model, on_hub = model, None, loading.is_on_hub(model)
+        checkpoint, base, on_hub = model, options.base_model, "model"
     return Asked(
         type=options.type,
         checkpoint=checkpoint,
         several=several,
-        on_hub=on_hub,
-        base=options.base_model or model,
+        on_hub=on_hub if loading.is_on_hub(checkpoint) else "",
+        base=base,
         backend=options.infer_backend or taken.get("infer_backend") or "auto",
         merge=bool(options.merge_lora or taken.get("merge_lora")),
         trust_code=options.trust_code,
@@ -162,7 +164,9 @@ def read_models(asked: Asked) -> Found:
 
 
 def _read_one(path: str, asked: Asked) -> Found:
-    checkpoint = hub_model(path) if asked.on_hub else _checkpoint(path, asked.base, asked.trust_code)
+    if asked.on_hub == "model":
+        return Found("full", (), (hub_model(path, asked.trust_code),))
+    checkpoint = _checkpoint(path, asked.base, asked.trust_code)
     kind: Type = "lora" if checkpoint.kind == "lora" else "full"
     if asked.type not in (None, kind):
         what = f'is "{asked.type}", but {checkpoint.path} holds {_KINDS[checkpoint.kind]}'
@@ -176,6 +180,11 @@ _KINDS = {"lora": "an adapter", "full": "a full model", "merged": "a merged mode
 def _checkpoint(path: str, base: str | None, trust_code: bool) -> Checkpoint:
     if is_builtin(path):
         return replace(read_checkpoint(materialise(path)), base=path)
+    if loading.is_on_hub(path):
+        if base is None:
+            do = "Name the model it was trained from: --base-model NAME"
+            raise RequestError([Problem(f"{path} is an adapter on a hub, and its base is not known", do)])
+        return hub_adapter(path, base, trust_code)
     return read_checkpoint(find_checkpoint(Path(path).expanduser()).path, base, trust_code)
 
 

@@ -20,6 +20,7 @@ from swift_toolkit.inference.backend import Backend, backend_problems, choose_ba
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.model import loading
 from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.code import code_phrase
 from swift_toolkit.model.merge import problems as merging_problems
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.access import (
@@ -147,6 +148,12 @@ class Deployment:
             drain_seconds=options.drain_seconds,
         )
 
+    @property
+    def code(self) -> str | None:
+        """What becomes of the Python code that the checkpoints and their base bring, None without any."""
+        found = dict.fromkeys(code for one in self.checkpoints for code in one.code)
+        return code_phrase(found, any(one.trusted for one in self.checkpoints))
+
     def rows(self) -> list[tuple[str, str]]:
         """The deployment as names and values for the screen."""
         access = "with an API key" if self.key else "without a key"
@@ -158,6 +165,8 @@ class Deployment:
         ]
         if self.merge != "no":
             rows.append(("merging", f"the adapter into its base, {MERGING[self.merge]}"))
+        if self.code is not None:
+            rows.append(("code", self.code))
         body = f"{self.limits.max_body / (1 << 20):g} MiB"
         rows.append(("limits", f"answers of {self.limits.max_tokens} tokens, requests of {body}"))
         if self.limits.urls:
@@ -171,6 +180,7 @@ class Deployment:
             "models": [asdict(one) for one in self.models],
             "url": self.url(),
             "authentication": self.key is not None,
+            "code": self.code,
             "backend": self.backend.name,
             "device": str(self.device),
             "merge": self.merge,

@@ -15,6 +15,7 @@ from typing import Any
 from swift_toolkit.console import screen
 from swift_toolkit.machine import device, files
 from swift_toolkit.machine.failure import engine_error
+from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
 from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.merge import merged
@@ -98,7 +99,8 @@ class Server:
     def _start(self, model: str | Path) -> None:
         command = [sys.executable, "-m", "swift_toolkit.serving.worker"]
         echo = sys.stderr if self.deployment.options.verbose else None
-        environment = device.environment(self.deployment.device)
+        trusted = any(one.trusted for one in self.deployment.checkpoints)
+        environment = {**device.environment(self.deployment.device), **trust(trusted)}
         self._child = Child(command, self.log, environment, echo=echo, listens=True, without=(KEY_VARIABLE,))
         self._stack.enter_context(self._child)
         media = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="swift-toolkit-"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.inference.backend import BACKENDS
-from swift_toolkit.machine.msswift import serving_api
+from swift_toolkit.machine.msswift import refuse_remote_code, serving_api
 from swift_toolkit.machine.process import Reporter, end_with_parent
 from swift_toolkit.model.old_adapter import with_peft_adapters
 from swift_toolkit.serving import access
@@ -216,3 +216,4 @@ if __name__ == "__main__":
     report.exit(main(report))
 elif __name__ == "__mp_main__":  # vLLM's engine, spawned by this process
     end_with_parent()
+    refuse_remote_code()

@@ -11,15 +11,14 @@ row that could not be turned into tokens.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from swift_toolkit.dataset.copies import bad_rows_allowed
 from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, Split
+from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.problems import Problem
 from swift_toolkit.training import events
 from swift_toolkit.training.events import Event
@@ -50,9 +49,9 @@ class DataCheck:
         self.report, self.expected, self.max_lost = report, expected, max_lost
         self._verify = verify
         self._scan: BackgroundVerify | None = None
-        self._directory = tempfile.TemporaryDirectory(prefix="swift-toolkit-")
-        self.path = Path(self._directory.name) / "go"
-        self.lost = Path(self._directory.name) / "lost"
+        self._directory = ScratchFolder()
+        self.path = self._directory.path / "go"
+        self.lost = self._directory.path / "lost"
         self.lost.touch()
         self.counted = False
         self.loaded: dict[Split, int | None] = {}

@@ -16,7 +16,9 @@ from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
+from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model import layers, size
+from swift_toolkit.model.code import code_in, code_phrase
 from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training import batch, padding, preflight
 from swift_toolkit.training.batch import Batch
@@ -42,12 +44,14 @@ class TrainingPlan:
         device: what the run computes on.
         data: what was found in its data.
         cluster: the processes and machines that were asked for.
+        trust_code: whether Python code that the model or a checkpoint brings may run.
     """
 
     config: Config
     device: Device
     data: DataReport
     cluster: Cluster = field(default_factory=Cluster)
+    trust_code: bool = False
 
     # --- facts --------------------------------------------------------------------------------------------
 
@@ -205,7 +209,8 @@ class TrainingPlan:
     @property
     def environment(self) -> dict[str, str]:
         """The variables that training processes get beyond those of this process."""
-        return {**machine_device.environment(self.device), **self.launch.environment()}
+        own = {**machine_device.environment(self.device), **self.launch.environment()}
+        return {**own, **trust(self.trust_code)}
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Names and values of the plan, in the order in which they are shown."""
@@ -226,6 +231,14 @@ class TrainingPlan:
         yield from self.verdict.lines()
         for line in self.suggestions:
             yield "suggestion", line
+        if self.code is not None:
+            yield "code", self.code
+
+    @cached_property
+    def code(self) -> str | None:
+        """What becomes of the Python code that the models and checkpoints bring, None without any."""
+        directories, reads_args = preflight.local_directories(self.config), bool(self.config.get("load_args"))
+        return code_phrase(code_in(directories, reads_args), self.trust_code)
 
     def _tokens_phrase(self) -> str:
         known = "unknown" if self.tokens is None else f"about {self.tokens:,}"
@@ -241,6 +254,7 @@ class TrainingPlan:
             "sources": {name: str(setting.source) for name, setting in settings.items()},
             "notices": self.config.notices,
             "warnings": [str(warning) for warning in self.config.warnings],
+            "code": self.code,
             "data": self.data.as_dict(),
             "memory": self.verdict.as_dict(),
             "launch": {

@@ -18,7 +18,8 @@ from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.model import builtin, layers, registry, training_state
 from swift_toolkit.model import files as model_files
-from swift_toolkit.model.files import looks_local
+from swift_toolkit.model.code import code_problems, pickle_problems
+from swift_toolkit.model.files import adapter_root, looks_local
 from swift_toolkit.model.find import CHECKPOINT
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs import resume
@@ -30,10 +31,17 @@ _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 
 
-def check(config: Config) -> list[Problem]:
-    """Every problem of the files a training run starts from and of the place it writes to."""
+def check(config: Config, trust_code: bool = False) -> list[Problem]:
+    """Every problem of the files a training run starts from and of the place it writes to.
+
+    Args:
+        config: the request.
+        trust_code: whether Python code that a model or checkpoint brings may run.
+    """
     return [
         *_models(config),
+        *([] if trust_code else code_problems(local_directories(config), bool(config.get("load_args")))),
+        *pickle_problems(local_directories(config)),
         *registry.problems(config),
         *layers.problems(config),
         *_checkpoints(config),
@@ -41,6 +49,16 @@ def check(config: Config) -> list[Problem]:
         *_media(config),
         *_output(config),
     ]
+
+
+def local_directories(config: Config) -> list[Path]:
+    """The directories of the models and checkpoints that a run loads."""
+    values = [config.get(name) for name in (*_MODELS, *_CHECKPOINTS)]
+    names = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    found = [
+        Path(name).expanduser() for name in names if isinstance(name, str) and not builtin.is_builtin(name)
+    ]
+    return [path for path in dict.fromkeys(found) if path.is_dir()]
 
 
 def unpack_models(config: Config) -> None:
@@ -109,6 +127,8 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
         yield config.problem(name, f"cannot be used: {problem.what}", problem.do)
     if not found and name != "ref_adapters":
         yield from resume.fit_problems(path, config, name)
+    elif not found and adapter_root(path) is not None:
+        yield from resume.base_problems(path, config)
 
 
 # --- data ---------------------------------------------------------------------------------------------------

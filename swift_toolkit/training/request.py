@@ -35,6 +35,7 @@ class TrainingRequest:
         overrides_from: what to call the overrides in messages.
         skip_bad_rows: train without the rows that have errors, see `dataset.copies.prepare`.
         max_lost_rows: how many rows ms-swift may drop: "N" or "P%".
+        trust_code: run Python code that the model or a checkpoint brings.
         launch: processes and machines, by the names in `launch.NAMES`; None where not given.
         looking: only the data is looked at, which may be bad.
         resume: go on with the newest run of the output directory, or of the place named here.
@@ -47,6 +48,7 @@ class TrainingRequest:
     overrides_from: Literal["command line", "call"] = "call"
     skip_bad_rows: str | None = None
     max_lost_rows: str = MAX_LOST_ROWS
+    trust_code: bool = False
     launch: Mapping[str, object] = field(default_factory=dict)
     looking: bool = False
     resume: bool | str | Path = False
@@ -101,7 +103,7 @@ def check(request: TrainingRequest) -> CheckedRequest:
     """
     as_flags = request.overrides_from == "command line"
     config, problems = read_request(request.config, request.overrides, overrides_from=request.overrides_from)
-    problems += preflight.check(config)
+    problems += preflight.check(config, request.trust_code)
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
     problems += asked.problems(device)
     cluster = asked.cluster()
@@ -115,7 +117,7 @@ def check(request: TrainingRequest) -> CheckedRequest:
         raise RequestError(problems)
     given = {name: setting.shown for name, setting in config.settings.items() if name != "output_dir"}
     verify_arguments = preflight.verify_arguments(config)
-    plan = TrainingPlan(config, device, data, cluster)
+    plan = TrainingPlan(config, device, data, cluster, request.trust_code)
     automatic.fill_automatic(plan)
     root = Path(config.get("output_dir") or default_output_dir(config)).expanduser()
     output = Output(root, own=config.get("add_version") is False)

@@ -88,6 +88,63 @@ def test_a_line_cut_off_by_a_kill_is_asked_again(tmp_path, cut):
     assert [last.answer(index, "tuned").text for index in (0, 1)] == ["zero", "one"]
 
 
+def damage(path, number, line):
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number] = line(lines[number])
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        lambda old: bytes(len(old) - 1) + b"\n",  # zeros
+        lambda old: old[:20] + bytes(40) + old[60:],
+        lambda old: old[: len(old) // 2] + b"\n",
+        lambda old: b"[1, 2]\n",
+        lambda old: b"null\n",
+        lambda old: b'{"index": -1, "side": "tuned", "text": "x"}\n',
+        lambda old: b'{"index": 99, "side": "tuned", "text": "x"}\n',
+        lambda old: b'{"index": 1, "side": "nobody", "text": "x"}\n',
+        lambda old: b'{"index": 1, "side": "tuned", "no": "x"}\n',
+        lambda old: b'{"meta": 5}\n',
+        lambda old: b"\xff\xfe\n",
+    ],
+)
+def test_a_damaged_line_is_asked_again(tmp_path, line):
+    first = opened(tmp_path)
+    for index in range(3):
+        first.append(index, "tuned", answer(f"answer {index}"))
+    first.close()
+    damage(tmp_path / "out.json.partial", 2, line)
+    again = opened(tmp_path)
+    assert [index for index in range(4) if again.missing("tuned", index)] == [1, 3]
+    assert (again.damaged, again.count_of("tuned")) == (1, 2)
+    assert [again.answer(index, "tuned").text for index in (0, 2)] == ["answer 0", "answer 2"]
+    fill(again)
+    finish(again)
+    assert len(list(read_results(again.output)[2])) == 4
+
+
+def test_a_line_behind_the_zeros_of_a_power_cut_counts(tmp_path):
+    first = opened(tmp_path)
+    first.append(0, "tuned", answer("zero"))
+    first.append(1, "tuned", answer("one"))
+    first.close()
+    damage(tmp_path / "out.json.partial", 2, lambda old: bytes(4096) + old)
+    again = opened(tmp_path)
+    assert again.answer(1, "tuned").text == "one" and not again.damaged
+
+
+def test_a_finished_file_that_is_damaged_is_kept_aside(tmp_path):
+    first = opened(tmp_path)
+    fill(first)
+    finish(first)
+    damage(tmp_path / "out.json", -3, lambda old: bytes(len(old) - 1) + b"\n")
+    again = opened(tmp_path)
+    assert not again.finished and again.damaged == 1
+    assert again.output == tmp_path / "out.json" and (tmp_path / "out.json.damaged").exists()
+
+
 def test_a_kill_before_the_first_line_is_done(tmp_path):
     (tmp_path / "out.json.partial").write_bytes(b'{"format": 1, "finger')
     answers = opened(tmp_path)
@@ -152,7 +209,7 @@ def test_a_write_that_fails_leaves_nothing_half_done(tmp_path):
         yield {"id": "1"}
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunError, match=r"out\.json cannot be written: No space left on device"):
+    with pytest.raises(RunError, match=r"Cannot write .*out\.json: No space left on device"):
         answers.finish(broken(), dict)
     assert [path.name for path in tmp_path.iterdir()] == ["out.json.partial"]
     answers.close()
@@ -181,7 +238,7 @@ def test_a_disk_that_takes_no_more_is_told_and_what_was_kept_stays(tmp_path):
     command = [sys.executable, "-c", FILLING, str(place)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     kept, told = done.stdout.strip().split(" ", 1)
-    assert told == f"{place}.partial cannot be written: File too large."
+    assert told == f"Cannot write {place}.partial: File too large."
     again = opened(tmp_path, sides=("tuned",), count=100)
     assert again.count_of("tuned") == int(kept) > 5
 
@@ -215,7 +272,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(RequestError) as caught:
         opened(tmp_path, output="file/out.json")
     assert str(caught.value) == (
-        f"{tmp_path}/file/out.json: cannot be written (file exists). Name another place with --output."
+        f"{tmp_path}/file/out.json: cannot be written: file exists. Choose another file with --output."
     )
 
 

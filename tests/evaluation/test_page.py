@@ -94,10 +94,9 @@ def test_the_page_shows_every_question_with_both_answers(answers, tmp_path):
     assert "failed: ValueError: <no>" in read.articles[2] and "Hello <script>!" in read.articles[2]
     assert len(read.of("option")) == 3  # all, self, facts
     assert {attributes["class"] for attributes in read.of("i")} >= {"base", "tuned"}  # bars of the scores
-    assert len(read.of("rect")) == 48  # two histograms
-    shown = re.findall(r"(base|tuned): (\d+) answers", text)
-    counts = {side: sum(int(count) for of, count in shown if of == side) for side in ("base", "tuned")}
-    assert counts == {"base": 2, "tuned": 3}  # one has failed
+    dots = [attributes["class"] for attributes in read.of("circle")]
+    assert {side: dots.count(side) for side in ("base", "tuned")} == {"base": 2, "tuned": 3}  # one has failed
+    assert [float(tick) for tick in re.findall(r">([\d.]+) s</text>", text)] == [0, 0.5, 1, 1.5, 2, 2.5]
 
 
 def test_the_page_needs_no_network_and_runs_no_answer(answers, tmp_path):
@@ -115,6 +114,27 @@ def test_markdown_is_one_table_row_for_each_question(answers, tmp_path):
     assert "| b | Say it \\| twice. |  | It, it. | &lt;script&gt;alert(1)&lt;/script&gt; |\n" in text
     assert "| c | And now? |  | failed: ValueError: &lt;no&gt; | line one<br>line two |\n" in text
     assert re.search(r"\| self \| 1 \| exact match \| 0.0 \| 100.0 \| \+100.0 \|", text)
+
+
+def test_an_answer_makes_no_link_and_no_picture_in_markdown(tmp_path):
+    kept = open_answers(tmp_path / "out.json", tmp_path, {"run": 1}, ("tuned",), 1)
+    kept.keep_meta({**META, "sides": ["tuned"]})
+    evil = "[x](javascript:alert(1)) ![p](data:x) `code` \x1b]52;c;aGk=\x07 <javascript:a>"
+    kept.append(0, "tuned", Answer(evil, "stop", 9, 4, 0.5, 0.5))
+    summary = Summary(("tuned",), None)
+    kept.finish((summary.add(*pair) for pair in kept.pairs(QuestionSet(["Hi?"]))), summary.as_dict)
+    write_report(kept.output, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (
+        r"\[x\](javascript:alert(1)) !\[p\](data:x) \`code\` \\x1b\]52;c;aGk=\\x07 &lt;javascript:a&gt;"
+        in text
+    )
+
+
+@pytest.mark.parametrize("longest", [0, 0.003, 0.4, 1, 2.2, 7, 61, 3600])
+def test_the_axis_has_a_few_round_numbers_and_room_for_all(longest):
+    ticks = evaluation_page._ticks(longest)
+    assert ticks[0] == 0 and ticks[-1] >= longest and 2 <= len(ticks) <= 7
 
 
 def test_differences_are_marked():

@@ -137,7 +137,7 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
         ' {"question": "a", "images": ["text.png"]}]',
     )
     assert refusal(path) == [
-        f'{path}:2: is neither a text nor an object. Write a text, or {{"question": ...}}.',
+        f'{path}:2: is neither text nor an object. Write a text, or {{"question": ...}}.',
         f'{path}:3: "refrence" is not a key of a question. Did you mean "reference"?',
         f'{path}:4: no known format has the columns "system". Use "messages", "query" and "response", or '
         '"instruction", "input" and "output".',

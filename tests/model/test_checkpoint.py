@@ -122,7 +122,7 @@ def test_every_fault_is_told_at_once(tmp_path):
     assert [str(problem) for problem in model_problems(path)] == [
         f"{path}/config.json is not valid JSON: Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1). Download it again.",
-        f"{path} has no tokenizer: there is no tokenizer.json, tokenizer.model, vocab.json or the like. "
+        f"{path} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or similar). "
         "Download it again.",
         f"{path} lacks 1 of its 4 weight files: model-00001-of-00004.safetensors. Download it again.",
         f"{path}/model-00002-of-00004.safetensors is empty. Download it again.",
@@ -204,8 +204,7 @@ def test_a_training_state_is_no_model(tmp_path):
     (path / "training_args.bin").write_bytes(b"PK")
     assert kind_of(path) is None
     assert [str(problem) for problem in model_problems(path)] == [
-        f"{path} has no weights: there is no model.safetensors, pytorch_model.bin or the like. "
-        "Download it again."
+        f"{path} has no weights (model.safetensors, pytorch_model.bin or similar). Download it again."
     ]
 
 
@@ -223,7 +222,7 @@ def test_a_directory_a_level_too_high(tmp_path):
     make_model(tmp_path / "models" / "qwen")
     (problem,) = model_problems(tmp_path / "models")
     assert str(problem) == (
-        f"{tmp_path}/models holds no model: there is no config.json and no weights. "
+        f"{tmp_path}/models holds no model: it has neither config.json nor weights. "
         f"Did you mean {tmp_path}/models/qwen?"
     )
 
@@ -409,8 +408,8 @@ def test_a_base_that_is_gone(tmp_path):
         tmp_path / "output" / "v0" / "checkpoint-1", args=v4_args("/models/gone", "/models/output/v0")
     )
     assert refusal(path) == [
-        f"{path} was trained from /models/gone, which is not there any more. "
-        f"Looked for: /models/gone, {tmp_path}/gone. Say where its base model is: --base-model DIR"
+        f"{path} was trained from /models/gone, which no longer exists. "
+        f"Looked for: /models/gone, {tmp_path}/gone. Name its base model: --base-model DIR"
     ]
     base = make_model(tmp_path / "here")
     found = read_checkpoint(path, base_model=str(base))
@@ -422,7 +421,7 @@ def test_a_relative_base_that_is_gone_is_no_hub_id(tmp_path, monkeypatch):
     args = v4_args("models/base", "/a/output/v0", model_dir="/a/models/base")
     (message,) = refusal(make_adapter(tmp_path / "checkpoint-1", args=args))
     assert message.startswith(
-        f"{tmp_path}/checkpoint-1 was trained from models/base, which is not there any more. "
+        f"{tmp_path}/checkpoint-1 was trained from models/base, which no longer exists. "
         f"Looked for: /a/output/models/base, /a/models/base, /models/base, {tmp_path}/models/base, "
     )
     hub = v4_args("Qwen/Qwen3-8B", "/a/output/v0", model_dir="/cache/models/Qwen/Qwen3-8B")
@@ -432,7 +431,7 @@ def test_a_relative_base_that_is_gone_is_no_hub_id(tmp_path, monkeypatch):
 def test_a_base_nobody_wrote_down(tmp_path):
     path = make_adapter(tmp_path / "adapter")
     assert refusal(path) == [
-        f"{path} does not say which model it was trained from. Say where its base model is: --base-model DIR"
+        f"{path} does not say which model it was trained from. Name its base model: --base-model DIR"
     ]
 
 
@@ -463,7 +462,7 @@ def test_faults_of_the_adapter_and_of_its_base_are_told_together(tmp_path):
     (path / "adapter_model.safetensors").write_bytes(b"")
     assert refusal(path) == [
         f"{path}/adapter_model.safetensors is empty. Download it again.",
-        f"{base} has no tokenizer: there is no tokenizer.json, tokenizer.model, vocab.json or the like. "
+        f"{base} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or similar). "
         "Download it again.",
     ]
 

@@ -76,7 +76,7 @@ def llama(tmp_path: Path) -> Path:
 def test_an_architecture_of_several_types(llama: Path) -> None:
     (problem,) = told(model=str(llama))
     assert problem.startswith(
-        '"model" is a LlamaForCausalLM, which several model types of ms-swift stand for. Add "model_type": '
+        '"model" is a LlamaForCausalLM, which belongs to several model types of ms-swift. Add "model_type": '
     )
     assert "llama" in problem
     assert problem.endswith(', and "template".')
@@ -87,7 +87,7 @@ def test_an_architecture_of_several_types(llama: Path) -> None:
 def test_a_type_with_several_templates(llama: Path) -> None:
     (problem,) = told(model=str(llama), model_type="llama")
     assert problem.startswith(
-        '"template" cannot be told: models of type "llama" have several. Add it: llama, '
+        '"template" is needed: models of type "llama" have several templates. Add it: llama, '
     )
 
 

@@ -1,0 +1,247 @@
+"""Whether an adapter is usable and belongs to its base, judged by the headers of their safetensors files.
+
+PEFT loads an adapter whose layers have other names with no more than a warning: the base then answers as "tuned". The
+rest fails only after the model is loaded, or gives answers of nothing but one token.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.model.files import adapter_root, read_json, safetensors_header
+from swift_toolkit.model.old_adapter import name_in_peft
+from swift_toolkit.problems import Problem
+
+OWN_BASE = "Give its own base: --base-model DIR"
+
+SAMPLED_TENSORS, SAMPLED_VALUES = 64, 256
+"""How many tensors are looked into for values that are not numbers, and how many values of each."""
+
+_NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00}  # the exponent of infinity and of what is not a number
+_FLOATS = ("F32", *_NOT_FINITE)
+
+# base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight
+_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?(?:\.weight)?")
+_EMBEDDING = re.compile(r"base_model\.model\.(.+)\.lora_embedding_(?:A|B)(?:\.default)?")
+_SAVED = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save(?:\.default)?)?\.(?:weight|bias)")
+_OF_ANOTHER_MODULE = re.compile(r"\.(?:lora|ia3|vera|oft|boft|hada|lokr|bone|miss|prompt)_|\.default\.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One weight in a safetensors file, as its header describes it.
+
+    Args:
+        shape: its size in every dimension.
+        dtype: as safetensors names it, e.g. ``BF16``.
+        file: where it is.
+        start: its first byte in the file.
+        length: how many bytes it has.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    start: int
+    length: int
+
+    def __str__(self) -> str:
+        return " x ".join(map(str, self.shape))
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Every weight in the safetensors files of the directory ``path``, by its name; none where it is no directory."""
+    found = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
+        header = safetensors_header(file)
+        if header is None:
+            continue  # `model.files` says so
+        for name, one in header.tensors.items():
+            start, end = one["data_offsets"]
+            found[name] = Tensor(tuple(one["shape"]), one["dtype"], file, header.start + start, end - start)
+    return found
+
+
+def adapter_fit(
+    path: Path, base: Path | None, args: Mapping[str, Any], do: str = OWN_BASE
+) -> Iterator[Problem]:
+    """What keeps a whole adapter from being used with its base: weights that are empty, not numbers, of another rank
+    than its own configuration says or of other layers than the base has.
+
+    Args:
+        path: the adapter.
+        base: the model it is for; None, or no directory, to look at the adapter alone.
+        args: of the training, see `Checkpoint.args`.
+        do: what to do about another base.
+    """
+    root = adapter_root(path) or path
+    config = read_json(root / "adapter_config.json")[0] or {}
+    tensors = tensors_in(root)
+    if config.get("swift_type"):
+        tensors = {name_in_peft(name): tensor for name, tensor in tensors.items()}
+    own = list(_empty(path, tensors))
+    own = own or [*_not_numbers(path, tensors), *_other_rank(root, config, tensors)]
+    yield from own
+    if not own and base is not None and (model := tensors_in(base)):
+        fit = _Fit(path, base, tensors, model, bool(args.get("new_special_tokens")))
+        yield from (replace(problem, do=do) for problem in fit.problems())
+
+
+def _empty(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    empty = [tensor for tensor in tensors.values() if 0 in tensor.shape]
+    if empty:
+        shape = list(empty[0].shape)
+        what = f"{path} has empty weights: {len(empty)} of its {len(tensors)} tensors have the shape {shape}"
+        do = "They were saved under DeepSpeed ZeRO-3 without being gathered: use another checkpoint."
+        yield Problem(what, do)
+
+
+def _not_numbers(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    looked_at = list(tensors.items())[:: max(1, len(tensors) // SAMPLED_TENSORS)]
+    for name, tensor in looked_at:
+        if tensor.dtype in _FLOATS and not _is_finite(tensor):
+            what = f"{path} holds values that are not numbers (NaN or infinite), e.g. in {name}"
+            yield Problem(what, "Its training diverged: use an earlier checkpoint, or train again.")
+            return
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    size = 4 if tensor.dtype == "F32" else 2
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        content = file.read(min(tensor.length, SAMPLED_VALUES * size))
+    content = content[: len(content) // size * size]
+    if tensor.dtype == "F32":
+        return all(map(math.isfinite, memoryview(content).cast("f")))
+    exponent = _NOT_FINITE[tensor.dtype]
+    return all(value & exponent != exponent for value in memoryview(content).cast("H"))
+
+
+def _other_rank(root: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """LoRA's A has a row for each rank. Not of AdaLoRA, which drops ranks, nor of parameters of several experts."""
+    if config.get("peft_type") != "LORA" or config.get("target_parameters"):
+        return
+    pattern = config.get("rank_pattern")
+    ranks = {config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())}
+    for name, tensor in tensors.items():
+        match = _MATRIX.fullmatch(name)
+        if match and match[2] == "A" and tensor.shape[0] not in ranks:
+            what = f"{root / 'adapter_config.json'} says rank {config.get('r')}, but {name} has {tensor.shape[0]}"
+            yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
+            return
+
+
+class _Fit:
+    """An adapter beside the model it is for."""
+
+    def __init__(
+        self, path: Path, base: Path, adapter: Mapping[str, Tensor], model: Mapping[str, Tensor], grown: bool
+    ) -> None:
+        self.path, self.base, self.adapter, self.model = path, base, adapter, model
+        self.grown = grown  # tokens were added, and are again when it is loaded
+        self.modules = {name.rpartition(".")[0] for name in model}
+        matches = ((_MATRIX.fullmatch(name) or _EMBEDDING.fullmatch(name)) for name in adapter)
+        self.layers = dict.fromkeys(match[1] for match in matches if match)
+
+    def problems(self) -> Iterator[Problem]:
+        """The first thing of each kind that does not fit."""
+        found = [*self._names(), *self._matrices()]
+        yield from found[:1]
+        yield from self._saved()
+
+    def _in_model(self, layer: str) -> str | None:
+        """What the layer is called in the model's files, which may lack the names of its outermost modules."""
+        parts = layer.split(".")
+        names = (".".join(parts[index:]) for index in range(len(parts)))
+        return next((name for name in names if name in self.modules), None)
+
+    def _names(self) -> Iterator[Problem]:
+        layers = [layer for layer in self.layers if layer.rpartition(".")[2] not in _MADE]
+        absent = [layer for layer in layers if self._in_model(layer) is None]
+        if len(absent) == len(layers) > 0 and not self._fits_loosely(absent):
+            near = difflib.get_close_matches(absent[0], self._alike(absent[0]), n=1, cutoff=0)
+            shown = f", which has {near[0]}" if near else ""
+            what = (
+                f"none of the {len(layers)} layers of the adapter, e.g. {absent[0]}, is in the model{shown}"
+            )
+            yield self._problem(what)
+        elif absent and len(absent) < len(layers):
+            kinds = {_INDEX.sub(".N.", one) for one in self.modules}
+            cut = [layer for layer in absent if self._kind(layer) in kinds]
+            if cut:
+                more = f" and {len(cut) - 1} more of its layers are" if len(cut) > 1 else " is"
+                yield self._problem(f"{cut[0]}{more} not in the model")
+
+    def _kind(self, layer: str) -> str:
+        return _INDEX.sub(".N.", layer)
+
+    def _alike(self, layer: str) -> list[str]:
+        """The model's modules with the same last name, a few."""
+        last = layer.rpartition(".")[2]
+        return [one for one in self.modules if one.rpartition(".")[2] == last][:64]
+
+    def _fits_loosely(self, layers: list[str]) -> bool:
+        """Whether a model of several parts has such layers: transformers renames those parts as it loads them."""
+        config = read_json(self.base / "config.json")[0] or {}
+        if not any(isinstance(value, dict) and name.endswith("_config") for name, value in config.items()):
+            return False
+        tails = {_tail(one) for one in self.modules}
+        return any(_tail(layer) in tails for layer in layers)
+
+    def _matrices(self) -> Iterator[Problem]:
+        """A LoRA of rank r over a weight of shape (out, in) is A of shape (r, in) and B of shape (out, r); see
+        https://arxiv.org/abs/2106.09685, section 4.1. Weights that a quantisation packs cannot be compared.
+        """
+        for name, a in self.adapter.items():
+            match = _MATRIX.fullmatch(name)
+            b = self.adapter.get(name.replace(".lora_A", ".lora_B"))
+            weight = self.model.get(f"{self._in_model(match[1])}.weight") if match else None
+            if match is None or match[2] == "B" or b is None or not _is_matrix(weight, a, b):
+                continue
+            assert weight is not None
+            expected = (b.shape[0], a.shape[1])
+            if sorted(weight.shape) != sorted(
+                expected
+            ):  # either way round: GPT-2 keeps its weights transposed
+                what = f"{match[1]} is {expected[0]} x {expected[1]} in the adapter and {weight} in the model"
+                yield self._problem(what)
+                return
+
+    def _saved(self) -> Iterator[Problem]:
+        """Layers that were trained whole (``modules_to_save``) and embeddings."""
+        for name, tensor in self.adapter.items():
+            match = _SAVED.fullmatch(name)
+            if match is None or _OF_ANOTHER_MODULE.search(name):
+                continue
+            leaf = name.rpartition(".")[2]
+            weight = self.model.get(f"{self._in_model(match[1])}.{leaf}")
+            if weight is None or weight.dtype not in _FLOATS or weight.shape == tensor.shape:
+                continue
+            if self.grown and weight.shape[1:] == tensor.shape[1:]:
+                continue
+            yield self._problem(f"{match[1]} is {tensor} in the adapter and {weight} in the model")
+            return
+
+    def _problem(self, what: str) -> Problem:
+        return Problem(f"{self.path} was not trained from {self.base}: {what}")
+
+
+_MADE = ("lm_head", "score", "classifier", "output", "v_head")
+"""Layers that a model may have without weights of their own: shared with the embedding, or made for a task."""
+
+_INDEX = re.compile(r"\.\d+\.")
+
+
+def _tail(module: str) -> str:
+    """A module's name from its first number on."""
+    return _INDEX.split(f".{module}", maxsplit=1)[-1]
+
+
+def _is_matrix(*tensors: Tensor | None) -> bool:
+    return all(one is not None and len(one.shape) == 2 and one.dtype in _FLOATS for one in tensors)
