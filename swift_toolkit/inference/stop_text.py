@@ -12,47 +12,40 @@ def as_text(content: object) -> str:
     return f"{content:.6g}" if isinstance(content, float) else str(content)
 
 
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """``text`` up to the first of ``stops`` in it."""
-    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else text
-
-
 class StopText:
-    """The same for an answer that comes piece by piece: what may be the beginning of a stop text is held back.
+    """Ends a text before the stop text that is complete first, also where it comes piece by piece.
 
     Args:
-        stops: the texts that end the answer; the empty one ends nothing.
+        stops: the stop texts; an empty one ends nothing.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self._stopped = False
+        self.found = False
 
     def feed(self, piece: str, last: bool = False) -> str:
-        """What can be shown now.
-
-        Args:
-            piece: what was generated since the last call.
-            last: nothing more comes.
-        """
-        if self._stopped:
+        """What may be shown once ``piece`` has come; ``last`` if nothing comes after it."""
+        if self.found:
             return ""
         text = self._held + piece
-        shown = before_stop(text, self._stops)
-        if shown != text:
-            self._stopped, self._held = True, ""
-            return shown
-        keep = 0 if last else self._possible_beginning(text)
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return text[: min(ends)[1]]
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def _possible_beginning(self, text: str) -> int:
-        """How many characters at the end of ``text`` may begin a stop text."""
-        longest = min(len(text), max(map(len, self._stops), default=1) - 1)
-        ends = (length for length in range(longest, 0, -1) if self._begins(text[len(text) - length :]))
-        return next(ends, 0)
 
-    def _begins(self, end: str) -> bool:
-        return any(stop.startswith(end) for stop in self._stops)
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of ``text`` that a stop text begins with."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """A whole text up to the stop text that is complete first."""
+    return StopText(stops).feed(text, last=True)

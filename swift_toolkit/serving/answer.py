@@ -10,42 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from swift_toolkit.inference.stop_text import StopText
 from swift_toolkit.serving.fields import COMPLETIONS
 from swift_toolkit.serving.request import Request
-
-
-class StopText:
-    """Ends a text before the stop text that is complete first, also where it comes piece by piece.
-
-    Args:
-        stops: the stop texts.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.found = False
-
-    def feed(self, piece: str, last: bool = False) -> str:
-        """What may be shown once ``piece`` has come; ``last`` if nothing comes after it."""
-        if self.found:
-            return ""
-        text = self._held + piece
-        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
-        if ends:
-            self.found, self._held = True, ""
-            return text[: min(ends)[1]]
-        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of ``text`` that a stop text begins with."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
 
 
 @dataclass(frozen=True)

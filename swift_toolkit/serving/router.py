@@ -14,9 +14,10 @@ from typing import Any
 
 from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
+from swift_toolkit.inference.stop_text import StopText
 from swift_toolkit.machine import msswift
 from swift_toolkit.model.old_adapter import as_peft
-from swift_toolkit.serving.answer import Form, StopText, Usage, usage_of
+from swift_toolkit.serving.answer import Form, Usage, usage_of
 from swift_toolkit.serving.batches import Batches
 from swift_toolkit.serving.fields import EMBEDDINGS
 from swift_toolkit.serving.gateway import Event, Exchange

@@ -14,7 +14,7 @@ FILES = [Path("inference_test.py"), Path("deploy_model.py"), *sorted(Path("swift
 
 @pytest.mark.parametrize("file", FILES, ids=Path.as_posix)
 def test_nothing_compares_the_name_of_a_backend(file: Path) -> None:
-    names = {"vllm", "sglang", "lmdeploy", "transformers"}
+    names = {"vllm", "sglang", "lmdeploy"}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Compare):
             compared = {

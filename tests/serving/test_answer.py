@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_toolkit.serving.answer import Form, StopText, Usage, text_logprobs
+from swift_toolkit.inference.stop_text import StopText
+from swift_toolkit.serving.answer import Form, Usage, text_logprobs
 from swift_toolkit.serving.fields import CHAT, COMPLETIONS, EMBEDDINGS
 from swift_toolkit.serving.request import Request, Sampling
 
