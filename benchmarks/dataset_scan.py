@@ -3,8 +3,10 @@
 
     python benchmarks/dataset_scan.py                  # 1 MB, 100 MB and 2 GB; 100,000 rows with ms-swift
     python benchmarks/dataset_scan.py --swift-rows 1000000
+    python benchmarks/dataset_scan.py --layouts 100000 # the table of all layouts, with ms-swift
 
-The files hold messages in JSON Lines, generated with a fixed seed and removed afterwards. Each figure is the best of
+The files hold messages in JSON Lines (for the table, a question and an answer in each layout), generated with a fixed
+seed and removed afterwards. Each figure is the best of
 some rounds, of a process of its own; memory is the highest sum over all processes of a run. On a machine with other
 work the processor time counts, which is given beside.
 """
@@ -12,6 +14,9 @@ work the processor time counts, which is given beside.
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
+import io
 import json
 import os
 import random
@@ -23,15 +28,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet
+import zstandard
 
 ROOT = Path(__file__).resolve().parent.parent
 
 VERIFY = """
 import json, os, sys, time
-from swift_toolkit import dataset
+from swift_toolkit.dataset.scan import pool
 from swift_toolkit.dataset.verify import verify
 if sys.argv[2] == "one":
-    dataset.PART_BYTES = 1 << 60
+    pool.ALONE_BYTES = 1 << 60
 started, busy = time.perf_counter(), sum(os.times()[:4])
 report = verify([sys.argv[1]], limit_seconds=float(sys.argv[3]) if sys.argv[3] else None)
 seconds, busy = time.perf_counter() - started, sum(os.times()[:4]) - busy
@@ -58,8 +65,14 @@ def main() -> None:
         "--swift-rows", type=int, default=100_000, help="rows that ms-swift reads too; 0 for none"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--layouts", type=int, default=0, help="only the table of layouts, with this many rows"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if options.layouts:
+            layouts(Path(folder), options.layouts, options.rounds, bool(options.swift_rows))
+            return
         for kind in ("english", "chinese"):
             throughput(Path(folder), kind, 100, options.rounds)
         for megabytes in options.megabytes:
@@ -97,6 +110,63 @@ def against_swift(folder: Path, rows: int, rounds: int) -> None:
     for name, of in (("wall", "seconds"), ("processor", "busy")):
         times = f"ours {ours[of]:.2f} s, ms-swift {swift[of]:.1f} s, {swift[of] / ours[of]:.0f} times"
         print(f"{rows} rows, {name}: {times}", flush=True)
+
+
+LAYOUTS = ("jsonl", "json", "indented.json", "csv", "tsv", "parquet", "jsonl.gz", "json.zst", "csv.gz")
+SWIFT_READS = ("jsonl", "json", "indented.json", "csv", "parquet", "jsonl.gz")
+
+
+def layouts(folder: Path, rows: int, rounds: int, with_swift: bool) -> None:
+    """The table: each layout, with plain words and with those of this project's documentation."""
+    print("text      layout        MB    ours: wall, processor   within 2 s   ms-swift    times", flush=True)
+    for kind in ("plain", "mixed"):
+        table = pairs_of(kind, rows)
+        for layout in LAYOUTS:
+            path = folder / f"rows.{layout}"
+            write_layout(path, table, layout)
+            ours, _ = best_of(rounds, VERIFY, path, "all", "")
+            quick, _ = best_of(1, VERIFY, path, "all", "2")
+            line = f"{kind:9} {layout:12} {path.stat().st_size / 1e6:5.0f} {ours['seconds']:10.2f} {ours['busy']:10.2f}"
+            line += f" {quick['seconds']:12.2f}"
+            if with_swift and layout in SWIFT_READS:
+                swift, _ = best_of(1, SWIFT, path)
+                line += f" {swift['seconds']:12.1f} {swift['seconds'] / ours['seconds']:8.1f}"
+            print(line, flush=True)
+            path.unlink()
+
+
+def pairs_of(kind: str, rows: int) -> list[dict[str, str]]:
+    """Rows of a question and an answer, the mixed ones with quotes, signs, code and Chinese."""
+    some = random.Random(2)
+    words = "the model learns from data which is read row by row and it must be right before training".split()
+    if kind == "mixed":
+        names = ("README.md", "README_zh.md", "finetune_trainer.py")
+        words = [word for name in names for word in (ROOT / name).read_text(encoding="utf-8").split(" ")]
+    texts = [" ".join(some.choices(words, k=some.randrange(10, 90))) for _ in range(500)]
+    return [
+        {"query": f"{at}: {some.choice(texts)[:120]}", "response": some.choice(texts)} for at in range(rows)
+    ]
+
+
+def write_layout(path: Path, rows: list[dict[str, str]], layout: str) -> None:
+    name, _, packing = layout.partition(".") if layout.endswith((".gz", ".zst")) else (layout, "", "")
+    if name == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return
+    text = io.StringIO(newline="")
+    if name == "jsonl":
+        text.writelines(json.dumps(row) + "\n" for row in rows)
+    elif name in ("json", "indented.json"):
+        json.dump(rows, text, indent=2 if name != "json" else None)
+    else:
+        table = csv.DictWriter(text, list(rows[0]), delimiter="\t" if name == "tsv" else ",")
+        table.writeheader()
+        table.writerows(rows)
+    data = text.getvalue().encode()
+    path.write_bytes(PACK[packing](data))
+
+
+PACK = {"": bytes, "gz": gzip.compress, "zst": zstandard.compress}
 
 
 def figures(path: Path, best: dict[str, float]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +14,10 @@ from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading.files import data_suffix
 
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
+
+
+MOST_FILES = 20_000
+"""Files of a folder that are looked through for data."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,35 @@ class DatasetSpec:
         return cls(text, path, "hub", sample, near)
 
     def files(self) -> list[Path]:
-        """The file, or the training files of a folder, which `datasets` knows by their names."""
+        """The file, or the training files of a folder, which `datasets` knows by their names.
+
+        Raises:
+            FlawError: the folder is no folder of data files.
+        """
         path = Path(self.path).expanduser()
         if self.kind == "file":
             return [path]
-        names = sorted(
-            entry.relative_to(path)
-            for entry in path.rglob("*")
-            if entry.is_file() and data_suffix(entry) is not None
-        )
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            part = '["train"]' if (path / "dataset_dict.json").is_file() else ""
+            do = f'Write it as JSON Lines: datasets.load_from_disk("{self.path}"){part}.to_json("train.jsonl").'
+            raise FlawError("unreadable", "was written by save_to_disk, which ms-swift does not read", do)
+        names = sorted(file.relative_to(path) for file in _walk(path) if data_suffix(file) is not None)
         names = [name for name in names if not any(part.startswith((".", "__")) for part in name.parts)]
         train = [name for name in names if "train" in str(name).lower()]
         other = [name for name in names if not _OTHER_SPLIT.search(str(name).lower())]
         return [path / name for name in train or other]
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """All files below a folder.
+
+    Raises:
+        FlawError: they are very many.
+    """
+    seen = 0
+    for folder, _, names in os.walk(path):
+        seen += len(names) + 1
+        if seen > MOST_FILES:
+            what = f"holds more than {MOST_FILES:,} files"
+            raise FlawError("unreadable", what, "Name a folder that holds only the data, or the files.")
+        yield from (Path(folder) / name for name in names)

@@ -128,7 +128,11 @@ class _Verification:
                 self._files(spec, split)
 
     def _files(self, spec: DatasetSpec, split: Split) -> None:
-        paths = spec.files()
+        try:
+            paths = spec.files()
+        except FlawError as error:
+            self.report.add(error.flaw, spec.path)
+            return
         if not paths:
             self.report.add(Flaw("no-file", "holds no data file", "Put files of rows into it."), spec.path)
         for path in paths:

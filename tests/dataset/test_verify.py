@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.config.tasks import task_of
+from swift_toolkit.dataset import spec
 from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.verify import DatasetSpec, verify
 
@@ -203,3 +204,26 @@ def test_the_longest_row_of_each_split_is_found_wherever_it_is(tmp_path: Path) -
     report = verify([str(tmp_path / "train.jsonl")], [str(tmp_path / "val.jsonl")])
     assert 5000 < report.longest["train"] < 7000
     assert 300 < report.longest["val"] < 1000
+
+
+def test_what_save_to_disk_wrote_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("saved").mkdir()
+    for name in ("state.json", "dataset_info.json"):
+        Path("saved", name).write_text('{"_data_files": []}')
+    assert [str(problem) for problem in verify(["saved"]).problems] == [
+        "saved: was written by save_to_disk, which ms-swift does not read. "
+        'Write it as JSON Lines: datasets.load_from_disk("saved").to_json("train.jsonl").'
+    ]
+
+
+def test_a_folder_of_very_many_files_is_not_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spec, "MOST_FILES", 50)
+    Path("many").mkdir()
+    for at in range(60):
+        Path("many", f"{at}.jsonl").touch()
+    (problem,) = verify(["many"]).problems
+    assert str(problem).startswith("many: holds more than 50 files.")
