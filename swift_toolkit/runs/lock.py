@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import threading
@@ -43,13 +44,10 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
         RequestError: somebody else holds it.
         RunError: the directory cannot be written to.
     """
-    file, lock = directory / LOCK, _read(directory)
-    if lock:
-        if _is_held(file, lock):
-            raise RequestError([_taken(directory, lock)])
-        say(f"{directory} was locked by {_name(lock)}, which is gone.")
+    file = directory / LOCK
     try:
-        files.write_json(file, {**_me(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        with _alone(directory):
+            _take(file, say)
     except OSError as error:
         raise RunError(f"{directory}: cannot write to the run directory ({error.strerror}).") from None
     done = threading.Event()
@@ -60,6 +58,28 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
         done.set()
         with suppress(OSError):
             file.unlink()
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one process of this machine at a time look for a lock and make one."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some network disks cannot
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(file: Path, say: Callable[[str], None]) -> None:
+    """Make the lock ``file``, unless somebody holds it."""
+    directory = file.parent
+    if lock := _read(directory):
+        if _is_held(file, lock):
+            raise RequestError([_taken(directory, lock)])
+        say(f"{directory} was locked by {_name(lock)}, which is gone.")
+    files.write_json(file, {**_me(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
 
 
 def _read(directory: Path) -> dict[str, Any] | None:

@@ -6,13 +6,40 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from swift_toolkit.runs import storage
+from swift_toolkit.machine import files
+from swift_toolkit.problems import RequestError
+from swift_toolkit.runs import lock, storage
 from tests.test_finetune_trainer import Started, flags, run, tiny
+
+
+def test_of_runs_that_start_at_once_one_gets_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_json
+
+    def slowly(path: Path, content: dict[str, Any]) -> None:
+        time.sleep(0.2)
+        write(path, content)
+
+    def start(_: int) -> bool:
+        try:
+            with lock.held(tmp_path, str):
+                time.sleep(1)
+        except RequestError:
+            return False
+        return True
+
+    monkeypatch.setattr(lock.files, "write_json", slowly)
+    with ThreadPoolExecutor(4) as runs:
+        assert sum(runs.map(start, range(4))) == 1
 
 
 @pytest.mark.slow
