@@ -91,7 +91,7 @@ _FULL_ANSWER = (
 
 
 class LineLimit:
-    """Lets through so many lines a second; what it held back is counted.
+    """Limits the lines a second; those that are held back are counted.
 
     Args:
         per_second: lines.

@@ -416,7 +416,12 @@ class _Response:
         self.headers: Headers = [(b"x-request-id", one.id.encode()), (b"x-content-type-options", b"nosniff")]
 
     async def _send(self, message: Message) -> None:
-        await asyncio.wait_for(self._raw(message), SEND_SECONDS)
+        try:
+            await asyncio.wait_for(self._raw(message), SEND_SECONDS)
+        except asyncio.TimeoutError:
+            raise
+        except Exception as error:  # h11 does not send on a connection whose client broke the protocol
+            raise ConnectionError from error
 
     async def _start(self, status: int, kind: str, more: Headers) -> None:
         self._one.status, self._begun = status, True

@@ -155,6 +155,7 @@ def _http_server(gateway: Gateway, order: Order) -> Any:
             log_level="error",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=IDLE_SECONDS,
             ssl_certfile=order.ssl_certfile,
             ssl_keyfile=order.ssl_keyfile,

@@ -175,6 +175,29 @@ def test_answers_that_are_cut_say_so() -> None:
     assert last["error"]["message"] == "The server ends, and this answer was cut."
 
 
+def test_a_connection_that_takes_no_answer_is_no_failure() -> None:
+    """As h11 behaves where the client broke the protocol after its request."""
+    seen: list[Exchange] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(ASKED).encode()}
+
+    async def send(message: Any) -> None:
+        raise RuntimeError("can't handle event type Response when role=SERVER and state=ERROR")
+
+    layer = Gateway(Engine(), OPEN, Metrics(seen.append), {})
+    for path, kind in (("/v1/chat/completions", b"text/plain"), ("/health", b""), ("/none", b"")):
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(b"content-type", kind)],
+            "scheme": "http",
+        }
+        asyncio.run(layer(scope, receive, send))
+    assert [one.failure for one in seen] == [""]
+
+
 def test_half_a_character_is_no_reason_to_break() -> None:
     response, _ = ask(b'{"model": "\\ud800", "messages": []}')
     assert response.status_code == 404
