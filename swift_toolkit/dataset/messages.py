@@ -217,7 +217,7 @@ def _literal(text: str, name: str) -> Any:
     """A list kept as text, in JSON or in Python's notation, as ms-swift reads it."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
-    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+    with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ast.literal_eval(text)
     raise FlawError("messages", f'"{name}" is text that does not hold a list')
 

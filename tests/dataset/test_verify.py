@@ -227,3 +227,29 @@ def test_a_folder_of_very_many_files_is_not_walked_through(
         Path("many", f"{at}.jsonl").touch()
     (problem,) = verify(["many"]).problems
     assert str(problem).startswith("many: holds more than 50 files.")
+
+
+def test_columns_of_any_name() -> None:
+    row = {'a"b': 1, "c\\d": 2, "e\nf\x07": {'g"': 1}, "": 4, "field_0": 5}
+    report = verify([write("odd.jsonl", *[GOOD | row] * 3, GOOD | {"id": {'"': 2}})])
+    assert report.ok and report.train_rows == 4
+    Path("odd.csv").write_text('"a""b",c\\d,query,response\n1,2,q,r\n')
+    assert verify(["odd.csv"]).ok
+
+
+@pytest.mark.parametrize("text", ["{{}}", "[{{}}]", "[{}, {1: {}}]"])
+def test_messages_as_odd_text(text: str) -> None:
+    assert not verify([write("odd.jsonl", {"messages": text})]).ok
+
+
+def test_rows_of_ever_new_keys_take_bounded_time() -> None:
+    rows = [{"query": f"q {at}", "response": "a", f"key {at}": 1} for at in range(3000)]
+    report = verify([write("keys.jsonl", *rows)], limit_seconds=2.0)
+    assert report.ok and report.seconds < 20  # hours, if time grew by the square
+
+
+def test_a_table_of_line_ends() -> None:
+    Path("ends.csv").write_bytes(b"query,response\n" + b"\n" * 5_000_000)
+    assert [str(problem) for problem in verify(["ends.csv"]).problems] == [
+        "ends.csv: there is no row in the file. Put at least one row into it."
+    ]

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -145,7 +146,7 @@ def header_of(names: list[str], separator: str) -> list[str]:
             if other != separator and other in name:
                 what = f'the fields are separated by "{other}", not by "{separator}"'
                 raise FlawError("columns", what, f"Save the file with commas instead of {called}.")
-    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+    if twice := next((name for name, times in Counter(names).items() if times > 1), None):
         raise FlawError("columns", f'column "{twice}" is there twice', "Rename one of them.")
     return names
 
@@ -157,6 +158,8 @@ def fields_of(data: bytes, header: Sequence[str], separator: str) -> Fields:
         FlawError: a line is too long.
         _csv.Error: a quote is not closed.
     """
+    if data.isspace():
+        return []
     return list(_fields(io.StringIO(data.decode(), newline=""), header, separator))
 
 

@@ -115,7 +115,7 @@ def _head_of_table(file: DataFile) -> Head:
     shape, size = Shape(), 0
     with open_stream(file) as stream:
         table = TableChunks(stream, file.syntax)
-        for record in table.records():
+        for record in () if table.rest.isspace() else table.records():
             if isinstance(record.value, dict):
                 shape.add(record.value)
             size += record.size
@@ -149,7 +149,9 @@ def _learn_from_json(shape: Shape, file: DataFile) -> None:
             lines = chunk.data if file.has_lines else None
             try:
                 known = (
-                    decode is not None and not shape.is_wide and decode(lines or as_array(*chunk)) is not None
+                    decode is not None
+                    and not shape.is_typeless
+                    and decode(lines or as_array(*chunk)) is not None
                 )
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 known = False
@@ -157,7 +159,7 @@ def _learn_from_json(shape: Shape, file: DataFile) -> None:
                 for record in block_of(file, chunk, ()).records():
                     if isinstance(record.value, dict):
                         shape.add(record.value)
-                if not shape.may_be_dates and not shape.is_wide:
+                if not shape.may_be_dates and not shape.is_typeless:
                     row = shape.struct({}, whole=True)
                     decode = msgspec.json.Decoder(row).decode_lines if lines else _array_decoder(row)
             size += len(chunk.data)

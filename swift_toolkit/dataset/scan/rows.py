@@ -108,7 +108,7 @@ class _Scan:
 
     def _block(self, block: Block) -> None:
         at = self.part.start + self.tally.size
-        wide = self.part.shape.is_wide
+        wide = self.part.shape.is_typeless
         if at > HEAD_BYTES and self.later_type is None and self.part.file.has_lines and not wide:
             self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
         self.tally.size += block.size

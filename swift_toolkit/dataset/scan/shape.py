@@ -24,6 +24,9 @@ MAX_FIELDS = 500
 DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?)?(Z|[+-]\d\d(:?\d\d)?)?")
 
 
+_REFUSED = re.compile(r'["\\\x00-\x1f]')
+
+
 class Shape:
     """Everything seen at one place of the rows: kinds of value, keys of objects, items of lists."""
 
@@ -76,9 +79,9 @@ class Shape:
         return Shape(self.depth + 1)
 
     @property
-    def is_wide(self) -> bool:
-        """It has too many fields for a type."""
-        return len(self.fields) > MAX_FIELDS
+    def is_typeless(self) -> bool:
+        """No type can be made of its fields: they are too many, or a name holds what msgspec refuses."""
+        return len(self.fields) > MAX_FIELDS or any(map(_REFUSED.search, self.fields))
 
     @property
     def is_dates(self) -> bool:
@@ -142,7 +145,7 @@ class Shape:
             item = self.items.type(whole)
             return list[item]  # type: ignore[valid-type]
         if self.kinds == {dict}:
-            if self.is_wide:
+            if self.is_typeless:
                 return Any
             # objects of different keys, or of none, are kept as JSON
             return Any if len(self.keys) > 1 or not self.fields else self.struct({}, whole)

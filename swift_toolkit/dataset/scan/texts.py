@@ -56,7 +56,7 @@ class PlainTexts:
         self.shape = shape
         self.used = {name: column for column, name in layout.used[1].items()}
         names = self.used.keys() - {"system"}
-        known = not shape.is_wide and all(column in shape.fields for column in self.used.values())
+        known = not shape.is_typeless and all(column in shape.fields for column in self.used.values())
         self.has_messages = layout.family == "messages" and names == {"messages"}
         self.keys = self._message_keys() if known and self.has_messages else None
         self.known = known and (self.keys is not None or names in _PAIRS)
