@@ -109,6 +109,9 @@ def read_request(
         balance=_balance(own.get("balance")),
         preset_asked=choice.preset is not None and "preset" in own,
     )
+    for name, notice in rules.unused_secrets(config):
+        del config.settings[name]
+        config.notices.append(notice)
     if trains:
         problems += rules.problems(config, typed.rejected)
         config.warnings += requirements.warnings(config)

@@ -192,17 +192,28 @@ def _deepspeed(config: Config) -> Iterator[Problem]:
         yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
 
 
+_PLACEHOLDER = re.compile(r"(?i)<.*|\$.*|\.\.\.|x+|(?:hf_)?x+|your.*|.*(?:sdk[-_ ]?token|placeholder).*")
+
+
+def unused_secrets(config: Config) -> Iterator[tuple[str, str]]:
+    """Names of secrets that are of no use in a request and can be dropped, each with what to say."""
+    token, pushes = config.get("hub_token"), config.get("push_to_hub")
+    if token is not None and not pushes and (pushes is False or _PLACEHOLDER.fullmatch(str(token))):
+        yield "hub_token", "hub_token is dropped: nothing is pushed to a hub"
+
+
+def secret_advice(name: str) -> str:
+    """What to do instead of giving the secret ``name`` as a setting, empty where there is nothing."""
+    variables = SECRETS[name]
+    return f"Remove it and set the environment variable {' or '.join(variables)}." if variables else ""
+
+
 def _secrets(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
-    for name, variables in SECRETS.items():
+    for name in SECRETS:
         if config.get(name) is None:
             continue
         what = "is a secret, and ms-swift would write it in clear to its log and args.json"
-        do = (
-            f"Remove it and set the environment variable {' or '.join(variables)}."
-            if variables
-            else "Remove it."
-        )
-        yield config.problem(name, what, do)
+        yield config.problem(name, what, secret_advice(name) or "Remove it.")
 
 
 def _quantisation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from typing import Any
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import translate
 from swift_toolkit.config.file import EXTENSIONS, read_config_file
+from swift_toolkit.config.rules import SECRETS, secret_advice
 from swift_toolkit.config.settings import OWN_KEYS
 from swift_toolkit.config.values import typed_value
 from swift_toolkit.machine import msswift
@@ -75,6 +76,9 @@ def _translated(settings: Mapping[str, Any], file: str | None) -> translate.Tran
     problems += [
         Problem("is not a setting", "Correct or remove it first.", name, file) for name in done.unknown
     ]
+    for name in sorted(SECRETS.keys() & done.values.keys()):
+        del done.values[name], done.origin[name]
+        done.warnings.append((name, f"is a secret and left out. {secret_advice(name)}".rstrip()))
     for name, value in done.values.items():
         try:
             typed = typed_value(fields[name], value) if isinstance(value, str) else value

@@ -215,7 +215,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"load_best_model_at_end": True, "split_dataset_ratio": 0.1, "eval_steps": 30, "save_steps": 100}, '"save_steps" is 100, not a multiple of eval_steps 30. With "load_best_model_at_end" it must be.'),
     ({"fp16": True, "bf16": True}, '"fp16" cannot be used with "bf16". Keep one of the two.'),
     # secrets and packages
-    ({"hub_token": "hf_x"}, '"hub_token" is a secret, and ms-swift would write it in clear to its log and args.json. Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.'),
+    ({"hub_token": "hf_abc"}, '"hub_token" is a secret, and ms-swift would write it in clear to its log and args.json. Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.'),
     ({"report_to": "swanlab"}, '"report_to" needs the package swanlab, which is not installed. Run: pip install swanlab'),
     ({"attn_impl": "flash_attn"}, '"attn_impl" needs the package flash-attn, which is not installed. Run: pip install flash-attn --no-build-isolation'),
     ({"model": None, "dataset": None}, '"model" is missing. Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".\n"dataset" is missing. Name a data file or data set, e.g. "data/train.jsonl".'),
@@ -303,3 +303,33 @@ def test_null_and_an_empty_list_leave_a_setting_to_ms_swift() -> None:
     assert not {"target_modules", config.tuner_name, "system"} & config.settings.keys()
     assert {"target_modules", config.tuner_name, "system"} <= config.left_alone
     assert problems_of(lora_rnak=None) == '"lora_rnak" is not a setting. Did you mean "lora_rank"?'
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropped"),
+    [
+        ({"hub_token": "your-sdk-token"}, True),
+        ({"hub_token": "<token>"}, True),
+        ({"hub_token": "abc", "push_to_hub": "false"}, True),
+        ({"hub_token": "abc"}, False),
+        ({"hub_token": "your-sdk-token", "push_to_hub": "true"}, False),
+    ],
+)
+def test_a_token_that_is_of_no_use_is_dropped(settings: dict[str, Any], dropped: bool) -> None:
+    if dropped:
+        config = load_config({**BASE, **settings})
+        assert "hub_token" not in config.settings
+        assert config.notices == ["hub_token is dropped: nothing is pushed to a hub"]
+    else:
+        assert '"hub_token" is a secret' in problems_of(**settings)
+
+
+def test_what_launches_processes_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems_of(NPROC_PER_NODE=2) == (
+        '"NPROC_PER_NODE" is not a setting. '
+        "Set it in the environment (NPROC_PER_NODE=...) or on the command line (--nproc-per-node ...)."
+    )
+    assert problems_of(MAX_PIXELS=1003520) == (
+        '"MAX_PIXELS" is not a setting. '
+        "If it is an environment variable, set it before the command: MAX_PIXELS=... python ..."
+    )

@@ -139,3 +139,20 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 def test_wrong_uses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune_trainer.main(arguments) == 2
     assert capsys.readouterr().err.strip() == message
+
+
+@pytest.mark.parametrize("name", ["new.json", "new.yaml"])
+def test_secrets_are_not_copied(name: str, tmp_path: Path) -> None:
+    old = {
+        "model_type": "qwen2-7b",
+        "dataset": ["a.jsonl"],
+        "hub_token": "abc123",
+        "swanlab_secret": "def456",
+    }
+    said = upgrade(old, tmp_path / name)
+    assert "abc123" not in (tmp_path / name).read_text() and "def456" not in (tmp_path / name).read_text()
+    assert "hub_token: is a secret and left out. " in "\n".join(said)
+    path = tmp_path / "old.yaml"
+    path.write_text("model_type: qwen2-7b  # the model\nhub_token: abc123  # mine\ndataset: [a.jsonl]\n")
+    upgrade(path, tmp_path / f"from-file-{name}")
+    assert "abc123" not in (tmp_path / f"from-file-{name}").read_text()
