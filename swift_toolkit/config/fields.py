@@ -6,7 +6,7 @@ define them some 0.1 seconds, and reading the result again out of the user's cac
     fields("sft")["lora_rank"]  # Field(name="lora_rank", kind="int", ..., default="8")
 
 ``python -m swift_toolkit.config.fields sft`` imports ms-swift and prints as JSON what its own argument parser
-takes: the way out where the source cannot be followed, and what the tests compare with.
+takes: for sources that cannot be followed, and what the tests compare with.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ PRESETS: dict[str, Preset] = {
         because="trains every unquantised weight and no adapter",
     ),
     "multimodal": Preset(
-        says="multimodal: a vision-language or audio model, its encoder frozen unless told otherwise",
+        says='multimodal: a vision-language or audio model, its encoder frozen unless "freeze_vit" is false',
         tuners=("lora", "full"),
         defaults={"freeze_vit": True, "freeze_aligner": True, "freeze_llm": False},
     ),

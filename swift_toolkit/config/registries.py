@@ -8,7 +8,6 @@ its import or after the model is loaded; here a wrong one is found at once. Noth
 from __future__ import annotations
 
 import ast
-import difflib
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
+from swift_toolkit.console.words import nearest
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.machine.msswift import LINES, Line, SwiftInstall, package_of
 from swift_toolkit.problems import Problem
@@ -226,7 +226,7 @@ class Plugins:
     complete: bool
 
     def added(self, variable: str) -> dict[str, ast.expr] | None:
-        """The names they add to a registry, None where that cannot be told."""
+        """The names they add to a registry, None where the source does not say."""
         if not self.complete:
             return None
         found: dict[str, ast.expr] = {}
@@ -372,7 +372,7 @@ def _dataset_problems(config: Config, known: tuple[str, ...]) -> Iterator[Proble
 
 def _near_data(name: str, known: tuple[str, ...]) -> str:
     files = {path.stem: path.name for path in Path.cwd().iterdir() if _DATA_FILE.search(path.name)}
-    near = difflib.get_close_matches(name, [*files, *files.values(), *known], n=1)
+    near = nearest(name, [*files, *files.values(), *known])
     return f'Did you mean "{files.get(near[0], near[0])}"?' if near else ""
 
 

@@ -339,7 +339,7 @@ def _sampled(work: Work, name: str, sets: list[str]) -> list[str]:
     if count <= 0:
         return sets
     if not sets:
-        work.warn(name, "limits data that is not named here and is left out")
+        work.warn(name, "limits data that is not named here and is skipped")
         return sets
     if len(sets) > 1:
         work.warn(

@@ -83,18 +83,15 @@ def read_request(
         command = _task(own, given)
     install = msswift.installed()
     reader = _Reader(command, install, config_fields.fields(command, install))
-    merged: dict[str, Setting] = {}
-    notices: list[str] = []
-    for layer in given:
-        others = {n: s.value for other in given if other is not layer for n, s in other.items()}
-        beside = {name: value for name, value in others.items() if value is not None}
-        read = reader.translated({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}, beside)
-        merged |= read.settings
-        problems += read.problems
-        notices += read.notices
+    read = reader.merged(given)
+    problems += read.problems
     trains = command in tasks.COMMANDS
     tuner_name = install.tuner_argument
-    choice = presets.choose(merged, own.get("preset"), tuner_name) if trains else Choice(None, merged)
+    choice = (
+        presets.choose(read.settings, own.get("preset"), tuner_name)
+        if trains
+        else Choice(None, read.settings)
+    )
     typed = reader.typed({n: s for n, s in choice.settings.items() if s.value is not None})
     problems += [*choice.problems, *typed.problems]
     config = Config(
@@ -102,8 +99,8 @@ def read_request(
         install,
         choice.preset,
         typed.settings,
-        [*notices, *choice.notices],
-        left_alone={name for name, setting in merged.items() if setting.value is None},
+        [*read.notices, *choice.notices],
+        left_alone={name for name, setting in read.settings.items() if setting.value is None},
         path=str(source) if isinstance(source, (str, Path)) else None,
         effective_batch=_effective_batch(own.get("effective_batch_size")),
         balance=_balance(own.get("balance")),
@@ -238,6 +235,18 @@ class _Reader:
     command: Command
     install: msswift.SwiftInstall
     fields: Mapping[str, Field]
+
+    def merged(self, layers: list[dict[str, Setting]]) -> _Read:
+        """All layers in the names of the installed ms-swift, later ones laid over earlier ones."""
+        whole = _Read({}, [])
+        for layer in layers:
+            others = {n: s.value for other in layers if other is not layer for n, s in other.items()}
+            beside = {name: value for name, value in others.items() if value is not None}
+            read = self.translated({n: s for n, s in layer.items() if n not in _ABOUT_THE_REQUEST}, beside)
+            whole = _Read(
+                whole.settings | read.settings, whole.problems + read.problems, whole.notices + read.notices
+            )
+        return whole
 
     def translated(self, layer: Mapping[str, Setting], beside: Mapping[str, Any]) -> _Read:
         """One layer in the names of the installed ms-swift.

@@ -40,12 +40,14 @@ class SwiftCommand(NamedTuple):
         values: setting -> text, list of texts, or True for a flag without a value; ``config`` is the file
             that ms-swift was to read more of them from.
         left_out: one line for each thing in the script that is not part of it, or could not be worked out.
+        notices: what else is to be said.
     """
 
     command: Command
     env: dict[str, str]
     values: dict[str, Any]
     left_out: list[str]
+    notices: list[str]
 
 
 def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | None = None) -> SwiftCommand:
@@ -53,7 +55,7 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
 
     Args:
         text: the line or script.
-        wanted: the commands to look for; others in the script are left out.
+        wanted: the commands to look for; others in the script are skipped.
         file: where the text comes from, for error messages.
 
     Raises:
@@ -201,7 +203,7 @@ def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftComma
             fixed["use_hf"] = "true"
         notes = [*statement.notes, *launched.notes, *(f"{text} belongs to no setting" for text in stray)]
         shared = _one_process(command, env)
-        return SwiftCommand(command, env | shared.env, fixed | values, notes + shared.notes)
+        return SwiftCommand(command, env | shared.env, fixed | values, notes, shared.notes)
     return None
 
 
@@ -281,7 +283,7 @@ def _one_process(command: Command, env: Mapping[str, str]) -> _Launched:
     launched = {"NPROC_PER_NODE", "NNODES"} & (env.keys() | os.environ.keys())
     if command not in tasks.COMMANDS or count < 2 or launched or "$" in devices:
         return _Launched({}, [])
-    note = f"nothing: one process over {count} devices, as written. --nproc-per-node {count} uses them all at once"
+    note = f"one process over {count} devices, as written; --nproc-per-node {count} uses them all at once"
     return _Launched({"NPROC_PER_NODE": "1"}, [note])
 
 
@@ -294,7 +296,7 @@ def request(
 ) -> tuple[str | dict[str, Any] | None, dict[str, Any]]:
     """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
 
-    What is left out of a line or script is said on stderr, and its environment variables are set where they are not.
+    What is skipped of a line or script is said on stderr, and its environment variables are set where they are not.
 
     Args:
         options: with the flags of `Parser.add_sources`.
@@ -316,7 +318,9 @@ def request(
     text = _text_of(options.from_script) if options.from_script else options.from_command
     command = config_script.from_command(text, wanted, options.from_script)
     for line in command.left_out:
-        screen.say(f"left out: {line}")
+        screen.say(f"skipped: {line}")
+    for notice in command.notices:
+        screen.say(notice)
     for name, value in command.env.items():
         os.environ.setdefault(name, value)
     values = dict(command.values)

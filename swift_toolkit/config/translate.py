@@ -34,7 +34,7 @@ class Translation:
         values: exact argument name -> value, as given or as the table says; types are not coerced.
         origin: argument name -> the names it came from, itself if unchanged.
         notices: one line for each translation.
-        warnings: (old name, text) of what has no successor and is left out.
+        warnings: (old name, text) of what has no successor and is skipped.
         errors: (old name, what is wrong, what to do).
         unknown: names that no ms-swift ever had.
         added: what an older ms-swift did where nothing was said: argument name -> where it comes from.
@@ -218,7 +218,7 @@ class Translator:
         elif row.names[LINES[-1]]:
             self.fail("needs ms-swift 4", 'Remove it, or run: pip install "ms-swift>=4".')
         else:
-            self.warn(row.old, "has no successor in ms-swift and is left out")
+            self.warn(row.old, "has no successor in ms-swift and is skipped")
 
     def _notice(self) -> None:
         """One line for the settings just translated; a value that stayed the same is not shown."""

@@ -31,7 +31,7 @@ def upgrade(source: str | Path | Mapping[str, Any], target: str | Path) -> list[
         target: a .json, .yaml or .yml file that does not exist yet.
 
     Returns:
-        One line for each name that changed or was left out.
+        One line for each name that changed or was skipped.
 
     Raises:
         RequestError: a name or a value is not known or has no successor, or the target exists or cannot be written.
@@ -78,7 +78,7 @@ def _translated(settings: Mapping[str, Any], file: str | None) -> translate.Tran
     ]
     for name in sorted(SECRETS.keys() & done.values.keys()):
         del done.values[name], done.origin[name]
-        done.warnings.append((name, f"is a secret and left out. {secret_advice(name)}".rstrip()))
+        done.warnings.append((name, f"is a secret and skipped. {secret_advice(name)}".rstrip()))
     for name, value in done.values.items():
         try:
             typed = typed_value(fields[name], value) if isinstance(value, str) else value

@@ -382,7 +382,7 @@ _OTHER_WAYS = {
 
 def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list[Problem]:
     """Settings of ms-swift for which a command has another way: problems, unless they come from a line for ms-swift,
-    from which they are left out with a notice.
+    from which they are skipped with a notice.
 
     Args:
         config: the request.
@@ -395,7 +395,7 @@ def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list
     for name in found:
         del config.settings[name]
         rest = ways[name].removeprefix("Remove it")  # "." or ": why"
-        config.notices.append(f"left out: {name}{rest if rest != ways[name] else f'. {rest}'}")
+        config.notices.append(f"skipped: {name}{rest if rest != ways[name] else f'. {rest}'}")
     return []
 
 

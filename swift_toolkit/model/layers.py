@@ -1,12 +1,11 @@
 """The names of a model's parts, from the index or the headers of its weights: whether a setting names any of them.
 
 ms-swift and PEFT skip a name that fits nothing as long as another one fits, so a misspelled layer is not trained and
-nobody is told.
+nothing says so.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.model import builtin
 from swift_toolkit.model.files import read_json, safetensors_header, weight_files
 from swift_toolkit.problems import Problem
@@ -190,8 +190,7 @@ def _nothing_fits(layers: Layers, name: str, way: _Way) -> tuple[str, str]:
     if way.is_pattern:
         return f'has "{name}", which fits no {way.what} of the model', f'It has e.g. "{layers.modules[-1]}".'
     known = {*layers.last_names, *_EVERY} if way.what != "parameter" else _prefixes(layers)
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    do = f'Did you mean "{near[0]}"?' if near else f"It has {', '.join(sorted(_leaves(layers)))}."
+    do = did_you_mean(name, sorted(known), f"It has {', '.join(sorted(_leaves(layers)))}.")
     return f'names "{name}", and no {way.what} of the model is called so', do
 
 

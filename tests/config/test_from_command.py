@@ -51,12 +51,12 @@ def test_infer_asks_what_the_line_names(folder: Path, planned: Any, monkeypatch:
     assert plan["checkpoint"] == f"{folder}/one" and plan["questions"] == QUESTIONS
     assert plan["generation"] == {"max_tokens": 32, "temperature": 0, "seed": 42}
     assert said == [
-        "left out: line 1: tee infer.log",
+        "skipped: line 1: tee infer.log",
         *BACKEND,
         'do_sample "false" → temperature 0',
-        "left out: result_path. Say where the answers go with --output.",
-        "left out: stream: one question and a chat stream, a batch does not.",
-        "left out: load_args: what the checkpoint says is always read.",
+        "skipped: result_path. Say where the answers go with --output.",
+        "skipped: stream: one question and a chat stream, a batch does not.",
+        "skipped: load_args: what the checkpoint says is always read.",
     ]
     import os
 
@@ -80,7 +80,7 @@ def test_infer_of_older_generations(folder: Path, planned: Any, tmp_path: Path) 
     assert plan["checkpoint"] == f"{folder}/one"
     assert "ckpt_dir → adapters" in said
     assert "load_dataset_config → load_data_args" in said
-    assert "left out: load_data_args. Give the questions with --questions-file." in said
+    assert "skipped: load_data_args. Give the questions with --questions-file." in said
 
 
 def test_infer_without_data_is_a_chat(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,9 +104,9 @@ def test_deploy_serves_what_the_line_names(folder: Path, tiny_model: Path, plann
     assert "--temperature=0.3" in plan["arguments"] and "--port=0" in plan["arguments"]
     assert said == [
         *BACKEND,
-        "left out: result_path.",
-        "left out: stream.",
-        "left out: verbose. Use --log-requests.",
+        "skipped: result_path.",
+        "skipped: stream.",
+        "skipped: verbose. Use --log-requests.",
     ]
 
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
             ],
             '"python -m swift.cli.export --ckpt_dir a-merged --quant_se..." is a command that cannot be run here. '
             f"With ms-swift {installed().version}: swift export --model a-merged --max_length 64 "
-            "(use_merge_kit has no successor in ms-swift and is left out.)",
+            "(use_merge_kit has no successor in ms-swift and is skipped.)",
         ),
         (
             deploy_model,

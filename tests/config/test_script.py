@@ -26,6 +26,7 @@ def test_a_line() -> None:
         {"CUDA_VISIBLE_DEVICES": "0", "NPROC_PER_NODE": "2"},
         {"model": "a/b", "dataset": ["c.jsonl", "d e#500"], "packing": True},
         [],
+        [],
     )
 
 
@@ -48,7 +49,7 @@ torchrun \\
     --deepspeed='{"a": {"b": 1}}' \\
     --save_total_limit -1 2>&1 | tee train.log &
 """
-    command, env, settings, left_out = from_command(text, TRAINING)
+    command, env, settings, left_out, _ = from_command(text, TRAINING)
     assert command == "sft"
     assert env == {
         "OMP_NUM_THREADS": "4",
@@ -298,6 +299,6 @@ def test_what_a_launcher_cannot_pass_on_is_said() -> None:
         "a hostfile: start this on each machine with --nnodes, --node-rank and --master-addr",
     ]
     found = from_command("CUDA_VISIBLE_DEVICES=0,1 swift sft --model a", TRAINING)
-    assert found.left_out == [
-        "nothing: one process over 2 devices, as written. --nproc-per-node 2 uses them all at once"
+    assert found.left_out == [] and found.notices == [
+        "one process over 2 devices, as written; --nproc-per-node 2 uses them all at once"
     ]

@@ -231,7 +231,7 @@ def test_what_is_new_in_4_is_an_error_in_3() -> None:
     result = spelled("rlhf", gkd_logits_topk=5, experts_impl="eager")
     do = 'Remove it, or run: pip install "ms-swift>=4".'
     assert result.errors == [("gkd_logits_topk", "needs ms-swift 4", do)]
-    assert result.warnings == [("experts_impl", "needs ms-swift 4 and is left out")]
+    assert result.warnings == [("experts_impl", "needs ms-swift 4 and is skipped")]
     assert result.values == {}
 
 
@@ -484,7 +484,7 @@ def test_gone_names_and_values() -> None:
     result = spelled(
         "rlhf", ref_model_free=True, max_prompt_length=512, train_dataset_sample="many", loss_type="long-ce"
     )
-    assert result.warnings == [("max_prompt_length", "has no successor in ms-swift and is left out")]
+    assert result.warnings == [("max_prompt_length", "has no successor in ms-swift and is skipped")]
     assert result.errors == [
         ("train_dataset_sample", 'is not a number of rows: "many"', "Give a whole number."),
         (

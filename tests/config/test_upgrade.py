@@ -112,7 +112,7 @@ def test_a_script_is_planned_like_a_config(tmp_path: Path, capsys: pytest.Captur
     )
     shown = capsys.readouterr()
     assert json.loads(shown.out)["arguments"]["max_steps"] == 5
-    assert shown.err == "left out: line 1: echo start\n"
+    assert shown.err == "skipped: line 1: echo start\n"
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_secrets_are_not_copied(name: str, tmp_path: Path) -> None:
     }
     said = upgrade(old, tmp_path / name)
     assert "abc123" not in (tmp_path / name).read_text() and "def456" not in (tmp_path / name).read_text()
-    assert "hub_token: is a secret and left out. " in "\n".join(said)
+    assert "hub_token: is a secret and skipped. " in "\n".join(said)
     path = tmp_path / "old.yaml"
     path.write_text("model_type: qwen2-7b  # the model\nhub_token: abc123  # mine\ndataset: [a.jsonl]\n")
     upgrade(path, tmp_path / f"from-file-{name}")
