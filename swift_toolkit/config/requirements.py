@@ -189,9 +189,9 @@ def _algorithm(config: Config) -> Iterator[Problem]:
         yield config.problem("loss_type", f"takes one value with {name}, not {len(loss_types)}", "Keep one.")
     count = len(loss_types) if isinstance(loss_types, list) and loss_types else 1
     weights = config.get("loss_weights")
-    if weights and task.name != "dpo":
+    if weights and loss_types and task.name != "dpo":
         yield config.problem("loss_weights", f"cannot be used with {name}", "Remove it.")
-    elif weights and len(weights) != count:
+    elif weights and task.name == "dpo" and len(weights) != count:
         yield config.problem("loss_weights", f"has {len(weights)} values for {count} loss type(s)")
 
 

@@ -172,10 +172,13 @@ def _stop(server: Any, gateway: Gateway, drain_seconds: int) -> None:
 # --- the log ------------------------------------------------------------------------------------------------
 
 
+_QUOTE_REQUESTS = frozenset("swift ms_swift transformers modelscope".split())
+
+
 def _quiet_engine() -> None:
     """ms-swift's and transformers' warnings quote requests; vLLM's are left."""
     for name in logging.root.manager.loggerDict:
-        if name.partition(".")[0] in ("swift", "ms_swift", "transformers", "modelscope"):
+        if name.partition(".")[0] in _QUOTE_REQUESTS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
