@@ -62,7 +62,7 @@ BUILTIN = {
 
 def is_builtin(model: str) -> bool:
     """Whether ``model`` asks for an embedded model, known or not."""
-    return bool(model) and model.startswith(PREFIX)  # a model that was rejected is not there
+    return model.startswith(PREFIX)
 
 
 def problems(model: str) -> list[Problem]:

@@ -156,7 +156,7 @@ def verify_arguments(config: Config) -> dict[str, Any]:
         "problem_type": config.get("problem_type"),
         "max_length": config.get("max_length"),
         "columns": columns if isinstance(columns, dict) else None,
-        "tokenizer": _tokenizer(config.get("model")),
+        "tokenizer": _tokenizer(str(config.get("model") or "")),
     }
 
 
