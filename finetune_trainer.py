@@ -236,6 +236,13 @@ def make_parser() -> command_line.Parser:
         allow_abbrev=False,
     )
     parser.add_sources("swift sft")
+    _add_data_flags(parser)
+    _add_launch_flags(parser)
+    _add_run_flags(parser)
+    return parser
+
+
+def _add_data_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
         "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
     )
@@ -273,6 +280,9 @@ def make_parser() -> command_line.Parser:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
     )
+
+
+def _add_launch_flags(parser: command_line.Parser) -> None:
     launching = parser.add_argument_group("several devices and machines", "(or the environment, in capitals)")
     launching.add_argument(
         "--nproc-per-node", metavar="N", help="processes on this machine; else one a device"
@@ -281,6 +291,9 @@ def make_parser() -> command_line.Parser:
     launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
     launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
     launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
+
+
+def _add_run_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
         "--resume",
         metavar="DIR",
@@ -310,7 +323,6 @@ def make_parser() -> command_line.Parser:
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

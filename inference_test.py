@@ -428,7 +428,7 @@ def _show(result: BatchResult) -> None:
     """The first answers, the figures and the scores, on stdout."""
     from itertools import islice
 
-    from swift_toolkit.evaluation.scores import MODULES
+    from swift_toolkit.evaluation.scores import SCORERS
     from swift_toolkit.evaluation.summary import score_table
 
     inference_screen.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
@@ -443,7 +443,7 @@ def _show(result: BatchResult) -> None:
     if summary["scores"]:
         print()
         console_screen.print_table(*score_table(summary["scores"]), file=sys.stdout)
-    if missing := packages.missing(MODULES):
+    if missing := packages.not_installed(SCORERS):
         console_screen.say(f"For all scores: {packages.install(*missing)}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.evaluation.answers import AnswersFile, open_answers, read_results, unwritable_as_run_error
-from swift_toolkit.evaluation.page import write_report
+from swift_toolkit.evaluation.page import write_answers
 from swift_toolkit.evaluation.questions import Overview, QuestionSet
 from swift_toolkit.evaluation.scores import Scorer
 from swift_toolkit.evaluation.summary import Summary
@@ -128,7 +128,7 @@ class Batch:
             self._ask_all(answers, engine, progress)
         if self.report is not None:
             with unwritable_as_run_error(self.report):
-                write_report(answers.output, self.report)
+                write_answers(answers.output, self.report)
         return (answers.output, *read_results(answers.output)[:2])
 
     def _ask_all(self, answers: AnswersFile, engine: Callable[[Side], Engine], progress: Progress) -> None:

@@ -29,7 +29,7 @@ DIFFED_WORDS = 2_000
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|\w+|\s+|.", re.DOTALL)
 
 
-def write_report(answers: Path, report: Path) -> None:
+def write_answers(answers: Path, report: Path) -> None:
     """Make ``report``, whole or not at all, from a finished answers file.
 
     Args:

@@ -18,7 +18,7 @@ from swift_toolkit.machine import packages
 METRICS = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
 """The scores, and what people call them."""
 
-MODULES = ("rouge_score", "sacrebleu")  # what ROUGE-L and BLEU need
+SCORERS = ("rouge_score", "sacrebleu")  # what ROUGE-L and BLEU need
 ALL = "all"  # the category that every answer is in
 
 # Han, Kana, Hangul, and the forms that fill a character cell
@@ -67,7 +67,7 @@ class Scorer:
     """Scores answers; holds the libraries' own scorers."""
 
     def __init__(self) -> None:
-        missing = packages.missing(MODULES)
+        missing = packages.not_installed(SCORERS)
         self._rouge: Any = None
         self._bleus: dict[bool, Any] = {}
         if "rouge_score" not in missing:
@@ -120,7 +120,7 @@ class ScoreBoard:
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, _Sum]] = {}
-        self._without = packages.missing(MODULES)
+        self._without = packages.not_installed(SCORERS)
 
     def add(self, side: str, category: str | None, score: Score) -> None:
         """Count one score, under its category and under all."""

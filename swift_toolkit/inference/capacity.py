@@ -6,7 +6,7 @@ from typing import Any
 
 from swift_toolkit.machine.device import free_memory
 
-MEMORY_SHARE = 0.5
+CACHE_SHARE = 0.5
 """Of the free memory, what the cache of a batch may take: the rest is for activations and for what else
 runs.
 """
@@ -31,7 +31,7 @@ def sequences_that_fit(model: Any, tokens: int, most: int) -> int:
     cache = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
     activations = 4 * (config.hidden_size + getattr(config, "intermediate_size", config.hidden_size))
     bytes_each = tokens * (cache + activations) * model.dtype.itemsize
-    fitting = int(_free_memory(model) * MEMORY_SHARE / bytes_each)
+    fitting = int(_free_memory(model) * CACHE_SHARE / bytes_each)
     return max(1, min(fitting, most))
 
 

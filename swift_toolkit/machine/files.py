@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def kept(
-    stem: str, place: str, read: Callable[[], tuple[Any, Iterable[Path]]], decode: Callable[[Any], T]
-) -> T:
+    stem: str, place: str, read: Callable[[], tuple[Any, Iterable[Path]]], decode: Callable[[Any], _T]
+) -> _T:
     """What ``read`` says, from the cache where that is possible. A cache that cannot be written does not matter.
 
     Args:

@@ -29,7 +29,7 @@ COMMANDS: tuple[Command, ...] = get_args(Command)
 LINES: tuple[Line, ...] = get_args(Line)
 """Oldest first, the order of lists that hold one value for each."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 INSTALL = f"{packages.install('ms_swift')}."
@@ -66,7 +66,7 @@ class SwiftInstall:
         """Whether a model type of several templates needs none to be named: until ms-swift 4.0 the first was taken."""
         return self._either(True, False)
 
-    def _either(self, of_3: T, of_4: T) -> T:
+    def _either(self, of_3: _T, of_4: _T) -> _T:
         return of_3 if self.line == "v3" else of_4
 
 

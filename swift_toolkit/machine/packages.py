@@ -28,7 +28,7 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def missing(modules: Iterable[str]) -> list[str]:
+def not_installed(modules: Iterable[str]) -> list[str]:
     """Those of ``modules`` that are not installed."""
     return [module for module in modules if not is_installed(module)]
 

@@ -23,7 +23,7 @@ from swift_toolkit.problems import Problem
 if TYPE_CHECKING:
     from swift_toolkit.config.settings import Config
 
-SHOWN = 12
+SHOWN_NAMES = 12
 """How many names a message lists."""
 
 _MODELS: dict[Line, str] = {"v3": "llm/model", "v4": "model"}
@@ -203,4 +203,4 @@ def _architecture(model: Path) -> str:
 
 def _some(names: Iterable[str]) -> str:
     words = list(names)
-    return ", ".join(words[:SHOWN]) + (", ..." if len(words) > SHOWN else "")
+    return ", ".join(words[:SHOWN_NAMES]) + (", ..." if len(words) > SHOWN_NAMES else "")

@@ -18,10 +18,10 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 
 LOCK = ".lock"
 
-BEAT_SECONDS = 5.0
+LOCK_BEAT_SECONDS = 5.0
 """How often the owner touches its lock, so that other machines see that it lives."""
 
-SILENCE_SECONDS = 20.0
+LOCK_SILENCE_SECONDS = 20.0
 """How long the lock of an owner on another machine must stand still to be taken over."""
 
 
@@ -101,7 +101,7 @@ def _is_held(file: Path, lock: dict[str, Any]) -> bool:
     if lock.get("host") == socket.gethostname():
         return _lives(lock)
     began, before = time.monotonic(), file.stat().st_mtime_ns
-    while time.monotonic() < began + SILENCE_SECONDS:
+    while time.monotonic() < began + LOCK_SILENCE_SECONDS:
         time.sleep(0.5)
         if not file.exists():
             return False
@@ -111,7 +111,7 @@ def _is_held(file: Path, lock: dict[str, Any]) -> bool:
 
 
 def _beat(file: Path, done: threading.Event) -> None:
-    while not done.wait(BEAT_SECONDS):
+    while not done.wait(LOCK_BEAT_SECONDS):
         with suppress(OSError):
             os.utime(file)
 

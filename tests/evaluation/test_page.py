@@ -7,7 +7,7 @@ import pytest
 
 from swift_toolkit.evaluation import page as evaluation_page
 from swift_toolkit.evaluation.answers import open_answers
-from swift_toolkit.evaluation.page import mark_differences, write_report
+from swift_toolkit.evaluation.page import mark_differences, write_answers
 from swift_toolkit.evaluation.questions import QuestionSet
 from swift_toolkit.evaluation.scores import Scorer
 from swift_toolkit.evaluation.summary import Summary
@@ -81,7 +81,7 @@ class Page(HTMLParser):
 
 
 def page(answers, tmp_path):
-    write_report(answers, tmp_path / "report.html")
+    write_answers(answers, tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -108,7 +108,7 @@ def test_the_page_needs_no_network_and_runs_no_answer(answers, tmp_path):
 
 
 def test_markdown_is_one_table_row_for_each_question(answers, tmp_path):
-    write_report(answers, tmp_path / "report.md")
+    write_answers(answers, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| a | Who are &lt;you&gt;? | I am Robin. | I am a model. | I am Robin. |\n" in text
     assert "| b | Say it \\| twice. |  | It, it. | &lt;script&gt;alert(1)&lt;/script&gt; |\n" in text
@@ -123,7 +123,7 @@ def test_an_answer_makes_no_link_and_no_picture_in_markdown(tmp_path):
     kept.append(0, "tuned", Answer(evil, "stop", 9, 4, 0.5, 0.5))
     summary = Summary(("tuned",), None)
     kept.finish((summary.add(*pair) for pair in kept.pairs(QuestionSet(["Hi?"]))), summary.as_dict)
-    write_report(kept.output, tmp_path / "report.md")
+    write_answers(kept.output, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (
         r"\[x\](javascript:alert(1)) !\[p\](data:x) \`code\` \\x1b\]52;c;aGk=\\x07 &lt;javascript:a&gt;"

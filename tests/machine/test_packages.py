@@ -11,7 +11,7 @@ from swift_toolkit.machine import packages
 
 
 def test_what_is_installed() -> None:
-    assert packages.missing(["json.decoder", "no_such_package", "no_such_package.part", "yaml"]) == [
+    assert packages.not_installed(["json.decoder", "no_such_package", "no_such_package.part", "yaml"]) == [
         "no_such_package",
         "no_such_package.part",
     ]

@@ -207,7 +207,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
 
 def test_the_lock_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is touched lives; one that stands still is taken over."""
-    monkeypatch.setattr(lock, "SILENCE_SECONDS", 1.2)
+    monkeypatch.setattr(lock, "LOCK_SILENCE_SECONDS", 1.2)
     file = tmp_path / lock.LOCK
     file.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 0, "since": "then"}))
     with lock.held(tmp_path, str):

@@ -34,7 +34,7 @@ COUNTED_ROWS = 256
 UTF8 = 4
 """Most bytes of a character."""
 
-FEW_ROWS = 100
+LEAST_ROWS = 100
 """A smaller block, one of a small file or beside a bad row, is counted in any case."""
 
 _last: Callable[[Texts], str] = itemgetter(-1)
@@ -126,7 +126,7 @@ class QuickCheck:
         self.passed_rows += len(texts)
         self.passed_blocks += 1
         of_texts = self.rules.lengths.of_texts
-        if self.passed_blocks % COUNTED == 1 or len(texts) < FEW_ROWS:
+        if self.passed_blocks % COUNTED == 1 or len(texts) < LEAST_ROWS:
             some = texts[:: max(len(texts) // COUNTED_ROWS, 1)]
             for row in some:
                 tally.note_length(of_texts(row), row, self.passed_rows / len(some))

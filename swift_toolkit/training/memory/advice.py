@@ -39,7 +39,11 @@ def suggestions(run: Run | None) -> Iterator[str]:
     expected = estimate(run)
     logits = expected.parts.get("logits", 0)
     if not run.value("use_liger_kernel") and logits > LOGITS_SHARE * expected.total:
-        needs = " (needs liger-kernel and a model it supports)" if packages.missing(["liger_kernel"]) else ""
+        needs = (
+            " (needs liger-kernel and a model it supports)"
+            if packages.not_installed(["liger_kernel"])
+            else ""
+        )
         yield f"--use_liger_kernel true{needs}: saves most of the {gib(logits)} of logits"
 
 
@@ -47,7 +51,9 @@ def _fuller_batches(run: Run) -> Iterator[str]:
     """Less padding, with what flash attention makes possible."""
     if run.value("command") != "sft" or run.value("packing") or run.rows.images:
         return
-    flash = "--attn_impl flash_attn" + (" (needs flash-attn)" if packages.missing(["flash_attn"]) else "")
+    flash = "--attn_impl flash_attn" + (
+        " (needs flash-attn)" if packages.not_installed(["flash_attn"]) else ""
+    )
     limit = run.value("max_length")
     if run.rows.seen and limit and limit > 4 * run.rows.mean:
         yield (
