@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.config import script
+from swift_toolkit.config.scripts import script
 from swift_toolkit.console import command_line, screen
 from swift_toolkit.machine.process import Terminated
 from swift_toolkit.serving.options import OPTION_NAMES, ServingOptions
@@ -282,7 +282,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    return command_line.run(_command, argv)
+    return command_line.run_command(_command, argv)
 
 
 def _command(words: list[str]) -> int:

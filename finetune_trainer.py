@@ -97,7 +97,7 @@ class FineTuner:
         force: bool = False,
         **overrides: Any,
     ) -> None:
-        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check
+        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_training
 
         launch = {
             "nproc_per_node": nproc_per_node,
@@ -117,7 +117,7 @@ class FineTuner:
                 resume=resume,
                 force=force,
             )
-        self._checked = check(config)
+        self._checked = check_training(config)
         self.plan: TrainingPlan = self._checked.plan
         self.output_dir = self._checked.output.root
 
@@ -209,10 +209,10 @@ class FineTuner:
         from swift_toolkit.training import run
 
         plan, checked = self.plan, self._checked
-        if probe and (found := list(training_probe.problems(plan.data, plan.cluster))):
+        if probe and (found := list(training_probe.probe_problems(plan.data, plan.cluster))):
             raise RequestError(found)
         with run.directory(checked) as directory:
-            job = run.prepare(checked, plan, directory, verbose)
+            job = run.prepare_run(checked, plan, directory, verbose)
             if not plan.cluster.is_first:
                 screen.say(f"{plan.launch.phrase()}. The run is shown on the first.")
                 return run.take_part(job)
@@ -328,20 +328,21 @@ def _add_run_flags(parser: command_line.Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        return command_line.run(_command, argv)
+        return command_line.run_command(_command, argv)
     with (  # under torchrun, the first process of a node speaks for all
         Path(os.devnull).open("w") as silence,
         contextlib.redirect_stdout(silence),
         contextlib.redirect_stderr(silence),
     ):
-        return command_line.run(_command, argv)
+        return command_line.run_command(_command, argv)
 
 
 def _command(words: list[str]) -> int:
     options, settings = make_parser().parse(words)
-    from swift_toolkit.config import script, tasks
+    from swift_toolkit.config import tasks
+    from swift_toolkit.config.scripts import script
 
-    source, settings = script.request(options, settings, tasks.COMMANDS)
+    source, settings = script.request(options, settings, tasks.TRAINING_COMMANDS)
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
@@ -382,7 +383,8 @@ def _command(words: list[str]) -> int:
 def _request(
     source: str | Mapping[str, Any] | None, settings: Mapping[str, Any], options: argparse.Namespace
 ) -> TrainingRequest:
-    from swift_toolkit.training import launch, request
+    from swift_toolkit.training import launch as training_launch
+    from swift_toolkit.training import request
 
     lost = options.max_lost_rows
     return request.TrainingRequest(
@@ -392,7 +394,7 @@ def _request(
         skip_bad_rows=options.skip_bad_rows,
         max_lost_rows=request.MAX_LOST_ROWS if lost is None else lost,
         trust_code=options.trust_code,
-        launch={name: getattr(options, name) for name in launch.NAMES},
+        launch={name: getattr(options, name) for name in training_launch.NAMES},
         looking=options.verify_data or options.convert is not None,
         resume=options.resume,
         force=options.force,
@@ -422,7 +424,7 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
 def _upgrade(
     source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
 ) -> int:
-    from swift_toolkit.config.upgrade import upgrade
+    from swift_toolkit.config.scripts.upgrade import upgrade
 
     if not isinstance(source, str):
         source, settings = {**(source or {}), **settings}, {}

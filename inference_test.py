@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_toolkit.config import script
+from swift_toolkit.config.scripts import script
 from swift_toolkit.console import command_line
 from swift_toolkit.console import screen as console_screen
 from swift_toolkit.inference import screen as inference_screen
@@ -32,7 +32,7 @@ from swift_toolkit.machine import packages
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
-    from swift_toolkit.evaluation.batch import Batch, Progress
+    from swift_toolkit.evaluation.batch import Progress, QuestionRun
     from swift_toolkit.inference.engine import Engine
     from swift_toolkit.inference.exchange import Side
     from swift_toolkit.inference.plan import AskOptions
@@ -213,15 +213,15 @@ class InferenceTester:
         *,
         compare_base: bool = False,
         report: str | Path | None = None,
-    ) -> Batch:
+    ) -> QuestionRun:
         """A checked batch that has not started."""
-        from swift_toolkit.evaluation.batch import Batch
+        from swift_toolkit.evaluation.batch import QuestionRun
         from swift_toolkit.evaluation.questions import QuestionSet
 
         places = [Path(place) if place is not None else None for place in (output, report)]
-        return Batch(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
+        return QuestionRun(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
 
-    def run(self, batch: Batch, progress: Progress) -> BatchResult:
+    def run(self, batch: QuestionRun, progress: Progress) -> BatchResult:
         """Run a batch whose file is open, and report to ``progress``."""
         return BatchResult(*batch.run(self.engine, progress))
 
@@ -279,7 +279,7 @@ def make_parser() -> command_line.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status, see ``--help``."""
-    return command_line.run(_command, argv)
+    return command_line.run_command(_command, argv)
 
 
 def _command(words: list[str]) -> int:
@@ -388,10 +388,10 @@ def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """A chat."""
     if flags.dry_run:
         return _dry_run(tester, flags)
-    from swift_toolkit.inference.chat import run
+    from swift_toolkit.inference.chat import run_chat
 
     tester.on_loading = inference_screen.loading_line
-    return run(tester.plan, tester.engine)
+    return run_chat(tester.plan, tester.engine)
 
 
 def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
@@ -412,7 +412,7 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _saying_what_is_kept(batch: Batch) -> Iterator[None]:
+def _saying_what_is_kept(batch: QuestionRun) -> Iterator[None]:
     """If it ends early, say what is kept."""
     try:
         yield
@@ -453,7 +453,7 @@ def _default_questions() -> Path:
     return here if here.is_file() else Path(__file__).with_name("test_questions.json")
 
 
-def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: Batch | None = None) -> int:
+def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: QuestionRun | None = None) -> int:
     """What would be done, on stdout."""
     arguments = tester.plan.arguments("tuned")
     if flags.json:

@@ -31,7 +31,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from swift_toolkit.model import training_state  # noqa: E402
+from swift_toolkit.model.checkpoints import training_state  # noqa: E402
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"train_type": "lora"},
@@ -179,7 +179,9 @@ class Trial:
         logged = losses(runs[0]) if runs else []
         if not re.search(r"^step \d+/", errors_of(output)[said:], re.MULTILINE):
             return "start"
-        if any(training_state.problems(path) for run in runs for path in run.glob("checkpoint-*")):
+        if any(
+            training_state.training_state_problems(path) for run in runs for path in run.glob("checkpoint-*")
+        ):
             return "save"
         if not logged:
             return "step"

@@ -187,7 +187,7 @@ def lengths(kind: str, count: int) -> list[int]:
 
 def shares(runs: int) -> None:
     """Tokens computed and work of the slowest device, with rows of a step shared out and in ms-swift's order."""
-    from swift_toolkit.training import balance
+    from swift_toolkit.training.batches import balance
 
     print(
         "\nrows of each step shared out by length, over 64 steps: computed tokens over those of the data, time"

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config.fields import fields
-from swift_toolkit.config.script import all_commands
-from swift_toolkit.config.translate import Translation, translate
+from swift_toolkit.config.names.translate import Translation, translate
+from swift_toolkit.config.scripts.script import all_commands
 from swift_toolkit.machine.msswift import COMMANDS, Command, installed
 
 RELEASES = ("v1.1.2", "v1.7.3", "v2.6.1", "v3.0.3", "v3.8.3", "v3.12.6", "v4.5.2")

@@ -12,7 +12,7 @@ from swift_toolkit.console import command_line, screen
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import table
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
   python -m swift_toolkit runs
   python -m swift_toolkit runs output/quickstart --json
@@ -27,7 +27,7 @@ def make_parser() -> command_line.Parser:
         "runs",
         help="the training runs below a directory",
         description="List training runs, the newest first, with their state.",
-        epilog=EXAMPLES,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     runs.add_argument(
@@ -44,7 +44,7 @@ def make_parser() -> command_line.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    return command_line.run(_command, argv)
+    return command_line.run_command(_command, argv)
 
 
 def _command(words: list[str]) -> int:
@@ -66,7 +66,7 @@ def _command(words: list[str]) -> int:
     return 0
 
 
-def _clean(runs: list[table.Run], *, remove: bool, as_json: bool) -> int:
+def _clean(runs: list[table.RunEntry], *, remove: bool, as_json: bool) -> int:
     waste = [one for run in runs for one in table.waste_of(run)]
     for one in waste if remove else ():
         table.remove(one)

@@ -134,7 +134,7 @@ def test_the_plan_as_json() -> None:
     assert plan["memory"]["verdict"] == "fits"
     assert plan["memory"]["rows"]["seen"] is True
     assert 1 << 30 < plan["memory"]["estimate"] < plan["memory"]["device"]
-    assert plan["launch"]["command"] == [sys.executable, "-m", "swift_toolkit.training.worker"]
+    assert plan["launch"]["command"] == [sys.executable, "-m", "swift_toolkit.training.process.worker"]
 
 
 def test_every_problem_at_once_with_status_2(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from deploy_model import ModelDeployer
 from inference_test import InferenceTester
 from swift_toolkit.machine.msswift import installed
-from swift_toolkit.model.checkpoint import read_checkpoint
-from swift_toolkit.model.old_adapter import as_peft, name_in_peft, with_peft_adapters
+from swift_toolkit.model.checkpoints.checkpoint import read_checkpoint
+from swift_toolkit.model.checkpoints.old_adapter import as_peft, name_in_peft, with_peft_adapters
 from swift_toolkit.problems import RequestError
 from tests.generations import LAYOUTS, lay_out
 

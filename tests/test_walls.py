@@ -15,10 +15,10 @@ DOORS = {
     "swift_toolkit/inference/capacity.py",
     "swift_toolkit/inference/worker.py",
     "swift_toolkit/machine/msswift.py",
-    "swift_toolkit/model/old_adapter.py",
+    "swift_toolkit/model/checkpoints/old_adapter.py",
     "swift_toolkit/model/worker.py",
-    "swift_toolkit/training/hooks.py",
-    "swift_toolkit/training/worker.py",
+    "swift_toolkit/training/process/hooks.py",
+    "swift_toolkit/training/process/worker.py",
 }
 RENAMERS = {  # all but the first rename folders, links, checkpoints and damaged files
     "swift_toolkit/machine/files.py",

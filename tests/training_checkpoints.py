@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.model import training_state
+from swift_toolkit.model.checkpoints import training_state
 
 
 def write_checkpoint(path: Path, processes: int = 1, max_steps: int = 4, **args: Any) -> Path:

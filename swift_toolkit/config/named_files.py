@@ -28,7 +28,7 @@ bf16.enabled                     bf16
 """What DeepSpeed's file and the settings both say; transformers stops where they differ (HfTrainerDeepSpeedConfig)."""
 
 
-def problems(config: Config) -> Iterator[Problem]:
+def named_file_problems(config: Config) -> Iterator[Problem]:
     """Files that are missing, cannot be read, or contradict the settings."""
     for name in _TEXTS:
         for path in _paths(config, name, ".txt"):

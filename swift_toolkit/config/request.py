@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import presets, renames, requirements, rules, tasks
-from swift_toolkit.config import translate as config_translate
+from swift_toolkit.config import presets, requirements, rules, tasks
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
+from swift_toolkit.config.names import renames, translate
 from swift_toolkit.config.presets import PRESETS_OF_LORA, Choice
 from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source
 from swift_toolkit.config.values import typed_value
@@ -85,7 +85,7 @@ def read_request(
     reader = _Reader(command, install, config_fields.fields(command, install))
     read = reader.merged(given)
     problems += read.problems
-    trains = command in tasks.COMMANDS
+    trains = command in tasks.TRAINING_COMMANDS
     tuner_name = install.tuner_argument
     choice = (
         presets.choose(read.settings, own.get("preset"), tuner_name)
@@ -110,7 +110,7 @@ def read_request(
         del config.settings[name]
         config.notices.append(notice)
     if trains:
-        problems += rules.problems(config, typed.rejected)
+        problems += rules.rule_problems(config, typed.rejected)
         config.warnings += requirements.warnings(config)
     return config, problems
 
@@ -147,7 +147,7 @@ def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> Comman
     task = own["task"].value if "task" in own else None
     if (row := _named_task(own)) is not None:
         return row.command
-    if task in tasks.COMMANDS:
+    if task in tasks.TRAINING_COMMANDS:
         return task  # type: ignore[no-any-return]
     rlhf = any(layer.get("rlhf_type") and layer["rlhf_type"].value is not None for layer in given)
     return "rlhf" if rlhf and task is None else "sft"
@@ -157,7 +157,8 @@ def _named_task(own: Mapping[str, Setting]) -> tasks.Task | None:
     """The task that ``task`` names, if it names one and not a command of ms-swift."""
     name = own["task"].value if "task" in own else None
     return next(
-        (row for row in tasks.TASKS.values() if row.name == name and name not in tasks.COMMANDS), None
+        (row for row in tasks.TASKS.values() if row.name == name and name not in tasks.TRAINING_COMMANDS),
+        None,
     )
 
 
@@ -186,7 +187,7 @@ def _task_problems(own: Mapping[str, Setting], given: list[dict[str, Setting]]) 
 def _own_problems(own: Mapping[str, Setting], command: Command) -> Iterator[Problem]:
     """What is wrong with the keys that are no argument of ms-swift."""
     task, batch = own.get("task"), own.get("effective_batch_size")
-    is_named = task is None or task.value in (None, *tasks.COMMANDS) or _named_task(own) is not None
+    is_named = task is None or task.value in (None, *tasks.TRAINING_COMMANDS) or _named_task(own) is not None
     if command == "sft" and task is not None and not is_named:
         do = did_you_mean(str(task.value), tasks.TASKS, f"Use one of {', '.join(tasks.TASKS)}.")
         yield task.problem(f"is {json.dumps(task.value, default=str)}", do)
@@ -261,7 +262,7 @@ class _Reader:
             for name, setting in layer.items()
             if name not in unset
         }
-        done = config_translate.translate(values, self.command, self.install.line, self.fields, beside)
+        done = translate.translate(values, self.command, self.install.line, self.fields, beside)
         current = {name: renames.current_name(name, self.command, self.install.line) for name in unset}
         settings = {
             new: replace(layer[old], value=None) for old, new in current.items() if new in self.fields
@@ -276,7 +277,7 @@ class _Reader:
     def _knows(self, name: str) -> bool:
         return name in self.fields or renames.is_known(name, self.command)
 
-    def _named(self, name: str, done: config_translate.Translation, layer: Mapping[str, Setting]) -> Setting:
+    def _named(self, name: str, done: translate.Translation, layer: Mapping[str, Setting]) -> Setting:
         """The setting that came out of a translation, with the place of the one it came from."""
         if name in done.added:
             return Setting(done.values[name], Source("automatic", done.added[name]), name)

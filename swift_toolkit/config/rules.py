@@ -11,8 +11,9 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from swift_toolkit.config import named_files, registries, requirements
+from swift_toolkit.config import named_files, requirements
 from swift_toolkit.config.named_files import DEEPSPEED
+from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.machine import packages
@@ -117,7 +118,7 @@ MODULES: dict[tuple[str, str], str] = {  # (argument, value; "*" for any that is
 }
 
 
-def problems(config: Config, rejected: Collection[str] = ()) -> Iterator[Problem]:
+def rule_problems(config: Config, rejected: Collection[str] = ()) -> Iterator[Problem]:
     """Every problem of sense in a translated and typed request.
 
     Args:
@@ -137,7 +138,7 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
     yield from requirements.excludes(config)
     yield from requirements.rewards(config)
     yield from requirements.best_model(config)
-    yield from named_files.problems(config)
+    yield from named_files.named_file_problems(config)
 
 
 def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
@@ -176,7 +177,7 @@ def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
         for value in values if isinstance(values, list) else [values]:
             if value not in words and not (name == "attn_impl" and _is_hub_kernel(str(value))):
                 yield config.problem(name, *not_one_of(value, words))
-    yield from registries.problems(config)
+    yield from registries.registry_problems(config)
     yield from _deepspeed(config)
 
 

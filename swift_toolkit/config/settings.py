@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config.tasks import COMMANDS, Task, task_of
+from swift_toolkit.config import fields
+from swift_toolkit.config.tasks import TRAINING_COMMANDS, Task, task_of
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem
@@ -106,12 +106,14 @@ class Config:
     def task(self) -> Task:
         """What is trained; of other commands, what the model was made for."""
         return task_of(
-            self.command if self.command in COMMANDS else "sft", self.get("rlhf_type"), self.get("task_type")
+            self.command if self.command in TRAINING_COMMANDS else "sft",
+            self.get("rlhf_type"),
+            self.get("task_type"),
         )
 
     def value(self, name: str) -> Any:
         """The value of ``name``, or ms-swift's own default when nobody set it."""
-        return self.get(name, config_fields.default(name, self.command, self.install))
+        return self.get(name, fields.default(name, self.command, self.install))
 
     @property
     def tuner_name(self) -> str:

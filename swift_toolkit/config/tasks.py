@@ -14,8 +14,8 @@ TaskName = Literal[
     "sft", "pt", "dpo", "orpo", "simpo", "cpo", "rm", "kto", "ppo", "grpo", "gkd",
     "seq_cls", "embedding", "reranker", "generative_reranker", "decision",
 ]  # fmt: skip
-Rows = Literal["answer", "text", "preference", "judged", "prompt", "class", "documents", "decision"]
-Output = Literal["chat", "reward", "class", "embedding", "score", "decision"]
+TaskRows = Literal["answer", "text", "preference", "judged", "prompt", "class", "documents", "decision"]
+TaskOutput = Literal["chat", "reward", "class", "embedding", "score", "decision"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ class Task:
     """
 
     name: TaskName
-    rows: Rows
+    rows: TaskRows
     command: Command = "sft"
     rlhf_type: str = ""
     task_type: str = "causal_lm"
     needs: tuple[tuple[str, ...], ...] = ()
-    output: Output = "chat"
+    output: TaskOutput = "chat"
     sequences: int = 1
     has_negatives: bool = False
     keeps_negatives: bool = False
@@ -143,7 +143,7 @@ _ROWS = (
     _kind("decision", rows="decision", output="decision"),
 )
 TASKS: dict[TaskName, Task] = {task.name: task for task in _ROWS}
-COMMANDS = tuple(dict.fromkeys(task.command for task in _ROWS))
+TRAINING_COMMANDS = tuple(dict.fromkeys(task.command for task in _ROWS))
 """The commands of ms-swift that train."""
 
 

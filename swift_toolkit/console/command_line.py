@@ -21,7 +21,7 @@ from swift_toolkit.console import screen
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
 
-Settings = dict[str, "str | list[str]"]
+_Settings = dict[str, "str | list[str]"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
             raise RequestError([Problem(what, key=flag)])
         raise RequestError([Problem(message, f"See {self.prog} --help.")])
 
-    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, _Settings]:
         """The script's own flags, and the settings in the order given.
 
         ``-`` and ``_`` are alike in names. A setting takes one value (``--x v``, ``--x=v``), several (``--x a b``) or
@@ -106,7 +106,7 @@ def _grouped(argv: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Call ``command`` with the words of the command line and turn what ends it into an exit status.
 
     Errors go to stderr, and with ``--json`` among the words also as one object to stdout.

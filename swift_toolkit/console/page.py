@@ -14,14 +14,14 @@ from typing import Literal
 
 from swift_toolkit import __version__
 
-Status = Literal["good", "warn", "bad"]
+TileStatus = Literal["good", "warn", "bad"]
 
 
 def head(
     title: str,
     *,
     subtitle: str = "",
-    status: tuple[Status, str] | None = None,
+    status: tuple[TileStatus, str] | None = None,
     style: str = "",
     script: bool = False,
 ) -> str:
@@ -64,7 +64,7 @@ def document(
     body: str,
     *,
     subtitle: str = "",
-    status: tuple[Status, str] | None = None,
+    status: tuple[TileStatus, str] | None = None,
     note: str = "",
     style: str = "",
 ) -> str:
@@ -72,7 +72,7 @@ def document(
     return head(title, subtitle=subtitle, status=status, style=style) + body + foot(note)
 
 
-def section(title: str, content: str, status: Status | None = None) -> str:
+def section(title: str, content: str, status: TileStatus | None = None) -> str:
     """A heading and what stands below it."""
     colour = f' class="{status}"' if status else ""
     return f"<section>\n<h2{colour}>{escape(title)}</h2>\n{content}\n</section>\n"

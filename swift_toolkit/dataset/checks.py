@@ -10,7 +10,7 @@ from typing import Any
 
 from swift_toolkit.config.tasks import TASKS, Task
 from swift_toolkit.console.words import shown
-from swift_toolkit.dataset.flaws import Flaw, FlawError, kind_of
+from swift_toolkit.dataset.flaws import Flaw, FlawError, json_kind
 from swift_toolkit.dataset.formats import (
     KNOWN_COLUMNS,
     MEDIA,
@@ -97,7 +97,7 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
     if isinstance(value, Flaw):
         return None, [value]
     if not isinstance(value, dict):
-        return None, [Flaw("not-a-row", f"row is {kind_of(value)}, not an object")]
+        return None, [Flaw("not-a-row", f"row is {json_kind(value)}, not an object")]
     try:
         row = standard_row(value, layout)
     except FlawError as error:
@@ -268,7 +268,7 @@ def _rejected_flaws(row: Row) -> Iterator[Flaw]:
     if isinstance(response, list):
         yield from _rejected_list_flaws(response, row)
     elif response is not None and not isinstance(response, str):
-        yield Flaw("rejected", f'"rejected_response" is {kind_of(response)}, not text')
+        yield Flaw("rejected", f'"rejected_response" is {json_kind(response)}, not text')
     elif response is not None and not response.strip():
         yield Flaw("rejected", '"rejected_response" is empty')
     elif response is not None and response == row["messages"][-1]["content"]:
@@ -413,10 +413,10 @@ def _is_tool(tool: Any) -> bool:
 
 def _value_flaws(row: Row) -> Iterator[Flaw]:
     if "margin" in row and not _is_number(row["margin"]):
-        yield Flaw("value", f'"margin" is {kind_of(row["margin"])}, not a number')
+        yield Flaw("value", f'"margin" is {json_kind(row["margin"])}, not a number')
     if not isinstance(row.get("chat_template_kwargs", {}), dict):
         yield Flaw(
-            "value", f'"chat_template_kwargs" is {kind_of(row["chat_template_kwargs"])}, not an object'
+            "value", f'"chat_template_kwargs" is {json_kind(row["chat_template_kwargs"])}, not an object'
         )
 
 

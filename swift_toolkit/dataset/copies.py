@@ -57,7 +57,7 @@ class Prepared:
         }
 
 
-def prepare(report: DataReport, folder: Path, skip_bad_rows: str | None = None) -> Prepared:
+def prepare_data(report: DataReport, folder: Path, skip_bad_rows: str | None = None) -> Prepared:
     """Write copies of the data sets that ms-swift cannot read as they are, or that hold bad rows.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 Severity = Literal["error", "warning"]
 
 
-class Kind(NamedTuple):
+class FlawKind(NamedTuple):
     """A kind of flaw.
 
     Args:
@@ -21,57 +21,69 @@ class Kind(NamedTuple):
     do: str = ""
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, FlawKind] = {
     # the file
-    "no-file": Kind("error", "file not found"),
-    "unreadable": Kind("error", "file cannot be read"),
-    "empty-file": Kind("error", "no rows", "Put at least one row into it."),
-    "broken": Kind("error", "broken syntax"),
-    "encoding": Kind("error", "not UTF-8", "Save the file as UTF-8."),
-    "not-a-row": Kind("error", "not a row", 'Each row must be an object such as {"messages": [...]}.'),
-    "columns": Kind("error", "unknown or unclear columns"),
-    "late": Kind("error", "columns that change after the first 10 MB", "Shuffle the file, or mend the row."),
-    "mixed-formats": Kind("error", "mixed formats in one file", "Put each format into a file of its own."),
+    "no-file": FlawKind("error", "file not found"),
+    "unreadable": FlawKind("error", "file cannot be read"),
+    "empty-file": FlawKind("error", "no rows", "Put at least one row into it."),
+    "broken": FlawKind("error", "broken syntax"),
+    "encoding": FlawKind("error", "not UTF-8", "Save the file as UTF-8."),
+    "not-a-row": FlawKind("error", "not a row", 'Each row must be an object such as {"messages": [...]}.'),
+    "columns": FlawKind("error", "unknown or unclear columns"),
+    "late": FlawKind(
+        "error", "columns that change after the first 10 MB", "Shuffle the file, or mend the row."
+    ),
+    "mixed-formats": FlawKind(
+        "error", "mixed formats in one file", "Put each format into a file of its own."
+    ),
     # the conversation
-    "messages": Kind("error", "messages of the wrong shape"),
-    "role": Kind("error", "unknown role"),
-    "content": Kind("error", "empty or non-text content"),
-    "order": Kind("error", "roles out of order"),
-    "no-answer": Kind("error", "no answer"),
-    "no-question": Kind("error", "no question"),
+    "messages": FlawKind("error", "messages of the wrong shape"),
+    "role": FlawKind("error", "unknown role"),
+    "content": FlawKind("error", "empty or non-text content"),
+    "order": FlawKind("error", "roles out of order"),
+    "no-answer": FlawKind("error", "no answer"),
+    "no-question": FlawKind("error", "no question"),
     # the task
-    "rejected": Kind("error", "rejected answer missing or useless"),
-    "label": Kind("error", "label missing or wrong"),
-    "pairs": Kind("error", "positive or negative messages missing"),
+    "rejected": FlawKind("error", "rejected answer missing or useless"),
+    "label": FlawKind("error", "label missing or wrong"),
+    "pairs": FlawKind("error", "positive or negative messages missing"),
     # what goes with the conversation
-    "media-file": Kind("error", "media missing or unreadable"),
-    "media-count": Kind("error", "tags and media do not match"),
-    "objects": Kind("error", "objects of the wrong shape"),
-    "tools": Kind("error", "tools or tool calls of the wrong shape"),
-    "value": Kind("error", "value of the wrong type"),
-    "template": Kind("error", "refused by the model's template", "ms-swift would leave it out."),
+    "media-file": FlawKind("error", "media missing or unreadable"),
+    "media-count": FlawKind("error", "tags and media do not match"),
+    "objects": FlawKind("error", "objects of the wrong shape"),
+    "tools": FlawKind("error", "tools or tool calls of the wrong shape"),
+    "value": FlawKind("error", "value of the wrong type"),
+    "template": FlawKind("error", "refused by the model's template", "ms-swift would leave it out."),
     # worth a look
-    "near-column": Kind("warning", "columns that may be misspelled"),
-    "same-role": Kind(
+    "near-column": FlawKind("warning", "columns that may be misspelled"),
+    "same-role": FlawKind(
         "warning", "same role twice in a row", "ms-swift joins the two texts with nothing between them."
     ),
-    "lost-key": Kind("warning", "keys of messages that are dropped"),
-    "marks": Kind(
+    "lost-key": FlawKind("warning", "keys of messages that are dropped"),
+    "marks": FlawKind(
         "warning",
         "marks of a chat template in the text",
         "The template puts its marks around each message once more; keep the plain text only.",
     ),
-    "tiny-answer": Kind("warning", "near-empty answers", "Check that they are meant."),
-    "too-long": Kind(
+    "tiny-answer": FlawKind("warning", "near-empty answers", "Check that they are meant."),
+    "too-long": FlawKind(
         "warning", "longer than max_length", "Raise max_length, shorten the row, or set truncation_strategy."
     ),
-    "replacement": Kind("warning", "replacement characters", "Text was lost; save it again from its source."),
-    "mojibake": Kind("warning", "text read in the wrong encoding", "Save it again from its source as UTF-8."),
-    "invisible": Kind("warning", "invisible control characters", "Remove them unless they are meant."),
-    "duplicate": Kind("warning", "exact duplicates", "Remove them, unless the weight is meant."),
-    "leak": Kind("warning", "validation rows that are also trained on", "Remove them from one of the two."),
-    "same-answer": Kind("warning", "one answer makes up most of the data", "The model will learn to say it."),
-    "near-name": Kind("warning", "a local file has a similar name"),
+    "replacement": FlawKind(
+        "warning", "replacement characters", "Text was lost; save it again from its source."
+    ),
+    "mojibake": FlawKind(
+        "warning", "text read in the wrong encoding", "Save it again from its source as UTF-8."
+    ),
+    "invisible": FlawKind("warning", "invisible control characters", "Remove them unless they are meant."),
+    "duplicate": FlawKind("warning", "exact duplicates", "Remove them, unless the weight is meant."),
+    "leak": FlawKind(
+        "warning", "validation rows that are also trained on", "Remove them from one of the two."
+    ),
+    "same-answer": FlawKind(
+        "warning", "one answer makes up most of the data", "The model will learn to say it."
+    ),
+    "near-name": FlawKind("warning", "a local file has a similar name"),
 }
 
 
@@ -111,7 +123,7 @@ class FlawError(Exception):
         self.flaw = Flaw(kind, what, do)
 
 
-def kind_of(value: object) -> str:
+def json_kind(value: object) -> str:
     """What a decoded value is, in words."""
     if value is None:
         return "null"

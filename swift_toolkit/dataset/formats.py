@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Literal
 
-from swift_toolkit.config.tasks import Rows
+from swift_toolkit.config.tasks import TaskRows
 from swift_toolkit.console.words import nearest
 from swift_toolkit.dataset.flaws import FlawError
 
@@ -79,7 +79,7 @@ class Layout:
 
 
 def layout_of(
-    columns: Collection[str], mapping: Mapping[str, str] | None = None, rows: Rows = "answer"
+    columns: Collection[str], mapping: Mapping[str, str] | None = None, rows: TaskRows = "answer"
 ) -> Layout:
     """The format of a file with these columns, chosen as ms-swift's AutoPreprocessor chooses.
 
@@ -114,7 +114,7 @@ def layout_of(
     return Layout(_format_name(family, names), family, rename, unused)
 
 
-def _family_of(names: Collection[str], rows: Rows) -> tuple[Family, dict[str, str]]:
+def _family_of(names: Collection[str], rows: TaskRows) -> tuple[Family, dict[str, str]]:
     """The family, and the names it looks for -> their standard names."""
     system = dict.fromkeys(SYSTEM_COLUMNS, "system")
     has_messages = any(column in names for column in MESSAGE_COLUMNS)

@@ -14,7 +14,7 @@ from pathlib import Path
 SAMPLE_ROWS = 240
 """Rows that the tokenizer is given."""
 
-SAMPLE_BYTES = 300_000
+_SAMPLE_BYTES = 300_000
 """Most text that the tokenizer is given; it takes about 3 MB in a second."""
 
 LONGEST_BYTES = 400_000
@@ -65,7 +65,7 @@ class Lengths:
         """
         total, count = self.row, 0
         for text in texts:
-            letters, marks, others = counts(text)
+            letters, marks, others = token_counts(text)
             total += letters * self.letter + marks * self.mark + others * self.byte
             count += 1
         return int(total + count * self.message)
@@ -80,7 +80,7 @@ BY_BYTES = Lengths()
 """Four bytes to a token: a rough mean of today's tokenizers, where that of the model is not at hand."""
 
 
-def counts(text: str) -> tuple[int, int, int]:
+def token_counts(text: str) -> tuple[int, int, int]:
     """ASCII letters and spaces, other ASCII characters, bytes of all others in UTF-8."""
     data = text.encode("utf-8", "replace")
     others = 0 if text.isascii() else len(data.translate(None, _ASCII))
@@ -118,8 +118,8 @@ class Tokenizer:
             message: what the template adds to a message.
         """
         texts = _within([text[:LONGEST_TEXT] for row in rows for text in row if text])
-        own = [(counts(text), self.count(text)) for text in texts]
-        known = [(counts(text), self.count(text)) for text in KNOWN_TEXTS]
+        own = [(token_counts(text), self.count(text)) for text in texts]
+        known = [(token_counts(text), self.count(text)) for text in KNOWN_TEXTS]
         weight = 0.02 * sum(tokens for _, tokens in own) / sum(tokens for _, tokens in known) or 1.0
         letter, mark, byte = _fitted([*((*one, 1.0) for one in own), *((*one, weight) for one in known)])
         return Lengths(letter, mark, byte, message, is_measured=True)
@@ -150,7 +150,7 @@ def _within(texts: Sequence[str]) -> list[str]:
     for text in texts[:: max(len(texts) // (2 * SAMPLE_ROWS), 1)]:
         out.append(text)
         size += len(text)
-        if size > SAMPLE_BYTES:
+        if size > _SAMPLE_BYTES:
             break
     return out
 

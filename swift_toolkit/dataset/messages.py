@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swift_toolkit.console.words import did_you_mean, shown
-from swift_toolkit.dataset.flaws import Flaw, FlawError, kind_of
+from swift_toolkit.dataset.flaws import Flaw, FlawError, json_kind
 from swift_toolkit.dataset.formats import MEDIA, MEDIA_COLUMNS, Family, Layout, layout_of
 
 Row = dict[str, Any]
@@ -80,7 +80,7 @@ def _media_list(value: Any, name: str) -> list[Any]:
         return [value]
     if isinstance(value, list):
         return value
-    raise FlawError("media-file", f'"{name}" is {kind_of(value)}, not a list of files')
+    raise FlawError("media-file", f'"{name}" is {json_kind(value)}, not a list of files')
 
 
 def _from_messages(row: Row) -> Row:
@@ -210,7 +210,7 @@ def _behind(before: list[Message], read: list[Message]) -> list[Message]:
 def _text(value: Any, role: str) -> str:
     if isinstance(value, str):
         return value
-    raise FlawError("content", f'the text of "{role}" is {kind_of(value)}, not text')
+    raise FlawError("content", f'the text of "{role}" is {json_kind(value)}, not text')
 
 
 def _literal(text: str, name: str) -> Any:
@@ -287,12 +287,12 @@ def _list_of_turns(value: Any, name: str, standard_only: bool) -> list[Message]:
     if value is None:
         raise FlawError("messages", f'"{name}" is missing or null')
     if not isinstance(value, list):
-        raise FlawError("messages", f'"{name}" is {kind_of(value)}, not a list of messages')
+        raise FlawError("messages", f'"{name}" is {json_kind(value)}, not a list of messages')
     if not value:
         raise FlawError("messages", f'"{name}" is empty')
     for at, message in enumerate(value, 1):
         if not isinstance(message, dict):
-            raise FlawError("messages", f'message {at} of "{name}" is {kind_of(message)}, not an object')
+            raise FlawError("messages", f'message {at} of "{name}" is {json_kind(message)}, not an object')
     return value
 
 
@@ -418,7 +418,7 @@ def _one_of(message: Message, keys: tuple[str, ...], kind: str, at: int) -> Any:
 
 def _standard_role(role: Any, at: int, standard_only: bool) -> str:
     if not isinstance(role, str):
-        raise FlawError("role", f"the role of message {at} is {kind_of(role)}")
+        raise FlawError("role", f"the role of message {at} is {json_kind(role)}")
     if role in STANDARD_ROLES:
         return role
     if role in OTHER_ROLES and not standard_only:
@@ -447,7 +447,7 @@ def _standard_content(content: Any, role: str, at: int, talk: Talk) -> Any:
             return content
         if role in {"user", "assistant"}:
             return _joined_parts(content, at, talk)
-    raise FlawError("content", f'the content of message {at} ("{role}") is {kind_of(content)}, not text')
+    raise FlawError("content", f'the content of message {at} ("{role}") is {json_kind(content)}, not text')
 
 
 def _joined_parts(parts: list[Message], at: int, talk: Talk) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from swift_toolkit.console.page import Status, bar_chart, document, item_list, paragraph, section, table
+from swift_toolkit.console.page import TileStatus, bar_chart, document, item_list, paragraph, section, table
 from swift_toolkit.dataset.report import DataReport, FileReport, Group
 from swift_toolkit.machine.files import whole_file
 
@@ -116,7 +116,7 @@ def write_report(report: DataReport, path: Path) -> None:
 def page(report: DataReport) -> str:
     """The report as HTML."""
     verdict = f"{report.verdict().capitalize()}. Checked for {report.rules.task.name}."
-    status: Status = "bad" if report.errors else "warn" if report.warnings else "good"
+    status: TileStatus = "bad" if report.errors else "warn" if report.warnings else "good"
     body = _files_table(report.files) + "".join(_sections(report))
     return document(report.headline(), body, status=(status, verdict), note=f"{report.seconds:.1f} s")
 
@@ -160,5 +160,5 @@ def _chart(title: str, counts: Mapping[int, int], step: int = 1) -> str:
 def _problems(group: Group) -> str:
     more = group.count - len(group.examples)
     rest = paragraph(f"and {more:,} more") if more > 0 else ""
-    status: Status = "bad" if group.severity == "error" else "warn"
+    status: TileStatus = "bad" if group.severity == "error" else "warn"
     return section(f"{group.title} ({group.count:,})", item_list(group.examples) + rest, status)

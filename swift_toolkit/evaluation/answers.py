@@ -29,7 +29,7 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 
 PARTIAL = ".partial"
 DAMAGED = ".damaged"  # what a finished file that cannot be read is renamed to
-FORMAT = 1  # of both files; another one is never continued
+_FORMAT = 1  # of both files; another one is never continued
 
 
 class AnswersFile:
@@ -141,7 +141,7 @@ class AnswersFile:
                 body.write(separator + json.dumps(result, ensure_ascii=False))
                 separator = ",\n"
             body.seek(0)
-            self.meta = {"format": FORMAT, "fingerprint": self.fingerprint, **self.meta}
+            self.meta = {"format": _FORMAT, "fingerprint": self.fingerprint, **self.meta}
             head = json.dumps({"meta": self.meta, "summary": summary()}, ensure_ascii=False, indent=2)
             with whole_text(self.output) as file:
                 file.write(head.removesuffix("\n}") + ",\n" + _RESULTS)
@@ -164,7 +164,7 @@ class AnswersFile:
         header = self._file.readline()
         if not header.endswith(b"\n"):
             self._file.truncate(0)
-            self._append({"format": FORMAT, "fingerprint": self.fingerprint, "run": self.run})
+            self._append({"format": _FORMAT, "fingerprint": self.fingerprint, "run": self.run})
             return
         self._recover(self._file)
 
@@ -230,7 +230,7 @@ def _lock(file: BinaryIO, output: Path) -> None:
 
 def fingerprint(run: Mapping[str, Any]) -> str:
     """What two runs have in common when one can go on where the other stopped."""
-    return hashlib.sha256(json.dumps([FORMAT, run], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_FORMAT, run], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def open_answers(

@@ -28,7 +28,7 @@ Progress = Callable[[int, int, "Answer | None"], None]
 """Called several times a second: answers there, answers in all, and the newest one if there is one."""
 
 
-class Batch:
+class QuestionRun:
     """One run over a set of questions. Use it in a ``with`` statement.
 
     Args:
@@ -63,7 +63,7 @@ class Batch:
         """How many answers there are to be."""
         return self.overview.count * len(self.sides)
 
-    def __enter__(self) -> Batch:
+    def __enter__(self) -> QuestionRun:
         """Take hold of the answers file."""
         run = {**self.plan.identity(), "questions": self.overview.digest, "sides": list(self.sides)}
         folder = folder_of(self.plan.checkpoint)

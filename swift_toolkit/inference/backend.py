@@ -9,7 +9,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import Device
-from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import adapter_root, read_json
 from swift_toolkit.problems import Problem
 

@@ -174,7 +174,7 @@ class Chat:
             return str(error)
 
 
-def run(plan: Plan, engine: Callable[[Side], Engine]) -> int:
+def run_chat(plan: Plan, engine: Callable[[Side], Engine]) -> int:
     """Chat until Ctrl-D. Returns the exit status.
 
     Args:

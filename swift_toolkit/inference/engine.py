@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from swift_toolkit.inference.exchange import Answer, Order, Question, Side
+from swift_toolkit.inference.exchange import Answer, EngineOrder, Question, Side
 from swift_toolkit.machine.failure import ENDED, child_failure
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import RunError
@@ -37,7 +37,7 @@ class Engine:
         echo: also write that here.
     """
 
-    def __init__(self, order: Order, log: Path, echo: IO[str] | None = None) -> None:
+    def __init__(self, order: EngineOrder, log: Path, echo: IO[str] | None = None) -> None:
         self.log = log
         self.closed = False
         self._child = start(log, order.environment, echo)

@@ -32,7 +32,7 @@ class Answer:
     error: str | None = None
 
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Question:
 
     index: int
     id: str
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     reference: str | None = None
     category: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +68,7 @@ Side = Literal["tuned", "base"]
 
 
 @dataclass(frozen=True)
-class Order:
+class EngineOrder:
     """What an engine is started with.
 
     Args:

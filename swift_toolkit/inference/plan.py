@@ -20,16 +20,16 @@ from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
-from swift_toolkit.inference.exchange import Order, Side
+from swift_toolkit.inference.exchange import EngineOrder, Side
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
-from swift_toolkit.model.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
-from swift_toolkit.model.code import code_phrase
-from swift_toolkit.model.find import find_checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
+from swift_toolkit.model.checkpoints.code import code_phrase
+from swift_toolkit.model.checkpoints.find import find_checkpoint
 from swift_toolkit.model.loading import fill_model, is_on_hub, local, naming_problems
+from swift_toolkit.model.merge import merge_problems as merging_problems
 from swift_toolkit.model.merge import merged
-from swift_toolkit.model.merge import problems as merging_problems
 from swift_toolkit.problems import Problem, RequestError
 
 MAX_NEW_TOKENS = 512
@@ -179,11 +179,11 @@ class Plan:
         return config.arguments()
 
     @contextmanager
-    def order(self, side: Side) -> Iterator[Order]:
+    def order(self, side: Side) -> Iterator[EngineOrder]:
         """What to start the engine of ``side`` with; a model merged aside is there for as long as the block."""
         merging = self.merge != "no" and side == "tuned"
         with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
-            yield Order(
+            yield EngineOrder(
                 arguments=self.arguments(side, None if model is None else str(model)),
                 backend=self.backend.name,
                 generation=self.generation,

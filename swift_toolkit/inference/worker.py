@@ -37,7 +37,7 @@ from swift_toolkit.machine.msswift import (
 )
 from swift_toolkit.machine.packages import versions
 from swift_toolkit.machine.process import Reporter, end_with_parent
-from swift_toolkit.model.old_adapter import as_peft, with_peft_adapters
+from swift_toolkit.model.checkpoints.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.problems import first_line
 
 WINDOW = 8

@@ -21,8 +21,8 @@ from swift_toolkit.machine.files import write_json, written_beside
 from swift_toolkit.model.files import model_problems
 from swift_toolkit.problems import Problem, RequestError, RunError
 
-PREFIX = "builtin/"
-FORMAT = 1  # of the unpacked files: raised whenever unpacking gives another result
+BUILTIN_PREFIX = "builtin/"
+_FORMAT = 1  # of the unpacked files: raised whenever unpacking gives another result
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ BUILTIN = {
 
 def is_builtin(model: str) -> bool:
     """Whether ``model`` asks for an embedded model, known or not."""
-    return model.startswith(PREFIX)
+    return model.startswith(BUILTIN_PREFIX)
 
 
-def problems(model: str) -> list[Problem]:
+def builtin_problems(model: str) -> list[Problem]:
     """What keeps ``model`` (a name for which `is_builtin` is true) from being used; reads no model file."""
     if model not in BUILTIN:
         known = ", ".join(f'"{name}"' for name in BUILTIN)
@@ -109,7 +109,7 @@ def builtin_of(path: str) -> str | None:
         if (
             len(parts) == 2
             and parts[0].startswith(f"{builtin.package}-")
-            and parts[1] == name.removeprefix(PREFIX)
+            and parts[1] == name.removeprefix(BUILTIN_PREFIX)
         ):
             return name
     return None
@@ -132,7 +132,7 @@ def materialise(model: str) -> Path:
         RequestError: what `problems` finds.
         RunError: it could not be unpacked; says why.
     """
-    found = problems(model)
+    found = builtin_problems(model)
     if found:
         raise RequestError(found)
     cached = cached_path(model)
@@ -176,8 +176,8 @@ def _cache_path(model: str, source: _Source) -> Path:
     """Where ``model`` belongs; what changes the files, the package's version and `FORMAT`, is in the name."""
     from platformdirs import user_cache_path
 
-    directory = f"{BUILTIN[model].package}-{source.version}-{FORMAT}"
-    return user_cache_path("swift-toolkit") / directory / model.removeprefix(PREFIX)
+    directory = f"{BUILTIN[model].package}-{source.version}-{_FORMAT}"
+    return user_cache_path("swift-toolkit") / directory / model.removeprefix(BUILTIN_PREFIX)
 
 
 def _replace(path: Path, gguf_file: Path) -> None:

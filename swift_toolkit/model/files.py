@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from swift_toolkit.console.words import listed, nearest
 from swift_toolkit.problems import Problem
 
-Kind = Literal["lora", "full", "merged"]
+CheckpointKind = Literal["lora", "full", "merged"]
 Fault = tuple[str, str]  # what is wrong, what to do
 
 SINGLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -40,7 +40,7 @@ LFS_POINTER = b"version https://git-lfs"
 AGAIN = "Download it again."
 
 
-def kind_of(path: Path) -> Kind | None:
+def checkpoint_kind(path: Path) -> CheckpointKind | None:
     """What the directory ``path`` holds, judged by its files; None if it is not a model.
 
     Returns:
@@ -196,7 +196,7 @@ def _adapter_as_model(path: Path) -> Fault:
 
 def _where_the_models_are(path: Path) -> str:
     """Advice for somebody who named a directory a level too high."""
-    below = sorted(child for child in path.iterdir() if child.is_dir() and kind_of(child) is not None)
+    below = sorted(child for child in path.iterdir() if child.is_dir() and checkpoint_kind(child) is not None)
     if not below:
         return "Give the directory that holds config.json and the weights."
     return f"Did you mean {' or '.join(map(str, below[:3]))}?"

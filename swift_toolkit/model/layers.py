@@ -134,7 +134,7 @@ _WAYS: dict[str, _Way] = {
 }
 
 
-def problems(config: Config) -> Iterator[Problem]:
+def layer_problems(config: Config) -> Iterator[Problem]:
     """Names of parts that the model of a request does not have, and patterns that are none."""
     layers = layers_of(str(config.get("model")))
     for setting, name, way in _named(config):
@@ -144,7 +144,7 @@ def problems(config: Config) -> Iterator[Problem]:
             yield config.problem(setting, *_nothing_fits(layers, name, way))
 
 
-def counts(config: Config) -> Iterator[str]:
+def layer_counts(config: Config) -> Iterator[str]:
     """How many parts each name fits, one line for each setting that names some."""
     layers = layers_of(str(config.get("model")))
     found: dict[str, list[str]] = {}

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import renames, translate
+from swift_toolkit.config.names import renames, translate
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.msswift import LINES
 from swift_toolkit.model import registry
 from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
-from swift_toolkit.model.checkpoint import HUB_ID, Checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import HUB_ID, Checkpoint
 from swift_toolkit.model.files import looks_local
 from swift_toolkit.problems import Problem
 
@@ -67,7 +67,7 @@ def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
     model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
     filled = deepcopy(config)
     fill_model(filled, checkpoint, model=model, adapter=None)
-    return list(registry.problems(filled))
+    return list(registry.model_type_problems(filled))
 
 
 def local(model: str | None) -> str | None:

@@ -22,7 +22,7 @@ from swift_toolkit.machine.files import write_json
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
 from swift_toolkit.machine.scratch import ScratchFolder
-from swift_toolkit.model.checkpoint import Checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import model_problems
 from swift_toolkit.model.loading import fill_model, local
 from swift_toolkit.problems import Problem, RunError
@@ -55,7 +55,7 @@ def place(checkpoint: Checkpoint) -> Path:
     return checkpoint.path.with_name(f"{checkpoint.path.name}-merged")
 
 
-def problems(checkpoint: Checkpoint) -> list[Problem]:
+def merge_problems(checkpoint: Checkpoint) -> list[Problem]:
     """What keeps the adapter from being merged beside the checkpoint."""
     path = place(checkpoint)
     if not checkpoint.path.is_absolute():

@@ -152,7 +152,7 @@ def _model_type(
 # --- what ms-swift could not tell --------------------------------------------------------------------------
 
 
-def problems(config: Config) -> Iterator[Problem]:
+def model_type_problems(config: Config) -> Iterator[Problem]:
     """A model type or a template that ms-swift does not know, or cannot tell of a local model by itself.
 
     Models of a hub are left to it, and everything is where plugins may register more.

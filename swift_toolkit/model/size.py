@@ -17,7 +17,7 @@ from swift_toolkit.model import builtin
 from swift_toolkit.model.shape import ModelShape, Stack, from_config
 
 
-def find(model: str) -> ModelShape | None:
+def find_shape(model: str) -> ModelShape | None:
     """The sizes of ``model``, a directory, an embedded model or a name on a hub; None if nothing tells them."""
     if model in builtin.BUILTIN:
         return from_config(builtin.BUILTIN[model].sizes, model, None)

@@ -12,7 +12,7 @@ import traceback
 
 from swift_toolkit.machine.msswift import export_function
 from swift_toolkit.machine.process import Reporter
-from swift_toolkit.model.old_adapter import with_peft_adapters
+from swift_toolkit.model.checkpoints.old_adapter import with_peft_adapters
 
 
 def main(report: Reporter) -> int:

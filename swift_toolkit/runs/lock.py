@@ -25,7 +25,7 @@ LOCK_SILENCE_SECONDS = 20.0
 """How long the lock of an owner on another machine must stand still to be taken over."""
 
 
-def problems(directory: Path) -> Iterator[Problem]:
+def lock_problems(directory: Path) -> Iterator[Problem]:
     """Why no run can begin in ``directory``: a process of this machine writes into it."""
     lock = _read(directory)
     if lock and lock.get("host") == socket.gethostname() and _lives(lock):

@@ -15,11 +15,12 @@ from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import files
-from swift_toolkit.model import builtin, training_state
-from swift_toolkit.model.adapter import adapter_fit
-from swift_toolkit.model.files import adapter_root, kind_of, read_json, tuner_type
-from swift_toolkit.model.find import CHECKPOINT, RUN, checkpoints_of, runs_of
-from swift_toolkit.model.training_state import TrainingState
+from swift_toolkit.model import builtin
+from swift_toolkit.model.checkpoints import training_state
+from swift_toolkit.model.checkpoints.adapter import adapter_fit
+from swift_toolkit.model.checkpoints.find import CHECKPOINT, RUN, checkpoints_of, runs_of
+from swift_toolkit.model.checkpoints.training_state import TrainingState
+from swift_toolkit.model.files import adapter_root, checkpoint_kind, read_json, tuner_type
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import directory as runs_directory
 
@@ -30,7 +31,7 @@ _SECRET = re.compile("token|secret|password|api_key|webhook|credential")
 
 
 @dataclass(frozen=True)
-class Request:
+class StoredRequest:
     """What a run is asked for, as far as it decides what is learned.
 
     Args:
@@ -56,10 +57,10 @@ class Request:
         files.write_json(directory / RECORD, asdict(self))
 
 
-def request_of(config: Config, data: Mapping[str, list[str]], processes: int, batch: int) -> Request:
+def request_of(config: Config, data: Mapping[str, list[str]], processes: int, batch: int) -> StoredRequest:
     """The request that ``config`` makes."""
     settings = config.settings
-    return Request(
+    return StoredRequest(
         config=str(Path(config.path).expanduser().absolute()) if config.path else None,
         given={name: one.shown for name, one in settings.items() if not _SECRET.search(name)},
         automatic=tuple(name for name, one in settings.items() if one.source.kind == "automatic"),
@@ -70,11 +71,11 @@ def request_of(config: Config, data: Mapping[str, list[str]], processes: int, ba
     )
 
 
-def read_request(directory: Path) -> Request | None:
+def stored_request(directory: Path) -> StoredRequest | None:
     """What the run in ``directory`` was asked for; None if it was not noted."""
     content, _ = read_json(directory / RECORD) if (directory / RECORD).is_file() else (None, None)
     with suppress(TypeError):
-        return Request(**content) if content else None
+        return StoredRequest(**content) if content else None
     return None
 
 
@@ -123,7 +124,9 @@ class ResumePoint:
             yield f"Resuming from {self.checkpoint}, step {self.step}."
 
 
-def find(place: Path, wanted: Request | None = None, every_byte: bool = True) -> ResumePoint | None:
+def find_resumable(
+    place: Path, wanted: StoredRequest | None = None, every_byte: bool = True
+) -> ResumePoint | None:
     """The newest whole checkpoint that ``place`` means.
 
     Args:
@@ -137,7 +140,7 @@ def find(place: Path, wanted: Request | None = None, every_byte: bool = True) ->
     """
     place = place.resolve()
     if CHECKPOINT.fullmatch(place.name):
-        if problems := training_state.problems(place, every_byte):
+        if problems := training_state.training_state_problems(place, every_byte):
             raise RequestError(problems)
         newest = _newest(place.parent, every_byte) if RUN.fullmatch(place.parent.name) else None
         goes_on = newest is not None and newest.checkpoint == place
@@ -148,10 +151,10 @@ def find(place: Path, wanted: Request | None = None, every_byte: bool = True) ->
     return _newest(place, every_byte) if RUN.fullmatch(place.name) or checkpoints_of(place) else None
 
 
-def _matching(runs: list[Path], wanted: Request) -> Path:
+def _matching(runs: list[Path], wanted: StoredRequest) -> Path:
     """The newest of ``runs`` that had the same config file, or the same settings without one."""
     for run in runs:
-        before = read_request(run)
+        before = stored_request(run)
         if before and before.config == wanted.config and (wanted.config or before.given == wanted.given):
             return run
     return runs[0]
@@ -160,7 +163,7 @@ def _matching(runs: list[Path], wanted: Request) -> Path:
 def _newest(run: Path, every_byte: bool) -> ResumePoint:
     damaged: list[Problem] = []
     for checkpoint in checkpoints_of(run):
-        problems = training_state.problems(checkpoint, every_byte)
+        problems = training_state.training_state_problems(checkpoint, every_byte)
         if training_state.is_model_only(checkpoint) and (checkpoint / training_state.STATE).exists():
             raise RequestError(problems)
         if not problems:
@@ -173,13 +176,13 @@ def _newest(run: Path, every_byte: bool) -> ResumePoint:
 # --- whether -------------------------------------------------------------------------------------------------
 
 
-def problems(point: ResumePoint, config: Config, wanted: Request) -> Iterator[Problem]:
+def resume_problems(point: ResumePoint, config: Config, wanted: StoredRequest) -> Iterator[Problem]:
     """Why the training cannot go on with ``config``, whatever is forced."""
     if point.checkpoint is None or point.state is None:
         return
     yield from fit_problems(point.checkpoint, config)
     yield from _finished(point.state, config)
-    before = read_request(point.checkpoint.parent)
+    before = stored_request(point.checkpoint.parent)
     if before is not None and before.base != wanted.base:
         what = f'is not the model that {point.checkpoint} was trained from, "{before.given.get("model")}"'
         yield config.problem("model", what, "Set it back.")
@@ -212,7 +215,7 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
         key: the setting that names the checkpoint.
     """
     args, _ = read_json(checkpoint / "args.json") if (checkpoint / "args.json").is_file() else ({}, None)
-    adapter = kind_of(checkpoint) == "lora"
+    adapter = checkpoint_kind(checkpoint) == "lora"
     trained = tuner_type(args or {}) or ("lora" if adapter else "full")
     if key == "resume_from_checkpoint" and trained != config.tuner:
         what = f'is "{config.tuner}", and {checkpoint} was trained with "{trained}"'
@@ -286,9 +289,9 @@ _NEUTRAL = re.compile(
 _SILENT = re.compile(r"output_dir|add_version|resume_\w+|model|dataset|val_dataset|(train|tuner)_type")
 
 
-def changes(point: ResumePoint, wanted: Request) -> tuple[list[str], list[str]]:
+def changes(point: ResumePoint, wanted: StoredRequest) -> tuple[list[str], list[str]]:
     """What is not as it was when the run began, a phrase each: what does not change what is learned, and what does."""
-    before = read_request(point.checkpoint.parent) if point.checkpoint else None
+    before = stored_request(point.checkpoint.parent) if point.checkpoint else None
     if before is None:
         return [], []
     harmless: list[str] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift_toolkit.console.screen import gib
-from swift_toolkit.model import training_state
+from swift_toolkit.model.checkpoints import training_state
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def checkpoints(directory: Path) -> Checkpoints:
 def _is_whole(path: Path) -> bool:
     if (path / training_state.STATE).is_file() and training_state.is_model_only(path):
         return not training_state.weight_problems(path)
-    return not training_state.problems(path)
+    return not training_state.training_state_problems(path)
 
 
 LEAST_BYTES = 1 << 20

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swift_toolkit.console import screen
-from swift_toolkit.model import training_state
+from swift_toolkit.model.checkpoints import training_state
+from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, runs_of
 from swift_toolkit.model.files import read_json
-from swift_toolkit.model.find import RUN, checkpoints_of, runs_of
 from swift_toolkit.runs import lock
 from swift_toolkit.runs.resume import RECORD
 
@@ -24,7 +24,7 @@ DEPTH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunEntry:
     """One run, as its files describe it.
 
     Args:
@@ -71,7 +71,7 @@ class Run:
 COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "state")
 
 
-def runs_below(directory: Path) -> list[Run]:
+def runs_below(directory: Path) -> list[RunEntry]:
     """All runs in and below ``directory``, the newest first."""
     found = [directory] if RUN.fullmatch(directory.resolve().name) else [*_directories(directory, DEPTH)]
     return sorted(map(read_run, found), key=lambda run: (run.started, run.directory), reverse=True)
@@ -86,13 +86,13 @@ def _directories(directory: Path, depth: int) -> Iterator[Path]:
                 yield from _directories(child, depth - 1)
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> RunEntry:
     """What the files of one run say."""
     result, request, args = (_json(directory / name) for name in ("result.json", RECORD, "args.json"))
     given = request.get("given") or {}
     step, max_steps, best = _progress(directory / "logging.jsonl")
     state = _state(directory, result.get("status"))
-    return Run(
+    return RunEntry(
         directory=directory,
         started=_started(directory),
         state=state,
@@ -125,7 +125,7 @@ def _changed(directory: Path) -> datetime:
 
 
 def _state(directory: Path, status: State | None) -> State:
-    if any(lock.problems(directory)):
+    if any(lock.lock_problems(directory)):
         return "running"
     return status or "killed"
 
@@ -147,7 +147,7 @@ def _progress(log: Path) -> tuple[int, int, float | None]:
 
 def _can_go_on(directory: Path, max_steps: int) -> bool:
     for checkpoint in checkpoints_of(directory):
-        if not training_state.problems(checkpoint):
+        if not training_state.training_state_problems(checkpoint):
             return not max_steps or training_state.read_state(checkpoint).step < max_steps
     return False
 
@@ -170,7 +170,7 @@ class Waste:
     size: int
 
 
-def waste_of(run: Run) -> Iterator[Waste]:
+def waste_of(run: RunEntry) -> Iterator[Waste]:
     """What of ``run`` could go: all of it if it left no checkpoint, else checkpoints whose save did not end."""
     if run.state == "running":
         return

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from swift_toolkit.serving import request as serving_request
-from swift_toolkit.serving.answer import model_entry, model_list
-from swift_toolkit.serving.fields import ENDPOINTS
-from swift_toolkit.serving.request import ApiError, Facts, Limits, Request
+from swift_toolkit.serving.api import request as api_request
+from swift_toolkit.serving.api.answer import model_entry, model_list
+from swift_toolkit.serving.api.fields import ENDPOINTS
+from swift_toolkit.serving.api.request import ApiError, ApiRequest, Facts, Limits
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+ASGIMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_SECONDS = 60.0
@@ -83,10 +83,10 @@ class Observer(Protocol):
         """What /metrics answers, and its content type."""
 
 
-Event = Mapping[str, Any]
+AnswerEvent = Mapping[str, Any]
 
 
-class Engine(Protocol):
+class ServingEngine(Protocol):
     """What answers checked requests."""
 
     @property
@@ -97,7 +97,9 @@ class Engine(Protocol):
     def facts(self) -> Facts:
         """What requests are checked against."""
 
-    async def answer(self, request: Request, one: Exchange) -> Event | AsyncGenerator[Event, None]:
+    async def answer(
+        self, request: ApiRequest, one: Exchange
+    ) -> AnswerEvent | AsyncGenerator[AnswerEvent, None]:
         """The whole answer, or its pieces.
 
         Raises:
@@ -174,7 +176,7 @@ class Gateway:
     """
 
     def __init__(
-        self, engine: Engine, policy: Policy, observer: Observer, actions: Mapping[str, Action]
+        self, engine: ServingEngine, policy: Policy, observer: Observer, actions: Mapping[str, Action]
     ) -> None:
         self._engine, self._policy, self._observer = engine, policy, observer
         self._cut = asyncio.Event()
@@ -272,7 +274,7 @@ class Gateway:
     async def _show_model(self, one: Exchange, http: _Http) -> None:
         name = one.path.removeprefix("/v1/models/")
         if name not in self._engine.models:
-            raise serving_request.no_such_model(name, self._engine.models)
+            raise api_request.no_such_model(name, self._engine.models)
         await http.response.json(model_entry(name))
 
     async def _metrics(self, one: Exchange, http: _Http) -> None:
@@ -289,8 +291,8 @@ class Gateway:
     async def _ask(self, one: Exchange, http: _Http) -> None:
         body = await self._body(http)
         engine, limits = self._engine, self._policy.limits
-        one.model = serving_request.check_model(body, engine.models)
-        request = serving_request.check(one.path, body, engine.models, limits, engine.facts)
+        one.model = api_request.check_model(body, engine.models)
+        request = api_request.check_request(one.path, body, engine.models, limits, engine.facts)
         self._observer.began(one)
         answering = asyncio.ensure_future(self._send_answer(request, one, http))
         if await _first(answering, _gone(http.receive), self._cut.wait()):
@@ -303,7 +305,7 @@ class Gateway:
             one.cut = True
             raise ApiError(503, "The server ends, and this answer was cut.")
 
-    async def _send_answer(self, request: Request, one: Exchange, http: _Http) -> None:
+    async def _send_answer(self, request: ApiRequest, one: Exchange, http: _Http) -> None:
         answer = await self._engine.answer(request, one)
         if isinstance(answer, Mapping):
             await http.response.json(answer)
@@ -324,9 +326,7 @@ class Gateway:
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):
             raise _too_large(limit)
         try:
-            return serving_request.parse(
-                await asyncio.wait_for(_whole_body(http.receive, limit), BODY_SECONDS)
-            )
+            return api_request.parse(await asyncio.wait_for(_whole_body(http.receive, limit), BODY_SECONDS))
         except asyncio.TimeoutError:
             raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:g} s.") from None
 
@@ -415,7 +415,7 @@ class _Response:
         self._begun = self._ended = False
         self.headers: Headers = [(b"x-request-id", one.id.encode()), (b"x-content-type-options", b"nosniff")]
 
-    async def _send(self, message: Message) -> None:
+    async def _send(self, message: ASGIMessage) -> None:
         try:
             await asyncio.wait_for(self._raw(message), SEND_SECONDS)
         except asyncio.TimeoutError:
@@ -472,7 +472,7 @@ class _Response:
             await self.send(error.status, error.body(), "application/json", more)
 
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 async def _gone(receive: Receive) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from swift_toolkit.serving.fields import ENDPOINTS
+from swift_toolkit.serving.api.fields import ENDPOINTS
 from swift_toolkit.serving.gateway import Exchange
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)

@@ -15,8 +15,8 @@ from swift_toolkit.config.values import not_one_of
 from swift_toolkit.inference.backend import Backend
 from swift_toolkit.model import loading
 from swift_toolkit.model.builtin import is_builtin, materialise
-from swift_toolkit.model.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
-from swift_toolkit.model.find import find_checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
+from swift_toolkit.model.checkpoints.find import find_checkpoint
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.options import ServingOptions
 
@@ -129,7 +129,7 @@ def adapter_name_problems(config: Config) -> Iterator[Problem]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModels:
     """What is served, as the checkpoints say.
 
     Args:
@@ -143,7 +143,7 @@ class Found:
     checkpoints: tuple[Checkpoint, ...]
 
 
-def read_models(asked: Asked) -> Found:
+def read_models(asked: Asked) -> FoundModels:
     """Read the checkpoints that are asked for.
 
     Raises:
@@ -163,15 +163,15 @@ def read_models(asked: Asked) -> Found:
     return _read_one(asked.checkpoint, asked)
 
 
-def _read_one(path: str, asked: Asked) -> Found:
+def _read_one(path: str, asked: Asked) -> FoundModels:
     if asked.on_hub == "model":
-        return Found("full", (), (hub_model(path, asked.trust_code),))
+        return FoundModels("full", (), (hub_model(path, asked.trust_code),))
     checkpoint = _checkpoint(path, asked.base, asked.trust_code)
     kind: Type = "lora" if checkpoint.kind == "lora" else "full"
     if asked.type not in (None, kind):
         what = f'is "{asked.type}", but {checkpoint.path} holds {_KINDS[checkpoint.kind]}'
         raise RequestError([Problem(what, f"Use --type {kind}, or omit it.", "--type")])
-    return Found(kind, (), (checkpoint,))
+    return FoundModels(kind, (), (checkpoint,))
 
 
 _KINDS = {"lora": "an adapter", "full": "a full model", "merged": "a merged model"}
@@ -200,7 +200,7 @@ def read_adapter(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _read_several(several: str | Mapping[str, str], asked: Asked) -> Found:
+def _read_several(several: str | Mapping[str, str], asked: Asked) -> FoundModels:
     """The adapters that a file (or, from Python, a mapping) names."""
     listed = _read_list(several) if isinstance(several, str) else _Listed(None, dict(several), {})
     problems = [*_other_names(asked)]
@@ -215,7 +215,7 @@ def _read_several(several: str | Mapping[str, str], asked: Asked) -> Found:
         problems.append(Problem("names no adapter", _LIST_FORM, file=listed.file))
     if problems:
         raise RequestError(problems)
-    return Found("multi-lora", tuple(listed.values), tuple(checkpoints))
+    return FoundModels("multi-lora", tuple(listed.values), tuple(checkpoints))
 
 
 def _other_names(asked: Asked) -> Iterator[Problem]:
@@ -265,7 +265,7 @@ def _with_form(problem: Problem) -> Problem:
     return replace(problem, do=_LIST_FORM) if problem.what.startswith(("holds", "is empty")) else problem
 
 
-def served_models(found: Found, config: Config, merge: str) -> tuple[ServedModel, ...]:
+def served_models(found: FoundModels, config: Config, merge: str) -> tuple[ServedModel, ...]:
     """The names to serve: of adapters, the base's own first. ``served_model_name`` is taken out of ``config``."""
     first, asked = found.checkpoints[0], config.settings.pop("served_model_name", None)
     base_name = Path(str(first.base)).name
@@ -307,7 +307,7 @@ def name_problems(models: Sequence[ServedModel]) -> Iterator[Problem]:
         yield Problem(f'"{base.name}" is the name of the base model and of an adapter', do)
 
 
-def adapters_together(found: Found, backend: Backend) -> Iterator[Problem]:
+def adapters_together(found: FoundModels, backend: Backend) -> Iterator[Problem]:
     """What keeps several adapters from being served side by side."""
     if found.type != "multi-lora":
         return

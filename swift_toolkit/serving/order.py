@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from swift_toolkit.serving.api.request import Limits
 from swift_toolkit.serving.models import ServedModel
-from swift_toolkit.serving.request import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ServingOrder:
     """All that the serving process needs to know; sent over its stdin, the key included.
 
     Args:
@@ -58,7 +58,7 @@ class Order:
     drain_seconds: int
 
     @classmethod
-    def read(cls, line: str) -> Order:
+    def read(cls, line: str) -> ServingOrder:
         """The order in a line of JSON.
 
         Raises:

@@ -19,9 +19,9 @@ from swift_toolkit.inference import plan
 from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, find_device
 from swift_toolkit.model import loading
-from swift_toolkit.model.checkpoint import Checkpoint
-from swift_toolkit.model.code import code_phrase
-from swift_toolkit.model.merge import problems as merging_problems
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
+from swift_toolkit.model.checkpoints.code import code_phrase
+from swift_toolkit.model.merge import merge_problems as merging_problems
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.access import (
     KEY_VARIABLE,
@@ -32,9 +32,10 @@ from swift_toolkit.serving.access import (
     port_problems,
     tls_problems,
 )
+from swift_toolkit.serving.api.request import Limits
 from swift_toolkit.serving.models import (
     Asked,
-    Found,
+    FoundModels,
     ServedModel,
     Type,
     adapter_name_problems,
@@ -45,8 +46,7 @@ from swift_toolkit.serving.models import (
     take_asked,
 )
 from swift_toolkit.serving.options import ServingOptions
-from swift_toolkit.serving.order import Order
-from swift_toolkit.serving.request import Limits
+from swift_toolkit.serving.order import ServingOrder
 
 Merge = Literal["no", "beside", "aside"]
 
@@ -122,10 +122,10 @@ class Deployment:
         config.fill("served_model_name", first.name, "")
         return config.arguments()
 
-    def order(self, model: str, media_folder: str) -> Order:
+    def order(self, model: str, media_folder: str) -> ServingOrder:
         """What the serving process needs to know, the key included; ``model`` as for `arguments`."""
         options = self.options
-        return Order(
+        return ServingOrder(
             arguments=tuple(self.arguments(model)),
             backend=self.backend.name,
             host=self.host,
@@ -235,10 +235,10 @@ def make_deployment(
     return _decide(config, options, asked, found, key)
 
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
-def _collect(problems: list[Problem], find: Callable[[], Value]) -> Value | None:
+def _collect(problems: list[Problem], find: Callable[[], _Value]) -> _Value | None:
     """What ``find`` returns; None where it raises, with its problems added to ``problems``."""
     try:
         return find()
@@ -248,7 +248,7 @@ def _collect(problems: list[Problem], find: Callable[[], Value]) -> Value | None
 
 
 def _decide(
-    config: Config, options: ServingOptions, asked: Asked, found: Found, key: str | None
+    config: Config, options: ServingOptions, asked: Asked, found: FoundModels, key: str | None
 ) -> Deployment:
     """The deployment of a request whose parts are right.
 
@@ -292,7 +292,7 @@ def _limits(options: ServingOptions) -> Limits:
     )
 
 
-def _merge_problems(found: Found) -> Iterable[Problem]:
+def _merge_problems(found: FoundModels) -> Iterable[Problem]:
     if found.type == "lora":
         return merging_problems(found.checkpoints[0])
     do = "Remove it." if found.type == "full" else "Remove it: merged adapters are models of their own."

@@ -24,14 +24,14 @@ from typing import Any
 from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.machine.msswift import refuse_remote_code, serving_api
 from swift_toolkit.machine.process import Reporter, end_with_parent
-from swift_toolkit.model.old_adapter import with_peft_adapters
+from swift_toolkit.model.checkpoints.old_adapter import with_peft_adapters
 from swift_toolkit.serving import access
-from swift_toolkit.serving.adapters import RuntimeAdapters
 from swift_toolkit.serving.connections import IDLE_SECONDS, LineLimit, connection_limit, protocol
+from swift_toolkit.serving.engine.adapters import RuntimeAdapters
+from swift_toolkit.serving.engine.router import Router
 from swift_toolkit.serving.gateway import Action, Exchange, Gateway, Policy, place_of
 from swift_toolkit.serving.metrics import Metrics
-from swift_toolkit.serving.order import Order
-from swift_toolkit.serving.router import Router
+from swift_toolkit.serving.order import ServingOrder
 
 RUNTIME_SLOTS = 4
 """How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
@@ -44,7 +44,7 @@ def main(report: Reporter) -> int:
     """Serve what the first line of stdin orders. Returns the exit status."""
     report.end_with_starter()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
-    order = Order.read(sys.stdin.readline())
+    order = ServingOrder.read(sys.stdin.readline())
     if not order.log_requests:
         os.environ.pop("SWIFT_DEBUG", None)  # makes ms-swift log prompts
     _end_when_a_thread_fails(report)
@@ -71,7 +71,7 @@ def _end_when_a_thread_fails(report: Reporter) -> None:
     threading.excepthook = ended
 
 
-def _make_server(order: Order, report: Reporter) -> Any:
+def _make_server(order: ServingOrder, report: Reporter) -> Any:
     """ms-swift's server with its engine loaded, not serving yet."""
     # a second line behind the checks of media; of nothing but a folder that cannot be there, no file is allowed
     allowed = [one for one in (order.limits.media_dir, order.media_folder) if one]
@@ -96,7 +96,7 @@ def _make_server(order: Order, report: Reporter) -> Any:
 # --- HTTP ---------------------------------------------------------------------------------------------------
 
 
-async def _serve(router: Router, order: Order, listening: socket.socket, report: Reporter) -> None:
+async def _serve(router: Router, order: ServingOrder, listening: socket.socket, report: Reporter) -> None:
     """Serve until SIGTERM, then let running answers end."""
     asyncio.get_running_loop().set_exception_handler(_log_failure)
     await router.warm_up()
@@ -121,7 +121,7 @@ async def _serve(router: Router, order: Order, listening: socket.socket, report:
     threading.excepthook = lambda _: None
 
 
-def _policy(order: Order) -> Policy:
+def _policy(order: ServingOrder) -> Policy:
     page = Path(__file__).with_name("chat_page.html").read_bytes() if order.chat else None
     return Policy(
         key=order.key,
@@ -132,14 +132,14 @@ def _policy(order: Order) -> Policy:
     )
 
 
-def _actions(router: Router, order: Order) -> Mapping[str, Action]:
+def _actions(router: Router, order: ServingOrder) -> Mapping[str, Action]:
     if not order.allow_runtime_lora:
         return {}
     adapters = RuntimeAdapters(router, order.adapter_dirs)
     return {"/v1/load_lora_adapter": adapters.load, "/v1/unload_lora_adapter": adapters.unload}
 
 
-def _http_server(gateway: Gateway, order: Order) -> Any:
+def _http_server(gateway: Gateway, order: ServingOrder) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):

@@ -11,10 +11,9 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import GIB, cpu_computes_bfloat16, cpu_cores
 from swift_toolkit.model import builtin as model_builtin
-from swift_toolkit.training import padding
-from swift_toolkit.training.batch import Batch
-from swift_toolkit.training.memory import estimate as memory_estimate
-from swift_toolkit.training.memory import fitting
+from swift_toolkit.training.batches import padding
+from swift_toolkit.training.batches.batch import Batch
+from swift_toolkit.training.memory import estimate, fitting
 from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.plan import TrainingPlan
 
@@ -95,7 +94,13 @@ def _leave_padding_out(plan: TrainingPlan) -> None:
     flash = str(config.get("attn_impl", "")).startswith("flash_")
     text = plan.shape is not None and plan.shape.encoder is None
     forbidden = config.balance is not None and not config.balance.value
-    if not flash or not text or forbidden or padding.obstacle(config) or padding.kind_of(config) == "equal":
+    if (
+        not flash
+        or not text
+        or forbidden
+        or padding.obstacle(config)
+        or padding.padding_kind(config) == "equal"
+    ):
         return
     config.fill("padding_free", True, "flash-attn is installed: nothing is computed for padding")
 
@@ -108,7 +113,7 @@ def _spread(plan: TrainingPlan) -> None:
     run = None if taken or alone or device.kind == "cpu" else plan.memory_run
     if run is None or not run.device_bytes:
         return
-    needed = memory_estimate.estimate(run).total
+    needed = estimate.estimate(run).total
     if fitting.word_for(needed, run.device_bytes) != "does not fit":
         return
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
@@ -142,7 +147,7 @@ def _keep_own_step(plan: TrainingPlan) -> None:
     config, rows = plan.config, plan.batch
     if config.balance is not None and not config.balance.value:
         return
-    if plan.padding is None or padding.kind_of(config) == "equal":
+    if plan.padding is None or padding.padding_kind(config) == "equal":
         return
     batch, reason = _fastest_batch(rows.accumulation, plan)
     if batch > 1:
@@ -218,14 +223,14 @@ class _Candidate:
         return self._bytes()
 
     def _bytes(self, **changes: bool) -> int:
-        return memory_estimate.estimate(self.run.but(**changes)).total
+        return estimate.estimate(self.run.but(**changes)).total
 
 
-def _largest_batch(rows: int, run: memory_run.Run) -> tuple[int, str]:
+def _largest_batch(rows: int, run: memory_run.MemoryRun) -> tuple[int, str]:
     """The largest divisor of ``rows`` that fits a device, and why."""
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
-            needed = memory_estimate.estimate(run.but(per_device_train_batch_size=batch)).total
+            needed = estimate.estimate(run.but(per_device_train_batch_size=batch)).total
             if needed <= MEMORY_SHARE * run.device_bytes or batch == 1:
                 break
     return batch, f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB"
@@ -238,7 +243,7 @@ def _turn_checkpointing_off(plan: TrainingPlan) -> None:
         return
     if not (run.rows.seen or run.value("packing")):
         return
-    needed = memory_estimate.estimate(run.but(gradient_checkpointing=False)).total
+    needed = estimate.estimate(run.but(gradient_checkpointing=False)).total
     if needed < MEMORY_SHARE * run.device_bytes:
         reason = f"about {needed / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB without it"
         plan.config.fill("gradient_checkpointing", False, reason)

@@ -21,7 +21,7 @@ from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, Split
 from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.problems import Problem
 from swift_toolkit.training import events
-from swift_toolkit.training.events import Event
+from swift_toolkit.training.events import RunEvent
 
 _VERBS: dict[Split, str] = {"train": "trains on", "val": "validates on"}
 
@@ -70,9 +70,9 @@ class DataCheck:
             self._scan.stop()
         self._directory.cleanup()
 
-    def take(self, event: Event) -> str:
+    def take(self, event: RunEvent) -> str:
         """Take in a report of the training process. Returns a sentence for the user, "" if there is nothing to say."""
-        if isinstance(event, events.Rows):
+        if isinstance(event, events.RowsCounted):
             self.count(event.loaded, event.used)
             return self.sentence()
         if isinstance(event, events.Waiting) and not self.counted:

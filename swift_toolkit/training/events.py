@@ -14,7 +14,7 @@ import msgspec
 from swift_toolkit.dataset.report import Split
 
 
-class Peers(msgspec.Struct, frozen=True, kw_only=True):
+class PeersOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes that several starters start must agree on.
 
     Args:
@@ -41,7 +41,7 @@ class DataCheckFiles(msgspec.Struct, frozen=True, kw_only=True):
     lost: str
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a training process is asked to do.
 
     Args:
@@ -55,7 +55,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     command: str
     arguments: Mapping[str, list[str]]
     directory: str
-    peers: Peers | None = None
+    peers: PeersOrder | None = None
     data_check: DataCheckFiles | None = None
 
 
@@ -88,7 +88,7 @@ class Loading(_Event, frozen=True, kw_only=True):
     """ms-swift starts to load the model and the data."""
 
 
-class Rows(_Event, frozen=True, kw_only=True):
+class RowsCounted(_Event, frozen=True, kw_only=True):
     """Rows of each split that ms-swift read, and those it turned into tokens; None where it does so while training."""
 
     loaded: Mapping[Split, int | None]
@@ -128,7 +128,7 @@ class Log(_Event, frozen=True, kw_only=True):
     logs: Mapping[str, float]
 
 
-class Checkpoint(_Event, frozen=True, kw_only=True):
+class CheckpointSaved(_Event, frozen=True, kw_only=True):
     """A checkpoint was written whole; ``best`` is the best so far, None without evaluation."""
 
     step: int
@@ -174,18 +174,18 @@ class Failed(_Event, frozen=True, kw_only=True):
     cause: str | None = None
 
 
-Event: TypeAlias = (
-    Importing | Agreed | Refused | Loading | Rows | Waiting | Begin | Step | Evaluating | Log | Checkpoint
+RunEvent: TypeAlias = (
+    Importing | Agreed | Refused | Loading | RowsCounted | Waiting | Begin | Step | Evaluating | Log | CheckpointSaved
     | End | Done | Failed
 )  # fmt: skip
 
 
-def decode(report: Mapping[str, Any]) -> Event:
+def decode(report: Mapping[str, Any]) -> RunEvent:
     """The event that a training process reported."""
-    return msgspec.convert(report, Event)  # type: ignore[no-any-return]
+    return msgspec.convert(report, RunEvent)  # type: ignore[no-any-return]
 
 
-def encode(event: Event) -> dict[str, Any]:
+def encode(event: RunEvent) -> dict[str, Any]:
     """Plain data; what JSON does not know becomes text."""
     return msgspec.to_builtins(event, enc_hook=str)  # type: ignore[no-any-return]
 
@@ -229,7 +229,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     directory: str | None = None
 
 
-def fold(state: RunState, event: Event) -> RunState:
+def fold(state: RunState, event: RunEvent) -> RunState:
     """The state after ``event``."""
     change = functools.partial(msgspec.structs.replace, state)
     match event:
@@ -243,7 +243,7 @@ def fold(state: RunState, event: Event) -> RunState:
             return change(steps=event.step, max_steps=event.max_steps, begun=event.time)
         case Log():
             return _logged(state, event)
-        case Checkpoint():
+        case CheckpointSaved():
             return change(steps=event.step, last=event.checkpoint, best=event.best or state.best)
         case End():
             return change(steps=event.step, ended=event.time)

@@ -282,7 +282,7 @@ class Launch:
 
     def command(self) -> list[str]:
         """The command that starts the training process or processes of this machine."""
-        module = ["-m", "swift_toolkit.training.worker"]
+        module = ["-m", "swift_toolkit.training.process.worker"]
         if not self.needs_launcher:
             return [sys.executable, *module]
         cluster = self.cluster

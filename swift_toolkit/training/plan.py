@@ -18,15 +18,16 @@ from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model import layers, size
-from swift_toolkit.model.code import code_in, code_phrase
+from swift_toolkit.model.checkpoints.code import code_in, code_phrase
 from swift_toolkit.model.shape import ModelShape
-from swift_toolkit.training import batch, padding, preflight
-from swift_toolkit.training.batch import Batch
+from swift_toolkit.training import preflight
+from swift_toolkit.training.batches import batch as batches_batch
+from swift_toolkit.training.batches import padding as batches_padding
+from swift_toolkit.training.batches.batch import Batch
+from swift_toolkit.training.batches.padding import Padding, RowLengths
 from swift_toolkit.training.launch import Cluster, Launch
-from swift_toolkit.training.memory import advice, fitting
-from swift_toolkit.training.memory import run as memory_run
+from swift_toolkit.training.memory import advice, fitting, run
 from swift_toolkit.training.memory.run import Rows
-from swift_toolkit.training.padding import Lengths, Padding
 
 _MARGIN = 1.15
 """How much larger the largest micro-batch may become than in the simulated steps; the partition keeps to it."""
@@ -58,19 +59,19 @@ class TrainingPlan:
     @cached_property
     def shape(self) -> ModelShape | None:
         """The sizes of the model; None if nothing tells them."""
-        return size.find(str(self.config.get("model")))
+        return size.find_shape(str(self.config.get("model")))
 
     @cached_property
     def rows(self) -> Rows:
         """How long the rows of the data are, in tokens."""
-        return memory_run.rows_of_run(self.config, self.data, bool(self.shape and self.shape.encoder))
+        return run.rows_of_run(self.config, self.data, bool(self.shape and self.shape.encoder))
 
     @cached_property
     def other_models(self) -> int:
         """Weights of the teacher and of reward models, as far as they are known."""
         given = [self.config.get(name) or [] for name in ("teacher_model", "reward_model")]
         names = [name for value in given for name in (value if isinstance(value, list) else [value])]
-        return sum(shape.parameters for name in names if (shape := size.find(str(name))))
+        return sum(shape.parameters for name in names if (shape := size.find_shape(str(name))))
 
     @cached_property
     def train_rows(self) -> int | None:
@@ -92,24 +93,24 @@ class TrainingPlan:
     @property
     def batch(self) -> Batch:
         """The rows of one optimiser step."""
-        return batch.batch_of(self.config, self.world_size)
+        return batches_batch.batch_of(self.config, self.world_size)
 
     @property
     def steps(self) -> int | None:
         """Optimiser steps, None if the number of rows is not known."""
-        return batch.step_count(self.config, self.batch, self.train_rows)
+        return batches_batch.step_count(self.config, self.batch, self.train_rows)
 
     @property
     def micro_batch_tokens(self) -> int:
         """What a micro-batch costs by itself, in tokens."""
         trains_all = self.config.tuner == "full"
-        return padding.tokens_of_a_micro_batch(self.device, self.shape, trains_all)
+        return batches_padding.tokens_of_a_micro_batch(self.device, self.shape, trains_all)
 
     @property
     def row_tokens(self) -> int | None:
         """About how many tokens a row has; None where the data are not on this machine."""
         known = self.data.tokens and not self.data.unchecked
-        return memory_run.rows_of(self.data).mean if known else None
+        return run.rows_of(self.data).mean if known else None
 
     @property
     def tokens(self) -> int | None:
@@ -122,30 +123,34 @@ class TrainingPlan:
     # --- padding ------------------------------------------------------------------------------------------
 
     @cached_property
-    def lengths(self) -> Lengths:
+    def lengths(self) -> RowLengths:
         """How long the rows are, as seen or as assumed."""
         if self.rows.seen and self.data.tokens:
             limit = self.config.get("max_length") or 0
-            return Lengths.seen(self.data.tokens, self.data.token_step, limit)
-        return Lengths.assumed(self.rows.mean, self.rows.longest)
+            return RowLengths.seen(self.data.tokens, self.data.token_step, limit)
+        return RowLengths.assumed(self.rows.mean, self.rows.longest)
 
     def padding_of(self, rows: Batch) -> Padding:
         """What is padded with these micro-batches, by a simulation."""
         hidden = self.shape.text.hidden if self.shape else 0
         sizes = (rows.feeders, rows.rows, rows.accumulation)
-        return padding.simulate(self.lengths, *sizes, hidden, padding.kind_of(self.config))
+        return batches_padding.simulate(
+            self.lengths, *sizes, hidden, batches_padding.padding_kind(self.config)
+        )
 
     @property
     def padding(self) -> Padding | None:
         """What is padded; None where it is not known how long the rows are."""
         known = self.rows.seen and self.data.tokens and not self.rows.images
-        return self.padding_of(self.batch) if known and padding.obstacle(self.config) is None else None
+        return (
+            self.padding_of(self.batch) if known and batches_padding.obstacle(self.config) is None else None
+        )
 
     @property
     def may_balance(self) -> bool:
         """Whether the rows of a step can be shared out by length, and nobody forbade it."""
         forbidden = self.config.balance is not None and not self.config.balance.value
-        return not forbidden and padding.obstacle(self.config) is None
+        return not forbidden and batches_padding.obstacle(self.config) is None
 
     @property
     def balances(self) -> bool:
@@ -168,7 +173,7 @@ class TrainingPlan:
     # --- memory -------------------------------------------------------------------------------------------
 
     @property
-    def memory_run(self) -> memory_run.Run | None:
+    def memory_run(self) -> run.MemoryRun | None:
         """What the memory of the run follows from; None if nothing tells how large its model is."""
         if self.shape is None:
             return None
@@ -176,7 +181,7 @@ class TrainingPlan:
         settings |= {"tuner_type": self.config.tuner, "command": self.config.command}
         device, launch = self.device, self.launch
         shared = launch.processes if device.kind == "cpu" else 1
-        return memory_run.Run(
+        return run.MemoryRun(
             settings,
             self.shape,
             self.rows,
@@ -192,7 +197,7 @@ class TrainingPlan:
     @property
     def verdict(self) -> fitting.Verdict:
         """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
-        return fitting.judge(self.memory_run)
+        return fitting.judge_memory(self.memory_run)
 
     @property
     def suggestions(self) -> list[str]:
@@ -218,7 +223,7 @@ class TrainingPlan:
         yield "model", config.settings["model"].shown
         yield from self.data.plan_rows()
         yield "preset", PRESETS[config.preset].says if config.preset else config.tuner
-        for line in layers.counts(config):
+        for line in layers.layer_counts(config):
             yield "layers", line
         yield "device", str(self.device)
         yield "launch", self.launch.phrase()

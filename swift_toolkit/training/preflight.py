@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.config import registries
+from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
-from swift_toolkit.model import builtin, layers, registry, training_state
+from swift_toolkit.model import builtin, layers, registry
 from swift_toolkit.model import files as model_files
-from swift_toolkit.model.code import code_problems, pickle_problems
+from swift_toolkit.model.checkpoints import training_state
+from swift_toolkit.model.checkpoints.code import code_problems, pickle_problems
+from swift_toolkit.model.checkpoints.find import CHECKPOINT
 from swift_toolkit.model.files import adapter_root, looks_local
-from swift_toolkit.model.find import CHECKPOINT
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs import resume
 
@@ -31,7 +32,7 @@ _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 
 
-def check(config: Config, trust_code: bool = False) -> list[Problem]:
+def check_files(config: Config, trust_code: bool = False) -> list[Problem]:
     """Every problem of the files a training run starts from and of the place it writes to.
 
     Args:
@@ -42,8 +43,8 @@ def check(config: Config, trust_code: bool = False) -> list[Problem]:
         *_models(config),
         *([] if trust_code else code_problems(local_directories(config), bool(config.get("load_args")))),
         *pickle_problems(local_directories(config)),
-        *registry.problems(config),
-        *layers.problems(config),
+        *registry.model_type_problems(config),
+        *layers.layer_problems(config),
         *_checkpoints(config),
         *_plugins(config),
         *_media(config),
@@ -76,7 +77,7 @@ def _models(config: Config) -> Iterator[Problem]:
             if not isinstance(model, str):
                 continue
             if builtin.is_builtin(model):
-                for problem in builtin.problems(model):
+                for problem in builtin.builtin_problems(model):
                     yield config.problem(name, problem.what, problem.do)
             elif looks_local(model):
                 yield from _local_model(config, name, model)
@@ -122,7 +123,7 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
         do = "Name a directory checkpoint-N of a training run."
         found = [Problem(f'"{path}" holds no trainer_state.json to go on from', do)]
     else:
-        found = training_state.problems(path)
+        found = training_state.training_state_problems(path)
     for problem in found:
         yield config.problem(name, f"cannot be used: {problem.what}", problem.do)
     if not found and name != "ref_adapters":

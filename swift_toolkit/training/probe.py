@@ -31,7 +31,7 @@ from swift_toolkit.training.progress import TrainingLine
 from swift_toolkit.training.run import Job
 
 
-def problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
+def probe_problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
     """What keeps the longest rows of a run from being tried."""
     if report.unchecked:
         names = ", ".join(f'"{name}"' for name in report.unchecked)
@@ -44,7 +44,7 @@ def problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
         yield Problem("starts a run of its own, on one machine", "Try one machine alone first.", "--probe")
 
 
-def prepare(config: Config, report: DataReport, folder: Path, processes: int) -> Config:
+def prepare_probe(config: Config, report: DataReport, folder: Path, processes: int) -> Config:
     """The settings of a run of one step on the longest rows, which are written into ``folder``.
 
     Args:
@@ -155,7 +155,7 @@ def carry_out(job: Job) -> None:
     """
     screen.say("Trying one step with the longest rows.")
     directory, plan = job.directory / "probe", job.plan
-    config = prepare(plan.config, plan.data, directory, plan.world_size)
+    config = prepare_probe(plan.config, plan.data, directory, plan.world_size)
     one_step = replace(plan, config=config)
     ending = run.follow(replace(job, plan=one_step, directory=directory), TrainingLine())
     result = ending.result(one_step)

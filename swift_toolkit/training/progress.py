@@ -7,13 +7,13 @@ from typing import IO
 
 from swift_toolkit.console.screen import LiveLine, bar_and_words, duration, gib
 from swift_toolkit.training import events
-from swift_toolkit.training.events import Event
+from swift_toolkit.training.events import RunEvent
 
 WARM_UP = 2
 """Steps after which the time of a step is measured: in the first ones memory is claimed and kernels are chosen."""
 
 
-_NOTES: dict[type[Event], str] = {
+_NOTES: dict[type[RunEvent], str] = {
     events.Importing: "importing ms-swift",
     events.Loading: "loading the model and the data",
     events.Waiting: "waiting until every row of the data is checked",
@@ -44,7 +44,7 @@ class TrainingLine(LiveLine):
         else:
             print(sentence, file=self._file, flush=True)
 
-    def show(self, event: Event) -> None:
+    def show(self, event: RunEvent) -> None:
         """Take in one event."""
         if sentence := _NOTES.get(type(event)):
             self.note(sentence)
@@ -102,7 +102,7 @@ class TrainingLine(LiveLine):
 class NodeLine(TrainingLine):
     """The live line of a process whose run is shown by the one with rank 0."""
 
-    def show(self, event: Event) -> None:
+    def show(self, event: RunEvent) -> None:
         """Say which run this process takes part in."""
         if isinstance(event, events.Agreed):
             self.note(f"taking part in {event.directory}")

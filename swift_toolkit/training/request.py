@@ -16,7 +16,8 @@ from swift_toolkit.machine.device import find_device
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.directory import Output
 from swift_toolkit.runs.resume import tidy
-from swift_toolkit.training import automatic, batch, preflight
+from swift_toolkit.training import automatic, preflight
+from swift_toolkit.training.batches import batch
 from swift_toolkit.training.launch import Launch, LaunchRequest
 from swift_toolkit.training.plan import TrainingPlan, default_output_dir
 from swift_toolkit.training.resume import Resumption, requested, resume
@@ -95,7 +96,7 @@ class CheckedRequest:
             raise RunError(f"{error.filename or directory}: {error.strerror}.") from None
 
 
-def check(request: TrainingRequest) -> CheckedRequest:
+def check_training(request: TrainingRequest) -> CheckedRequest:
     """The plan of a request.
 
     Raises:
@@ -103,12 +104,12 @@ def check(request: TrainingRequest) -> CheckedRequest:
     """
     as_flags = request.overrides_from == "command line"
     config, problems = read_request(request.config, request.overrides, overrides_from=request.overrides_from)
-    problems += preflight.check(config, request.trust_code)
+    problems += preflight.check_files(config, request.trust_code)
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
     problems += asked.problems(device)
     cluster = asked.cluster()
     world_size = Launch(config, device, cluster).world_size
-    problems += batch.problems(config, world_size)
+    problems += batch.batch_problems(config, world_size)
     problems += requirements.generations(config, world_size)
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole)

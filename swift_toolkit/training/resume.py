@@ -12,7 +12,7 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import lock
 from swift_toolkit.runs import resume as runs_resume
 from swift_toolkit.runs.directory import Output
-from swift_toolkit.runs.resume import Request, ResumePoint
+from swift_toolkit.runs.resume import ResumePoint, StoredRequest
 from swift_toolkit.training import preflight
 from swift_toolkit.training.plan import TrainingPlan
 
@@ -30,7 +30,7 @@ class Resumption:
     lines: tuple[str, ...]
 
 
-def requested(plan: TrainingPlan) -> Request:
+def requested(plan: TrainingPlan) -> StoredRequest:
     """What is asked of the run that ``plan`` describes."""
     return runs_resume.request_of(plan.config, _marks(plan.data), plan.world_size, plan.batch.effective)
 
@@ -66,14 +66,14 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
     wanted = requested(plan)
     place = Path(str(explicit or (output.root if asked is True else asked))).expanduser()
     first = plan.cluster.is_first  # its decision holds for all
-    point = runs_resume.find(place, wanted, every_byte=first)
+    point = runs_resume.find_resumable(place, wanted, every_byte=first)
     if point is None:
         return _from_the_beginning(place, must_be_there=asked is not True)
     if explicit and point.checkpoint:
         point = ResumePoint(None, point.checkpoint, point.state)
-    problems = list(runs_resume.problems(point, plan.config, wanted))
+    problems = list(runs_resume.resume_problems(point, plan.config, wanted))
     if point.directory and first:
-        problems += lock.problems(point.directory)
+        problems += lock.lock_problems(point.directory)
     harmless, harmful = runs_resume.changes(point, wanted)
     if harmful and not force and not problems:
         problems = [_harmful(point, harmful)]

@@ -29,11 +29,12 @@ from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RunError
 from swift_toolkit.runs import lock
 from swift_toolkit.runs.record import SAME_VERSIONS, Recorder, TrainingResult
-from swift_toolkit.training import events, preflight, worker
+from swift_toolkit.training import events, preflight
 from swift_toolkit.training.data_check import DataCheck
 from swift_toolkit.training.ending import Ending
-from swift_toolkit.training.events import Event, RunState, fold
+from swift_toolkit.training.events import RunEvent, RunState, fold
 from swift_toolkit.training.plan import TrainingPlan
+from swift_toolkit.training.process import worker
 from swift_toolkit.training.progress import NodeLine, TrainingLine
 from swift_toolkit.training.request import CheckedRequest
 from swift_toolkit.training.resume import Resumption
@@ -86,7 +87,7 @@ def directory(checked: CheckedRequest) -> Iterator[Path]:
             raise RunError(f"{where} cannot be written: {error.strerror or error}.") from None
 
 
-def prepare(checked: CheckedRequest, plan: TrainingPlan, directory: Path, verbose: bool = False) -> Job:
+def prepare_run(checked: CheckedRequest, plan: TrainingPlan, directory: Path, verbose: bool = False) -> Job:
     """Let the run write to ``directory``, with copies of data that ms-swift cannot read as they are.
 
     Raises:
@@ -94,7 +95,7 @@ def prepare(checked: CheckedRequest, plan: TrainingPlan, directory: Path, verbos
     """
     plan.unpack_models()
     plan.write_to(directory)
-    given = copies.prepare(plan.data, directory / "data", checked.request.skip_bad_rows)
+    given = copies.prepare_data(plan.data, directory / "data", checked.request.skip_bad_rows)
     if given.rejected is not None:
         count = given.left_out.total()
         rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
@@ -225,10 +226,10 @@ def follow(
     )
 
 
-def _request(job: Job, check: DataCheck | None) -> events.Request:
+def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
     """What the training process is asked to do."""
     config = job.plan.config
-    return events.Request(
+    return events.RunOrder(
         command=config.command,
         arguments={**config.words(), **_balance(job.plan)},
         directory=str(job.directory),
@@ -243,11 +244,11 @@ def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
     return {"balance": [f"{plan.largest_batch:.3f}"]} if plan.balances else {}
 
 
-def _peers(job: Job) -> events.Peers:
+def _peers(job: Job) -> events.PeersOrder:
     """What every process that others started must be asked alike."""
     plan = job.plan
     settings = plan.config.settings.items()
-    return events.Peers(
+    return events.PeersOrder(
         own_starter=plan.cluster.started_as is not None,
         automatic=[*(name for name, one in settings if one.source.kind == "automatic"), *_balance(plan)],
         node=f"node {plan.cluster.node} ({socket.gethostname()})",
@@ -266,7 +267,7 @@ def _reached(resumption: Resumption | None) -> RunState:
         numbers = {key: value for key, value in logs.items() if key != "step"}
         state = fold(state, events.Log(step=point.step, memory=0, logs=numbers))
     best = str(point.directory / point.state.best) if point.state.best else None
-    return fold(state, events.Checkpoint(step=point.step, checkpoint=str(point.checkpoint), best=best))
+    return fold(state, events.CheckpointSaved(step=point.step, checkpoint=str(point.checkpoint), best=best))
 
 
 class _Follower:
@@ -313,15 +314,15 @@ class _Follower:
                     self.child.end(patience=0)
                     return
 
-    def _events(self) -> Iterator[Event | None]:
+    def _events(self) -> Iterator[RunEvent | None]:
         for report in self.child.events():
             yield None if report is None else events.decode(report)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: RunEvent) -> None:
         before, self.state = self.state, fold(self.state, event)
         if self.state.failures and not before.failures:
             self._failed = time.monotonic()
-        if self.recorder is not None and isinstance(event, (events.Checkpoint, events.Done)):
+        if self.recorder is not None and isinstance(event, (events.CheckpointSaved, events.Done)):
             self.recorder.link(self.state.last, self.state.best)
         self.line.show(event)
         if self.check is not None and (sentence := self.check.take(event)):

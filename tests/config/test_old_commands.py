@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.fields import fields
-from swift_toolkit.config.script import from_command
-from swift_toolkit.config.translate import Translation, translate
+from swift_toolkit.config.names.translate import Translation, translate
+from swift_toolkit.config.scripts.script import from_command
 from swift_toolkit.machine.msswift import COMMANDS, installed
 
 LINE = installed().line

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_toolkit.config.script import all_commands, from_command
+from swift_toolkit.config.scripts.script import all_commands, from_command
 from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import RequestError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swift_toolkit.config.fields import fields
-from swift_toolkit.config.tasks import COMMANDS, TASKS, task_of
+from swift_toolkit.config.tasks import TASKS, TRAINING_COMMANDS, task_of
 from swift_toolkit.machine.msswift import installed
 
 
@@ -16,6 +16,6 @@ def test_every_task_of_ms_swift_is_a_row() -> None:
 
 
 def test_a_task_is_found_by_the_settings_that_make_it() -> None:
-    assert COMMANDS == ("sft", "pt", "rlhf")
+    assert TRAINING_COMMANDS == ("sft", "pt", "rlhf")
     for task in TASKS.values():
         assert task_of(task.command, task.rlhf_type or None, task.task_type) is task

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit.config import renames
 from swift_toolkit.config.fields import fields as read_fields
-from swift_toolkit.config.renames import foreign, rows
-from swift_toolkit.config.translate import Translation, translate
+from swift_toolkit.config.names import renames
+from swift_toolkit.config.names.renames import foreign, rows
+from swift_toolkit.config.names.translate import Translation, translate
 from swift_toolkit.machine.msswift import COMMANDS, LINES, Command, installed
 
 LINE = installed().line

@@ -9,7 +9,7 @@ import pytest
 
 import finetune_trainer
 from swift_toolkit.config.request import load_config
-from swift_toolkit.config.upgrade import upgrade
+from swift_toolkit.config.scripts.upgrade import upgrade
 from swift_toolkit.problems import RequestError
 
 pytestmark = pytest.mark.swift4  # the expected names are of that

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
-from swift_toolkit.dataset.copies import prepare
+from swift_toolkit.dataset.copies import prepare_data
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
@@ -260,7 +260,7 @@ def check(swift: Swift, path: Path, rows: list[Row], task: str, **options: Any) 
     assert len(bad) == report.files[0].bad
     learned: dict[str, str] = {}
     if len(bad) < len(rows):
-        learned = swift.learned(prepare(report, path.parent / "data", "").train, task)
+        learned = swift.learned(prepare_data(report, path.parent / "data", "").train, task)
     for row in rows:
         channel = row["channel"]
         if channel not in bad:
@@ -441,6 +441,6 @@ def test_ways_of_writing(swift: Swift, tmp_path: Path, way: str, rows: list[Row]
     write_as(tmp_path / way, rows)
     report = verify([str(tmp_path / way)])
     assert report.ok, report.problems
-    learned = swift.learned(prepare(report, tmp_path / "data").train, "sft")
+    learned = swift.learned(prepare_data(report, tmp_path / "data").train, "sft")
     for row in rows:
         assert row["response"].strip() in learned[row["channel"]]

@@ -10,7 +10,7 @@ import pytest
 
 from swift_toolkit.config.tasks import Task
 from swift_toolkit.dataset import agreement
-from swift_toolkit.dataset.copies import prepare
+from swift_toolkit.dataset.copies import prepare_data
 from swift_toolkit.dataset.verify import verify
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def read(name: str) -> list[Row]:
 def given(*entries: str, task: Task = "sft") -> list[str]:
     report = verify(entries, task=task)
     assert report.ok, report.problems
-    return prepare(report, Path("data")).train
+    return prepare_data(report, Path("data")).train
 
 
 @pytest.mark.parametrize(

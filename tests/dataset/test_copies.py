@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.dataset.copies import bad_rows_allowed, convert, prepare
+from swift_toolkit.dataset.copies import bad_rows_allowed, convert, prepare_data
 from swift_toolkit.dataset.verify import verify
 from swift_toolkit.problems import RequestError
 
@@ -38,7 +38,7 @@ def read(name: str | Path) -> list[Any]:
 
 def test_what_ms_swift_reads_is_not_copied() -> None:
     entries = [write("a.jsonl", talk("q", "a")) + "#5", "owner/name#3"]
-    given = prepare(verify(entries), Path("data"))
+    given = prepare_data(verify(entries), Path("data"))
     assert given.train == entries
     assert not Path("data").exists()
 
@@ -46,7 +46,7 @@ def test_what_ms_swift_reads_is_not_copied() -> None:
 def test_bad_rows_stop_the_run() -> None:
     report = verify([write("a.jsonl", talk("q", "a"), talk("q", ""))])
     with pytest.raises(RequestError) as caught:
-        prepare(report, Path("data"))
+        prepare_data(report, Path("data"))
     assert str(caught.value) == 'a.jsonl:2: the content of message 2 ("assistant") is empty.'
     assert not Path("data").exists()
 
@@ -55,7 +55,7 @@ def test_bad_rows_are_left_out_and_listed() -> None:
     odd = talk("q3", "a3") | {"id": 3}
     train = write("a.jsonl", talk("q", "a"), talk("q2", ""), odd, {"messages": []}, talk("q5", "a5"))
     val = write("b.jsonl", talk("v", "a"), talk("v2", None))
-    given = prepare(verify([train + "#2"], [val]), Path("run/data"), "")
+    given = prepare_data(verify([train + "#2"], [val]), Path("run/data"), "")
     assert (given.train, given.val) == (["run/data/a.jsonl#2"], ["run/data/b.jsonl"])
     assert read("run/data/a.jsonl") == [talk("q", "a"), odd, talk("q5", "a5")]
     assert given.as_dict() == {
@@ -82,7 +82,7 @@ def test_bad_rows_are_left_out_and_listed() -> None:
 
 def test_broken_lines_are_listed_without_a_value() -> None:
     Path("a.jsonl").write_text(json.dumps(talk("q", "a")) + "\n{broken\n")
-    given = prepare(verify(["a.jsonl"]), Path("data"), "1")
+    given = prepare_data(verify(["a.jsonl"]), Path("data"), "1")
     assert read("data/a.jsonl") == [talk("q", "a")]
     assert given.rejected is not None
     assert read(given.rejected)[0]["value"] is None
@@ -105,7 +105,7 @@ def test_not_a_number_of_rows(text: str) -> None:
 def test_more_bad_rows_than_allowed() -> None:
     report = verify([write("a.jsonl", talk("q", "a"), talk("q", ""), talk("q", None))])
     with pytest.raises(RequestError) as caught:
-        prepare(report, Path("data"), "1")
+        prepare_data(report, Path("data"), "1")
     assert str(caught.value.problems[-1]) == (
         "2 of 3 rows are bad, and only 1 may be left out. Mend them, or allow more."
     )
@@ -117,7 +117,7 @@ def test_bad_rows_behind_the_sample() -> None:
     report = verify(["a.csv"], limit_seconds=0.0)
     assert report.ok and not report.complete
     with pytest.raises(RequestError) as caught:
-        prepare(report, Path("data"))
+        prepare_data(report, Path("data"))
     assert str(caught.value) == (
         "bad rows were found while a copy was made (1); data/rejected.jsonl lists them. "
         "Mend them, or leave them out with --skip-bad-rows."
@@ -127,23 +127,23 @@ def test_bad_rows_behind_the_sample() -> None:
 
 def test_all_rows_bad_or_file_damaged() -> None:
     with pytest.raises(RequestError):
-        prepare(verify([write("a.jsonl", talk("q", ""))]), Path("data"), "")
+        prepare_data(verify([write("a.jsonl", talk("q", ""))]), Path("data"), "")
     whole = gzip.compress(b"".join(json.dumps(talk(f"q{at}", "a")).encode() + b"\n" for at in range(3000)))
     Path("b.jsonl.gz").write_bytes(whole[:-500])
     with pytest.raises(RequestError, match="cannot be read to its end"):
-        prepare(verify(["b.jsonl.gz"]), Path("data"), "")
+        prepare_data(verify(["b.jsonl.gz"]), Path("data"), "")
     with pytest.raises(RequestError, match="no such file"):
-        prepare(verify([write("c.jsonl", talk("q", "a")), "d.jsonl"]), Path("data"), "")
+        prepare_data(verify([write("c.jsonl", talk("q", "a")), "d.jsonl"]), Path("data"), "")
 
 
 def test_packed_and_foreign_formats_become_messages() -> None:
     Path("a.jsonl.gz").write_bytes(gzip.compress(json.dumps(talk("q", "a")).encode()))
     preference = write("p.jsonl", {"prompt": "q", "chosen": "good", "rejected": "bad", "system": "s"})
-    given = prepare(verify(["a.jsonl.gz"]), Path("data"))
+    given = prepare_data(verify(["a.jsonl.gz"]), Path("data"))
     assert given.train == ["data/a.jsonl"] and given.rejected is None
     assert read("data/a.jsonl") == [talk("q", "a")]
     assert not Path("data/rejected.jsonl").exists()
-    given = prepare(verify([preference], task="dpo"), Path("data2"))
+    given = prepare_data(verify([preference], task="dpo"), Path("data2"))
     system = {"role": "system", "content": "s"}
     assert read(given.train[0]) == [
         {
@@ -157,7 +157,7 @@ def test_numbers_in_a_table_stay_text() -> None:
     Path("a.csv").write_text("query,response,label\n1+1,2,0\n1+2,3,1\n")
     report = verify(["a.csv"])
     assert report.files[0].copy_reason == "ms-swift would read numbers where text is meant"
-    assert read(prepare(report, Path("data")).train[0]) == [
+    assert read(prepare_data(report, Path("data")).train[0]) == [
         talk("1+1", "2") | {"label": 0},
         talk("1+2", "3") | {"label": 1},
     ]
@@ -167,7 +167,7 @@ def test_lists_in_a_table_stay_text_where_text_is_meant() -> None:
     Path("a.csv").write_text('query,response,history\nOnes?,[1],"[[""a"", ""b""]]"\nNone?,{},\n')
     assert [
         [m["content"] for m in row["messages"]]
-        for row in read(prepare(verify(["a.csv"]), Path("data")).train[0])
+        for row in read(prepare_data(verify(["a.csv"]), Path("data")).train[0])
     ] == [
         ["a", "b", "Ones?", "[1]"],
         ["None?", "{}"],
@@ -175,7 +175,7 @@ def test_lists_in_a_table_stay_text_where_text_is_meant() -> None:
     Path("b.csv").write_text(
         'prompt,chosen,rejected\nOnes?,[1],"[{""role"": ""assistant"", ""content"": ""2""}]"\n'
     )
-    (row,) = read(prepare(verify(["b.csv"], task="dpo"), Path("data")).train[0])
+    (row,) = read(prepare_data(verify(["b.csv"], task="dpo"), Path("data")).train[0])
     assert (row["messages"][-1]["content"], row["rejected_messages"][-1]["content"]) == ("[1]", "2")
 
 
@@ -190,14 +190,14 @@ def test_dates_in_a_column_stay_text() -> None:
         ]
     )
     assert report.files[0].copy_reason == 'ms-swift would read the dates in "response" as numbers'
-    assert read(prepare(report, Path("data")).train[0])[0] == talk("When?", "1999-05-01")
+    assert read(prepare_data(report, Path("data")).train[0])[0] == talk("When?", "1999-05-01")
 
 
 def test_texts_beside_lists_stay_text() -> None:
     parts = talk([{"type": "text", "text": "6 x 7?"}], "42")
     report = verify([write("a.jsonl", parts, talk("6 x 8?", "48"))])
     assert report.files[0].copy_reason == 'ms-swift would read texts like "42" in "messages" as numbers'
-    assert read(prepare(report, Path("data")).train[0]) == [talk("6 x 7?", "42"), talk("6 x 8?", "48")]
+    assert read(prepare_data(report, Path("data")).train[0]) == [talk("6 x 7?", "42"), talk("6 x 8?", "48")]
 
 
 def test_texts_beside_calls_stay_text() -> None:
@@ -210,7 +210,7 @@ def test_texts_beside_calls_stay_text() -> None:
         {"role": "assistant", "content": "true"},
     ]
     row = talk("q", "a") | {"positive_messages": [turns], "negative_messages": [turns[:1], turns]}
-    given = prepare(verify([write("a.jsonl", row)], task="embedding"), Path("data"))
+    given = prepare_data(verify([write("a.jsonl", row)], task="embedding"), Path("data"))
     (copied,) = read(given.train[0])
     lists = [*copied["positive_messages"], *copied["negative_messages"]]
     contents = ["q", '{"name": "f", "arguments": {"x": 1}}', "3", "true"]
@@ -223,7 +223,7 @@ def test_rejected_answers_become_messages() -> None:
     path = write(
         "a.jsonl", *(talk(f"q{n}", "good") | {"rejected_response": r} for n, r in enumerate(("12", turns)))
     )
-    given = prepare(verify([path], task="dpo"), Path("data"))
+    given = prepare_data(verify([path], task="dpo"), Path("data"))
     assert read(given.train[0]) == [
         talk("q0", "good") | {"rejected_messages": talk("q0", "12")["messages"]},
         talk("q1", "good") | {"rejected_messages": talk("q1", "bad")["messages"]},
@@ -236,7 +236,7 @@ def test_a_folder_becomes_one_copy() -> None:
     write("shards/test-1.jsonl", talk("t", "a"))
     report = verify(["shards"])
     assert [file.path for file in report.files] == ["shards/train-1.jsonl", "shards/train-2.jsonl"]
-    given = prepare(report, Path("data"), "50%")
+    given = prepare_data(report, Path("data"), "50%")
     assert given.train == ["data/shards.jsonl"]
     assert read("data/shards.jsonl") == [talk("q1", "a"), talk("q3", "a")]
 
@@ -245,7 +245,7 @@ def test_copies_of_the_same_name() -> None:
     for folder in ("one", "two"):
         Path(folder).mkdir()
         Path(folder, "a.csv").write_text(f"query,response\nq,{folder}\n")
-    given = prepare(verify(["one/a.csv", "two/a.csv"]), Path("data"))
+    given = prepare_data(verify(["one/a.csv", "two/a.csv"]), Path("data"))
     assert given.train == ["data/a.jsonl", "data/a-2.jsonl"]
     assert read("data/a-2.jsonl") == [talk("q", "two")]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from swift_toolkit.dataset.lengths import Lengths, counts
+from swift_toolkit.dataset.lengths import Lengths, token_counts
 from swift_toolkit.dataset.verify import MARKS_OF_A_MESSAGE, verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,5 +82,5 @@ def test_without_a_tokenizer_four_bytes_are_a_token(tmp_path: Path) -> None:
 
 
 def test_what_a_text_is_made_of() -> None:
-    assert counts("ab c1;é你") == (4, 2, 5)
+    assert token_counts("ab c1;é你") == (4, 2, 5)
     assert Lengths(1.0, 10.0, 100.0, 0.5).of_texts(["ab1", "é"]) == 213

@@ -22,7 +22,8 @@ from swift_toolkit.dataset import verify as dataset_verify
 from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.reading import json_text
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES
-from swift_toolkit.dataset.scan import part, pool, sample
+from swift_toolkit.dataset.scan import part as part_module
+from swift_toolkit.dataset.scan import pool, sample
 from swift_toolkit.dataset.scan import rows as scan_rows
 from swift_toolkit.dataset.scan import tally as scan_tally
 from swift_toolkit.dataset.scan.part import find_part
@@ -283,7 +284,7 @@ def test_a_damaged_image_header() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_columns_that_change_late(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    for module in (part, scan_rows):
+    for module in (part_module, scan_rows):
         monkeypatch.setattr(module, "HEAD_BYTES", 50_000)
     monkeypatch.setattr(json_text, "BLOCK_BYTES", 10_000)
     rows = [row | {"id": at} for at, row in enumerate(many_rows(1000))]

@@ -11,7 +11,7 @@ from swift_toolkit.machine import failure
 
 SUMMARY = """
 ============================================================
-swift_toolkit.training.worker FAILED
+swift_toolkit.training.process.worker FAILED
 ------------------------------------------------------------
 Failures:
 [1]:

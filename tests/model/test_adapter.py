@@ -12,7 +12,7 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from swift_toolkit.model.adapter import OWN_BASE, adapter_fit
+from swift_toolkit.model.checkpoints.adapter import OWN_BASE, adapter_fit
 from tests.adapters import make_adapter
 
 PREFIX = "base_model.model.model.layers"

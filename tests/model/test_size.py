@@ -38,22 +38,22 @@ from swift_toolkit.model import size
     ],
 )
 def test_sizes_by_name(name: str, billions: float) -> None:
-    shape = size.find(name)
+    shape = size.find_shape(name)
     assert shape is not None
     assert shape.parameters == pytest.approx(billions * 1e9)
 
 
 @pytest.mark.parametrize("name", ["owner/no-size-here", "owner/v2.5-chat", "owner/model-2b2"])
 def test_names_that_tell_no_size(name: str) -> None:
-    assert size.find(name) is None
+    assert size.find_shape(name) is None
 
 
 def test_what_else_a_name_tells() -> None:
-    moe = size.find("Qwen/Qwen3-30B-A3B")
+    moe = size.find_shape("Qwen/Qwen3-30B-A3B")
     assert moe is not None
     assert moe.text.hidden == 2048  # as that of a dense model of 3B
     assert moe.experts > 0.8 * moe.parameters
-    sees = size.find("Qwen/Qwen2.5-VL-7B-Instruct-AWQ")
+    sees = size.find_shape("Qwen/Qwen2.5-VL-7B-Instruct-AWQ")
     assert sees is not None
     assert sees.encoder is not None
     assert 0.6e9 < sees.encoder_parameters < 0.7e9
@@ -83,7 +83,7 @@ QWEN2_VL_2B = {
 )
 def test_weights_counted_from_a_config(config: dict[str, object], billions: float, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shape = size.find(str(tmp_path))
+    shape = size.find_shape(str(tmp_path))
     assert shape is not None
     assert shape.parameters == pytest.approx(billions * 1e9, rel=0.02)
     assert shape.source == "config.json"
@@ -95,14 +95,14 @@ def test_the_parts_of_a_multimodal_config(tmp_path: Path) -> None:
               "image_size": 336, "patch_size": 14}  # fmt: skip
     config = {"text_config": text, "vision_config": vision, "vocab_size": 32064}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shape = size.find(str(tmp_path))
+    shape = size.find_shape(str(tmp_path))
     assert shape is not None
     assert (shape.vocabulary, shape.text.hidden, shape.patches) == (32064, 4096, 576)
     assert shape.encoder == model_shape.Stack(24, 1024, 4096, 1024, 1024, 16, gated=False)
 
 
 def test_the_files_of_weights_are_the_measure_where_they_are(tiny_model: Path) -> None:
-    shape = size.find(str(tiny_model))
+    shape = size.find_shape(str(tiny_model))
     assert shape is not None
     stored = (tiny_model / "model.safetensors").stat().st_size
     assert shape.parameters == stored // 4  # float32
@@ -113,7 +113,7 @@ def test_a_snapshot_in_a_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(QWEN3_8B))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    shape = size.find("owner/some-model")
+    shape = size.find_shape("owner/some-model")
     assert shape is not None
     assert shape.text.layers == 36
 
@@ -123,7 +123,7 @@ def test_a_snapshot_in_a_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_a_config_that_tells_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert size.find(str(tmp_path)) is None
+    assert size.find_shape(str(tmp_path)) is None
 
 
 _ODD = some.one_of(

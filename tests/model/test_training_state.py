@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.model import pickled, training_state
+from swift_toolkit.model.checkpoints import pickled, training_state
 from tests.training_checkpoints import write_checkpoint
 
 
@@ -31,7 +31,7 @@ def checkpoint(written: Path, tmp_path: Path) -> Path:
 
 
 def messages(path: Path, every_byte: bool = True) -> list[str]:
-    return [str(problem) for problem in training_state.problems(path, every_byte)]
+    return [str(problem) for problem in training_state.training_state_problems(path, every_byte)]
 
 
 NEEDED = [

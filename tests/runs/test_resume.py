@@ -15,13 +15,13 @@ import pytest
 
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Setting, Source
-from swift_toolkit.model import training_state
+from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.problems import RequestError
 from swift_toolkit.runs import lock, resume
 from tests.training_checkpoints import write_checkpoint
 
 RUN = "v0-20260101-000000"
-REQUEST = resume.Request(
+REQUEST = resume.StoredRequest(
     config="/c.json",
     given={"learning_rate": "1e-4", "save_steps": "2", "model": "m"},
     automatic=("gradient_checkpointing",),
@@ -43,8 +43,8 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def found(place: Path, wanted: resume.Request | None = None) -> resume.ResumePoint:
-    point = resume.find(place, wanted)
+def found(place: Path, wanted: resume.StoredRequest | None = None) -> resume.ResumePoint:
+    point = resume.find_resumable(place, wanted)
     assert point is not None
     return point
 
@@ -71,12 +71,12 @@ def test_an_earlier_checkpoint_begins_a_new_run(run: Path) -> None:
 
 def test_a_torn_checkpoint_that_is_named(run: Path) -> None:
     with pytest.raises(RequestError, match=r"checkpoint-3 is not whole: there is no trainer_state\.json"):
-        resume.find(run / "checkpoint-3")
+        resume.find_resumable(run / "checkpoint-3")
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert resume.find(tmp_path) is None
-    assert resume.find(tmp_path / "never made") is None
+    assert resume.find_resumable(tmp_path) is None
+    assert resume.find_resumable(tmp_path / "never made") is None
 
 
 def test_a_run_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_run_that_saved_the_model_only(run: Path) -> None:
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             (run / f"checkpoint-{step}" / name).unlink(missing_ok=True)
     with pytest.raises(RequestError, match=r"checkpoint-2 was saved with save_only_model"):
-        resume.find(run)
+        resume.find_resumable(run)
 
 
 def test_of_several_runs_the_one_of_this_config(run: Path) -> None:
@@ -178,11 +178,11 @@ def test_the_curves_end_at_the_checkpoint(run: Path) -> None:
 def test_two_runs_cannot_have_one_directory(tmp_path: Path) -> None:
     said: list[str] = []
     with lock.held(tmp_path, said.append):
-        (problem,) = lock.problems(tmp_path)
+        (problem,) = lock.lock_problems(tmp_path)
         assert f"is in use by process {os.getpid()} on {socket.gethostname()}, since " in str(problem)
         with pytest.raises(RequestError, match="is in use by process"), lock.held(tmp_path, said.append):
             pytest.fail("got in")
-    assert not list(lock.problems(tmp_path))
+    assert not list(lock.lock_problems(tmp_path))
     assert said == []
 
 
@@ -194,10 +194,10 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    assert list(lock.problems(tmp_path))
+    assert list(lock.lock_problems(tmp_path))
     holder.kill()
     holder.wait()
-    assert not list(lock.problems(tmp_path))
+    assert not list(lock.lock_problems(tmp_path))
     said: list[str] = []
     with lock.held(tmp_path, said.append):
         assert said == [

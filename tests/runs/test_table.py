@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit import __main__ as toolkit
+from swift_toolkit import __main__
 from swift_toolkit.runs import lock, resume, table
 from tests.training_checkpoints import write_checkpoint
 
@@ -21,7 +21,7 @@ GIVEN = {"model": "/models/tiny", "tuner_type": "lora", "dataset": "/data/a.json
 def make_run(directory: Path, step: int = 0, max_steps: int = 4, status: str | None = None) -> Path:
     """A run that came to ``step`` and saved there."""
     directory.mkdir(parents=True)
-    resume.Request(None, GIVEN, (), {}, "m", 1, 16).write(directory)
+    resume.StoredRequest(None, GIVEN, (), {}, "m", 1, 16).write(directory)
     if step:
         write_checkpoint(directory / f"checkpoint-{step}")
         lines = [{"loss": 1 / at, "global_step/max_steps": f"{at}/{max_steps}"} for at in range(1, step + 1)]
@@ -41,7 +41,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def listed(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    assert toolkit.main(["runs", *map(str, words), "--json"]) == 0
+    assert __main__.main(["runs", *map(str, words), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -70,7 +70,7 @@ def test_every_run_with_its_state(output: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_table(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert toolkit.main(["runs", str(output)]) == 0
+    assert __main__.main(["runs", str(output)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["started", "run", "model", "tuner", "data", "steps", "best", "loss", "state"]
     assert [line[-2:] for line in lines[1:]] == [
@@ -111,13 +111,13 @@ def test_what_nothing_needs_goes_only_with_yes(output: Path, capsys: pytest.Capt
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert toolkit.main(["runs", str(tmp_path / "no")]) == 2
-    assert toolkit.main(["runs", str(tmp_path), "--yes"]) == 2
+    assert __main__.main(["runs", str(tmp_path / "no")]) == 2
+    assert __main__.main(["runs", str(tmp_path), "--yes"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/no is not a directory. Name the output directory of runs.",
         '"--yes" goes with --clean. Add that, or remove it.',
     ]
-    assert toolkit.main(["runs", str(tmp_path)]) == 0
+    assert __main__.main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().err == f"No run below {tmp_path}.\n"
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_toolkit.inference.stop_text import StopText
-from swift_toolkit.serving.answer import Form, Usage, text_logprobs
-from swift_toolkit.serving.fields import CHAT, COMPLETIONS, EMBEDDINGS
-from swift_toolkit.serving.request import Request, Sampling
+from swift_toolkit.serving.api.answer import Form, Usage, text_logprobs
+from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS
+from swift_toolkit.serving.api.request import ApiRequest, Sampling
 
 LETTERS = st.text("ab", max_size=12)
 
@@ -46,7 +46,7 @@ def test_nothing_is_held_back_that_no_stop_text_can_begin_with() -> None:
 
 
 def form(path: str, **more: Any) -> Form:
-    request = Request(path=path, model="one", conversations=(), sampling=Sampling(stop=("END",)), **more)
+    request = ApiRequest(path=path, model="one", conversations=(), sampling=Sampling(stop=("END",)), **more)
     return Form(request, with_tools=False, id="x", created=5)
 
 

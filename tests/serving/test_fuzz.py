@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from deploy_model import ModelDeployer
-from swift_toolkit.serving import fields
+from swift_toolkit.serving.api import fields
 from tests.adapters import make_adapter
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from swift_toolkit.serving import gateway
-from swift_toolkit.serving.gateway import Event, Exchange, Gateway, Policy
+from swift_toolkit.serving.api.request import ApiError, ApiRequest, Facts, Limits
+from swift_toolkit.serving.gateway import AnswerEvent, Exchange, Gateway, Policy
 from swift_toolkit.serving.metrics import Metrics
-from swift_toolkit.serving.request import ApiError, Facts, Limits, Request
 
 ASKED = {"model": "one", "messages": [{"role": "user", "content": "Hi"}]}
 OPEN = Policy(key=None, limits=Limits())
@@ -26,7 +26,9 @@ class Engine:
     models: Mapping[str, Any] = {"one": 1}
     facts = Facts()
 
-    async def answer(self, request: Request, one: Exchange) -> Event | AsyncGenerator[Event, None]:
+    async def answer(
+        self, request: ApiRequest, one: Exchange
+    ) -> AnswerEvent | AsyncGenerator[AnswerEvent, None]:
         said = request.conversations[0].messages[0]["content"]
         if said == "too long":
             raise ApiError(400, "Too long.", "messages", "context_length_exceeded")
@@ -36,7 +38,7 @@ class Engine:
             await asyncio.sleep(60)
         return self._pieces(said) if request.stream else {"said": said}
 
-    async def _pieces(self, said: str) -> AsyncGenerator[Event, None]:
+    async def _pieces(self, said: str) -> AsyncGenerator[AnswerEvent, None]:
         yield {"choices": []}
         if said == "break later":
             raise RuntimeError("a secret of the request")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.serving import media
-from swift_toolkit.serving.media import MediaStore, fetch, is_public
-from swift_toolkit.serving.request import ApiError, Limits, Media
+from swift_toolkit.serving.api import media
+from swift_toolkit.serving.api.media import MediaStore, fetch, is_public
+from swift_toolkit.serving.api.request import ApiError, Limits, Media
 
 ROUTES: dict[str, Any] = {}
 

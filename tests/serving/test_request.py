@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit.serving import fields
-from swift_toolkit.serving import request as serving_request
-from swift_toolkit.serving.fields import CHAT, COMPLETIONS, EMBEDDINGS
-from swift_toolkit.serving.request import ApiError, Conversation, Facts, Limits, Request
+from swift_toolkit.serving.api import fields
+from swift_toolkit.serving.api import request as api_request
+from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS
+from swift_toolkit.serving.api.request import ApiError, ApiRequest, Conversation, Facts, Limits
 
 LIMITS = Limits(max_tokens=100)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -24,8 +24,8 @@ SEES = Facts(multimodal=True)
 NAMES = ["one", "two"]
 
 
-def check(path: str, limits: Limits = LIMITS, facts: Facts = SEES, **body: Any) -> Request:
-    return serving_request.check(path, {"model": "one", **body}, NAMES, limits, facts)
+def check(path: str, limits: Limits = LIMITS, facts: Facts = SEES, **body: Any) -> ApiRequest:
+    return api_request.check_request(path, {"model": "one", **body}, NAMES, limits, facts)
 
 
 def chat(limits: Limits = LIMITS, facts: Facts = SEES, **body: Any) -> Conversation:
@@ -70,14 +70,14 @@ DEEP = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {
 )  # fmt: skip
 def test_a_body_that_is_not_a_request(body: bytes, message: str) -> None:
     with pytest.raises(ApiError) as caught:
-        serving_request.parse(body)
+        api_request.parse(body)
     assert caught.value.message == message
 
 
 def test_the_model_must_be_there() -> None:
-    assert serving_request.check_model({"model": "one"}, NAMES) == "one"
+    assert api_request.check_model({"model": "one"}, NAMES) == "one"
     with pytest.raises(ApiError) as caught:
-        serving_request.check_model({"model": "c"}, NAMES)
+        api_request.check_model({"model": "c"}, NAMES)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
     assert caught.value.message == 'There is no model "c" here. There is one, two.'
 
@@ -170,14 +170,14 @@ def test_a_field_that_asks_for_nothing_is_taken_everywhere() -> None:
             if endpoint not in one.endpoints or one.name in ("model", "messages", "prompt", "input"):
                 continue
             for value in one.neutral:
-                for backend in fields.BACKENDS:
+                for backend in fields.FIELD_BACKENDS:
                     assert not list(fields.field_faults({one.name: value}, path, backend)), one.name
 
 
 def test_the_documentation_says_what_the_table_says() -> None:
     written = Path(__file__).resolve().parents[2] / "docs/openai_fields.md"
     assert written.read_text(encoding="utf-8") == fields.as_markdown(), (
-        "run python -m swift_toolkit.serving.fields"
+        "run python -m swift_toolkit.serving.api.fields"
     )
 
 
@@ -341,7 +341,7 @@ FIELD_NAMES = [one.name for one in fields.FIELDS if one.name != "model"]
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     st.dictionaries(st.sampled_from(FIELD_NAMES) | st.text(max_size=8), JSON),
-    st.sampled_from(fields.BACKENDS),
+    st.sampled_from(fields.FIELD_BACKENDS),
 )
 def test_any_request_is_taken_or_refused(body: dict[str, Any], backend: str) -> None:
     for path in fields.ENDPOINTS:

@@ -30,7 +30,7 @@ import psutil
 import pytest
 
 from deploy_model import ModelDeployer
-from swift_toolkit.serving import batches as serving_batches
+from swift_toolkit.serving.engine import batches as engine_batches
 from tests.adapters import make_adapter
 
 pytestmark = pytest.mark.slow
@@ -230,10 +230,10 @@ class Worker:
 def test_requests_that_come_one_after_the_other_are_answered_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving_batches, "GATHER_SECONDS", 0.5)  # the machine may be busy
-    monkeypatch.setattr(serving_batches, "GATHER_AT_MOST", 30)
+    monkeypatch.setattr(engine_batches, "GATHER_SECONDS", 0.5)  # the machine may be busy
+    monkeypatch.setattr(engine_batches, "GATHER_AT_MOST", 30)
     worker = Worker()
-    batches = serving_batches.Batches(worker, SimpleNamespace(prepare_generate_kwargs=None))
+    batches = engine_batches.Batches(worker, SimpleNamespace(prepare_generate_kwargs=None))
 
     def come() -> None:
         for number in range(8):

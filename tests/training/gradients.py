@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.machine import msswift
-from swift_toolkit.training import hooks
+from swift_toolkit.training.process import hooks
 
 
 def main(request: dict[str, Any]) -> None:

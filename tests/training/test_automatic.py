@@ -15,7 +15,7 @@ from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.report import DataReport
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.training import automatic as training_automatic
-from swift_toolkit.training import batch as training_batch
+from swift_toolkit.training.batches import batch as batches_batch
 from swift_toolkit.training.launch import Cluster
 from swift_toolkit.training.plan import TrainingPlan
 
@@ -270,7 +270,7 @@ def test_an_effective_batch_of_64(
     settings: dict[str, Any], device: machine_device.Device, batch: int, steps: int, installed: set[str]
 ) -> None:
     request = config(effective_batch_size="64", gradient_checkpointing=True, **settings)
-    assert list(training_batch.problems(request, device.count)) == []
+    assert list(batches_batch.batch_problems(request, device.count)) == []
     training_automatic.fill_automatic(planned(request, device, data(800, 200)))
     assert request.get("per_device_train_batch_size", 1) == batch
     assert request.get("gradient_accumulation_steps") == steps
@@ -312,7 +312,7 @@ def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
     ],
 )
 def test_an_effective_batch_that_cannot_be(wish: int, settings: dict[str, Any], problem: str | None) -> None:
-    found = training_batch.problems(config(effective_batch_size=wish, **settings), 4)
+    found = batches_batch.batch_problems(config(effective_batch_size=wish, **settings), 4)
     assert [str(one) for one in found] == ([problem] if problem else [])
 
 
@@ -405,14 +405,14 @@ def test_batch_and_steps_of_100_rows(settings: dict[str, Any], effective: int, s
     request = config(**{"num_train_epochs": 2.5, **settings})
     assert planned(request, CPU).batch.effective == effective
     batch = planned(request, CPU).batch
-    assert training_batch.step_count(request, batch, 100) == steps
-    assert training_batch.step_count(request, batch, None) == settings.get("max_steps")
+    assert batches_batch.step_count(request, batch, 100) == steps
+    assert batches_batch.step_count(request, batch, None) == settings.get("max_steps")
 
 
 def test_processes_that_share_a_row_count_once() -> None:
     request = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, sequence_parallel_size=4)
     assert planned(request, gpus(8)).batch.effective == 12
-    assert training_batch.step_count(request, planned(request, gpus(8)).batch, 100) == 27  # 3 × 9
+    assert batches_batch.step_count(request, planned(request, gpus(8)).batch, 100) == 27  # 3 × 9
 
 
 def test_waiting_threads_soon_sleep_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

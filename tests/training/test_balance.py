@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_toolkit.machine.msswift import installed
-from swift_toolkit.training import balance
+from swift_toolkit.training.batches import balance
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,11 +13,11 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.record import Interrupted
 from swift_toolkit.training import events
 from swift_toolkit.training.ending import Ending
-from swift_toolkit.training.events import Begin, Checkpoint, Done, End, Failed, Log, RunState, Step, fold
+from swift_toolkit.training.events import Begin, CheckpointSaved, Done, End, Failed, Log, RunState, Step, fold
 from tests.training.test_automatic import CPU, config, planned
 
 
-def state_after(*reported: events.Event) -> RunState:
+def state_after(*reported: events.RunEvent) -> RunState:
     """The state after these events went through the pipe as JSON."""
     state = RunState()
     for event in reported:
@@ -31,13 +31,13 @@ BEGUN = (events.Importing(pid=7), events.Loading(), Begin(step=0, max_steps=4, b
 def test_the_state_of_a_run() -> None:
     logs = [Log(step=n, memory=n % 3, logs={"loss": loss, "epoch": 1}) for n, loss in enumerate((3, 1, 2), 1)]
     validated = Log(step=3, memory=0, logs={"eval_loss": 1.5})
-    saved = Checkpoint(step=3, checkpoint="c-3", best="c-3")
+    saved = CheckpointSaved(step=3, checkpoint="c-3", best="c-3")
     state = state_after(*BEGUN, *logs, validated, saved, Step(step=4), End(step=4, time=12.5))
     assert (state.pid, state.steps, state.max_steps, state.memory) == (7, 4, 4, 2)
     assert (state.begun, state.ended, state.last, state.best) == (10.0, 12.5, "c-3", "c-3")
     assert state.losses == {"last": 2, "least": 1, "least_eval": 1.5}
     assert state.metrics == {"loss": 2, "epoch": 1, "eval_loss": 1.5}
-    later = fold(state, Checkpoint(step=4, checkpoint="c-4"))
+    later = fold(state, CheckpointSaved(step=4, checkpoint="c-4"))
     assert (later.last, later.best) == ("c-4", "c-3")
     assert state.last == "c-3"  # a state does not change
 
@@ -48,7 +48,7 @@ def test_what_json_does_not_know_becomes_text() -> None:
     assert done.train_dataset == {"path": "a"}
 
 
-def ending(*reported: events.Event, exit_status: int = 0, **more: Any) -> Ending:
+def ending(*reported: events.RunEvent, exit_status: int = 0, **more: Any) -> Ending:
     state, run = state_after(*BEGUN, *reported), Path("run")
     log = run / "train.log"
     return Ending(state=state, exit_status=exit_status, directory=run, log=log, started=0, **more)
@@ -93,14 +93,14 @@ def raised(end: Ending) -> BaseException:
 
 
 def test_a_signal_to_the_training_process_is_an_interrupt() -> None:
-    error = raised(ending(Checkpoint(step=2, checkpoint="c-2"), Done(global_step=2, stopped=True)))
+    error = raised(ending(CheckpointSaved(step=2, checkpoint="c-2"), Done(global_step=2, stopped=True)))
     assert isinstance(error, Interrupted)
     assert isinstance(error.cause, Terminated)  # exit status 143
     assert (error.result.status, error.result.steps) == ("stopped", 2)
 
 
 def test_a_run_that_ends_too_early_without_a_reason_failed() -> None:
-    error = raised(ending(Checkpoint(step=2, checkpoint="c-2"), Done(global_step=2)))
+    error = raised(ending(CheckpointSaved(step=2, checkpoint="c-2"), Done(global_step=2)))
     assert isinstance(error, RunError)
     assert str(error).splitlines() == [
         "Training failed: it ended at step 2 of 4, and nothing asked for that. Full log: run/train.log",

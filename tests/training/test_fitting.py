@@ -11,7 +11,7 @@ import pytest
 from swift_toolkit.machine.device import GIB
 from swift_toolkit.model import size as model_size
 from swift_toolkit.training.memory import fitting
-from swift_toolkit.training.memory.run import Rows, Run
+from swift_toolkit.training.memory.run import MemoryRun, Rows
 from tests.training.test_memory import ROWS, SHAPE
 
 
@@ -22,9 +22,11 @@ def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "deepspeed" or find(name))
 
 
-def run(gib: float, world: int = 1, rows: Rows = ROWS, **settings: Any) -> Run:
+def run(gib: float, world: int = 1, rows: Rows = ROWS, **settings: Any) -> MemoryRun:
     assert SHAPE is not None
-    return Run({"torch_dtype": "bfloat16", **settings}, SHAPE, rows, "cuda", world, world, int(gib * GIB))
+    return MemoryRun(
+        {"torch_dtype": "bfloat16", **settings}, SHAPE, rows, "cuda", world, world, int(gib * GIB)
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,8 +56,8 @@ def test_the_word(size: float, device: float, word: str) -> None:
         (run(16, 1, tuner_type="full"), "--deepspeed zero3_offload"),
     ],
 )
-def test_the_smallest_change_that_fits(request_: Run, flags: str) -> None:
-    verdict = fitting.judge(request_)
+def test_the_smallest_change_that_fits(request_: MemoryRun, flags: str) -> None:
+    verdict = fitting.judge_memory(request_)
     assert verdict.word == "does not fit"
     assert str(verdict.saving) == flags
     assert verdict.saving is not None
@@ -63,22 +65,22 @@ def test_the_smallest_change_that_fits(request_: Run, flags: str) -> None:
 
 
 def test_quantised_weights_are_not_divided() -> None:
-    shape = model_size.find("Qwen/Qwen2.5-72B-Instruct")
+    shape = model_size.find_shape("Qwen/Qwen2.5-72B-Instruct")
     assert shape is not None
     settings = {"torch_dtype": "bfloat16"}
-    large = Run(settings, shape, ROWS, "cuda", 8, 8, 32 * GIB)
-    assert str(fitting.judge(large).saving) == "--deepspeed zero3"
-    assert str(fitting.judge(replace(large, device_bytes=48 * GIB)).saving) == "--train_type qlora"
+    large = MemoryRun(settings, shape, ROWS, "cuda", 8, 8, 32 * GIB)
+    assert str(fitting.judge_memory(large).saving) == "--deepspeed zero3"
+    assert str(fitting.judge_memory(replace(large, device_bytes=48 * GIB)).saving) == "--train_type qlora"
 
 
 def test_nothing_that_fits() -> None:
-    verdict = fitting.judge(run(2))
+    verdict = fitting.judge_memory(run(2))
     assert (verdict.word, verdict.saving) == ("does not fit", None)
     assert [line for name, line in verdict.lines() if name == "would fit"] == ["only with more memory"]
 
 
 def test_what_is_said_of_rows_that_are_not_here() -> None:
-    lines = dict(fitting.judge(run(24, rows=Rows(), max_length=8192)).lines())
+    lines = dict(fitting.judge_memory(run(24, rows=Rows(), max_length=8192)).lines())
     assert lines["memory"].startswith("about 18.0 GiB of 24.0 GiB a device, fits: weights 14.2, ")
     assert lines[""].startswith(
         "at the peak of training, assuming rows of 1,024 tokens, because the data is not on this machine; "
@@ -87,7 +89,7 @@ def test_what_is_said_of_rows_that_are_not_here() -> None:
 
 
 def test_an_unknown_model() -> None:
-    verdict = fitting.judge(None)
+    verdict = fitting.judge_memory(None)
     assert verdict.as_dict() == {"verdict": "unknown"}
     assert list(verdict.lines()) == [
         ("memory", "unknown: neither a config.json nor the model's name says how large it is")
@@ -95,7 +97,7 @@ def test_an_unknown_model() -> None:
 
 
 def test_as_plain_data() -> None:
-    told = fitting.judge(run(24)).as_dict()
+    told = fitting.judge_memory(run(24)).as_dict()
     assert (told["verdict"], told["device"], told["advice"]) == ("fits", 24 * GIB, None)
     assert told["estimate"] == sum(told["parts"].values())
     assert told["rows"] == {"longest": 1000, "longest_val": 1000, "mean": 200, "seen": True}

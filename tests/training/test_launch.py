@@ -19,7 +19,7 @@ from swift_toolkit.training import launch
 from swift_toolkit.training.launch import Launch, LaunchRequest
 from tests.training.test_automatic import CPU, TWO_GPUS, config, machine, planned
 
-TRAINING = ["-m", "swift_toolkit.training.worker"]
+TRAINING = ["-m", "swift_toolkit.training.process.worker"]
 RUN = [sys.executable, "-m", "torch.distributed.run"]
 ONE = [sys.executable, *TRAINING]
 

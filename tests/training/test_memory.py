@@ -13,29 +13,29 @@ from swift_toolkit.machine.device import GIB, Device
 from swift_toolkit.model import size
 from swift_toolkit.training.memory import activations, estimate
 from swift_toolkit.training.memory.estimate import Estimate
-from swift_toolkit.training.memory.run import Rows, Run
+from swift_toolkit.training.memory.run import MemoryRun, Rows
 from swift_toolkit.training.preflight import check_data
 from tests.training.test_automatic import planned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import memory_estimate
 
-SHAPE = size.find("Qwen/Qwen2.5-7B-Instruct")
+SHAPE = size.find_shape("Qwen/Qwen2.5-7B-Instruct")
 assert SHAPE is not None
 WEIGHTS = SHAPE.parameters
 ROWS = Rows(1000, 200, 1000, seen=True)
 
 
-def run(world: int = 1, devices: int = 1, rows: Rows = ROWS, **settings: Any) -> Run:
+def run(world: int = 1, devices: int = 1, rows: Rows = ROWS, **settings: Any) -> MemoryRun:
     assert SHAPE is not None
-    return Run({"torch_dtype": "bfloat16", **settings}, SHAPE, rows, devices=devices, world=world)
+    return MemoryRun({"torch_dtype": "bfloat16", **settings}, SHAPE, rows, devices=devices, world=world)
 
 
-def parts(request: Run) -> dict[str, int]:
+def parts(request: MemoryRun) -> dict[str, int]:
     return dict(estimate.estimate(request).parts)
 
 
-def total(request: Run) -> float:
+def total(request: MemoryRun) -> float:
     return estimate.estimate(request).total / GIB
 
 
@@ -199,21 +199,21 @@ def test_eager_attention_keeps_scores() -> None:
 
 
 def test_a_vision_part_frozen_and_trained() -> None:
-    shape = size.find("Qwen/Qwen2.5-VL-7B-Instruct")
+    shape = size.find_shape("Qwen/Qwen2.5-VL-7B-Instruct")
     assert shape is not None
     rows = Rows(1000, 200, 1000, images=1, seen=True)
-    base = Run({"torch_dtype": "bfloat16", "tuner_type": "full"}, shape, rows)
+    base = MemoryRun({"torch_dtype": "bfloat16", "tuner_type": "full"}, shape, rows)
     frozen, trained = (estimate.estimate(base.but(freeze_vit=on)).parts for on in (True, False))
     assert trained["gradients"] - frozen["gradients"] == 2 * shape.encoder_parameters
     assert trained["activations"] > frozen["activations"]
-    text = estimate.estimate(Run(base.settings, shape, ROWS))
+    text = estimate.estimate(MemoryRun(base.settings, shape, ROWS))
     assert text.tokens < estimate.estimate(base).tokens
 
 
 def test_image_limits_are_ms_swifts_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = size.find("Qwen/Qwen2.5-VL-7B-Instruct")
+    shape = size.find_shape("Qwen/Qwen2.5-VL-7B-Instruct")
     assert shape is not None
-    request = Run({}, shape, Rows(images=1))
+    request = MemoryRun({}, shape, Rows(images=1))
     assert activations.image_tokens(request) == 1280
     monkeypatch.setenv("MAX_PIXELS", str(28 * 28 * 100))
     assert activations.image_tokens(request) == 100
@@ -224,7 +224,7 @@ def test_image_limits_are_ms_swifts_own(monkeypatch: pytest.MonkeyPatch) -> None
 def test_vllm_takes_its_share_of_the_device() -> None:
     assert SHAPE is not None
     settings = {"command": "rlhf", "rlhf_type": "grpo", "use_vllm": True, "vllm_mode": "colocate"}
-    request = Run({**settings, "vllm_gpu_memory_utilization": 0.5}, SHAPE, ROWS, device_bytes=80 * GIB)
+    request = MemoryRun({**settings, "vllm_gpu_memory_utilization": 0.5}, SHAPE, ROWS, device_bytes=80 * GIB)
     assert parts(request)["generation"] == 40 * GIB
     asleep = parts(request.but(sleep_level=1))
     assert asleep["generation"] + asleep["activations"] + asleep["logits"] == pytest.approx(40 * GIB)

@@ -17,8 +17,9 @@ from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import RequestError
-from swift_toolkit.training import automatic, padding
-from swift_toolkit.training.batch import Batch
+from swift_toolkit.training import automatic
+from swift_toolkit.training.batches import padding
+from swift_toolkit.training.batches.batch import Batch
 from swift_toolkit.training.plan import TrainingPlan
 
 CPU = Device("cpu", memory=24 << 30)

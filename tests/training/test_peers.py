@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from swift_toolkit.training import peers
-from swift_toolkit.training.peers import Peers, Request
+from swift_toolkit.training.process import peers
+from swift_toolkit.training.process.peers import PeerRequest, Peers
 
-FIRST = Request(
+FIRST = PeerRequest(
     node="node 0 (a)",
     given={"learning_rate": "0.0001", "max_steps": "10"},
     automatic={"gradient_checkpointing": ["--gradient_checkpointing=false"]},

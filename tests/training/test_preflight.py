@@ -17,7 +17,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def problems(**settings: Any) -> list[str]:
     config = load_config({"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "a/b", **settings})
-    return [str(problem) for problem in preflight.check(config)]
+    return [str(problem) for problem in preflight.check_files(config)]
 
 
 def test_a_hub_model_is_left_to_ms_swift() -> None:

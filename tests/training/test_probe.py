@@ -31,7 +31,7 @@ def rows(path: Path, *lengths: int) -> str:
 def prepared(folder: Path, processes: int = 1, **settings: Any) -> tuple[Config, list[int], list[int]]:
     """The settings of the step, and the words of the answers in its training and validation data."""
     request = load_config({"model": "Qwen/Qwen2.5-7B", **settings})
-    made = probe.prepare(request, preflight.check_data(request), folder / "probe", processes)
+    made = probe.prepare_probe(request, preflight.check_data(request), folder / "probe", processes)
 
     def words(name: str) -> list[int]:
         files = [Path(path) for path in made.get(name, [])]
@@ -73,7 +73,9 @@ def test_rows_that_are_split_off_are_validated_with(tmp_path: Path) -> None:
 
 def test_what_cannot_be_tried() -> None:
     request = load_config({"model": "Qwen/Qwen2.5-7B", "dataset": "owner/data"})
-    found = [str(problem) for problem in probe.problems(preflight.check_data(request), Cluster(nodes=2))]
+    found = [
+        str(problem) for problem in probe.probe_problems(preflight.check_data(request), Cluster(nodes=2))
+    ]
     assert found == [
         '"--probe" cannot know the longest rows of "owner/data", which is not on this machine. Download it.',
         '"--probe" starts a run of its own, on one machine. Try one machine alone first.',

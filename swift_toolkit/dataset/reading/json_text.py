@@ -14,7 +14,7 @@ from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, MAX_ROW_BYTES, Ch
 
 CUT_OFF = "row is cut off"
 
-Rows = list[tuple[int, bytes]]
+JsonRows = list[tuple[int, bytes]]
 """Rows as JSON, none with a line end inside, each with the line it starts on, counted from 1."""
 
 # One row a line
@@ -56,7 +56,7 @@ def lines_of(data: bytes) -> list[bytes]:
     return lines
 
 
-def rows_of_lines(data: bytes) -> Rows:
+def rows_of_lines(data: bytes) -> JsonRows:
     """The lines that hold something."""
     if not data or data.isspace():
         return []
@@ -181,7 +181,7 @@ def as_array(data: bytes, last: bool) -> bytes:
     return b"[" + body[1:] + (b"" if last else b"]")
 
 
-def rows_of_items(chunk: Chunk) -> Rows | None:
+def rows_of_items(chunk: Chunk) -> JsonRows | None:
     """The items of a chunk as lines, None if it does not hold whole items."""
     import msgspec
 
@@ -189,7 +189,7 @@ def rows_of_items(chunk: Chunk) -> Rows | None:
         items = msgspec.json.decode(as_array(*chunk), type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    out: Rows = []
+    out: JsonRows = []
     line, at = 1, 0
     for item in map(bytes, items):
         place = chunk.data.find(item, at)

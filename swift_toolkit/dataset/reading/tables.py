@@ -158,7 +158,7 @@ def fields_of(data: bytes, header: Sequence[str], separator: str) -> Fields:
         FlawError: a line is too long.
         _csv.Error: a quote is not closed.
     """
-    if data.isspace():
+    if data.isspace() and separator.encode() not in data:  # a row of empty cells may be tabs alone
         return []
     return list(_fields(io.StringIO(data.decode(), newline=""), header, separator))
 

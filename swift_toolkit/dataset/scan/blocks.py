@@ -12,7 +12,7 @@ from typing import Protocol
 
 from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.reading.json_text import (
-    Rows,
+    JsonRows,
     as_array,
     decode_line,
     records_of_items,
@@ -82,7 +82,7 @@ class LineBlock:
         self.lines = chunk.data.count(b"\n") + (not chunk.data.endswith(b"\n"))
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> JsonRows:
         """The rows and their lines."""
         return rows_of_lines(self.data)
 
@@ -116,11 +116,11 @@ class ItemBlock(LineBlock):
         self.lines = chunk.data.count(b"\n")
 
     @cached_property
-    def _found(self) -> Rows | None:
+    def _found(self) -> JsonRows | None:
         return rows_of_items(self.chunk)
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> JsonRows:
         return self._found or []
 
     def all_texts(self, plain: PlainTexts) -> Talks | None:

@@ -12,15 +12,7 @@ from collections.abc import Callable
 from itertools import accumulate, chain
 from operator import itemgetter, sub
 
-from swift_toolkit.dataset.checks import (
-    MARKS,
-    MOJIBAKE,
-    TINY_ANSWER,
-    Rules,
-    is_tiny,
-    judge,
-    may_hold_marks,
-)
+from swift_toolkit.dataset.checks import MARKS, MOJIBAKE, TINY_ANSWER, Rules, is_tiny, judge, may_hold_marks
 from swift_toolkit.dataset.formats import layout_of
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts, in_rows

@@ -31,7 +31,7 @@ ANSWERS_AT_ONCE = 100
 """Answers compared with one another; so many of a block are, and all others one hundred at a time."""
 
 
-class Found(NamedTuple):
+class Finding(NamedTuple):
     """A flaw and its place, counted from the beginning of the part."""
 
     flaw: Flaw
@@ -130,7 +130,7 @@ class Tally:
     lines: int = 0
     size: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    found: dict[str, list[Found]] = field(default_factory=dict)
+    found: dict[str, list[Finding]] = field(default_factory=dict)
     turns: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
     longest: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
@@ -147,7 +147,7 @@ class Tally:
         self.counts[flaw.kind] += 1
         found = self.found.setdefault(flaw.kind, [])
         if len(found) < EXAMPLES:
-            found.append(Found(flaw, line, number))
+            found.append(Finding(flaw, line, number))
 
     def note_length(self, tokens: int, texts: tuple[str, ...], rows: float = 1) -> None:
         """Count a row by its tokens.
@@ -193,10 +193,10 @@ class Tally:
             mine = self.found.setdefault(kind, [])
             for flaw, line, number in founds[: EXAMPLES - len(mine)]:
                 if near is not None:
-                    mine.append(Found(flaw._replace(what=f"near byte {near:,}: {flaw.what}"), None, None))
+                    mine.append(Finding(flaw._replace(what=f"near byte {near:,}: {flaw.what}"), None, None))
                     continue
                 moved = None if line is None else line + self.lines
-                mine.append(Found(flaw, moved, None if number is None else number + self.rows))
+                mine.append(Finding(flaw, moved, None if number is None else number + self.rows))
         for name in ("rows", "bad", "lines", "size", "sampled"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("counts", "turns", "tokens", "answers"):

@@ -6,7 +6,7 @@ import math
 import os
 
 from swift_toolkit.model.shape import Stack
-from swift_toolkit.training.memory.run import Run
+from swift_toolkit.training.memory.run import MemoryRun
 from swift_toolkit.training.memory.weights import Trained, sharing
 
 UNSEEN_IMAGE, MIDDLING_IMAGE = 1280, 391
@@ -17,13 +17,13 @@ whose tokens are 28 by 28 pixels."""
 # --- activations and logits ---------------------------------------------------------------------------------
 
 
-def _row_factor(run: Run) -> int:
+def _row_factor(run: MemoryRun) -> int:
     """Sequences that one row of the data becomes: chosen and rejected, or a question with its documents."""
     negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "") if run.task.has_negatives else "0"
     return run.task.sequences + (int(negatives) if negatives.isdecimal() else 7)
 
 
-def image_tokens(run: Run) -> int:
+def image_tokens(run: MemoryRun) -> int:
     """Tokens of the largest image, as ms-swift's environment variables or the model limit it; 0 of a text model."""
     shape = run.shape
     if shape.encoder is None:
@@ -37,7 +37,7 @@ def image_tokens(run: Run) -> int:
     return UNSEEN_IMAGE
 
 
-def _length(run: Run, text: int, image: int) -> int:
+def _length(run: MemoryRun, text: int, image: int) -> int:
     """Tokens of a row: ``text``, its images of ``image`` tokens each, and what is generated; with sequence
     parallelism, the part of a row that one device has."""
     length = text + run.rows.images * image
@@ -48,7 +48,7 @@ def _length(run: Run, text: int, image: int) -> int:
     return math.ceil(length / (run.value("sequence_parallel_size") or 1))
 
 
-def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
+def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
     """Tokens of the largest batch of ``batch`` rows on one device.
 
     Packing fills every row. Without padding a batch has the longest row and others as they come; with it, all of
@@ -72,7 +72,7 @@ def batch_tokens(run: Run, batch: float, longest: int, image: int) -> int:
     return math.ceil(batch * row) * _row_factor(run)
 
 
-def moving_bytes(run: Run, tokens: int, trained: Trained) -> dict[str, float]:
+def moving_bytes(run: MemoryRun, tokens: int, trained: Trained) -> dict[str, float]:
     """Activations of a training step."""
     spread = sharing(run).layers
     checkpointing = run.value("gradient_checkpointing")
@@ -89,7 +89,7 @@ def moving_bytes(run: Run, tokens: int, trained: Trained) -> dict[str, float]:
     return {"activations": kept}
 
 
-def _kept(run: Run, stack: Stack, tokens: int, checkpointing: bool) -> float:
+def _kept(run: MemoryRun, stack: Stack, tokens: int, checkpointing: bool) -> float:
     """Bytes that ``stack`` keeps for the way back: with checkpointing the inputs of its layers, and one layer whole
     while it is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
     layer = tokens * _layer_bytes(run, stack) + _score_bytes(run, stack, tokens)
@@ -101,7 +101,7 @@ def _kept(run: Run, stack: Stack, tokens: int, checkpointing: bool) -> float:
     return stack.layers * layer + back
 
 
-def _layer_bytes(run: Run, stack: Stack) -> float:
+def _layer_bytes(run: MemoryRun, stack: Stack) -> float:
     """Bytes that one layer keeps for each token, as Korthikanti et al. count them (section 4.1) for the layers of
     Llama and Qwen (RMSNorm, rotary positions, grouped queries, SwiGLU; transformers' modelling code).
 
@@ -120,7 +120,7 @@ def _layer_bytes(run: Run, stack: Stack) -> float:
     return float(kept)
 
 
-def _score_bytes(run: Run, stack: Stack, tokens: int) -> float:
+def _score_bytes(run: MemoryRun, stack: Stack, tokens: int) -> float:
     """Bytes of attention scores where attention is not fused: the scores, and their softmax in float32 and as it is
     handed on, for every pair of tokens of a row."""
     if run.value("attn_impl") != "eager":
@@ -129,7 +129,7 @@ def _score_bytes(run: Run, stack: Stack, tokens: int) -> float:
     return float(tokens * length * stack.heads * (2 * run.width + 4))
 
 
-def logit_bytes(run: Run) -> float:
+def logit_bytes(run: MemoryRun) -> float:
     """Bytes of the output layer's results for a batch and of the loss made from them.
 
     As transformers computes it (``loss_utils.ForCausalLMLoss``), on the way back: the log softmax, its gradient and
@@ -148,7 +148,7 @@ def logit_bytes(run: Run) -> float:
     return float(tokens * run.shape.vocabulary * (16 if run.kind == "cpu" else 12))
 
 
-def eval_logits(run: Run) -> float:
+def eval_logits(run: MemoryRun) -> float:
     """The same for an evaluation, which has no way back: the logits, in float32, and the log softmax."""
     data = run.value("val_dataset") or run.value("split_dataset_ratio")
     if not data or run.value("eval_strategy") == "no" or run.value("use_liger_kernel"):
@@ -158,7 +158,7 @@ def eval_logits(run: Run) -> float:
     return tokens * run.shape.vocabulary * (run.width + (0 if ranks else 8))
 
 
-def _judged_tokens(run: Run, batch: float, longest: int) -> int:
+def _judged_tokens(run: MemoryRun, batch: float, longest: int) -> int:
     """Tokens of a batch that have logits: of newer models not those of images, which come before the answer (ms-swift's
     ``use_logits_to_keep``); of a classifier none."""
     if run.task.logits == "none":
@@ -167,7 +167,7 @@ def _judged_tokens(run: Run, batch: float, longest: int) -> int:
     return batch_tokens(run, batch, longest, image_tokens(run) if keeps_all else 0)
 
 
-def generation_bytes(run: Run, training: float) -> float:
+def generation_bytes(run: MemoryRun, training: float) -> float:
     """What answers are written with: vLLM takes its share of the device, only while it writes if it sleeps between
     (``sleep_level``); without it, keys and values of a batch are kept."""
     if not run.task.generates:

@@ -9,10 +9,10 @@ from swift_toolkit.console.screen import gib
 from swift_toolkit.machine import packages
 from swift_toolkit.training.memory import fitting
 from swift_toolkit.training.memory.estimate import estimate
-from swift_toolkit.training.memory.run import Run
+from swift_toolkit.training.memory.run import MemoryRun
 
 
-def when_memory_ran_out(run: Run | None, config: Config) -> list[str]:
+def when_memory_ran_out(run: MemoryRun | None, config: Config) -> list[str]:
     """The changes to try, the gentlest first, in the numbers of this run.
 
     Args:
@@ -31,7 +31,7 @@ LOGITS_SHARE = 0.15
 """Share of the memory from which on it is worth saving what the logits take."""
 
 
-def suggestions(run: Run | None) -> Iterator[str]:
+def suggestions(run: MemoryRun | None) -> Iterator[str]:
     """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
     if run is None or run.kind != "cuda":
         return
@@ -47,7 +47,7 @@ def suggestions(run: Run | None) -> Iterator[str]:
         yield f"--use_liger_kernel true{needs}: saves most of the {gib(logits)} of logits"
 
 
-def _fuller_batches(run: Run) -> Iterator[str]:
+def _fuller_batches(run: MemoryRun) -> Iterator[str]:
     """Less padding, with what flash attention makes possible."""
     if run.value("command") != "sft" or run.value("packing") or run.rows.images:
         return

@@ -20,7 +20,7 @@ from swift_toolkit.training.memory.activations import (
     logit_bytes,
     moving_bytes,
 )
-from swift_toolkit.training.memory.run import Run
+from swift_toolkit.training.memory.run import MemoryRun
 from swift_toolkit.training.memory.weights import (
     frozen_bytes,
     sharing,
@@ -67,7 +67,7 @@ PARTS = (
 )
 
 
-def estimate(run: Run) -> Estimate:
+def estimate(run: MemoryRun) -> Estimate:
     """The peak of ``run`` on its fullest device."""
     share = sharing(run)
     trained, adapter = trained_parts(run)
@@ -106,7 +106,7 @@ CPU_PROCESS = 0.7 * GIB
 """Resident bytes of a training process before its model: Python with torch, transformers and ms-swift."""
 
 
-def _overhead(run: Run, parts: Mapping[str, float]) -> float:
+def _overhead(run: MemoryRun, parts: Mapping[str, float]) -> float:
     moving = sum(parts.get(name, 0) for name in ("activations", "logits"))
     if run.kind == "cpu":
         return CPU_PROCESS

@@ -12,7 +12,7 @@ from swift_toolkit.machine.device import GIB
 from swift_toolkit.training.memory import estimate as memory_estimate
 from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.memory.estimate import Estimate
-from swift_toolkit.training.memory.run import Run
+from swift_toolkit.training.memory.run import MemoryRun
 
 Word = Literal["fits", "tight", "does not fit", "unknown"]
 
@@ -43,7 +43,7 @@ class Verdict:
         saving: what would make it fit, where it does not and something would.
     """
 
-    run: Run | None
+    run: MemoryRun | None
     word: Word = "unknown"
     estimate: Estimate | None = None
     filled: int | None = None
@@ -103,7 +103,7 @@ def _parts(estimate: Estimate) -> str:
     return ", ".join(shown)
 
 
-def judge(run: Run | None) -> Verdict:
+def judge_memory(run: MemoryRun | None) -> Verdict:
     """Whether ``run`` fits, with the change that would make it."""
     if run is None:
         return Verdict(None)
@@ -125,7 +125,7 @@ def word_for(size: int, device: int) -> Word:
 # --- what would take less -----------------------------------------------------------------------------------
 
 
-def savings(run: Run) -> list[Saving]:
+def savings(run: MemoryRun) -> list[Saving]:
     """The changes that take less memory, each on top of those before it, the gentlest first."""
     found: list[Saving] = []
     flags: dict[str, str] = {}
@@ -138,7 +138,7 @@ def savings(run: Run) -> list[Saving]:
     return found
 
 
-def smallest(run: Run) -> Saving | None:
+def smallest(run: MemoryRun) -> Saving | None:
     """The fewest of `savings` that make ``run`` fit; None if all of them do not."""
     chosen: list[tuple[dict[str, Any], dict[str, str]]] = []
     for change in _changes(run):
@@ -155,18 +155,18 @@ def smallest(run: Run) -> Saving | None:
     return None
 
 
-def _with(run: Run, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> Run:
+def _with(run: MemoryRun, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> MemoryRun:
     return run.but(**{name: value for change, _ in changes for name, value in change.items()})
 
 
-def _fits(run: Run, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> bool:
+def _fits(run: MemoryRun, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> bool:
     return word_for(memory_estimate.estimate(_with(run, changes)).total, run.device_bytes) in (
         "fits",
         "tight",
     )
 
 
-def _changes(run: Run) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+def _changes(run: MemoryRun) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     """Settings that take less memory, with their flags: what costs only time first, then what costs exactness, then
     what needs more devices or the machine's own memory."""
     batch = run.value("per_device_train_batch_size")

@@ -19,7 +19,7 @@ from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.shape import ModelShape
-from swift_toolkit.training.batch import Settings, batch_of
+from swift_toolkit.training.batches.batch import Settings, batch_of
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
 """Tokens of text in the longest and in an average row of data elsewhere, such as public chat data (Alpaca) have;
@@ -107,7 +107,7 @@ def _assumed(settings: Settings) -> Rows:
 
 
 @dataclass(frozen=True)
-class Run:
+class MemoryRun:
     """What the memory of a run follows from.
 
     Args:
@@ -141,7 +141,7 @@ class Run:
             return self.settings[name]
         return fields.default(name, self.settings.get("command", "sft"), installed())
 
-    def but(self, world: int | None = None, **changes: Any) -> Run:
+    def but(self, world: int | None = None, **changes: Any) -> MemoryRun:
         """The same run with other settings."""
         largest = 0.0 if "per_device_train_batch_size" in changes else self.largest
         settings = {**self.settings, **changes}
@@ -176,7 +176,7 @@ class Run:
         return self.tuner in ("full", "lisa", "llamapro")
 
 
-def filled(run: Run) -> Run:
+def filled(run: MemoryRun) -> MemoryRun:
     """The same run with rows as long as allowed, where they are not known: they fill ``max_length``."""
     limit = run.value("max_length") or 0
     if run.rows.seen or run.value("packing") or limit <= run.rows.longest:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.model.shape import Stack
-from swift_toolkit.training.memory.run import Run
+from swift_toolkit.training.memory.run import MemoryRun
 
 # --- who holds what -----------------------------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ class _Sharing:
     offloads_weights: bool = False
 
 
-def sharing(run: Run) -> _Sharing:
+def sharing(run: MemoryRun) -> _Sharing:
     world = run.world
     if run.value("deepspeed"):
         stage, optimiser, weights = _zero(run.value("deepspeed"))
@@ -86,7 +86,7 @@ _QUANTISED_BITS = {
 }
 
 
-def _bits(run: Run) -> float:
+def _bits(run: MemoryRun) -> float:
     """Bits of a weight of a linear layer; 16 or 32 unquantised."""
     bits, method = run.value("quant_bits"), run.value("quant_method") or "bnb"
     if bits and run.tuner != "full":
@@ -94,7 +94,7 @@ def _bits(run: Run) -> float:
     return run.shape.bits if run.shape.bits < 16 else 8 * run.width
 
 
-def weight_bytes(run: Run) -> tuple[int, int]:
+def weight_bytes(run: MemoryRun) -> tuple[int, int]:
     """Bytes of the model's weights, and of the constants of their quantisation.
 
     Quantisation leaves embeddings and output layer as they are, and so does every library: only linear layers are.
@@ -105,7 +105,7 @@ def weight_bytes(run: Run) -> tuple[int, int]:
     return int(plain + linear * min(bits, int(bits)) / 8), int(linear * (bits - int(bits)) / 8)
 
 
-def frozen_bytes(run: Run, share: _Sharing) -> dict[str, float]:
+def frozen_bytes(run: MemoryRun, share: _Sharing) -> dict[str, float]:
     """Weights as they lie there, before anything is trained.
 
     ZeRO-3 gathers up to ``stage3_max_live_parameters`` (a thousand million in ms-swift's zero3.json) where they are
@@ -133,7 +133,7 @@ def frozen_bytes(run: Run, share: _Sharing) -> dict[str, float]:
     return parts
 
 
-def _needs_reference(run: Run) -> bool:
+def _needs_reference(run: MemoryRun) -> bool:
     """Whether a second copy of the model judges: with adapters, the model without them is the reference."""
     if not run.task.has_reference or (run.task.batch_of == "answers" and run.value("beta") == 0):
         return False
@@ -153,7 +153,7 @@ class Trained:
     encoder: bool = False
 
 
-def trained_parts(run: Run) -> tuple[Trained, int]:
+def trained_parts(run: MemoryRun) -> tuple[Trained, int]:
     """What is trained, and the bytes that come to the model for it."""
     shape, text = run.shape, run.shape.text
     encoder = shape.encoder is not None and not run.value("freeze_vit")
@@ -176,7 +176,7 @@ def trained_parts(run: Run) -> tuple[Trained, int]:
     return Trained(0, added, copied, encoder), int(4 * added + run.width * copied)
 
 
-def _adapter_numbers(run: Run, stack: Stack) -> float:
+def _adapter_numbers(run: MemoryRun, stack: Stack) -> float:
     """Weights of the adapter of ``stack``.
 
     LoRA has ``r * (in + out)`` beside every linear layer (Hu et al. 2021, section 4.1); AdaLoRA begins with half as
@@ -208,7 +208,7 @@ class _States:
     host: float = 0
 
 
-def state_bytes(run: Run, trained: Trained, share: _Sharing) -> _States:
+def state_bytes(run: MemoryRun, trained: Trained, share: _Sharing) -> _States:
     """Gradients have the type of their weights, AdamW two states likewise (Rajbhandari et al., section 3.1).
 
     ms-swift loads the model in ``torch_dtype`` and trains it there: with bfloat16, 2 + 2 + 4 bytes a weight. float16
@@ -237,12 +237,12 @@ def state_bytes(run: Run, trained: Trained, share: _Sharing) -> _States:
     )
 
 
-def _bucket(run: Run) -> float:
+def _bucket(run: MemoryRun) -> float:
     """Numbers that ZeRO reduces at once: ``reduce_bucket_size`` of ms-swift's zero2.json."""
     return 2e8 if run.world > 1 else 0
 
 
-def _state_count(run: Run) -> float:
+def _state_count(run: MemoryRun) -> float:
     """States of the optimiser for each number, in the width of AdamW's."""
     if run.value("use_galore") or run.value("use_q_galore"):
         # Zhao et al. 2024 (GaLore), table 1: both states have galore_rank rows instead of the hidden size

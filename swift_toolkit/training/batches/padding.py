@@ -21,9 +21,9 @@ from swift_toolkit.config import tasks
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.device import Device
 from swift_toolkit.model.shape import ModelShape
-from swift_toolkit.training import balance
+from swift_toolkit.training.batches import balance
 
-Kind = Literal["padded", "equal", "unpadded"]
+PaddingKind = Literal["padded", "equal", "unpadded"]
 
 LEAST_SAVING = 0.05
 """Share of the computed tokens that must be saved for rows to be shared out by length without being asked for."""
@@ -64,7 +64,7 @@ class Padding:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RowLengths:
     """How long the rows of the data are.
 
     Args:
@@ -76,14 +76,14 @@ class Lengths:
     rows: tuple[int, ...]
 
     @classmethod
-    def seen(cls, tokens: Mapping[int, int], step: int, limit: int) -> Lengths:
+    def seen(cls, tokens: Mapping[int, int], step: int, limit: int) -> RowLengths:
         """As they were counted: tokens, down to a multiple of ``step`` -> rows; none is longer than ``limit``."""
         bars = sorted(tokens)
         middles = (bar + step // 2 for bar in bars)
         return cls(tuple(min(one, limit or one) for one in middles), tuple(tokens[bar] for bar in bars))
 
     @classmethod
-    def assumed(cls, mean: int, longest: int) -> Lengths:
+    def assumed(cls, mean: int, longest: int) -> RowLengths:
         """As those of chats, where they are not known: log-normal, one in sixty about as long as the longest."""
         spread = NormalDist(log(mean) - _SPREAD**2 / 2, _SPREAD)
         tokens = [min(longest, max(1, round(exp(spread.inv_cdf(part / 64))))) for part in range(1, 64)]
@@ -100,7 +100,7 @@ _SPREAD = 0.9
 
 @lru_cache(maxsize=256)
 def simulate(
-    lengths: Lengths, ranks: int, batch: int, accumulation: int, hidden: int, kind: Kind = "padded"
+    lengths: RowLengths, ranks: int, batch: int, accumulation: int, hidden: int, kind: PaddingKind = "padded"
 ) -> Padding:
     """What steps of rows as long as these compute.
 
@@ -141,7 +141,7 @@ def simulate(
     )
 
 
-def _computed(part: balance.Rows, rows: list[int], kind: Kind) -> int:
+def _computed(part: balance.RowIndices, rows: list[int], kind: PaddingKind) -> int:
     lengths = [rows[row] for row in part]
     return sum(lengths) if kind == "unpadded" else len(lengths) * max(lengths)
 
@@ -177,7 +177,7 @@ def obstacle(config: Config) -> str | None:
     return None
 
 
-def kind_of(config: Config) -> Kind:
+def padding_kind(config: Config) -> PaddingKind:
     """What decides how the rows of a step may be shared out: a loss that is the mean over the rows of each micro-batch
     needs them of equal size; with ``padding_free`` nothing is padded."""
     if config.get("padding_free"):

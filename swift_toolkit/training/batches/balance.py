@@ -16,10 +16,10 @@ from heapq import heapreplace
 from itertools import pairwise
 from math import isqrt
 
-Rows = list[int]
+RowIndices = list[int]
 """Indices of the rows of one micro-batch."""
 
-Shares = list[list[Rows]]
+Shares = list[list[RowIndices]]
 """Micro-batches by rank."""
 
 _HEADROOM = (1.05, 1.2, 1.5, 2.0)
@@ -72,10 +72,10 @@ def share_out_unpadded(lengths: Sequence[int], ranks: int, batch: int, hidden: i
     own = own_order(len(lengths), ranks, batch)
     work = [max(1, _work(length, hidden)) for length in lengths]
 
-    def cost(rows: Rows) -> int:
+    def cost(rows: RowIndices) -> int:
         return sum(work[row] for row in rows)
 
-    parts: list[Rows] = [[] for share in own for _ in share]
+    parts: list[RowIndices] = [[] for share in own for _ in share]
     loads = [(0, part) for part in range(len(parts))]
     for row in sorted(range(len(lengths)), key=lambda row: (-work[row], row)):
         load, part = loads[0]
@@ -122,7 +122,7 @@ def _work(length: int, hidden: int) -> int:
     return length + length * length // (6 * hidden) if hidden else length
 
 
-def _rows(order: Sequence[int], ends: Sequence[int]) -> list[Rows]:
+def _rows(order: Sequence[int], ends: Sequence[int]) -> list[RowIndices]:
     return [list(order[start:end]) for start, end in pairwise([0, *ends])]
 
 
@@ -151,11 +151,11 @@ def _load(shares: Shares, lengths: Sequence[int], hidden: int) -> _Load:
     return _Load(shares, padded_tokens(shares, lengths), sum(sums), max(sums), in_step)
 
 
-def _work_of(rows: Rows, lengths: Sequence[int], hidden: int) -> int:
+def _work_of(rows: RowIndices, lengths: Sequence[int], hidden: int) -> int:
     return len(rows) * _work(max(lengths[row] for row in rows), hidden)
 
 
-def _deal(parts: list[Rows], ranks: int, cost: Callable[[Rows], int]) -> Shares:
+def _deal(parts: list[RowIndices], ranks: int, cost: Callable[[RowIndices], int]) -> Shares:
     """Micro-batches to ranks, the largest first: those of about the same work at the same time, the largest of them to
     the rank that has the least so far."""
     costs = sorted(((cost(rows), rows) for rows in parts), key=lambda one: one[0], reverse=True)

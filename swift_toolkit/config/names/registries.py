@@ -302,7 +302,7 @@ def _imports_beside(tree: ast.Module, folder: Path) -> bool:
 # --- problems -----------------------------------------------------------------------------------------------
 
 
-def problems(config: Config) -> Iterator[Problem]:
+def registry_problems(config: Config) -> Iterator[Problem]:
     """Names in a request that are in none of ms-swift's registries."""
     known, plugins = registries(config.install), plugins_of(config)
     for setting, _, variable in _places(config.install.line):

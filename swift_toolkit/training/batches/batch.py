@@ -68,7 +68,7 @@ def feeders(settings: Settings, world: int) -> int:
     return max(1, world // (settings.value("sequence_parallel_size") or 1))
 
 
-def problems(config: Config, world: int) -> Iterator[Problem]:
+def batch_problems(config: Config, world: int) -> Iterator[Problem]:
     """What is wrong with the size of the batch that was asked for, on ``world`` processes."""
     wish = config.effective_batch
     if wish is None:

@@ -94,7 +94,7 @@ def in_other_line(setting: str, value: str, line: Line) -> str | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class Rename:
     """One row of the table; the module's docstring says what each part is."""
 
     commands: tuple[Command, ...]
@@ -128,13 +128,13 @@ def legacy_names() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def rows() -> dict[tuple[Command, str], Row]:
+def rows() -> dict[tuple[Command, str], Rename]:
     """The table by command and old name."""
     found = {}
     for entry in renames_table()["rows"]:
         optional = {key: entry[key] for key in _OPTIONAL if key in entry}
         common = entry.get("values", {})
-        row = Row(
+        row = Rename(
             commands=tuple(
                 name for name in COMMANDS if entry["for"] == "all" or name in entry["for"].split()
             ),
@@ -175,10 +175,10 @@ def as_table_key(value: Any) -> str:
     return str(value).lower()
 
 
-def filled(setting: Any, value: Any) -> Any:
+def filled_in(setting: Any, value: Any) -> Any:
     """Puts the value given where the table says ``$``."""
     if isinstance(setting, dict):
-        return {name: filled(item, value) for name, item in setting.items()}
+        return {name: filled_in(item, value) for name, item in setting.items()}
     return value if setting == "$" else setting
 
 
@@ -205,7 +205,7 @@ def one_of_both(first: Any, second: Any, join: bool) -> Any:
     return MISSING
 
 
-def text_of(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as a notice shows it; one value is no list."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -321,7 +321,7 @@ def _val_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     """The validation data and its size were spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
     sets += map(str, _list(split_text(work.take("custom_val_dataset_path"), ",")))
-    if work.command in tasks.COMMANDS:  # the others still have the setting
+    if work.command in tasks.TRAINING_COMMANDS:  # the others still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
     return _as_given("val_dataset", sets, work)
 
@@ -354,7 +354,7 @@ def _count(work: Work, name: str) -> int:
     try:
         return int(value or 0)
     except (TypeError, ValueError):
-        work.fail(f"is not a number of rows: {text_of(value)}", "Give a whole number.", name)
+        work.fail(f"is not a number of rows: {value_text(value)}", "Give a whole number.", name)
         return 0
 
 

@@ -8,13 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from swift_toolkit.model.files import (
-    adapter_problems,
-    kind_of,
-    missing,
-    model_problems,
-    read_json,
-)
+from swift_toolkit.model.files import adapter_problems, checkpoint_kind, missing, model_problems, read_json
 from swift_toolkit.problems import Problem, RequestError
 
 RUN = re.compile(r"v(\d+)-\d{8}-\d{6}")
@@ -50,7 +44,7 @@ def _find(path: Path) -> Found:
             if CHECKPOINT.fullmatch(path.name) and (run / path.name).is_dir():
                 return Found(run / path.name, f"in {run.name}, the newest run that has it")
         raise RequestError([Problem(*missing(path))])
-    if kind_of(path) is not None or CHECKPOINT.fullmatch(path.name):
+    if checkpoint_kind(path) is not None or CHECKPOINT.fullmatch(path.name):
         return Found(path.resolve(), f"where {path} points") if path.is_symlink() else Found(path, "as given")
     for run in runs:
         found = _choose(run)
@@ -126,7 +120,7 @@ def _best(run: Path, checkpoints: list[Path]) -> Path | None:
 
 
 def damage(path: Path) -> list[Problem]:
-    return adapter_problems(path) if kind_of(path) == "lora" else model_problems(path)
+    return adapter_problems(path) if checkpoint_kind(path) == "lora" else model_problems(path)
 
 
 def _no_checkpoint(path: Path) -> Problem:

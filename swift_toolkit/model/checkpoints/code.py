@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.machine.msswift import package_of
-from swift_toolkit.model import pickled
+from swift_toolkit.model.checkpoints import pickled
 from swift_toolkit.model.files import is_pointer, read_json
 from swift_toolkit.problems import Problem
 

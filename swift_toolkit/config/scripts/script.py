@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import script as config_script
-from swift_toolkit.config import shell, tasks, translate
+from swift_toolkit.config import tasks
 from swift_toolkit.config.file import read_small
-from swift_toolkit.config.shell import Script, Statement
+from swift_toolkit.config.names import translate
+from swift_toolkit.config.scripts import script as scripts_script
+from swift_toolkit.config.scripts import shell
+from swift_toolkit.config.scripts.shell import Script, Statement
 from swift_toolkit.console import screen
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import COMMANDS, Command
@@ -61,7 +63,7 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     Raises:
         RequestError: there is no such command in it, or there are several.
     """
-    if strange := list(shell.problems(text, file)):
+    if strange := list(shell.shell_problems(text, file)):
         raise RequestError(strange)
     found: list[tuple[int, SwiftCommand]] = []
     others: list[tuple[Statement, SwiftCommand | None]] = []
@@ -114,7 +116,7 @@ def _not_one(
 
 
 _SCRIPTS: dict[Command, str] = {
-    **dict.fromkeys(tasks.COMMANDS, "finetune_trainer.py"),
+    **dict.fromkeys(tasks.TRAINING_COMMANDS, "finetune_trainer.py"),
     "infer": "inference_test.py",
     "deploy": "deploy_model.py",
 }
@@ -281,7 +283,7 @@ def _one_process(command: Command, env: Mapping[str, str]) -> _Launched:
     devices = env.get("CUDA_VISIBLE_DEVICES", env.get("ASCEND_RT_VISIBLE_DEVICES", ""))
     count = len(devices.split(","))
     launched = {"NPROC_PER_NODE", "NNODES"} & (env.keys() | os.environ.keys())
-    if command not in tasks.COMMANDS or count < 2 or launched or "$" in devices:
+    if command not in tasks.TRAINING_COMMANDS or count < 2 or launched or "$" in devices:
         return _Launched({}, [])
     note = f"one process over {count} devices, as written; --nproc-per-node {count} uses them all at once"
     return _Launched({"NPROC_PER_NODE": "1"}, [note])
@@ -316,7 +318,7 @@ def request(
     if not given or options.config:
         return options.config, dict(settings)
     text = _text_of(options.from_script) if options.from_script else options.from_command
-    command = config_script.from_command(text, wanted, options.from_script)
+    command = scripts_script.from_command(text, wanted, options.from_script)
     for line in command.left_out:
         screen.say(f"skipped: {line}")
     for notice in command.notices:
@@ -325,7 +327,7 @@ def request(
         os.environ.setdefault(name, value)
     values = dict(command.values)
     config = values.pop("config", None)
-    if command.command in tasks.COMMANDS[1:]:
+    if command.command in tasks.TRAINING_COMMANDS[1:]:
         values = {"task": command.command, **values}
     if config is None:
         return values, dict(settings)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.machine import msswift
-from swift_toolkit.model.checkpoint import Checkpoint
-from swift_toolkit.model.old_adapter import as_peft
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
+from swift_toolkit.model.checkpoints.old_adapter import as_peft
 from swift_toolkit.problems import RequestError
 from swift_toolkit.serving import models
+from swift_toolkit.serving.api.request import ApiError
+from swift_toolkit.serving.engine.router import Router
 from swift_toolkit.serving.models import ServedModel
-from swift_toolkit.serving.request import ApiError
-from swift_toolkit.serving.router import Router
 
 
 class RuntimeAdapters:

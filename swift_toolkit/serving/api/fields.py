@@ -1,6 +1,6 @@
 """Every field of an OpenAI request, and what each backend does with it: heed it or refuse it.
 
-python -m swift_toolkit.serving.fields > docs/openai_fields.md
+python -m swift_toolkit.serving.api.fields > docs/openai_fields.md
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 
 ENDPOINTS = {CHAT: "chat", COMPLETIONS: "completions", EMBEDDINGS: "embeddings"}
-BACKENDS = ("pt", "vllm", "sglang", "lmdeploy")
+FIELD_BACKENDS = ("pt", "vllm", "sglang", "lmdeploy")
 NOWHERE: tuple[str, ...] = ()
 
 Check = Callable[[Any], str | None]
@@ -112,7 +112,7 @@ def anything(value: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Field:
+class RequestField:
     """One field.
 
     Args:
@@ -126,7 +126,7 @@ class Field:
 
     name: str
     endpoints: tuple[str, ...]
-    backends: tuple[str, ...] = BACKENDS
+    backends: tuple[str, ...] = FIELD_BACKENDS
     check: Check = anything
     neutral: tuple[Any, ...] = ()
     note: str = ""
@@ -137,89 +137,89 @@ _ALL = ("chat", "completions", "embeddings")
 _MEDIA_NOTE = "ms-swift's own list beside the messages; only for a model that takes them"
 
 FIELDS = (
-    Field("model", _ALL, note="one of those that `GET /v1/models` lists"),
-    Field("messages", ("chat",),
+    RequestField("model", _ALL, note="one of those that `GET /v1/models` lists"),
+    RequestField("messages", ("chat",),
           note="messages of `system` and `developer` may only stand at the beginning; they are joined"),
-    Field("prompt", ("completions",),
+    RequestField("prompt", ("completions",),
           note="a text or a list of texts; the answer goes on from it, without a chat template"),
-    Field("input", ("embeddings",),
+    RequestField("input", ("embeddings",),
           note="a text or a list of texts; only for a model that was trained for embeddings"),
-    Field("encoding_format", ("embeddings",), check=one_of("float", "base64")),
-    Field("max_tokens", _TEXT, check=Number(1, whole=True), note="at most `--max-tokens-limit`"),
-    Field("max_completion_tokens", ("chat",), check=Number(1, whole=True),
+    RequestField("encoding_format", ("embeddings",), check=one_of("float", "base64")),
+    RequestField("max_tokens", _TEXT, check=Number(1, whole=True), note="at most `--max-tokens-limit`"),
+    RequestField("max_completion_tokens", ("chat",), check=Number(1, whole=True),
           note="the newer name of `max_tokens`; it wins"),
-    Field("temperature", _TEXT, check=Number(0, 2), note="below 0.01 it is 0: always the likeliest token"),
-    Field("top_p", _TEXT, check=Number(0, 1, above_low=True)),
-    Field("top_k", _TEXT, check=Number(-1, whole=True)),
-    Field("min_p", _TEXT, ("pt", "vllm"), Number(0, 1), (0,)),
-    Field("repetition_penalty", _TEXT, check=Number(0.1, 10)),
-    Field("presence_penalty", _TEXT, ("vllm", "sglang"), Number(-2, 2), (0,)),
-    Field("frequency_penalty", _TEXT, ("vllm", "sglang"), Number(-2, 2), (0,)),
-    Field("length_penalty", _TEXT, ("pt",), Number(-10, 10), (1,), "with `num_beams`"),
-    Field("num_beams", _TEXT, ("pt",), Number(1, 16, whole=True), (1,), "not with `stream`"),
-    Field("n", _TEXT, ("pt", "vllm"), Number(1, 16, whole=True), (1,),
+    RequestField("temperature", _TEXT, check=Number(0, 2), note="below 0.01 it is 0: always the likeliest token"),
+    RequestField("top_p", _TEXT, check=Number(0, 1, above_low=True)),
+    RequestField("top_k", _TEXT, check=Number(-1, whole=True)),
+    RequestField("min_p", _TEXT, ("pt", "vllm"), Number(0, 1), (0,)),
+    RequestField("repetition_penalty", _TEXT, check=Number(0.1, 10)),
+    RequestField("presence_penalty", _TEXT, ("vllm", "sglang"), Number(-2, 2), (0,)),
+    RequestField("frequency_penalty", _TEXT, ("vllm", "sglang"), Number(-2, 2), (0,)),
+    RequestField("length_penalty", _TEXT, ("pt",), Number(-10, 10), (1,), "with `num_beams`"),
+    RequestField("num_beams", _TEXT, ("pt",), Number(1, 16, whole=True), (1,), "not with `stream`"),
+    RequestField("n", _TEXT, ("pt", "vllm"), Number(1, 16, whole=True), (1,),
           "above 1 not with `stream`, nor with temperature 0"),
-    Field("best_of", ("completions",), NOWHERE, neutral=(1,)),
-    Field("seed", _TEXT, ("pt", "vllm"), Number(-(2**63), 2**63 - 1, whole=True),
+    RequestField("best_of", ("completions",), NOWHERE, neutral=(1,)),
+    RequestField("seed", _TEXT, ("pt", "vllm"), Number(-(2**63), 2**63 - 1, whole=True),
           note="on pt such a request is answered alone"),
-    Field("stop", _TEXT, check=stop_texts, neutral=([],),
+    RequestField("stop", _TEXT, check=stop_texts, neutral=([],),
           note="up to 16 texts; the answer ends before the first of them"),
-    Field("stop_token_ids", _TEXT, NOWHERE, neutral=([],)),
-    Field("include_stop_str_in_output", _TEXT, NOWHERE, neutral=(False,)),
-    Field("min_tokens", _TEXT, ("pt", "vllm"), Number(0, whole=True), (0,)),
-    Field("ignore_eos", _TEXT, ("pt", "vllm"), boolean, (False,)),
-    Field("skip_special_tokens", _TEXT, NOWHERE, neutral=(True,)),
-    Field("stream", _TEXT, check=boolean),
-    Field("stream_options", _TEXT, check=stream_options,
+    RequestField("stop_token_ids", _TEXT, NOWHERE, neutral=([],)),
+    RequestField("include_stop_str_in_output", _TEXT, NOWHERE, neutral=(False,)),
+    RequestField("min_tokens", _TEXT, ("pt", "vllm"), Number(0, whole=True), (0,)),
+    RequestField("ignore_eos", _TEXT, ("pt", "vllm"), boolean, (False,)),
+    RequestField("skip_special_tokens", _TEXT, NOWHERE, neutral=(True,)),
+    RequestField("stream", _TEXT, check=boolean),
+    RequestField("stream_options", _TEXT, check=stream_options,
           note="`include_usage` adds a last event with the usage; only with `stream`"),
-    Field("logprobs", _TEXT, ("pt", "vllm", "lmdeploy"), neutral=(False,),
+    RequestField("logprobs", _TEXT, ("pt", "vllm", "lmdeploy"), neutral=(False,),
           note="true or false for a chat; for a completion a number from 0 to 20"),
-    Field("top_logprobs", ("chat",), ("pt", "vllm", "lmdeploy"), Number(0, 20, whole=True), (0,),
+    RequestField("top_logprobs", ("chat",), ("pt", "vllm", "lmdeploy"), Number(0, 20, whole=True), (0,),
           "only with `logprobs`"),
-    Field("echo", ("completions",), NOWHERE, neutral=(False,)),
-    Field("suffix", ("completions",), NOWHERE, neutral=("",)),
-    Field("logit_bias", _TEXT, NOWHERE, neutral=({},)),
-    Field("response_format", _TEXT, NOWHERE, neutral=({"type": "text"},)),
-    Field("structured_outputs_regex", _TEXT, ("vllm",), text,
+    RequestField("echo", ("completions",), NOWHERE, neutral=(False,)),
+    RequestField("suffix", ("completions",), NOWHERE, neutral=("",)),
+    RequestField("logit_bias", _TEXT, NOWHERE, neutral=({},)),
+    RequestField("response_format", _TEXT, NOWHERE, neutral=({"type": "text"},)),
+    RequestField("structured_outputs_regex", _TEXT, ("vllm",), text,
           note="ms-swift's own: the answer matches the expression"),
-    Field("guided_json", _TEXT, NOWHERE),
-    Field("guided_regex", _TEXT, NOWHERE),
-    Field("guided_choice", _TEXT, NOWHERE, neutral=([],)),
-    Field("guided_grammar", _TEXT, NOWHERE),
-    Field("guided_decoding_backend", _TEXT, NOWHERE),
-    Field("structured_outputs", _TEXT, NOWHERE),
-    Field("tools", ("chat",), check=tools, neutral=([],)),
-    Field("tool_choice", ("chat",), check=one_of("none", "auto"), note="a call cannot be forced"),
-    Field("parallel_tool_calls", ("chat",), NOWHERE, neutral=(True,)),
-    Field("functions", ("chat",), NOWHERE, neutral=([],), note="use `tools`"),
-    Field("function_call", ("chat",), NOWHERE, neutral=("none", "auto"), note="use `tool_choice`"),
-    Field("chat_template_kwargs", ("chat",), check=mapping, neutral=({},), note="such as `enable_thinking`"),
-    Field("images", _ALL, note=_MEDIA_NOTE, neutral=([],)),
-    Field("audios", _ALL, note=_MEDIA_NOTE, neutral=([],)),
-    Field("videos", _ALL, note=_MEDIA_NOTE, neutral=([],)),
-    Field("objects", ("chat",), check=mapping, neutral=({}, []),
+    RequestField("guided_json", _TEXT, NOWHERE),
+    RequestField("guided_regex", _TEXT, NOWHERE),
+    RequestField("guided_choice", _TEXT, NOWHERE, neutral=([],)),
+    RequestField("guided_grammar", _TEXT, NOWHERE),
+    RequestField("guided_decoding_backend", _TEXT, NOWHERE),
+    RequestField("structured_outputs", _TEXT, NOWHERE),
+    RequestField("tools", ("chat",), check=tools, neutral=([],)),
+    RequestField("tool_choice", ("chat",), check=one_of("none", "auto"), note="a call cannot be forced"),
+    RequestField("parallel_tool_calls", ("chat",), NOWHERE, neutral=(True,)),
+    RequestField("functions", ("chat",), NOWHERE, neutral=([],), note="use `tools`"),
+    RequestField("function_call", ("chat",), NOWHERE, neutral=("none", "auto"), note="use `tool_choice`"),
+    RequestField("chat_template_kwargs", ("chat",), check=mapping, neutral=({},), note="such as `enable_thinking`"),
+    RequestField("images", _ALL, note=_MEDIA_NOTE, neutral=([],)),
+    RequestField("audios", _ALL, note=_MEDIA_NOTE, neutral=([],)),
+    RequestField("videos", _ALL, note=_MEDIA_NOTE, neutral=([],)),
+    RequestField("objects", ("chat",), check=mapping, neutral=({}, []),
           note="ms-swift's own: boxes and references of grounding"),
-    Field("modalities", ("chat",), NOWHERE, neutral=(["text"],)),
-    Field("audio", ("chat",), NOWHERE),
-    Field("prediction", ("chat",), NOWHERE),
-    Field("reasoning_effort", ("chat",), NOWHERE),
-    Field("verbosity", ("chat",), NOWHERE),
-    Field("web_search_options", ("chat",), NOWHERE),
-    Field("dimensions", ("embeddings",), NOWHERE),
-    Field("store", ("chat",), NOWHERE, neutral=(False,)),
-    Field("user", _ALL, note="no effect on the answer"),
-    Field("metadata", ("chat",), note="no effect on the answer"),
-    Field("service_tier", _TEXT, NOWHERE, neutral=("auto", "default")),
-    Field("safety_identifier", ("chat",), note="no effect on the answer"),
-    Field("prompt_cache_key", ("chat",), note="no effect on the answer"),
+    RequestField("modalities", ("chat",), NOWHERE, neutral=(["text"],)),
+    RequestField("audio", ("chat",), NOWHERE),
+    RequestField("prediction", ("chat",), NOWHERE),
+    RequestField("reasoning_effort", ("chat",), NOWHERE),
+    RequestField("verbosity", ("chat",), NOWHERE),
+    RequestField("web_search_options", ("chat",), NOWHERE),
+    RequestField("dimensions", ("embeddings",), NOWHERE),
+    RequestField("store", ("chat",), NOWHERE, neutral=(False,)),
+    RequestField("user", _ALL, note="no effect on the answer"),
+    RequestField("metadata", ("chat",), note="no effect on the answer"),
+    RequestField("service_tier", _TEXT, NOWHERE, neutral=("auto", "default")),
+    RequestField("safety_identifier", ("chat",), note="no effect on the answer"),
+    RequestField("prompt_cache_key", ("chat",), note="no effect on the answer"),
 )  # fmt: skip
 
 
-Fault = tuple[str, str]
+FieldFault = tuple[str, str]
 """A field and a whole sentence about it."""
 
 
-def field_faults(request: Mapping[str, Any], path: str, backend: str) -> Iterator[Fault]:
+def field_faults(request: Mapping[str, Any], path: str, backend: str) -> Iterator[FieldFault]:
     """What is wrong with the fields of a request, one by one.
 
     Args:
@@ -241,13 +241,13 @@ def field_faults(request: Mapping[str, Any], path: str, backend: str) -> Iterato
             yield name, f"{name} {fault}."
 
 
-def _is_neutral(value: Any, one: Field) -> bool:
+def _is_neutral(value: Any, one: RequestField) -> bool:
     return any(
         value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in one.neutral
     )
 
 
-def _unknown(name: str, path: str, known: Mapping[str, Field]) -> str:
+def _unknown(name: str, path: str, known: Mapping[str, RequestField]) -> str:
     return f"{shown(name)} is not a field of {path}. {did_you_mean(name, known)}".rstrip()
 
 
@@ -258,20 +258,20 @@ _TITLE = """\
 
 What the server does with every field of OpenAI's requests, and with those of vLLM and ms-swift that clients send:
 **yes**, it is heeded; **-**, it is refused with status 400 unless it asks for nothing. `null` always asks for nothing.
-A field that is not in the table is refused, too. Made from `swift_toolkit/serving/fields.py` by
-`python -m swift_toolkit.serving.fields`.
+A field that is not in the table is refused, too. Made from `swift_toolkit/serving/api/fields.py` by
+`python -m swift_toolkit.serving.api.fields`.
 """
 
 
 def as_markdown() -> str:
     """The table of all fields."""
-    head = ["field", "endpoints", *BACKENDS, "asks for nothing", ""]
+    head = ["field", "endpoints", *FIELD_BACKENDS, "asks for nothing", ""]
     lines = [head, ["---"] * len(head), *map(_row, FIELDS)]
     return _TITLE + "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _row(one: Field) -> list[str]:
-    heeded = ["yes" if backend in one.backends else "-" for backend in BACKENDS]
+def _row(one: RequestField) -> list[str]:
+    heeded = ["yes" if backend in one.backends else "-" for backend in FIELD_BACKENDS]
     neutral = ", ".join(f"`{json.dumps(value)}`" for value in one.neutral)
     value = f"{one.check}" if isinstance(one.check, Number) else ""
     return [

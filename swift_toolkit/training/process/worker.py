@@ -22,11 +22,12 @@ import msgspec
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
-from swift_toolkit.model import training_state
+from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training import events, peers
-from swift_toolkit.training.hooks import StopFlag, add_callback, balance_rows, count_rows
-from swift_toolkit.training.peers import Peers
+from swift_toolkit.training import events
+from swift_toolkit.training.process import peers
+from swift_toolkit.training.process.hooks import StopFlag, add_callback, balance_rows, count_rows
+from swift_toolkit.training.process.peers import Peers
 
 REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
 """Environment variable that holds the `events.Request` as JSON."""
@@ -40,13 +41,13 @@ _MESSAGE_LENGTH = 600  # so that a line stays whole in a pipe that several proce
 def main() -> int:
     """Run the training that the environment asks for. Returns the exit status."""
     content = os.environ.pop(REQUEST_VARIABLE)
-    return _Training(msgspec.json.decode(content, type=events.Request)).carry_out()
+    return _Training(msgspec.json.decode(content, type=events.RunOrder)).carry_out()
 
 
 class _Training:
     """This process's part of a run."""
 
-    def __init__(self, request: events.Request) -> None:
+    def __init__(self, request: events.RunOrder) -> None:
         self.command, self.directory = request.command, request.directory
         self.words = dict(request.arguments)
         self.asked, self.data_check = request.peers, request.data_check
@@ -91,15 +92,15 @@ class _Training:
         self.report(events.Done(**{key: outcome.get(key) for key in _KEPT}, stopped=self.stop.asked))
         return 0
 
-    def report(self, event: events.Event) -> None:
+    def report(self, event: events.RunEvent) -> None:
         """Tell the starter; of the processes that one starter has, the first speaks for all."""
         if self.leads or self.own_starter:
             self.pipe(**events.encode(event))
 
-    def _agree(self, asked: events.Peers) -> bool:
+    def _agree(self, asked: events.PeersOrder) -> bool:
         """Compare this process's request with that of rank 0, whose automatic settings and directory hold for all.
         False if they differ."""
-        mine = peers.Request(
+        mine = peers.PeerRequest(
             node=asked.node,
             given=asked.given,
             automatic={name: self.words[name] for name in asked.automatic},

@@ -40,7 +40,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
+class PeerRequest:
     """What one process was asked to do.
 
     Args:
@@ -59,7 +59,7 @@ class Request:
     versions: Mapping[str, str]
     directory: str
 
-    def differences(self, first: Request) -> list[str]:
+    def differences(self, first: PeerRequest) -> list[str]:
         """What is not as rank 0 was asked, one sentence each with what to do."""
         lines = []
         for kind, do in (
@@ -99,7 +99,7 @@ class Peers:
         self._broke: float | None = None
         self._ended = threading.Event()
 
-    def agree(self, mine: Request) -> tuple[Request, list[str]]:
+    def agree(self, mine: PeerRequest) -> tuple[PeerRequest, list[str]]:
         """The request of rank 0, and in how far the others' differ from it; every process gets the same."""
         store = self._store
         if self.leads:
@@ -111,7 +111,7 @@ class Peers:
             store.set("differences", json.dumps(lines))
             first = mine
         else:
-            first = Request(**json.loads(store.get("request")))
+            first = PeerRequest(**json.loads(store.get("request")))
             store.set(f"differences/{self.rank}", json.dumps(mine.differences(first)))
             lines = json.loads(store.get("differences"))
         if not lines:

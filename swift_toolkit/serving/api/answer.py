@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from swift_toolkit.inference.stop_text import StopText
-from swift_toolkit.serving.fields import COMPLETIONS
-from swift_toolkit.serving.request import Request
+from swift_toolkit.serving.api.fields import COMPLETIONS
+from swift_toolkit.serving.api.request import ApiRequest
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Form:
         created: when it was begun, in seconds since 1970.
     """
 
-    request: Request
+    request: ApiRequest
     with_tools: bool
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))

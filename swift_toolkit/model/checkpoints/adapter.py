@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.model.checkpoints.old_adapter import name_in_peft
 from swift_toolkit.model.files import adapter_root, read_json, safetensors_header
-from swift_toolkit.model.old_adapter import name_in_peft
 from swift_toolkit.problems import Problem
 
 OWN_BASE = "Give its own base: --base-model DIR"

@@ -79,7 +79,7 @@ class Statement:
         return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def problems(text: str, file: str | None = None) -> Iterator[Problem]:
+def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
     """What no shell of Linux reads as it was meant: the line ends of other shells, the dashes and quotes of a word
     processor or web page."""
     for pattern, what in _FOR_OTHER_SHELLS:

@@ -14,9 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.machine import files as machine_files
-from swift_toolkit.model import pickled
-from swift_toolkit.model.files import AGAIN, Fault, adapter_problems, kind_of, model_problems, read_json
+from swift_toolkit.machine import files
+from swift_toolkit.model.checkpoints import pickled
+from swift_toolkit.model.files import (
+    AGAIN,
+    Fault,
+    adapter_problems,
+    checkpoint_kind,
+    model_problems,
+    read_json,
+)
 from swift_toolkit.problems import Problem
 
 STATE = "trainer_state.json"
@@ -78,7 +85,7 @@ def read_state(path: Path) -> TrainingState:
     )
 
 
-def problems(path: Path, every_byte: bool = False) -> list[Problem]:
+def training_state_problems(path: Path, every_byte: bool = False) -> list[Problem]:
     """Why the checkpoint ``path`` is not whole; none if a training can go on from it.
 
     Args:
@@ -101,7 +108,7 @@ def weight_problems(path: Path) -> list[Problem]:
     """Why the weights of the checkpoint ``path`` cannot be loaded; FSDP's shards are not looked at."""
     if any(path.glob("pytorch_model_fsdp*")):
         return []
-    return adapter_problems(path) if kind_of(path) == "lora" else model_problems(path)
+    return adapter_problems(path) if checkpoint_kind(path) == "lora" else model_problems(path)
 
 
 def is_model_only(path: Path) -> bool:
@@ -119,7 +126,7 @@ def _only_the_model(path: Path) -> Problem:
 
 def write_checksums(path: Path) -> None:
     """Note the CRC-32 of each weight file of the checkpoint ``path`` that is small enough."""
-    machine_files.write_json(path / CHECKSUMS, {file.name: _checksum(file) for file in _weights(path)})
+    files.write_json(path / CHECKSUMS, {file.name: _checksum(file) for file in _weights(path)})
 
 
 # --- the parts ----------------------------------------------------------------------------------------------

@@ -16,15 +16,15 @@ from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.inference.stop_text import StopText
 from swift_toolkit.machine import msswift
-from swift_toolkit.model.old_adapter import as_peft
-from swift_toolkit.serving.answer import Form, Usage, usage_of
-from swift_toolkit.serving.batches import Batches
-from swift_toolkit.serving.fields import EMBEDDINGS
-from swift_toolkit.serving.gateway import Event, Exchange
-from swift_toolkit.serving.media import MediaStore
+from swift_toolkit.model.checkpoints.old_adapter import as_peft
+from swift_toolkit.serving.api.answer import Form, Usage, usage_of
+from swift_toolkit.serving.api.fields import EMBEDDINGS
+from swift_toolkit.serving.api.media import MediaStore
+from swift_toolkit.serving.api.request import ApiError, ApiRequest, Conversation, Facts, Sampling
+from swift_toolkit.serving.engine.batches import Batches
+from swift_toolkit.serving.gateway import AnswerEvent, Exchange
 from swift_toolkit.serving.models import ServedModel
-from swift_toolkit.serving.order import Order
-from swift_toolkit.serving.request import ApiError, Conversation, Facts, Request, Sampling
+from swift_toolkit.serving.order import ServingOrder
 
 TEMPLATE_TOKENS = 1024
 """More tokens than a chat format and its system prompt add to a short text."""
@@ -38,7 +38,7 @@ class Router:
         order: what is served.
     """
 
-    def __init__(self, server: Any, order: Order) -> None:
+    def __init__(self, server: Any, order: ServingOrder) -> None:
         self.api = msswift.serving_api()
         self.server, self.engine = server, server.infer_engine
         self.backend = BACKENDS[order.backend]
@@ -57,7 +57,7 @@ class Router:
             self._prepare_pt(order)
         self.facts = self._facts(order)
 
-    def _prepare_pt(self, order: Order) -> None:
+    def _prepare_pt(self, order: ServingOrder) -> None:
         tokens = min(self.engine.max_model_len or 8192, 2 * order.limits.max_tokens)
         model = self.engine.model
         self.engine.max_batch_size = order.max_batch_size or sequences_that_fit(
@@ -68,7 +68,7 @@ class Router:
         msswift.repair_generation(self.server.template)
         self._batches = Batches(self.engine, self.server.template)
 
-    def _facts(self, order: Order) -> Facts:
+    def _facts(self, order: ServingOrder) -> Facts:
         length, longest = self.engine.max_model_len, msswift.longest_token(self.engine.tokenizer)
         return Facts(
             backend=self.backend.name,
@@ -81,7 +81,9 @@ class Router:
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    async def answer(self, request: Request, one: Exchange) -> Event | AsyncGenerator[Event, None]:
+    async def answer(
+        self, request: ApiRequest, one: Exchange
+    ) -> AnswerEvent | AsyncGenerator[AnswerEvent, None]:
         """The whole answer to a request, or its pieces; what is wrong shows before the first piece.
 
         Raises:
@@ -109,8 +111,8 @@ class Router:
         return made
 
     async def _counted(
-        self, model: str, first: Event, pieces: AsyncGenerator[Event, None]
-    ) -> AsyncGenerator[Event, None]:
+        self, model: str, first: AnswerEvent, pieces: AsyncGenerator[AnswerEvent, None]
+    ) -> AsyncGenerator[AnswerEvent, None]:
         try:
             yield first
             async for piece in pieces:
@@ -119,7 +121,7 @@ class Router:
             self.running[model] -= 1
             await pieces.aclose()
 
-    async def _all(self, request: Request) -> list[Any]:
+    async def _all(self, request: ApiRequest) -> list[Any]:
         """The engine's answers to all conversations; where one fails, the others end."""
         tasks = [asyncio.ensure_future(self._whole(request, one)) for one in request.conversations]
         try:
@@ -128,12 +130,14 @@ class Router:
             for task in tasks:
                 task.cancel()
 
-    async def _whole(self, request: Request, conversation: Conversation) -> Any:
+    async def _whole(self, request: ApiRequest, conversation: Conversation) -> Any:
         async with AsyncExitStack() as stack:
             asked = await self._prepared(conversation, stack)
             return await self.ask(request.model, asked, request.sampling)
 
-    async def _stream(self, request: Request, form: Form, one: Exchange) -> AsyncGenerator[Event, None]:
+    async def _stream(
+        self, request: ApiRequest, form: Form, one: Exchange
+    ) -> AsyncGenerator[AnswerEvent, None]:
         async with AsyncExitStack() as stack:
             asked = await self._prepared(request.conversations[0], stack)
             pieces = await self.ask(request.model, asked, request.sampling, stream=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console.words import shown
-from swift_toolkit.serving.fields import CHAT, COMPLETIONS, EMBEDDINGS, Fault, Number, field_faults
+from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS, FieldFault, Number, field_faults
 
 DEEPEST = 64
 """Levels of nesting in a body; JSON schemas of tools need about ten."""
@@ -174,7 +174,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ApiRequest:
     """A checked request.
 
     Args:
@@ -254,7 +254,9 @@ def no_such_model(model: str, names: Iterable[str]) -> ApiError:
     return ApiError(404, message, "model", "model_not_found")
 
 
-def check(path: str, body: Mapping[str, Any], names: Iterable[str], limits: Limits, facts: Facts) -> Request:
+def check_request(
+    path: str, body: Mapping[str, Any], names: Iterable[str], limits: Limits, facts: Facts
+) -> ApiRequest:
     """What a request to one of the endpoints asks.
 
     Args:
@@ -275,7 +277,7 @@ def check(path: str, body: Mapping[str, Any], names: Iterable[str], limits: Limi
     _raise_first(_combination_faults(asked))
     for one in conversations:
         _check_conversation(one, facts)
-    return Request(
+    return ApiRequest(
         path=path,
         model=model,
         conversations=conversations,
@@ -286,12 +288,12 @@ def check(path: str, body: Mapping[str, Any], names: Iterable[str], limits: Limi
     )
 
 
-def _raise_first(faults: Iterator[Fault]) -> None:
+def _raise_first(faults: Iterator[FieldFault]) -> None:
     for name, message in faults:
         raise _refuse(message, name or None)
 
 
-def _task_faults(path: str, facts: Facts) -> Iterator[Fault]:
+def _task_faults(path: str, facts: Facts) -> Iterator[FieldFault]:
     if path == EMBEDDINGS and facts.task != "embedding":
         yield "model", "This model has no embeddings: it was not trained for them."
     if path != EMBEDDINGS and facts.task == "embedding":
@@ -300,7 +302,7 @@ def _task_faults(path: str, facts: Facts) -> Iterator[Fault]:
         yield "model", f"This model does not generate text: ask {CHAT}."
 
 
-def _combination_faults(request: Mapping[str, Any]) -> Iterator[Fault]:
+def _combination_faults(request: Mapping[str, Any]) -> Iterator[FieldFault]:
     """Fields that do not go together."""
     beams, stream, n = request.get("num_beams", 1), request.get("stream"), request.get("n", 1)
     if stream and n != 1:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swift_toolkit.config.fields import Field
-from swift_toolkit.config.renames import (
+from swift_toolkit.config.names.renames import (
     MISSING,
     RULES,
-    Row,
+    Rename,
     as_table_key,
-    filled,
+    filled_in,
     legacy_names,
     one_of_both,
     renames_table,
     rows,
     split_text,
-    text_of,
+    value_text,
     version_of,
 )
 from swift_toolkit.machine.msswift import LINES, Command, Line
@@ -163,11 +163,11 @@ class Translator:
             else:
                 self._spell(new, setting)
 
-    def _read(self, row: Row, value: Any) -> dict[str, Any]:
+    def _read(self, row: Rename, value: Any) -> dict[str, Any]:
         """What a row makes of a value, as settings still to be spelled."""
         refused = row.refused[self.line]
         if as_table_key(value) in refused:
-            self.fail(f"is {text_of(value)}, which ms-swift no longer has", refused[as_table_key(value)])
+            self.fail(f"is {value_text(value)}, which ms-swift no longer has", refused[as_table_key(value)])
             return {}
         single = value[0] if isinstance(value, list) and len(value) == 1 else value
         if as_table_key(single) in row.warned:
@@ -186,7 +186,7 @@ class Translator:
         if new is MISSING:
             return {row.old: value}
         if isinstance(new, dict):
-            return {name: filled(setting, value) for name, setting in new.items()}
+            return {name: filled_in(setting, value) for name, setting in new.items()}
         return {} if new is None else {row.old: new}
 
     def _put(self, name: str, value: Any) -> None:
@@ -210,7 +210,7 @@ class Translator:
         names = (*self.result.origin.get(name, ()), *self._taken)
         self.result.origin[name] = tuple(dict.fromkeys(names))
 
-    def _lose(self, row: Row) -> None:
+    def _lose(self, row: Rename) -> None:
         if row.error:
             self.fail(*row.error)
         elif row.gone:
@@ -224,10 +224,10 @@ class Translator:
         """One line for the settings just translated; a value that stayed the same is not shown."""
         if self._made == self._taken:
             return
-        before, after = ({text_of(value) for value in side.values()} for side in (self._taken, self._made))
+        before, after = ({value_text(value) for value in side.values()} for side in (self._taken, self._made))
         old, new = (
             ", ".join(
-                name if text_of(value) in before & after else f"{name} {text_of(value)}"
+                name if value_text(value) in before & after else f"{name} {value_text(value)}"
                 for name, value in side.items()
             )
             for side in (self._taken, self._made)
@@ -252,5 +252,5 @@ class Translator:
                 values[name] = default["value"]
                 self.result.origin[name] = (old_names[0],)
                 self.result.added[name] = f"the default before ms-swift {until}"
-                text = f"{name} {text_of(default['value'])} added: {self.result.added[name]}"
+                text = f"{name} {value_text(default['value'])} added: {self.result.added[name]}"
                 self.result.notices.append(text)

@@ -14,10 +14,11 @@ from swift_toolkit.console.words import short
 from swift_toolkit.dataset.report import Split
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import default_callbacks, encode_through
-from swift_toolkit.model import training_state
+from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training import balance, events
-from swift_toolkit.training.events import Event
+from swift_toolkit.training import events
+from swift_toolkit.training.batches import balance
+from swift_toolkit.training.events import RunEvent
 
 
 class StopFlag:
@@ -33,7 +34,7 @@ class StopFlag:
             os._exit(128 + signum)
 
 
-def count_rows(report: Callable[[Event], None], lost: str) -> None:
+def count_rows(report: Callable[[RunEvent], None], lost: str) -> None:
     """Report how many rows ms-swift reads and how many are left when all are tokens; note why in the file ``lost``."""
     reported = False
 
@@ -48,7 +49,7 @@ def count_rows(report: Callable[[Event], None], lost: str) -> None:
             later = args.lazy_tokenize or not kwargs.get("pre_process", True)
             used: dict[Split, int | None] = {"train": None, "val": None}
             used = used if later else _sizes(*out)
-            report(events.Rows(loaded=loaded, used=used))
+            report(events.RowsCounted(loaded=loaded, used=used))
         return out
 
     encode_through(counted, functools.partial(_noting, lost))
@@ -75,7 +76,7 @@ def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> A
         raise
 
 
-def add_callback(report: Callable[[Event], None], stop: StopFlag, go: str | None) -> None:
+def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | None) -> None:
     """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``go``."""
     callbacks = default_callbacks()
     from transformers import TrainerCallback
@@ -113,7 +114,7 @@ def add_callback(report: Callable[[Event], None], stop: StopFlag, go: str | None
             checkpoint = os.path.join(args.output_dir, f"checkpoint-{step}")  # noqa: PTH118
             if args.should_save:
                 training_state.write_checksums(Path(checkpoint))
-            report(events.Checkpoint(step=step, checkpoint=checkpoint, best=best))
+            report(events.CheckpointSaved(step=step, checkpoint=checkpoint, best=best))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             report(events.End(step=state.global_step, time=time.time()))

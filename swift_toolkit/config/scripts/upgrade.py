@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import translate
 from swift_toolkit.config.file import EXTENSIONS, read_config_file
+from swift_toolkit.config.names import translate
 from swift_toolkit.config.rules import SECRETS, secret_advice
 from swift_toolkit.config.settings import OWN_KEYS
 from swift_toolkit.config.values import typed_value

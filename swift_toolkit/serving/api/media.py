@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from swift_toolkit.serving.request import ApiError, Limits, Media, is_base64
+from swift_toolkit.serving.api.request import ApiError, Limits, Media, is_base64
 
 FETCH_SECONDS = 20.0
 """Time for one picture to arrive, redirects included."""

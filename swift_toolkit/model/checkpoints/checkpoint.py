@@ -13,23 +13,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from swift_toolkit.config import renames
-from swift_toolkit.model.adapter import adapter_fit
+from swift_toolkit.config.names import renames
 from swift_toolkit.model.builtin import builtin_of, is_builtin
-from swift_toolkit.model.builtin import problems as builtin_problems
-from swift_toolkit.model.code import Code, code_in, code_problems, pickle_problems
+from swift_toolkit.model.builtin import builtin_problems as builtin_problems
+from swift_toolkit.model.checkpoints.adapter import adapter_fit
+from swift_toolkit.model.checkpoints.code import Code, code_in, code_problems, pickle_problems
+from swift_toolkit.model.checkpoints.find import CHECKPOINT, damage, readable
 from swift_toolkit.model.files import (
     ARGS_FILES,
-    Kind,
+    CheckpointKind,
     adapter_root,
+    checkpoint_kind,
     is_model,
-    kind_of,
     missing,
     model_problems,
     read_json,
     tuner_type,
 )
-from swift_toolkit.model.find import CHECKPOINT, damage, readable
 from swift_toolkit.problems import Problem, RequestError
 
 Generation = Literal["v1", "v2", "v3", "v4"]
@@ -63,7 +63,7 @@ class Checkpoint:
     """
 
     path: Path
-    kind: Kind
+    kind: CheckpointKind
     tuner_type: str | None = None
     base: str | None = None
     base_source: str | None = None
@@ -104,7 +104,7 @@ def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool 
 
 
 def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
-    kind = kind_of(path)
+    kind = checkpoint_kind(path)
     problems = damage(path)
     if kind is None:
         raise RequestError(problems)

@@ -1,0 +1,1 @@
+"""What a checkpoint is, where it is, whether it is whole."""

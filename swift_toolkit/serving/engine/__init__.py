@@ -1,0 +1,1 @@
+"""How a checked request reaches a model."""

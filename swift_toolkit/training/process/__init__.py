@@ -1,0 +1,1 @@
+"""The process in which a run, or one rank of it, takes place."""
