@@ -1,7 +1,8 @@
 """A plugin of pytest: no test leaves a process running, however it ends, and Ctrl-C reaches what tests start.
 
-Processes that a test started and that live on after it are ended, and the test gets a warning. Those of a fixture of a
-class, a module or the session may live as long as the fixture. At the end of the session nothing is left.
+Processes that a failed test started and that live on after it are ended at once, those of other tests with their file,
+for they may belong to a fixture of the module; the test gets a warning. What a fixture of a class, a module or the session
+starts may live as long as the fixture. At the end of the session nothing is left.
 
 A process is known by its parents, or by an environment variable where those have gone. Started by ``cmd &`` in a
 script, pytest ignores SIGINT, and so would everything that it starts: the default is restored.
@@ -36,8 +37,9 @@ class Leftovers:
 
     def __init__(self, mark: str, controls: bool) -> None:
         self.mark, self.controls = mark, controls
-        self.started = False
+        self.started = self.failed = False
         self.kept: set[psutil.Process] = set()
+        self.of_the_file: set[psutil.Process] = set()
         sys.addaudithook(self._notice)
 
     def _notice(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -55,8 +57,8 @@ class Leftovers:
         return ours and process.pid != os.getpid() and not _ended(process)
 
     def end(self) -> list[str]:
-        """End what is alive, and say what it was."""
-        _, left = psutil.wait_procs(list(self.alive()), timeout=PATIENCE)
+        """End what is alive, but for what may belong to the file's fixtures, and say what it was."""
+        _, left = psutil.wait_procs(list(self.alive() - self.of_the_file), timeout=PATIENCE)
         lines = [_description(process) for process in left]
         for process in left:
             _kill(process)
@@ -70,18 +72,34 @@ class Leftovers:
             self.kept |= self.alive()
         return result
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        self.failed |= report.failed
+        return report
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, Any, Any]:
         try:
             return (yield)
         finally:
-            for line in self.end() if self.started else ():
-                item.warn(pytest.PytestWarning(f"left running, now ended: {line}"))
-            self.started = False
+            is_last = nextitem is None or nextitem.path != item.path
+            if is_last:
+                self.of_the_file.clear()
+            if self.started and not (is_last or self.failed):
+                self.of_the_file |= self.alive()
+            elif self.started:
+                for line in self.end():
+                    item.warn(pytest.PytestWarning(f"left running, now ended: {line}"))
+                self.started = not is_last
+            self.failed = False
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
         self.kept.clear()
+        self.of_the_file.clear()
         self.end()
 
 

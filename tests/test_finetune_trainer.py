@@ -455,8 +455,10 @@ def test_a_killed_trainer_leaves_no_process_behind(started: Started) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_fails_says_why(tiny_model: Path, tmp_path: Path) -> None:
-    done = run(*flags(tiny(tiny_model, tmp_path, target_modules="no_such_layer")))
-    assert done.returncode == 1
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text('raise ValueError("the plugin cannot go on")\n')
+    done = run(*flags(tiny(tiny_model, tmp_path, external_plugins=str(plugin))))
+    assert done.returncode == 1, done.stderr
     (directory,) = tmp_path.glob("v0-*")
     assert done.stderr.splitlines()[-1].startswith("Training failed: ValueError: ")
     assert done.stderr.splitlines()[-1].endswith(f"Full log: {directory}/train.log")
@@ -464,7 +466,7 @@ def test_a_run_that_fails_says_why(tiny_model: Path, tmp_path: Path) -> None:
     assert "Traceback" in (directory / "train.log").read_text()
     content = json.loads((directory / "result.json").read_text())
     assert content["status"] == "failed"
-    assert content["error"].startswith("Training failed: ValueError: ")
+    assert content["error"].startswith("Training failed: ValueError: the plugin cannot go on")
 
 
 @pytest.mark.slow
