@@ -105,7 +105,7 @@ def checks(checkpoint: str, runs: int) -> None:
 
 
 def raw_arguments(checkpoint: str) -> list[str]:
-    """What raw ms-swift has to be told to load the same."""
+    """What raw ms-swift must know to load the same."""
     from inference_test import InferenceTester
     from swift_toolkit.model.loading import local
 

@@ -4,7 +4,7 @@ ToolkitError                a command ends because of it
 ├── RequestError            the request is wrong: config, data, model, arguments (exit status 2)
 └── RunError                the request was fine, the run failed (exit status 1)
 
-A RequestError carries every problem found, so that one look at the screen is enough to mend all.
+A RequestError carries every problem found, so that one look at the screen is enough to fix everything.
 """
 
 from __future__ import annotations

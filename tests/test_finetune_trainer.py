@@ -562,7 +562,7 @@ def test_a_dry_run_says_that_too_many_rows_are_bad(bad_data: Path) -> None:
     done = run(*asked, "--skip-bad-rows", "0")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "1 of 10 rows is bad, and only 0 may be left out. Mend them, or allow more."
+        "1 of 10 rows is bad; at most 0 may be skipped. Fix them, or allow more."
     )
     done = run(*asked, "--skip-bad-rows", "few")
     assert done.returncode == 2

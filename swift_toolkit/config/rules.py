@@ -213,7 +213,7 @@ def _secrets(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     for name in SECRETS:
         if config.get(name) is None:
             continue
-        what = "is a secret, and ms-swift would write it in clear to its log and args.json"
+        what = "is a secret, and ms-swift writes it in plain text to its log and args.json"
         yield config.problem(name, what, secret_advice(name) or "Remove it.")
 
 

@@ -36,7 +36,7 @@ def one_type_in_copies(rules: Rules) -> frozenset[str]:
 
 
 def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
-    """Give the files of a split a reason to be copied where they disagree; yields what a copy does not mend.
+    """Give the files of a split a reason to be copied where they disagree; yields what a copy does not fix.
 
     Args:
         files: in their order.
@@ -78,7 +78,7 @@ def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
 
 
 def _kept_columns(part: Part) -> dict[str, Any]:
-    """Type of each column that a copy holds besides messages."""
+    """Type of each column that a copy holds other than messages."""
     unified = one_type_in_copies(part.rules)
     out = {}
     for column, shape in part.shape.fields.items():

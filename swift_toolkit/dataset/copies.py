@@ -35,7 +35,7 @@ class Prepared:
         train: the entries of `dataset`.
         val: the entries of `val_dataset`.
         copies: files that were written in place of others.
-        rejected: the file that lists the rows left out; None if none were.
+        rejected: the file that lists the skipped rows; None if none were.
         left_out: how many were, by the title of the first error of each.
     """
 
@@ -63,11 +63,11 @@ def prepare_data(report: DataReport, folder: Path, skip_bad_rows: str | None = N
     Args:
         report: what `verify` found.
         folder: where the copies go; made if one is written.
-        skip_bad_rows: leave out rows with errors: "N" at most N of them, "P%" at most so many of all rows, ""
+        skip_bad_rows: skip rows with errors: "N" at most N of them, "P%" at most that share of all rows, ""
             any number. None leaves out none.
 
     Raises:
-        RequestError: there are errors that cannot be left out, or more of them than allowed.
+        RequestError: there are errors that cannot be skipped, or more of them than allowed.
         ValueError: `skip_bad_rows` is none of these.
     """
     if problems := refusal(report, skip_bad_rows):
@@ -98,8 +98,8 @@ def refusal(report: DataReport, skip_bad_rows: str | None) -> list[Problem]:
     allowed = bad_rows_allowed(skip_bad_rows, rows)
     if bad > allowed:
         are = "is" if bad == 1 else "are"
-        what = f"{bad:,} of {rows:,} rows {are} bad, and only {allowed:,} may be left out"
-        return [*report.problems, Problem(what, "Mend them, or allow more.")]
+        what = f"{bad:,} of {rows:,} rows {are} bad; at most {allowed:,} may be skipped"
+        return [*report.problems, Problem(what, "Fix them, or allow more.")]
     return []
 
 

@@ -31,7 +31,7 @@ KINDS: dict[str, FlawKind] = {
     "not-a-row": FlawKind("error", "not a row", 'Each row must be an object such as {"messages": [...]}.'),
     "columns": FlawKind("error", "unknown or unclear columns"),
     "late": FlawKind(
-        "error", "columns that change after the first 10 MB", "Shuffle the file, or mend the row."
+        "error", "columns that change after the first 10 MB", "Shuffle the file, or fix the row."
     ),
     "mixed-formats": FlawKind(
         "error", "mixed formats in one file", "Put each format into a file of its own."

@@ -1,4 +1,4 @@
-"""The formats of rows that ms-swift reads, told by their columns."""
+"""The formats of rows that ms-swift reads, recognised by their columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a text has, told by what it is made of.
+"""How many tokens a text has, estimated from what it is made of.
 
 The model's own tokenizer takes a sample of the rows (`tokenizers`, without torch). From these follows how many tokens
 letters, other ASCII characters (digits, the signs of code) and the bytes of all other scripts make, and by that all

@@ -58,7 +58,7 @@ def standard_row(row: Row, layout: Layout) -> Row:
     """The row with standard columns and `messages` as a list of {role, content}.
 
     Media given inside the content are moved to `images`, `videos` and `audios`, with their tags left in the
-    text. Columns that are null are left out. The input is not changed.
+    text. Columns that are null are dropped. The input is not changed.
 
     Raises:
         FlawError: it cannot be read.

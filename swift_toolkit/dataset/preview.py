@@ -30,7 +30,7 @@ TEMPLATE_SETTINGS = (
     "agent_template", "norm_bbox", "max_pixels", "use_chat_template", "loss_scale", "is_binary_loss_scale",
     "template_backend", "response_prefix", "enable_thinking", "preserve_thinking", "add_non_thinking_prefix",
 )  # fmt: skip
-"""Settings of ms-swift that shape the text, besides `template`, `system` and `max_length`."""
+"""Settings of ms-swift that shape the text, other than `template`, `system` and `max_length`."""
 
 REPEATED = 4
 """So many equal tokens in a row are shown as one and their number, as those of an image are."""
@@ -225,7 +225,7 @@ class TemplateView:
     def _fate(self) -> str:
         if self.truncation in {"left", "right"}:
             return f"cut on the {self.truncation}"
-        return "split" if self.truncation == "split" else "left out"
+        return "split" if self.truncation == "split" else "skipped"
 
     def _encoded(self, row: Row) -> dict[str, tuple[list[int], list[int] | None]]:
         """Tokens and labels of each sequence of a row, by its name."""

@@ -259,7 +259,7 @@ def free_memory() -> int:
 
 
 def environment(device: Device) -> dict[str, str]:
-    """The variables a process that computes gets besides the user's own, which win.
+    """The variables a process that computes gets in addition to the user's own, which win.
 
     On a CPU, GNU OpenMP's threads spin for a moment only before they sleep. Two cores, ten steps of the quickstart,
     torch 2.13: 12 s alone, as with the default; beside another busy process 29 s, the default over 140 s. Results are

@@ -85,7 +85,7 @@ ENDED: dict[str, Any] = {"event": "ended"}
 
 
 def child_failure(event: Mapping[str, Any], what: str, child: Child, log: Path) -> RunError:
-    where = f"The whole story is in {log}."
+    where = f"Full log: {log}"
     if event["event"] == "failed":
         return RunError(f"{what}: {event['type']}: {first_line(str(event['message']))}\n{where}")
     status = child.process.wait()

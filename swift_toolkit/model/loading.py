@@ -1,4 +1,4 @@
-"""What ms-swift must be told to load a model: type, template, source."""
+"""What ms-swift must know to load a model: type, template, source."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _merge(plan: Merging, output: Path) -> None:
     run_export(arguments, {**environment(find_device()), **trust(plan.checkpoint.trusted)}, plan.log)
     found = model_problems(output)
     if found:
-        raise RunError(f"The merged model is not whole: {found[0]}\nThe whole story is in {plan.log}.")
+        raise RunError(f"The merged model is not whole: {found[0]}\nFull log: {plan.log}")
 
 
 def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:

@@ -215,7 +215,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"load_best_model_at_end": True, "split_dataset_ratio": 0.1, "eval_steps": 30, "save_steps": 100}, '"save_steps" is 100, not a multiple of eval_steps 30. With "load_best_model_at_end" it must be.'),
     ({"fp16": True, "bf16": True}, '"fp16" cannot be used with "bf16". Keep one of the two.'),
     # secrets and packages
-    ({"hub_token": "hf_abc"}, '"hub_token" is a secret, and ms-swift would write it in clear to its log and args.json. Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.'),
+    ({"hub_token": "hf_abc"}, '"hub_token" is a secret, and ms-swift writes it in plain text to its log and args.json. Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.'),
     ({"report_to": "swanlab"}, '"report_to" needs the package swanlab, which is not installed. Run: pip install swanlab'),
     ({"attn_impl": "flash_attn"}, '"attn_impl" needs the package flash-attn, which is not installed. Run: pip install flash-attn --no-build-isolation'),
     ({"model": None, "dataset": None}, '"model" is missing. Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".\n"dataset" is missing. Name a data file or data set, e.g. "data/train.jsonl".'),

@@ -1,4 +1,4 @@
-"""Files and data sets that are read together: copied in one type where that mends it, else an error."""
+"""Files and data sets that are read together: copied in one type where that fixes it, else an error."""
 
 from __future__ import annotations
 

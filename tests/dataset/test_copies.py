@@ -1,4 +1,4 @@
-"""Copies: what ms-swift is given, and rows left out only by the user's will and with a count."""
+"""Copies: what ms-swift is given, and rows skipped only on the user's request and with a count."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_more_bad_rows_than_allowed() -> None:
     with pytest.raises(RequestError) as caught:
         prepare_data(report, Path("data"), "1")
     assert str(caught.value.problems[-1]) == (
-        "2 of 3 rows are bad, and only 1 may be left out. Mend them, or allow more."
+        "2 of 3 rows are bad; at most 1 may be skipped. Fix them, or allow more."
     )
 
 

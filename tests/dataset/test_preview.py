@@ -63,7 +63,7 @@ def test_what_is_cut(tiny_model: Path) -> None:
     assert row.note == "longer than max_length 12, cut on the right"
     assert sum(piece.tokens for piece in row.pieces if not piece.cut) == 12
     (row,) = TemplateView(str(tiny_model), rules, SETTINGS).rows(["a.jsonl"], 1)
-    assert row.note == "longer than max_length 12, left out"
+    assert row.note == "longer than max_length 12, skipped"
     assert not any(piece.cut for piece in row.pieces)
 
 

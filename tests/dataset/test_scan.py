@@ -298,9 +298,9 @@ def test_columns_that_change_late(monkeypatch: pytest.MonkeyPatch, packed: bool)
         Path(train).write_bytes(gzip.compress(Path(train).read_bytes()))
     report = verify([train])
     assert [str(problem) for problem in report.problems] == [
-        'train.jsonl:1001: "source" does not occur in the first 10 MB of the file. Shuffle the file, or mend the row.',
-        'train.jsonl:1002: "id" changes its type after the first 10 MB of the file. Shuffle the file, or mend the row.',
-        'train.jsonl:1003: "loss" does not occur in the first 10 MB of the file. Shuffle the file, or mend the row.',
+        'train.jsonl:1001: "source" does not occur in the first 10 MB of the file. Shuffle the file, or fix the row.',
+        'train.jsonl:1002: "id" changes its type after the first 10 MB of the file. Shuffle the file, or fix the row.',
+        'train.jsonl:1003: "loss" does not occur in the first 10 MB of the file. Shuffle the file, or fix the row.',
     ]
 
 

@@ -1,4 +1,4 @@
-"""The registry read from source, held against the installed ms-swift's own, and what is told of local models."""
+"""The registry read from source, held against the installed ms-swift's own, and what follows for local models."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class DataFile:
         path: where it is.
         shown: how messages call it, as the user spelled it.
         syntax: how it is written; "json" is one row a line.
-        packing: compression, "" for none; told by its first bytes, not its name.
+        packing: compression, "" for none; known by its first bytes, not its name.
         size: bytes on disk.
         values: JSON whose rows are not one to a line: the items of an array, or objects over several lines.
     """
