@@ -93,4 +93,4 @@ def test_the_shipped_config_trains_and_learns(name: str, tiny_model: Path, tmp_p
     losses = [log["loss"] for log in logs]
     assert max(log["grad_norm"] for log in logs) > 0 or name == "grpo"  # random weights find no sum
     if name not in ("grpo", "gkd"):
-        assert min(losses[2:]) < losses[0], losses
+        assert min(losses[2:]) < sum(losses[:2]) / 2, losses

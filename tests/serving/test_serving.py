@@ -610,7 +610,7 @@ def commands(
     found = {}
     all_of_them = {
         "drained": ["--drain-seconds", "120"],
-        "cut": ["--drain-seconds", "2"],
+        "cut": ["--drain-seconds", "2", "--max-tokens-limit", "8000"],
         "interrupted": ["--log-requests"],
         "killed": [],
     }
@@ -657,7 +657,7 @@ def test_an_answer_that_takes_too_long_is_cut_at_the_end(commands: Any) -> None:
     stream = client.chat.completions.create(
         model="tiny-llama",
         messages=HELLO,
-        max_tokens=4096,
+        max_tokens=8000,
         temperature=0,
         stream=True,
         extra_body={"ignore_eos": True},
