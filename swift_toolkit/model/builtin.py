@@ -147,6 +147,8 @@ def materialise(model: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / "lock"):
             if cached_path(model) is None:
+                for stale in path.parent.glob(".*.part"):  # of killed processes: the lock is ours
+                    shutil.rmtree(stale, ignore_errors=True)
                 _replace(path, source.gguf_file)
     except Exception as error:
         raise RunError(

@@ -141,8 +141,9 @@ def _materialise(cache_home, results):
 @pytest.mark.slow
 def test_two_processes_and_a_damaged_cache_end_well(cache, unpacked):
     damaged = cache / unpacked.parent.name / unpacked.name
-    (damaged.parent / "partial").mkdir(parents=True)
-    (damaged.parent / "partial" / "model.safetensors").write_bytes(b"left by a killed process")
+    left = damaged.parent / f".{damaged.name}.0123abcd.part"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"left by a killed process")
     damaged.mkdir()
     for file in unpacked.iterdir():
         content = file.read_bytes()

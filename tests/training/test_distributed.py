@@ -178,7 +178,7 @@ def test_deepspeed_shards_and_learns_the_same(
 @pytest.fixture
 def endless(tiny_model: Path, tmp_path: Path) -> Iterator[Trainer]:
     """Two processes that train for hours, at their third step."""
-    asked = flags(settings(tiny_model, tmp_path / "out", max_steps=50_000, save_steps=2))
+    asked = flags(settings(tiny_model, tmp_path / "out", max_steps=50_000, save_steps=2, save_total_limit=3))
     run = Trainer(tmp_path / "out", [*asked, "--nproc-per-node", "2"])
     run.until("step 3/")
     yield run
@@ -215,7 +215,9 @@ def test_a_killed_rank_ends_all(endless: Trainer) -> None:
 def test_the_error_of_the_rank_that_fails_comes_first(tiny_model: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
-    asked = flags(settings(tiny_model, tmp_path / "out", max_steps=50_000, external_plugins=plugin))
+    asked = flags(
+        settings(tiny_model, tmp_path / "out", max_steps=50_000, save_total_limit=2, external_plugins=plugin)
+    )
     run = Trainer(
         tmp_path / "out", [*asked, "--nproc-per-node", "2"], {"FAIL_AT": "1:3", "MARKS": str(tmp_path)}
     )
