@@ -39,7 +39,7 @@ def _vllm_on_a_cpu():
 @pytest.fixture(scope="module")
 def tester(tuned_checkpoint):
     with InferenceTester(tuned_checkpoint, **SETTINGS) as tester:
-        assert tester.plan.backend == "vllm"  # auto: it is installed and built for this device
+        assert tester.plan.backend.name == "vllm"  # auto: it is installed and built for this device
         yield tester
 
 
