@@ -81,22 +81,21 @@ def _is_key(text: str) -> bool:
     return len(text) >= MIN_KEY_LENGTH and text.isascii() and text.isprintable() and " " not in text
 
 
-def access_problems(config: Config, options: ServingOptions) -> Iterator[Problem]:
-    """What is wrong with who may reach the server."""
+def access_problems(config: Config, options: ServingOptions, has_key: bool) -> Iterator[Problem]:
+    """What is wrong with who may reach the server; ``has_key``: a key is given, even one that cannot be used."""
     needs_key = f"Set {KEY_VARIABLE} or --api-key-file"
-    given = options.api_key_file is not None or bool(os.environ.get(KEY_VARIABLE))
-    if options.no_auth and given:
+    if options.no_auth and has_key:
         do = f"Remove it, or unset {KEY_VARIABLE} and --api-key-file."
         yield Problem("cannot be used with a key", do, "--no-auth")
     host = str(config.get("host"))
-    if not is_loopback(host) and not given and not options.no_auth:
+    if not is_loopback(host) and not has_key and not options.no_auth:
         what = f'is "{host}", which other machines can reach, and there is no key'
         yield config.problem("host", what, f"{needs_key}, or serve everybody with --no-auth.")
     for origin in options.allow_origin:
         if not ORIGIN.fullmatch(origin):
             do = "Write scheme, name and port as a browser does: https://example.org or http://localhost:3000"
             yield Problem(f'is "{origin}", which is not an origin', do, "--allow-origin")
-    if options.allow_runtime_lora and not given:
+    if options.allow_runtime_lora and not has_key:
         yield Problem("needs a key", f"{needs_key}.", "--allow-runtime-lora")
 
 

@@ -35,6 +35,9 @@ BODY_SECONDS = 60.0
 SEND_SECONDS = 60.0
 """Time for a client to take a piece of its answer."""
 
+LAST_SEND_SECONDS = 1.0
+"""Time for a client to take the event that says that its answer was cut."""
+
 
 @dataclass
 class Exchange:
@@ -201,7 +204,7 @@ class Gateway:
         one = Exchange(scope["method"], scope["path"])
         http = _Http(scope, receive, _Response(one, send))
         try:
-            await self._answer(one, http)
+            await self._answer_in_time(one, http)
         except ApiError as error:
             await http.response.refuse(error)
         except (ConnectionError, asyncio.TimeoutError):
@@ -213,6 +216,24 @@ class Gateway:
             )
         finally:
             self._observer.ended(one)
+
+    async def _answer_in_time(self, one: Exchange, http: _Http) -> None:
+        """Answer, unless the time for running answers ends before.
+
+        Raises:
+            ApiError: it was cut, or refused.
+        """
+        answering = asyncio.ensure_future(self._answer(one, http))
+        if await _first(answering, self._cut.wait()):
+            await answering
+            return
+        await _end(answering)
+        if not answering.cancelled():
+            answering.result()
+            return
+        one.cut = True
+        http.response.patience = LAST_SEND_SECONDS
+        raise ApiError(503, "The server ends, and this answer was cut.")
 
     async def _answer(self, one: Exchange, http: _Http) -> None:
         self._check_host(http)
@@ -295,15 +316,12 @@ class Gateway:
         request = api_request.check_request(one.path, body, engine.models, limits, engine.facts)
         self._observer.began(one)
         answering = asyncio.ensure_future(self._send_answer(request, one, http))
-        if await _first(answering, _gone(http.receive), self._cut.wait()):
+        if await _first(answering, _gone(http.receive)):
             await answering
             return
-        answering.cancel()
-        with suppress(asyncio.CancelledError):
-            await answering
-        if self._cut.is_set():
-            one.cut = True
-            raise ApiError(503, "The server ends, and this answer was cut.")
+        await _end(answering)
+        if not answering.cancelled():
+            answering.result()
 
     async def _send_answer(self, request: ApiRequest, one: Exchange, http: _Http) -> None:
         answer = await self._engine.answer(request, one)
@@ -326,7 +344,7 @@ class Gateway:
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):
             raise _too_large(limit)
         try:
-            return api_request.parse(await asyncio.wait_for(_whole_body(http.receive, limit), BODY_SECONDS))
+            return api_request.parse(await _within(BODY_SECONDS, _whole_body(http.receive, limit)))
         except asyncio.TimeoutError:
             raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:g} s.") from None
 
@@ -408,16 +426,19 @@ class _Response:
     Args:
         one: the exchange it belongs to; its status is noted there.
         send: of ASGI.
+
+    ``ended`` says whether its last part is out; ``patience`` is the time for a client to take a part, in seconds.
     """
 
     def __init__(self, one: Exchange, send: Send) -> None:
         self._one, self._raw = one, send
-        self._begun = self._ended = False
+        self._begun = self.ended = False
+        self.patience = SEND_SECONDS
         self.headers: Headers = [(b"x-request-id", one.id.encode()), (b"x-content-type-options", b"nosniff")]
 
     async def _send(self, message: ASGIMessage) -> None:
         try:
-            await asyncio.wait_for(self._raw(message), SEND_SECONDS)
+            await _within(self.patience, self._raw(message))
         except asyncio.TimeoutError:
             raise
         except Exception as error:  # h11 does not send on a connection whose client broke the protocol
@@ -432,7 +453,7 @@ class _Response:
         """Send a whole response."""
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, kind, [length, *(headers or [])])
-        self._ended = True
+        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def json(self, value: Any) -> None:
@@ -452,14 +473,14 @@ class _Response:
         await self._data(b"[DONE]", more=False)
 
     async def _data(self, data: bytes, more: bool) -> None:
-        self._ended = not more
+        self.ended = not more
         await self._send(
             {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": more}
         )
 
     async def refuse(self, error: ApiError) -> None:
         """Send an error; a stream that has begun ends with an event that says so."""
-        if self._ended:
+        if self.ended:
             return
         with suppress(ConnectionError, asyncio.TimeoutError):
             if self._begun:
@@ -488,8 +509,35 @@ async def _first(work: asyncio.Future[None], *others: Coroutine[Any, Any, Any]) 
         await asyncio.wait([work, *rest], return_when=asyncio.FIRST_COMPLETED)
         return work.done()
     except asyncio.CancelledError:
-        work.cancel()
+        await _end(work)
         raise
     finally:
         for one in rest:
             one.cancel()
+
+
+async def _end(work: asyncio.Future[Any]) -> None:
+    """Cancel ``work`` and wait until it has ended; what it raises is left there."""
+    work.cancel()
+    await asyncio.wait([work])
+
+
+async def _within(seconds: float, work: Awaitable[_Value]) -> _Value:
+    """The result of ``work``.
+
+    ``asyncio.wait_for`` ignores that it is cancelled when ``work`` has ended in the same turn of the event loop (until
+    Python 3.12): a stream that nothing can end.
+
+    Raises:
+        asyncio.TimeoutError: it took longer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        await _end(task)
+        raise asyncio.TimeoutError
+    return task.result()

@@ -228,8 +228,12 @@ def make_deployment(
         problems += loading.naming_problems(config, found.checkpoints[0])
     config.fill("host", "127.0.0.1", "this machine only")
     config.fill("port", 8000, "")
-    key = _collect(problems, lambda: find_key(options.api_key_file))
-    problems += [*access_problems(config, options), *tls_problems(config), *port_problems(config)]
+    key = _collect(problems, lambda: find_key(options.api_key_file), instead="")
+    problems += [
+        *access_problems(config, options, key is not None),
+        *tls_problems(config),
+        *port_problems(config),
+    ]
     if problems or found is None:
         raise RequestError(problems)
     return _decide(config, options, asked, found, key)
@@ -238,13 +242,15 @@ def make_deployment(
 _Value = TypeVar("_Value")
 
 
-def _collect(problems: list[Problem], find: Callable[[], _Value]) -> _Value | None:
-    """What ``find`` returns; None where it raises, with its problems added to ``problems``."""
+def _collect(
+    problems: list[Problem], find: Callable[[], _Value | None], instead: _Value | None = None
+) -> _Value | None:
+    """What ``find`` returns; ``instead`` where it raises, with its problems added to ``problems``."""
     try:
         return find()
     except RequestError as error:
         problems += error.problems
-        return None
+        return instead
 
 
 def _decide(

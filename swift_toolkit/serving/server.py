@@ -62,6 +62,7 @@ class Server:
         self.directory = Path(deployment.options.output_dir).expanduser()
         self.log = self.directory / "serve.log"
         self._started = 0.0
+        self._over = False
         self._stack = ExitStack()
         self._child: Child
         self._events: Iterator[dict[str, Any] | None]
@@ -128,33 +129,47 @@ class Server:
         Raises:
             RunError: it ended by itself.
         """
-        failure = None
+        last = None
         for event in self._events:
-            self._note(event)
-            if event is not None and event["event"] == "failed":
-                failure = event
-        if failure or self._child.process.wait() != 0:
-            error = self._failure(failure)
-            self._end(error)
-            raise error
-        self._end(None)
+            last = event or last
+        self._note_end(last)
 
     def stop(self) -> None:
-        """Stop accepting, let running answers end for as long as ``drain_seconds``, and end the server."""
-        if self.ready is None or self._child.process.poll() is not None:
+        """Stop accepting, let running answers end for as long as ``drain_seconds``, and end the server.
+
+        Raises:
+            RunError: it had ended by itself, or does not end; running answers were lost.
+        """
+        if self.ready is None or self._over:
             self._end(None)
             return
         self._child.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + self.deployment.options.drain_seconds + GRACE_SECONDS
+        patience = self.deployment.options.drain_seconds + GRACE_SECONDS
+        deadline = time.monotonic() + patience
+        last = None
         for event in self._child.events():  # those of `wait` end with the interrupt that ended it
-            self._note(event)
+            last = event or last
             if time.monotonic() > deadline:
                 break
-        self._end(None)
+        self._note_end(last, patience)
 
-    def _note(self, event: Mapping[str, Any] | None) -> None:
-        if event is not None and event["event"] == "stopped":
-            self.cut = event["cut"]
+    def _note_end(self, last: Mapping[str, Any] | None, patience: float = 0.0) -> None:
+        """End with what the process reported last; one that still runs after ``patience`` seconds is killed.
+
+        Raises:
+            RunError: it did not report that it stopped.
+        """
+        if last is not None and last["event"] == "stopped":
+            self.cut = last["cut"]
+            self._end(None)
+            return
+        error = self._stuck(patience) if self._child.process.poll() is None else self._failure(last)
+        self._end(error)
+        raise error
+
+    def _stuck(self, seconds: float) -> RunError:
+        what = f"The server did not end within {seconds:g} s and was killed; running answers were lost."
+        return RunError(f"{what} Full log: {self.log}")
 
     def kill(self) -> None:
         """End the server at once."""
@@ -162,6 +177,9 @@ class Server:
         self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
+        if self._over:
+            return
+        self._over = True
         self._stack.close()
         if self.log.is_file():
             self._record("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)

@@ -36,6 +36,9 @@ from swift_toolkit.serving.order import ServingOrder
 RUNTIME_SLOTS = 4
 """How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
 
+CLOSE_SECONDS = 2.0
+"""Time after the last answer was cut in which clients may take what was sent."""
+
 LINES_PER_SECOND = 100
 """Lines of the log about requests; what is more is counted."""
 
@@ -166,7 +169,15 @@ def _http_server(gateway: Gateway, order: ServingOrder) -> Any:
 def _stop(server: Any, gateway: Gateway, drain_seconds: int) -> None:
     """Accept nothing more, and cut what is not answered in time."""
     server.should_exit = True
-    asyncio.get_running_loop().call_later(drain_seconds, gateway.cut_answers)
+    loop = asyncio.get_running_loop()
+    loop.call_later(drain_seconds, gateway.cut_answers)
+    loop.call_later(drain_seconds + CLOSE_SECONDS, _close_connections, server)
+
+
+def _close_connections(server: Any) -> None:
+    """Close what is left, such as the connection of a client that does not read: uvicorn would wait for it."""
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
 
 
 # --- the log ------------------------------------------------------------------------------------------------

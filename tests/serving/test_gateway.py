@@ -177,6 +177,50 @@ def test_answers_that_are_cut_say_so() -> None:
     assert last["error"]["message"] == "The server ends, and this answer was cut."
 
 
+class Streaming(Engine):
+    """Streams without a pause; ``steps`` turns of the event loop after its tenth piece the answers are cut."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.layer: Gateway
+
+    async def _pieces(self, said: str) -> AsyncGenerator[AnswerEvent, None]:
+        for number in range(1000):
+            if number == 10:
+                self._cut_after(self.steps)
+            yield {"choices": []}
+
+    def _cut_after(self, steps: int) -> None:
+        if steps:
+            asyncio.get_running_loop().call_soon(self._cut_after, steps - 1)
+        else:
+            self.layer.cut_answers()
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_cut_is_not_lost_in_the_middle_of_a_send(steps: int) -> None:
+    seen: list[Exchange] = []
+    sent: list[Any] = []
+    engine = Streaming(steps)
+    engine.layer = Gateway(engine, OPEN, Metrics(seen.append), {})
+    coming = [{"type": "http.request", "body": json.dumps({**ASKED, "stream": True}).encode()}]
+
+    async def receive() -> Any:
+        if not coming:
+            await asyncio.sleep(60)
+        return coming.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    asyncio.run(engine.layer(scope, receive, send))
+    assert [one.cut for one in seen] == [True]
+    assert b"this answer was cut" in sent[-1]["body"]
+    assert len(sent) < 40
+
+
 def test_a_connection_that_takes_no_answer_is_no_failure() -> None:
     """As h11 behaves where the client broke the protocol after its request."""
     seen: list[Exchange] = []

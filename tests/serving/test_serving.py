@@ -30,6 +30,9 @@ import psutil
 import pytest
 
 from deploy_model import ModelDeployer
+from swift_toolkit.machine import process
+from swift_toolkit.problems import RunError
+from swift_toolkit.serving import server
 from swift_toolkit.serving.engine import batches as engine_batches
 from tests.adapters import make_adapter
 
@@ -653,7 +656,13 @@ def test_sigterm_lets_running_answers_end(commands: Any) -> None:
 
 def test_an_answer_that_takes_too_long_is_cut_at_the_end(commands: Any) -> None:
     running, folder = commands["cut"]
-    client = openai.OpenAI(base_url=running.ready()["url"], api_key="none", max_retries=0)
+    url = running.ready()["url"]
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    half = socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0])))
+    half.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b'Content-Length: 9000\r\n\r\n{"model": '
+    )
     stream = client.chat.completions.create(
         model="tiny-llama",
         messages=HELLO,
@@ -667,12 +676,14 @@ def test_an_answer_that_takes_too_long_is_cut_at_the_end(commands: Any) -> None:
     running.process.send_signal(signal.SIGTERM)
     with pytest.raises(openai.APIError, match="The server ends, and this answer was cut"):
         list(chunks)
+    with half:  # a body that does not come does not keep the server from ending
+        assert half.recv(100).startswith(b"HTTP/1.1 503")
     status, err = running.wait()
     assert status == 1, err
-    assert err.splitlines()[-1] == "Running answers that were cut after 2 s: 1"
+    assert err.splitlines()[-1] == "Running answers that were cut after 2 s: 2"
     (log,) = folder.glob("*/serve.log")
     assert "Traceback" not in log.read_text()
-    assert json.loads((log.parent / "result.json").read_text())["cut_answers"] == 1
+    assert json.loads((log.parent / "result.json").read_text())["cut_answers"] == 2
     assert list((folder / "tmp").glob("swift*")) == []  # torch keeps a cache there
 
 
@@ -704,6 +715,27 @@ def test_a_server_that_dies_is_told(commands: Any) -> None:
     said = f"The server has ended: it was killed, most often for lack of memory. Full log: {log}"
     assert err.splitlines()[-1] == said
     assert json.loads((log.parent / "result.json").read_text())["error"] == said
+
+
+def test_a_server_that_does_not_end_is_killed_and_told(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(process, "KILL_AFTER_SECONDS", 0.5)
+    stuck = ModelDeployer(
+        tiny_model, port=0, drain_seconds=0, output_dir=str(tmp_path), model_type="llama", template="chatml"
+    )
+    stuck.start()
+    assert stuck.ready is not None
+    os.kill(stuck.ready.pid, signal.SIGSTOP)
+    said = "The server did not end within 0.5 s and was killed; running answers were lost. Full log: "
+    with pytest.raises(RunError, match=said):
+        stuck.stop()
+    assert not psutil.pid_exists(stuck.ready.pid)
+    result = json.loads((stuck.directory / "result.json").read_text())
+    assert result["status"] == "failed" and result["error"].startswith(said)
+    stuck.stop()  # once more changes nothing
+    assert json.loads((stuck.directory / "result.json").read_text()) == result
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path, tiny_model: Path) -> None:
