@@ -320,7 +320,7 @@ def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
 
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
     """Flags that do not belong to the mode, and images that cannot be shown."""
-    from swift_toolkit.dataset.media import image_flaw
+    from swift_toolkit.dataset.rows.media import image_flaw
 
     of_mode = {
         "--question": ("single",),

@@ -45,8 +45,8 @@ class Figure(NamedTuple):
 def published() -> Iterator[Figure]:
     """The estimates for the published commands."""
     from swift_toolkit.config.request import read_request
-    from swift_toolkit.dataset.checks import Rules
     from swift_toolkit.dataset.report import DataReport
+    from swift_toolkit.dataset.rows.checks import Rules
     from swift_toolkit.machine import device
     from swift_toolkit.machine.device import Device
     from swift_toolkit.training.launch import LaunchRequest

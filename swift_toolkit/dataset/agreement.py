@@ -1,8 +1,8 @@
 """Files and data sets that are read together must agree on their columns and types.
 
-ms-swift (through `datasets` 4.8) takes the columns of a folder of files from the first of them, and puts data sets
-together only if each column that training keeps has the same type in all. Where they differ, the files are copied in
-one type if they can be; otherwise that is an error.
+ms-swift (through `datasets` 4.8) takes the columns of a folder of files from its first file, and concatenates data sets
+only if each column that training keeps has the same type in all. Where types differ, the files are copied with one
+type if possible; otherwise that is an error.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from swift_toolkit.dataset.checks import Rules
-from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.formats import MEDIA
 from swift_toolkit.dataset.report import FileReport
+from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.formats import MEDIA
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
 
@@ -36,7 +36,7 @@ def one_type_in_copies(rules: Rules) -> frozenset[str]:
 
 
 def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
-    """Give the files of a split a reason to be copied where they disagree; yields what a copy does not fix.
+    """Mark the files of a split that must be copied because they disagree; yield what a copy does not fix.
 
     Args:
         files: in their order.
@@ -55,8 +55,8 @@ def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
         holders = [(group[0][0], kind) for group in sets if (kind := _kind_of(name, group)) is not None]
         for entry, kind in holders[1:]:
             if kind != holders[0][1]:
-                what = f'"{name}" is of another type in {holders[0][0].path}'
-                yield entry, Flaw("columns", what, "Make them the same.")
+                what = f'"{name}" has another type in {holders[0][0].path}'
+                yield entry, Flaw("columns", what, "Use one type in both.")
 
 
 def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
@@ -72,15 +72,15 @@ def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
         size = sum(one.file.size for _, one in files)
         new = next((name for name, kind in _kept_columns(later).items() if kind != kept.get(name)), None)
         if new is not None and size > HEAD_BYTES:
-            what = f'"{new}" is not there, or of another type, in {first.path}'
+            what = f'"{new}" is missing or has another type in {first.path}'
             yield entry, Flaw("columns", what, 'Name the files one by one in "dataset".')
             return
 
 
-def _kept_columns(part: Part) -> dict[str, Any]:
+def _kept_columns(part: Part) -> dict[str, object]:
     """Type of each column that a copy holds other than messages."""
     unified = one_type_in_copies(part.rules)
-    out = {}
+    out: dict[str, object] = {}
     for column, shape in part.shape.fields.items():
         name = part.layout.rename[column]
         if column not in part.layout.unused and name not in _IN_MESSAGES and shape.kind is not None:
@@ -108,11 +108,11 @@ def _differs(name: str, sets: Sequence[Files]) -> bool:
 
 
 _ALL_OR_NONE = frozenset({"rejected_response", "negative_messages"})
-"""Columns that make ms-swift leave out each row that lacks them, if any row of the run has them."""
+"""Columns that make ms-swift skip each row that lacks them, if any row of the run has them."""
 
 
 def _kind_of(name: str, group: Files) -> Any:
-    """The type in which a data set has this column, None if it has not."""
+    """The type of this column in a data set, None if the data set lacks it."""
     entry, part = group[0]
     if entry.copy_reason and name in one_type_in_copies(part.rules) & _ALL_OR_NONE:
         return None if name == "rejected_response" else "there"  # as copies have it

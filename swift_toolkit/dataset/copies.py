@@ -14,17 +14,29 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
-from swift_toolkit.dataset.checks import Rules, text_of
-from swift_toolkit.dataset.flaws import KINDS, Flaw
-from swift_toolkit.dataset.messages import Message, Row, read_messages
+from swift_toolkit.console.words import counted
+from swift_toolkit.dataset.rows.checks import Rules, text_of
+from swift_toolkit.dataset.rows.flaws import KINDS, Flaw
+from swift_toolkit.dataset.rows.messages import Message, Row, read_messages
 from swift_toolkit.dataset.scan.part import Part, find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.shape import DATE
 from swift_toolkit.dataset.verify import DataReport, DatasetSpec, FileReport
 from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem, RequestError
+
+
+class PreparedDict(TypedDict):
+    """`Prepared` as plain data."""
+
+    train: list[str]
+    val: list[str]
+    copies: list[str]
+    rows_left_out: int
+    left_out: dict[str, int]
+    rejected: str | None
 
 
 @dataclass
@@ -36,7 +48,7 @@ class Prepared:
         val: the entries of `val_dataset`.
         copies: files that were written in place of others.
         rejected: the file that lists the skipped rows; None if none were.
-        left_out: how many were, by the title of the first error of each.
+        left_out: how many rows were skipped, by the title of the first error of each.
     """
 
     train: list[str] = field(default_factory=list)
@@ -45,7 +57,14 @@ class Prepared:
     rejected: Path | None = None
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def as_dict(self) -> dict[str, Any]:
+    def add(self, copy: _Copy) -> None:
+        """Enter a copy that was made."""
+        self.copies.append(copy.path)
+        self.left_out += copy.left_out
+        if copy.left_out:
+            self.rejected = copy.rejected
+
+    def as_dict(self) -> PreparedDict:
         """Plain data for result.json."""
         return {
             "train": self.train,
@@ -64,7 +83,7 @@ def prepare_data(report: DataReport, folder: Path, skip_bad_rows: str | None = N
         report: what `verify` found.
         folder: where the copies go; made if one is written.
         skip_bad_rows: skip rows with errors: "N" at most N of them, "P%" at most that share of all rows, ""
-            any number. None leaves out none.
+            any number. None skips none.
 
     Raises:
         RequestError: there are errors that cannot be skipped, or more of them than allowed.
@@ -78,12 +97,17 @@ def prepare_data(report: DataReport, folder: Path, skip_bad_rows: str | None = N
         for at, spec in enumerate(specs):
             files = [file for file in report.files if (file.split, file.entry) == (split, at)]
             if any(file.copy_reason or file.bad for file in files):
-                entries.append(_copied(files, spec, report, folder, given))
+                copy = _copy(files, spec, report, folder, given)
+                given.add(copy)
+                entries.append(copy.entry)
             else:
                 entries.append(spec.text)
-    if given.left_out and skip_bad_rows is None:  # behind the sample that was looked at
-        what = f"bad rows were found while a copy was made ({given.left_out.total():,}); {given.rejected} lists them"
-        raise RequestError([Problem(what, "Mend them, or leave them out with --skip-bad-rows.")])
+    if given.left_out and skip_bad_rows is None:  # beyond the sample that was checked
+        count = given.left_out.total()
+        were, them = ("was", "it") if count == 1 else ("were", "them")
+        rows = counted(count, "bad row")
+        what = f"{rows} {were} found while the data were copied; {given.rejected} lists {them}"
+        raise RequestError([Problem(what, f"Fix {them}, or skip {them} with --skip-bad-rows.")])
     return given
 
 
@@ -104,7 +128,7 @@ def refusal(report: DataReport, skip_bad_rows: str | None) -> list[Problem]:
 
 
 def bad_rows_allowed(text: str, rows: int) -> int:
-    """The number of rows that "N", "P%" or "" (any number) allows of so many.
+    """How many of ``rows`` rows "N", "P%" or "" (any number) allows to be bad.
 
     Raises:
         ValueError: it is none of these.
@@ -118,7 +142,7 @@ def bad_rows_allowed(text: str, rows: int) -> int:
 
 
 def number_problems(numbers: Mapping[str, str | None], as_flags: bool) -> Iterator[Problem]:
-    """Those of these arguments that are no number of rows.
+    """Which of these arguments are not a number of rows.
 
     Args:
         numbers: argument -> its value, None for one not given.
@@ -132,27 +156,49 @@ def number_problems(numbers: Mapping[str, str | None], as_flags: bool) -> Iterat
             yield Problem(f'is "{text}"', 'Write a number of rows, or a share such as "5%".', key=key)
 
 
-def _copied(
-    files: Sequence[FileReport], spec: DatasetSpec, report: DataReport, folder: Path, given: Prepared
-) -> str:
-    """One copy of all files of a data set without their bad rows, as an entry for ms-swift."""
+@dataclass(frozen=True)
+class _Copy:
+    """One copy of a data set.
+
+    Args:
+        path: the copy.
+        entry: what ms-swift is given: the copy, and the sample of it.
+        left_out: rows that were skipped, by the title of the first error of each.
+        rejected: the file that lists them.
+    """
+
+    path: Path
+    entry: str
+    left_out: Counter[str]
+    rejected: Path
+
+
+def _copy(
+    files: Sequence[FileReport], spec: DatasetSpec, report: DataReport, folder: Path, before: Prepared
+) -> _Copy:
+    """Write one copy of all files of a data set, without their bad rows.
+
+    Args:
+        files: what is known of them.
+        spec: the data set.
+        report: what `verify` found.
+        folder: where the copy goes.
+        before: the copies made before it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target = _free_name(folder, Path(spec.path).name.partition(".")[0] or "data", given.copies)
+    target = _free_name(folder, Path(spec.path).name.partition(".")[0] or "data", before.copies)
     as_it_is = len(files) == 1 and not files[0].copy_reason
-    rejected = folder / "rejected.jsonl"
-    with (
-        whole_file(target) as out,
-        rejected.open("a" if given.rejected else "w", encoding="utf-8") as left_out,
-    ):
+    rejected, left_out = folder / "rejected.jsonl", Counter[str]()
+    with whole_file(target) as out, rejected.open("a" if before.rejected else "w", encoding="utf-8") as list_:
         for file in files:
             part = find_part(Path(file.path).expanduser(), file.path, report.rules)
-            scan_part(part, _CleanCopy(part, as_it_is, out, left_out, given.left_out))
-    if given.left_out:
-        given.rejected = rejected
-    else:
+            copy = _CleanCopy(part, as_it_is, out, list_)
+            scan_part(part, copy)
+            left_out += copy.left_out
+    if not left_out and not before.rejected:
         rejected.unlink()
-    given.copies.append(target)
-    return str(target) if spec.sample is None else f"{target}#{spec.sample}"
+    entry = str(target) if spec.sample is None else f"{target}#{spec.sample}"
+    return _Copy(target, entry, left_out, rejected)
 
 
 def _free_name(folder: Path, stem: str, taken: Sequence[Path]) -> Path:
@@ -164,16 +210,14 @@ def _free_name(folder: Path, stem: str, taken: Sequence[Path]) -> Path:
 
 
 class _CleanCopy:
-    """Writes the rows without errors to one file, and why the others are not there to another."""
+    """Writes the rows without errors to one file, and the others with their errors to another."""
 
-    def __init__(
-        self, part: Part, as_it_is: bool, out: IO[bytes], rejected: IO[str], left_out: Counter[str]
-    ) -> None:
+    def __init__(self, part: Part, as_it_is: bool, out: IO[bytes], rejected: IO[str]) -> None:
         self.file, self.rules = part.file.shown, part.rules
         self.as_it_is = as_it_is
         self.out = out
         self.rejected = rejected
-        self.left_out = left_out
+        self.left_out = Counter[str]()
         self.wants_rows = not as_it_is
 
     def lines(self, chunk: bytes) -> None:
@@ -227,15 +271,15 @@ def _for_reader(row: Row, rules: Rules) -> Row:
 
 
 def _rejected_messages(messages: list[Message], rejected: Any) -> list[Message]:
-    """The question with the rejected answer in the place of all that follows it, as ms-swift joins them."""
+    """The question followed by the rejected answer instead of all that follows it, as ms-swift joins them."""
     answer = [{"role": "assistant", "content": rejected}] if isinstance(rejected, str) else rejected
     asked = max(at for at, message in enumerate(messages) if message["role"] == "user")
     return [*messages[: asked + 1], *_turns_with_texts(answer, "rejected_response")]
 
 
 def _keep_dates(messages: list[Message]) -> None:
-    """Where all texts are dates the reader would make numbers of them; it does not look into objects of different keys,
-    so the first of all messages gets one more.
+    """Where all texts are dates, the reader turns them into numbers. It does not look into objects of different keys,
+    so the first of all messages gets another key.
     """
     if all(DATE.fullmatch(message["content"]) for message in messages):
         messages[0].setdefault("loss", None)

@@ -34,7 +34,7 @@ KNOWN_TEXTS = (
     "def total(rows: list[dict]) -> float:\n    return sum(row['price'] * row.get('count', 1) for row in rows)\n\n\n"
     'if __name__ == "__main__":\n    print(f"{total(load(\'rows.json\')):,.2f}")\n',
 )
-"""Scripts that the sample may lack, in few words."""
+"""Short texts in scripts that the sample may lack."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Lengths:
 
 
 BY_BYTES = Lengths()
-"""Four bytes to a token: a rough mean of today's tokenizers, where that of the model is not at hand."""
+"""Four bytes a token: a rough mean of today's tokenizers, where that of the model is not available."""
 
 
 def token_counts(text: str) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@
     for row in view.rows(["data/train.jsonl"], 3):
         print(*row.lines(colour=True), sep="\n")
 
-Needs ms-swift and the model's tokenizer, no weights. Importing ms-swift takes its 10 seconds.
+Needs ms-swift (about 10 s to import) and the model's tokenizer, not its weights.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swift_toolkit.console.words import short
-from swift_toolkit.dataset.checks import Rules, judge
-from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.messages import Row
 from swift_toolkit.dataset.reading.files import read_records
+from swift_toolkit.dataset.rows.checks import Rules, judge
+from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.verify import DataReport, DatasetSpec
 from swift_toolkit.machine.msswift import template_api
@@ -33,7 +33,7 @@ TEMPLATE_SETTINGS = (
 """Settings of ms-swift that shape the text, other than `template`, `system` and `max_length`."""
 
 REPEATED = 4
-"""So many equal tokens in a row are shown as one and their number, as those of an image are."""
+"""From this many equal tokens in a row on, as images have them, one is shown with the count."""
 
 IGNORED = -100
 """Label of a token that is not learned (torch's `ignore_index`)."""
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a row of which all is treated alike.
+    """Consecutive text of a row that is treated alike.
 
     Args:
         text: the tokens, decoded.
@@ -132,7 +132,7 @@ class TemplateView:
     """
 
     def __init__(
-        self, model: str, rules: Rules, settings: Mapping[str, Any], trust_code: bool = False
+        self, model: str, rules: Rules, settings: Mapping[str, object], trust_code: bool = False
     ) -> None:
         os.environ.setdefault("LOG_LEVEL", "ERROR")
         get_processor, get_template = template_api(trust_code)
@@ -161,7 +161,7 @@ class TemplateView:
         self.template = template
 
     def rows(self, entries: Sequence[str], count: int) -> Iterator[ShownRow]:
-        """The first rows of these data sets that are no hub ids, each as one or more sequences.
+        """The first rows of the local data sets, each as one or more sequences.
 
         Args:
             entries: as in `verify`.
@@ -188,7 +188,7 @@ class TemplateView:
                     continue
                 try:
                     length = max(len(ids) for ids, _ in self._encoded(row).values())
-                except Exception as error:  # whatever the template raises, ms-swift leaves the row out
+                except Exception as error:  # whatever the template raises, ms-swift skips the row
                     report.add(Flaw("template", f"the template refuses it: {_reason(error)}"), *place)
                     continue
                 tokens[length] += split == "train"
@@ -213,8 +213,8 @@ class TemplateView:
         try:
             encoded = self._encoded(row)
         except Exception as error:
-            # whatever the template raises for a row, ms-swift leaves the row out
-            yield ShownRow(place, "", (), f"ms-swift leaves it out: {_reason(error)}")
+            # whatever the template raises for a row, ms-swift skips the row
+            yield ShownRow(place, "", (), f"ms-swift skips it: {_reason(error)}")
             return
         for name, (tokens, labels) in encoded.items():
             shown = ShownRow(place, name, tuple(self._pieces(tokens, labels)))

@@ -5,16 +5,43 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from swift_toolkit.console.words import counted, listed
-from swift_toolkit.dataset.checks import Rules
-from swift_toolkit.dataset.flaws import KINDS, Flaw, Severity
+from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.flaws import KINDS, Flaw, Severity
 from swift_toolkit.dataset.scan.tally import EXAMPLES, TOKEN_STEP
 from swift_toolkit.dataset.spec import DatasetSpec
 from swift_toolkit.problems import Problem
 
 Split = Literal["train", "val"]
+
+
+class GroupDict(TypedDict):
+    """`Group` as plain data."""
+
+    kind: str
+    title: str
+    count: int
+    examples: list[str]
+
+
+class ReportDict(TypedDict):
+    """`DataReport` as plain data."""
+
+    ok: bool
+    task: str
+    complete: bool
+    train_rows: int | None
+    val_rows: int | None
+    files: list[dict[str, object]]
+    errors: list[GroupDict]
+    warnings: list[GroupDict]
+    unchecked: list[str]
+    turns: dict[int, int]
+    tokens: dict[int, int]
+    exact_tokens: bool
+    seconds: float
 
 
 @dataclass
@@ -33,7 +60,8 @@ class Group:
     def title(self) -> str:
         return KINDS[self.kind].title
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> GroupDict:
+        """Plain data for `--json` and result.json."""
         examples = [str(problem) for problem in self.examples]
         return {"kind": self.kind, "title": self.title, "count": self.count, "examples": examples}
 
@@ -150,7 +178,7 @@ class DataReport:
 
     @property
     def val_rows(self) -> int | None:
-        """Rows of the validation data sets, likewise."""
+        """Rows of the validation data sets; None if not known."""
         return self._rows("val")
 
     def _rows(self, split: Split) -> int | None:
@@ -217,7 +245,7 @@ class DataReport:
             out += [f"  {problem}" for problem in group.examples]
         return out
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ReportDict:
         """Plain data for `--json` and result.json."""
         return {
             "ok": self.ok,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from swift_toolkit.console.words import near_path, shown
-from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading.files import data_suffix
+from swift_toolkit.dataset.rows.flaws import FlawError
 
 _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|val|dev)(?:[^a-z]|$)")
 
@@ -65,7 +65,7 @@ class DatasetSpec:
         """The file, or the training files of a folder, which `datasets` knows by their names.
 
         Raises:
-            FlawError: the folder is no folder of data files.
+            FlawError: the folder is not a folder of data files.
         """
         path = Path(self.path).expanduser()
         if self.kind == "file":

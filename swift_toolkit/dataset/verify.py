@@ -28,12 +28,12 @@ from typing import Any
 from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.agreement import agree
-from swift_toolkit.dataset.checks import Rules, misspelled_column
-from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.lengths import Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
+from swift_toolkit.dataset.rows.checks import Rules, misspelled_column
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
-from swift_toolkit.dataset.scan.pool import WITH_STARTER, apart, scan_parts, worth_sharing
+from swift_toolkit.dataset.scan.pool import WITH_STARTER, scan_parts, starter_command, worth_sharing
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.sample import sample_part, some_texts
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
@@ -80,7 +80,7 @@ def verify(
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: longest row in tokens, for the warning about rows that are longer by an estimate.
         columns: ms-swift's `columns`, names in the file -> standard names.
-        tokenizer: the model's `tokenizer.json`, by which tokens are told; None tells them by the bytes of the text.
+        tokenizer: the model's `tokenizer.json`, by which lengths are estimated; None estimates them from bytes.
         limit_seconds: about how long to look. Larger files are then judged by their head, their tail and
             blocks spread evenly between. None looks at every row, with all cores if the data are large.
     """
@@ -157,7 +157,7 @@ class _Verification:
         entry.columns = list(part.layout.rename.values())
 
     def agree(self) -> None:
-        """See that files that are read together go together."""
+        """Check that files that are read together agree."""
         for split in self.report.specs:
             for entry, flaw in agree([one for one in self.work if one[0].split == split]):
                 self.report.add(flaw, entry.path)
@@ -194,12 +194,12 @@ class _Verification:
             self._enter(entry, tally)
 
     def _learn(self) -> bool:
-        """Take in what arrays hold behind their heads, which ms-swift looks at as a whole.
+        """Add what arrays hold after their heads; ms-swift reads arrays as a whole.
 
         Returns:
-            A file is in another format because of that, so its rows must be judged anew.
+            Whether that puts a file into another format, so that its rows must be judged again.
         """
-        anew = False
+        again = False
         for at, ((entry, part), (_, tally)) in enumerate(zip(self.work, self.tallies, strict=True)):
             known = part.shape.kind
             part.shape.merge(tally.shape)
@@ -211,10 +211,10 @@ class _Verification:
                 tally.cut = True
                 tally.note(error.flaw)
                 continue
-            anew = anew or new.layout.used != part.layout.used
+            again = again or new.layout.used != part.layout.used
             self.work[at] = (entry, new)
             self._show(entry, new)
-        return anew
+        return again
 
     def _scan_with_all_cores(self) -> None:
         whole = {id(entry): Tally() for entry, _ in self.work}
@@ -226,10 +226,10 @@ class _Verification:
         """Put what a file holds into the report."""
         entry.checked, entry.bad, entry.complete = tally.rows, tally.bad, tally.whole
         entry.unusable = tally.cut
-        told = tally.rows * entry.bytes // max(tally.size, 1) if tally.total is None else tally.total
-        entry.rows = tally.rows if tally.whole else max(tally.rows, told)
+        estimate = tally.rows * entry.bytes // max(tally.size, 1) if tally.total is None else tally.total
+        entry.rows = tally.rows if tally.whole else max(tally.rows, estimate)
         if not tally.rows and not tally.counts:
-            self.report.add(Flaw("empty-file", "there is no row in the file"), entry.path)
+            self.report.add(Flaw("empty-file", "the file has no rows"), entry.path)
             entry.unusable = True
         for kind, founds in tally.found.items():
             for flaw, line, number in founds:
@@ -306,7 +306,7 @@ def _share(deadline: float | None, share: float) -> float | None:
 
 
 class BackgroundVerify:
-    """A `verify` in a process of its own, beside other work.
+    """A `verify` in a separate process, while other work goes on.
 
         with BackgroundVerify(["data/train.jsonl"], task="sft") as check:
             ...
@@ -319,7 +319,7 @@ class BackgroundVerify:
     """
 
     def __init__(self, train: Sequence[str], val: Sequence[str] = (), **options: Any) -> None:
-        command, environment = apart()
+        command, environment = starter_command()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
             [*command, WITH_STARTER],
@@ -352,7 +352,7 @@ class BackgroundVerify:
         return report
 
     def stop(self) -> None:
-        """End it, finished or not."""
+        """Stop it, finished or not."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

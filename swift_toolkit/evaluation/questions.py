@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console.words import did_you_mean
-from swift_toolkit.dataset.flaws import Flaw, FlawError
-from swift_toolkit.dataset.formats import MEDIA, RESPONSE_COLUMNS, Layout, layout_of
-from swift_toolkit.dataset.media import file_flaw
-from swift_toolkit.dataset.messages import standard_row
 from swift_toolkit.dataset.reading.files import look_at, read_records
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.rows.formats import MEDIA, RESPONSE_COLUMNS, Layout, layout_of
+from swift_toolkit.dataset.rows.media import file_flaw
+from swift_toolkit.dataset.rows.messages import standard_row
 from swift_toolkit.inference.exchange import Question
 from swift_toolkit.problems import Problem, RequestError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.console.screen import visible
-from swift_toolkit.dataset.media import image_flaw
+from swift_toolkit.dataset.rows.media import image_flaw
 from swift_toolkit.inference.exchange import Question, Side
 from swift_toolkit.inference.plan import Plan
 from swift_toolkit.problems import Problem, RequestError

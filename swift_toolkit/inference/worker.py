@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from swift_toolkit.dataset.formats import MEDIA
+from swift_toolkit.dataset.rows.formats import MEDIA
 from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.inference.stop_text import StopText, as_text, before_stop

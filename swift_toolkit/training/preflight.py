@@ -15,7 +15,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.console.screen import gib
 from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.dataset import verify
-from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
+from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.model import builtin, layers, registry
 from swift_toolkit.model import files as model_files
 from swift_toolkit.model.checkpoints import training_state

@@ -17,8 +17,8 @@ from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.console import screen
 from swift_toolkit.console.screen import gib
 from swift_toolkit.dataset.copies import json_line
-from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.verify import DataReport, Split

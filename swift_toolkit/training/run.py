@@ -61,7 +61,7 @@ class Job:
     checked: CheckedRequest
     plan: TrainingPlan
     directory: Path
-    left_out: Mapping[str, Any]
+    left_out: copies.PreparedDict
     verbose: bool = False
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
 from swift_toolkit.dataset.copies import prepare_data
-from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.verify import verify

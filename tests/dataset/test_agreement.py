@@ -113,10 +113,10 @@ def test_a_copy_of_one_does_not_lead_to_copies_of_all() -> None:
     assert given("a.csv", write("b.jsonl", talk())) == ["data/a.jsonl", "b.jsonl"]
 
 
-def test_types_that_no_copy_can_mend() -> None:
+def test_types_that_no_copy_can_fix() -> None:
     report = verify([write("a.jsonl", talk(solution="4")), write("b.jsonl", talk(solution=4))], task="grpo")
     assert list(map(str, report.problems)) == [
-        'b.jsonl: "solution" is of another type in a.jsonl. Make them the same.'
+        'b.jsonl: "solution" has another type in a.jsonl. Use one type in both.'
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_folder_of_files_that_differ_becomes_one_copy(later: Row, monkeypatch:
     monkeypatch.setattr(agreement, "HEAD_BYTES", 10)  # as if the files were large
     expected = (
         [
-            'shards/train-1.jsonl: "tools" is not there, or of another type, in shards/train-0.jsonl. '
+            'shards/train-1.jsonl: "tools" is missing or has another type in shards/train-0.jsonl. '
             'Name the files one by one in "dataset".'
         ]
         if "tools" in later

@@ -119,8 +119,8 @@ def test_bad_rows_behind_the_sample() -> None:
     with pytest.raises(RequestError) as caught:
         prepare_data(report, Path("data"))
     assert str(caught.value) == (
-        "bad rows were found while a copy was made (1); data/rejected.jsonl lists them. "
-        "Mend them, or leave them out with --skip-bad-rows."
+        "1 bad row was found while the data were copied; data/rejected.jsonl lists it. "
+        "Fix it, or skip it with --skip-bad-rows."
     )
     assert read("data/rejected.jsonl")[0]["line"] == 152
 

@@ -17,9 +17,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit.dataset.checks import Rules
-from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading import json_text, tables
+from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan import part, pool, sample
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part

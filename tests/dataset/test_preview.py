@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.tasks import TASKS
-from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.preview import Piece, ShownRow, TemplateView
+from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.verify import verify
 
 SETTINGS = {"model_type": "llama", "template": "chatml"}
@@ -84,7 +84,7 @@ def test_a_row_that_the_template_refuses(tiny_model: Path) -> None:
     (row,) = TemplateView(str(tiny_model), Rules(), SETTINGS).rows(
         [write({"messages": [TALK["messages"][0], call]})], 1
     )
-    assert row.note.startswith("ms-swift leaves it out: Failed to automatically match an agent_template")
+    assert row.note.startswith("ms-swift skips it: Failed to automatically match an agent_template")
 
 
 @pytest.mark.slow

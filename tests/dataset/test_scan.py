@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swift_toolkit.dataset import flaws
+from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.dataset import verify as dataset_verify
-from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.reading import json_text
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES
+from swift_toolkit.dataset.rows import flaws
+from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.scan import part as part_module
 from swift_toolkit.dataset.scan import pool, sample
 from swift_toolkit.dataset.scan import rows as scan_rows
@@ -104,9 +106,14 @@ def verdict(tally: Tally) -> tuple[Any, ...]:
     return tally.rows, tally.bad, tally.lines, tally.turns, tally.counts, places, tally.prints.values
 
 
-texts = st.text(max_size=12) | st.sampled_from(
-    ["ok", "a\ufffdb", "Ã©", "x\u200b", "\x07", "...", " ", "<image>", "é", "你好"]
-)
+ODD_TEXTS = [
+    "ok", "a\ufffdb", "Ã©", "â€™", "€", "x\u200b", "\u2060", "\ufeff", "\u202a", "\u2069", "\x07", "\x7f", "\x85",
+    "\x9f", "\u2028", "\u00ad", "...", " ", "<image>", "<audio>", "é", "你好", "x" * 60, "你" * 30,
+    "<|im_end|>", "[INST]", "<<SYS>>", "<start_of_turn>", "<｜User｜>", "<_Bot>", "<[_Human]>",
+]  # fmt: skip
+"""Texts next to each check on texts: what it finds, and what only looks like that."""
+
+texts = st.text(max_size=12) | st.sampled_from(ODD_TEXTS)
 messages = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool"]), "content": texts}
@@ -123,21 +130,39 @@ plain_rows = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def as_lines(rows: list[Row], ascii_only: bool) -> bytes:
+    return b"".join(
+        json.dumps(row, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") + b"\n" for row in rows
+    )
+
+
+def as_array(rows: list[Row], ascii_only: bool) -> bytes:
+    return json.dumps(rows, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
+
+
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(plain_rows, min_size=1, max_size=12),
     multimodal=st.booleans(),
     max_length=st.none() | st.integers(5, 20),
     ascii_only=st.booleans(),
+    task=st.sampled_from(sorted(TASKS)),
+    written=st.sampled_from([as_lines, as_array]),
 )
 def test_blocks_say_what_single_rows_say(
-    tmp_path: Path, rows: list[Row], multimodal: bool, max_length: int | None, ascii_only: bool
+    tmp_path: Path,
+    rows: list[Row],
+    multimodal: bool,
+    max_length: int | None,
+    ascii_only: bool,
+    task: TaskName,
+    written: Callable[[list[Row], bool], bytes],
 ) -> None:
-    path = tmp_path / "rows.jsonl"
-    lines = (json.dumps(row, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") for row in rows)
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    path = tmp_path / "rows.json"
+    path.write_bytes(written(rows, ascii_only))
+    rules = Rules(TASKS[task], multimodal=multimodal, max_length=max_length)
     try:
-        part = find_part(path, "rows.jsonl", Rules(multimodal=multimodal, max_length=max_length))
+        part = find_part(path, "rows.json", rules)
     except flaws.FlawError:
         return
     assert verdict(scan_part(part)) == verdict(scan_part(part, Everything()))

@@ -7,7 +7,7 @@ import pytest
 
 from swift_toolkit.config.tasks import task_of
 from swift_toolkit.dataset import spec
-from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.verify import DatasetSpec, verify
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -251,5 +251,5 @@ def test_rows_of_ever_new_keys_take_bounded_time() -> None:
 def test_a_table_of_line_ends() -> None:
     Path("ends.csv").write_bytes(b"query,response\n" + b"\n" * 5_000_000)
     assert [str(problem) for problem in verify(["ends.csv"]).problems] == [
-        "ends.csv: there is no row in the file. Put at least one row into it."
+        "ends.csv: the file has no rows. Put at least one row into it."
     ]

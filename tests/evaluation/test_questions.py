@@ -160,7 +160,7 @@ def test_many_problems_are_counted():
     [
         ("q.json", "[]", "holds no questions"),
         ("q.jsonl", "", "holds no questions"),
-        ("q.txtx", "a", "is not a kind of file that holds rows"),
+        ("q.txtx", "a", "is not a data file"),
         ("q.jsonl", '{"question": "a"}\n{"question": \n', ":2: "),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from swift_toolkit.config import rules
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Config
-from swift_toolkit.dataset.checks import Rules
 from swift_toolkit.dataset.report import DataReport
+from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.training import automatic as training_automatic
 from swift_toolkit.training.batches import batch as batches_batch

@@ -13,7 +13,7 @@ import pytest
 
 from finetune_trainer import FineTuner
 from swift_toolkit.config.request import load_config
-from swift_toolkit.dataset.checks import Rules
+from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import RequestError
@@ -126,17 +126,17 @@ def test_only_where_the_gradient_stays_the_same(settings: dict[str, Any], shared
     assert planned(per_device_train_batch_size=4, **settings).balances == shared
 
 
-def test_devices_get_alike_work_where_each_has_single_rows() -> None:
+def test_devices_get_equal_work_where_each_has_single_rows() -> None:
     assert planned(h100(8), per_device_train_batch_size=1, gradient_accumulation_steps=4).balances
     assert not planned(h100(), per_device_train_batch_size=1, gradient_accumulation_steps=4).balances
 
 
-def test_without_padding_devices_get_alike_work() -> None:
+def test_without_padding_devices_get_equal_work() -> None:
     plans = [planned(h100(count), per_device_train_batch_size=4) for count in (1, 8)]
     for plan in plans:
         plan.config.fill("padding_free", True, "flash-attn is installed")
     assert not plans[0].balances and plans[1].balances
-    assert dict(plans[1].facts())["padding"].startswith("none, and a step 1.")
+    assert dict(plans[1].facts())["padding"].startswith("none; a step is 1.")
 
 
 def test_memory_is_that_of_the_largest_micro_batch_as_it_occurs() -> None:

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal
 
-from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.reading.json_text import (
     CUT_OFF,
     ItemChunks,
@@ -42,6 +41,7 @@ from swift_toolkit.dataset.reading.tables import (
     read_parquet,
     read_table,
 )
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 
 SUFFIXES: dict[str, Syntax] = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv",
@@ -53,7 +53,7 @@ READ_BY_SWIFT = frozenset({".jsonl", ".json", ".csv", ".parquet", ".txt"})
 
 
 def data_suffix(path: str | Path) -> str | None:
-    """The suffix that tells the syntax, compression aside; None if it is no data file."""
+    """The suffix that names the syntax, without that of a compression; None if it is not a data file."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     while suffixes and suffixes[-1] in PACKINGS:
         suffixes.pop()
@@ -64,7 +64,7 @@ def look_at(path: Path, shown: str) -> DataFile:
     """What kind of data file this is, from its name and its first bytes.
 
     Raises:
-        FlawError: it is none, or cannot be opened.
+        FlawError: it is not a data file, or cannot be opened.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -77,7 +77,7 @@ def look_at(path: Path, shown: str) -> DataFile:
     suffix = data_suffix(path)
     if suffix is None:
         do = f"Use one of {', '.join(SUFFIXES)}, plain, .gz or .zst."
-        raise FlawError("unreadable", "is not a kind of file that holds rows", do)
+        raise FlawError("unreadable", "is not a data file", do)
     packing = "gz" if head.startswith(b"\x1f\x8b") else "zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
     if head.startswith(b"PK\x03\x04"):
         raise FlawError("unreadable", "is a zip archive", "Unpack it first.")
@@ -136,7 +136,7 @@ def _reader(file: DataFile) -> Callable[[IO[bytes]], Iterator[Record]]:
 
 
 def encoding_flaw(file: DataFile) -> FlawError:
-    """Where a file stops to be UTF-8."""
+    """Where a file stops being UTF-8."""
     line, decode = 1, codecs.getincrementaldecoder("utf-8")().decode
     with open_stream(file) as stream:
         while block := stream.read(BLOCK_BYTES):

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from swift_toolkit.dataset.flaws import Flaw, FlawError
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, MAX_ROW_BYTES, Chunk, Record
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 
 CUT_OFF = "row is cut off"
 
@@ -83,9 +83,9 @@ _OPEN, _CLOSE, _COMMA, _QUOTE = b"[{", b"]}", b","[0], b'"'[0]
 class ItemChunks:
     """Cuts an array into chunks of whole items; each begins with the "[" or "," before its first item.
 
-    Where one item ends and the next begins is mostly told by the bytes that stand between the first two: an
-    unescaped quote behind a brace cannot stand within a text. A chunk that was cut there is decoded once without
-    keeping anything; if it does not hold whole items, its brackets are counted.
+    The bytes between the first two items usually tell where one item ends and the next begins: an unescaped quote
+    after a brace cannot be inside a text. A chunk that was cut there is decoded once without keeping anything; if it
+    does not hold whole items, its brackets are counted.
 
     Args:
         stream: the file.
@@ -153,7 +153,7 @@ def between_items(data: bytes) -> bytes:
 
 
 def last_comma(data: bytes) -> int:
-    """Place of the last comma between two items, 0 if there is none.
+    """Position of the last comma between two items, 0 if there is none.
 
     Args:
         data: begins with the "[" or "," before an item.
@@ -171,7 +171,7 @@ def last_comma(data: bytes) -> int:
             if depth < 0:
                 break
         elif mark.end() - mark.start() == 1:
-            break  # a text that goes on behind these bytes
+            break  # a text that continues after these bytes
     return last
 
 
@@ -212,7 +212,7 @@ def records_of_items(chunk: Chunk) -> Iterator[Record]:
 
 
 def decode_line(data: bytes) -> Any:
-    """One JSON value, or the flaw that says why it is none."""
+    """One JSON value, or the flaw that says why it cannot be decoded."""
     import msgspec
 
     try:
@@ -284,7 +284,7 @@ class ValueReader:
 
     Args:
         stream: the text.
-        whole: it is all of the array, not a chunk that ends behind an item.
+        whole: it is all of the array, not a chunk that ends after an item.
     """
 
     def __init__(self, stream: IO[str], whole: bool = True) -> None:
@@ -338,7 +338,7 @@ class ValueReader:
         return True
 
     def _next_mark(self) -> str:
-        """The next character that is no space, "" at the end."""
+        """The next character that is not a space, "" at the end."""
         while True:
             start, self.at = self.at, cast("re.Match[str]", _SPACE.match(self.text, self.at)).end()
             self.line += self.text.count("\n", start, self.at)
@@ -348,7 +348,7 @@ class ValueReader:
                 return ""
 
     def _value(self) -> tuple[Any, int, bool]:
-        """The item that starts here, its length, and whether the reading can go on behind it."""
+        """The item that starts here, its length, and whether reading can continue after it."""
         while True:
             held = len(self.text) - self.at
             try:

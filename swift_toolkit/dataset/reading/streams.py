@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
 from swift_toolkit.console.words import short
-from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.problems import first_line
 
 Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]

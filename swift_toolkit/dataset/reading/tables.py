@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from swift_toolkit.dataset.flaws import Flaw, FlawError
-from swift_toolkit.dataset.formats import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
 from swift_toolkit.dataset.reading.streams import (
     BLOCK_BYTES,
     MAX_FIELD,
@@ -23,6 +21,9 @@ from swift_toolkit.dataset.reading.streams import (
     Record,
     Rest,
 )
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.rows.formats import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
+from swift_toolkit.dataset.rows.messages import Row
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -46,7 +47,7 @@ class TableRows(NamedTuple):
 
 
 class TableChunks:
-    """Cuts a table into chunks of whole rows behind its header.
+    """Cuts a table into chunks of whole rows after its header.
 
     Args:
         stream: the file.
@@ -125,7 +126,7 @@ def first_row(data: bytes) -> int:
 
 
 def last_row(data: bytes) -> int:
-    """Where the last whole row of these ends: behind a line end with an even number of quotes before it; 0 for none."""
+    """Where the last whole row ends: after a line end with an even number of quotes before it; 0 if there is none."""
     quotes, end = data.count(b'"'), len(data)
     while (at := data.rfind(b"\n", 0, end)) >= 0:
         quotes -= data.count(b'"', at, end)
@@ -190,8 +191,8 @@ def _wrong_count(header: Sequence[str], fields: Sequence[str]) -> Flaw:
     return Flaw("broken", what, 'Put text that holds a separator or a line break into "quotes".')
 
 
-def row_of(header: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
-    """A row as it would be decoded of JSON."""
+def row_of(header: Sequence[str], fields: Sequence[str]) -> Row:
+    """A row as if it were decoded from JSON."""
     return {name: _cell(name, field) for name, field in zip(header, fields, strict=True) if name}
 
 
@@ -235,7 +236,7 @@ _ANSWER_COLUMNS = frozenset({"chosen", "rejected"})
 
 
 def _cell(name: str, field: str) -> Any:
-    """Lists, objects and labels are read as JSON where such are meant; all else stays text, an empty cell is none."""
+    """Lists, objects and labels are read as JSON where the column holds such; all else is text, an empty cell null."""
     if not field:
         return None
     is_number = name in _NUMBER_COLUMNS

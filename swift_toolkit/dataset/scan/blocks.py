@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol
 
-from swift_toolkit.dataset.flaws import Flaw
 from swift_toolkit.dataset.reading.json_text import (
     JsonRows,
     as_array,
@@ -22,6 +21,7 @@ from swift_toolkit.dataset.reading.json_text import (
 )
 from swift_toolkit.dataset.reading.streams import Chunk, DataFile, Record
 from swift_toolkit.dataset.reading.tables import SEPARATORS, Fields, TableRows, columns_of, fields_of, row_of
+from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
 
 
@@ -43,10 +43,10 @@ class Block(Protocol):
         """How many rows it has; 0 if they can only be had in order, see `records`."""
 
     def texts(self, plain: PlainTexts, first: int, end: int) -> Talks | None:
-        """The texts of some rows, likewise."""
+        """The texts of some rows, None if any of them is not plain."""
 
     def records(self, first: int = 0, end: int | None = None) -> Iterator[Record]:
-        """Rows one by one; lines are counted from the beginning of the block, sizes are not told."""
+        """Rows one by one; lines are counted from the beginning of the block, sizes are not given."""
 
     def as_lines(self, first: int = 0, end: int | None = None) -> bytes | None:
         """Rows as JSON Lines, None if they are not JSON."""

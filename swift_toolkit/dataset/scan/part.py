@@ -1,4 +1,4 @@
-"""A part of a file: what is needed to scan it apart from the rest."""
+"""A part of a file: what is needed to scan it on its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from swift_toolkit.dataset.checks import Rules
-from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.formats import TEXT_COLUMNS, Layout, layout_of
-from swift_toolkit.dataset.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.reading.files import (
     READ_BY_SWIFT,
     encoding_flaw,
@@ -21,6 +17,10 @@ from swift_toolkit.dataset.reading.files import (
 from swift_toolkit.dataset.reading.json_text import as_array, last_comma
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, DataFile, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import TableChunks, TableRows
+from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.formats import TEXT_COLUMNS, Layout, layout_of
+from swift_toolkit.dataset.rows.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
 

@@ -16,10 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks
 from swift_toolkit.dataset.reading.streams import Chunk, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import TableRows
+from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
@@ -78,7 +78,7 @@ def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]
 
 
 def _first_done(busy: deque[tuple[Key, _Worker | Tally]], free: list[_Worker]) -> Iterator[tuple[Key, Tally]]:
-    """What the longest busy worker comes to, and all that is there already behind it."""
+    """The result of the worker that has been busy the longest, and of those after it that are done."""
     key, worker = busy[0]
     if isinstance(worker, _Worker):
         yield key, worker.result()
@@ -90,7 +90,7 @@ def _first_done(busy: deque[tuple[Key, _Worker | Tally]], free: list[_Worker]) -
 
 
 def pieces_of(part: Part) -> Iterator[Part | Tally]:
-    """A file in parts that can be scanned apart from one another; in the place of what cannot be read, why."""
+    """A file in parts that can be scanned independently; for what cannot be read, the reason instead."""
     if not part.file.has_chunks:
         yield part
     elif part.file.has_lines and not part.file.packing:
@@ -130,7 +130,7 @@ class _Worker:
     """A process that calls functions, one at a time."""
 
     def __init__(self) -> None:
-        command, environment = apart()
+        command, environment = starter_command()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -158,7 +158,7 @@ class _Worker:
         self._process.communicate()
 
 
-def apart() -> tuple[list[str], dict[str, str]]:
+def starter_command() -> tuple[list[str], dict[str, str]]:
     """Command and environment of a process that calls functions.
 
     It reads pickled (function, arguments, keywords), and writes each pickled result.

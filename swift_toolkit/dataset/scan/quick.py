@@ -1,7 +1,7 @@
 """Checking many rows of plain texts at once.
 
-In most files most rows are right, and plain. A few passes in C over all texts of a block tell that `judge` would find
-nothing, at the cost of a few microseconds a row. Whatever is not certainly right is left to `judge`.
+In most files most rows are right, and plain. A few passes in C over all texts of a block show that `judge` would find
+nothing, at a few microseconds a row. Whatever is not certainly right is left to `judge`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from collections.abc import Callable
 from itertools import accumulate, chain
 from operator import itemgetter, sub
 
-from swift_toolkit.dataset.checks import MARKS, MOJIBAKE, TINY_ANSWER, Rules, is_tiny, judge, may_hold_marks
-from swift_toolkit.dataset.formats import layout_of
+from swift_toolkit.dataset.rows.checks import (
+    MARKS,
+    MOJIBAKE,
+    TINY_ANSWER,
+    Rules,
+    is_tiny,
+    judge,
+    may_hold_marks,
+)
+from swift_toolkit.dataset.rows.formats import layout_of
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts, in_rows
 
@@ -27,7 +35,7 @@ UTF8 = 4
 """Most bytes of a character."""
 
 LEAST_ROWS = 100
-"""A smaller block, one of a small file or beside a bad row, is counted in any case."""
+"""A smaller block, as of a small file or next to a bad row, is always counted."""
 
 _last: Callable[[Texts], str] = itemgetter(-1)
 _TAGS = ("<image>", "<video>", "<audio>")
@@ -38,9 +46,9 @@ _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
 
 
 class QuickCheck:
-    """Tells of many rows at once whether `judge` would find nothing wrong with any of them.
+    """Whether `judge` would find nothing wrong with any of many rows.
 
-    It may say of right rows that they might be wrong, never the opposite.
+    It may take good rows for doubtful ones, never bad rows for good ones.
 
     Args:
         rules: what the run asks of its rows.

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from swift_toolkit.dataset.checks import judge, text_of
-from swift_toolkit.dataset.flaws import Flaw, FlawError
-from swift_toolkit.dataset.media import MEDIA_NAMES, MediaCheck
-from swift_toolkit.dataset.messages import Row
 from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks, read_records
 from swift_toolkit.dataset.reading.streams import Unpacked, guarded, open_stream
+from swift_toolkit.dataset.rows.checks import judge, text_of
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.rows.media import MEDIA_NAMES, MediaCheck
+from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.blocks import Block, block_of
 from swift_toolkit.dataset.scan.part import Part, Sink
 from swift_toolkit.dataset.scan.quick import QuickCheck

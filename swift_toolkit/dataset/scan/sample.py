@@ -1,7 +1,7 @@
 """A file within a time: whole if it can be, else its head, its tail and blocks spread evenly between.
 
 How many rows the file has is then counted where that is possible in the time (Parquet says it; the line ends of packed
-files are counted), and otherwise told by the bytes of a row.
+files are counted), and otherwise estimated from the bytes of a row.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from swift_toolkit.dataset.checks import judge, text_of
-from swift_toolkit.dataset.flaws import FlawError
 from swift_toolkit.dataset.reading.files import read_chunks
 from swift_toolkit.dataset.reading.json_text import ItemChunks, between_items
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, Unpacked, guarded, open_stream
@@ -28,6 +26,8 @@ from swift_toolkit.dataset.reading.tables import (
     parquet_rows,
     spread_groups,
 )
+from swift_toolkit.dataset.rows.checks import judge, text_of
+from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.rows import scan_part
@@ -75,7 +75,7 @@ def _sample_plain(part: Part, deadline: float) -> Tally:
 
 
 def spread(size: int) -> Iterator[int]:
-    """Where to look behind the head: the tail, then blocks in an order that is even wherever it is stopped."""
+    """Where to look after the head: the tail, then blocks in an order that is even wherever it is stopped."""
     yield size - SAMPLE_BYTES
     blocks = size // SAMPLE_BYTES
     seen = {0, blocks, blocks - 1}
@@ -117,7 +117,7 @@ class _Blocks:
         return None if data is None else replace(self.part, start=at, chunks=(Chunk(data),))
 
     def some(self) -> Iterator[Chunk | TableRows]:
-        """Blocks at a few places behind the head."""
+        """Blocks at a few places after the head."""
         for at in islice(spread(self.part.file.size), 4):
             if self.part.file.has_lines:
                 data = self._bytes(at)
@@ -191,7 +191,7 @@ ROWS_OF_A_BLOCK = 60
 
 
 def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
-    """Texts of rows from the beginning of a file, and from some places behind it where that is quick."""
+    """Texts of rows from the beginning of a file, and from some places after it where that is quick."""
     for piece in _some_blocks(part):
         block = block_of(part.file, piece, part.header)
         step = max(len(block) // ROWS_OF_A_BLOCK, 1)

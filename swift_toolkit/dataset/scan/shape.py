@@ -1,16 +1,17 @@
 """The columns and types that ms-swift takes from the beginning of a JSON Lines file.
 
 Its reader (`datasets` 4.8, packaged_modules/json) fixes the types of all columns by the first 10 MB. A row
-behind them with a further column or another type makes the whole file fail or, worse, turns other rows' texts
+after them with a further column or another type makes the whole file fail or, worse, turns other rows' texts
 into quoted JSON. A `Shape` learns from the head what the later rows must look like.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.dataset.rows.flaws import FlawError
 
 HEAD_BYTES = 10 << 20
 """How much of a file its reader looks at (`JsonConfig.chunksize`)."""
@@ -151,7 +152,7 @@ class Shape:
             return Any if len(self.keys) > 1 or not self.fields else self.struct({}, whole)
         return next(iter(self.kinds))
 
-    def struct(self, replace: dict[str, Any], whole: bool = False) -> Any:
+    def struct(self, replace: Mapping[str, object], whole: bool = False) -> Any:
         """A msgspec Struct of the fields seen and no other.
 
         Args:

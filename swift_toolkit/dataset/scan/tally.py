@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from swift_toolkit.dataset.flaws import Flaw
+from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.scan.shape import Shape
 
 EXAMPLES = 5
@@ -28,7 +28,7 @@ LONGEST_KEPT = 100_000
 """Characters of a row beyond which its texts are not kept."""
 
 ANSWERS_AT_ONCE = 100
-"""Answers compared with one another; so many of a block are, and all others one hundred at a time."""
+"""Answers compared with one another: this many of a block, and all others a hundred at a time."""
 
 
 class Finding(NamedTuple):
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 class Prints:
     """Fingerprints of rows, to find equal ones. If need be only a share of all values is kept.
 
-    The share is chosen by value, so that equal rows are kept or left out together.
+    The share is chosen by value, so that equal rows are kept or dropped together.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Prints:
         return count, pairs
 
     def common(self, other: Prints) -> tuple[int, list[tuple[int, int]]]:
-        """How many rows of `other` are here too, and the first pairs (index here, index there), likewise."""
+        """How many rows of `other` are here too, and the first pairs (index here, index there)."""
         mask = max(self.mask, other.mask)
         self._thin(mask)
         other._thin(mask)
@@ -119,7 +119,7 @@ class Tally:
         sampled: answers that were compared.
         pending: answers noted and not yet compared.
         prints: fingerprints of the rows.
-        total: rows of the whole file, where they were counted or are told by more than the bytes of a row.
+        total: rows of the whole file, where they were counted or are known from more than the bytes of a row.
         whole: the part was read to its end.
         cut: it could not be read to its end.
         shape: columns and types of the rows that were looked at one by one.
@@ -181,7 +181,7 @@ class Tally:
             self.pending = []
 
     def add(self, other: Tally, near: int | None = None) -> None:
-        """Take in a further part; none behind one that could not be read to its end.
+        """Add the part that follows; nothing follows one that could not be read to its end.
 
         Args:
             other: the tally of that part.

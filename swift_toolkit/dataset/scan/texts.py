@@ -12,7 +12,7 @@ from itertools import chain, repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Literal, NamedTuple
 
-from swift_toolkit.dataset.formats import Layout
+from swift_toolkit.dataset.rows.formats import Layout
 from swift_toolkit.dataset.scan.shape import Shape
 
 Texts = tuple[str, ...]
@@ -75,7 +75,7 @@ class PlainTexts:
     def _row(self) -> Any:
         optional = str | None
         if self.keys is not None:
-            replace: dict[str, Any] = {self.used["messages"]: list[self._message]}  # type: ignore[name-defined]
+            replace: dict[str, object] = {self.used["messages"]: list[self._message]}  # type: ignore[name-defined]
         else:
             replace = {column: optional if name == "input" else str for name, column in self.used.items()}
         return self.shape.struct(replace)
@@ -111,7 +111,7 @@ class PlainTexts:
         return self._of_json(self._decode_lines, data)
 
     def of_array(self, data: bytes) -> Talks | None:
-        """The texts of the items of an array, likewise."""
+        """The texts of the items of an array, None if any of them is not plain."""
         return self._of_json(self._decode_array, data)
 
     def _of_json(self, decode: Callable[[bytes], list[Any]], data: bytes) -> Talks | None:

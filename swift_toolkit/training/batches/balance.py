@@ -2,8 +2,8 @@
 
 ms-swift fills the micro-batches of a step in random order and pads every row to the longest of its micro-batch. Where
 the loss is normalised by the learned tokens of the whole step, any other partition of the same rows has the same
-gradient. `share_out` finds the one with the fewest padded tokens and, for several devices, alike work on each.
-Pure arithmetic: every rank computes the same from the same lengths.
+gradient. `share_out` finds the one with the fewest padded tokens and, for several devices, equal work on each.
+Pure arithmetic: every rank computes the same partition from the same lengths.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Shares = list[list[RowIndices]]
 """Micro-batches by rank."""
 
 _HEADROOM = (1.05, 1.2, 1.5, 2.0)
-"""Multiples of the least possible work of the largest micro-batch that are tried as its limit with several ranks."""
+"""Limits of the largest micro-batch that are tried with several ranks, as multiples of its least possible work."""
 
 _EVEN = 1.02
-"""Work of the slowest rank over the mean with which no better partition is looked for."""
+"""If the work of the slowest rank is at most this multiple of the mean, the search ends."""
 
 
 def share_out(
@@ -40,16 +40,16 @@ def share_out(
 ) -> Shares:
     """The rows of one optimiser step as micro-batches of each rank.
 
-    The number of micro-batches is that of ms-swift's own order. With one rank no partition of the rows into so many
-    has fewer padded tokens. With several, the rank with the most work has the least that was found, never more than
-    in ms-swift's own order, and no more tokens are padded than there.
+    The number of micro-batches is that of ms-swift's own order. With one rank, no partition into that many has fewer
+    padded tokens. With several ranks, the one with the most work has the least that was found; neither its work nor
+    the number of padded tokens exceeds that of ms-swift's own order.
 
     Args:
         lengths: tokens of each row, in ms-swift's order: row i belongs to rank i % ranks. A multiple of ``ranks``.
         ranks: processes that have rows of their own.
         batch: rows that ms-swift puts into a micro-batch.
         equal: every micro-batch keeps ms-swift's number of rows.
-        limit: most padded tokens of a micro-batch; where the rows leave no other way, of ``batch`` as long as the
+        limit: most padded tokens of a micro-batch; where that is impossible, those of ``batch`` rows as long as the
             longest.
         hidden: hidden size of the model, for the quadratic part of attention: a row of S tokens takes S (1 + S / 6h)
             (Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters", appendix).
@@ -68,7 +68,7 @@ def share_out(
 
 
 def share_out_unpadded(lengths: Sequence[int], ranks: int, batch: int, hidden: int = 0) -> Shares:
-    """The same where nothing is padded: alike work on every rank, and about as many tokens in every micro-batch."""
+    """The same where nothing is padded: equal work on every rank, about equally many tokens in micro-batches."""
     own = own_order(len(lengths), ranks, batch)
     work = [max(1, _work(length, hidden)) for length in lengths]
 
@@ -95,8 +95,8 @@ def share_out_within_ranks(
 
 
 def _best(own: Shares, found: Iterator[Shares], lengths: Sequence[int], hidden: int) -> Shares:
-    """The partition whose slowest rank has the least work, of those that are in no way worse than ``own``; the first
-    with almost equal ranks ends the search."""
+    """The partition whose slowest rank has the least work, of those that are no worse than ``own`` in any respect; the
+    first with almost equal ranks ends the search."""
     best = most = _load(own, lengths, hidden)
     for shares in found:
         load = _load(shares, lengths, hidden)
@@ -131,8 +131,8 @@ def _rows(order: Sequence[int], ends: Sequence[int]) -> list[RowIndices]:
 
 @dataclass(frozen=True)
 class _Load:
-    """What a partition costs: tokens in all, padding included; the work of all, of the rank with the most, and of one
-    that waits for the others at every micro-batch (as with ZeRO-3)."""
+    """What a partition costs: tokens with padding, the total work, that of the slowest rank, and that of a rank
+    which waits for the others at every micro-batch (as with ZeRO-3)."""
 
     shares: Shares
     padded: int
@@ -202,7 +202,7 @@ class _Step:
                 yield _cut(self.work, _starts(self.work, int(least * more), free), self.parts)
 
     def _least_limit(self, weights: list[int], floor: Sequence[int]) -> int:
-        """The least limit of a run with which the rows can be cut into so many."""
+        """The least limit of a run with which the rows can be cut into ``parts`` runs."""
         limits = range(weights[-1], weights[-1] * len(weights) + 1)
         return limits[bisect_left(limits, True, key=lambda limit: self._fits(weights, limit, floor))]
 
@@ -225,7 +225,7 @@ def _cut(work: Sequence[int], starts: Sequence[int], parts: int) -> list[int]:
 
     The cost is convex in the number of runs (it has the Monge property), so a price on every run leads to any number
     (Aggarwal, Schieber, Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the concave Monge
-    property"): the least integer price at which so many are cheapest, then one of the cheapest chains with so many.
+    property"): the least integer price at which ``parts`` runs are cheapest, then one of the cheapest chains of them.
     """
     low, high = 0, work[-1] * len(work) + 1
     while low < high:
@@ -268,7 +268,7 @@ def _chain(work: Sequence[int], starts: Sequence[int], price: int, sign: int) ->
         better = end + 1
         while waiting:
             other, since = waiting[-1]
-            # the run behind `end` is cheaper than the one behind `other` from this work on, or where that is too long
+            # a run from `end` is cheaper than one from `other` from this work on, or where the latter is too long
             least = -((best[other] - best[end]) // ((end - other) * scale))
             better = max(end, min(bisect_left(work, least), bisect_right(starts, other) - 1)) + 1
             if better > since:

@@ -12,9 +12,8 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import Task
 from swift_toolkit.problems import Problem
 
-_LEAST_ROWS = (
-    16  # of a step, to which ms-swift accumulates by default (``TrainArgumentsMixin.__post_init__``)
-)
+_LEAST_ROWS = 16
+"""Rows of a step to which ms-swift accumulates by default (``TrainArgumentsMixin.__post_init__``)."""
 
 
 class Settings(Protocol):
@@ -31,9 +30,9 @@ class Batch:
     """The rows of one optimiser step.
 
     Args:
-        rows: on one device at once.
-        accumulation: how often before the optimiser steps.
-        feeders: processes that each take rows of their own; with sequence parallelism several share a row.
+        rows: rows of a micro-batch on one device.
+        accumulation: micro-batches of an optimiser step on one device.
+        feeders: processes with rows of their own; with sequence parallelism several share a row.
     """
 
     rows: int
@@ -42,7 +41,7 @@ class Batch:
 
     @property
     def effective(self) -> int:
-        """Rows an optimiser step, over all processes of all nodes."""
+        """Rows of an optimiser step, over all processes of all nodes."""
         return self.rows * self.accumulation * self.feeders
 
     def steps(self, rows: int, epochs: float) -> int:
@@ -104,7 +103,7 @@ def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
 def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:
     """Optimiser steps of one epoch of GRPO, whose batches hold answers: ``num_generations`` to each prompt.
 
-    As TRL's RepeatSampler: what does not fill a generation batch is dropped, and each is trained on in
+    As TRL's RepeatSampler: an incomplete generation batch is dropped, and each is trained on in
     ``steps_per_generation`` parts ``num_iterations`` times.
     """
     generated = requirements.generation_batch(config, batch.feeders)

@@ -1,8 +1,8 @@
 """How many tokens are padded in a run: simulated, before it starts, with rows as long as those of its data.
 
-A device computes every row of a micro-batch at the length of the longest. How many rows share one therefore decides how
-long a step takes, together with what each micro-batch costs by itself: on a GPU, weights must be read once in it
-however few tokens there are.
+A device computes every row of a micro-batch at the length of the longest. The time of a step therefore depends on how
+many rows share a micro-batch, and on the fixed cost of each: a GPU reads all weights once in a micro-batch, however few
+its tokens are.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from swift_toolkit.training.batches import balance
 PaddingKind = Literal["padded", "equal", "unpadded"]
 
 LEAST_SAVING = 0.05
-"""Share of the computed tokens that must be saved for rows to be shared out by length without being asked for."""
+"""Share of the computed tokens that must be saved for rows to be balanced automatically."""
 
 _MOST_ROWS, _STEP_ROWS = 512, 256
-"""Rows of the simulated steps together, and of one of them: a larger step is simulated as a part of it."""
+"""Rows of all simulated steps, and most rows of one of them: of a larger step a part is simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ class Padding:
     """What the steps of a run compute, in tokens.
 
     Args:
-        own: computed for each token of the data, in ms-swift's own order.
+        own: tokens computed per token of the data, in ms-swift's own order.
         shared: the same with the rows of every step shared out by length.
-        largest: in the largest micro-batch, rows shared out.
-        own_step: on the device with the most, in a step, in ms-swift's own order.
+        largest: tokens of the largest micro-batch, rows shared out.
+        own_step: tokens of a step on the slowest device, in ms-swift's own order.
         shared_step: the same, rows shared out.
     """
 
@@ -52,14 +52,14 @@ class Padding:
 
     @property
     def saves(self) -> bool:
-        """Whether sharing out is worth it by itself: fewer tokens, or less waiting for the slowest device."""
+        """Whether sharing out pays: fewer tokens, or less waiting for the slowest device."""
         keeps = 1 - LEAST_SAVING
         return self.shared <= keeps * self.own or self.shared_step <= keeps * self.own_step
 
     def __str__(self) -> str:
         if self.own == 1:
             times = self.own_step / self.shared_step
-            return f"none, and a step {times:.1f} times shorter with alike work for every device"
+            return f"none; a step is {times:.1f} times shorter with equal work for every device"
         return f"{self.own:.0%} → {self.shared:.0%} of the tokens, the same rows each step"
 
 
@@ -77,20 +77,20 @@ class RowLengths:
 
     @classmethod
     def seen(cls, tokens: Mapping[int, int], step: int, limit: int) -> RowLengths:
-        """As they were counted: tokens, down to a multiple of ``step`` -> rows; none is longer than ``limit``."""
+        """From a histogram: tokens, rounded down to a multiple of ``step`` -> rows; none is longer than ``limit``."""
         bars = sorted(tokens)
         middles = (bar + step // 2 for bar in bars)
         return cls(tuple(min(one, limit or one) for one in middles), tuple(tokens[bar] for bar in bars))
 
     @classmethod
     def assumed(cls, mean: int, longest: int) -> RowLengths:
-        """As those of chats, where they are not known: log-normal, one in sixty about as long as the longest."""
+        """Those of chats, where the lengths are not known: log-normal, one in sixty about as long as the longest."""
         spread = NormalDist(log(mean) - _SPREAD**2 / 2, _SPREAD)
         tokens = [min(longest, max(1, round(exp(spread.inv_cdf(part / 64))))) for part in range(1, 64)]
         return cls((*tokens, longest), (1,) * 64)
 
     def sample(self, rows: int) -> list[int]:
-        """As many lengths, each as frequent as in the data; always the same."""
+        """``rows`` lengths, each as frequent as in the data; always the same."""
         return Random(0).choices(self.tokens, self.rows, k=rows)
 
 
@@ -102,7 +102,7 @@ _SPREAD = 0.9
 def simulate(
     lengths: RowLengths, ranks: int, batch: int, accumulation: int, hidden: int, kind: PaddingKind = "padded"
 ) -> Padding:
-    """What steps of rows as long as these compute.
+    """What steps of rows of these lengths compute.
 
     Args:
         lengths: of the data.
@@ -146,7 +146,7 @@ def _computed(part: balance.RowIndices, rows: list[int], kind: PaddingKind) -> i
     return sum(lengths) if kind == "unpadded" else len(lengths) * max(lengths)
 
 
-# --- where it leaves what is learned as it is ---------------------------------------------------------------
+# --- where it does not change what is learned ---------------------------------------------------------------
 
 _OTHER_ORDER = ("streaming", "packing", "group_by_length", "lazy_tokenize")
 _OTHER_LOSS = ("label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss_coef", "rpo_alpha")
@@ -159,7 +159,7 @@ def obstacle(config: Config) -> str | None:
     if task.loss_over != "tokens" and task.name not in ("dpo", "seq_cls"):
         return f"the loss of {task.name} depends on which rows share a micro-batch"
     if task.loss_over != "tokens" and config.get("padding_free"):
-        return f'with "padding_free" the loss of {task.name} was not looked at'
+        return f'with "padding_free" the loss of {task.name} has not been verified'
     for name in _OTHER_ORDER:
         if config.get(name):
             return f'"{name}" decides the order of the rows'
@@ -173,7 +173,7 @@ def obstacle(config: Config) -> str | None:
     ):
         return '"loss_type" may depend on which rows share a micro-batch'
     if (config.get("sequence_parallel_size") or 1) > 1 or config.get("tuner_backend") == "unsloth":
-        return "sequence parallelism and unsloth have an order of their own"
+        return "sequence parallelism and unsloth order rows themselves"
     return None
 
 
@@ -189,7 +189,7 @@ def _task(config: Config) -> tasks.Task:
     return tasks.task_of(config.command, config.get("rlhf_type"), config.get("task_type"))
 
 
-# --- what a micro-batch costs by itself ---------------------------------------------------------------------
+# --- the fixed cost of a micro-batch ---------------------------------------------------------------------
 
 _PEAKS = {
     "B200": (2250, 8.0), "H200": (989, 4.8), "H100 PCIe": (756, 2.0), "H100": (989, 3.35), "H800": (989, 3.35),
@@ -204,10 +204,10 @@ _UNKNOWN_PEAK = (200, 1.0)
 _CPU_TOKENS = 50
 
 LAYER_SECONDS = 0.01
-"""What a layer takes at least in each micro-batch on a GPU, forward and backward: Python starts its kernels one by one.
+"""Least time of a layer in each micro-batch on a GPU, forward and backward: Python starts its kernels one by one.
 
 Measured on one H100 (torch 2.11, transformers 5.17, LoRA in bfloat16): 16 ms in a Llama of 20 layers, 10 ms in one of
-32, with 200 tokens as with 1,000. The 16 rows of a step took 1.3 s in micro-batches of 4, 0.45 s all together.
+32, with 200 tokens as with 1,000. The 16 rows of a step took 1.3 s in micro-batches of 4, 0.45 s in one.
 """
 
 UTILISATION = 0.4
@@ -215,7 +215,7 @@ UTILISATION = 0.4
 
 
 def tokens_of_a_micro_batch(device: Device, shape: ModelShape | None = None, trains_all: bool = False) -> int:
-    """What a micro-batch costs by itself, in tokens.
+    """The fixed cost of a micro-batch, in tokens.
 
     On a GPU the larger of two: by its roofline (Williams, Waterman, Patterson 2009) each weight of 2 bytes is read once
     for 2 operations a token, so that with fewer tokens than operations per byte the time is that of reading; and
@@ -223,8 +223,8 @@ def tokens_of_a_micro_batch(device: Device, shape: ModelShape | None = None, tra
     cores): 16 rows of mixed length take 0.90 of the time of single rows in 8 micro-batches and in 4, padding included.
 
     Args:
-        device: that computes.
-        shape: of the model; without it only the roofline counts.
+        device: the device that computes.
+        shape: shape of the model; without it only the roofline counts.
         trains_all: every weight is trained: 6 operations a weight and token, else 4.
     """
     if device.kind == "cpu":

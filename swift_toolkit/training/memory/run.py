@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from swift_toolkit.config import fields
 from swift_toolkit.config.tasks import Task, task_of
-from swift_toolkit.dataset.media import SPEAKS_OF_MEDIA
+from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.shape import ModelShape

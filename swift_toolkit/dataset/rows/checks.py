@@ -10,8 +10,9 @@ from typing import Any
 
 from swift_toolkit.config.tasks import TASKS, Task
 from swift_toolkit.console.words import shown
-from swift_toolkit.dataset.flaws import Flaw, FlawError, json_kind
-from swift_toolkit.dataset.formats import (
+from swift_toolkit.dataset.lengths import BY_BYTES, Lengths
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError, json_kind
+from swift_toolkit.dataset.rows.formats import (
     KNOWN_COLUMNS,
     MEDIA,
     MEDIA_COLUMNS,
@@ -19,8 +20,7 @@ from swift_toolkit.dataset.formats import (
     Layout,
     near_name,
 )
-from swift_toolkit.dataset.lengths import BY_BYTES, Lengths
-from swift_toolkit.dataset.messages import (
+from swift_toolkit.dataset.rows.messages import (
     TOOL_ANSWERS,
     Message,
     Row,
@@ -120,7 +120,7 @@ _OF_BEFORE = Flaw(
     "pairs",
     "row is in the format of ms-swift before 3.8: query, response, rejected_response",
     'Write the query as "messages", the response as "positive_messages": [[{"role": "assistant", "content": ...}]] '
-    'and each rejected response likewise into "negative_messages".',
+    'and each rejected response in the same way into "negative_messages".',
 )
 
 
@@ -450,11 +450,11 @@ MARKS = re.compile(
     r"|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>"
     r"|<\[?_?(?:Bot|Human)\]?>"
 )
-"""Marks by which the templates of widespread models tell turns apart."""
+"""Marks with which the templates of widespread models separate turns."""
 
 _PARTS_OF_MARKS = ("<|", "INST]", "_of_turn>", "<｜", "<<SYS", "<_")
 
 
 def may_hold_marks(text: str) -> bool:
-    """Whether it is worth while to look for `MARKS`."""
+    """Whether `MARKS` may match; cheaper than to search for them."""
     return any(part in text for part in _PARTS_OF_MARKS)

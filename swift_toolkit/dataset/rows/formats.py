@@ -10,7 +10,7 @@ from typing import Literal
 
 from swift_toolkit.config.tasks import TaskRows
 from swift_toolkit.console.words import nearest
-from swift_toolkit.dataset.flaws import FlawError
+from swift_toolkit.dataset.rows.flaws import FlawError
 
 # Which format a file is in
 

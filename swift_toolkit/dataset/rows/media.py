@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from swift_toolkit.console.words import shown
-from swift_toolkit.dataset.flaws import Flaw
-from swift_toolkit.dataset.formats import MEDIA
-from swift_toolkit.dataset.messages import Row
+from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.formats import MEDIA
+from swift_toolkit.dataset.rows.messages import Row
 
 MEDIA_NAMES = frozenset({*MEDIA, *(f"rejected_{name}" for name in MEDIA)})
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swift_toolkit.console.words import did_you_mean, shown
-from swift_toolkit.dataset.flaws import Flaw, FlawError, json_kind
-from swift_toolkit.dataset.formats import MEDIA, MEDIA_COLUMNS, Family, Layout, layout_of
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError, json_kind
+from swift_toolkit.dataset.rows.formats import MEDIA, MEDIA_COLUMNS, Family, Layout, layout_of
 
 Row = dict[str, Any]
-Message = dict[str, Any]
+"""A JSON object of somebody's data file: its keys and values are what is checked here."""
+
+Message = Row
 
 
 # A row as messages
@@ -49,7 +51,7 @@ LOST_KEYS = {
     "tools": 'Put them into the column "tools" of the row.',
     **{name: f'Put them into the column "{media}" of the row.' for name, media in MEDIA_COLUMNS.items()},
 }  # fmt: skip
-"""Keys of a message that carry meaning and that ms-swift drops without a word -> what to do."""
+"""Keys of a message that carry meaning and that ms-swift drops silently -> what to do."""
 
 _HARMLESS_KEYS = frozenset({"role", "content", "from", "value", *_KEPT_KEYS, *LOSS_KEYS, "tool_calls"})
 
@@ -167,7 +169,7 @@ def _from_preference(row: Row) -> Row:
         talk = read_messages(_turns_of(value), None, name)
         if column == "messages":
             row |= talk.media_beside(row)
-        read = _behind(before, talk.messages)
+        read = _after(before, talk.messages)
         if system is not None and read[0]["role"] != "system":
             read = [{"role": "system", "content": _text(system, "system")}, *read]
         row[column] = read
@@ -198,8 +200,8 @@ def _turns_of(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
-def _behind(before: list[Message], read: list[Message]) -> list[Message]:
-    """A conversation with what stands before it, which it may begin with itself."""
+def _after(before: list[Message], read: list[Message]) -> list[Message]:
+    """A conversation with what comes before it, unless it begins with that already."""
     bare = [message for message in before if message["role"] != "system"]
     own = [message for message in read if message["role"] != "system"]
     if before and bare == own[: len(bare)]:
@@ -264,7 +266,7 @@ def read_messages(
         value: the list, or the text of one.
         system: system prompt of the row, or None.
         name: what messages to the user call the list.
-        standard_only: ms-swift takes this list as it is: only "role", "content" and standard roles will do.
+        standard_only: ms-swift takes this list as it is: only "role", "content" and standard roles are allowed.
 
     Raises:
         FlawError: it is not a list of turns.

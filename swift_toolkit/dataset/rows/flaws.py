@@ -13,7 +13,7 @@ class FlawKind(NamedTuple):
     Args:
         severity: an error stops a run, a warning does not.
         title: its heading in the report.
-        do: what to do about it, whole sentences; "" where each flaw says it for itself.
+        do: what to do about it, in full sentences; "" where each flaw has its own advice.
     """
 
     severity: Severity
@@ -53,7 +53,7 @@ KINDS: dict[str, FlawKind] = {
     "objects": FlawKind("error", "objects of the wrong shape"),
     "tools": FlawKind("error", "tools or tool calls of the wrong shape"),
     "value": FlawKind("error", "value of the wrong type"),
-    "template": FlawKind("error", "refused by the model's template", "ms-swift would leave it out."),
+    "template": FlawKind("error", "refused by the model's template", "ms-swift would skip it."),
     # worth a look
     "near-column": FlawKind("warning", "columns that may be misspelled"),
     "same-role": FlawKind(
@@ -110,7 +110,7 @@ class Flaw(NamedTuple):
 
 
 class FlawError(Exception):
-    """Something cannot be read at all because of a flaw.
+    """A flaw that prevents reading.
 
     Args:
         kind: key of `KINDS`.
