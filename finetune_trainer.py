@@ -97,7 +97,7 @@ class FineTuner:
         force: bool = False,
         **overrides: Any,
     ) -> None:
-        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_training
+        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_request
 
         launch = {
             "nproc_per_node": nproc_per_node,
@@ -117,7 +117,10 @@ class FineTuner:
                 resume=resume,
                 force=force,
             )
-        self._checked = check_training(config)
+        facts = check_request(config)
+        from swift_toolkit.training.checked import plan_training  # not before: an error is shown sooner
+
+        self._checked = plan_training(config, facts)
         self.plan: TrainingPlan = self._checked.plan
         self.output_dir = self._checked.output.root
 

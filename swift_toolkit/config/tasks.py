@@ -31,7 +31,6 @@ class Task:
         command: the command of ms-swift that trains it.
         rlhf_type: ms-swift's ``rlhf_type``, empty without one.
         task_type: ms-swift's ``task_type``.
-        needs: settings of which the run needs at least one, in groups.
         output: what the trained model gives.
         sequences: sequences that one row becomes, negatives of a query aside.
         has_negatives: a row also brings up to MAX_NEGATIVE_SAMPLES documents that do not fit.
@@ -53,7 +52,6 @@ class Task:
     command: Command = "sft"
     rlhf_type: str = ""
     task_type: str = "causal_lm"
-    needs: tuple[tuple[str, ...], ...] = ()
     output: TaskOutput = "chat"
     sequences: int = 1
     has_negatives: bool = False
@@ -113,7 +111,6 @@ _ROWS = (
     _rlhf(
         "ppo",
         rows="prompt",
-        needs=(("reward_model",),),
         generates=True,
         follows_prompt=True,
         has_reference=True,
@@ -122,7 +119,6 @@ _ROWS = (
     _rlhf(
         "grpo",
         rows="prompt",
-        needs=(("reward_funcs", "reward_model"),),
         generates=True,
         follows_prompt=True,
         has_reference=True,
@@ -132,7 +128,6 @@ _ROWS = (
     _rlhf(
         "gkd",
         rows="answer",
-        needs=(("teacher_model", "teacher_model_server"),),
         generates=True,
         has_teacher=True,
     ),

@@ -36,7 +36,8 @@ from swift_toolkit.machine.msswift import (
     stop_generating,
 )
 from swift_toolkit.machine.packages import versions
-from swift_toolkit.machine.process import Reporter, end_with_parent
+from swift_toolkit.machine.process import Reporter
+from swift_toolkit.machine.spawned import end_with_parent
 from swift_toolkit.model.checkpoints.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.problems import first_line
 
@@ -49,7 +50,7 @@ def main(report: Reporter) -> int:
     report.end_with_starter()
     orders = sys.stdin
     order = json.loads(orders.readline())
-    _end_when_a_thread_fails(report)
+    report.end_when_a_thread_fails()
     try:
         served = Served(order, report)
         report("ready", **served.description())
@@ -59,17 +60,6 @@ def main(report: Reporter) -> int:
         report("failed", type=type(error).__name__, message=str(error))
         return 1
     return 0
-
-
-def _end_when_a_thread_fails(report: Reporter) -> None:
-    """Whoever waits for a thread that has failed would wait for ever: end, and say so."""
-
-    def ended(failure: threading.ExceptHookArgs) -> None:
-        traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
-        report("failed", type=failure.exc_type.__name__, message=str(failure.exc_value))
-        report.exit(1)
-
-    threading.excepthook = ended
 
 
 class Served:

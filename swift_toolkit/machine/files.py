@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import secrets
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +64,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         OSError: the file system refuses; ``path`` is as it was.
     """
     target = path.resolve()
-    beside = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.part")
+    beside = target.with_name(f".{target.name[:50]}.{os.urandom(4).hex()}.part")
     try:
         yield beside
         if target.is_file():

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
+import sys
 from collections.abc import Iterable
-from importlib import import_module, metadata
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 
 _PIP = {
     "flash_attn": "flash-attn --no-build-isolation",
@@ -45,10 +49,34 @@ def install(*modules: str) -> str:
 
 def version(name: str) -> str | None:
     """The version of an installed package by its name on PyPI; None if it is not installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    record = record_of(name)
+    return record.name.removesuffix(_RECORD).partition("-")[2] if record else None
+
+
+def record_of(name: str) -> Path | None:
+    """The directory ``NAME-VERSION.dist-info`` of an installed package by its name on PyPI; None if there is none.
+
+    As importlib.metadata finds it, whose import takes longer than many a command.
+    """
+    return _records(tuple(sys.path)).get(_normal(name))
+
+
+@cache
+def _records(folders: tuple[str, ...]) -> dict[str, Path]:
+    """Every directory ``*.dist-info`` by the name of its package; the first on the path wins."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for record in Path(folder).glob(f"*-*{_RECORD}"):
+            found.setdefault(_normal(record.name.partition("-")[0]), record)
+    return found
+
+
+_RECORD = ".dist-info"
+
+
+def _normal(name: str) -> str:
+    """The name of a package as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def versions(engine: str = "") -> dict[str, str]:

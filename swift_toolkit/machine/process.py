@@ -3,13 +3,12 @@
 The starter makes a named pipe, hands its path down in the environment and reads one JSON object a line from it. The
 child opens the pipe with ``Reporter``. When the starter is gone, however it went, the pipe has no reader any more;
 the child's watching thread sees that at once and ends the whole process group. What the child spawns with
-multiprocessing watches the child in the same way, see ``end_with_parent``.
+multiprocessing watches the child in the same way, see `spawned`.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import select
 import shutil
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -203,35 +203,30 @@ class Reporter:
         if self._pipe is not None:
             threading.Thread(target=self._wait_and_end, args=(self._pipe,), daemon=True).start()
 
+    def end_when_a_thread_fails(self) -> None:
+        """From now on, a thread that fails is reported and ends this process: nobody waits for it for ever."""
+
+        def ended(failure: threading.ExceptHookArgs) -> None:
+            traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
+            self("failed", type=failure.exc_type.__name__, message=str(failure.exc_value))
+            self.exit(1)
+
+        threading.excepthook = ended
+
     def exit(self, status: int) -> NoReturn:
         """End this process at once, whatever its threads do; if the starter is gone, all others of the group too."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self._pipe is not None and _watch(self._pipe).poll(FAREWELL_SECONDS * 1000):
             _remove_pipe()
-            _end_group()
+            end_group()
         os._exit(status)
 
     @staticmethod
     def _wait_and_end(pipe: int) -> None:
         _watch(pipe).poll()
         _remove_pipe()
-        _end_group()
-
-
-def end_with_parent() -> None:
-    """From now on, end this process group as soon as the process that spawned this one is gone, however it went.
-
-    For a process that multiprocessing is about to spawn: it imports the main module of its parent as ``__mp_main__``.
-    """
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    while (parent := multiprocessing.parent_process()) is None:  # known once all of it is loaded
-        time.sleep(0.1)
-    parent.join()
-    _end_group()
+        end_group()
 
 
 def _watch(pipe: int) -> select.poll:
@@ -246,5 +241,6 @@ def _remove_pipe() -> None:
     shutil.rmtree(Path(os.environ[PIPE_VARIABLE]).parent, ignore_errors=True)
 
 
-def _end_group() -> None:
+def end_group() -> None:
+    """Kill every process of this process's group, itself included."""
     os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -12,7 +12,6 @@ import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,12 +165,11 @@ class _Source(NamedTuple):
 
 def _source(package: str) -> _Source | None:
     """The model in the installed ``package``, found without importing it; None where it is not there."""
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
+    record, version = packages.record_of(package), packages.version(package)
+    if record is None or version is None:
         return None
-    files = [Path(str(file.locate())) for file in distribution.files or [] if file.suffix == ".gguf"]
-    return next((_Source(file, distribution.version) for file in files if file.is_file()), None)
+    files = sorted((record.parent / package.replace("-", "_")).rglob("*.gguf"))
+    return _Source(files[0], version) if files else None
 
 
 def _cache_path(model: str, source: _Source) -> Path:

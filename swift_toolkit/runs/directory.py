@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
     place = output_dir / name
     if checkpoint is None or not Path(checkpoint).is_dir() or (place.exists() and not place.is_symlink()):
         return
-    beside = output_dir / f".{name}-{secrets.token_hex(4)}"
+    beside = output_dir / f".{name}-{os.urandom(4).hex()}"
     try:
         beside.symlink_to(os.path.relpath(checkpoint, output_dir), target_is_directory=True)
         beside.replace(place)

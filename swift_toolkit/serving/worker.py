@@ -23,7 +23,8 @@ from typing import Any
 
 from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.machine.msswift import refuse_remote_code, serving_api
-from swift_toolkit.machine.process import Reporter, end_with_parent
+from swift_toolkit.machine.process import Reporter
+from swift_toolkit.machine.spawned import end_with_parent
 from swift_toolkit.model.checkpoints.old_adapter import with_peft_adapters
 from swift_toolkit.serving import access
 from swift_toolkit.serving.connections import IDLE_SECONDS, LineLimit, connection_limit, protocol
@@ -50,7 +51,7 @@ def main(report: Reporter) -> int:
     order = ServingOrder.read(sys.stdin.readline())
     if not order.log_requests:
         os.environ.pop("SWIFT_DEBUG", None)  # makes ms-swift log prompts
-    _end_when_a_thread_fails(report)
+    report.end_when_a_thread_fails()
     try:
         listening = access.listening_socket(order.host, order.port)
         report("importing")
@@ -61,17 +62,6 @@ def main(report: Reporter) -> int:
         report("failed", type=type(error).__name__, message=str(error))
         return 1
     return 0
-
-
-def _end_when_a_thread_fails(report: Reporter) -> None:
-    """A thread of the engine that dies leaves requests unanswered for good: end, and say so."""
-
-    def ended(failure: threading.ExceptHookArgs) -> None:
-        traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
-        report("failed", type=failure.exc_type.__name__, message=str(failure.exc_value))
-        report.exit(1)
-
-    threading.excepthook = ended
 
 
 def _make_server(order: ServingOrder, report: Reporter) -> Any:

@@ -1,4 +1,4 @@
-"""A request for a training run: read, checked as a whole, and turned into a plan."""
+"""A request for a training run, read and checked as a whole; `checked` turns it into a plan."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset import copies
 from swift_toolkit.dataset.verify import DataReport
-from swift_toolkit.machine.device import find_device
-from swift_toolkit.problems import Problem, RequestError, RunError
-from swift_toolkit.runs.directory import Output
-from swift_toolkit.runs.resume import tidy
-from swift_toolkit.training import automatic, preflight
+from swift_toolkit.machine.device import Device, find_device
+from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.training import preflight
 from swift_toolkit.training.batches import batch
-from swift_toolkit.training.launch import Launch, LaunchRequest
-from swift_toolkit.training.plan import TrainingPlan, default_output_dir
-from swift_toolkit.training.resume import Resumption, requested, resume
+from swift_toolkit.training.launch import Cluster, Launch, LaunchRequest
 
 MAX_LOST_ROWS = "5%"
 """How many rows may get lost between the files and the first step, unless the user says otherwise."""
@@ -57,47 +53,25 @@ class TrainingRequest:
     stop_grace: float | None = None
 
 
-@dataclass
-class CheckedRequest:
-    """A request without problems.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a request in which nothing is wrong.
 
     Args:
-        request: as it was made.
-        plan: the run, with the automatic settings.
-        output: where it writes.
-        given: the settings that the user gave, as text: every node must be given the same.
-        verify_arguments: of `dataset.verify`, to look at all of the data as they were given.
-        resumption: where it goes on with an earlier training, if it does.
+        config: its settings.
+        device: what this machine computes on.
+        data: what its data holds, as far as that was looked at.
+        cluster: the processes and machines that take part.
     """
 
-    request: TrainingRequest
-    plan: TrainingPlan
-    output: Output
-    given: Mapping[str, str]
-    verify_arguments: Mapping[str, Any]
-    resumption: Resumption | None = None
-
-    @property
-    def directory(self) -> Path | None:
-        """The directory of the earlier run that goes on; None for a new one."""
-        return self.resumption.point.directory if self.resumption and self.resumption.point else None
-
-    def begin(self, directory: Path) -> None:
-        """Make the run's directory ready: what came after the checkpoint goes, and what is asked for is noted.
-
-        Raises:
-            RunError: the directory cannot be written to.
-        """
-        try:
-            if self.resumption and self.resumption.point:
-                tidy(self.resumption.point, self.output.root)
-            requested(self.plan).write(directory)
-        except OSError as error:
-            raise RunError(f"{error.filename or directory}: {error.strerror}.") from None
+    config: Config
+    device: Device
+    data: DataReport
+    cluster: Cluster
 
 
-def check_training(request: TrainingRequest) -> CheckedRequest:
-    """The plan of a request.
+def check_request(request: TrainingRequest) -> Facts:
+    """Look for everything that is wrong with a request.
 
     Raises:
         RequestError: with every problem of the request.
@@ -112,22 +86,11 @@ def check_training(request: TrainingRequest) -> CheckedRequest:
     problems += batch.batch_problems(config, world_size)
     problems += requirements.generations(config, world_size)
     whole = request.looking or request.skip_bad_rows is not None
-    data = preflight.check_data(config, whole=whole)
+    data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
     problems += _row_problems(request, config, data)
     if problems:
         raise RequestError(problems)
-    given = {name: setting.shown for name, setting in config.settings.items() if name != "output_dir"}
-    verify_arguments = preflight.verify_arguments(config)
-    plan = TrainingPlan(config, device, data, cluster, request.trust_code)
-    automatic.fill_automatic(plan)
-    root = Path(config.get("output_dir") or default_output_dir(config)).expanduser()
-    output = Output(root, own=config.get("add_version") is False)
-    resumption = None if request.looking else resume(plan, output, request.resume, request.force)
-    resumed = resumption is not None and resumption.point is not None
-    if problems := preflight.disk_problems(config, plan.steps, resumed):
-        raise RequestError(problems)
-    config.warnings += preflight.disk_warnings(config, plan.steps, resumed)
-    return CheckedRequest(request, plan, output, given, verify_arguments, resumption)
+    return Facts(config=config, device=device, data=data, cluster=cluster)
 
 
 def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:

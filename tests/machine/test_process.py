@@ -29,7 +29,8 @@ report.exit(7)
 
 SPAWNING = """
 import multiprocessing, os, signal, time
-from swift_toolkit.machine.process import Reporter, end_with_parent
+from swift_toolkit.machine.process import Reporter
+from swift_toolkit.machine.spawned import end_with_parent
 
 if __name__ == "__main__":
     report = Reporter()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from swift_toolkit.machine import packages as machine_packages
 from swift_toolkit.model import builtin
 from swift_toolkit.model.files import model_problems
 from swift_toolkit.problems import RequestError, RunError
@@ -32,15 +33,12 @@ def unpacked(tmp_path_factory):
 
 def without(monkeypatch, *packages):
     """Make ``packages`` look as if they were not installed."""
-    find_spec, distribution = util.find_spec, metadata.distribution
-
-    def find(name):
-        if name in packages:
-            raise metadata.PackageNotFoundError(name)
-        return distribution(name)
+    find_spec, record_of = util.find_spec, machine_packages.record_of
 
     monkeypatch.setattr(util, "find_spec", lambda name: None if name in packages else find_spec(name))
-    monkeypatch.setattr(metadata, "distribution", find)
+    monkeypatch.setattr(
+        machine_packages, "record_of", lambda name: None if name in packages else record_of(name)
+    )
 
 
 def test_a_builtin_model_is_told_by_its_prefix():
