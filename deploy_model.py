@@ -293,7 +293,8 @@ def _command(words: list[str]) -> int:
     if not words:
         make_parser().print_help(sys.stderr)
         return 2
-    config, settings = script.request(flags, settings, ("deploy",))
+    config, settings, environment, notices = script.given(flags, settings, ("deploy",))
+    command_line.take_over(environment, notices)
     deployment = make_deployment(config, settings, "command line", _options(flags))
     if not flags.quiet_notices:
         for notice in deployment.config.notices:

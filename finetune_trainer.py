@@ -345,10 +345,11 @@ def _command(words: list[str]) -> int:
     from swift_toolkit.config import tasks
     from swift_toolkit.config.scripts import script
 
-    source, settings = script.request(options, settings, tasks.TRAINING_COMMANDS)
+    source, settings, environment, notices = script.given(options, settings, tasks.TRAINING_COMMANDS)
     if not source and not settings:
         make_parser().print_help(sys.stderr)
         return 2
+    command_line.take_over(environment, notices)
     if options.upgrade:
         return _upgrade(source, settings, options)
     if problems := list(_flag_problems(options)):

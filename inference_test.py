@@ -284,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     flags, settings = make_parser().parse(words)
-    flags.config, settings = script.request(flags, settings, ("infer",))
+    flags.config, settings, environment, notices = script.given(flags, settings, ("infer",))
+    command_line.take_over(environment, notices)
     mode = flags.mode or ("single" if flags.question is not None else "batch")
     problems = _mode_problems(flags, mode)
     try:

@@ -19,6 +19,9 @@ from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.problems import Problem, RequestError, first_line
 
 EXTENSIONS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
+Values = dict[str, Any]
+"""Settings as a user gives them: a name of any generation of ms-swift, and what JSON can hold."""
+
 MAX_BYTES = 4 << 20  # no config is this long; a data file given by mistake is
 
 

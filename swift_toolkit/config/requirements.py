@@ -74,8 +74,6 @@ def has_validation(config: Config) -> bool:
 # --- needs --------------------------------------------------------------------------------------------------
 
 _NEEDS = """
-task=ppo                                     reward_model
-task=grpo                                    reward_funcs reward_model use_gym_env teacher_model teacher_model_server
 reward_funcs=soft_overlong                   soft_cache_length
 reward_weights                               reward_funcs reward_model use_gym_env
 advantage_reweight=rlsd                      reward_funcs
@@ -90,11 +88,12 @@ lr_scheduler_type=warmup_stable_decay        lr_scheduler_kwargs.num_decay_steps
 
 def needs(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     """Settings whose requirements are missing."""
-    for row in _NEEDS.strip().splitlines():
-        text, *wanted = row.split()
+    task = (f"task={config.task.name}", *config.task.needs)
+    for text, *wanted in (task, *(row.split() for row in _NEEDS.strip().splitlines())):
         condition = Condition.parse(text)
         given = {name for name in wanted if _value(config, name) not in (None, False, [], "")}
-        if given or not condition.holds(config) or any(name.partition(".")[0] in rejected for name in wanted):
+        is_known = {name.partition(".")[0] for name in wanted}.isdisjoint(rejected)
+        if not wanted or given or not is_known or not condition.holds(config):
             continue
         names = " or ".join(f'"{name}"' for name in wanted)
         yield config.problem(condition.blamed(config), f"{condition.shown}needs {names}", _how(wanted))
@@ -138,24 +137,20 @@ fsdp                     deepspeed
 lazy_tokenize            packing
 lazy_tokenize            streaming
 teacher_model_server     teacher_model
-cached_dataset           task=grpo
-cached_val_dataset       task=grpo
-async_generate           task=gkd
 async_generate           multi_turn_scheduler
-seq_kd                   task=gkd
 device_map               deepspeed=zero3
 device_map               deepspeed=zero3_offload
 """
 """Two conditions that cannot hold together."""
 _FLASH = ("packing", "padding_free")
-_PACKS = {"sft", "pt", "grpo", "dpo", "kto", "gkd"}
-_SPLITS_ROWS = {"grpo", "dpo"}
 
 
 def excludes(config: Config) -> Iterator[Problem]:
     """Settings that cannot be used together."""
-    for row in _EXCLUDES.strip().splitlines():
-        first, second = map(Condition.parse, row.split())
+    rows = [row.split() for row in _EXCLUDES.strip().splitlines()]
+    rows += [[setting, f"task={config.task.name}"] for setting in config.task.excludes]
+    for row in rows:
+        first, second = map(Condition.parse, row)
         if first.holds(config) and second.holds(config):
             other = f'"{second.blamed(config)}"' + (f' "{second.value}"' if second.value != "*" else "")
             yield config.problem(first.setting, f"cannot be used with {other}", "Keep one of the two.")
@@ -166,15 +161,11 @@ def _algorithm(config: Config) -> Iterator[Problem]:
     """What one algorithm cannot do and others can."""
     task = config.task
     name = f'"{task.name}"'
-    if config.command == "rlhf" and task.name not in _PACKS:
+    if not task.packs:
         for setting in _FLASH:
             if config.get(setting):
                 yield config.problem(setting, f"cannot be used with {name}", "Remove it.")
-    if (
-        config.command == "rlhf"
-        and task.name not in _SPLITS_ROWS
-        and config.value("sequence_parallel_size") > 1
-    ):
+    if not task.splits_rows and config.value("sequence_parallel_size") > 1:
         yield config.problem("sequence_parallel_size", f"cannot be used with {name}", "Remove it.")
     loses_reference = task.batch_of == "answers" and config.get("beta") == 0
     if (
@@ -185,13 +176,13 @@ def _algorithm(config: Config) -> Iterator[Problem]:
         why = "the model without its adapter is the reference" if task.has_reference else f"{name} has none"
         yield config.problem("ref_model", f"cannot be used here: {why}", "Remove it.")
     loss_types = config.get("loss_type")
-    if isinstance(loss_types, list) and len(loss_types) > 1 and task.name != "dpo":
+    if isinstance(loss_types, list) and len(loss_types) > 1 and not task.several_losses:
         yield config.problem("loss_type", f"takes one value with {name}, not {len(loss_types)}", "Keep one.")
     count = len(loss_types) if isinstance(loss_types, list) and loss_types else 1
     weights = config.get("loss_weights")
-    if weights and loss_types and task.name != "dpo":
+    if weights and loss_types and not task.several_losses:
         yield config.problem("loss_weights", f"cannot be used with {name}", "Remove it.")
-    elif weights and task.name == "dpo" and len(weights) != count:
+    elif weights and task.several_losses and len(weights) != count:
         yield config.problem("loss_weights", f"has {len(weights)} values for {count} loss type(s)")
 
 

@@ -31,6 +31,11 @@ class Task:
         command: the command of ms-swift that trains it.
         rlhf_type: ms-swift's ``rlhf_type``, empty without one.
         task_type: ms-swift's ``task_type``.
+        needs: settings of which one must be given.
+        excludes: settings that cannot be used with it.
+        packs: rows can share a sequence (``packing``, ``padding_free``).
+        splits_rows: a row can be spread over devices (``sequence_parallel_size``).
+        several_losses: ``loss_type`` takes several, with ``loss_weights``.
         output: what the trained model gives.
         sequences: sequences that one row becomes, negatives of a query aside.
         has_negatives: a row also brings up to MAX_NEGATIVE_SAMPLES documents that do not fit.
@@ -52,6 +57,11 @@ class Task:
     command: Command = "sft"
     rlhf_type: str = ""
     task_type: str = "causal_lm"
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    packs: bool = False
+    splits_rows: bool = False
+    several_losses: bool = False
     output: TaskOutput = "chat"
     sequences: int = 1
     has_negatives: bool = False
@@ -96,21 +106,23 @@ def _preference(name: TaskName, **attributes: object) -> Task:
 
 
 def _kind(name: TaskName, **attributes: object) -> Task:
-    return Task(**{"name": name, "task_type": name, "logits": "none", **attributes})  # type: ignore[arg-type]
+    row = {"name": name, "task_type": name, "logits": "none", "packs": True, "splits_rows": True}
+    return Task(**{**row, **attributes})  # type: ignore[arg-type]
 
 
 _ROWS = (
-    Task(name="sft", rows="answer", loss_over="tokens"),
-    Task(name="pt", rows="text", command="pt", loss_over="tokens"),
-    _preference("dpo", has_reference=True, trainer="dpo"),
+    Task(name="sft", rows="answer", loss_over="tokens", packs=True, splits_rows=True),
+    Task(name="pt", rows="text", command="pt", loss_over="tokens", packs=True, splits_rows=True),
+    _preference("dpo", has_reference=True, trainer="dpo", packs=True, splits_rows=True, several_losses=True),
     _preference("orpo"),
     _preference("simpo", trainer="cpo"),
     _preference("cpo", trainer="cpo"),
     _preference("rm", task_type="seq_cls", output="reward", logits="none"),
-    _rlhf("kto", rows="judged", sequences=2, has_reference=True, trainer="kto"),
+    _rlhf("kto", rows="judged", sequences=2, has_reference=True, trainer="kto", packs=True),
     _rlhf(
         "ppo",
         rows="prompt",
+        needs=("reward_model",),
         generates=True,
         follows_prompt=True,
         has_reference=True,
@@ -119,6 +131,10 @@ _ROWS = (
     _rlhf(
         "grpo",
         rows="prompt",
+        needs=("reward_funcs", "reward_model", "use_gym_env", "teacher_model", "teacher_model_server"),
+        excludes=("cached_dataset", "cached_val_dataset"),
+        packs=True,
+        splits_rows=True,
         generates=True,
         follows_prompt=True,
         has_reference=True,
@@ -128,6 +144,8 @@ _ROWS = (
     _rlhf(
         "gkd",
         rows="answer",
+        excludes=("async_generate", "seq_kd"),
+        packs=True,
         generates=True,
         has_teacher=True,
     ),

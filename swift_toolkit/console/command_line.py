@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -104,6 +104,14 @@ def _grouped(argv: Sequence[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(word)
     return groups
+
+
+def take_over(environment: Mapping[str, str], notices: Iterable[str]) -> None:
+    """Go on as if these variables had been set before the command; those of this process win. Show the notices."""
+    for notice in notices:
+        screen.say(notice)
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -66,8 +66,75 @@ class SwiftInstall:
         """Whether a model type of several templates needs none to be named: until ms-swift 4.0 the first was taken."""
         return self._either(True, False)
 
+    @property
+    def sources(self) -> Sources:
+        """Where its source says what models, templates, data sets and trainers there are."""
+        return self._either(_SOURCES_OF_3, _SOURCES_OF_4)
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether a column ``teacher_prompt`` makes the model its own teacher: from ms-swift 4.0."""
+        return self._either(False, True)
+
     def _either(self, of_3: _T, of_4: _T) -> _T:
         return of_3 if self.line == "v3" else of_4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the source of ms-swift says what there is, below its package directory.
+
+    Args:
+        model_constants: the file with the names of model types.
+        models: the directory of the files that register models.
+        template_constants: the file with the names of templates.
+        template_at: which positional argument of ``ModelMeta`` the template is.
+        datasets: the directory of the files that register data sets.
+        trainers: the directory of the trainers of ``rlhf``.
+    """
+
+    model_constants: str
+    models: str
+    template_constants: str
+    template_at: int
+    datasets: str
+    trainers: str
+
+
+_SOURCES_OF_3 = Sources(
+    model_constants="llm/model/constant.py",
+    models="llm/model/model",
+    template_constants="llm/template/constant.py",
+    template_at=2,
+    datasets="llm/dataset/dataset",
+    trainers="trainers/rlhf_trainer",
+)
+_SOURCES_OF_4 = Sources(
+    model_constants="model/constant.py",
+    models="model/models",
+    template_constants="template/constant.py",
+    template_at=3,
+    datasets="dataset/dataset",
+    trainers="rlhf_trainers",
+)
+
+Generation = Literal["v1", "v2", "v3", "v4"]
+
+
+def generation_of(args: Mapping[str, Any], is_old_file: bool) -> Generation | None:
+    """Which generation of ms-swift wrote these arguments; None if that does not show.
+
+    4 names itself. 2 has ``custom_register_path``, which 1 does not have.
+
+    Args:
+        args: the content of an args.json or sft_args.json.
+        is_old_file: it is an sft_args.json, which 1 and 2 wrote.
+    """
+    if is_old_file:
+        return "v2" if "custom_register_path" in args else "v1"
+    if "swift_version" in args or "tuner_type" in args:
+        return "v4"
+    return "v3" if "train_type" in args else None
 
 
 def installed() -> SwiftInstall:

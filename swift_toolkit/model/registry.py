@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.machine import files as machine_files
-from swift_toolkit.machine.msswift import Line, SwiftInstall
+from swift_toolkit.machine.msswift import SwiftInstall
 from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 SHOWN_NAMES = 12
 """How many names a message lists."""
-
-_MODELS: dict[Line, str] = {"v3": "llm/model", "v4": "model"}
-_REGISTERED: dict[Line, str] = {"v3": "llm/model/model", "v4": "model/models"}
-_TEMPLATES: dict[Line, str] = {"v3": "llm/template/constant.py", "v4": "template/constant.py"}
-_TEMPLATE_AT: dict[Line, int] = {"v3": 2, "v4": 3}  # which positional argument of ModelMeta it is
 
 
 @dataclass(frozen=True)
@@ -87,13 +82,14 @@ def registry(install: SwiftInstall) -> Registry:
     """The models and templates of the installed ms-swift."""
 
     def read() -> tuple[Any, list[Path]]:
-        models, templates = (install.location / where[install.line] for where in (_MODELS, _TEMPLATES))
-        files = sorted((install.location / _REGISTERED[install.line]).glob("*.py"))
-        constants, known = _constants(models / "constant.py"), _constants(templates)
+        root, sources = install.location, install.sources
+        models, templates = root / sources.model_constants, root / sources.template_constants
+        files = sorted((root / sources.models).glob("*.py"))
+        constants, known = _constants(models), _constants(templates)
         calls = (call for file in files for call in _calls(ast.parse(file.read_bytes()), "ModelMeta"))
-        found = [_model_type(call, constants, known, _TEMPLATE_AT[install.line]) for call in calls]
+        found = [_model_type(call, constants, known, sources.template_at) for call in calls]
         content = {"types": [astuple(one) for one in found if one.name], "templates": list(known.values())}
-        return content, [*files, models / "constant.py", templates, Path(__file__)]
+        return content, [*files, models, templates, Path(__file__)]
 
     def decode(content: Any) -> Registry:
         types = [ModelType(name, tuple(words), *rest) for name, words, *rest in content["types"]]

@@ -43,8 +43,6 @@ train_type            -                                           plugin.tuner:e
 """
 """Where the names of a setting are: module below ``swift`` and variable."""
 
-_TRAINERS: dict[Line, str] = {"v3": "trainers/rlhf_trainer", "v4": "rlhf_trainers"}
-_DATASETS: dict[Line, str] = {"v3": "llm/dataset/dataset", "v4": "dataset/dataset"}
 _TUNERS = tuple("lora full longlora adalora llamapro adapter vera boft fourierft reft bone".split())
 
 
@@ -94,7 +92,7 @@ def registries(install: SwiftInstall) -> Registries:
             sources = _trainer_files(install, trainer)
             names[f"loss_type of {trainer}"] = sorted(_compared(sources, "loss_type"))
             files += sources
-        sources = sorted((install.location / _DATASETS[install.line]).glob("*.py"))
+        sources = sorted((install.location / install.sources.datasets).glob("*.py"))
         return {"names": names, "columns": columns, "datasets": _dataset_names(sources)}, [*files, *sources]
 
     def decode(found: Any) -> Registries:
@@ -169,7 +167,7 @@ def _demanded(function: Any) -> list[str]:
 
 def _trainer_files(install: SwiftInstall, trainer: str) -> list[Path]:
     """The sources of the trainer of an algorithm: ms-swift's, and TRL's where that computes the loss."""
-    files = [install.location / _TRAINERS[install.line] / f"{trainer}_trainer.py"]
+    files = [install.location / install.sources.trainers / f"{trainer}_trainer.py"]
     trl = package_of("trl")
     if trl is not None and trainer != "grpo":  # ms-swift computes GRPO's loss itself
         files += [trl / place / f"{trainer}_trainer.py" for place in ("trainer", f"experimental/{trainer}")]

@@ -22,12 +22,10 @@ from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import tasks
-from swift_toolkit.config.file import read_small
+from swift_toolkit.config.file import Values, read_small
 from swift_toolkit.config.names import translate
-from swift_toolkit.config.scripts import script as scripts_script
 from swift_toolkit.config.scripts import shell
 from swift_toolkit.config.scripts.shell import Script, Statement
-from swift_toolkit.console import screen
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import COMMANDS, Command
 from swift_toolkit.problems import Problem, RequestError
@@ -293,45 +291,50 @@ def _base_name(word: str) -> str:
     return word.rpartition("/")[2]
 
 
-def request(
-    options: argparse.Namespace, settings: Mapping[str, Any], wanted: Sequence[Command]
-) -> tuple[str | dict[str, Any] | None, dict[str, Any]]:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
+class Given(NamedTuple):
+    """What a command line of one of the scripts gives.
 
-    What is skipped of a line or script is said on stderr, and its environment variables are set where they are not.
+    Args:
+        source: a config file or the settings of a line for ms-swift; None without both.
+        settings: those laid over it.
+        environment: the variables that a line or script for ms-swift sets.
+        notices: sentences for the user.
+    """
+
+    source: str | Values | None
+    settings: Values
+    environment: Mapping[str, str] = {}
+    notices: tuple[str, ...] = ()
+
+
+def given(options: argparse.Namespace, settings: Mapping[str, Any], wanted: Sequence[Command]) -> Given:
+    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
 
     Args:
         options: with the flags of `Parser.add_sources`.
         settings: those given as flags.
-        wanted: the commands of ms-swift that the script stands for.
-
-    Returns:
-        The source and the settings laid over it. A ``task`` in them says which of several commands was found.
+        wanted: the commands of ms-swift that the script stands for. A ``task`` in the result says which of several was
+            found.
 
     Raises:
         RequestError: several sources are named, or there is not one such command in the line or script.
     """
-    given = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
-    if len(given) > 1:
-        names = " and ".join("--" + flag.replace("_", "-") for flag in given)
+    named = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
+    if len(named) > 1:
+        names = " and ".join("--" + flag.replace("_", "-") for flag in named)
         raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not given or options.config:
-        return options.config, dict(settings)
+    if not named or options.config:
+        return Given(options.config, dict(settings))
     text = _text_of(options.from_script) if options.from_script else options.from_command
-    command = scripts_script.from_command(text, wanted, options.from_script)
-    for line in command.left_out:
-        screen.say(f"skipped: {line}")
-    for notice in command.notices:
-        screen.say(notice)
-    for name, value in command.env.items():
-        os.environ.setdefault(name, value)
+    command = from_command(text, wanted, options.from_script)
+    notices = (*(f"skipped: {line}" for line in command.left_out), *command.notices)
     values = dict(command.values)
     config = values.pop("config", None)
     if command.command in tasks.TRAINING_COMMANDS[1:]:
         values = {"task": command.command, **values}
     if config is None:
-        return values, dict(settings)
-    return str(config), {**values, **settings}
+        return Given(values, dict(settings), command.env, notices)
+    return Given(str(config), {**values, **settings}, command.env, notices)
 
 
 def _text_of(script: str) -> str:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from swift_toolkit.config.names import renames
+from swift_toolkit.machine.msswift import Generation, generation_of
 from swift_toolkit.model.builtin import builtin_of, is_builtin
 from swift_toolkit.model.builtin import builtin_problems as builtin_problems
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
@@ -31,8 +32,6 @@ from swift_toolkit.model.files import (
     tuner_type,
 )
 from swift_toolkit.problems import Problem, RequestError
-
-Generation = Literal["v1", "v2", "v3", "v4"]
 
 OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-swift 1 and 2
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -136,7 +135,7 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
         lora_rank=_rank(adapter),
         task_type=_task_type(path, args, adapter),
         torch_dtype=OLD_DTYPES.get(args.get("dtype", "")) if old else args.get("torch_dtype"),
-        generation=_generation(args, old),
+        generation=generation_of(args, old),
         args=args,
         trusted=trust_code,
     )
@@ -167,15 +166,6 @@ def _adapter_config(path: Path) -> dict[str, Any]:
     root = adapter_root(path)
     config, _ = read_json(root / "adapter_config.json") if root is not None else (None, None)
     return config or {}
-
-
-def _generation(args: dict[str, Any], old: bool) -> Generation | None:
-    """Who wrote ``args``: 4 says so itself; 2 brought custom_register_path, which 1 does not have."""
-    if old:
-        return "v2" if "custom_register_path" in args else "v1"
-    if "swift_version" in args or "tuner_type" in args:
-        return "v4"
-    return "v3" if "train_type" in args else None
 
 
 def _form_problems(path: Path, adapter: dict[str, Any]) -> list[Problem]:
