@@ -66,6 +66,7 @@ def verify(
     problem_type: str | None = None,
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
+    without_tools: str = "",
     tokenizer: Path | None = None,
     limit_seconds: float | None = None,
 ) -> DataReport:
@@ -80,12 +81,13 @@ def verify(
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: longest row in tokens, for the warning about rows that are longer by an estimate.
         columns: ms-swift's `columns`, names in the file -> standard names.
+        without_tools: the template in force, if it has no format for tools.
         tokenizer: the model's `tokenizer.json`, by which lengths are estimated; None estimates them from bytes.
         limit_seconds: about how long to look. Larger files are then judged by their head, their tail and
             blocks spread evenly between. None looks at every row, with all cores if the data are large.
     """
     started = time.perf_counter()
-    rules = Rules(TASKS[task], multimodal, num_labels, problem_type, max_length, columns)
+    rules = Rules(TASKS[task], multimodal, num_labels, problem_type, max_length, columns, without_tools)
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)

@@ -101,6 +101,11 @@ def cached_path(model: str) -> Path | None:
     return path if path.is_dir() and not model_problems(path) else None
 
 
+def template_of(model: str) -> str:
+    """The template of ``model``, "" if there is no such embedded model."""
+    return BUILTIN[model].template if model in BUILTIN else ""
+
+
 def builtin_of(path: str) -> str | None:
     """The embedded model that was unpacked into ``path``, told by its name, here or on another machine."""
     parts = Path(path).parts[-2:]

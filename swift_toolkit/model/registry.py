@@ -85,8 +85,8 @@ def registry(install: SwiftInstall) -> Registry:
         root, sources = install.location, install.sources
         models, templates = root / sources.model_constants, root / sources.template_constants
         files = sorted((root / sources.models).glob("*.py"))
-        constants, known = _constants(models), _constants(templates)
-        calls = (call for file in files for call in _calls(ast.parse(file.read_bytes()), "ModelMeta"))
+        constants, known = constants_of(models), constants_of(templates)
+        calls = (call for file in files for call in calls_of(ast.parse(file.read_bytes()), "ModelMeta"))
         found = [_model_type(call, constants, known, sources.template_at) for call in calls]
         content = {"types": [astuple(one) for one in found if one.name], "templates": list(known.values())}
         return content, [*files, models, templates, Path(__file__)]
@@ -98,7 +98,7 @@ def registry(install: SwiftInstall) -> Registry:
     return machine_files.kept(f"models-{install.version}", str(install.location), read, decode)
 
 
-def _constants(file: Path) -> dict[str, str]:
+def constants_of(file: Path) -> dict[str, str]:
     """The texts that the classes of a file hold, by their names in it."""
     return {
         target.id: node.value.value
@@ -111,7 +111,8 @@ def _constants(file: Path) -> dict[str, str]:
     }
 
 
-def _calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+def calls_of(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    """The calls of a function by its plain name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
             yield node
@@ -122,7 +123,7 @@ def _argument(call: ast.Call, name: str, at: int | None = None) -> ast.expr | No
     return given or (call.args[at] if at is not None and len(call.args) > at else None)
 
 
-def _text(node: ast.expr | None, constants: Mapping[str, str]) -> str:
+def text_of(node: ast.expr | None, constants: Mapping[str, str]) -> str:
     """A literal text, or the constant that ``Class.name`` stands for; "" for anything else."""
     if isinstance(node, ast.Attribute):
         return constants.get(node.attr, "")
@@ -133,15 +134,17 @@ def _model_type(
     call: ast.Call, constants: Mapping[str, str], templates: Mapping[str, str], template_at: int
 ) -> ModelType:
     words = _argument(call, "architectures")
-    architectures = [_text(word, {}) for word in words.elts] if isinstance(words, ast.List) else []
+    architectures = [text_of(word, {}) for word in words.elts] if isinstance(words, ast.List) else []
     models: dict[str, str] = {}
-    for group in _calls(call, "ModelGroup"):
-        own = _text(_argument(group, "template", 1), templates)
-        for model in _calls(group, "Model"):
-            ids = [_text(_argument(model, f"{hub}_model_id", at), {}) for at, hub in enumerate(("ms", "hf"))]
+    for group in calls_of(call, "ModelGroup"):
+        own = text_of(_argument(group, "template", 1), templates)
+        for model in calls_of(group, "Model"):
+            ids = [
+                text_of(_argument(model, f"{hub}_model_id", at), {}) for at, hub in enumerate(("ms", "hf"))
+            ]
             models |= {one.rsplit("/", 1)[-1].lower(): own for one in ids if one}
-    template = _text(_argument(call, "template", template_at), templates)
-    name = _text(_argument(call, "model_type", 0), constants)
+    template = text_of(_argument(call, "template", template_at), templates)
+    name = text_of(_argument(call, "model_type", 0), constants)
     return ModelType(name, tuple(architectures), template, models)
 
 

@@ -16,7 +16,7 @@ from swift_toolkit.console.screen import gib
 from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
-from swift_toolkit.model import builtin, layers, registry
+from swift_toolkit.model import builtin, layers, registry, templates
 from swift_toolkit.model import files as model_files
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.code import code_problems, pickle_problems
@@ -159,6 +159,7 @@ def verify_arguments(config: Config) -> dict[str, Any]:
         "problem_type": config.get("problem_type"),
         "max_length": config.get("max_length"),
         "columns": columns if isinstance(columns, dict) else None,
+        "without_tools": templates.without_tools(config),
         "tokenizer": _tokenizer(str(config.get("model") or "")),
     }
 

@@ -13,6 +13,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset import copies
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import Device, find_device
+from swift_toolkit.model import templates
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.training import preflight
 from swift_toolkit.training.batches import batch
@@ -79,6 +80,7 @@ def check_request(request: TrainingRequest) -> Facts:
     as_flags = request.overrides_from == "command line"
     config, problems = read_request(request.config, request.overrides, overrides_from=request.overrides_from)
     problems += preflight.check_files(config, request.trust_code)
+    config.warnings += templates.template_warnings(config)
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
     problems += asked.problems(device)
     cluster = asked.cluster()

@@ -49,6 +49,7 @@ class Rules:
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: longest row in tokens; None for no limit.
         columns: the run's own mapping of column names, ms-swift's `columns`.
+        without_tools: the template in force, if it has no format for tools.
         lengths: how many tokens a text has.
     """
 
@@ -58,6 +59,7 @@ class Rules:
     problem_type: str | None = None
     max_length: int | None = None
     columns: Mapping[str, str] | None = None
+    without_tools: str = ""
     lengths: Lengths = BY_BYTES
 
     @property
@@ -142,6 +144,9 @@ def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
         yield from _object_flaws(row)
     if "tools" in row:
         yield from _tool_flaws(row["tools"])
+    if rules.without_tools and _uses_tools(row):
+        what = f'the row has tools, and template "{rules.without_tools}" has no format for them'
+        yield Flaw("tools", what, 'Add "agent_template", e.g. "hermes".')
     yield from _value_flaws(row)
     yield from _text_flaws(messages)
     if rules.task.rows != "text":
@@ -387,6 +392,14 @@ def _object_flaws(row: Row) -> Iterator[Flaw]:
         given, tags = len(objects.get(name) or ()), _count(tag, row)
         if tags != given:
             yield Flaw("objects", f'the text has {tags} {tag} and "objects" {given} of "{name}"')
+
+
+def _uses_tools(row: Row) -> bool:
+    """Whether the template must write tools, their calls or answers."""
+    return bool(row.get("tools")) or any(message["role"] in _TOOL_ROLES for message in row["messages"])
+
+
+_TOOL_ROLES = frozenset({"tool_call", *TOOL_ANSWERS})
 
 
 def _tool_flaws(tools: Any) -> Iterator[Flaw]:
