@@ -387,8 +387,8 @@ def _command(words: list[str]) -> int:
 def _request(
     source: str | Mapping[str, Any] | None, settings: Mapping[str, Any], options: argparse.Namespace
 ) -> TrainingRequest:
-    from swift_toolkit.training import launch as training_launch
     from swift_toolkit.training import request
+    from swift_toolkit.training.process import launch as training_launch
 
     lost = options.max_lost_rows
     return request.TrainingRequest(

@@ -49,9 +49,9 @@ def published() -> Iterator[Figure]:
     from swift_toolkit.dataset.rows.checks import Rules
     from swift_toolkit.machine import device
     from swift_toolkit.machine.device import Device
-    from swift_toolkit.training.launch import LaunchRequest
     from swift_toolkit.training.memory import estimate as memory_estimate
     from swift_toolkit.training.plan import TrainingPlan
+    from swift_toolkit.training.process.launch import LaunchRequest
 
     for line in PUBLISHED.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -13,9 +13,9 @@ from swift_toolkit.machine.process import Terminated
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs import storage
 from swift_toolkit.runs.record import Interrupted, Status, TrainingResult
-from swift_toolkit.training import events
-from swift_toolkit.training.events import RunState
 from swift_toolkit.training.plan import TrainingPlan
+from swift_toolkit.training.process import events
+from swift_toolkit.training.process.events import RunState
 
 ENDS_EARLY = ("early_stop_interval", "max_epochs", "callbacks", "external_plugins", "deepspeed_elastic")
 """Settings with which ms-swift may stop before the last step that it counted."""

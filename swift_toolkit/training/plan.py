@@ -25,9 +25,9 @@ from swift_toolkit.training.batches import batch as batches_batch
 from swift_toolkit.training.batches import padding as batches_padding
 from swift_toolkit.training.batches.batch import Batch
 from swift_toolkit.training.batches.padding import Padding, RowLengths
-from swift_toolkit.training.launch import Cluster, Launch
 from swift_toolkit.training.memory import advice, fitting, run
 from swift_toolkit.training.memory.run import Rows
+from swift_toolkit.training.process.launch import Cluster, Launch
 
 _MARGIN = 1.15
 """How much larger the largest micro-batch may become than in the simulated steps; the partition keeps to it."""

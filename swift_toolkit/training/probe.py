@@ -25,9 +25,9 @@ from swift_toolkit.dataset.verify import DataReport, Split
 from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem
 from swift_toolkit.training import run
-from swift_toolkit.training.launch import Cluster
 from swift_toolkit.training.memory import fitting
-from swift_toolkit.training.progress import TrainingLine
+from swift_toolkit.training.monitor.progress import TrainingLine
+from swift_toolkit.training.process.launch import Cluster
 from swift_toolkit.training.run import Job
 
 

@@ -17,7 +17,7 @@ from swift_toolkit.model import templates
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.training import preflight
 from swift_toolkit.training.batches import batch
-from swift_toolkit.training.launch import Cluster, Launch, LaunchRequest
+from swift_toolkit.training.process.launch import Cluster, Launch, LaunchRequest
 
 MAX_LOST_ROWS = "5%"
 """How many rows may get lost between the files and the first step, unless the user says otherwise."""

@@ -29,14 +29,14 @@ from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RunError
 from swift_toolkit.runs import lock
 from swift_toolkit.runs.record import SAME_VERSIONS, Recorder, TrainingResult
-from swift_toolkit.training import events, preflight
+from swift_toolkit.training import preflight
 from swift_toolkit.training.checked import CheckedRequest
-from swift_toolkit.training.data_check import DataCheck
 from swift_toolkit.training.ending import Ending
-from swift_toolkit.training.events import RunEvent, RunState, fold
+from swift_toolkit.training.monitor.data_check import DataCheck
+from swift_toolkit.training.monitor.progress import NodeLine, TrainingLine
 from swift_toolkit.training.plan import TrainingPlan
-from swift_toolkit.training.process import worker
-from swift_toolkit.training.progress import NodeLine, TrainingLine
+from swift_toolkit.training.process import events, worker
+from swift_toolkit.training.process.events import RunEvent, RunState, fold
 from swift_toolkit.training.resume import Resumption
 
 FAILED_FOR = 15.0

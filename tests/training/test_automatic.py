@@ -16,8 +16,8 @@ from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.training import automatic as training_automatic
 from swift_toolkit.training.batches import batch as batches_batch
-from swift_toolkit.training.launch import Cluster
 from swift_toolkit.training.plan import TrainingPlan
+from swift_toolkit.training.process.launch import Cluster
 
 CPU = machine_device.Device("cpu", reason="no accelerator found")
 TWO_GPUS = machine_device.Device("cuda", 2, "NVIDIA A100")

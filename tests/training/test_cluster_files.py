@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 import finetune_trainer
 from swift_toolkit.machine import device as machine_device
-from swift_toolkit.training import launch
+from swift_toolkit.training.process import launch
 from tests.training.test_automatic import config, machine
 from tests.training.test_launch import nodes, set_all
 

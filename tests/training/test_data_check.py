@@ -15,7 +15,7 @@ from swift_toolkit.dataset.scan import sample
 from swift_toolkit.dataset.verify import Split, verify
 from swift_toolkit.problems import RequestError
 from swift_toolkit.training import preflight
-from swift_toolkit.training.data_check import DataCheck
+from swift_toolkit.training.monitor.data_check import DataCheck
 
 
 @pytest.fixture(autouse=True)

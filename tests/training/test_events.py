@@ -11,9 +11,19 @@ import pytest
 from swift_toolkit.machine.process import Terminated
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.record import Interrupted
-from swift_toolkit.training import events
 from swift_toolkit.training.ending import Ending
-from swift_toolkit.training.events import Begin, CheckpointSaved, Done, End, Failed, Log, RunState, Step, fold
+from swift_toolkit.training.process import events
+from swift_toolkit.training.process.events import (
+    Begin,
+    CheckpointSaved,
+    Done,
+    End,
+    Failed,
+    Log,
+    RunState,
+    Step,
+    fold,
+)
 from tests.training.test_automatic import CPU, config, planned
 
 

@@ -15,8 +15,8 @@ from finetune_trainer import FineTuner
 from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.problems import RequestError
-from swift_toolkit.training import launch
-from swift_toolkit.training.launch import Launch, LaunchRequest
+from swift_toolkit.training.process import launch
+from swift_toolkit.training.process.launch import Launch, LaunchRequest
 from tests.training.test_automatic import CPU, TWO_GPUS, config, machine, planned
 
 TRAINING = ["-m", "swift_toolkit.training.process.worker"]

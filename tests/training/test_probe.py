@@ -14,7 +14,7 @@ import pytest
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Config
 from swift_toolkit.training import preflight, probe
-from swift_toolkit.training.launch import Cluster
+from swift_toolkit.training.process.launch import Cluster
 from tests.test_finetune_trainer import ROOT, flags, losses, run, tiny
 
 

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from swift_toolkit.training import progress
-from swift_toolkit.training.events import Begin, Log, Step
+from swift_toolkit.training.monitor import progress
+from swift_toolkit.training.process.events import Begin, Log, Step
 
 
 class Clock:

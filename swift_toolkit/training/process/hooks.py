@@ -16,9 +16,9 @@ from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import default_callbacks, encode_through
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training import events
 from swift_toolkit.training.batches import balance
-from swift_toolkit.training.events import RunEvent
+from swift_toolkit.training.process import events
+from swift_toolkit.training.process.events import RunEvent
 
 
 class StopFlag:

@@ -24,8 +24,7 @@ from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training import events
-from swift_toolkit.training.process import peers
+from swift_toolkit.training.process import events, peers
 from swift_toolkit.training.process.hooks import StopFlag, add_callback, balance_rows, count_rows
 from swift_toolkit.training.process.peers import Peers
 

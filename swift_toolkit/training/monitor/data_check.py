@@ -20,8 +20,8 @@ from swift_toolkit.dataset.copies import bad_rows_allowed
 from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, Split
 from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.problems import Problem
-from swift_toolkit.training import events
-from swift_toolkit.training.events import RunEvent
+from swift_toolkit.training.process import events
+from swift_toolkit.training.process.events import RunEvent
 
 _VERBS: dict[Split, str] = {"train": "trains on", "val": "validates on"}
 

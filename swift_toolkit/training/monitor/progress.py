@@ -6,8 +6,8 @@ import time
 from typing import IO
 
 from swift_toolkit.console.screen import LiveLine, bar_and_words, duration, gib
-from swift_toolkit.training import events
-from swift_toolkit.training.events import RunEvent
+from swift_toolkit.training.process import events
+from swift_toolkit.training.process.events import RunEvent
 
 WARM_UP = 2
 """Steps after which the time of a step is measured: in the first ones memory is claimed and kernels are chosen."""
