@@ -488,9 +488,9 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
 def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:
     screen.say(f"Interrupted at step {result.steps}.")
     if result.last_checkpoint is None:
-        screen.say("No checkpoint was saved yet. To begin again:")
+        screen.say("No checkpoint was saved yet. To start again:")
     else:
-        screen.say(f"Last checkpoint: {screen.short_path(result.last_checkpoint)}. To go on from it:")
+        screen.say(f"Last checkpoint: {screen.short_path(result.last_checkpoint)}. To resume from it:")
     screen.say(f"  python finetune_trainer.py {shlex.join([*_begun_anew(words), '--resume'])}")
 
 

@@ -148,8 +148,8 @@ def test_every_problem_at_once_with_status_2(tmp_path: Path) -> None:
         f'{config}:3: "lora_rnak" is not a setting. Did you mean "lora_rank"?',
         '"--num_train_epochs" is 0; it must be greater than 0.',
         f'{config}:1: "model" names the directory "./no/such/model", which does not exist. '
-        "Check the path, or name a model of a hub as owner/name.",
-        '"--output_dir" "/dev/null" is a file, not a directory. Choose another.',
+        "Check the path, or name a hub model as owner/name.",
+        '"--output_dir" "/dev/null" is a file, not a directory. Choose another path.',
         'data/self_cognitoin.jsonl: no such file. Did you mean "data/self_cognition.jsonl"?',
     ]
 
@@ -359,7 +359,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(started: Started, tiny_model: Path) 
     step = content["steps"]
     checkpoint = started.run_directory / f"checkpoint-{step}"
     assert f"Interrupted at step {step}." in errors
-    assert f"Last checkpoint: {checkpoint}. To go on from it:" in errors
+    assert f"Last checkpoint: {checkpoint}. To resume from it:" in errors
     assert "Traceback" not in errors
     assert not leftovers(started.run_directory)
 
@@ -372,7 +372,10 @@ def test_ctrl_c_saves_and_the_run_can_go_on(started: Started, tiny_model: Path) 
     assert result["steps"] == step + 2
     assert result["run_directory"] == str(started.run_directory)
     assert len(losses(started.run_directory)) == step + 2
-    assert f'Changed since then, not what is learned: "max_steps" 5000 → {step + 2}.' in resumed.stderr
+    assert (
+        f'Changed since then, with no effect on what is learned: "max_steps" 5000 → {step + 2}.'
+        in resumed.stderr
+    )
     assert f"Resuming from {checkpoint}, step {step}." in " ".join(resumed.stderr.split())
 
 
@@ -385,7 +388,7 @@ def test_a_stop_that_may_take_no_time(tiny_model: Path, tmp_path: Path) -> None:
     content = json.loads((started.run_directory / "result.json").read_text())
     assert content["status"] == "interrupted"
     assert not list(started.run_directory.glob("checkpoint-*/trainer_state.json"))
-    assert "No checkpoint was saved yet. To begin again:" in started.errors.read_text()
+    assert "No checkpoint was saved yet. To start again:" in started.errors.read_text()
     assert not leftovers(started.run_directory)
 
 
@@ -424,7 +427,7 @@ def test_sigterm_to_the_training_process_alone_is_no_success(started: Started) -
     step = content["steps"]
     said = started.errors.read_text().splitlines()
     assert f"Interrupted at step {step}." in said
-    assert f"Last checkpoint: {started.run_directory}/checkpoint-{step}. To go on from it:" in said
+    assert f"Last checkpoint: {started.run_directory}/checkpoint-{step}. To resume from it:" in said
     assert said[-1].endswith(" --resume")
     assert "Trained" not in started.errors.read_text()
 
@@ -502,7 +505,7 @@ def test_multimodal_data_needs_media() -> None:
     done = run("--config", "configs/multimodal_sft.json", "--dataset", DATA, "--dry-run")
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        '"--dataset" holds no images, videos or audios, which preset "multimodal" is for. '
+        '"--dataset" has no images, videos or audios, which the preset "multimodal" expects. '
         'Add them to the rows, or set "preset" to "lora".'
     )
 

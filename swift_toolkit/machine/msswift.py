@@ -73,8 +73,20 @@ class SwiftInstall:
 
     @property
     def teaches_itself(self) -> bool:
-        """Whether a column ``teacher_prompt`` makes the model its own teacher: from ms-swift 4.0."""
+        """Whether the model can be its own teacher (GKD with a column ``teacher_prompt``): not until ms-swift 4.0."""
         return self._either(False, True)
+
+    def foreign_generation(self, args: Mapping[str, object]) -> str | None:
+        """The generation of ms-swift that wrote an adapter's checkpoint, if this one cannot load its optimizer state.
+
+        Until ms-swift 4.0 the parameters of an adapter are divided into two groups, since then there is one; torch
+        refuses a state with other groups.
+
+        Args:
+            args: the checkpoint's args.json.
+        """
+        wrote: Line = "v4" if "swift_version" in args else "v3" if "train_type" in args else self.line
+        return None if wrote == self.line else wrote.removeprefix("v")
 
     def _either(self, of_3: _T, of_4: _T) -> _T:
         return of_3 if self.line == "v3" else of_4

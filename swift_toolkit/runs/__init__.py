@@ -1,1 +1,1 @@
-"""A run's directory and its record."""
+"""Runs: directory, record, resuming, table."""

@@ -1,7 +1,7 @@
-"""The directory of one run: claimed for it alone, with links to its checkpoints and a result file.
+"""The directory of a run, created for it alone, and the links to its checkpoints.
 
-The layout is ms-swift's own, ``<output_dir>/v0-<time>/checkpoint-N``. Claiming the directory before ms-swift starts
-gives the log a place from the first byte, and no two runs the same one.
+The layout is that of ms-swift: ``<output_dir>/v0-<time>/checkpoint-N``. The directory is created before ms-swift
+starts: the log can be written from the first byte on, and two runs never share a directory.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ class Output:
 
     Args:
         root: the directory that the user named.
-        own: a run writes into ``root`` itself (``add_version`` false), not into a new directory below it.
+        own: a run writes to ``root`` itself (``add_version`` false), not to a new directory in it.
     """
 
     root: Path
     own: bool = False
 
     def next(self) -> Path:
-        """The directory the next run would write to; nothing is made."""
+        """The directory of the next run; it is not created."""
         return self.root if self.own else next_run_directory(self.root)
 
     def claim(self) -> Path:
-        """Make the directory of a run.
+        """Create the directory of a run.
 
         Raises:
-            RunError: it cannot be made.
+            RunError: it cannot be created.
         """
         try:
             if not self.own:
                 return claim_run_directory(self.root)
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{self.root}: cannot make the run directory ({error.strerror}).") from None
+            raise RunError(f"{self.root}: cannot create the run directory ({error.strerror}).") from None
         return self.root
 
 
 def next_run_directory(output_dir: Path) -> Path:
-    """The name ms-swift would give the next run in ``output_dir``; nothing is made."""
+    """The name that ms-swift would give the next run in ``output_dir``; it is not created."""
     taken = [-1]
     if output_dir.is_dir():
         taken += [
@@ -58,10 +58,10 @@ def next_run_directory(output_dir: Path) -> Path:
 
 
 def claim_run_directory(output_dir: Path) -> Path:
-    """Make the next run's directory, which nobody else gets.
+    """Create the directory of the next run, for this process alone.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     while True:
         directory = next_run_directory(output_dir)
@@ -73,9 +73,9 @@ def claim_run_directory(output_dir: Path) -> Path:
 
 
 def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
-    """Make ``<output_dir>/<name>`` a relative link to ``checkpoint``, replacing an older link in one step.
+    """Make ``<output_dir>/<name>`` a relative link to ``checkpoint``; an older link is replaced in one step.
 
-    Something else of that name, or a file system without links, is left as it is.
+    Nothing happens if something else has that name, or if the file system has no links.
     """
     place = output_dir / name
     if checkpoint is None or not Path(checkpoint).is_dir() or (place.exists() and not place.is_symlink()):

@@ -1,4 +1,4 @@
-"""A lock on a run's directory, so that no two runs write into it."""
+"""A lock on a run's directory: no two runs write into it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.machine import files
 from swift_toolkit.model.files import read_json
@@ -19,29 +19,61 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 LOCK = ".lock"
 
 LOCK_BEAT_SECONDS = 5.0
-"""How often the owner touches its lock, so that other machines see that it lives."""
+"""How often the owner touches its lock, to show other machines that it is alive."""
 
 LOCK_SILENCE_SECONDS = 20.0
-"""How long the lock of an owner on another machine must stand still to be taken over."""
+"""A lock from another machine that nobody touches for this long is taken over."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock.
+
+    Args:
+        pid: its number.
+        host: the name of its machine.
+        started: when the process started, in seconds since the epoch; distinguishes it from a later process with the
+            same number.
+        since: when it took the lock, as text.
+    """
+
+    pid: int
+    host: str
+    started: float
+    since: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this machine."""
+        return self.host == socket.gethostname()
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process still runs; only meaningful on its own machine."""
+        started = _started(self.pid)
+        return started is not None and abs(started - self.started) < 2
 
 
 def lock_problems(directory: Path) -> Iterator[Problem]:
-    """Why no run can begin in ``directory``: a process of this machine writes into it."""
-    lock = _read(directory)
-    if lock and lock.get("host") == socket.gethostname() and _lives(lock):
-        yield _taken(directory, lock)
+    """Why no run can start in ``directory``: a process of this machine writes into it."""
+    owner = _read(directory)
+    if owner and owner.is_here and owner.lives:
+        yield _in_use(directory, owner)
 
 
 @contextmanager
 def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of ``directory``; one whose owner is gone is taken over.
+    """Hold the lock of ``directory``. A lock whose owner no longer runs is taken over.
 
     Args:
-        directory: of the run.
-        say: takes a sentence for the user.
+        directory: the run directory.
+        say: called with a sentence for the user.
 
     Raises:
-        RequestError: somebody else holds it.
+        RequestError: another process holds the lock.
         RunError: the directory cannot be written to.
     """
     file = directory / LOCK
@@ -62,10 +94,10 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Let one process of this machine at a time look for a lock and make one."""
+    """Let only one process of this machine at a time check for a lock and create one."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # some network disks cannot
+        with suppress(OSError):  # not supported by some network file systems
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -73,33 +105,32 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _take(file: Path, say: Callable[[str], None]) -> None:
-    """Make the lock ``file``, unless somebody holds it."""
+    """Create the lock ``file`` unless another process holds it."""
     directory = file.parent
-    if lock := _read(directory):
-        if _is_held(file, lock):
-            raise RequestError([_taken(directory, lock)])
-        say(f"{directory} was locked by {_name(lock)}, which is gone.")
-    files.write_json(file, {**_me(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+    if owner := _read(directory):
+        if _is_held(file, owner):
+            raise RequestError([_in_use(directory, owner)])
+        say(f"{directory} was locked by {owner}, which no longer runs.")
+    files.write_json(file, asdict(_this_process()))
 
 
-def _read(directory: Path) -> dict[str, Any] | None:
-    lock, _ = read_json(directory / LOCK) if (directory / LOCK).is_file() else (None, None)
-    return lock
+def _read(directory: Path) -> Owner | None:
+    content, _ = read_json(directory / LOCK) if (directory / LOCK).is_file() else (None, None)
+    if not content:
+        return None
+    started, pid = float(content.get("started") or 0), int(content.get("pid") or 0)
+    return Owner(pid, str(content.get("host")), started, str(content.get("since")))
 
 
-def _taken(directory: Path, lock: dict[str, Any]) -> Problem:
-    what = f"{directory} is in use by {_name(lock)}, since {lock.get('since')}"
+def _in_use(directory: Path, owner: Owner) -> Problem:
+    what = f"{directory} is in use by {owner}, since {owner.since}"
     return Problem(what, "Wait until that run ends, or stop it.")
 
 
-def _name(lock: dict[str, Any]) -> str:
-    return f"process {lock.get('pid')} on {lock.get('host')}"
-
-
-def _is_held(file: Path, lock: dict[str, Any]) -> bool:
-    """Whether the owner lives. One on another machine is watched for a while."""
-    if lock.get("host") == socket.gethostname():
-        return _lives(lock)
+def _is_held(file: Path, owner: Owner) -> bool:
+    """Whether the owner is alive. The lock of one on another machine is watched for a while."""
+    if owner.is_here:
+        return owner.lives
     began, before = time.monotonic(), file.stat().st_mtime_ns
     while time.monotonic() < began + LOCK_SILENCE_SECONDS:
         time.sleep(0.5)
@@ -116,20 +147,16 @@ def _beat(file: Path, done: threading.Event) -> None:
             os.utime(file)
 
 
-def _me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+def _this_process() -> Owner:
+    pid = os.getpid()
+    return Owner(pid, socket.gethostname(), _started(pid) or 0.0, time.strftime("%Y-%m-%d %H:%M:%S"))
 
 
 def _started(pid: int) -> float | None:
-    """When the process began; None if there is none. Tells it from a later one of the same number."""
+    """When process ``pid`` started; None if it does not run."""
     import psutil
 
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
         return None
-
-
-def _lives(lock: dict[str, Any]) -> bool:
-    started = _started(int(lock.get("pid") or 0))
-    return started is not None and abs(started - float(lock.get("started") or 0)) < 2

@@ -1,30 +1,33 @@
-"""What is kept of a run: its result, and links to its checkpoints."""
+"""The record of a run: its result and the links to its checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from swift_toolkit.machine import files, packages
 from swift_toolkit.runs.directory import link
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object in a JSON file of a run, such as args.json."""
 
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left behind.
+    """The result of a run.
 
     Args:
-        status: ``done``; ``stopped`` on request after a last checkpoint; ``interrupted`` at once; ``failed``.
+        status: ``done``; ``stopped`` on request, after saving a checkpoint; ``interrupted`` at once; ``failed``.
         run_directory: ``<output_dir>/vN-<time>``, with ``train.log`` and ``result.json``.
-        last_checkpoint: the newest checkpoint, None if there is none.
-        best_checkpoint: the one with the best evaluation, None without evaluation.
+        last_checkpoint: the newest checkpoint; None if there is none.
+        best_checkpoint: the checkpoint with the best evaluation; None without evaluation.
         steps: optimiser steps done.
-        metrics: ``final_loss``, ``best_loss`` and whatever else ms-swift measured, e.g. ``eval_loss``.
-        seconds: wall clock of the parts, ``startup`` and ``training``, and ``total``.
+        metrics: ``final_loss``, ``best_loss`` and everything else that ms-swift measured, e.g. ``eval_loss``.
+        seconds: wall-clock time of ``startup`` and ``training``, and the ``total``.
     """
 
     status: Status
@@ -36,12 +39,35 @@ class TrainingResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Recorder:
-    """Writes down what becomes of a run.
+@dataclass(frozen=True, kw_only=True)
+class RunDetails:
+    """What result.json holds besides the result.
 
     Args:
-        directory: of the run, where result.json goes.
+        config: every setting by name.
+        sources: where each value comes from.
+        data: what was found in the data.
+        model_parameters: the size of the model, in ms-swift's words.
+        rows: rows of each split as found, loaded and used.
+        tokens_per_row: of the training and validation data, in ms-swift's words.
+        memory: bytes on a device: the peak and the estimate.
+    """
+
+    config: Mapping[str, object]
+    sources: Mapping[str, str]
+    data: Mapping[str, object]
+    model_parameters: object
+    rows: Mapping[str, object]
+    tokens_per_row: Mapping[str, object]
+    memory: Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes the record of a run.
+
+    Args:
+        directory: the run directory, where result.json is written.
         root: where ``last`` and ``best`` are linked.
     """
 
@@ -49,22 +75,22 @@ class Recorder:
     root: Path
 
     def link(self, last: str | None, best: str | None) -> None:
-        """Let ``last`` and ``best`` name these checkpoints; None leaves a link as it is."""
+        """Point ``last`` and ``best`` to these checkpoints; None keeps a link as it is."""
         link(self.root, "last", last)
         link(self.root, "best", best)
 
-    def write(self, result: TrainingResult, error: str, more: Mapping[str, Any]) -> None:
+    def write(self, result: TrainingResult, error: str, details: RunDetails) -> None:
         """Write result.json.
 
         Args:
-            result: of the run.
+            result: the result of the run.
             error: why it failed; "" if it did not.
-            more: further content.
+            details: everything else.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
-        content = {**asdict(result), "error": error or None, "versions": packages.versions(), **more}
+        content = {**asdict(result), "error": error or None, "versions": packages.versions(), **vars(details)}
         files.write_json(self.directory / "result.json", content)
 
 
@@ -73,10 +99,10 @@ SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run ended by Ctrl-C or SIGTERM.
+    """A run was ended by Ctrl-C or SIGTERM.
 
     Args:
-        result: what it left behind.
+        result: the result of the run.
         cause: the interrupt that ended it.
     """
 

@@ -1,4 +1,4 @@
-"""Which run and checkpoint a training goes on from, whether it may, and what must be tidied before it does."""
+"""Resuming a training: which run and checkpoint, whether that is possible, and what must be cleaned up first."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import counted
 from swift_toolkit.machine import files
 from swift_toolkit.model import builtin
 from swift_toolkit.model.checkpoints import training_state
@@ -25,23 +25,24 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import directory as runs_directory
 
 RECORD = "request.json"
-"""What a run was asked for, written before it starts."""
+"""The file in a run's directory with its request; written before the run starts."""
 
 _SECRET = re.compile("token|secret|password|api_key|webhook|credential")
 
 
 @dataclass(frozen=True)
 class StoredRequest:
-    """What a run is asked for, as far as it decides what is learned.
+    """The request of a run, as far as it determines what is learned.
 
     Args:
-        config: the config file, absolute; None without one.
-        given: the settings that the user gave, by name, as text; without secrets.
-        automatic: the names of those that nobody gave.
-        data: what tells the content of the data, for each split.
-        base: what tells the base model.
-        processes: how many take part.
+        config: absolute path of the config file; None without one.
+        given: all settings by name, as text; without secrets.
+        automatic: the names of those that were chosen automatically.
+        data: what identifies the data of each split.
+        base: what identifies the base model.
+        processes: the number of training processes.
         batch: rows of an optimiser step.
+        command: the command line that started the run; without secrets. Empty if it was started from Python.
     """
 
     config: str | None
@@ -51,14 +52,15 @@ class StoredRequest:
     base: str
     processes: int
     batch: int
+    command: tuple[str, ...] = ()
 
     def write(self, directory: Path) -> None:
-        """Note it in the run's directory."""
+        """Write it to the run's directory."""
         files.write_json(directory / RECORD, asdict(self))
 
 
 def request_of(config: Config, data: Mapping[str, list[str]], processes: int, batch: int) -> StoredRequest:
-    """The request that ``config`` makes."""
+    """The request that ``config`` describes."""
     settings = config.settings
     return StoredRequest(
         config=str(Path(config.path).expanduser().absolute()) if config.path else None,
@@ -72,7 +74,7 @@ def request_of(config: Config, data: Mapping[str, list[str]], processes: int, ba
 
 
 def stored_request(directory: Path) -> StoredRequest | None:
-    """What the run in ``directory`` was asked for; None if it was not noted."""
+    """The request of the run in ``directory``; None if it was not written down."""
     content, _ = read_json(directory / RECORD) if (directory / RECORD).is_file() else (None, None)
     with suppress(TypeError):
         return StoredRequest(**content) if content else None
@@ -80,7 +82,7 @@ def stored_request(directory: Path) -> StoredRequest | None:
 
 
 def _base_mark(model: str) -> str:
-    """What tells the model in a local directory: its config and the sizes of its weights; else its name."""
+    """What identifies a model: in a local directory its config and the sizes of its weights, else its name."""
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
         return model
@@ -95,12 +97,12 @@ def _base_mark(model: str) -> str:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a training goes on.
+    """Where a training resumes.
 
     Args:
-        directory: the run that goes on; None if a new run goes on from a checkpoint of another.
-        checkpoint: the newest whole one; None if there is none and the run starts from the beginning.
-        state: of the checkpoint.
+        directory: the run that is resumed; None if a new run starts from a checkpoint of another.
+        checkpoint: the newest complete checkpoint; None if there is none and the run starts from the beginning.
+        state: the training state in the checkpoint.
         damaged: what is wrong with newer checkpoints of the run.
     """
 
@@ -111,15 +113,15 @@ class ResumePoint:
 
     @property
     def step(self) -> int:
-        """The steps that are done."""
+        """Optimiser steps done so far."""
         return self.state.step if self.state else 0
 
     def lines(self) -> Iterator[str]:
-        """What the user should know, a sentence each."""
+        """Sentences for the user."""
         for problem in self.damaged:
             yield f"Skipping a checkpoint: {problem.what}."
         if self.checkpoint is None:
-            yield f"{self.directory} holds no whole checkpoint: the run starts from the beginning."
+            yield f"{self.directory} has no complete checkpoint: the run starts from the beginning."
         else:
             yield f"Resuming from {self.checkpoint}, step {self.step}."
 
@@ -127,16 +129,15 @@ class ResumePoint:
 def find_resumable(
     place: Path, wanted: StoredRequest | None = None, every_byte: bool = True
 ) -> ResumePoint | None:
-    """The newest whole checkpoint that ``place`` means.
+    """The newest complete checkpoint in ``place``.
 
     Args:
-        place: a checkpoint, a run directory (vN-<time>) or an output directory, which holds runs.
-        wanted: of several runs in an output directory, the newest that was asked for like this is meant, if there is
-            one.
-        every_byte: compare checksums too.
+        place: a checkpoint, a run directory (vN-<time>) or an output directory with runs.
+        wanted: of several runs in an output directory, the newest with the same request is chosen, if there is one.
+        every_byte: also compare checksums.
 
     Raises:
-        RequestError: the checkpoint ``place`` is not whole.
+        RequestError: ``place`` is a checkpoint that is not complete.
     """
     place = place.resolve()
     if CHECKPOINT.fullmatch(place.name):
@@ -152,7 +153,7 @@ def find_resumable(
 
 
 def _matching(runs: list[Path], wanted: StoredRequest) -> Path:
-    """The newest of ``runs`` that had the same config file, or the same settings without one."""
+    """The newest of ``runs`` with the same config file or, without one, the same settings."""
     for run in runs:
         before = stored_request(run)
         if before and before.config == wanted.config and (wanted.config or before.given == wanted.given):
@@ -177,7 +178,7 @@ def _newest(run: Path, every_byte: bool) -> ResumePoint:
 
 
 def resume_problems(point: ResumePoint, config: Config, wanted: StoredRequest) -> Iterator[Problem]:
-    """Why the training cannot go on with ``config``, whatever is forced."""
+    """Why the training cannot be resumed with ``config``, even with --force."""
     if point.checkpoint is None or point.state is None:
         return
     yield from fit_problems(point.checkpoint, config)
@@ -188,13 +189,15 @@ def resume_problems(point: ResumePoint, config: Config, wanted: StoredRequest) -
         yield config.problem("model", what, "Set it back.")
     processes = point.state.processes
     if point.state.deepspeed and processes is not None and processes != wanted.processes:
-        what = f"DeepSpeed wrote {point.checkpoint} with {processes} process(es), and there are {wanted.processes}"
-        yield Problem(
-            what, f"Start {processes} (--nproc-per-node), or train on from its weights alone: {_WEIGHTS}"
+        what = (
+            f"{point.checkpoint} was written by DeepSpeed with {counted(processes, 'process', 'processes')}, "
         )
+        what += f"but this run has {wanted.processes}"
+        do = f"Use --nproc-per-node {processes}, or start a new training from its weights only: {_WEIGHTS}"
+        yield Problem(what, do)
 
 
-_WEIGHTS = 'set "resume_only_model" to true beside "resume_from_checkpoint".'
+_WEIGHTS = 'set "resume_only_model" to true together with "resume_from_checkpoint".'
 
 _OF_THE_ADAPTER = {
     "lora_rank": "r",
@@ -203,11 +206,11 @@ _OF_THE_ADAPTER = {
     "use_dora": "use_dora",
     "use_rslora": "use_rslora",
 }
-"""Settings that are read from the checkpoint's adapter_config.json, with their names there."""
+"""Settings that a resumed adapter takes from its adapter_config.json, with their names there."""
 
 
 def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_checkpoint") -> Iterator[Problem]:
-    """Why what is trained cannot be what ``checkpoint`` holds: another tuner, another shape, another base.
+    """Why ``checkpoint`` does not fit the request: another tuner, adapter shape or base model.
 
     Args:
         checkpoint: an adapter or a model.
@@ -218,7 +221,7 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
     adapter = checkpoint_kind(checkpoint) == "lora"
     trained = tuner_type(args or {}) or ("lora" if adapter else "full")
     if key == "resume_from_checkpoint" and trained != config.tuner:
-        what = f'is "{config.tuner}", and {checkpoint} was trained with "{trained}"'
+        what = f'is "{config.tuner}", but {checkpoint} was trained with "{trained}"'
         yield config.problem(config.tuner_name, what, f'Set it to "{trained}".')
         return
     if not adapter:
@@ -230,27 +233,24 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
     for name, there in _OF_THE_ADAPTER.items():
         value, trained_with = config.get(name), (shape or {}).get(there)
         if value is not None and trained_with is not None and value != trained_with:
-            what = f"is {value} and has no effect: {checkpoint} has {trained_with}"
+            what = f"is {value} and has no effect: {checkpoint} was trained with {trained_with}"
             yield config.problem(name, what, f"Set it to {trained_with}, or remove it.")
     yield from base_problems(checkpoint, config)
 
 
 def base_problems(adapter: Path, config: Config) -> Iterator[Problem]:
-    """Why an adapter cannot be loaded on the model of a training: it is of another one, or holds no weights."""
+    """Why an adapter cannot be loaded on the model of a training: another base model, or no weights."""
     model, args = str(config.get("model")), adapter / "args.json"
     base = builtin.cached_path(model) if model in builtin.BUILTIN else Path(model).expanduser()
     recorded = read_json(args)[0] if args.is_file() else None
-    yield from adapter_fit(adapter, base, recorded or {}, do='Set "model" to its own base.')
+    yield from adapter_fit(adapter, base, recorded or {}, do='Set "model" to its base model.')
 
 
-def _other_generation(checkpoint: Path, args: Mapping[str, Any], config: Config) -> Iterator[Problem]:
-    """ms-swift 3 divides the parameters of an adapter into two groups, 4 has one: torch refuses the other's state."""
-    wrote = "v4" if "swift_version" in args else "v3" if "train_type" in args else config.install.line
-    if wrote != config.install.line:
-        what = f"{checkpoint} holds the optimizer of ms-swift {wrote[1]}, which {config.install.version} cannot load"
-        yield Problem(
-            what, f"Resume it with ms-swift {wrote[1]}, or train on from its weights alone: {_WEIGHTS}"
-        )
+def _other_generation(checkpoint: Path, args: Mapping[str, object], config: Config) -> Iterator[Problem]:
+    if (wrote := config.install.foreign_generation(args)) is not None:
+        what = f"ms-swift {config.install.version} cannot load the optimizer state in {checkpoint}, "
+        do = f"Resume with ms-swift {wrote}, or start a new training from its weights only: {_WEIGHTS}"
+        yield Problem(f"{what}which ms-swift {wrote} wrote", do)
 
 
 def _finished(state: TrainingState, config: Config) -> Iterator[Problem]:
@@ -258,12 +258,12 @@ def _finished(state: TrainingState, config: Config) -> Iterator[Problem]:
     if state.step < steps or not steps:
         return
     name = "max_steps" if (config.get("max_steps") or 0) > 0 else "num_train_epochs"
-    what = f"{state.path} is at step {state.step} of {steps}: there is nothing left to train"
+    what = f"{state.path} is at step {state.step} of {steps}: the run is finished"
     yield Problem(what, f'To train longer, raise "{name}".')
 
 
 def _steps(state: TrainingState, config: Config) -> int:
-    """The steps that ``config`` asks for, told from those of the training before; 0 if that is not known."""
+    """The steps that ``config`` asks for, derived from those of the earlier training; 0 if unknown."""
     if (asked := config.get("max_steps") or 0) > 0:
         return int(asked)
     epochs, before = config.get("num_train_epochs"), state.args.get("num_train_epochs")
@@ -284,13 +284,13 @@ _NEUTRAL = re.compile(
     r"|metric_for_best_model|greater_is_better|create_checkpoint_symlink|ignore_args_error|disable_tqdm|acc_strategy"
     r"|vllm_\w+|sleep_level|log_completions|use_cpu|lazy_tokenize|strict|use_logits_to_keep"
 )
-"""Settings that do not decide what is learned, or are compared in another way."""
+"""Settings that do not affect what is learned, or are compared in another way."""
 
 _SILENT = re.compile(r"output_dir|add_version|resume_\w+|model|dataset|val_dataset|(train|tuner)_type")
 
 
 def changes(point: ResumePoint, wanted: StoredRequest) -> tuple[list[str], list[str]]:
-    """What is not as it was when the run began, a phrase each: what does not change what is learned, and what does."""
+    """What changed since the run started, a phrase each: changes without and with an effect on what is learned."""
     before = stored_request(point.checkpoint.parent) if point.checkpoint else None
     if before is None:
         return [], []
@@ -319,10 +319,9 @@ def _or_unset(value: str | None) -> str:
 
 
 def tidy(point: ResumePoint, output: Path) -> None:
-    """Make the run's directory what it was at the checkpoint: its logs and curves end there, and no checkpoint after
-    it is left.
+    """Restore the run's directory to its state at the checkpoint: logs and curves end there, newer checkpoints go.
 
-    A checkpoint whose save did not end is removed; one that was damaged later is kept as ``damaged-checkpoint-N``.
+    A newer checkpoint whose save was interrupted is removed; a damaged one is renamed to ``damaged-checkpoint-N``.
     """
     if point.directory is None:
         return
@@ -348,7 +347,7 @@ def tidy(point: ResumePoint, output: Path) -> None:
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Keep the lines of ``logging.jsonl`` up to ``step``, and no summary of an end that was not the end."""
+    """Keep the lines of ``logging.jsonl`` up to ``step``, without the summary at the end of a training."""
     if not log.is_file():
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -368,7 +367,7 @@ def _is_up_to(line: str, step: int) -> bool:
 def _cut_events(file: Path, step: int) -> None:
     """Keep TensorBoard's events up to ``step``.
 
-    A file of records: length (8 bytes), its checksum (4), an ``Event`` message, its checksum (4); see
+    The file consists of records: length (8 bytes), its checksum (4), an ``Event`` message, its checksum (4); see
     https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto.
     """
     content, kept, at = file.read_bytes(), [], 0
@@ -384,7 +383,7 @@ def _cut_events(file: Path, step: int) -> None:
 
 
 def _event_step(event: bytes) -> int:
-    """Field 2 of an ``Event``, which follows field 1, the time; 0 is not written."""
+    """The step of an ``Event``: field 2, which follows field 1, the time; a step 0 is not written."""
     at = 9 if event[:1] == b"\x09" else 0
     if event[at : at + 1] != b"\x10":
         return 0

@@ -1,4 +1,4 @@
-"""What a run has on disk, and why it cannot write there any more."""
+"""The checkpoints that a run has on disk, and why it cannot write there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Checkpoints:
 
     Args:
         whole: those that can be used.
-        torn: those that were being written when the run ended.
+        torn: those whose save was interrupted.
     """
 
     whole: tuple[Path, ...] = ()
@@ -26,7 +26,7 @@ class Checkpoints:
 
 
 def checkpoints(directory: Path) -> Checkpoints:
-    """Look for the checkpoints in ``directory``; none if it does not exist."""
+    """Find the checkpoints in ``directory``; none if it does not exist."""
     found = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir()]
     found.sort(key=lambda path: int(path.name[11:]))
     whole = tuple(path for path in found if _is_whole(path))
@@ -40,7 +40,7 @@ def _is_whole(path: Path) -> bool:
 
 
 LEAST_BYTES = 1 << 20
-"""A disk with less left is full: not even a small file fits."""
+"""A disk with less free space counts as full."""
 
 _FULL = re.compile(r"no space left|(Errno|os error) (28|122)\b|disk quota|file write failed", re.IGNORECASE)
 _READ_ONLY = re.compile(r"read-only file system|(Errno|os error) 30\b|permission denied", re.IGNORECASE)
@@ -50,12 +50,12 @@ def trouble(directory: Path, log: Path, said: str) -> tuple[str, str] | None:
     """Why a run cannot write to its directory, and what to do; None if it can.
 
     Args:
-        directory: of the run.
-        log: in it, which it had at the start.
+        directory: the run directory.
+        log: a file in it that existed at the start.
         said: the errors of its processes.
     """
     if not log.exists():
-        return f"{directory} was removed while the run wrote to it", "Do not remove it while it is in use."
+        return f"{directory} was removed during the run", "Do not remove it while it is in use."
     if _FULL.search(said) or shutil.disk_usage(directory).free < LEAST_BYTES:
         place = _place(directory, said)
         return f"the disk of {place} is full ({gib(shutil.disk_usage(place).free)} free)", "Free some space."
@@ -65,7 +65,7 @@ def trouble(directory: Path, log: Path, said: str) -> tuple[str, str] | None:
 
 
 def _place(directory: Path, said: str) -> Path:
-    """The directory whose disk is full: an error can name a file on another one, such as a cache."""
+    """The directory whose disk is full; an error can name a file on another disk, such as a cache."""
     named = re.search(r"'(/[^']+)'", said)
     if not _FULL.search(said) or named is None or Path(named[1]).is_relative_to(directory):
         return directory

@@ -1,4 +1,4 @@
-"""Every run below a directory: what it was, how far it came, whether it can go on, what of it could be removed."""
+"""The runs below a directory: what was trained, how far, whether it can be resumed, what can be removed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from swift_toolkit.console import screen
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, runs_of
 from swift_toolkit.model.files import read_json
 from swift_toolkit.runs import lock
+from swift_toolkit.runs.record import JsonObject
 from swift_toolkit.runs.resume import RECORD
 
 State = Literal["running", "done", "stopped", "interrupted", "failed", "killed"]
 DEPTH = 3
-"""How many directories deep runs are looked for."""
+"""Depth of directories that are searched for runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +30,15 @@ class RunEntry:
 
     Args:
         directory: ``<output_dir>/vN-<time>``.
-        started: when its directory was made.
-        state: ``killed`` if it ended without a word.
-        resumable: its newest whole checkpoint has steps left.
+        started: when its directory was created.
+        state: ``killed`` if it ended without writing a result.
+        resumable: its newest complete checkpoint has steps left.
         model: what was trained.
         tuner: how, e.g. ``lora``.
-        data: the training data, as they were given.
+        data: the training data, as given.
         step: the last step in its log.
-        max_steps: those it was to take; 0 if none was logged.
-        best_loss: the least evaluation loss, or training loss without evaluation; None before the first log.
+        max_steps: the planned steps; 0 if none was logged.
+        best_loss: the lowest evaluation loss, or training loss without evaluation; None before the first log.
         error: why it failed.
     """
 
@@ -53,7 +54,7 @@ class RunEntry:
     best_loss: float | None
     error: str | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The run as plain data."""
         return {**self.__dict__, "directory": str(self.directory), "started": self.started.isoformat(" ")}
 
@@ -72,7 +73,7 @@ COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "st
 
 
 def runs_below(directory: Path) -> list[RunEntry]:
-    """All runs in and below ``directory``, the newest first."""
+    """All runs in and below ``directory``, newest first."""
     found = [directory] if RUN.fullmatch(directory.resolve().name) else [*_directories(directory, DEPTH)]
     return sorted(map(read_run, found), key=lambda run: (run.started, run.directory), reverse=True)
 
@@ -107,7 +108,7 @@ def read_run(directory: Path) -> RunEntry:
     )
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path) -> JsonObject:
     content, _ = read_json(file) if file.is_file() else (None, None)
     return content or {}
 
@@ -131,7 +132,7 @@ def _state(directory: Path, status: State | None) -> State:
 
 
 def _progress(log: Path) -> tuple[int, int, float | None]:
-    """The last step, the steps there were to be, and the best loss in ``logging.jsonl``."""
+    """The last step, the planned steps and the best loss in ``logging.jsonl``."""
     step = max_steps = 0
     losses: dict[str, list[float]] = {"loss": [], "eval_loss": []}
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
@@ -152,16 +153,16 @@ def _can_go_on(directory: Path, max_steps: int) -> bool:
     return False
 
 
-# --- what could be removed ----------------------------------------------------------------------------------
+# --- what can be removed ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Waste:
-    """A directory that nothing needs.
+    """A directory that is not needed.
 
     Args:
         path: the directory.
-        why: in a few words.
+        why: the reason, in a few words.
         size: in bytes.
     """
 
@@ -171,7 +172,7 @@ class Waste:
 
 
 def waste_of(run: RunEntry) -> Iterator[Waste]:
-    """What of ``run`` could go: all of it if it left no checkpoint, else checkpoints whose save did not end."""
+    """What can be removed of ``run``: all of it if it has no checkpoint, else incomplete and damaged checkpoints."""
     if run.state == "running":
         return
     checkpoints = checkpoints_of(run.directory)
@@ -181,9 +182,9 @@ def waste_of(run: RunEntry) -> Iterator[Waste]:
         return
     for path in checkpoints:
         if not (path / training_state.STATE).exists():
-            yield _waste(path, "its save did not end")
+            yield _waste(path, "its save was interrupted")
     for path in aside:
-        yield _waste(path, "set aside when the run went on before it")
+        yield _waste(path, "damaged, and the run was resumed from an earlier one")
 
 
 def _waste(path: Path, why: str) -> Waste:
@@ -191,5 +192,5 @@ def _waste(path: Path, why: str) -> Waste:
 
 
 def remove(waste: Waste) -> None:
-    """Remove it."""
+    """Remove the directory."""
     shutil.rmtree(waste.path)

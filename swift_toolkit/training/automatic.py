@@ -1,4 +1,4 @@
-"""The settings chosen automatically: what the user left open and what does not change what is learned."""
+"""Automatic settings: what the user left open and what does not change what is learned."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swift_toolkit.config import rules
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import counted
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import GIB, cpu_computes_bfloat16, cpu_cores
 from swift_toolkit.model import builtin as model_builtin
@@ -18,17 +19,17 @@ from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.plan import TrainingPlan
 
 MEMORY_SHARE = 0.6
-"""The share of a device's memory that an estimate may take which decides something: it may be a third off."""
+"""Share of a device's memory up to which an estimate counts as fitting; it may be off by a third."""
 
 MOST_ROWS = 64
-"""Most rows of a batch on one device that are chosen automatically."""
+"""The largest batch on one device that is chosen automatically, in rows."""
 
 MANY_ROWS = 10_000
-"""Rows from which on several processes read the data: fewer are read in the time that processes take to start."""
+"""Rows from which several processes read the data; fewer are read faster than processes start."""
 
 
 def fill_automatic(plan: TrainingPlan) -> None:
-    """Choose what is open in the settings of ``plan``, each with its reason."""
+    """Fill in the open settings of ``plan``, each with its reason."""
     _fill_for_model(plan.config)
     if plan.device.kind == "cpu":
         _fill_for_cpu(plan)
@@ -44,23 +45,23 @@ def _fill_for_model(config: Config) -> None:
     model = str(config.get("model"))
     builtin = model_builtin.BUILTIN.get(model)
     if builtin is not None:
-        config.fill("model_type", builtin.model_type, "known of the embedded model")
-        config.fill("template", builtin.template, "known of the embedded model")
+        config.fill("model_type", builtin.model_type, "as the embedded model needs it")
+        config.fill("template", builtin.template, "as the embedded model needs it")
     if builtin is not None or Path(model).is_dir():
-        config.fill("check_model", False, "the model is local, nothing to look up on a hub")
+        config.fill("check_model", False, "the model is local: there is nothing to look up on a hub")
 
 
 def _fill_for_cpu(plan: TrainingPlan) -> None:
     config = plan.config
     config.fill("use_cpu", True, plan.device.reason)
     if not cpu_computes_bfloat16():
-        reason = "this CPU has no bfloat16 arithmetic and would be many times slower"
+        reason = "this CPU has no bfloat16 arithmetic; bfloat16 would be many times slower"
         config.fill("torch_dtype", "float32", reason)
     config.warnings += rules.slow_dtype(config, plan.device)
     if plan.world_size > 1:
         config.fill("ddp_backend", "gloo", "processes on CPUs communicate through gloo")
     if config.get("torch_dtype") == "float32" and config.get("deepspeed"):
-        reason = "ms-swift would turn fp16 on for float32, which DeepSpeed cannot do on a CPU"
+        reason = "ms-swift would enable fp16 for float32, which DeepSpeed does not support on a CPU"
         for name in ("fp16", "bf16"):
             config.fill(name, False, reason)
 
@@ -73,7 +74,7 @@ _NO_BFLOAT16 = re.compile(
 _FLASH_ATTENTION = re.compile(
     r"qwen[23](?!\.5|-next)|qwen2\.5|llama|mistral|internvl|glm-?4|yi-", re.IGNORECASE
 )
-"""Models whose attention flash-attn computes; of others the code has one way only, or needs another."""
+"""Models that flash-attn supports; others have only one attention implementation, or need another."""
 
 
 def _fill_for_gpu(plan: TrainingPlan) -> None:
@@ -83,13 +84,13 @@ def _fill_for_gpu(plan: TrainingPlan) -> None:
         return
     half = config.get("torch_dtype", "bfloat16") in ("bfloat16", "float16")
     if half and _FLASH_ATTENTION.search(str(config.get("model"))) and packages.is_installed("flash_attn"):
-        config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model knows it")
+        config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model supports it")
         _leave_padding_out(plan)
 
 
 def _leave_padding_out(plan: TrainingPlan) -> None:
-    """With flash attention the rows of a micro-batch can follow each other instead of being padded: for text models,
-    where the loss does not depend on which rows share a micro-batch (ms-swift's ``padding_free``)."""
+    """With flash attention, concatenate the rows of a micro-batch instead of padding them (ms-swift's
+    ``padding_free``): for text models whose loss does not depend on how rows are grouped into micro-batches."""
     config = plan.config
     flash = str(config.get("attn_impl", "")).startswith("flash_")
     text = plan.shape is not None and plan.shape.encoder is None
@@ -102,11 +103,11 @@ def _leave_padding_out(plan: TrainingPlan) -> None:
         or padding.padding_kind(config) == "equal"
     ):
         return
-    config.fill("padding_free", True, "flash-attn is installed: nothing is computed for padding")
+    config.fill("padding_free", True, "flash-attn is installed: no computation is spent on padding")
 
 
 def _spread(plan: TrainingPlan) -> None:
-    """Divide a model that does not fit one device with data of its own."""
+    """Spread a model that does not fit on one device."""
     config, device, cluster = plan.config, plan.device, plan.cluster
     taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or cluster.started_as
     alone = device.count == 1 and cluster.nodes == 1
@@ -124,8 +125,8 @@ def _spread(plan: TrainingPlan) -> None:
 
 
 def _share_batch(plan: TrainingPlan) -> None:
-    """Rows a device and accumulation steps: for the effective batch that was asked for, or for ms-swift's own where
-    nothing was said of the batch and its loss does not depend on them."""
+    """Choose batch size and accumulation: for the requested effective batch, or for ms-swift's default batch if nothing
+    was requested and the loss does not depend on how it is divided."""
     config, wish, feeders = plan.config, plan.config.effective_batch, plan.batch.feeders
     open_names = {"per_device_train_batch_size", "gradient_accumulation_steps"} - config.settings.keys()
     if wish is None:
@@ -135,15 +136,15 @@ def _share_batch(plan: TrainingPlan) -> None:
     rows = wish.value // feeders // config.get("gradient_accumulation_steps", 1)
     if len(open_names) == 2:
         config.fill("per_device_train_batch_size", *_fastest_batch(rows, plan))
-    config.fill("per_device_train_batch_size", rows, "what the accumulation leaves")
+    config.fill("per_device_train_batch_size", rows, "effective batch divided by the accumulation")
     batch = config.value("per_device_train_batch_size")
     steps = wish.value // feeders // batch
-    reason = f"{batch} × {steps} × {feeders} process(es) = {wish.value}"
+    reason = f"{batch} × {steps} × {counted(feeders, 'process', 'processes')} = {wish.value}"
     config.fill("gradient_accumulation_steps", steps, reason)
 
 
 def _keep_own_step(plan: TrainingPlan) -> None:
-    """The rows of ms-swift's own step in the micro-batches that take the least time."""
+    """Divide ms-swift's default batch into the fastest micro-batches."""
     config, rows = plan.config, plan.batch
     if config.balance is not None and not config.balance.value:
         return
@@ -156,15 +157,15 @@ def _keep_own_step(plan: TrainingPlan) -> None:
         config.fill(
             "gradient_accumulation_steps",
             steps,
-            f"{batch} × {steps} rows, as ms-swift's 1 × {rows.accumulation}",
+            f"{batch} × {steps} rows instead of ms-swift's 1 × {rows.accumulation}",
         )
 
 
 def _fastest_batch(rows: int, plan: TrainingPlan) -> tuple[int, str]:
-    """The divisor of ``rows`` that takes the least time for them and fits a device, and why."""
+    """The fastest batch size that divides ``rows`` and fits on a device, and why."""
     run = plan.memory_run
     if run is None or not run.device_bytes:
-        return 1, "the memory it would take is not known"
+        return 1, "its memory is unknown"
     if run.rows.images or any(plan.config.get(name) for name in ("packing", "padding_free", "streaming")):
         return _largest_batch(rows, memory_run.filled(run))
     found = [
@@ -184,18 +185,18 @@ def _fastest_batch(rows: int, plan: TrainingPlan) -> tuple[int, str]:
 
 
 LEAST_GAIN = 0.97
-"""Of the time of one row each, what more rows must take at most to be chosen."""
+"""Larger batches are chosen only if they take at most this share of the time of single rows."""
 
 CHECKPOINTING_TIME = 4 / 3
-"""Time of a step with checkpointing over that without: a third forward pass (Chen et al. 2016)."""
+"""Time of a step with checkpointing relative to one without: one more forward pass (Chen et al. 2016)."""
 
 
 class _Candidate:
-    """A number of rows on a device at once, with what it costs.
+    """A batch size on one device, with its cost.
 
     Args:
-        plan: of the run.
-        rows: of a micro-batch.
+        plan: the plan of the run.
+        rows: rows of a micro-batch.
         accumulation: micro-batches of a step on one device.
     """
 
@@ -213,7 +214,7 @@ class _Candidate:
         self.time = (tokens + accumulation * plan.micro_batch_tokens) * self._passes(plan)
 
     def _passes(self, plan: TrainingPlan) -> float:
-        """What checkpointing adds, where it is left open and the rows do not fit without it."""
+        """The factor for checkpointing: if it is set, or if it is open and the rows do not fit without it."""
         given = plan.config.get("gradient_checkpointing")
         needed = self._bytes(gradient_checkpointing=False) if given is None else 0
         return CHECKPOINTING_TIME if given or needed > MEMORY_SHARE * self.run.device_bytes else 1.0
@@ -227,7 +228,7 @@ class _Candidate:
 
 
 def _largest_batch(rows: int, run: memory_run.MemoryRun) -> tuple[int, str]:
-    """The largest divisor of ``rows`` that fits a device, and why."""
+    """The largest batch size that divides ``rows`` and fits on a device, and why."""
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = estimate.estimate(run.but(per_device_train_batch_size=batch)).total
@@ -237,7 +238,7 @@ def _largest_batch(rows: int, run: memory_run.MemoryRun) -> tuple[int, str]:
 
 
 def _turn_checkpointing_off(plan: TrainingPlan) -> None:
-    """Checkpointing costs a third of the time: it is turned off where the longest rows fit without it."""
+    """Turn checkpointing off if the longest rows fit without it; it adds a third to the time."""
     run = plan.memory_run
     if run is None or not run.device_bytes or run.rows.images or run.value("fsdp"):
         return
@@ -250,8 +251,8 @@ def _turn_checkpointing_off(plan: TrainingPlan) -> None:
 
 
 def _use_cores(plan: TrainingPlan) -> None:
-    """More processes to read the data where cores are idle. Not on a CPU: its cores compute, and with loader processes
-    other random numbers would be drawn from the second epoch on."""
+    """Use idle cores to read the data. Not for training on a CPU: its cores are busy, and loader processes would change
+    the random numbers from the second epoch on."""
     config, rows = plan.config, plan.data.train_rows or 0
     cores = cpu_cores() // max(1, plan.launch.processes)
     if plan.device.kind == "cpu" or config.get("streaming") or cores < 4:
@@ -260,5 +261,5 @@ def _use_cores(plan: TrainingPlan) -> None:
         reason = f"{rows:,} rows, {cpu_cores()} cores"
         config.fill("dataset_num_proc", min(8, cpu_cores() // 2), reason)
     if config.preset == "multimodal":
-        reason = f"{cores} cores a process, to open images"
+        reason = f"{cores} cores per process, for decoding images"
         config.fill("dataloader_num_workers", min(8, cores // 2), reason)

@@ -1,17 +1,17 @@
-"""What a checked request for a training run comes to: its plan, and where it writes or goes on."""
+"""A checked request for a training run: its plan, and where it writes or resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.problems import RequestError, RunError
 from swift_toolkit.runs.directory import Output
 from swift_toolkit.runs.resume import tidy
 from swift_toolkit.training import automatic, preflight
 from swift_toolkit.training.plan import TrainingPlan, default_output_dir
+from swift_toolkit.training.preflight import VerifyArguments
 from swift_toolkit.training.request import Facts, TrainingRequest
 from swift_toolkit.training.resume import Resumption, requested, resume
 
@@ -21,28 +21,28 @@ class CheckedRequest:
     """A request without problems.
 
     Args:
-        request: as it was made.
+        request: the request.
         plan: the run, with the automatic settings.
         output: where it writes.
-        given: the settings that the user gave, as text: every node must be given the same.
-        verify_arguments: of `dataset.verify`, to look at all of the data as they were given.
-        resumption: where it goes on with an earlier training, if it does.
+        given: the user's settings as text; they must be the same on every node.
+        verify_arguments: arguments of `dataset.verify.verify` that check all of the data as given.
+        resumption: the earlier training that it resumes, if any.
     """
 
     request: TrainingRequest
     plan: TrainingPlan
     output: Output
     given: Mapping[str, str]
-    verify_arguments: Mapping[str, Any]
+    verify_arguments: VerifyArguments
     resumption: Resumption | None = None
 
     @property
     def directory(self) -> Path | None:
-        """The directory of the earlier run that goes on; None for a new one."""
+        """The directory of the run that is resumed; None for a new run."""
         return self.resumption.point.directory if self.resumption and self.resumption.point else None
 
     def begin(self, directory: Path) -> None:
-        """Make the run's directory ready: what came after the checkpoint goes, and what is asked for is noted.
+        """Prepare the run's directory: remove what is newer than the checkpoint, and write down the request.
 
         Raises:
             RunError: the directory cannot be written to.
@@ -56,14 +56,14 @@ class CheckedRequest:
 
 
 def plan_training(request: TrainingRequest, facts: Facts) -> CheckedRequest:
-    """The plan of a request.
+    """Plan the run of a request.
 
     Args:
-        request: as it was made.
+        request: the request.
         facts: what `check_request` found.
 
     Raises:
-        RequestError: it cannot go on where it should, or the disk is too small.
+        RequestError: the run cannot be resumed, or the disk is too small.
     """
     config = facts.config
     given = {name: setting.shown for name, setting in config.settings.items() if name != "output_dir"}
@@ -74,7 +74,7 @@ def plan_training(request: TrainingRequest, facts: Facts) -> CheckedRequest:
     output = Output(root, own=config.get("add_version") is False)
     resumption = None if request.looking else resume(plan, output, request.resume, request.force)
     resumed = resumption is not None and resumption.point is not None
-    if problems := preflight.disk_problems(config, plan.steps, resumed):
+    if problems := list(preflight.disk_problems(config, plan.steps, resumed)):
         raise RequestError(problems)
     config.warnings += preflight.disk_warnings(config, plan.steps, resumed)
     return CheckedRequest(request, plan, output, given, verify_arguments, resumption)

@@ -1,4 +1,4 @@
-"""How a training run ended: its result, the reason if it failed, and what is raised."""
+"""The end of a training run: its result, the reason if it failed, and what is raised."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunState
 
 ENDS_EARLY = ("early_stop_interval", "max_epochs", "callbacks", "external_plugins", "deepspeed_elastic")
-"""Settings with which ms-swift may stop before the last step that it counted."""
+"""Settings with which ms-swift may stop before the last planned step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What is left of the processes of a run.
+    """The outcome of the processes of a run.
 
     Args:
         state: what they reported.
         exit_status: of the process that was started; negative is the number of a signal.
-        directory: where the run writes.
-        log: what it printed.
-        started: when it was started.
+        directory: the run directory.
+        log: the file with everything that they printed.
+        started: when the process was started, in seconds since the epoch.
         interrupt: Ctrl-C or SIGTERM that ended the run.
         refused: what is wrong with the data.
     """
@@ -49,7 +49,7 @@ class Ending:
         return self.state.done is not None and self.state.steps >= self.state.max_steps
 
     def status(self, plan: TrainingPlan) -> Status:
-        """What the run came to."""
+        """The status of the run."""
         if self.state.done is None:
             return "interrupted" if self.interrupt is not None else "failed"
         if self.is_complete and self.interrupt is None:
@@ -78,11 +78,11 @@ class Ending:
         )
 
     def reason(self, plan: TrainingPlan, what: str = "Training") -> str:
-        """Why the run failed and what to do, in as many lines as it takes.
+        """Why the run failed and what to do, one or several lines.
 
         Args:
-            plan: in whose numbers advice is given.
-            what: failed.
+            plan: the plan of the run, whose settings the advice refers to.
+            what: what failed.
         """
         if self.state.differences:
             return "\n".join(self.state.differences)
@@ -104,13 +104,13 @@ class Ending:
             yield from (f"  {line}" for line in plan.memory_advice)
         elif self.state.last:
             last = screen.short_path(Path(self.state.last))
-            yield f"To go on from {last}, run the same command with --resume."
+            yield f"To resume from {last}, run the same command with --resume."
 
     def checkpoint_lines(self, do: str) -> Iterator[str]:
         """The checkpoints that exist, and how to continue once ``do`` is done."""
         found = storage.checkpoints(self.directory)
         if found.torn:
-            yield f"Incomplete, delete: {_listed(found.torn)}"
+            yield f"Incomplete checkpoints, to be deleted: {_listed(found.torn)}"
         if not found.whole:
             yield f"No complete checkpoint was saved. {do}"
             return
@@ -118,19 +118,19 @@ class Ending:
         yield f"{do} Then run the same command with --resume."
 
     def _cause(self, plan: TrainingPlan) -> tuple[str, bool]:
-        """What ended the run in one line, and whether it was a lack of memory."""
+        """The cause in one line, and whether it was a lack of memory."""
         state, cluster = self.state, plan.cluster
         if not state.pid and cluster.nodes > 1:
             return f"the nodes did not find each other at {cluster.address}:{cluster.port}", False
         if state.done is not None:
-            return f"it ended at step {state.steps} of {state.max_steps}, and nothing asked for that", False
+            return f"it ended unexpectedly at step {state.steps} of {state.max_steps}", False
         return failure.reason([events.encode(one) for one in state.failures], self.exit_status, self.log)
 
     def raise_if_not_done(self, result: TrainingResult, reason: str) -> None:
-        """Raise what the ending means for the caller.
+        """Raise an exception if the run is not done.
 
         Raises:
-            RequestError: the data or the request was refused.
+            RequestError: the data or the request was rejected.
             RunError: the run failed.
             Interrupted: it was interrupted, by the user or by a signal to the training process.
         """

@@ -1,6 +1,6 @@
-"""What a run will be, decided before anything heavy starts: the facts it follows from, and every question about them.
+"""The plan of a run, made before anything expensive starts: its facts, and everything that follows from them.
 
-Everything is learned from files and the operating system; torch is not imported.
+All facts come from files and the operating system; torch is not imported.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.config.presets import PRESETS
 from swift_toolkit.config.settings import Config, Setting, Source
+from swift_toolkit.console.words import counted
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
@@ -30,22 +30,22 @@ from swift_toolkit.training.memory.run import Rows
 from swift_toolkit.training.process.launch import Cluster, Launch
 
 _MARGIN = 1.15
-"""How much larger the largest micro-batch may become than in the simulated steps; the partition keeps to it."""
+"""How much larger the largest micro-batch may be than in the simulated steps; the partition enforces it."""
 
 
 @dataclass
 class TrainingPlan:
-    """One run: its settings and what is known of its model, its device and its data.
+    """One run: its settings and what is known about its model, device and data.
 
-    Facts are asked once. The settings can still be filled in and replaced, so what follows from them is worked out at
-    each question, which costs microseconds.
+    Facts are determined once. Settings can still be filled in and replaced, so everything that follows from them is
+    computed on each access, which takes microseconds.
 
     Args:
         config: the settings.
-        device: what the run computes on.
+        device: the device of the run.
         data: what was found in its data.
-        cluster: the processes and machines that were asked for.
-        trust_code: whether Python code that the model or a checkpoint brings may run.
+        cluster: the requested processes and machines.
+        trust_code: whether Python code that comes with the model or a checkpoint may run.
     """
 
     config: Config
@@ -58,31 +58,31 @@ class TrainingPlan:
 
     @cached_property
     def shape(self) -> ModelShape | None:
-        """The sizes of the model; None if nothing tells them."""
+        """The sizes of the model; None if unknown."""
         return size.find_shape(str(self.config.get("model")))
 
     @cached_property
     def rows(self) -> Rows:
-        """How long the rows of the data are, in tokens."""
+        """The length of the rows, in tokens."""
         return run.rows_of_run(self.config, self.data, bool(self.shape and self.shape.encoder))
 
     @cached_property
     def other_models(self) -> int:
-        """Weights of the teacher and of reward models, as far as they are known."""
+        """Parameters of the teacher and of reward models, as far as known."""
         given = [self.config.get(name) or [] for name in ("teacher_model", "reward_model")]
         names = [name for value in given for name in (value if isinstance(value, list) else [value])]
         return sum(shape.parameters for name in names if (shape := size.find_shape(str(name))))
 
     @cached_property
     def train_rows(self) -> int | None:
-        """Rows that ms-swift should train on; None if they cannot be counted before it reads them."""
+        """Rows that ms-swift should train on; None if they cannot be counted beforehand."""
         return preflight.expected_rows(self.config, self.data)["train"]
 
     # --- processes and batch ------------------------------------------------------------------------------
 
     @property
     def launch(self) -> Launch:
-        """How its processes are started."""
+        """How the processes are started."""
         return Launch(self.config, self.device, self.cluster)
 
     @property
@@ -97,24 +97,24 @@ class TrainingPlan:
 
     @property
     def steps(self) -> int | None:
-        """Optimiser steps, None if the number of rows is not known."""
+        """Optimiser steps; None if the number of rows is unknown."""
         return batches_batch.step_count(self.config, self.batch, self.train_rows)
 
     @property
     def micro_batch_tokens(self) -> int:
-        """What a micro-batch costs by itself, in tokens."""
+        """The fixed cost of a micro-batch, in tokens."""
         trains_all = self.config.tuner == "full"
         return batches_padding.tokens_of_a_micro_batch(self.device, self.shape, trains_all)
 
     @property
     def row_tokens(self) -> int | None:
-        """About how many tokens a row has; None where the data are not on this machine."""
+        """Approximate number of tokens of a row; None if the data is not on this machine."""
         known = self.data.tokens and not self.data.unchecked
         return run.rows_of(self.data).mean if known else None
 
     @property
     def tokens(self) -> int | None:
-        """About how many tokens the run goes through; None if that is not known."""
+        """Approximate number of tokens of the whole run; None if unknown."""
         row, steps = self.row_tokens, self.steps
         if row is None or steps is None or self.config.get("packing"):
             return None
@@ -124,14 +124,14 @@ class TrainingPlan:
 
     @cached_property
     def lengths(self) -> RowLengths:
-        """How long the rows are, as seen or as assumed."""
+        """The distribution of row lengths, as read or as assumed."""
         if self.rows.seen and self.data.tokens:
             limit = self.config.get("max_length") or 0
             return RowLengths.seen(self.data.tokens, self.data.token_step, limit)
         return RowLengths.assumed(self.rows.mean, self.rows.longest)
 
     def padding_of(self, rows: Batch) -> Padding:
-        """What is padded with these micro-batches, by a simulation."""
+        """The padding with these micro-batches, by a simulation."""
         hidden = self.shape.text.hidden if self.shape else 0
         sizes = (rows.feeders, rows.rows, rows.accumulation)
         return batches_padding.simulate(
@@ -140,7 +140,7 @@ class TrainingPlan:
 
     @property
     def padding(self) -> Padding | None:
-        """What is padded; None where it is not known how long the rows are."""
+        """The padding; None if the row lengths are unknown."""
         known = self.rows.seen and self.data.tokens and not self.rows.images
         return (
             self.padding_of(self.batch) if known and batches_padding.obstacle(self.config) is None else None
@@ -148,33 +148,33 @@ class TrainingPlan:
 
     @property
     def may_balance(self) -> bool:
-        """Whether the rows of a step can be shared out by length, and nobody forbade it."""
+        """Whether the rows of a step can be distributed by length and the user did not forbid it."""
         forbidden = self.config.balance is not None and not self.config.balance.value
         return not forbidden and batches_padding.obstacle(self.config) is None
 
     @property
     def balances(self) -> bool:
-        """Whether the rows of a step are shared out by length."""
+        """Whether the rows of a step are distributed by length."""
         if not self.may_balance or self.batch.rows * self.batch.feeders == 1:
             return False
         return self.config.balance is not None or self.padding is None or self.padding.saves
 
     @property
     def largest_batch(self) -> float:
-        """Rows as long as the longest that the largest micro-batch is as large as."""
+        """Size of the largest micro-batch, in rows of the longest length."""
         pads = self.balances and not self.config.get("padding_free")
         found = self.padding if pads else None
         return self.largest_of(found, self.batch.rows) if found else float(self.batch.rows)
 
     def largest_of(self, found: Padding, rows: int) -> float:
-        """The same for micro-batches of ``rows``, by what was found of them."""
+        """The same for micro-batches of ``rows`` with the padding ``found``."""
         return min(float(rows), max(1.0, _MARGIN * found.largest / self.rows.longest))
 
     # --- memory -------------------------------------------------------------------------------------------
 
     @property
     def memory_run(self) -> run.MemoryRun | None:
-        """What the memory of the run follows from; None if nothing tells how large its model is."""
+        """What determines the memory of the run; None if the size of its model is unknown."""
         if self.shape is None:
             return None
         settings = {name: setting.value for name, setting in self.config.settings.items()}
@@ -196,24 +196,24 @@ class TrainingPlan:
 
     @property
     def verdict(self) -> fitting.Verdict:
-        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
+        """Whether the run should fit its devices, and otherwise the smallest change that makes it fit."""
         return fitting.judge_memory(self.memory_run)
 
     @property
     def suggestions(self) -> list[str]:
-        """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
+        """Changes that would save time or memory on a GPU, with their conditions; the user decides."""
         return list(advice.suggestions(self.memory_run))
 
     @property
     def memory_advice(self) -> list[str]:
-        """What to change when memory ran out, the gentlest change first, in this run's own numbers."""
+        """What to change after memory ran out, least intrusive first, with the numbers of this run."""
         return advice.when_memory_ran_out(self.memory_run, self.config)
 
     # --- what is shown ------------------------------------------------------------------------------------
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that training processes get beyond those of this process."""
+        """Environment variables of the training processes, in addition to those of this process."""
         own = {**machine_device.environment(self.device), **self.launch.environment()}
         return {**own, **trust(self.trust_code)}
 
@@ -227,11 +227,12 @@ class TrainingPlan:
             yield "layers", line
         yield "device", str(self.device)
         yield "launch", self.launch.phrase()
-        parts = f"{rows.rows} a device × {rows.accumulation} accumulated × {rows.feeders} process(es)"
+        feeders = counted(rows.feeders, "process", "processes")
+        parts = f"{rows.rows} per device × {rows.accumulation} accumulated × {feeders}"
         yield "batch", f"{rows.effective} = {parts}"
         if self.balances and self.padding is not None:
             yield "padding", str(self.padding)
-        yield "steps", str(self.steps or "not known before the data is read")
+        yield "steps", str(self.steps or "unknown until the data is read")
         yield "tokens", self._tokens_phrase()
         yield from self.verdict.lines()
         for line in self.suggestions:
@@ -241,15 +242,15 @@ class TrainingPlan:
 
     @cached_property
     def code(self) -> str | None:
-        """What becomes of the Python code that the models and checkpoints bring, None without any."""
+        """What happens to the Python code that comes with models and checkpoints; None without any."""
         directories, reads_args = preflight.local_directories(self.config), bool(self.config.get("load_args"))
         return code_phrase(code_in(directories, reads_args), self.trust_code)
 
     def _tokens_phrase(self) -> str:
         known = "unknown" if self.tokens is None else f"about {self.tokens:,}"
-        return f"{known}; the time left is measured from the first steps on"
+        return f"{known}; the remaining time is measured from the first steps on"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The plan as plain data: exact arguments, their sources, notices, data, memory, launch."""
         settings = self.config.settings
         return {
@@ -275,21 +276,21 @@ class TrainingPlan:
             "suggestions": self.suggestions,
         }
 
-    def _padding_dict(self) -> dict[str, Any]:
+    def _padding_dict(self) -> dict[str, object]:
         found = self.padding
         computed = {"own": round(found.own, 3), "shared": round(found.shared, 3)} if found else {}
         return {"balance": self.balances, **computed}
 
     def with_all_data(self) -> TrainingPlan:
-        """The same plan, made after a look at every row of the data."""
+        """The same plan after checking every row of the data."""
         return replace(self, data=preflight.check_data(self.config, whole=True))
 
     def unpack_models(self) -> None:
-        """Put the directory of an embedded model in the place of its name, unpacking it first where needed."""
+        """Replace the name of an embedded model by its directory; unpack it first if needed."""
         preflight.unpack_models(self.config)
 
     def write_to(self, directory: Path) -> None:
-        """Let the run write into ``directory``, which is its own, instead of making another one."""
+        """Let the run write to ``directory`` instead of creating another one."""
         given = self.config.settings.get("output_dir")
         source = given.source if given else Source("automatic", "named after the model")
         self.config.settings["output_dir"] = Setting(str(directory.absolute()), source, "output_dir")

@@ -1,4 +1,4 @@
-"""What is looked at before anything heavy starts: the model, the checkpoints, the output directory, the disk."""
+"""Checks before anything expensive starts: the model, the checkpoints, the data, the output directory, the disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
+from swift_toolkit.config.tasks import TaskName
 from swift_toolkit.console.screen import gib
 from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.dataset import verify
@@ -26,30 +27,29 @@ from swift_toolkit.problems import Problem
 from swift_toolkit.runs import resume
 
 DATA_SECONDS = 2.0
-"""About how long the data is looked at before a run; ``--verify-data`` looks at all of it."""
+"""Seconds, roughly, for checking the data before a run; ``--verify-data`` checks all of it."""
 
 _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
 
 
-def check_files(config: Config, trust_code: bool = False) -> list[Problem]:
-    """Every problem of the files a training run starts from and of the place it writes to.
+def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]:
+    """What is wrong with the files that a training run reads and with the directory that it writes to.
 
     Args:
         config: the request.
-        trust_code: whether Python code that a model or checkpoint brings may run.
+        trust_code: whether Python code that comes with a model or checkpoint may run.
     """
-    return [
-        *_models(config),
-        *([] if trust_code else code_problems(local_directories(config), bool(config.get("load_args")))),
-        *pickle_problems(local_directories(config)),
-        *registry.model_type_problems(config),
-        *layers.layer_problems(config),
-        *_checkpoints(config),
-        *_plugins(config),
-        *_media(config),
-        *_output(config),
-    ]
+    yield from _models(config)
+    if not trust_code:
+        yield from code_problems(local_directories(config), bool(config.get("load_args")))
+    yield from pickle_problems(local_directories(config))
+    yield from registry.model_type_problems(config)
+    yield from layers.layer_problems(config)
+    yield from _checkpoints(config)
+    yield from _plugins(config)
+    yield from _media(config)
+    yield from _output(config)
 
 
 def local_directories(config: Config) -> list[Path]:
@@ -63,7 +63,7 @@ def local_directories(config: Config) -> list[Path]:
 
 
 def unpack_models(config: Config) -> None:
-    """Put the directory of an embedded model in the place of its name, unpacking it first where needed."""
+    """Replace the name of an embedded model by its directory; unpack it first if needed."""
     for name in _MODELS:
         model = config.get(name)
         if isinstance(model, str) and builtin.is_builtin(model):
@@ -86,7 +86,7 @@ def _models(config: Config) -> Iterator[Problem]:
 def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
     path = Path(model).expanduser()
     if not path.exists():
-        do = did_you_mean_path(path, "Check the path, or name a model of a hub as owner/name.")
+        do = did_you_mean_path(path, "Check the path, or name a hub model as owner/name.")
         yield config.problem(name, f'names the directory "{model}", which does not exist', do)
         return
     where = config.problem(name, "")
@@ -116,12 +116,12 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
 
 
 def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
-    """Why the checkpoint ``path`` cannot be used for what setting ``name`` is for."""
+    """Why the checkpoint ``path`` cannot be used as the setting ``name``."""
     if name != "resume_from_checkpoint" or config.get("resume_only_model"):
         found = training_state.weight_problems(path)
     elif not CHECKPOINT.fullmatch(path.resolve().name) and not (path / training_state.STATE).exists():
-        do = "Name a directory checkpoint-N of a training run."
-        found = [Problem(f'"{path}" holds no trainer_state.json to go on from', do)]
+        do = "Name a checkpoint-N directory of a training run."
+        found = [Problem(f'"{path}" has no trainer_state.json to resume from', do)]
     else:
         found = training_state.training_state_problems(path)
     for problem in found:
@@ -136,19 +136,35 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
 
 
 def check_data(config: Config, whole: bool = False, by_tokenizer: bool = True) -> verify.DataReport:
-    """What is in the data of a training run and what is wrong with it.
+    """What the data of a training run contains and what is wrong with it.
 
     Args:
         config: the request.
-        whole: look at every row; otherwise at what takes about ``DATA_SECONDS``.
-        by_tokenizer: measure tokens by the model's tokenizer, which takes 0.1 s to load; otherwise by bytes.
+        whole: check every row; otherwise about as many as ``DATA_SECONDS`` allow.
+        by_tokenizer: count tokens with the model's tokenizer, which takes 0.1 s to load; otherwise estimate by bytes.
     """
-    arguments = verify_arguments(config) | ({} if by_tokenizer else {"tokenizer": None})
+    arguments = verify_arguments(config)
+    if not by_tokenizer:
+        arguments["tokenizer"] = None
     return verify.verify(**arguments, limit_seconds=None if whole else DATA_SECONDS)
 
 
-def verify_arguments(config: Config) -> dict[str, Any]:
-    """The arguments of `dataset.verify` for the data of a training run."""
+class VerifyArguments(TypedDict):
+    """Arguments of `dataset.verify.verify`."""
+
+    train: list[str]
+    val: list[str]
+    task: TaskName
+    multimodal: bool
+    num_labels: int | None
+    problem_type: str | None
+    max_length: int | None
+    columns: dict[str, str] | None
+    tokenizer: Path | None
+
+
+def verify_arguments(config: Config) -> VerifyArguments:
+    """The arguments of `dataset.verify.verify` for the data of a training run."""
     columns = config.get("columns")
     return {
         "train": config.value("dataset"),
@@ -165,24 +181,24 @@ def verify_arguments(config: Config) -> dict[str, Any]:
 
 
 def _tokenizer(model: str) -> Path | None:
-    """The file of the model's tokenizer, where it is on this machine."""
+    """The model's tokenizer file, if it is on this machine."""
     directory = builtin.cached_path(model) if builtin.is_builtin(model) else Path(model).expanduser()
     file = directory / "tokenizer.json" if directory is not None else None
     return file if file is not None and file.is_file() else None
 
 
 def column_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:
-    """Columns that the rewards or the teacher of a run need and that its data files do not have."""
+    """Columns that the reward functions or the teacher need and the data files lack."""
     files = [file for file in report.files if file.split == "train" and file.columns]
     for name, wanted in registries.demanded_columns(config).items():
         for file in files:
             for column in sorted(set(wanted) - set(file.columns)):
-                what = f'has "{name}", which needs a column "{column}"; {file.path} has none'
+                what = f'includes "{name}", which needs a column "{column}"; {file.path} has none'
                 yield config.problem(
                     "reward_funcs", what, "Add it to each row, or use another reward function."
                 )
     if config.task.has_teacher and not (config.get("teacher_model") or config.get("teacher_model_server")):
-        teaches_itself = config.install.line == "v4" and any(
+        teaches_itself = config.install.teaches_itself and any(
             "teacher_prompt" in file.columns for file in files
         )
         if not teaches_itself and not report.unchecked:
@@ -191,12 +207,11 @@ def column_problems(config: Config, report: verify.DataReport) -> Iterator[Probl
 
 
 FINGERPRINT_BYTES = 1 << 26
-"""How much of a data file its fingerprint is made of."""
+"""Bytes of a data file that its fingerprint covers."""
 
 
 def fingerprints(report: verify.DataReport) -> dict[str, str]:
-    """What tells the content of each data file from another: its size and a hash, of 64 blocks spread over it if it is
-    large."""
+    """The fingerprint of each data file: its size and a hash; of a large file, the hash of 64 blocks spread over it."""
     return {file.path: _fingerprint(Path(file.path).expanduser()) for file in report.files}
 
 
@@ -210,11 +225,11 @@ def _fingerprint(path: Path) -> str:
     return f"{size:,} bytes, {mark.hexdigest()}"
 
 
-_LOOKED_AT = 1 << 20  # bytes, of the beginning and of the end: Parquet names its columns there
+_ENDS = 1 << 20  # bytes at the beginning and at the end, where Parquet names its columns
 
 
 def _media(config: Config) -> Iterator[Problem]:
-    """The multimodal preset, where it was asked for by name, on data without media."""
+    """The multimodal preset, chosen by name, for data without media."""
     asked = config.preset == "multimodal" and config.preset_asked
     names = config.value("dataset") if asked else []
     files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
@@ -222,22 +237,21 @@ def _media(config: Config) -> Iterator[Problem]:
         return
     if not any(SPEAKS_OF_MEDIA.search(_ends(path)) for path in files):
         do = 'Add them to the rows, or set "preset" to "lora".'
-        yield config.problem(
-            "dataset", 'holds no images, videos or audios, which preset "multimodal" is for', do
-        )
+        what = 'has no images, videos or audios, which the preset "multimodal" expects'
+        yield config.problem("dataset", what, do)
 
 
 def _ends(path: Path) -> bytes:
     with path.open("rb") as file:
-        beginning = file.read(_LOOKED_AT)
-        file.seek(max(path.stat().st_size - _LOOKED_AT, 0))
+        beginning = file.read(_ENDS)
+        file.seek(max(path.stat().st_size - _ENDS, 0))
         return beginning + file.read()
 
 
 def expected_rows(config: Config, report: verify.DataReport) -> dict[verify.Split, int | None]:
-    """Rows of each split that ms-swift comes to by these data, as its ``DatasetLoader.post_process`` counts: all
-    or "#N" of each data set, a share of it held out to validate. None where a hub holds some of them, or they are mixed
-    by ``interleave_prob``.
+    """Rows of each split that ms-swift should get from this data, as its ``DatasetLoader.post_process`` counts: all
+    rows or "#N" of each data set, minus a share held out for validation. None if some are on a hub, or if
+    ``interleave_prob`` mixes them.
     """
     train = val = 0
     known = bool(report.specs["train"]) and not config.get("interleave_prob")
@@ -259,18 +273,20 @@ def _held_out(config: Config, rows: int) -> int:
 
 
 def count_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:
-    """Numbers of rows that ms-swift cannot make of these data."""
+    """Numbers of rows that ms-swift cannot get from this data."""
     for spec, good in zip(report.specs["val"], report.good_rows("val"), strict=True):
         if good and spec.sample is not None and spec.sample > good:
-            what = f'asks for {spec.sample:,} rows of "{spec.path}", which holds {good:,}'
-            yield config.problem("val_dataset", what, "ms-swift repeats rows only to train on them.")
+            what = f'asks for {spec.sample:,} rows of "{spec.path}", which has {good:,}'
+            yield config.problem("val_dataset", what, "ms-swift repeats only training rows.")
     for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
         if not good:
             continue
         rows = good if spec.sample is None else spec.sample
         if _held_out(config, min(rows, good)) >= rows:
-            what = f'leaves no row of "{spec.text}" to train on'
-            yield config.problem("split_dataset_ratio", what, "Name validation data as val_dataset instead.")
+            what = f'leaves no training row of "{spec.text}"'
+            yield config.problem(
+                "split_dataset_ratio", what, 'Name validation data as "val_dataset" instead.'
+            )
 
 
 # --- output -------------------------------------------------------------------------------------------------
@@ -280,47 +296,48 @@ def _output(config: Config) -> Iterator[Problem]:
     output = Path(str(config.get("output_dir") or "output")).expanduser()
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not existing.is_dir():
-        yield config.problem("output_dir", f'"{existing}" is a file, not a directory', "Choose another.")
+        yield config.problem("output_dir", f'"{existing}" is a file, not a directory', "Choose another path.")
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield config.problem(
-            "output_dir", f'"{existing}" is not writable', "Choose another, or change its rights."
-        )
+        do = "Choose another directory, or change its permissions."
+        yield config.problem("output_dir", f'cannot write to "{existing}": permission denied', do)
 
 
-def disk_problems(config: Config, steps: int | None, resumed: bool) -> list[Problem]:
-    """Why the disk cannot hold the checkpoints that the run lets stand: of a full training all of them, of an adapter,
-    whose size is guessed, one.
+def disk_problems(config: Config, steps: int | None, resumed: bool) -> Iterator[Problem]:
+    """Why the disk is too small for the checkpoints that the run keeps: all of them for full training, one for an
+    adapter, whose size is only estimated.
 
     Args:
         config: the request.
-        steps: optimiser steps of the run; None if not known.
-        resumed: earlier checkpoints of the run are there already, so that only the next one is counted.
+        steps: optimiser steps of the run; None if unknown.
+        resumed: the run already has checkpoints, so that only the next one is counted.
     """
-    count = _standing(config, steps) if config.tuner == "full" and not resumed else 1
+    count = _kept(config, steps) if config.tuner == "full" and not resumed else 1
     return _lack_of_disk(config, count)
 
 
-def disk_warnings(config: Config, steps: int | None, resumed: bool) -> list[Problem]:
-    """Whether the disk may not hold all checkpoints of an adapter; see `disk_problems`."""
-    return [] if config.tuner == "full" or resumed else _lack_of_disk(config, _standing(config, steps))
+def disk_warnings(config: Config, steps: int | None, resumed: bool) -> Iterator[Problem]:
+    """Whether the disk may be too small for all checkpoints of an adapter; see `disk_problems`."""
+    if config.tuner != "full" and not resumed:
+        yield from _lack_of_disk(config, _kept(config, steps))
 
 
-def _lack_of_disk(config: Config, count: int) -> list[Problem]:
+def _lack_of_disk(config: Config, count: int) -> Iterator[Problem]:
     output = Path(str(config.get("output_dir") or "output")).expanduser()
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     one, free = checkpoint_bytes(config), shutil.disk_usage(existing).free
     if one is None or count * one <= free:
-        return []
+        return
     checkpoints = "one checkpoint takes" if count == 1 else f"{count:,} checkpoints take"
     what = f"has {gib(free)} free, and {checkpoints} about {gib(count * one)}"
-    do = "Free some, or choose another disk."
+    do = "Free some space, or choose another disk."
     if count > 1:
-        do = f'Free some, choose another disk, or set "save_total_limit" to at most {max(1, free // one - 1):,}.'
-    return [config.problem("output_dir", what, do)]
+        limit = max(1, free // one - 1)
+        do = f'Free some space, choose another disk, or set "save_total_limit" to at most {limit:,}.'
+    yield config.problem("output_dir", what, do)
 
 
-def _standing(config: Config, steps: int | None) -> int:
-    """The most checkpoints there are at once; before an old one is removed, the new one is written."""
+def _kept(config: Config, steps: int | None) -> int:
+    """The most checkpoints that exist at once. A new one is written before an old one is removed."""
     if config.get("save_strategy") == "no":
         return 1
     every = float(config.get("save_steps") or 500)
@@ -334,10 +351,10 @@ def _standing(config: Config, steps: int | None) -> int:
 
 
 def checkpoint_bytes(config: Config) -> int | None:
-    """About how much disk one checkpoint takes; None where the model is not a local directory.
+    """Approximate size of one checkpoint in bytes; None if the model is not a local directory.
 
-    A full checkpoint is the weights and, unless ``save_only_model``, AdamW's two states of the same size. An
-    adapter is far smaller: its rank in both factors of every matrix, taken here as a hundredth of the weights.
+    A full checkpoint holds the weights and, unless ``save_only_model`` is set, AdamW's two states of the same size. An
+    adapter is estimated as 1% of the weights.
     """
     model = Path(str(config.get("model"))).expanduser()
     if builtin.is_builtin(str(config.get("model"))) or not model.is_dir():

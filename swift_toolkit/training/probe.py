@@ -1,6 +1,6 @@
-"""One real training step on the longest rows, before the run: does it fit into memory?
+"""One real training step with the longest rows before the run, to see whether it fits in memory.
 
-The rows are written to files of their own, with which the same run is started for a single step and, where there is
+The longest rows are written to separate files. The same run is started with them for one step and, if there is
 validation data, one evaluation.
 """
 
@@ -32,31 +32,31 @@ from swift_toolkit.training.run import Job
 
 
 def probe_problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
-    """What keeps the longest rows of a run from being tried."""
+    """Why the longest rows of a run cannot be tried."""
     if report.unchecked:
         names = ", ".join(f'"{name}"' for name in report.unchecked)
         yield Problem(
-            f"cannot know the longest rows of {names}, which is not on this machine",
+            f"cannot find the longest rows of {names}, which is not on this machine",
             "Download it.",
             "--probe",
         )
     if cluster.has_peers:
-        yield Problem("starts a run of its own, on one machine", "Try one machine alone first.", "--probe")
+        yield Problem("works on one machine only", "Try the run on one machine first.", "--probe")
 
 
 def prepare_probe(config: Config, report: DataReport, folder: Path, processes: int) -> Config:
-    """The settings of a run of one step on the longest rows, which are written into ``folder``.
+    """The settings of a run of one step with the longest rows, which are written to ``folder``.
 
     Args:
-        config: of the whole run.
+        config: the settings of the whole run.
         report: what was found in its data.
-        folder: for the rows and for what the step leaves behind.
-        processes: that share a step.
+        folder: for the rows and the output of the step.
+        processes: the number of training processes.
     """
-    # from the second accumulation on, gradients are there already
+    # from the second micro-batch on, gradients already exist
     steps = min(2, config.get("gradient_accumulation_steps") or 2)
     batch = config.value("per_device_train_batch_size")
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "gradient_accumulation_steps": steps,
         "max_steps": 1,
         "logging_steps": 1,
@@ -86,7 +86,7 @@ _LEFT_OUT = (
 
 
 def _validated(config: Config) -> Split | None:
-    """The split whose rows the run is validated with, if it is."""
+    """The split with the validation rows; None without validation."""
     if config.get("eval_strategy") == "no":
         return None
     if "val_dataset" in config.settings:
@@ -95,13 +95,12 @@ def _validated(config: Config) -> Split | None:
 
 
 def _filled(config: Config) -> int:
-    """Bytes of text that packing needs to fill a batch; 0 without packing."""
+    """Bytes of text that fill a packed sequence; 0 without packing."""
     return 8 * int(config.get("max_length") or 0) if config.get("packing") else 0
 
 
 def _write(report: DataReport, split: Split, folder: Path, rows: int, bytes_each: int, name: str = "") -> str:
-    """Write ``rows`` of the longest rows, repeated where there are fewer; with packing, enough for each of
-    them to fill ``bytes_each``."""
+    """Write ``rows`` of the longest rows, repeated if there are fewer; with packing, ``bytes_each`` bytes for each."""
     sink = _Longest(rows)
     for file in report.files:
         if file.split == split:
@@ -119,7 +118,7 @@ def _write(report: DataReport, split: Split, folder: Path, rows: int, bytes_each
 
 
 class _Longest:
-    """Keeps the longest rows of all that it is shown."""
+    """Keeps the longest of the rows that it is given."""
 
     wants_rows = True
 
@@ -129,7 +128,7 @@ class _Longest:
         self.seen = 0
 
     def lines(self, chunk: bytes) -> None:
-        raise AssertionError("rows are wanted one by one")
+        raise AssertionError("rows are read one by one")
 
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         if row is None or any(flaw.is_error for flaw in flaws) or not isinstance(value, dict):
@@ -144,13 +143,13 @@ class _Longest:
 
 
 def carry_out(job: Job) -> None:
-    """Take one step with the longest rows, in a directory that stays only if it fails.
+    """Take one step with the longest rows, in a directory that is kept only if it fails.
 
     Args:
-        job: the whole run, whose numbers advice is given in.
+        job: the whole run.
 
     Raises:
-        RunError: it failed, most often for lack of memory.
+        RunError: the step failed, most often for lack of memory.
         Interrupted: it was interrupted.
     """
     screen.say("Trying one step with the longest rows.")

@@ -1,11 +1,11 @@
-"""A request for a training run, read and checked as a whole; `checked` turns it into a plan."""
+"""A request for a training run: it is read and checked as a whole; `checked` plans the run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from swift_toolkit.config import requirements
 from swift_toolkit.config.request import read_request
@@ -20,29 +20,29 @@ from swift_toolkit.training.batches import batch
 from swift_toolkit.training.process.launch import Cluster, Launch, LaunchRequest
 
 MAX_LOST_ROWS = "5%"
-"""How many rows may get lost between the files and the first step, unless the user says otherwise."""
+"""How many rows ms-swift may drop by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
-    """What was asked for, unchecked.
+    """An unchecked request.
 
     Args:
         config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` hold everything.
-        overrides: settings laid over ``config``.
-        overrides_from: what to call the overrides in messages.
+        overrides: settings that take precedence over ``config``.
+        overrides_from: how messages name the origin of the overrides.
         skip_bad_rows: train without the rows that have errors, see `dataset.copies.prepare`.
         max_lost_rows: how many rows ms-swift may drop: "N" or "P%".
-        trust_code: run Python code that the model or a checkpoint brings.
-        launch: processes and machines, by the names in `launch.NAMES`; None where not given.
-        looking: only the data is looked at, which may be bad.
-        resume: go on with the newest run of the output directory, or of the place named here.
-        force: go on although what is learned changes.
-        stop_grace: seconds that a run that was asked to stop may take to save; None waits as long as it takes.
+        trust_code: run Python code that comes with the model or a checkpoint.
+        launch: processes and machines, by the names in `launch.NAMES`; None if not given.
+        looking: only check the data, which may have errors.
+        resume: resume the newest run of the output directory, or of the path given here.
+        force: resume although settings changed that affect what is learned.
+        stop_grace: seconds that a run may take to save after it was asked to stop; None sets no limit.
     """
 
-    config: str | Path | Mapping[str, Any] | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    config: str | Path | Mapping[str, object] | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)
     overrides_from: Literal["command line", "call"] = "call"
     skip_bad_rows: str | None = None
     max_lost_rows: str = MAX_LOST_ROWS
@@ -56,13 +56,13 @@ class TrainingRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a request in which nothing is wrong.
+    """The facts of a request without problems.
 
     Args:
-        config: its settings.
-        device: what this machine computes on.
-        data: what its data holds, as far as that was looked at.
-        cluster: the processes and machines that take part.
+        config: the settings.
+        device: the device of the run.
+        data: what was found in the data so far.
+        cluster: the requested processes and machines.
     """
 
     config: Config
@@ -72,14 +72,14 @@ class Facts:
 
 
 def check_request(request: TrainingRequest) -> Facts:
-    """Look for everything that is wrong with a request.
+    """Check a request.
 
     Raises:
         RequestError: with every problem of the request.
     """
     as_flags = request.overrides_from == "command line"
     config, problems = read_request(request.config, request.overrides, overrides_from=request.overrides_from)
-    problems += preflight.check_files(config, request.trust_code)
+    problems += preflight.file_problems(config, request.trust_code)
     config.warnings += templates.template_warnings(config)
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
     problems += asked.problems(device)
@@ -96,7 +96,7 @@ def check_request(request: TrainingRequest) -> Facts:
 
 
 def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:
-    """What is wrong with the data, and with how many rows of them may be skipped or lost."""
+    """What is wrong with the data, and with the numbers of rows that may be skipped or dropped."""
     numbers = {"skip_bad_rows": request.skip_bad_rows, "max_lost_rows": request.max_lost_rows}
     wrong = list(copies.number_problems(numbers, as_flags=request.overrides_from == "command line"))
     yield from wrong

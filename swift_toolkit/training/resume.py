@@ -1,4 +1,4 @@
-"""What of a request asks to go on with an earlier training, checked against what that training was."""
+"""A request to resume an earlier training, checked against what that training was."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from swift_toolkit.training.plan import TrainingPlan
 
 @dataclass(frozen=True)
 class Resumption:
-    """A training that goes on.
+    """A training that is resumed.
 
     Args:
-        point: where; None if there was nothing to go on from, and the run starts from the beginning.
-        lines: what the user should know, a sentence each.
+        point: where it continues; None if there is nothing to resume and the run starts from the beginning.
+        lines: sentences for the user.
     """
 
     point: ResumePoint | None
@@ -31,12 +31,12 @@ class Resumption:
 
 
 def requested(plan: TrainingPlan) -> StoredRequest:
-    """What is asked of the run that ``plan`` describes."""
+    """The request that ``plan`` carries out, as it is stored in the run directory."""
     return runs_resume.request_of(plan.config, _marks(plan.data), plan.world_size, plan.batch.effective)
 
 
 def _marks(report: DataReport) -> dict[str, list[str]]:
-    """What tells the content of each split: fingerprints of its files, names on hubs, how many rows are taken."""
+    """What identifies the data of each split: fingerprints of its files, names on hubs, numbers of rows."""
     prints = preflight.fingerprints(report)
     marks: dict[str, list[str]] = {}
     for split, specs in report.specs.items():
@@ -47,16 +47,16 @@ def _marks(report: DataReport) -> dict[str, list[str]]:
 
 
 def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: bool) -> Resumption | None:
-    """Find where ``plan`` goes on, and make it do so; None if it was not asked to.
+    """Find the checkpoint that ``plan`` resumes from; None if resuming was not requested.
 
     Args:
-        plan: gets the checkpoint among its settings.
-        output: where the run would write.
-        asked: ``--resume``: true for the newest run of this output directory, or the place to look in.
-        force: go on although what is learned changes.
+        plan: the plan of the run; `resume_from` puts the checkpoint among its settings.
+        output: where a new run would write.
+        asked: ``--resume``: True for the newest run of this output directory, or the path to look in.
+        force: resume although settings changed that affect what is learned.
 
     Raises:
-        RequestError: it cannot go on, or would learn something else.
+        RequestError: it cannot be resumed, or would learn something else.
     """
     explicit = plan.config.get("resume_from_checkpoint")
     if asked is not False and (problems := list(_at_odds(plan))):
@@ -65,7 +65,7 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
         return None
     wanted = requested(plan)
     place = Path(str(explicit or (output.root if asked is True else asked))).expanduser()
-    first = plan.cluster.is_first  # its decision holds for all
+    first = plan.cluster.is_first  # decides for all
     point = runs_resume.find_resumable(place, wanted, every_byte=first)
     if point is None:
         return _from_the_beginning(place, must_be_there=asked is not True)
@@ -80,17 +80,21 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
     if problems:
         raise RequestError(problems)
     if not explicit and point.checkpoint:
-        source = Source("automatic", f"--resume: step {point.step}")
-        name = "resume_from_checkpoint"
-        plan.config.settings[name] = Setting(str(point.checkpoint), source, name)
+        resume_from(plan, point.checkpoint, f"--resume: step {point.step}")
     return Resumption(point, tuple(_lines(point, harmless, harmful)))
 
 
+def resume_from(plan: TrainingPlan, checkpoint: Path, reason: str) -> None:
+    """Let ``plan`` resume from ``checkpoint``."""
+    name = "resume_from_checkpoint"
+    plan.config.settings[name] = Setting(str(checkpoint), Source("automatic", reason), name)
+
+
 def _at_odds(plan: TrainingPlan) -> Iterator[Problem]:
-    """Settings that ``--resume`` cannot have beside it."""
+    """Settings that contradict ``--resume``."""
     for name, does in (
-        ("resume_from_checkpoint", "names the checkpoint, which --resume finds by itself"),
-        ("resume_only_model", "leaves out the optimizer, with which --resume goes on"),
+        ("resume_from_checkpoint", "names a checkpoint, but --resume finds it by itself"),
+        ("resume_only_model", "skips the optimizer state, which --resume needs"),
     ):
         if plan.config.get(name):
             yield plan.config.problem(name, does, "Remove one of them.")
@@ -98,19 +102,21 @@ def _at_odds(plan: TrainingPlan) -> Iterator[Problem]:
 
 def _from_the_beginning(place: Path, must_be_there: bool) -> Resumption:
     if must_be_there:
-        do = "Name a run directory (vN-<time>), a checkpoint-N in it, or the output directory of runs."
-        raise RequestError([Problem(f"{place} holds no run to resume", do, "--resume")])
+        do = "Name a run directory (vN-<time>), a checkpoint-N in it, or an output directory with runs."
+        raise RequestError([Problem(f"{place} has no run to resume", do, "--resume")])
     return Resumption(None, (f"Nothing to resume in {place}: the run starts from the beginning.",))
 
 
 def _harmful(point: ResumePoint, changed: list[str]) -> Problem:
-    do = "Set it back, or add --force to go on with the change. Without --resume a new run begins."
-    return Problem(f"what is learned changed since {point.checkpoint}: {', '.join(changed)}", do)
+    do = "Undo the change, or add --force to resume with it. Without --resume a new run starts."
+    return Problem(
+        f"settings that affect what is learned changed since {point.checkpoint}: {', '.join(changed)}", do
+    )
 
 
 def _lines(point: ResumePoint, harmless: list[str], harmful: list[str]) -> Iterator[str]:
     yield from point.lines()
     if harmless:
-        yield f"Changed since then, not what is learned: {', '.join(harmless)}."
+        yield f"Changed since then, with no effect on what is learned: {', '.join(harmless)}."
     if harmful:
-        yield f"Changed since then, and with it what is learned: {', '.join(harmful)}."
+        yield f"Changed since then, with an effect on what is learned: {', '.join(harmful)}."

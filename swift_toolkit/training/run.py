@@ -1,7 +1,7 @@
 """One training run, from the start of its processes to its result.
 
-The processes are those of `training.worker`. What they report is folded into a `RunState`, which is shown in one live
-line, kept in ``result.json``, and decides how the run ends.
+The processes run `training.process.worker`. Their reports are folded into a `RunState`, which is shown as one live
+line, written to ``result.json``, and decides how the run ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -28,7 +27,7 @@ from swift_toolkit.machine import packages
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem, RunError
 from swift_toolkit.runs import lock
-from swift_toolkit.runs.record import SAME_VERSIONS, Recorder, TrainingResult
+from swift_toolkit.runs.record import SAME_VERSIONS, Recorder, RunDetails, TrainingResult
 from swift_toolkit.training import preflight
 from swift_toolkit.training.checked import CheckedRequest
 from swift_toolkit.training.ending import Ending
@@ -40,10 +39,10 @@ from swift_toolkit.training.process.events import RunEvent, RunState, fold
 from swift_toolkit.training.resume import Resumption
 
 FAILED_FOR = 15.0
-"""Seconds after which a run is ended whose process has failed and which has not ended by itself."""
+"""Seconds after the failure of a process until a run that does not end by itself is ended."""
 
 ONE_PRESS = 0.5
-"""Seconds within which several interrupts are one: a wrapper such as timeout(1) sends each signal twice."""
+"""Interrupts within this many seconds count as one: a wrapper such as timeout(1) sends each signal twice."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Job:
     """A checked request that is about to run.
 
     Args:
-        checked: as it was asked for.
-        plan: with the run's directory among its settings.
-        directory: where the run writes; of a process that takes part elsewhere, a temporary one.
+        checked: the request.
+        plan: the plan, with the run's directory among its settings.
+        directory: the run directory; a temporary one for a process that joins a run shown elsewhere.
         left_out: the bad rows that are skipped, as `dataset.copies` reports them.
         verbose: also show everything that ms-swift prints.
     """
@@ -67,7 +66,7 @@ class Job:
 
 @contextlib.contextmanager
 def directory(checked: CheckedRequest) -> Iterator[Path]:
-    """Where this process writes while the run lasts.
+    """The directory where this process writes during the run.
 
     Raises:
         RunError: it cannot write there.
@@ -84,14 +83,14 @@ def directory(checked: CheckedRequest) -> Iterator[Path]:
             yield found
         except OSError as error:
             where = error.filename or checked.output.root
-            raise RunError(f"{where} cannot be written: {error.strerror or error}.") from None
+            raise RunError(f"cannot write {where}: {error.strerror or error}.") from None
 
 
 def prepare_run(checked: CheckedRequest, plan: TrainingPlan, directory: Path, verbose: bool = False) -> Job:
-    """Let the run write to ``directory``, with copies of data that ms-swift cannot read as they are.
+    """Let the run write to ``directory``, and copy data that ms-swift cannot read as it is.
 
     Raises:
-        RequestError: there are more bad rows than may be skipped.
+        RequestError: the data has more bad rows than may be skipped.
     """
     plan.unpack_models()
     plan.write_to(directory)
@@ -106,7 +105,7 @@ def prepare_run(checked: CheckedRequest, plan: TrainingPlan, directory: Path, ve
 
 
 def train(job: Job) -> TrainingResult:
-    """Carry out a run that this process shows and writes down.
+    """Carry out a run that this process shows and records.
 
     Raises:
         RequestError: the data was refused before the first step.
@@ -136,7 +135,7 @@ def _say_unwritten(recorder: Recorder, error: OSError, ending: Ending, result: T
     Raises:
         RunError: the run did not fail otherwise.
     """
-    what = f"{recorder.directory / 'result.json'} cannot be written: {error.strerror}."
+    what = f"cannot write {recorder.directory / 'result.json'}: {error.strerror}."
     if result.status != "done":
         screen.say(what)
         return
@@ -145,10 +144,10 @@ def _say_unwritten(recorder: Recorder, error: OSError, ending: Ending, result: T
 
 
 def take_part(job: Job) -> TrainingResult:
-    """Carry out this process's part of a run that another process shows and writes down.
+    """Carry out this process's part of a run that another process shows and records.
 
     Raises:
-        RequestError: the processes were asked for different runs.
+        RequestError: the processes have different requests.
         RunError: the run failed.
         Interrupted: it was interrupted.
     """
@@ -162,30 +161,29 @@ def take_part(job: Job) -> TrainingResult:
 
 
 def _move_log(job: Job, logs: Path) -> Path:
-    """Put the log of this process's start beside those of the ranks, and remove the temporary directory."""
+    """Move the log of this process's start to those of the ranks, and remove the temporary directory."""
     before, log = job.directory / "train.log", logs / f"start-{job.plan.cluster.label}.log"
     try:
         logs.mkdir(parents=True, exist_ok=True)
         shutil.move(before, log)
     except OSError as error:
-        screen.say(f"{log} cannot be written: {error.strerror}. The log is in {before}.")
+        screen.say(f"cannot write {log}: {error.strerror}. The log stays in {before}.")
         return before
     shutil.rmtree(job.directory, ignore_errors=True)
     return log
 
 
-def _details(job: Job, plan: TrainingPlan, state: RunState, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """What result.json holds beyond the result."""
+def _details(job: Job, plan: TrainingPlan, state: RunState, rows: Mapping[str, object]) -> RunDetails:
     done, settings, estimate = state.done or events.Done(), plan.config.settings, plan.verdict.estimate
-    return {
-        "config": {name: setting.value for name, setting in settings.items()},
-        "sources": {name: str(setting.source) for name, setting in settings.items()},
-        "data": {**plan.data.as_dict(), "given": job.left_out},
-        "model_parameters": done.model_parameter_info,
-        "rows": rows,
-        "tokens_per_row": {"train": done.train_dataset, "val": done.val_dataset},
-        "memory": {"peak": state.memory or None, "estimate": estimate and estimate.total},
-    }
+    return RunDetails(
+        config={name: setting.value for name, setting in settings.items()},
+        sources={name: str(setting.source) for name, setting in settings.items()},
+        data={**plan.data.as_dict(), "given": job.left_out},
+        model_parameters=done.model_parameter_info,
+        rows=rows,
+        tokens_per_row={"train": done.train_dataset, "val": done.val_dataset},
+        memory={"peak": state.memory or None, "estimate": estimate.total if estimate else None},
+    )
 
 
 # --- following the processes --------------------------------------------------------------------------------
@@ -197,10 +195,10 @@ def follow(
     """Start the processes of a run and follow them to their end.
 
     Args:
-        job: what is carried out.
-        line: where its progress is shown.
-        check: holds its first step back, None if nothing does.
-        recorder: links its checkpoints, None if that is not for this process to do.
+        job: the run.
+        line: shows the progress.
+        check: the data check that the first step waits for; None if there is none.
+        recorder: links the checkpoints; None if another process does.
     """
     log, started, plan = job.directory / "train.log", time.time(), job.plan
     content = msgspec.json.encode(_request(job, check), enc_hook=str).decode()
@@ -227,7 +225,7 @@ def follow(
 
 
 def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
-    """What the training process is asked to do."""
+    """The request for the training process."""
     config = job.plan.config
     return events.RunOrder(
         command=config.command,
@@ -239,13 +237,12 @@ def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
 
 
 def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
-    """How the rows of a step are shared out, among the arguments so that it is the same on all nodes: how large a
-    micro-batch may be, in rows as long as the longest."""
+    """The size limit of a micro-batch, in rows of the longest length; an argument, to be the same on all nodes."""
     return {"balance": [f"{plan.largest_batch:.3f}"]} if plan.balances else {}
 
 
 def _peers(job: Job) -> events.PeersOrder:
-    """What every process that others started must be asked alike."""
+    """What must be the same in every process of the run."""
     plan = job.plan
     settings = plan.config.settings.items()
     return events.PeersOrder(
@@ -259,7 +256,7 @@ def _peers(job: Job) -> events.PeersOrder:
 
 
 def _reached(resumption: Resumption | None) -> RunState:
-    """What the training that goes on had reached; of a new one nothing."""
+    """The state that a resumed training had reached; empty for a new one."""
     state, point = RunState(), resumption.point if resumption else None
     if point is None or point.state is None or point.directory is None:
         return state
@@ -271,15 +268,15 @@ def _reached(resumption: Resumption | None) -> RunState:
 
 
 class _Follower:
-    """Takes in what the processes of a run report, and ends them when they must not go on.
+    """Handles the reports of a run's processes, and ends the processes when they must not continue.
 
     Args:
         child: the process that was started.
-        line: where the progress is shown.
-        check: of the data, None if the first step does not wait for it.
-        recorder: links the checkpoints, None if that is not for this process to do.
+        line: shows the progress.
+        check: the data check that the first step waits for; None if there is none.
+        recorder: links the checkpoints; None if another process does.
         state: what an earlier part of the training reached.
-        grace: seconds that a run which was asked to stop may take to save; None waits as long as it takes.
+        grace: seconds that a run may take to save after it was asked to stop; None sets no limit.
     """
 
     def __init__(
@@ -299,7 +296,7 @@ class _Follower:
         self._pressed = -ONE_PRESS
 
     def run(self) -> None:
-        """Follow until the processes have ended, or were ended."""
+        """Follow the processes until they end."""
         while True:
             try:
                 for event in self._events():
@@ -329,7 +326,7 @@ class _Follower:
             self.line.say(f"{sentence}.")
 
     def _must_end(self) -> bool:
-        """Whether the data is bad, a failed run does not end by itself, or it takes too long to stop."""
+        """Whether the processes must be ended: bad data, a failed run that hangs, or a stop that takes too long."""
         if self.check is not None and not self.refused:
             self.refused = self.check.problems()
         now = time.monotonic()
@@ -338,7 +335,7 @@ class _Follower:
         return bool(self.refused or hangs or stops)
 
     def _ends_now(self, interrupt: KeyboardInterrupt) -> bool:
-        """Take in Ctrl-C or SIGTERM: whether the run ends at once, not after a last checkpoint."""
+        """Handle Ctrl-C or SIGTERM. Returns whether the run ends at once, without a last checkpoint."""
         if time.monotonic() - self._pressed < ONE_PRESS:
             return False
         self._pressed = time.monotonic()

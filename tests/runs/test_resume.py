@@ -84,7 +84,7 @@ def test_a_run_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
     run.mkdir()
     point = found(tmp_path)
     assert (point.directory, point.checkpoint, point.step) == (run, None, 0)
-    assert list(point.lines()) == [f"{run} holds no whole checkpoint: the run starts from the beginning."]
+    assert list(point.lines()) == [f"{run} has no complete checkpoint: the run starts from the beginning."]
 
 
 def test_a_run_that_saved_the_model_only(run: Path) -> None:
@@ -201,7 +201,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     said: list[str] = []
     with lock.held(tmp_path, said.append):
         assert said == [
-            f"{tmp_path} was locked by process {holder.pid} on {socket.gethostname()}, which is gone."
+            f"{tmp_path} was locked by process {holder.pid} on {socket.gethostname()}, which no longer runs."
         ]
 
 

@@ -100,8 +100,8 @@ def test_what_nothing_needs_goes_only_with_yes(output: Path, capsys: pytest.Capt
     found = listed(capsys, output, "--clean")
     assert [(one["path"], one["why"]) for one in found["found"]] == [
         (str(never), "killed without a checkpoint"),
-        (str(torn), "its save did not end"),
-        (str(aside), "set aside when the run went on before it"),
+        (str(torn), "its save was interrupted"),
+        (str(aside), "damaged, and the run was resumed from an earlier one"),
     ]
     assert found["bytes"] > 10_000
     assert all(path.exists() for path in (never, torn, aside))

@@ -11,6 +11,7 @@ import pytest
 from swift_toolkit.config import rules
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import counted
 from swift_toolkit.dataset.report import DataReport
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.machine import device as machine_device
@@ -277,7 +278,10 @@ def test_an_effective_batch_of_64(
     assert planned(request, device).batch.effective == 64
     source = request.settings["gradient_accumulation_steps"].source
     if "gradient_accumulation_steps" not in settings:
-        assert str(source) == f"automatic: {batch} × {steps} × {device.count} process(es) = 64"
+        assert (
+            str(source)
+            == f"automatic: {batch} × {steps} × {counted(device.count, 'process', 'processes')} = 64"
+        )
 
 
 def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
@@ -345,13 +349,13 @@ def test_processes_on_a_cpu_share_its_memory() -> None:
 def test_what_is_only_suggested(installed: set[str]) -> None:
     request = config(max_length=2048, per_device_train_batch_size=4)
     assert planned(request, gpus(), data(1000, 200)).suggestions == [
-        "--packing true --attn_impl flash_attn (needs flash-attn): rows of about 200 tokens fill 2048; "
+        "--packing true --attn_impl flash_attn (needs flash-attn): packs rows of about 200 tokens into sequences of 2048; "
         "a step then learns from more rows, so choose the batch size again",
         "--use_liger_kernel true (needs liger-kernel and a model it supports): saves most of the 6.8 GiB of logits",
     ]
     installed |= {"flash_attn", "liger_kernel"}
     assert planned(request, gpus(), data(2000, 1000)).suggestions[0] == (
-        "--padding_free true --attn_impl flash_attn: nothing is computed for padding"
+        "--padding_free true --attn_impl flash_attn: no computation is spent on padding"
     )
     assert planned(request, CPU, data(1000, 200)).suggestions == []
     assert not {"packing", "use_liger_kernel"} & set(automatic(request, gpus()))

@@ -80,7 +80,7 @@ def test_it_stays_shut_when_too_many_get_lost(check: DataCheck) -> None:
     check.count({"train": 18, "val": 0}, {"train": 17, "val": 0})
     assert list(map(str, check.problems())) == [
         "ms-swift trains on 17 of 20 rows: 2 were not read by ms-swift, see train.log, 1 ValueError: odd; at most 5% "
-        "may be lost. Allow it with --max-lost-rows 15%."
+        "may be dropped. Allow it with --max-lost-rows 15%."
     ]
     assert not check.path.exists()
 
@@ -121,14 +121,14 @@ def test_numbers_of_rows_that_cannot_be() -> None:
     with pytest.raises(RequestError) as caught:
         FineTuner(model="a/b", dataset="a.jsonl", val_dataset="a.jsonl#3")
     assert (
-        str(caught.value) == '"val_dataset" asks for 3 rows of "a.jsonl", which holds 2. '
-        "ms-swift repeats rows only to train on them."
+        str(caught.value) == '"val_dataset" asks for 3 rows of "a.jsonl", which has 2. '
+        "ms-swift repeats only training rows."
     )
     with pytest.raises(RequestError) as caught:
         FineTuner(model="a/b", dataset="one.jsonl", split_dataset_ratio=0.1)
     assert (
-        str(caught.value) == '"split_dataset_ratio" leaves no row of "one.jsonl" to train on. '
-        "Name validation data as val_dataset instead."
+        str(caught.value) == '"split_dataset_ratio" leaves no training row of "one.jsonl". '
+        'Name validation data as "val_dataset" instead.'
     )
 
 
@@ -161,7 +161,7 @@ def test_a_run_that_loses_too_many_rows_takes_no_step(tiny_model: Path) -> None:
     with pytest.raises(RequestError) as caught:
         tuner(tiny_model, path, max_length=64).run_training()
     assert str(caught.value) == (
-        "ms-swift trains on 18 of 20 rows: 2 too long for max_length; at most 5% may be lost. "
+        "ms-swift trains on 18 of 20 rows: 2 too long for max_length; at most 5% may be dropped. "
         'Raise "max_length", or set "truncation_strategy" to "left" or "right". '
         "Allow it with --max-lost-rows 10%."
     )
@@ -205,6 +205,6 @@ def test_rows_that_get_lost_while_training_are_counted(
     assert rows["train"] == {"found": 20, "loaded": 20, "used": None}
     times = rows["replaced_while_training"].pop("too long for max_length")
     assert times and not rows["replaced_while_training"]
-    said = f"ms-swift replaced rows that it could not use by others: {times} too long for max_length."
+    said = f"ms-swift replaced rows that it could not use: {times} too long for max_length."
     assert said in capfd.readouterr().err
     assert result()["data"]["complete"]

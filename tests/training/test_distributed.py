@@ -286,7 +286,7 @@ def test_two_machines_train_together(
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
     assert "step 4/4" in first.said()
     assert "step" not in second.said()
-    assert f"taking part in {run}" in second.said()
+    assert f"joined the run in {run}" in second.said()
     assert second.prints.read_text() == ""
     assert {path.name for path in (run / "logs").iterdir()} == {"rank1.log", "start-node1.log"}
 
@@ -307,14 +307,14 @@ def test_a_machine_that_dies_ends_the_run_which_then_goes_on(
     run = first.run_directory
     failed = first.said()[first.said().index("Training failed") :].splitlines()
     assert failed[0].startswith("Training failed: node 1 (")
-    assert ") has gone: it was last heard of " in failed[0]
+    assert ") is lost: its last heartbeat was " in failed[0]
     while leftovers(run):  # node 1 notices by itself that its starter has gone
         assert time.monotonic() - began < FAST
         time.sleep(0.1)
     told = result(run)
     assert told["status"] == "failed"
     checkpoint = Path(told["last_checkpoint"])
-    assert failed[-1] == f"To go on from {checkpoint}, run the same command with --resume."
+    assert failed[-1] == f"To resume from {checkpoint}, run the same command with --resume."
 
     steps = int(checkpoint.name.removeprefix("checkpoint-"))
     again = [*flags(settings(tiny_model, output, max_steps=steps + 2, save_total_limit=3)), "--resume"]

@@ -87,7 +87,9 @@ def test_a_full_disk(tiny_model: Path, small_disk: Path) -> None:
     assert lines[0].startswith(f"Training failed: the disk of {directory} is full (0.0 GiB free). Full log: ")
     assert found.whole
     assert f"Complete checkpoints: {', '.join(map(str, found.whole))}" in lines
-    assert not found.torn or f"Incomplete, delete: {', '.join(map(str, found.torn))}" in lines
+    assert (
+        not found.torn or f"Incomplete checkpoints, to be deleted: {', '.join(map(str, found.torn))}" in lines
+    )
     assert "Free some space. Then run the same command with --resume." in lines
     assert "Unexpected" not in said
 
@@ -111,7 +113,7 @@ def test_a_directory_that_is_removed_meanwhile(tiny_model: Path, tmp_path: Path)
     assert started.wait() == 1
     said = started.errors.read_text()
     assert "Unexpected" not in said
-    assert f"{started.run_directory} was removed while the run wrote to it." in said
+    assert f"{started.run_directory} was removed during the run." in said
 
 
 @pytest.mark.slow
@@ -128,7 +130,7 @@ def test_a_directory_that_becomes_read_only(tiny_model: Path, small_disk: Path) 
     last = storage.checkpoints(started.run_directory).whole[-1]
     assert str(last) in said[said.index("Complete checkpoints: ") :]
     assert "Make it writable again. Then run the same command with --resume." in said
-    assert f"{started.run_directory}/result.json cannot be written: Read-only file system." in said
+    assert f"cannot write {started.run_directory}/result.json: Read-only file system." in said
 
 
 def test_the_disk_that_an_error_names(tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def test_a_run_that_ends_too_early_without_a_reason_failed() -> None:
     error = raised(ending(CheckpointSaved(step=2, checkpoint="c-2"), Done(global_step=2)))
     assert isinstance(error, RunError)
     assert str(error).splitlines() == [
-        "Training failed: it ended at step 2 of 4, and nothing asked for that. Full log: run/train.log",
-        "To go on from c-2, run the same command with --resume.",
+        "Training failed: it ended unexpectedly at step 2 of 4. Full log: run/train.log",
+        "To resume from c-2, run the same command with --resume.",
     ]
 
 

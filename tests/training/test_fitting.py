@@ -76,12 +76,12 @@ def test_quantised_weights_are_not_divided() -> None:
 def test_nothing_that_fits() -> None:
     verdict = fitting.judge_memory(run(2))
     assert (verdict.word, verdict.saving) == ("does not fit", None)
-    assert [line for name, line in verdict.lines() if name == "would fit"] == ["only with more memory"]
+    assert [line for name, line in verdict.lines() if name == "to fit"] == ["more memory is needed"]
 
 
 def test_what_is_said_of_rows_that_are_not_here() -> None:
     lines = dict(fitting.judge_memory(run(24, rows=Rows(), max_length=8192)).lines())
-    assert lines["memory"].startswith("about 18.0 GiB of 24.0 GiB a device, fits: weights 14.2, ")
+    assert lines["memory"].startswith("about 18.0 GiB of 24.0 GiB per device, fits: weights 14.2, ")
     assert lines[""].startswith(
         "at the peak of training, assuming rows of 1,024 tokens, because the data is not on this machine; "
     )
@@ -92,7 +92,7 @@ def test_an_unknown_model() -> None:
     verdict = fitting.judge_memory(None)
     assert verdict.as_dict() == {"verdict": "unknown"}
     assert list(verdict.lines()) == [
-        ("memory", "unknown: neither a config.json nor the model's name says how large it is")
+        ("memory", "unknown: neither a config.json nor the model's name tells its size")
     ]
 
 

@@ -128,12 +128,12 @@ def test_the_size_of_the_world() -> None:
 @pytest.mark.parametrize(
     ("said", "first", "phrase"),
     [
-        ("", True, "2 processes, one for each visible device, through torch.distributed.run"),
+        ("", True, "2 processes, one per visible device, through torch.distributed.run"),
         ("NPROC_PER_NODE=1", True, "1 process, through torch.distributed.run"),
         (
             "NNODES=4 NODE_RANK=2 MASTER_ADDR=h",
             False,
-            "2 processes, one for each visible device, node 2 of 4, the first is h:29500, through torch.distributed.run",
+            "2 processes, one per visible device, node 2 of 4, the first is h:29500, through torch.distributed.run",
         ),
         ("LOCAL_RANK=0 RANK=0 WORLD_SIZE=8", True, "rank 0 of 8, as torchrun started it"),
         ("LOCAL_RANK=0 RANK=4 WORLD_SIZE=8", False, "rank 4 of 8, as torchrun started it"),
@@ -196,16 +196,16 @@ def test_the_first_host_of_a_slurm_job(nodelist: str, first: str) -> None:
         (
             "NPROC_PER_NODE=4",
             [
-                '"NPROC_PER_NODE" is 4, but 2 cuda device(s) are visible here. Ask for fewer, or make more devices visible.'
+                '"NPROC_PER_NODE" is 4, but 2 cuda devices are visible here. Request fewer processes, or make more devices visible.'
             ],
         ),
         (
             "NNODES=2",
             [
-                "2 nodes are asked for, but not which of them this is. "
+                "2 nodes are requested, but the number of this node is not given. "
                 "Add --node-rank: 0 on the first machine, 1 on the second, and so on.",
-                "2 nodes are asked for, but not where the first is. "
-                "Add --master-addr: host name or address of the first machine, the same on all.",
+                "2 nodes are requested, but the address of the first is not given. "
+                "Add --master-addr: the host name or address of the first machine, the same on all.",
             ],
         ),
         (
@@ -271,7 +271,7 @@ def test_python_asks_for_several_machines() -> None:
     with pytest.raises(RequestError) as caught:
         FineTuner("configs/quickstart.json", nnodes=2, master_addr="h")
     assert str(caught.value) == (
-        "2 nodes are asked for, but not which of them this is. "
+        "2 nodes are requested, but the number of this node is not given. "
         "Add node_rank: 0 on the first machine, 1 on the second, and so on."
     )
 

@@ -119,7 +119,7 @@ def test_a_silent_node_is_gone_after_a_while() -> None:
     assert lost == [[], []]
     time.sleep(1.2)
     assert lost[1] == []
-    assert lost[0] == ["node 1 (b) has gone: it was last heard of 1 s ago"]
+    assert lost[0] == ["node 1 (b) is lost: its last heartbeat was 1 s ago"]
     one.leave()
 
 
@@ -129,7 +129,7 @@ def test_a_broken_connection_points_to_the_node_that_is_silent() -> None:
     assert one.cause("Connection closed by peer [10.0.0.2]:4711") is None  # all are there
     two_.leave()
     assert one.cause("Connection closed by peer [10.0.0.2]:4711") == (
-        "node 1 (b) has gone: it was last heard of 0 s ago"
+        "node 1 (b) is lost: its last heartbeat was 0 s ago"
     )
     one.leave()
 
@@ -147,7 +147,7 @@ def test_without_the_store_node_0_is_gone() -> None:
     store = Memory()
     (_, two_), lost = watched(store)
     store.broken = True
-    assert two_.cause("Connection reset by peer") == "node 0 (a) has gone: the connection to it broke"
+    assert two_.cause("Connection reset by peer") == "node 0 (a) is lost: the connection to it broke"
     assert two_.tell("rank 1: X") == "rank 1: X"
     time.sleep(0.5)
-    assert lost == [[], ["node 0 (a) has gone: the connection to it broke"]]
+    assert lost == [[], ["node 0 (a) is lost: the connection to it broke"]]

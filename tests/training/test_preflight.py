@@ -17,7 +17,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def problems(**settings: Any) -> list[str]:
     config = load_config({"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "a/b", **settings})
-    return [str(problem) for problem in preflight.check_files(config)]
+    return [str(problem) for problem in preflight.file_problems(config)]
 
 
 def test_a_hub_model_is_left_to_ms_swift() -> None:
@@ -32,7 +32,7 @@ def test_a_missing_model_names_the_nearest(tmp_path: Path) -> None:
     ]
     assert problems(model="SmolLM2") == [
         '"model" names the directory "SmolLM2", which does not exist. '
-        "Check the path, or name a model of a hub as owner/name."
+        "Check the path, or name a hub model as owner/name."
     ]
 
 
@@ -47,8 +47,8 @@ def test_files_and_checkpoints_that_settings_name(tmp_path: Path) -> None:
         adapters=["./no/adapter"], resume_from_checkpoint=str(tmp_path), external_plugins=["plugin.py"]
     ) == [
         '"adapters" names the directory "./no/adapter", which does not exist. Check the path.',
-        f'"resume_from_checkpoint" cannot be used: "{tmp_path}" holds no trainer_state.json to go on from. '
-        "Name a directory checkpoint-N of a training run.",
+        f'"resume_from_checkpoint" cannot be used: "{tmp_path}" has no trainer_state.json to resume from. '
+        "Name a checkpoint-N directory of a training run.",
         '"external_plugins" names the file "plugin.py", which does not exist. Check the path.',
     ]
 
@@ -56,14 +56,14 @@ def test_files_and_checkpoints_that_settings_name(tmp_path: Path) -> None:
 def test_an_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("")
     assert problems(output_dir=str(tmp_path / "output/mine")) == [
-        f'"output_dir" "{tmp_path}/output" is a file, not a directory. Choose another.'
+        f'"output_dir" "{tmp_path}/output" is a file, not a directory. Choose another path.'
     ]
 
 
 def test_an_output_without_the_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)  # root may write anywhere
     assert problems(output_dir=str(tmp_path)) == [
-        f'"output_dir" "{tmp_path}" is not writable. Choose another, or change its rights.'
+        f'"output_dir" cannot write to "{tmp_path}": permission denied. Choose another directory, or change its permissions.'
     ]
 
 
@@ -83,7 +83,7 @@ def test_a_disk_too_full_for_the_checkpoints(
     assert said() == []  # an adapter is small
     assert said(train_type="full") == [
         f'"output_dir" has {free / (1 << 30):.1f} GiB free, and 10 checkpoints take about '
-        f'{30 * weights / (1 << 30):.1f} GiB. Free some, choose another disk, or set "save_total_limit" to at most 2.'
+        f'{30 * weights / (1 << 30):.1f} GiB. Free some space, choose another disk, or set "save_total_limit" to at most 2.'
     ]
     assert said(train_type="full", save_total_limit=2) == []
     assert said(train_type="full", save_total_limit=3) != []
@@ -92,7 +92,7 @@ def test_a_disk_too_full_for_the_checkpoints(
     assert said(train_type="full", steps=None) == []  # only one is known of
     free = weights
     lora = load_config({**fixed, "output_dir": str(tmp_path), "save_steps": 10, "train_type": "lora"})
-    assert preflight.disk_problems(lora, 1000, False) == []  # an adapter's size is only guessed
+    assert list(preflight.disk_problems(lora, 1000, False)) == []  # an adapter's size is only estimated
     (warning,) = preflight.disk_warnings(lora, 1000, False)
     assert "and 100 checkpoints take about " in str(warning)
     free = 10 * weights
@@ -100,7 +100,7 @@ def test_a_disk_too_full_for_the_checkpoints(
     free = weights
     assert said(train_type="full", steps=5) == [
         f'"output_dir" has {free / (1 << 30):.1f} GiB free, and one checkpoint takes about '
-        f"{3 * weights / (1 << 30):.1f} GiB. Free some, or choose another disk."
+        f"{3 * weights / (1 << 30):.1f} GiB. Free some space, or choose another disk."
     ]
 
 

@@ -77,8 +77,8 @@ def test_what_cannot_be_tried() -> None:
         str(problem) for problem in probe.probe_problems(preflight.check_data(request), Cluster(nodes=2))
     ]
     assert found == [
-        '"--probe" cannot know the longest rows of "owner/data", which is not on this machine. Download it.',
-        '"--probe" starts a run of its own, on one machine. Try one machine alone first.',
+        '"--probe" cannot find the longest rows of "owner/data", which is not on this machine. Download it.',
+        '"--probe" works on one machine only. Try the run on one machine first.',
     ]
 
 

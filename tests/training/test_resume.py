@@ -49,7 +49,7 @@ def test_it_goes_on_where_it_was(settings: dict[str, Any], run: Path) -> None:
     assert plan["arguments"]["output_dir"] == str(run)
     assert plan["resume"] == [
         f"Resuming from {run}/checkpoint-2, step 2.",
-        'Changed since then, not what is learned: "save_steps" not set → 1.',
+        'Changed since then, with no effect on what is learned: "save_steps" not set → 1.',
     ]
 
 
@@ -63,15 +63,14 @@ def test_nothing_to_resume_is_no_error(settings: dict[str, Any]) -> None:
 
 def test_a_place_that_is_named_must_hold_a_run(settings: dict[str, Any], tmp_path: Path) -> None:
     assert refused(settings, resume=tmp_path) == (
-        f'"--resume" {tmp_path} holds no run to resume. '
-        "Name a run directory (vN-<time>), a checkpoint-N in it, or the output directory of runs."
+        f'"--resume" {tmp_path} has no run to resume. '
+        "Name a run directory (vN-<time>), a checkpoint-N in it, or an output directory with runs."
     )
 
 
 def test_a_finished_run(settings: dict[str, Any], run: Path) -> None:
     assert refused(settings, max_steps=2) == (
-        f"{run}/checkpoint-2 is at step 2 of 2: there is nothing left to train. "
-        'To train longer, raise "max_steps".'
+        f'{run}/checkpoint-2 is at step 2 of 2: the run is finished. To train longer, raise "max_steps".'
     )
     shutil.rmtree(run / "checkpoint-2")
     write_checkpoint(run / "checkpoint-2", max_steps=2, num_train_epochs=1)
@@ -82,8 +81,8 @@ def test_a_finished_run(settings: dict[str, Any], run: Path) -> None:
 
 def test_what_is_learned_changed(settings: dict[str, Any], run: Path, tmp_path: Path) -> None:
     assert refused(settings, learning_rate=1e-3) == (
-        f'what is learned changed since {run}/checkpoint-2: "learning_rate" 0.0001 → 0.001. '
-        "Set it back, or add --force to go on with the change. Without --resume a new run begins."
+        f'settings that affect what is learned changed since {run}/checkpoint-2: "learning_rate" 0.0001 → 0.001. '
+        "Undo the change, or add --force to resume with it. Without --resume a new run starts."
     )
     FineTuner(settings, learning_rate=1e-3, resume=True, force=True)
     other = tmp_path / "other.jsonl"
@@ -96,10 +95,10 @@ def test_what_is_learned_changed(settings: dict[str, Any], run: Path, tmp_path: 
 
 def test_another_tuner_or_rank(settings: dict[str, Any], run: Path) -> None:
     assert refused(settings, train_type="full", force=True) == (
-        f'"train_type" is "full", and {run}/checkpoint-2 was trained with "lora". Set it to "lora".'
+        f'"train_type" is "full", but {run}/checkpoint-2 was trained with "lora". Set it to "lora".'
     )
     assert refused(settings, lora_rank=64, force=True) == (
-        f'"lora_rank" is 64 and has no effect: {run}/checkpoint-2 has 8. Set it to 8, or remove it.'
+        f'"lora_rank" is 64 and has no effect: {run}/checkpoint-2 was trained with 8. Set it to 8, or remove it.'
     )
 
 
@@ -109,9 +108,9 @@ def test_a_checkpoint_of_another_generation_of_ms_swift(settings: dict[str, Any]
     checkpoint = write_checkpoint(run / "checkpoint-2", **other)
     number = 3 if installed().line == "v4" else 4
     assert refused(settings) == (
-        f"{checkpoint} holds the optimizer of ms-swift {number}, which {installed().version} cannot load. "
-        f"Resume it with ms-swift {number}, or train on from its weights alone: "
-        'set "resume_only_model" to true beside "resume_from_checkpoint".'
+        f"ms-swift {installed().version} cannot load the optimizer state in {checkpoint}, "
+        f"which ms-swift {number} wrote. Resume with ms-swift {number}, or start a new training from its weights only: "
+        'set "resume_only_model" to true together with "resume_from_checkpoint".'
     )
 
 
@@ -134,7 +133,10 @@ def test_other_processes_under_deepspeed(settings: dict[str, Any], run: Path) ->
     (checkpoint / "global_step2").mkdir()
     for name in ("mp_rank_00_model", "zero_pp_rank_0_mp_rank_00_optim", "zero_pp_rank_1_mp_rank_00_optim"):
         shutil.copy(checkpoint / "optimizer.pt", checkpoint / f"global_step2/{name}_states.pt")
-    assert f"DeepSpeed wrote {checkpoint} with 2 process(es), and there are 1. Start 2" in refused(settings)
+    message = (
+        f"{checkpoint} was written by DeepSpeed with 2 processes, but this run has 1. Use --nproc-per-node 2"
+    )
+    assert message in refused(settings)
 
 
 def test_a_checkpoint_that_is_named_in_the_settings(settings: dict[str, Any], run: Path) -> None:
@@ -142,12 +144,12 @@ def test_a_checkpoint_that_is_named_in_the_settings(settings: dict[str, Any], ru
     plan = FineTuner(settings, resume_from_checkpoint=str(run / "checkpoint-2")).describe()
     assert Path(plan["arguments"]["output_dir"]).name.startswith("v1-")
     named = str(run / "checkpoint-2")
-    assert "what is learned changed" in refused(
+    assert "settings that affect what is learned changed" in refused(
         settings, resume=False, resume_from_checkpoint=named, learning_rate=1e-3
     )
     assert refused(settings, resume_from_checkpoint=named, resume_only_model=True) == (
-        '"resume_from_checkpoint" names the checkpoint, which --resume finds by itself. Remove one of them.\n'
-        '"resume_only_model" leaves out the optimizer, with which --resume goes on. Remove one of them.'
+        '"resume_from_checkpoint" names a checkpoint, but --resume finds it by itself. Remove one of them.\n'
+        '"resume_only_model" skips the optimizer state, which --resume needs. Remove one of them.'
     )
     (run / "checkpoint-2/optimizer.pt").write_bytes((run / "checkpoint-2/optimizer.pt").read_bytes()[:500])
     message = refused(settings, resume=False, resume_from_checkpoint=named)

@@ -1,1 +1,1 @@
-"""The memory that a run needs, before it starts."""
+"""Estimate of the memory that a run needs."""

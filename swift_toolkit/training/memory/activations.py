@@ -10,21 +10,21 @@ from swift_toolkit.training.memory.run import MemoryRun
 from swift_toolkit.training.memory.weights import Trained, sharing
 
 UNSEEN_IMAGE, MIDDLING_IMAGE = 1280, 391
-"""Tokens of an image whose size nothing limits, and of a middling one: a megapixel, and 640 by 480 pixels, to Qwen2-VL,
-whose tokens are 28 by 28 pixels."""
+"""Tokens of an image without a size limit (one megapixel) and of a typical one (640 × 480 pixels), for Qwen2-VL, whose
+tokens are 28 × 28 pixels."""
 
 
 # --- activations and logits ---------------------------------------------------------------------------------
 
 
 def _row_factor(run: MemoryRun) -> int:
-    """Sequences that one row of the data becomes: chosen and rejected, or a question with its documents."""
+    """Sequences made of one row: the chosen and the rejected answer, or a question with its documents."""
     negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "") if run.task.has_negatives else "0"
     return run.task.sequences + (int(negatives) if negatives.isdecimal() else 7)
 
 
 def image_tokens(run: MemoryRun) -> int:
-    """Tokens of the largest image, as ms-swift's environment variables or the model limit it; 0 of a text model."""
+    """Tokens of the largest image, as limited by ms-swift's environment variables or the model; 0 for a text model."""
     shape = run.shape
     if shape.encoder is None:
         return 0
@@ -38,8 +38,8 @@ def image_tokens(run: MemoryRun) -> int:
 
 
 def _length(run: MemoryRun, text: int, image: int) -> int:
-    """Tokens of a row: ``text``, its images of ``image`` tokens each, and what is generated; with sequence
-    parallelism, the part of a row that one device has."""
+    """Tokens of a row: ``text``, its images of ``image`` tokens each, and generated ones. With sequence parallelism
+    the tokens of that row on one device."""
     length = text + run.rows.images * image
     limit = run.value("max_length") or run.shape.context
     length = min(length, limit) if limit else length
@@ -51,14 +51,14 @@ def _length(run: MemoryRun, text: int, image: int) -> int:
 def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
     """Tokens of the largest batch of ``batch`` rows on one device.
 
-    Packing fills every row. Without padding a batch has the longest row and others as they come; with it, all of
-    its rows are as long as the longest.
+    With packing every row is full. Without padding a batch has one row of the longest length and others of average
+    length; with padding all rows are padded to the longest.
 
     Args:
         run: the run.
-        batch: rows; with a fraction where rows of about the same length share a batch.
-        longest: tokens of text in the longest row.
-        image: tokens of its images, each; 0 to count text alone.
+        batch: number of rows; may have a fraction if rows of similar length share a batch.
+        longest: text tokens of the longest row.
+        image: tokens of each image; 0 to count text only.
     """
     row = _length(run, longest, image)
     if run.value("packing"):
@@ -90,24 +90,25 @@ def moving_bytes(run: MemoryRun, tokens: int, trained: Trained) -> dict[str, flo
 
 
 def _kept(run: MemoryRun, stack: Stack, tokens: int, checkpointing: bool) -> float:
-    """Bytes that ``stack`` keeps for the way back: with checkpointing the inputs of its layers, and one layer whole
-    while it is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
+    """Bytes that ``stack`` keeps for the backward pass. With checkpointing these are the inputs of its layers, and one
+    complete layer while it is recomputed (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
     layer = tokens * _layer_bytes(run, stack) + _score_bytes(run, stack, tokens)
     back = (
         tokens * run.width * (stack.matrices * stack.inner + 2 * stack.hidden)
-    )  # gradients inside the layer that is at work
+    )  # gradients inside the current layer
     if checkpointing:
         return stack.layers * tokens * stack.hidden * run.width + layer + back
     return stack.layers * layer + back
 
 
 def _layer_bytes(run: MemoryRun, stack: Stack) -> float:
-    """Bytes that one layer keeps for each token, as Korthikanti et al. count them (section 4.1) for the layers of
-    Llama and Qwen (RMSNorm, rotary positions, grouped queries, SwiGLU; transformers' modelling code).
+    """Bytes that one layer keeps per token, counted as in Korthikanti et al. (section 4.1), for the layers of Llama and
+    Qwen (RMSNorm, rotary positions, grouped queries, SwiGLU; transformers' modelling code).
 
-    Both norms keep their input in float32. Attention (a fused kernel) keeps queries, keys, values and its output, the
-    MLP its gate, the gate's activation, and the other branch; without a gate one branch and its activation. A trained
-    weight also keeps its input; a LoRA adapter the input after dropout, the dropout's mask, and its own inner result.
+    Both norms keep their input in float32. Attention (a fused kernel) keeps queries, keys, values and its output. The
+    MLP keeps its gate, the gate's activation and the other branch; without a gate, one branch and its activation. A
+    trained weight also keeps its input; a LoRA adapter keeps the input after dropout, the dropout mask and its own
+    intermediate result.
     """
     width, hidden, inner = run.width, stack.hidden, stack.inner
     kept = 8 * hidden + width * (2 * stack.queries + 2 * stack.keys + stack.matrices * inner)
@@ -121,8 +122,8 @@ def _layer_bytes(run: MemoryRun, stack: Stack) -> float:
 
 
 def _score_bytes(run: MemoryRun, stack: Stack, tokens: int) -> float:
-    """Bytes of attention scores where attention is not fused: the scores, and their softmax in float32 and as it is
-    handed on, for every pair of tokens of a row."""
+    """Bytes of attention scores if attention is not fused: for every pair of tokens of a row the score, its softmax in
+    float32, and the softmax in the computation type."""
     if run.value("attn_impl") != "eager":
         return 0
     length = min(tokens, _length(run, run.rows.longest, image_tokens(run)))
@@ -130,26 +131,27 @@ def _score_bytes(run: MemoryRun, stack: Stack, tokens: int) -> float:
 
 
 def logit_bytes(run: MemoryRun) -> float:
-    """Bytes of the output layer's results for a batch and of the loss made from them.
+    """Bytes of the logits of a batch and of the loss computed from them.
 
-    As transformers computes it (``loss_utils.ForCausalLMLoss``), on the way back: the log softmax, its gradient and
-    that of the logits, in float32. The way there takes less: the logits as computed, in float32, and the log softmax.
-    On a CPU another float32 copy stays (measured, SmolLM2: 13 to 20 bytes a logit in all).
-    Liger makes them in pieces as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has none.
+    As transformers computes it (``loss_utils.ForCausalLMLoss``), the backward pass holds the log softmax, its gradient
+    and the gradient of the logits, all in float32. The forward pass takes less: the logits as computed and in float32,
+    and the log softmax. On a CPU another float32 copy remains (measured with SmolLM2: 13 to 20 bytes per logit in
+    total). Liger computes them in chunks as large as the hidden states (Hsu et al. 2024, section 3.2). A classifier has
+    no logits.
     """
     tokens = _judged_tokens(run, run.longest_rows, run.rows.longest)
     tokens *= 2 if run.task.has_teacher else 1  # the teacher's too
     if run.task.logits == "last":
         return (
             tokens * run.shape.vocabulary * 2 * run.width
-        )  # and their gradient: only the last token's go on
+        )  # and their gradient; only the last token is used
     if run.value("use_liger_kernel"):
         return tokens * run.shape.text.hidden * (run.width + 8)
     return float(tokens * run.shape.vocabulary * (16 if run.kind == "cpu" else 12))
 
 
 def eval_logits(run: MemoryRun) -> float:
-    """The same for an evaluation, which has no way back: the logits, in float32, and the log softmax."""
+    """The same for an evaluation, which has no backward pass: the logits, also in float32, and the log softmax."""
     data = run.value("val_dataset") or run.value("split_dataset_ratio")
     if not data or run.value("eval_strategy") == "no" or run.value("use_liger_kernel"):
         return 0
@@ -159,8 +161,8 @@ def eval_logits(run: MemoryRun) -> float:
 
 
 def _judged_tokens(run: MemoryRun, batch: float, longest: int) -> int:
-    """Tokens of a batch that have logits: of newer models not those of images, which come before the answer (ms-swift's
-    ``use_logits_to_keep``); of a classifier none."""
+    """Tokens of a batch that have logits. For newer models these exclude image tokens, which precede the answer
+    (ms-swift's ``use_logits_to_keep``); a classifier has none."""
     if run.task.logits == "none":
         return 0
     keeps_all = not run.shape.answers_only or run.task.logits == "last" or run.value("packing")
@@ -168,8 +170,8 @@ def _judged_tokens(run: MemoryRun, batch: float, longest: int) -> int:
 
 
 def generation_bytes(run: MemoryRun, training: float) -> float:
-    """What answers are written with: vLLM takes its share of the device, only while it writes if it sleeps between
-    (``sleep_level``); without it, keys and values of a batch are kept."""
+    """Memory for generating answers. vLLM takes its share of the device, with ``sleep_level`` only while it generates;
+    without vLLM the keys and values of a batch are kept."""
     if not run.task.generates:
         return 0
     if run.value("use_vllm") and run.value("vllm_mode") == "colocate":

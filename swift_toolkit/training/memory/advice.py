@@ -1,4 +1,4 @@
-"""What to change: for less memory, or for less time with the memory there is."""
+"""Advice: what to change to need less memory, or to be faster with the available memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from swift_toolkit.training.memory.run import MemoryRun
 
 
 def when_memory_ran_out(run: MemoryRun | None, config: Config) -> list[str]:
-    """The changes to try, the gentlest first, in the numbers of this run.
+    """The changes to try, least intrusive first, with the numbers of this run.
 
     Args:
-        run: what its memory follows from, None if unknown.
-        config: its settings.
+        run: what determines its memory; None if unknown.
+        config: the settings.
     """
     advice = [f"{one} (about {gib(one.total)})" for one in fitting.savings(run)] if run else []
     if (length := config.get("max_length")) and length > 512:
@@ -28,11 +28,11 @@ def when_memory_ran_out(run: MemoryRun | None, config: Config) -> list[str]:
 
 
 LOGITS_SHARE = 0.15
-"""Share of the memory from which on it is worth saving what the logits take."""
+"""Share of the memory above which it is worth reducing the logits."""
 
 
 def suggestions(run: MemoryRun | None) -> Iterator[str]:
-    """What would save time or memory on a GPU and is the user's to decide, with its conditions."""
+    """Changes that would save time or memory on a GPU, with their conditions; the user decides."""
     if run is None or run.kind != "cuda":
         return
     yield from _fuller_batches(run)
@@ -48,7 +48,7 @@ def suggestions(run: MemoryRun | None) -> Iterator[str]:
 
 
 def _fuller_batches(run: MemoryRun) -> Iterator[str]:
-    """Less padding, with what flash attention makes possible."""
+    """Less padding, with flash attention."""
     if run.value("command") != "sft" or run.value("packing") or run.rows.images:
         return
     flash = "--attn_impl flash_attn" + (
@@ -57,8 +57,8 @@ def _fuller_batches(run: MemoryRun) -> Iterator[str]:
     limit = run.value("max_length")
     if run.rows.seen and limit and limit > 4 * run.rows.mean:
         yield (
-            f"--packing true {flash}: rows of about {run.rows.mean} tokens fill {limit}; "
+            f"--packing true {flash}: packs rows of about {run.rows.mean} tokens into sequences of {limit}; "
             "a step then learns from more rows, so choose the batch size again"
         )
     elif not run.value("padding_free") and run.value("per_device_train_batch_size") > 1:
-        yield f"--padding_free true {flash}: nothing is computed for padding"
+        yield f"--padding_free true {flash}: no computation is spent on padding"

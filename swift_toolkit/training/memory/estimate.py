@@ -1,9 +1,8 @@
-"""How much memory a training run takes on each device, estimated before it starts, part by part.
+"""The memory that a training run needs on each device, estimated part by part before it starts.
 
 Weights, gradients and optimiser states follow Rajbhandari et al. 2020 ("ZeRO: Memory Optimizations Toward Training
-Trillion Parameter Models", section 3); activations are counted as Korthikanti et al. 2022 ("Reducing Activation
-Recomputation in Large Transformer Models", section 4) count them, for the layers of today's models. Nothing is
-imported that computes.
+Trillion Parameter Models", section 3). Activations are counted as in Korthikanti et al. 2022 ("Reducing Activation
+Recomputation in Large Transformer Models", section 4), for the layers of current models. torch is not imported.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from swift_toolkit.training.memory.weights import (
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak memory of one device, and of the machine where parts are offloaded.
+    """Peak memory of one device, and of the host for offloaded parts.
 
     Args:
-        parts: bytes on a device by what takes them, in the order of `PARTS`.
-        host: bytes offloaded to the memory of the machine, per process.
-        tokens: of a batch on one device, at most.
+        parts: bytes on a device by purpose, in the order of `PARTS`.
+        host: bytes offloaded to host memory, per process.
+        tokens: of the largest batch on one device.
         peak: ``training`` or ``evaluation``, whichever takes more.
     """
 
@@ -48,7 +47,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes on a device."""
+        """Bytes on one device."""
         return sum(self.parts.values())
 
 
@@ -68,7 +67,7 @@ PARTS = (
 
 
 def estimate(run: MemoryRun) -> Estimate:
-    """The peak of ``run`` on its fullest device."""
+    """The peak memory of ``run`` on its fullest device."""
     share = sharing(run)
     trained, adapter = trained_parts(run)
     if run.task.has_values:
@@ -93,17 +92,17 @@ def estimate(run: MemoryRun) -> Estimate:
 # --- overhead -----------------------------------------------------------------------------------------------
 
 CUDA_CONTEXT = 0.6 * GIB
-"""What a process takes on a GPU before any tensor: the context and the libraries' kernels and workspaces."""
+"""GPU memory of a process without tensors: the context, and the kernels and workspaces of libraries."""
 
 NCCL_BUFFERS = 0.4 * GIB
-"""What its connections to other GPUs take."""
+"""GPU memory of a process for its connections to other GPUs."""
 
 FRAGMENTS, FEW_FRAGMENTS = 0.25, 0.05
-"""Of what comes and goes, how much more PyTorch's caching allocator holds: rows of many lengths leave gaps between its
-blocks, but for packed rows, all of one length, or with segments that grow (`launch.GROWING`)."""
+"""Additional share of temporary memory that PyTorch's caching allocator holds. Rows of many lengths leave gaps between
+its blocks; packed rows, which have one length, and expandable segments (`launch.GROWING`) leave few."""
 
 CPU_PROCESS = 0.7 * GIB
-"""Resident bytes of a training process before its model: Python with torch, transformers and ms-swift."""
+"""Resident memory of a training process without the model: Python with torch, transformers and ms-swift."""
 
 
 def _overhead(run: MemoryRun, parts: Mapping[str, float]) -> float:

@@ -1,10 +1,10 @@
-"""Whether a training run fits into the memory there is, and the smallest change that makes it fit."""
+"""Whether a training run fits in memory, and the smallest change that makes it fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from swift_toolkit.console.screen import gib
 from swift_toolkit.machine import packages
@@ -21,8 +21,21 @@ ROOMY, FULL = 0.85, 0.97
 
 
 @dataclass(frozen=True)
+class Change:
+    """A change of settings that may need less memory.
+
+    Args:
+        settings: new values by ms-swift's names.
+        flags: the command line flags that set them.
+    """
+
+    settings: Mapping[str, object]
+    flags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Saving:
-    """A change that takes less memory: settings with the flags that make them, and the bytes on a device then."""
+    """Flags that reduce the memory of a run, and the bytes on a device with them."""
 
     flags: Mapping[str, str]
     total: int
@@ -33,14 +46,14 @@ class Saving:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a run's memory before it starts.
+    """What is known about a run's memory before it starts.
 
     Args:
-        run: what was estimated; None if nothing tells how large the model is.
-        word: in a word.
-        estimate: of the longest rows known, or assumed.
-        filled: bytes on a device if rows fill ``max_length``, None where the data is known.
-        saving: what would make it fit, where it does not and something would.
+        run: what was estimated; None if the size of the model is unknown.
+        word: the verdict in a word.
+        estimate: the estimate for the longest rows, known or assumed.
+        filled: bytes on a device if rows fill ``max_length``; None if the data is known.
+        saving: a change that would make it fit, if it does not fit and there is one.
     """
 
     run: MemoryRun | None
@@ -49,7 +62,7 @@ class Verdict:
     filled: int | None = None
     saving: Saving | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data; sizes in bytes."""
         if self.run is None or self.estimate is None:
             return {"verdict": self.word}
@@ -74,19 +87,19 @@ class Verdict:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Names and values for the plan."""
         if self.run is None or self.estimate is None:
-            yield "memory", "unknown: neither a config.json nor the model's name says how large it is"
+            yield "memory", "unknown: neither a config.json nor the model's name tells its size"
             return
         device = "process" if self.run.kind == "cpu" else "device"
-        room = f" of {gib(self.run.device_bytes)}" if self.run.device_bytes else ""
+        total = f" of {gib(self.run.device_bytes)}" if self.run.device_bytes else ""
         word = "" if self.word == "unknown" else f", {self.word}"
-        yield "memory", f"about {gib(self.estimate.total)}{room} a {device}{word}: {_parts(self.estimate)}"
+        yield "memory", f"about {gib(self.estimate.total)}{total} per {device}{word}: {_parts(self.estimate)}"
         if self.estimate.host:
-            yield "", f"and {gib(self.estimate.host)} of this machine's memory for each process"
+            yield "", f"and {gib(self.estimate.host)} of host memory per process"
         yield "", f"at the peak of {self.estimate.peak}, {self._rows()}"
         if self.word == "does not fit":
             yield (
-                "would fit",
-                f"{self.saving} (about {gib(self.saving.total)})" if self.saving else "only with more memory",
+                "to fit",
+                f"{self.saving} (about {gib(self.saving.total)})" if self.saving else "more memory is needed",
             )
 
     def _rows(self) -> str:
@@ -104,7 +117,7 @@ def _parts(estimate: Estimate) -> str:
 
 
 def judge_memory(run: MemoryRun | None) -> Verdict:
-    """Whether ``run`` fits, with the change that would make it."""
+    """Whether ``run`` fits; if not, with a change that would make it fit."""
     if run is None:
         return Verdict(None)
     estimate = memory_estimate.estimate(run)
@@ -116,31 +129,30 @@ def judge_memory(run: MemoryRun | None) -> Verdict:
 
 
 def word_for(size: int, device: int) -> Word:
-    """How a run of ``size`` bytes fits a device of ``device`` bytes, 0 if not known."""
+    """Whether a run of ``size`` bytes fits a device with ``device`` bytes (0 if unknown)."""
     if not device:
         return "unknown"
     return "fits" if size <= ROOMY * device else "tight" if size <= FULL * device else "does not fit"
 
 
-# --- what would take less -----------------------------------------------------------------------------------
+# --- savings ------------------------------------------------------------------------------------------------
 
 
 def savings(run: MemoryRun) -> list[Saving]:
-    """The changes that take less memory, each on top of those before it, the gentlest first."""
+    """The changes that need less memory, each on top of the earlier ones, least intrusive first."""
     found: list[Saving] = []
-    flags: dict[str, str] = {}
-    for changes, words in _changes(run):
-        smaller = run.but(**changes)
+    for change in _changes(run):
+        smaller = _with(run, [change])
         total = memory_estimate.estimate(smaller).total
         if total < 0.995 * memory_estimate.estimate(run).total:
-            run, flags = smaller, {**flags, **words}
-            found.append(Saving(dict(words), total))
+            run = smaller
+            found.append(Saving(change.flags, total))
     return found
 
 
 def smallest(run: MemoryRun) -> Saving | None:
-    """The fewest of `savings` that make ``run`` fit; None if all of them do not."""
-    chosen: list[tuple[dict[str, Any], dict[str, str]]] = []
+    """The fewest changes that make ``run`` fit; None if even all of them do not."""
+    chosen: list[Change] = []
     for change in _changes(run):
         before = memory_estimate.estimate(_with(run, chosen)).total
         if memory_estimate.estimate(_with(run, [*chosen, change])).total < 0.995 * before:
@@ -150,32 +162,32 @@ def smallest(run: MemoryRun) -> Saving | None:
         for one in list(chosen):
             rest = [other for other in chosen if other is not one]
             chosen = rest if _fits(run, rest) else chosen
-        flags = {name: value for _, words in chosen for name, value in words.items()}
+        flags = {name: value for one in chosen for name, value in one.flags.items()}
         return Saving(flags, memory_estimate.estimate(_with(run, chosen)).total)
     return None
 
 
-def _with(run: MemoryRun, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> MemoryRun:
-    return run.but(**{name: value for change, _ in changes for name, value in change.items()})
+def _with(run: MemoryRun, changes: Sequence[Change]) -> MemoryRun:
+    return run.but(**{name: value for change in changes for name, value in change.settings.items()})
 
 
-def _fits(run: MemoryRun, changes: list[tuple[dict[str, Any], dict[str, str]]]) -> bool:
+def _fits(run: MemoryRun, changes: Sequence[Change]) -> bool:
     return word_for(memory_estimate.estimate(_with(run, changes)).total, run.device_bytes) in (
         "fits",
         "tight",
     )
 
 
-def _changes(run: MemoryRun) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """Settings that take less memory, with their flags: what costs only time first, then what costs exactness, then
-    what needs more devices or the machine's own memory."""
+def _changes(run: MemoryRun) -> Iterator[Change]:
+    """Changes that need less memory: first those that only cost time, then those that cost precision, then those that
+    need more devices or host memory."""
     batch = run.value("per_device_train_batch_size")
     if batch > 1:
         yield _plain(per_device_train_batch_size=1, gradient_accumulation_steps=batch * run.accumulation)
     if run.value("gradient_checkpointing") is False:
         yield _plain(gradient_checkpointing=True)
     if run.tuner == "lora" and not run.value("quant_bits") and run.shape.bits == 16 and not run.shape.encoder:
-        yield {"quant_bits": 4, "quant_method": "bnb"}, {"train_type": "qlora"}
+        yield Change({"quant_bits": 4, "quant_method": "bnb"}, {"train_type": "qlora"})
     shards = run.kind in ("cuda", "npu") and not run.value("fsdp") and not run.value("quant_bits")
     if not (shards and packages.is_installed("deepspeed")):
         if shards and run.devices > 1 and not run.value("device_map"):
@@ -185,11 +197,11 @@ def _changes(run: MemoryRun) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     for stage in [*stages, "zero2_offload", "zero3_offload"]:
         if stage == run.value("deepspeed"):
             continue
-        settings, flags = _plain(deepspeed=stage)
-        if stage.startswith("zero3"):  # which cannot divide quantised weights
-            settings |= {"quant_bits": None}
-        yield settings, flags
+        change = _plain(deepspeed=stage)
+        if stage.startswith("zero3"):  # it cannot divide quantised weights
+            change = Change({**change.settings, "quant_bits": None}, change.flags)
+        yield change
 
 
-def _plain(**settings: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    return settings, {name: str(value).lower() for name, value in settings.items()}
+def _plain(**settings: object) -> Change:
+    return Change(settings, {name: str(value).lower() for name, value in settings.items()})

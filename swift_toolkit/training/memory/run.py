@@ -1,7 +1,6 @@
-"""What the memory of a training run follows from: its settings, the size of its model, the length of its rows.
+"""What determines the memory of a training run: its settings, the size of its model, the length of its rows.
 
-What is not on this machine is assumed: rows of data on a hub, by what is known of public data sets
-(hub_datasets.json).
+The length of rows that are on a hub is assumed, from what is known about public data sets (hub_datasets.json).
 """
 
 from __future__ import annotations
@@ -11,31 +10,31 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from swift_toolkit.config import fields
 from swift_toolkit.config.tasks import Task, task_of
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.verify import DataReport
-from swift_toolkit.machine.msswift import installed
+from swift_toolkit.machine.msswift import Command, installed
 from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training.batches.batch import Settings, batch_of
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
-"""Tokens of text in the longest and in an average row of data elsewhere, such as public chat data (Alpaca) have;
-and in the longest text that gets a label, between GLUE's customary 128 and the 512 of encoders."""
+"""Text tokens of the longest and of an average row of data on a hub, typical of public chat data (Alpaca), and of the
+longest text with a label: between the usual 128 of GLUE and the 512 of encoders."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How long the rows of the data are, in tokens of text.
+    """Length of the rows of the data, in text tokens.
 
     Args:
-        longest: of the training data.
-        mean: of the training data.
-        longest_val: of the validation data.
-        images: of a row, at most.
-        seen: whether that was read from the data; otherwise it is assumed.
+        longest: the longest training row.
+        mean: the average training row.
+        longest_val: the longest validation row.
+        images: the most images in a row.
+        seen: whether these numbers were read from the data; otherwise they are assumed.
     """
 
     longest: int = UNSEEN_LONGEST
@@ -46,12 +45,12 @@ class Rows:
 
 
 def rows_of_run(settings: Settings, report: DataReport, sees: bool) -> Rows:
-    """How long the rows of a run are: as seen, or as assumed where they are not on this machine.
+    """The length of the rows of a run: as read, or as assumed if they are not on this machine.
 
     Args:
-        settings: of the run.
+        settings: the settings of the run.
         report: what was found in its data.
-        sees: the model takes images or sound.
+        sees: whether the model takes images or sound.
     """
     rows = _rows(report, settings)
     return replace(rows, images=1) if sees and (not rows.seen or _has_media(report)) else rows
@@ -69,7 +68,7 @@ def _rows(report: DataReport, settings: Settings) -> Rows:
 
 
 def rows_of(report: DataReport) -> Rows:
-    """How long the rows are that were looked at."""
+    """The length of the rows that were read."""
     count = report.tokens.total()
     mean = (
         sum(tokens * rows for tokens, rows in report.tokens.items()) // max(count, 1) + report.token_step // 2
@@ -79,7 +78,7 @@ def rows_of(report: DataReport) -> Rows:
 
 
 def _has_media(report: DataReport) -> bool:
-    """Whether the beginning of a file speaks of images, videos or sound."""
+    """Whether the beginning of a file mentions images, videos or sound."""
     for file in report.files:
         with Path(file.path).expanduser().open("rb") as beginning:
             if SPEAKS_OF_MEDIA.search(beginning.read(1 << 16)):
@@ -88,10 +87,10 @@ def _has_media(report: DataReport) -> bool:
 
 
 def _assumed(settings: Settings) -> Rows:
-    """How long the rows of data elsewhere are taken to be.
+    """The assumed length of rows that are not on this machine.
 
-    What ms-swift's documentation tells of its data sets (hub_datasets.json: mean and longest, counted by Qwen2.5's
-    tokenizer without system prompts and not always with images) can make the longest longer, not shorter.
+    The figures of ms-swift's documentation for its data sets (hub_datasets.json: mean and longest, counted with
+    Qwen2.5's tokenizer, without system prompts and not always with images) can only increase the longest.
     """
     task = task_of(
         settings.value("command") or "sft", settings.value("rlhf_type"), settings.value("task_type")
@@ -108,23 +107,23 @@ def _assumed(settings: Settings) -> Rows:
 
 @dataclass(frozen=True)
 class MemoryRun:
-    """What the memory of a run follows from.
+    """What determines the memory of a run.
 
     Args:
         settings: values by ms-swift's names; the tuner as ``tuner_type``, ms-swift's command as ``command``.
-        shape: of the model.
-        rows: of the data.
-        kind: of device, as torch names it.
-        devices: that this machine uses.
-        world: processes of all machines, each with the whole batch of its own.
-        device_bytes: memory of one device, 0 if not known.
-        others: weights of other models, which judge or teach.
+        shape: sizes of the model.
+        rows: length of the rows.
+        kind: kind of device, as torch names it.
+        devices: devices of this machine that are used.
+        world: processes on all machines, each with a batch of its own.
+        device_bytes: memory of one device; 0 if unknown.
+        others: weights of other models: reference, reward, teacher.
         grows_segments: PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
-        largest: rows as long as the longest that the largest micro-batch is as large as; 0 if it can be the whole
-            batch, as where the rows of a step are not shared out by length.
+        largest: size of the largest micro-batch, in rows of the longest length; 0 if it can be the whole batch, because
+            the rows of a step are not distributed by length.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     shape: ModelShape
     rows: Rows
     kind: Literal["cpu", "cuda", "npu", "mps"] = "cuda"
@@ -136,20 +135,25 @@ class MemoryRun:
     largest: float = 0.0
 
     def value(self, name: str) -> Any:
-        """A setting, or what ms-swift takes without it."""
+        """A setting, or ms-swift's default."""
         if name in self.settings:
             return self.settings[name]
-        return fields.default(name, self.settings.get("command", "sft"), installed())
+        return fields.default(name, self.command, installed())
 
-    def but(self, world: int | None = None, **changes: Any) -> MemoryRun:
+    def but(self, **changes: object) -> MemoryRun:
         """The same run with other settings."""
         largest = 0.0 if "per_device_train_batch_size" in changes else self.largest
         settings = {**self.settings, **changes}
-        return replace(self, settings=settings, world=world or self.world, largest=largest)
+        return replace(self, settings=settings, largest=largest)
+
+    @property
+    def command(self) -> Command:
+        """ms-swift's command."""
+        return cast("Command", self.settings.get("command", "sft"))
 
     @property
     def width(self) -> int:
-        """Bytes of a number that is computed with."""
+        """Bytes of a number in the computation type."""
         return 4 if self.value("torch_dtype") == "float32" else 2
 
     @property
@@ -159,7 +163,7 @@ class MemoryRun:
 
     @property
     def longest_rows(self) -> float:
-        """Rows as long as the longest that a batch on one device is at most as large as."""
+        """Size of the largest batch on one device, in rows of the longest length."""
         return self.largest or float(self.value("per_device_train_batch_size"))
 
     @property
@@ -177,7 +181,7 @@ class MemoryRun:
 
 
 def filled(run: MemoryRun) -> MemoryRun:
-    """The same run with rows as long as allowed, where they are not known: they fill ``max_length``."""
+    """The same run with rows that fill ``max_length``, if their length is unknown."""
     limit = run.value("max_length") or 0
     if run.rows.seen or run.value("packing") or limit <= run.rows.longest:
         return run

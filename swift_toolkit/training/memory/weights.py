@@ -10,15 +10,15 @@ from typing import Any
 from swift_toolkit.model.shape import Stack
 from swift_toolkit.training.memory.run import MemoryRun
 
-# --- who holds what -----------------------------------------------------------------------------------------
+# --- sharding and offloading --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Sharing:
-    """Among how many devices each part is divided, and what goes to the machine's own memory instead.
+    """The number of devices that share each part, and what is offloaded to host memory.
 
-    DeepSpeed stage 1 divides the optimiser's states, 2 the gradients too, 3 the weights too (Rajbhandari et al.,
-    section 5), FSDP2 all three; ``device_map`` spreads the layers over the devices of one process.
+    DeepSpeed stage 1 shards the optimiser states, 2 also the gradients, 3 also the weights (Rajbhandari et al.,
+    section 5); FSDP2 shards all three. ``device_map`` spreads the layers over the devices of one process.
     """
 
     stage: int | None = None
@@ -52,8 +52,11 @@ def sharing(run: MemoryRun) -> _Sharing:
 
 
 def _zero(deepspeed: Any) -> tuple[int, bool, bool]:
-    """Stage, and whether optimiser and weights are offloaded, of a name such as ``zero3_offload``, a file or a
-    mapping."""
+    """The ZeRO stage, and whether the optimiser and the weights are offloaded.
+
+    Args:
+        deepspeed: a name such as ``zero3_offload``, a file, JSON text or a mapping.
+    """
     if isinstance(deepspeed, str) and deepspeed.startswith("zero") and deepspeed[4:5].isdigit():
         offload = deepspeed.endswith("offload")
         return int(deepspeed[4]), offload, offload and deepspeed[4] == "3"
@@ -78,16 +81,16 @@ def _json(text: str) -> Any:
 # --- weights ------------------------------------------------------------------------------------------------
 
 _QUANTISED_BITS = {
-    # NF4, blocks of 64 whose scales are quantised again: Dettmers et al. 2023, QLoRA, section 3
+    # NF4 with blocks of 64 and double quantisation: Dettmers et al. 2023, QLoRA, section 3
     ("bnb", 4): 4.127,
-    ("bnb", 8): 8.03,  # a 32-bit scale for each row: Dettmers et al. 2022, LLM.int8()
+    ("bnb", 8): 8.03,  # a 32-bit scale per row: Dettmers et al. 2022, LLM.int8()
     ("hqq", 4): 4.5,  # 16-bit scale and zero for groups of 64: Badri and Shaji 2023, HQQ
     ("hqq", 8): 8.5,
 }
 
 
 def _bits(run: MemoryRun) -> float:
-    """Bits of a weight of a linear layer; 16 or 32 unquantised."""
+    """Bits per weight of a linear layer; 16 or 32 if not quantised."""
     bits, method = run.value("quant_bits"), run.value("quant_method") or "bnb"
     if bits and run.tuner != "full":
         return _QUANTISED_BITS.get((method, bits), float(bits + 0.5))
@@ -95,9 +98,9 @@ def _bits(run: MemoryRun) -> float:
 
 
 def weight_bytes(run: MemoryRun) -> tuple[int, int]:
-    """Bytes of the model's weights, and of the constants of their quantisation.
+    """Bytes of the model's weights, and of their quantisation constants.
 
-    Quantisation leaves embeddings and output layer as they are, and so does every library: only linear layers are.
+    All libraries quantise linear layers only, not the embeddings and the output layer.
     """
     bits, shape = _bits(run), run.shape
     linear = shape.parameters - shape.embeddings
@@ -106,10 +109,10 @@ def weight_bytes(run: MemoryRun) -> tuple[int, int]:
 
 
 def frozen_bytes(run: MemoryRun, share: _Sharing) -> dict[str, float]:
-    """Weights as they lie there, before anything is trained.
+    """Bytes of the weights that are loaded, by part.
 
-    ZeRO-3 gathers up to ``stage3_max_live_parameters`` (a thousand million in ms-swift's zero3.json) where they are
-    needed, FSDP2 two layers at a time (the one at work and the next) and the embeddings.
+    ZeRO-3 gathers up to ``stage3_max_live_parameters`` (1e9 in ms-swift's zero3.json) when they are needed; FSDP2
+    gathers two layers at a time (the current one and the next) and the embeddings.
     """
     weights, constants = weight_bytes(run)
     whole = weights + constants
@@ -123,18 +126,18 @@ def frozen_bytes(run: MemoryRun, share: _Sharing) -> dict[str, float]:
     if share.offloads_weights:
         parts = {"weights": 0, "quantisation": 0}
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
-    if constants or run.shape.bits < 16:  # one matrix at a time is dequantised for its product
+    if constants or run.shape.bits < 16:  # one matrix at a time is dequantised to be multiplied
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
-    if constants and run.kind == "cpu" and run.shape.bits == 16:  # the file they were made from stays mapped
+    if constants and run.kind == "cpu" and run.shape.bits == 16:  # the original file stays mapped
         parts["quantisation"] += 2 * run.shape.parameters
-    copies = _needs_reference(run) + run.task.has_values  # PPO also trains a model of the values
+    copies = _needs_reference(run) + run.task.has_values  # PPO also trains a value model
     others = run.width * run.others + copies * weights
     parts["other models"] = others / share.weights
     return parts
 
 
 def _needs_reference(run: MemoryRun) -> bool:
-    """Whether a second copy of the model judges: with adapters, the model without them is the reference."""
+    """Whether there is a second copy of the model as reference; with adapters, the base model is the reference."""
     if not run.task.has_reference or (run.task.batch_of == "answers" and run.value("beta") == 0):
         return False
     return bool(run.whole or run.value("ref_model"))
@@ -145,16 +148,16 @@ def _needs_reference(run: MemoryRun) -> bool:
 
 @dataclass(frozen=True)
 class Trained:
-    """Numbers that are trained: ``own`` are weights of the model itself, ``added`` an adapter beside it."""
+    """Trained parameters: ``own`` are weights of the model itself, ``added`` those of an adapter."""
 
     own: float = 0
     added: float = 0
-    copied: float = 0  # whole modules that are trained as copies (modules_to_save)
+    copied: float = 0  # complete modules that are trained as copies (modules_to_save)
     encoder: bool = False
 
 
 def trained_parts(run: MemoryRun) -> tuple[Trained, int]:
-    """What is trained, and the bytes that come to the model for it."""
+    """The trained parameters, and the bytes of those that are not part of the base model."""
     shape, text = run.shape, run.shape.text
     encoder = shape.encoder is not None and not run.value("freeze_vit")
     if layers := run.value("lisa_activated_layers"):
@@ -177,10 +180,10 @@ def trained_parts(run: MemoryRun) -> tuple[Trained, int]:
 
 
 def _adapter_numbers(run: MemoryRun, stack: Stack) -> float:
-    """Weights of the adapter of ``stack``.
+    """Parameters of the adapter of ``stack``.
 
-    LoRA has ``r * (in + out)`` beside every linear layer (Hu et al. 2021, section 4.1); AdaLoRA begins with half as
-    much again (peft's ``init_r`` 12 for ``target_r`` 8); a bottleneck adapter two matrices after attention and MLP
+    LoRA has ``r * (in + out)`` for every linear layer (Hu et al. 2021, section 4.1); AdaLoRA starts with 1.5 times as
+    many (peft's ``init_r`` 12 for ``target_r`` 8); a bottleneck adapter has two matrices after attention and MLP
     (Houlsby et al. 2019); the others have vectors.
     """
     ends = (
@@ -209,13 +212,14 @@ class _States:
 
 
 def state_bytes(run: MemoryRun, trained: Trained, share: _Sharing) -> _States:
-    """Gradients have the type of their weights, AdamW two states likewise (Rajbhandari et al., section 3.1).
+    """Bytes of gradients and optimiser states. Both have the type of the weights; AdamW has two states (Rajbhandari et
+    al., section 3.1).
 
-    ms-swift loads the model in ``torch_dtype`` and trains it there: with bfloat16, 2 + 2 + 4 bytes a weight. float16
-    becomes float32 first; peft keeps adapters in float32. DeepSpeed has 16 bytes for each trained number as well, a
-    float32 copy, its gradient and the states, and stage 3 no other gradient (``estimate_zero2_model_states_mem_needs``,
-    ``estimate_zero3_model_states_mem_needs``). FSDP2 keeps trained weights in float32 (accelerate,
-    ``fsdp2_prepare_model``).
+    ms-swift loads the model in ``torch_dtype`` and trains it in that type: with bfloat16, 2 + 2 + 4 bytes per weight.
+    float16 is converted to float32 first; peft keeps adapters in float32. DeepSpeed adds 16 bytes per trained
+    parameter: a float32 copy, its gradient and the states; in stage 3 there is no other gradient
+    (``estimate_zero2_model_states_mem_needs``, ``estimate_zero3_model_states_mem_needs``). FSDP2 keeps trained weights
+    in float32 (accelerate, ``fsdp2_prepare_model``).
     """
     own = trained.own + trained.copied
     numbers = own + trained.added
@@ -238,12 +242,12 @@ def state_bytes(run: MemoryRun, trained: Trained, share: _Sharing) -> _States:
 
 
 def _bucket(run: MemoryRun) -> float:
-    """Numbers that ZeRO reduces at once: ``reduce_bucket_size`` of ms-swift's zero2.json."""
+    """Parameters that ZeRO reduces at once: ``reduce_bucket_size`` in ms-swift's zero2.json."""
     return 2e8 if run.world > 1 else 0
 
 
 def _state_count(run: MemoryRun) -> float:
-    """States of the optimiser for each number, in the width of AdamW's."""
+    """Optimiser states per parameter, in the type of AdamW's states."""
     if run.value("use_galore") or run.value("use_q_galore"):
         # Zhao et al. 2024 (GaLore), table 1: both states have galore_rank rows instead of the hidden size
         text, embedded = run.shape.text, run.shape.embeddings / run.shape.parameters

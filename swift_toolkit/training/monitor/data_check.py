@@ -1,11 +1,11 @@
-"""What must be known of the data before the first step: that every row is good, and how many rows ms-swift uses.
+"""The data check before the first step: every row is good, and ms-swift uses enough of them.
 
-A run starts to load its model after a look at a sample of large data. The rest is checked meanwhile, and the first
-step waits for the result. It also waits for ms-swift's own count of the rows that are left when all are turned into
-tokens: that drops, e.g., those longer than max_length.
+Of large data only a sample is checked before the model is loaded. The rest is checked while it loads, and the first
+step waits for the result. It also waits for ms-swift's own count of the rows that are left after tokenizing, which
+drops rows longer than max_length, for example.
 
-The training process waits until the file ``DataCheck.path`` exists, and writes a line into ``DataCheck.lost`` for each
-row that could not be turned into tokens.
+The training process waits until the file ``DataCheck.path`` exists. It appends a line to ``DataCheck.lost`` for each
+row that could not be tokenized.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
 from swift_toolkit.dataset.copies import bad_rows_allowed
 from swift_toolkit.dataset.verify import BackgroundVerify, DataReport, Split
 from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.problems import Problem
+from swift_toolkit.training.preflight import VerifyArguments
 from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunEvent
 
 _VERBS: dict[Split, str] = {"train": "trains on", "val": "validates on"}
 
 REASONS = 5
-"""How many reasons are named."""
+"""How many reasons a message lists."""
 
 
 class DataCheck:
-    """Holds a run back before its first step until its data is known to be good. Use it as a context manager.
+    """Delays the first step of a run until its data is known to be good. Use it as a context manager.
 
     Args:
-        report: what is known of the data.
-        verify: the arguments of the `verify` that looks at every row, for a report on a sample.
-        expected: gives, for a report, the rows of each split that ms-swift should come to; None where unknown.
-        max_lost: how many of the training rows may get lost, "N" or "P%".
+        report: what is known about the data.
+        verify: arguments of the `verify` that checks every row, if ``report`` covers a sample.
+        expected: computes, from a report, the rows of each split that ms-swift should get; None where unknown.
+        max_lost: how many training rows ms-swift may drop: "N" or "P%".
     """
 
     def __init__(
         self,
         report: DataReport,
-        verify: Mapping[str, Any],
+        verify: VerifyArguments,
         expected: Callable[[DataReport], Mapping[Split, int | None]],
         max_lost: str,
     ) -> None:
@@ -71,26 +71,26 @@ class DataCheck:
         self._directory.cleanup()
 
     def take(self, event: RunEvent) -> str:
-        """Take in a report of the training process. Returns a sentence for the user, "" if there is nothing to say."""
+        """Handle an event of the training process. Returns a sentence for the user, "" if there is none."""
         if isinstance(event, events.RowsCounted):
             self.count(event.loaded, event.used)
             return self.sentence()
         if isinstance(event, events.Waiting) and not self.counted:
-            self.count({}, {})  # the rows came another way, such as tokenised before
+            self.count({}, {})  # the rows came another way, such as already tokenized
         return ""
 
     def count(self, loaded: Mapping[Split, int | None], used: Mapping[Split, int | None]) -> None:
-        """Take in ms-swift's count of rows.
+        """Set ms-swift's count of rows.
 
         Args:
-            loaded: rows of each split that it read; None where it reads them while it trains.
-            used: those that it turned into tokens; None if it does so while it trains.
+            loaded: rows of each split that it read; None if it reads them during training.
+            used: rows that it tokenized; None if it does so during training.
         """
         self.counted, self.loaded, self.used = True, dict(loaded), dict(used)
         self.reasons = self._reasons()
 
     def problems(self) -> list[Problem]:
-        """What stops the run, as far as is known by now. Once everything is known and good, the run may start."""
+        """What stops the run, as far as it is known. Once everything is known and good, the first step may start."""
         if self._scan is not None and (report := self._scan.report()) is not None:
             self._scan.stop()
             self._scan = None
@@ -115,10 +115,10 @@ class DataCheck:
         do = f"Allow it with --max-lost-rows {100 - 100 * used // max(found, 1)}%."
         if any(_is_too_long(reason) for reason in self.reasons):
             do = f'Raise "max_length", or set "truncation_strategy" to "left" or "right". {do}'
-        return Problem(f"{self.sentence()}; at most {self.max_lost} may be lost", do)
+        return Problem(f"{self.sentence()}; at most {self.max_lost} may be dropped", do)
 
     def sentence(self) -> str:
-        """How many rows are used, and why not all; "" if all are, or it is not known."""
+        """How many rows are used, and why not all; "" if all are used, or if that is unknown."""
         parts, unread = [], 0
         for split, verb in _VERBS.items():
             found, loaded, used = self._found(split), self.loaded.get(split), self.used.get(split)
@@ -132,17 +132,17 @@ class DataCheck:
         return f"ms-swift {' and '.join(parts)}" + (": " + ", ".join(why) if why else "")
 
     def last_sentence(self) -> str:
-        """Of rows that turned out to be unusable while training; "" if none did."""
+        """A sentence about rows that turned out to be unusable during training; "" without any."""
         replaced = self._reasons() - self.reasons
         if not replaced:
             return ""
-        return f"ms-swift replaced rows that it could not use by others: {', '.join(_listed(replaced))}"
+        return f"ms-swift replaced rows that it could not use: {', '.join(_listed(replaced))}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for result.json: rows of each split as found, loaded and used; reasons of those that are not
-        used; and of those replaced by others while training.
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for result.json: rows of each split as found, loaded and used; the reasons for rows that were not
+        used, and for rows that were replaced during training.
         """
-        rows: dict[str, Any] = {
+        rows: dict[str, object] = {
             split: {
                 "found": self._found(split),
                 "loaded": self.loaded.get(split),

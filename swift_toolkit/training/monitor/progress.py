@@ -10,24 +10,22 @@ from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunEvent
 
 WARM_UP = 2
-"""Steps after which the time of a step is measured: in the first ones memory is claimed and kernels are chosen."""
+"""Steps before the time of a step is measured: the first ones also allocate memory and choose kernels."""
 
 
 _NOTES: dict[type[RunEvent], str] = {
     events.Importing: "importing ms-swift",
     events.Loading: "loading the model and the data",
-    events.Waiting: "waiting until every row of the data is checked",
+    events.Waiting: "waiting for the data check",
 }
 
 
 class TrainingLine(LiveLine):
-    """The one live line of a training run.
-
-    Use it as a context manager.
+    """The live line of a training run. Use it as a context manager.
 
     Args:
-        file: where it is shown; a bar on a terminal, else a plain line at every log of the run.
-        row_tokens: about how many tokens a row has, None if that is not known.
+        file: where it is shown: as a bar on a terminal, else as a plain line at every log of the run.
+        row_tokens: approximate number of tokens of a row; None if unknown.
     """
 
     def __init__(self, file: IO[str] | None = None, row_tokens: int | None = None) -> None:
@@ -38,14 +36,14 @@ class TrainingLine(LiveLine):
         self._words: dict[str, str] = {}
 
     def say(self, sentence: str) -> None:
-        """One message line that stays."""
+        """Print one line that stays."""
         if self._live:
             self._progress.console.print(sentence, markup=False)
         else:
             print(sentence, file=self._file, flush=True)
 
     def show(self, event: RunEvent) -> None:
-        """Take in one event."""
+        """Show one event."""
         if sentence := _NOTES.get(type(event)):
             self.note(sentence)
         match event:
@@ -82,7 +80,7 @@ class TrainingLine(LiveLine):
             print(self.words(), file=self._file, flush=True)
 
     def words(self) -> str:
-        """The line without its bar: step, losses, learning rate, speed, time left once measured, memory."""
+        """The line without its bar: step, losses, learning rate, speed, time left (once measured), memory."""
         parts = [f"step {self._step}/{self._total}"]
         parts += [self._words[name] for name in ("loss", "eval", "rate") if name in self._words]
         done = self._step - self._first - WARM_UP
@@ -100,9 +98,9 @@ class TrainingLine(LiveLine):
 
 
 class NodeLine(TrainingLine):
-    """The live line of a process whose run is shown by the one with rank 0."""
+    """The live line of a process whose run is shown by rank 0."""
 
     def show(self, event: RunEvent) -> None:
-        """Say which run this process takes part in."""
+        """Say which run this process has joined."""
         if isinstance(event, events.Agreed):
-            self.note(f"taking part in {event.directory}")
+            self.note(f"joined the run in {event.directory}")

@@ -1,6 +1,6 @@
-"""What a training process is asked to do, what it reports, and the state of a run that follows from its reports.
+"""The request for a training process, the events that it reports, and the state of a run, folded from its events.
 
-Each report is one JSON object a line, named by its "event"; `fold` takes them in one after the other.
+Each event is a JSON object on one line; "event" names its type.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from typing import Any, TypeAlias
 import msgspec
 
 from swift_toolkit.dataset.report import Split
+from swift_toolkit.runs.record import JsonObject
 
 
 class PeersOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What the processes that several starters start must agree on.
+    """What processes with different starters must agree on.
 
     Args:
-        own_starter: each of them has a starter of its own, as under torchrun.
-        automatic: names of the settings that were chosen automatically: those of rank 0 hold for all.
-        node: this machine.
-        given: settings that the user gave, as text.
+        own_starter: each process has a starter of its own, as under torchrun.
+        automatic: names of the automatic settings; all processes use those of rank 0.
+        node: name of this machine.
+        given: the user's settings, as text.
         data: fingerprints of the data files.
-        versions: of the packages that must be the same.
+        versions: versions of the packages that must be the same.
     """
 
     own_starter: bool
@@ -35,19 +36,19 @@ class PeersOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataCheckFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Files of the data check: the first step waits for ``path``; ``lost`` gets a line for each row that is lost."""
+    """Files of the data check: the first step waits for ``path``; ``lost`` gets a line for each dropped row."""
 
     path: str
     lost: str
 
 
 class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training process is asked to do.
+    """The request for a training process.
 
     Args:
-        command: of ms-swift.
-        arguments: the words of each of its arguments, by name.
-        directory: of the run.
+        command: ms-swift's command.
+        arguments: the command line words of each argument, by name.
+        directory: the run directory.
         peers: None if one starter starts all processes.
         data_check: None if the first step does not wait.
     """
@@ -63,23 +64,23 @@ class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
-    """One report."""
+    """Base of the events."""
 
 
 class Importing(_Event, frozen=True, kw_only=True):
-    """The process lives; ``pid`` is that of the process that reports, not of a launcher."""
+    """The process has started; ``pid`` is that of the reporting process, not of a launcher."""
 
     pid: int
 
 
 class Agreed(_Event, frozen=True, kw_only=True):
-    """All processes were asked for the same run, which writes to ``directory``."""
+    """All processes have the same request; the run writes to ``directory``."""
 
     directory: str
 
 
 class Refused(_Event, frozen=True, kw_only=True):
-    """The processes were asked for different runs."""
+    """The processes have different requests."""
 
     differences: Sequence[str]
 
@@ -89,7 +90,7 @@ class Loading(_Event, frozen=True, kw_only=True):
 
 
 class RowsCounted(_Event, frozen=True, kw_only=True):
-    """Rows of each split that ms-swift read, and those it turned into tokens; None where it does so while training."""
+    """Rows of each split that ms-swift read, and those it tokenized; None if it does so during training."""
 
     loaded: Mapping[Split, int | None]
     used: Mapping[Split, int | None]
@@ -100,7 +101,7 @@ class Waiting(_Event, frozen=True, kw_only=True):
 
 
 class Begin(_Event, frozen=True, kw_only=True):
-    """The first step is about to start; ``batch`` rows are learned from in each."""
+    """The first step is about to start; each step learns from ``batch`` rows."""
 
     step: int
     max_steps: int
@@ -121,7 +122,7 @@ class Evaluating(_Event, frozen=True, kw_only=True):
 
 
 class Log(_Event, frozen=True, kw_only=True):
-    """Numbers that ms-swift logs; ``memory`` in bytes, the most that was held so far."""
+    """Numbers that ms-swift logs; ``memory`` is the peak so far, in bytes."""
 
     step: int
     memory: int
@@ -129,7 +130,7 @@ class Log(_Event, frozen=True, kw_only=True):
 
 
 class CheckpointSaved(_Event, frozen=True, kw_only=True):
-    """A checkpoint was written whole; ``best`` is the best so far, None without evaluation."""
+    """A checkpoint was saved; ``best`` is the best so far, None without evaluation."""
 
     step: int
     checkpoint: str
@@ -137,7 +138,7 @@ class CheckpointSaved(_Event, frozen=True, kw_only=True):
 
 
 class End(_Event, frozen=True, kw_only=True):
-    """Training is over."""
+    """The last step has ended."""
 
     step: int
     time: float
@@ -148,11 +149,11 @@ class Done(_Event, frozen=True, kw_only=True):
 
     Args:
         global_step: optimiser steps done.
-        stopped: SIGTERM asked for the end.
+        stopped: SIGTERM asked the run to stop.
         best_model_checkpoint: None without evaluation.
         model_parameter_info: of the model, in ms-swift's words.
-        train_dataset: tokens a row, in ms-swift's words.
-        val_dataset: the same of the validation data.
+        train_dataset: tokens per row, in ms-swift's words.
+        val_dataset: the same for the validation data.
     """
 
     global_step: int | None = None
@@ -164,7 +165,7 @@ class Done(_Event, frozen=True, kw_only=True):
 
 
 class Failed(_Event, frozen=True, kw_only=True):
-    """A process failed; ``cause`` says why, if it was another process that ended the run."""
+    """A process failed; ``cause`` says why, if another process ended the run."""
 
     rank: int
     of: int
@@ -180,13 +181,13 @@ RunEvent: TypeAlias = (
 )  # fmt: skip
 
 
-def decode(report: Mapping[str, Any]) -> RunEvent:
+def decode(report: Mapping[str, object]) -> RunEvent:
     """The event that a training process reported."""
     return msgspec.convert(report, RunEvent)  # type: ignore[no-any-return]
 
 
-def encode(event: RunEvent) -> dict[str, Any]:
-    """Plain data; what JSON does not know becomes text."""
+def encode(event: RunEvent) -> JsonObject:
+    """Plain data; values that JSON does not know become text."""
     return msgspec.to_builtins(event, enc_hook=str)  # type: ignore[no-any-return]
 
 
@@ -194,23 +195,23 @@ def encode(event: RunEvent) -> dict[str, Any]:
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run by its reports.
+    """The state of a run, by its events.
 
     Args:
-        pid: of the process that reports; 0 before the first report.
+        pid: of the reporting process; 0 before the first event.
         steps: optimiser steps done.
-        max_steps: those it is to take; 0 before it begins.
-        memory: most bytes held on one device.
+        max_steps: planned steps; 0 before the first step.
+        memory: peak memory of one device, in bytes.
         begun: when the first step started.
         ended: when the last step ended.
-        last: newest checkpoint.
-        best: checkpoint with the best evaluation.
-        losses: the last training loss, the least one, and the least evaluation loss.
-        metrics: the last value of every number that was logged.
+        last: the newest checkpoint.
+        best: the checkpoint with the best evaluation.
+        losses: the last and the lowest training loss, and the lowest evaluation loss.
+        metrics: the last value of every logged number.
         done: what ms-swift returned.
-        failures: of all processes, in the order in which they came.
-        differences: why the processes did not agree.
-        directory: that of rank 0, once they agreed.
+        failures: failures of all processes, in order of arrival.
+        differences: how the requests of the processes differ.
+        directory: the run directory of rank 0, once they agreed.
     """
 
     pid: int = 0

@@ -1,4 +1,4 @@
-"""What is hooked into ms-swift's trainer: counts, progress, the stop."""
+"""Hooks into ms-swift's trainer: row counts, progress, stopping, sharing rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from swift_toolkit.training.process.events import RunEvent
 
 
 class StopFlag:
-    """Whether SIGTERM has asked for the end; before the first step it ends the process at once."""
+    """Whether SIGTERM has asked the run to stop. Before the first step, SIGTERM ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -35,7 +35,7 @@ class StopFlag:
 
 
 def count_rows(report: Callable[[RunEvent], None], lost: str) -> None:
-    """Report how many rows ms-swift reads and how many are left when all are tokens; note why in the file ``lost``."""
+    """Report how many rows ms-swift reads and how many it keeps after tokenizing; write the reasons to ``lost``."""
     reported = False
 
     def counted(
@@ -44,7 +44,7 @@ def count_rows(report: Callable[[RunEvent], None], lost: str) -> None:
         nonlocal reported
         loaded = _sizes(train, val)
         out = encode(train, val, *more, **kwargs)
-        if not reported:  # later calls are for further data, of which the starter knows nothing
+        if not reported:  # later calls are for other data, which the starter does not count
             reported = True
             later = args.lazy_tokenize or not kwargs.get("pre_process", True)
             used: dict[Split, int | None] = {"train": None, "val": None}
@@ -56,7 +56,7 @@ def count_rows(report: Callable[[RunEvent], None], lost: str) -> None:
 
 
 def _sizes(train: Any, val: Any) -> dict[Split, int | None]:
-    """Rows of each split, 0 of one that does not exist, None of one that is read while it is trained on."""
+    """Rows of each split: 0 if it does not exist, None if it is read during training."""
     return {"train": _size(train), "val": _size(val)}
 
 
@@ -65,7 +65,7 @@ def _size(rows: Any) -> int | None:
 
 
 def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> Any:
-    """``encode`` the row; if that fails, say why in a line of the file ``lost``, also from a worker process."""
+    """``encode`` the row; if that fails, append the reason to the file ``lost``. Worker processes do so too."""
     try:
         return encode(row, **kwargs)
     except Exception as error:
@@ -77,7 +77,7 @@ def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> A
 
 
 def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | None) -> None:
-    """Give every Trainer that will be made a callback that reports and stops, and waits for the file ``go``."""
+    """Add a callback to every Trainer: it reports, stops on request, and waits for the file ``go``."""
     callbacks = default_callbacks()
     from transformers import TrainerCallback
 
@@ -123,17 +123,16 @@ def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | N
 
 
 def balance_rows(largest: float) -> None:
-    """Let the rows of every optimiser step share micro-batches with rows of about their length, where that leaves the
-    gradient as it is.
+    """Group the rows of every optimiser step into micro-batches of similar length, where the gradient stays the same.
 
     Args:
-        largest: rows as long as the longest that a micro-batch may be as large as.
+        largest: size limit of a micro-batch, in rows of the longest length.
     """
     msswift.share_rows(functools.partial(_partition, largest))
 
 
 def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
-    """How the rows of a step are shared out; None if the gradient would not be the same, or lengths are not known."""
+    """How the rows of a step are distributed; None if the gradient would change or the lengths are unknown."""
     args, template = trainer.args, trainer.template
     other = template.packing or args.group_by_length
     if other or args.n_gpu > 1 or not msswift.has_row_lengths(trainer.train_dataset):
@@ -158,8 +157,8 @@ def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
 
 
 def _divides_by_learned_tokens(trainer: Any) -> bool:
-    """Whether the loss is a sum over tokens, divided by the learned tokens of the whole step (``num_items_in_batch``),
-    so that it does not matter which rows share a micro-batch."""
+    """Whether the loss is a sum over tokens divided by the learned tokens of the whole step (``num_items_in_batch``).
+    The grouping of rows into micro-batches then has no effect on it."""
     args = trainer.args
     return (
         type(trainer).__name__ == "Seq2SeqTrainer"
@@ -174,11 +173,11 @@ def _divides_by_learned_tokens(trainer: Any) -> bool:
 
 
 _PAIRWISE_LOSSES = ("sigmoid", "robust", "hinge", "ipo", "sppo_hard", "nca_pair", "apo_zero", "apo_down")
-"""Losses of DPO that are a mean over pairs, each judged alone."""
+"""DPO losses that are a mean over independent pairs."""
 
 
 def _divides_by_rows(trainer: Any) -> bool:
-    """Whether the loss of a micro-batch is the mean of its rows', so that those of equal size weigh alike."""
+    """Whether the loss of a micro-batch is the mean over its rows: micro-batches of equal size then weigh the same."""
     args, name = trainer.args, type(trainer).__name__
     if args.neftune_noise_alpha or trainer.compute_loss_func is not None:
         return False
@@ -190,7 +189,7 @@ def _divides_by_rows(trainer: Any) -> bool:
 
 
 def _any_rank(asked: bool, args: Any) -> bool:
-    """Whether any rank was asked to stop: all must stop at the same step."""
+    """Whether any rank was asked to stop; all ranks must stop at the same step."""
     if args.world_size == 1:
         return asked
     import torch
@@ -200,12 +199,12 @@ def _any_rank(asked: bool, args: Any) -> bool:
     return bool(flag.item())
 
 
-def _numbers(logs: dict[str, Any]) -> dict[str, float]:
+def _numbers(logs: Mapping[str, object]) -> dict[str, float]:
     return {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
 
 
 def _memory() -> int:
-    """Most bytes this process has held: on its accelerator, or resident on a CPU."""
+    """Peak memory of this process in bytes: on its accelerator, or resident memory on a CPU."""
     import psutil
     import torch
 

@@ -1,12 +1,11 @@
 """How a training run is launched: how many processes, on how many nodes, started by which command.
 
-One process is started directly. Several, and what DeepSpeed or FSDP shard, go through torch.distributed.run. In a
-process that torchrun (or something like it) has already started, which LOCAL_RANK shows, the run takes part as that
-rank.
+One process is started directly. Several, and what DeepSpeed or FSDP shard, go through torch.distributed.run. A
+process that torchrun or a similar launcher has already started, which LOCAL_RANK shows, joins the run as that rank.
 
-What the caller asks for (flags, arguments of FineTuner) comes first, then the environment: ms-swift's own names
-(NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT), torchrun's (PET_NNODES, ...), those of a SLURM job step.
-All of it is read once, into a `Cluster`.
+Flags and arguments of FineTuner take precedence over the environment: ms-swift's variables (NPROC_PER_NODE, NNODES,
+NODE_RANK, MASTER_ADDR, MASTER_PORT), torchrun's (PET_NNODES, ...), those of a SLURM job step. They are read once, into
+a `Cluster`.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import Problem
 
 NAMES = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
-"""What can be asked for: names of the flags and of FineTuner's arguments; in capitals, of environment variables."""
+"""Names of flags and of FineTuner's arguments; in capitals, of environment variables."""
 
 MASTER_PORT = 29500
 """torchrun's own default."""
 
 SHUTDOWN_SECONDS = 5
-"""How long the other processes of a node may take to end after one of them failed."""
+"""Seconds that the other processes of a node may take to end after one of them failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """What torchrun, or the like, told the process that it started.
+    """The rank that torchrun or a similar launcher gave this process.
 
     Args:
-        rank: of this process among all, counted from 0.
-        world: how many processes there are.
-        local_world: how many of them are on this machine.
+        rank: the rank among all processes, counted from 0.
+        world: the number of processes.
+        local_world: the number of processes on this machine.
     """
 
     rank: int
@@ -52,12 +51,12 @@ class Cluster:
     """The processes and machines of a run.
 
     Args:
-        processes: on this machine, as asked for; None leaves it to the devices.
-        nodes: how many machines take part.
-        node: which of them this is, counted from 0.
+        processes: requested processes on this machine; None starts one per device.
+        nodes: the number of machines.
+        node: the number of this machine, counted from 0.
         address: host name or address of node 0.
-        port: the port on node 0 over which the processes find each other.
-        started_as: the rank of this very process, where torchrun or the like started it.
+        port: the port on node 0 where the processes meet.
+        started_as: the rank of this process, if torchrun or a similar launcher started it.
     """
 
     processes: int | None = None
@@ -69,17 +68,17 @@ class Cluster:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process makes and shows the run's directory, plan, progress and result."""
+        """Whether this process creates the run's directory and shows plan, progress and result."""
         return self.started_as.rank == 0 if self.started_as else self.node == 0
 
     @property
     def has_peers(self) -> bool:
-        """Whether other starters take part, which must be asked for the same run."""
+        """Whether other starters take part, which must have the same request."""
         return self.started_as is not None or self.nodes > 1
 
     @property
     def label(self) -> str:
-        """The name of this process's log among those of the run."""
+        """The name of this process's log file, without suffix."""
         return f"rank{self.started_as.rank}" if self.started_as else f"node{self.node}"
 
 
@@ -88,7 +87,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class _Said:
-    """One value and where it is from: a flag, an argument or an environment variable; both empty if nobody set it."""
+    """A value and its origin: a flag, an argument or an environment variable; both empty if it is not set."""
 
     value: str = ""
     key: str = ""
@@ -99,7 +98,7 @@ class _Said:
 
 
 ALLOCATOR, GROWING = "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
-"""The variable of PyTorch's allocator on a GPU, and its setting for blocks of changing size.
+"""The environment variable of PyTorch's GPU allocator, and its value for expandable segments.
 
 One H100, torch 2.11, a Llama of 1.2 billion parameters, LoRA in bfloat16, 12 steps of 16 rows of 20 to 992 tokens: 13.2
 GiB reserved with it, 32.2 GiB without, of which 11.6 GiB were in use at the peak; as fast. Without gradient
@@ -112,12 +111,12 @@ _SLURM = {"NNODES": "SLURM_STEP_NUM_NODES", "NODE_RANK": "SLURM_NODEID", "MASTER
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What was asked for.
+    """The requested processes and machines.
 
     Args:
-        given: values by the names in `NAMES`, from flags or arguments; None where not given.
-        environ: the environment, for what is not given.
-        as_flags: messages call what is given by its flag.
+        given: values by the names in `NAMES`, from flags or arguments; None if not given.
+        environ: the environment, for values that are not given.
+        as_flags: messages name a given value by its flag.
     """
 
     given: Mapping[str, object] = field(default_factory=dict)
@@ -125,7 +124,7 @@ class LaunchRequest:
     as_flags: bool = False
 
     def cluster(self) -> Cluster:
-        """The cluster that was asked for, as far as what was asked makes sense."""
+        """The requested cluster, as far as the request is valid."""
         started = self._started_as()
         processes = self._said("nproc_per_node").number or None
         nodes, node = self._said("nnodes").number or 1, self._said("node_rank").number
@@ -139,7 +138,7 @@ class LaunchRequest:
         )
 
     def problems(self, device: Device) -> Iterator[Problem]:
-        """What is wrong with it on this machine."""
+        """What is wrong with the request on this machine."""
         return self._outside_problems() if self._is_started() else self._own_problems(device)
 
     def _said(self, name: str) -> _Said:
@@ -186,8 +185,8 @@ class LaunchRequest:
         if wrong:
             return
         if count.number and device.kind != "cpu" and count.number > device.count:
-            what = f"is {count.value}, but {device.count} {device.kind} device(s) are visible here"
-            yield Problem(what, "Ask for fewer, or make more devices visible.", count.key)
+            what = f"is {count.value}, but {device.count} {device.kind} devices are visible here"
+            yield Problem(what, "Request fewer processes, or make more devices visible.", count.key)
         if nodes > 1:
             yield from self._node_problems(nodes)
 
@@ -202,13 +201,13 @@ class LaunchRequest:
         rank = self._said("node_rank")
         if rank.number is None:
             do = f"Add {self._spelled('node_rank')}: 0 on the first machine, 1 on the second, and so on."
-            yield Problem(f"{count} nodes are asked for, but not which of them this is", do)
+            yield Problem(f"{count} nodes are requested, but the number of this node is not given", do)
         elif rank.number >= count:
             what = f"is {rank.value}; with {count} nodes it must be from 0 to {count - 1}"
             yield Problem(what, key=rank.key)
         if not self._said("master_addr").value:
-            do = f"Add {self._spelled('master_addr')}: host name or address of the first machine, the same on all."
-            yield Problem(f"{count} nodes are asked for, but not where the first is", do)
+            do = f"Add {self._spelled('master_addr')}: the host name or address of the first machine, the same on all."
+            yield Problem(f"{count} nodes are requested, but the address of the first is not given", do)
         tasks = self.environ.get("SLURM_STEP_NUM_TASKS", "")
         by_slurm = self._said("nnodes").key.startswith("SLURM")
         if by_slurm and tasks.isdecimal() and int(tasks) != count:
@@ -220,7 +219,7 @@ class LaunchRequest:
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a SLURM node list: ``gpu[03-05,9],login`` begins with ``gpu03``."""
+    """The first host of a SLURM node list: ``gpu03`` of ``gpu[03-05,9],login``."""
     found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
     return f"{found[1]}{found[2] or ''}{found[3] or ''}" if found else nodelist
 
@@ -234,8 +233,8 @@ class Launch:
 
     Args:
         config: the settings of the run.
-        device: what it computes on.
-        cluster: what was asked for.
+        device: the device of the run.
+        cluster: the requested processes and machines.
     """
 
     config: Config
@@ -244,9 +243,9 @@ class Launch:
 
     @property
     def processes(self) -> int:
-        """Training processes on this machine: as many as asked for, else one for each accelerator.
+        """Training processes on this machine: as many as requested, else one per accelerator.
 
-        A model that is spread with ``device_map`` takes all of them in one process.
+        A model that is spread with ``device_map`` uses all of them in one process.
         """
         if self.cluster.started_as:
             return self.cluster.started_as.local_world
@@ -267,7 +266,7 @@ class Launch:
         return bool(sharded or self.cluster.processes or self.world_size > 1)
 
     def phrase(self) -> str:
-        """The launch in a few words, e.g. "8 processes, one for each visible device, through torch.distributed.run"."""
+        """The launch in a few words, e.g. "8 processes, one per visible device, through torch.distributed.run"."""
         here, cluster = self.processes, self.cluster
         if cluster.started_as:
             return f"rank {cluster.started_as.rank} of {self.world_size}, as torchrun started it"
@@ -275,7 +274,7 @@ class Launch:
             return "one process"
         text = counted(here, "process", "processes")
         if here > 1 and not cluster.processes:
-            text += ", one for each visible device"
+            text += ", one per visible device"
         if cluster.nodes > 1:
             text += f", node {cluster.node} of {cluster.nodes}, the first is {cluster.address}:{cluster.port}"
         return f"{text}, through torch.distributed.run"
@@ -300,10 +299,10 @@ class Launch:
         ]
 
     def grows_segments(self, environ: Mapping[str, str] | None = None) -> bool:
-        """Whether PyTorch's allocator grows its segments, so that rows of many lengths leave no gaps between them.
+        """Whether PyTorch's allocator uses expandable segments, so that rows of many lengths leave no gaps in memory.
 
-        It does unless the user set the allocator otherwise, or vLLM shares the GPU: its sleep mode needs pools of
-        memory, which exclude such segments.
+        It does unless the user configured the allocator otherwise, or vLLM shares the GPU: its sleep mode needs memory
+        pools, which exclude expandable segments.
 
         Args:
             environ: the user's own variables; those of this process by default.
@@ -315,10 +314,10 @@ class Launch:
         return self.device.kind == "cuda" and sys.platform == "linux" and not self.config.get("use_vllm")
 
     def environment(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The variables that the processes of this run need beyond `device.environment`.
+        """The environment variables that the processes of this run need in addition to `device.environment`.
 
         Args:
-            environ: the user's own variables, which win; those of this process by default.
+            environ: the user's own variables, which take precedence; those of this process by default.
         """
         environ = os.environ if environ is None else environ
         wanted = {}

@@ -1,9 +1,9 @@
-"""Processes of a run that several starters started: they agree before they train, and notice when one is gone.
+"""Coordination of processes that were started separately, for example one per node.
 
-torchrun gives every process the address of a key-value store (torch's TCPStore). Over it rank 0 says what it was
-asked to do, all compare, and the automatic settings and the run directory of rank 0 hold for all. While they train,
-one process of each node counts up in the store; one whose count stands still is gone. Nothing here imports torch:
-the store is handed in.
+torchrun gives every process the address of a key-value store (torch's TCPStore). Before training, rank 0 publishes its
+request in the store and every other process compares it with its own; all use the automatic settings and the run
+directory of rank 0. During training one process of each node increments a heartbeat counter in the store. A node whose
+counter stops is considered lost. This module does not import torch: it receives a connection to the store.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any, Protocol
 from swift_toolkit.machine.failure import LOST
 
 BEAT_SECONDS = 1.0
-"""How often a node shows that it is there."""
+"""Seconds between two heartbeats of a node."""
 
 SILENCE_SECONDS = 60.0
-"""Silence after which a node counts as gone; long, because loading a model may block the threads of a process."""
+"""Seconds without a heartbeat after which a node is lost; long, because loading a model may block all threads."""
 
 SILENCE_AFTER_ERROR = 4.0
-"""The same once this process met an error that says a connection broke."""
+"""The same after this process got an error about a broken connection."""
 
 BROKEN_SECONDS = 10.0
-"""The same for node 0 once the connection to its store broke."""
+"""The same for node 0 after the connection to its store broke."""
 
 
 class Store(Protocol):
-    """What is used of torch.distributed.Store."""
+    """The part of torch.distributed.Store that is used here."""
 
     def set(self, key: str, value: str, /) -> Any: ...
     def get(self, key: str, /) -> bytes: ...
@@ -41,15 +41,15 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class PeerRequest:
-    """What one process was asked to do.
+    """The request of one process.
 
     Args:
-        node: which machine it is on and what that is called, e.g. "node 1 (gpu07)".
-        given: settings that somebody gave, by name, as a user would write them.
-        automatic: settings that were chosen, by name, as words of ms-swift's command line.
-        data: fingerprints of the data files, by the name under which they were given.
-        versions: of the packages that must be the same.
-        directory: where the run writes.
+        node: number and name of its machine, e.g. "node 1 (gpu07)".
+        given: the user's settings by name, as a user writes them.
+        automatic: the automatic settings by name, as arguments of ms-swift's command line.
+        data: fingerprints of the data files, by file name as given.
+        versions: versions of the packages that must be the same on all nodes.
+        directory: the run directory.
     """
 
     node: str
@@ -60,7 +60,7 @@ class PeerRequest:
     directory: str
 
     def differences(self, first: PeerRequest) -> list[str]:
-        """What is not as rank 0 was asked, one sentence each with what to do."""
+        """The differences from the request of rank 0, a sentence each, with what to do."""
         lines = []
         for kind, do in (
             ("given", "Start every node with the same config and flags."),
@@ -79,12 +79,12 @@ class Peers:
     """All processes of the run.
 
     Args:
-        connect: opens a connection to the store; each thread uses its own.
-        rank: of this process.
-        world: how many there are.
-        node: of this process, counted from 0.
-        nodes: how many there are.
-        leads: whether this process is the one of its node that shows it is there.
+        connect: opens a connection to the store; each thread needs its own.
+        rank: the rank of this process.
+        world: the number of processes.
+        node: the node of this process, counted from 0.
+        nodes: the number of nodes.
+        leads: whether this process sends the heartbeat of its node.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Peers:
         self.names = [f"node {number}" for number in range(nodes)]
         self._store = connect()
         self._heard: dict[int, float] = {}
-        self._told = ""
+        self._failure = ""
         self._broke: float | None = None
         self._ended = threading.Event()
 
     def agree(self, mine: PeerRequest) -> tuple[PeerRequest, list[str]]:
-        """The request of rank 0, and in how far the others' differ from it; every process gets the same."""
+        """The request of rank 0, and how the others differ from it. Every process gets the same result."""
         store = self._store
         if self.leads:
             store.set(f"name/{self.node}", mine.node)
@@ -121,32 +121,32 @@ class Peers:
     # --- while training -----------------------------------------------------------------------------------
 
     def watch(self, on_loss: Callable[[str], None]) -> None:
-        """From now on, call ``on_loss`` with a sentence, once, from another thread, when the run cannot go on
-        because of another node."""
+        """Start to watch the other nodes. When one is lost, another thread calls ``on_loss`` once, with a sentence that
+        says why the run cannot continue."""
         now = time.monotonic()
         self._heard = dict.fromkeys(set(range(self.nodes)) - {self.node}, now)
         threading.Thread(target=self._beat, daemon=True).start()
         threading.Thread(target=self._judge, args=(on_loss,), daemon=True).start()
 
     def leave(self) -> None:
-        """Stop watching: this process is done."""
+        """Stop watching; this process is done."""
         self._ended.set()
 
     def tell(self, reason: str) -> str:
-        """Say to all why the run fails.
+        """Publish why this process failed.
 
         Returns:
-            The first reason that any process gave.
+            The first reason that any process published.
         """
         try:
             return self._store.compare_set("failed", "", f"{self.names[self.node]}: {reason}").decode()
-        except Exception:  # the store has gone with node 0
+        except Exception:  # the store is lost with node 0
             return reason
 
     def cause(self, message: str) -> str | None:
-        """Why another process, not this one, ended the run with the error ``message`` here; None if it did not.
+        """The reason why another process ended the run, if ``message`` is only a consequence of that; else None.
 
-        After an error that says a connection broke, this waits until it is known which node has gone.
+        After an error about a broken connection this waits until the lost node is known.
         """
         if not LOST.search(message):
             return None
@@ -158,7 +158,7 @@ class Peers:
         return None
 
     def _beat(self) -> None:
-        """Show that this node is there, and listen to the others."""
+        """Send the heartbeat of this node and read those of the others."""
         beats, seen, store = 0, dict.fromkeys(self._heard, b""), self.connect()
         while not self._ended.wait(BEAT_SECONDS):
             beats += 1
@@ -169,22 +169,22 @@ class Peers:
                     if store.check([f"beat/{other}"]) and (beat := store.get(f"beat/{other}")) != seen[other]:
                         seen[other], self._heard[other] = beat, time.monotonic()
                 if store.check(["failed"]):
-                    self._told = store.get("failed").decode()
-            except Exception:  # torch has many; all mean that the store cannot be reached
+                    self._failure = store.get("failed").decode()
+            except Exception:  # torch raises various types; each means that the store cannot be reached
                 self._broke = time.monotonic()
                 return
 
     def _reason(self, silence: float) -> str | None:
-        """Why the run cannot go on, if another node has failed or was not heard of for ``silence`` seconds."""
+        """Why the run cannot continue: another node failed, or sent no heartbeat for ``silence`` seconds."""
         now = time.monotonic()
-        if self._told:
-            return self._told
-        if self._broke is not None:  # then no node can be heard any more, and only node 0 is to blame
+        if self._failure:
+            return self._failure
+        if self._broke is not None:  # heartbeats cannot be read any more, and the store is on node 0
             long = now - self._broke > min(silence, BROKEN_SECONDS)
-            return f"{self.names[0]} has gone: the connection to it broke" if long and self.node else None
+            return f"{self.names[0]} is lost: the connection to it broke" if long and self.node else None
         for other, heard in self._heard.items():
             if now - heard > silence:
-                return f"{self.names[other]} has gone: it was last heard of {now - heard:.0f} s ago"
+                return f"{self.names[other]} is lost: its last heartbeat was {now - heard:.0f} s ago"
         return None
 
     def _judge(self, on_loss: Callable[[str], None]) -> None:

@@ -1,8 +1,8 @@
-"""The door to ms-swift's training: the process in which one run, or one rank of it, takes place.
+"""The process that trains: one run, or one rank of it.
 
-Started by finetune_trainer.py through process.py, alone or under torch.distributed.run, with the request in the
-environment. It calls ms-swift's own ``sft_main`` (or ``pretrain_main``, ``rlhf_main``) with an argument list and
-reports every step. SIGTERM, to one process of the run, lets the step in hand end, saves a checkpoint and stops all.
+finetune_trainer.py starts it, directly or through torch.distributed.run, with the request in an environment variable.
+It calls ms-swift's ``sft_main`` (or ``pretrain_main``, ``rlhf_main``) with an argument list and reports every step.
+After SIGTERM to any process of the run, all finish the current step, save a checkpoint and stop.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from swift_toolkit.training.process.hooks import StopFlag, add_callback, balance
 from swift_toolkit.training.process.peers import Peers
 
 REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
-"""Environment variable that holds the `events.Request` as JSON."""
+"""Environment variable that holds the `events.RunOrder` as JSON."""
 
 MEETING_SECONDS = 300
-"""How long processes that have been started wait for one another."""
+"""Seconds that the processes wait for each other at the start."""
 
 _MESSAGE_LENGTH = 600  # so that a line stays whole in a pipe that several processes write to (PIPE_BUF)
 
 
 def main() -> int:
-    """Run the training that the environment asks for. Returns the exit status."""
+    """Run the training that `REQUEST_VARIABLE` describes. Returns the exit status."""
     content = os.environ.pop(REQUEST_VARIABLE)
     return _Training(msgspec.json.decode(content, type=events.RunOrder)).carry_out()
 
@@ -84,7 +84,7 @@ class _Training:
                 traceback.print_exc()
             self._fail(error)
             if self.world > 1:
-                _end_now()  # the ordinary way waits for connections to processes that may not be there any more
+                _end_now()  # a normal exit waits for connections to processes that may be gone
             return 1
         if self.peers:
             self.peers.leave()
@@ -92,13 +92,13 @@ class _Training:
         return 0
 
     def report(self, event: events.RunEvent) -> None:
-        """Tell the starter; of the processes that one starter has, the first speaks for all."""
+        """Report to the starter. Of several processes with the same starter, only the first reports."""
         if self.leads or self.own_starter:
             self.pipe(**events.encode(event))
 
     def _agree(self, asked: events.PeersOrder) -> bool:
-        """Compare this process's request with that of rank 0, whose automatic settings and directory hold for all.
-        False if they differ."""
+        """Compare this process's request with that of rank 0, and take over its automatic settings and directory.
+        False if the requests differ."""
         mine = peers.PeerRequest(
             node=asked.node,
             given=asked.given,
@@ -123,8 +123,7 @@ class _Training:
         return True
 
     def _prepare_resume(self) -> None:
-        """Whoever goes on from a checkpoint takes the rows, and draws the random numbers, of the training that wrote
-        it."""
+        """Make a resumed training use the same rows and random numbers as the training that wrote the checkpoint."""
         msswift.keep_running_means()
         words = self.words.get("resume_from_checkpoint")
         if words and "--resume_only_model=true" not in self.words.get("resume_only_model", []):
@@ -134,7 +133,7 @@ class _Training:
             msswift.keep_epoch()
 
     def _prepare_deepspeed(self) -> None:
-        """On CPUs: DeepSpeed, left to itself, would ask for a backend that needs Intel's oneCCL for ZeRO-3."""
+        """On CPUs, choose gloo: DeepSpeed's default backend needs Intel's oneCCL for ZeRO-3."""
         if "deepspeed" not in self.words:
             return
         msswift.take_over_build_locks()
@@ -148,12 +147,12 @@ class _Training:
         cause = self.peers.cause(str(error)) if self.peers else None
         if self.peers and not cause:
             first = first_line(f"rank {self.rank}: {kind}: {message}")
-            told = self.peers.tell(first)
-            cause = None if told.endswith(first) else told
+            published = self.peers.tell(first)
+            cause = None if published.endswith(first) else published
         self._report_error(kind, message, cause)
 
     def _on_loss(self, reason: str) -> None:
-        """Another node has gone: end now, for whoever waits for it would wait for hours."""
+        """Another node is lost: end now, because collective operations would wait for it for hours."""
         print(reason, file=sys.stderr, flush=True)
         self._report_error("", "", reason)
         _end_now()
@@ -173,7 +172,7 @@ def _number(variable: str, default: int) -> int:
 
 
 def _connect() -> Any:
-    """A connection to the store whose address torchrun puts into the environment."""
+    """A connection to the store whose address torchrun set in the environment."""
     from torch import distributed
 
     store, _, _ = next(distributed.rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
@@ -187,7 +186,7 @@ def _end_now() -> NoReturn:
 
 
 def _print_to(log: Path) -> None:
-    """From now on, all that this process prints goes to ``log``."""
+    """Redirect everything that this process prints to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         sys.stdout.flush()
