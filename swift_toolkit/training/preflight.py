@@ -161,6 +161,7 @@ class VerifyArguments(TypedDict):
     max_length: int | None
     columns: dict[str, str] | None
     tokenizer: Path | None
+    without_tools: str
 
 
 def verify_arguments(config: Config) -> VerifyArguments:
