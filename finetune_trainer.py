@@ -145,14 +145,15 @@ class FineTuner:
         """Read the data of this run from end to end, print what was found and return it.
 
         Args:
-            exact: count the tokens of every row with the model's template, not by bytes; this imports ms-swift.
+            exact: look at every row with the model's template: its tokens, and which of them are learned; this imports
+                ms-swift, no weights.
         """
         from swift_toolkit.dataset import page
 
         if not self.data.complete:
             self.plan = self.plan.with_all_data()
         if exact:
-            self._template_view().count_tokens(self.data)
+            self._template_view().audit(self.data)
         for line in (*self.data.summary(), *page.histogram_lines(self.data)):
             print(line)
         print(f"{self.data.verdict()}, {self.data.seconds:.1f} s")
@@ -259,7 +260,9 @@ def _add_data_flags(parser: command_line.Parser) -> None:
         "--report", metavar="FILE", help="with --verify-data: also write what was found as HTML"
     )
     parser.add_argument(
-        "--exact", action="store_true", help="with --verify-data: count tokens with the model's tokenizer"
+        "--exact",
+        action="store_true",
+        help="with --verify-data: count the tokens with the model's template, and those that are learned",
     )
     parser.add_argument(
         "--convert", metavar="FILE", help="write the training data as messages JSONL, and stop"
@@ -468,13 +471,17 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(result), ensure_ascii=False, default=str))
         return
+    from swift_toolkit.training.monitor.progress import measured
+
     metrics = result.metrics
-    loss = (
-        f", loss {metrics['final_loss']:.4f} (best {metrics['best_loss']:.4f})"
-        if "final_loss" in metrics
-        else ""
-    )
-    print(f"Trained {result.steps} steps in {screen.duration(result.seconds['training'])}{loss}.")
+    words = measured(metrics)
+    if "final_loss" in metrics and "reward" not in words:
+        words = {"loss": f"loss {metrics['final_loss']:.4f} (best {metrics['best_loss']:.4f})", **words}
+    parts = [
+        f"Trained {result.steps} steps in {screen.duration(result.seconds['training'])}",
+        *words.values(),
+    ]
+    print(f"{', '.join(parts)}.")
     if result.last_checkpoint is None:
         print("No checkpoint was saved.")
         return

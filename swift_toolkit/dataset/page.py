@@ -126,6 +126,14 @@ def _sections(report: DataReport) -> Iterator[str]:
         yield paragraph(f"On a hub, not checked before ms-swift loads them: {', '.join(report.unchecked)}")
     for group in (*report.errors, *report.warnings):
         yield _problems(group)
+    if report.learned:
+        counts = [
+            ("learned", report.learned.learned),
+            ("read only", report.learned.tokens - report.learned.learned),
+        ]
+        yield section(
+            "What is learned", paragraph(f"{report.learned}.") + bar_chart("What is learned", counts)
+        )
     if report.tokens:
         title = "Tokens per row" + ("" if report.exact_tokens else " (estimated)")
         yield _chart(title, report.tokens, report.token_step)

@@ -10,16 +10,17 @@ Needs ms-swift (about 10 s to import) and the model's tokenizer, not its weights
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import NamedTuple
 
 from swift_toolkit.console.words import short
+from swift_toolkit.dataset.audit import exact
+from swift_toolkit.dataset.audit.encoded import IGNORED, encode
+from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.reading.files import read_records
 from swift_toolkit.dataset.rows.checks import Rules, judge
-from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.verify import DataReport, DatasetSpec
@@ -34,9 +35,6 @@ TEMPLATE_SETTINGS = (
 
 REPEATED = 4
 """From this many equal tokens in a row on, as images have them, one is shown with the count."""
-
-IGNORED = -100
-"""Label of a token that is not learned (torch's `ignore_index`)."""
 
 
 class Place(NamedTuple):
@@ -138,12 +136,14 @@ class TemplateView:
         get_processor, get_template = template_api(trust_code)
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")
+        self.added: list[str] = list(settings.get("new_special_tokens") or ())
         processor = get_processor(
             model,
             model_type=settings.get("model_type"),
             task_type=rules.task.task_type,
             num_labels=rules.num_labels,
             problem_type=rules.problem_type,
+            new_special_tokens=self.added,
         )
         given = {name: settings[name] for name in TEMPLATE_SETTINGS if settings.get(name) is not None}
         if rules.task.rows == "text":  # as ms-swift's PretrainArguments
@@ -153,6 +153,7 @@ class TemplateView:
             template_type=settings.get("template"),
             default_system=settings.get("system"),
             max_length=rules.max_length,
+            truncation_strategy="raise" if self.truncation == "delete" else self.truncation,
             **given,
         )
         template.set_mode(rules.task.template_mode)
@@ -173,29 +174,22 @@ class TemplateView:
         for place, row in islice(self._read(entries), count):
             yield from self._shown(str(place), row)
 
-    def count_tokens(self, report: DataReport) -> None:
-        """Replace the report's estimates by what the template says: tokens per row (of each row's longest sequence),
-        rows longer than max_length, rows that it refuses.
+    def audit(self, report: DataReport) -> None:
+        """Replace the report's estimates by what the template says of every row: tokens, and what is learned of them.
 
         Raises:
             FlawError: a file cannot be read.
         """
-        tokens: Counter[int] = Counter()
-        report.groups.pop("too-long", None)
-        for split in report.specs:
-            for place, row in self._read([spec.text for spec in report.specs[split]]):
-                if row is None:
-                    continue
-                try:
-                    length = max(len(ids) for ids, _ in self._encoded(row).values())
-                except Exception as error:  # whatever the template raises, ms-swift skips the row
-                    report.add(Flaw("template", f"the template refuses it: {_reason(error)}"), *place)
-                    continue
-                tokens[length] += split == "train"
-                if self.max_length is not None and length > self.max_length:
-                    what = f"row has {length:,} tokens, more than max_length {self.max_length:,}"
-                    report.add(Flaw("too-long", what), *place)
-        report.tokens, report.token_step, report.exact_tokens = +tokens, 1, True
+        exact.audit(
+            Looker(
+                template=self.template,
+                rules=self.rules,
+                limit=self.max_length,
+                truncation=self.truncation,
+                added=self.added,
+            ),
+            report,
+        )
 
     def _read(self, entries: Sequence[str]) -> Iterator[tuple[Place, Row | None]]:
         for entry in entries:
@@ -211,12 +205,12 @@ class TemplateView:
             yield ShownRow(place, "", (), "it cannot be read, see --verify-data")
             return
         try:
-            encoded = self._encoded(row)
+            encoded = encode(self.template, row)
         except Exception as error:
             # whatever the template raises for a row, ms-swift skips the row
             yield ShownRow(place, "", (), f"ms-swift skips it: {_reason(error)}")
             return
-        for name, (tokens, labels) in encoded.items():
+        for name, tokens, labels in encoded:
             shown = ShownRow(place, name, tuple(self._pieces(tokens, labels)))
             if self.max_length is not None and len(tokens) > self.max_length:
                 shown = replace(shown, note=f"longer than max_length {self.max_length}, {self._fate()}")
@@ -226,21 +220,6 @@ class TemplateView:
         if self.truncation in {"left", "right"}:
             return f"cut on the {self.truncation}"
         return "split" if self.truncation == "split" else "skipped"
-
-    def _encoded(self, row: Row) -> dict[str, tuple[list[int], list[int] | None]]:
-        """Tokens and labels of each sequence of a row, by its name."""
-        encoded = self.template.encode(dict(row), return_length=True)
-        out = {}
-        for key, tokens in encoded.items():
-            if not key.endswith("input_ids") or not tokens:
-                continue
-            prefix = key.removesuffix("input_ids")
-            labels = encoded.get(f"{prefix}labels")
-            name = prefix.rstrip("_")
-            for at, ids in enumerate(tokens if isinstance(tokens[0], list) else [tokens]):
-                marks = labels if isinstance(labels, list) and len(labels) == len(ids) else None
-                out[name if not at else f"{name} {at + 1}".strip()] = (list(ids), marks)
-        return out
 
     def _pieces(self, tokens: list[int], labels: list[int] | None) -> Iterator[Piece]:
         learned = [label != IGNORED for label in labels] if labels is not None else [False] * len(tokens)

@@ -26,6 +26,15 @@ class GroupDict(TypedDict):
     examples: list[str]
 
 
+class LearnedDict(TypedDict):
+    """`Learned` as plain data."""
+
+    rows: int
+    tokens: int
+    learned: int
+    share: float
+
+
 class ReportDict(TypedDict):
     """`DataReport` as plain data."""
 
@@ -41,6 +50,7 @@ class ReportDict(TypedDict):
     turns: dict[int, int]
     tokens: dict[int, int]
     exact_tokens: bool
+    learned: LearnedDict | None
     seconds: float
 
 
@@ -115,6 +125,38 @@ class FileReport:
         return f"{self.path}: " + ", ".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """How much of some rows is learned, by the model's template.
+
+    Args:
+        rows: that were looked at.
+        tokens: of those that are trained on.
+        learned: tokens that count for the loss.
+    """
+
+    rows: int
+    tokens: int
+    learned: int
+
+    @property
+    def share(self) -> float:
+        """Of the tokens."""
+        return self.learned / max(self.tokens, 1)
+
+    def as_dict(self) -> LearnedDict:
+        """Plain data."""
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "learned": self.learned,
+            "share": round(self.share, 4),
+        }
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} of the tokens of {counted(self.rows, 'row')} are learned"
+
+
 @dataclass
 class DataReport:
     """What `verify` found.
@@ -129,6 +171,7 @@ class DataReport:
         token_step: the precision of `tokens`.
         longest: tokens of the longest row looked at, up to a multiple of `token_step`, of each split; 0 without rows.
         exact_tokens: they were counted by the model's own template, not estimated by bytes.
+        learned: how much is learned; None where the template was not asked, or the task learns no tokens.
         seconds: time it took.
     """
 
@@ -141,6 +184,7 @@ class DataReport:
     token_step: int = TOKEN_STEP
     longest: dict[Split, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     exact_tokens: bool = False
+    learned: Learned | None = None
     seconds: float = 0.0
 
     @property
@@ -243,6 +287,8 @@ class DataReport:
         for group in (*self.errors, *self.warnings):
             out.append(f"{group.severity}: {group.title} ({group.count:,})")
             out += [f"  {problem}" for problem in group.examples]
+        if self.learned is not None:
+            out.append(f"{self.learned}.")
         return out
 
     def as_dict(self) -> ReportDict:
@@ -260,6 +306,7 @@ class DataReport:
             "turns": dict(sorted(self.turns.items())),
             "tokens": dict(sorted(self.tokens.items())),
             "exact_tokens": self.exact_tokens,
+            "learned": self.learned and self.learned.as_dict(),
             "seconds": round(self.seconds, 3),
         }
 

@@ -265,6 +265,40 @@ def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable
     return get_processor_of_3, get_template_of_3
 
 
+@dataclass(frozen=True, kw_only=True)
+class TemplateFacts:
+    """What the template of a model adds to answers, and what its tokenizer reads as special tokens.
+
+    Args:
+        end: the tokens behind the last answer.
+        stops: tokens that end an answer.
+        specials: texts that become one special token.
+        empty_thought: put before an answer without a thinking block; "" if nothing is.
+    """
+
+    end: tuple[int, ...]
+    stops: frozenset[int]
+    specials: frozenset[str]
+    empty_thought: str
+
+
+def template_facts(template: Any) -> TemplateFacts:
+    """What is known of one of ms-swift's templates, which 3.12 and 4.x keep under the same names."""
+    meta, tokenizer = template.template_meta, template.tokenizer
+    end = tuple(template._encode_context_list(meta.suffix)[0]) if meta.suffix else ()
+    added = {one.content: number for number, one in tokenizer.added_tokens_decoder.items() if one.special}
+    own = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    special = {**added, **dict(own)}
+    single = {special[word] for word in meta.stop_words if isinstance(word, str) and word in special}
+    stops = {tokenizer.eos_token_id, *single, *set(end).intersection(special.values())}
+    return TemplateFacts(
+        end=end,
+        stops=frozenset(one for one in stops if isinstance(one, int)),
+        specials=frozenset(map(str, special)),
+        empty_thought=getattr(meta, "non_thinking_prefix", "") or "",
+    )
+
+
 def inference_api() -> SimpleNamespace:
     """What asking a model uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
@@ -438,6 +472,55 @@ def encode_through(dataset: Callable[..., Any], row: Callable[..., Any]) -> None
         init(self, rows, functools.partial(row, encode_func), *args, **kwargs)
 
     sft._encode_dataset, encode.preprocess, lazy.__init__ = encoded, preprocessed, lazily
+
+
+def reward_function(name: str, args: Any) -> Any:
+    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one.
+
+    Args:
+        name: among ``reward_funcs``.
+        args: ms-swift's own arguments.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    functions = _module("swift.rewards", "swift.plugin").orms
+    made = functions[name](args=args.training_args)
+    functions[name] = lambda *_, **__: made
+    return made
+
+
+def trainer_state() -> Any:
+    """The state of a training that has not begun."""
+    return _module("transformers").TrainerState()
+
+
+def before_the_model(look: Callable[[Any, Callable[[], Any]], None]) -> None:
+    """Let ``look`` look at what a training run would do before its model is loaded, once. Until ms-swift reads its data
+    before the model.
+
+    Args:
+        look: is given ms-swift's own arguments, and what makes a template of its own by them.
+    """
+    pipelines = (_module("swift.pipelines.train.sft", "swift.llm.train.sft").SwiftSft,)
+    pipelines += (_module("swift.pipelines.train.rlhf", "swift.llm.train.rlhf").SwiftRLHF,)
+    looked = False
+
+    def laid_over(prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal looked
+            if not looked:
+                looked = True
+                look(self.args, functools.partial(template_of, self.args))
+            return prepare(self, *args, **kwargs)
+
+        return prepared
+
+    def template_of(args: Any) -> Any:
+        return args.get_template(args.get_model_processor(load_model=False)[1])
+
+    for pipeline in pipelines:
+        pipeline._prepare_model_tokenizer = laid_over(pipeline._prepare_model_tokenizer)
 
 
 def stop_generating(template: Any, gone: Callable[[], Callable[[], bool]]) -> None:

@@ -49,6 +49,7 @@ class RunDetails:
         data: what was found in the data.
         model_parameters: the size of the model, in ms-swift's words.
         rows: rows of each split as found, loaded and used.
+        learned: what the template said of some rows before the model was loaded; None if it was not asked.
         tokens_per_row: of the training and validation data, in ms-swift's words.
         memory: bytes on a device: the peak and the estimate.
     """
@@ -58,6 +59,7 @@ class RunDetails:
     data: Mapping[str, object]
     model_parameters: object
     rows: Mapping[str, object]
+    learned: object
     tokens_per_row: Mapping[str, object]
     memory: Mapping[str, int | None]
 

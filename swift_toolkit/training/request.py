@@ -16,7 +16,7 @@ from swift_toolkit.machine.device import Device, find_device
 from swift_toolkit.model import templates
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.training import preflight
-from swift_toolkit.training.batches import batch
+from swift_toolkit.training.batches import batch, defaults
 from swift_toolkit.training.process.launch import Cluster, Launch, LaunchRequest
 
 MAX_LOST_ROWS = "5%"
@@ -85,11 +85,14 @@ def check_request(request: TrainingRequest) -> Facts:
     problems += asked.problems(device)
     cluster = asked.cluster()
     world_size = Launch(config, device, cluster).world_size
+    if not problems:
+        defaults.fill_for_task(config, world_size)
     problems += batch.batch_problems(config, world_size)
     problems += requirements.generations(config, world_size)
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
     problems += _row_problems(request, config, data)
+    problems += defaults.batch_of_one(config, data, world_size)
     if problems:
         raise RequestError(problems)
     return Facts(config=config, device=device, data=data, cluster=cluster)

@@ -181,6 +181,7 @@ def _details(job: Job, plan: TrainingPlan, state: RunState, rows: Mapping[str, o
         data={**plan.data.as_dict(), "given": job.left_out},
         model_parameters=done.model_parameter_info,
         rows=rows,
+        learned=msgspec.to_builtins(state.audit) if state.audit else None,
         tokens_per_row={"train": done.train_dataset, "val": done.val_dataset},
         memory={"peak": state.memory or None, "estimate": estimate.total if estimate else None},
     )
@@ -233,7 +234,15 @@ def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
         directory=str(job.directory),
         peers=_peers(job) if job.plan.cluster.has_peers else None,
         data_check=events.DataCheckFiles(path=str(check.path), lost=str(check.lost)) if check else None,
+        audit=_audit(job) if check else None,
     )
+
+
+def _audit(job: Job) -> events.AuditOrder:
+    """The rows that are looked at before the model is loaded."""
+    config, rules = job.plan.config, job.plan.data.rules
+    data, columns = config.get("dataset") or [], rules.columns or {}
+    return events.AuditOrder(task=config.task.name, data=data, columns=columns, multimodal=rules.multimodal)
 
 
 def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
@@ -322,6 +331,10 @@ class _Follower:
         if self.recorder is not None and isinstance(event, (events.CheckpointSaved, events.Done)):
             self.recorder.link(self.state.last, self.state.best)
         self.line.show(event)
+        if isinstance(event, events.Audited):
+            self.refused += event.errors
+        if isinstance(event, events.RewardTried) and event.error is not None:
+            self.refused.append(event.error)
         if self.check is not None and (sentence := self.check.take(event)):
             self.line.say(f"{sentence}.")
 

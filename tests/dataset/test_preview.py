@@ -94,7 +94,7 @@ def test_exact_tokens(tiny_model: Path) -> None:
     long = {"messages": [TALK["messages"][0], {"role": "assistant", "content": "word " * 20}]}
     rules = Rules(max_length=30)
     report = verify([write(TALK, refused, TALK, long)], max_length=rules.max_length)
-    TemplateView(str(tiny_model), rules, SETTINGS).count_tokens(report)
+    TemplateView(str(tiny_model), rules, SETTINGS).audit(report)
     assert report.exact_tokens and report.tokens == {18: 2, 36: 1}
     assert str(report.groups["template"].examples[0]).startswith(
         "a.jsonl:2: the template refuses it: Failed to automatically match an agent_template"

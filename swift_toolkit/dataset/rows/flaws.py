@@ -54,6 +54,42 @@ KINDS: dict[str, FlawKind] = {
     "tools": FlawKind("error", "tools or tool calls of the wrong shape"),
     "value": FlawKind("error", "value of the wrong type"),
     "template": FlawKind("error", "refused by the model's template", "ms-swift would skip it."),
+    # what is learned, by the model's template
+    "nothing-learned": FlawKind("error", "nothing is learned"),
+    "nothing-used": FlawKind("error", "no row can be trained on"),
+    "no-learned": FlawKind(
+        "warning", "rows without a token to learn", "They cost time and teach nothing; remove them."
+    ),
+    "few-learned": FlawKind("warning", "few tokens are learned"),
+    "cut-answer": FlawKind(
+        "warning", "answers cut by max_length", "Raise max_length: a model that sees no end learns none."
+    ),
+    "no-end": FlawKind(
+        "warning",
+        "the end of answers is not learned",
+        "The model may not stop by itself. Choose the template that the model was made with.",
+    ),
+    "same-pair": FlawKind(
+        "warning", "pairs whose answers are the same tokens", "They teach nothing; remove them."
+    ),
+    "mixed-thinking": FlawKind("warning", "answers with and without thinking"),
+    "lost-thinking": FlawKind(
+        "warning",
+        "thinking that the template removes",
+        'The rest of that answer is learned without it. Set "loss_scale" to "last_round" to learn the last answer '
+        "alone.",
+    ),
+    "tool-calls": FlawKind("warning", "tool calls that are not learned", "Check loss_scale."),
+    "tool-results": FlawKind(
+        "warning",
+        "results of tools that are learned",
+        'Set "loss_scale" to "default": the model should not invent them.',
+    ),
+    "special": FlawKind(
+        "warning",
+        "special tokens in the text",
+        "The model reads it as a mark, not as text. Remove it, or spell it in another way.",
+    ),
     # worth a look
     "near-column": FlawKind("warning", "columns that may be misspelled"),
     "same-role": FlawKind(

@@ -192,7 +192,7 @@ ROWS_OF_A_BLOCK = 60
 
 def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
     """Texts of rows from the beginning of a file, and from some places after it where that is quick."""
-    for piece in _some_blocks(part):
+    for piece in some_blocks(part):
         block = block_of(part.file, piece, part.header)
         step = max(len(block) // ROWS_OF_A_BLOCK, 1)
         for at in range(0, len(block), step):
@@ -202,7 +202,8 @@ def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
                     yield tuple(map(text_of, row["messages"]))
 
 
-def _some_blocks(part: Part) -> Iterator[Chunk | TableRows]:
+def some_blocks(part: Part) -> Iterator[Chunk | TableRows]:
+    """The first block of a file, and some behind it where that is quick."""
     if not part.file.has_chunks:
         return
     with contextlib.suppress(FlawError, UnicodeDecodeError), guarded():

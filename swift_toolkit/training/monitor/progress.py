@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import IO
 
 from swift_toolkit.console.screen import LiveLine, bar_and_words, duration, gib
@@ -18,6 +19,34 @@ _NOTES: dict[type[RunEvent], str] = {
     events.Loading: "loading the model and the data",
     events.Waiting: "waiting for the data check",
 }
+
+
+_MEASURES = """
+loss      loss                loss {:.4f}
+reward    reward              reward {:.3f}
+reward    objective/scores    score {:.3f}
+margin    rewards/margins     margin {:.3f}
+margin    margin              margin {:.3f}
+accuracy  rewards/accuracies  accuracy {:.0%}
+accuracy  accuracy            accuracy {:.0%}
+"""
+"""What is measured, by the names of ms-swift's logs, and how it is shown."""
+_ORDER = ("loss", "reward", "margin", "accuracy")
+_OTHERS = (
+    ("eval", "eval_loss", "eval loss {:.4f}"),
+    ("rate", "learning_rate", "lr {:.2e}"),
+    ("rate", "lr", "lr {:.2e}"),
+)
+
+
+def measured(logs: Mapping[str, float]) -> dict[str, str]:
+    """What tells whether a model learns, in words: the loss, or the rewards where they say more than it: the loss of
+    GRPO is about 0 at every step."""
+    rows = [row.split(maxsplit=2) for row in _MEASURES.strip().splitlines()]
+    words = {name: pattern.format(logs[key]) for name, key, pattern in rows if key in logs}
+    if "reward" in words:
+        words.pop("loss", None)
+    return words
 
 
 class TrainingLine(LiveLine):
@@ -57,6 +86,11 @@ class TrainingLine(LiveLine):
                 self._progress.update(self._task, description="evaluating")
             case events.Log():
                 self._log(event)
+            case events.Audited():
+                for sentence in event.sentences():
+                    self.say(sentence)
+            case events.RewardTried(error=None):
+                self.say(event.sentence())
 
     def _stepped(self, step: int) -> None:
         self._step = step
@@ -66,23 +100,20 @@ class TrainingLine(LiveLine):
 
     def _log(self, event: events.Log) -> None:
         logs = event.logs
-        for name, key, pattern in (
-            ("loss", "loss", "loss {:.4f}"),
-            ("eval", "eval_loss", "eval loss {:.4f}"),
-            ("rate", "learning_rate", "lr {:.2e}"),
-        ):
+        self._words |= measured(logs)
+        for name, key, pattern in _OTHERS:
             if key in logs:
                 self._words[name] = pattern.format(logs[key])
         self._words["memory"] = gib(event.memory)
         if self._live:
             self._progress.update(self._task, words=self.words())
-        elif "loss" in logs or "eval_loss" in logs:
+        elif measured(logs) or "eval_loss" in logs:
             print(self.words(), file=self._file, flush=True)
 
     def words(self) -> str:
         """The line without its bar: step, losses, learning rate, speed, time left (once measured), memory."""
         parts = [f"step {self._step}/{self._total}"]
-        parts += [self._words[name] for name in ("loss", "eval", "rate") if name in self._words]
+        parts += [self._words[name] for name in (*_ORDER, "eval", "rate") if name in self._words]
         done = self._step - self._first - WARM_UP
         if self._warm is not None and done > 0:
             pace = (time.monotonic() - self._warm) / done

@@ -6,12 +6,15 @@ Each event is a JSON object on one line; "event" names its type.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
+from swift_toolkit.config.tasks import TaskName
+from swift_toolkit.console.words import counted
 from swift_toolkit.dataset.report import Split
+from swift_toolkit.problems import Problem
 from swift_toolkit.runs.record import JsonObject
 
 
@@ -42,6 +45,22 @@ class DataCheckFiles(msgspec.Struct, frozen=True, kw_only=True):
     lost: str
 
 
+class AuditOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows that are looked at before the model is loaded.
+
+    Args:
+        task: what is trained.
+        data: the entries of ``dataset``.
+        columns: ms-swift's ``columns``.
+        multimodal: the model takes media.
+    """
+
+    task: TaskName
+    data: Sequence[str]
+    columns: Mapping[str, str] = {}
+    multimodal: bool = False
+
+
 class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
     """The request for a training process.
 
@@ -51,6 +70,7 @@ class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
         directory: the run directory.
         peers: None if one starter starts all processes.
         data_check: None if the first step does not wait.
+        audit: None if no rows are looked at.
     """
 
     command: str
@@ -58,6 +78,7 @@ class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     peers: PeersOrder | None = None
     data_check: DataCheckFiles | None = None
+    audit: AuditOrder | None = None
 
 
 # --- events -------------------------------------------------------------------------------------------------
@@ -87,6 +108,62 @@ class Refused(_Event, frozen=True, kw_only=True):
 
 class Loading(_Event, frozen=True, kw_only=True):
     """ms-swift starts to load the model and the data."""
+
+
+class Audited(_Event, frozen=True, kw_only=True):
+    """Some rows were looked at by the template, before the model was loaded.
+
+    Args:
+        rows: how many.
+        tokens: of those that are trained on.
+        learned: those that count for the loss; None if the task learns no tokens.
+        errors: why the run would be in vain.
+        warnings: what may not be meant, each with the number of rows.
+    """
+
+    rows: int
+    tokens: int
+    learned: int | None
+    errors: Sequence[Problem] = ()
+    warnings: Sequence[tuple[Problem, int]] = ()
+
+    def sentences(self) -> Iterator[str]:
+        """What the user is told of them."""
+        for problem, count in self.warnings:
+            yield f"warning: {problem}" + (
+                f" ({count:,} of {self.rows:,} rows looked at)" if count > 1 else ""
+            )
+        if self.learned is not None and self.tokens and not self.errors:
+            yield f"{self.learned / self.tokens:.0%} of the tokens of {counted(self.rows, 'row')} are learned."
+
+
+NO_ANSWER = "I do not know."
+"""What every reward function should score low."""
+
+
+class RewardTried(_Event, frozen=True, kw_only=True):
+    """A reward function was run on a few rows, before the model was loaded.
+
+    Args:
+        name: of the function.
+        own: its scores of the answers that the rows themselves hold; empty where they hold none.
+        other: its scores of `NO_ANSWER`.
+        error: why it cannot be used.
+    """
+
+    name: str
+    own: Sequence[float] = ()
+    other: Sequence[float] = ()
+    error: Problem | None = None
+
+    def sentence(self) -> str:
+        """What the user is told of it."""
+        told = ((self.own, "the rows' own answers"), (self.other, f'"{NO_ANSWER}"'))
+        parts = [f"{sum(scores) / len(scores):.2f} for {whose}" for scores, whose in told if scores]
+        rows = counted(max(len(self.own), len(self.other)), "row")
+        same = self.own and list(self.own) == list(self.other)
+        apart = "; it does not tell them apart" if same else ""
+        return f'reward "{self.name}" on {rows}: {", ".join(parts) or "no score"}{apart}'
 
 
 class RowsCounted(_Event, frozen=True, kw_only=True):
@@ -176,8 +253,8 @@ class Failed(_Event, frozen=True, kw_only=True):
 
 
 RunEvent: TypeAlias = (
-    Importing | Agreed | Refused | Loading | RowsCounted | Waiting | Begin | Step | Evaluating | Log | CheckpointSaved
-    | End | Done | Failed
+    Importing | Agreed | Refused | Loading | Audited | RewardTried | RowsCounted | Waiting | Begin | Step
+    | Evaluating | Log | CheckpointSaved | End | Done | Failed
 )  # fmt: skip
 
 
@@ -212,6 +289,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
         failures: failures of all processes, in order of arrival.
         differences: how the requests of the processes differ.
         directory: the run directory of rank 0, once they agreed.
+        audit: what was seen of some rows; None if none were looked at.
     """
 
     pid: int = 0
@@ -227,6 +305,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     done: Done | None = None
     failures: tuple[Failed, ...] = ()
     differences: tuple[str, ...] = ()
+    audit: Audited | None = None
     directory: str | None = None
 
 
@@ -240,6 +319,8 @@ def fold(state: RunState, event: RunEvent) -> RunState:
             return change(directory=directory)
         case Refused(differences=differences):
             return change(differences=tuple(differences))
+        case Audited():
+            return change(audit=event)
         case Begin():
             return change(steps=event.step, max_steps=event.max_steps, begun=event.time)
         case Log():

@@ -6,12 +6,17 @@ import functools
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.config.tasks import TASKS
 from swift_toolkit.console.words import short
+from swift_toolkit.dataset.audit import sample
+from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.report import Split
+from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import default_callbacks, encode_through
 from swift_toolkit.model.checkpoints import training_state
@@ -74,6 +79,42 @@ def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> A
         with open(lost, "a", encoding="utf-8") as file:  # noqa: PTH123  # one write a line: lines stay whole
             file.write(json.dumps(reason) + "\n")
         raise
+
+
+def audit_rows(report: Callable[[RunEvent], None], order: events.AuditOrder) -> None:
+    """Look at some rows with ms-swift's template before the model is loaded, and report what is learned of them."""
+
+    def look(args: Any, make_template: Callable[[], Any]) -> None:
+        if args.tuner_backend == "unsloth":  # has no tokenizer without its model
+            return
+        try:
+            report(_audited(order, make_template(), args))
+        except Exception:
+            traceback.print_exc()  # whatever is wrong with the tokenizer or the data, ms-swift is about to find it
+
+    msswift.before_the_model(look)
+
+
+def _audited(order: events.AuditOrder, template: Any, args: Any) -> events.Audited:
+    task = TASKS[order.task]
+    template.set_mode(task.template_mode)
+    looker = Looker(
+        template=template,
+        rules=Rules(task, order.multimodal, columns=order.columns),
+        limit=template.max_length,
+        truncation=args.truncation_strategy,
+        added=args.new_special_tokens or (),
+        knows_marks=True,
+    )
+    found = sample.audit(looker, order.data)
+    groups = list(found.groups(looker))
+    return events.Audited(
+        rows=found.rows,
+        tokens=found.tokens,
+        learned=found.learned if looker.learns else None,
+        errors=[group.examples[0] for group in groups if group.kind in sample.STOPS],
+        warnings=[(group.examples[0], group.count) for group in groups if group.kind not in sample.STOPS],
+    )
 
 
 def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | None) -> None:

@@ -24,8 +24,8 @@ from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.problems import first_line
-from swift_toolkit.training.process import events, peers
-from swift_toolkit.training.process.hooks import StopFlag, add_callback, balance_rows, count_rows
+from swift_toolkit.training.process import events, peers, rewards
+from swift_toolkit.training.process.hooks import StopFlag, add_callback, audit_rows, balance_rows, count_rows
 from swift_toolkit.training.process.peers import Peers
 
 REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
@@ -49,7 +49,7 @@ class _Training:
     def __init__(self, request: events.RunOrder) -> None:
         self.command, self.directory = request.command, request.directory
         self.words = dict(request.arguments)
-        self.asked, self.data_check = request.peers, request.data_check
+        self.asked, self.data_check, self.audit = request.peers, request.data_check, request.audit
         self.rank, self.world = _number("RANK", 0), _number("WORLD_SIZE", 1)
         self.leads = _number("LOCAL_RANK", 0) == 0
         self.peers: Peers | None = None
@@ -72,6 +72,9 @@ class _Training:
             train = train_function(self.command, arguments)
             if self.data_check is not None and self.rank == 0:
                 count_rows(self.report, self.data_check.lost)
+            if self.audit is not None and self.rank == 0:
+                rewards.try_rewards(self.report, self.audit)
+                audit_rows(self.report, self.audit)
             add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
             self._prepare_resume()
             if balance:

@@ -1,0 +1,107 @@
+"""Every row of the data by ms-swift's template, with all cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+
+from swift_toolkit.dataset.audit.audit import Audit, Place, enter
+from swift_toolkit.dataset.audit.look import Looker
+from swift_toolkit.dataset.reading.files import read_records
+from swift_toolkit.dataset.report import DataReport
+from swift_toolkit.dataset.rows.checks import Rules, judge
+from swift_toolkit.dataset.rows.messages import Row
+from swift_toolkit.dataset.scan.part import find_part
+from swift_toolkit.dataset.spec import DatasetSpec
+
+ROWS_OF_A_SHARE = 64
+"""Rows that a process takes at a time."""
+
+ALONE = 2_000
+"""Fewer rows are looked at by one process."""
+
+MOST_PROCESSES = 8
+
+
+def audit(looker: Looker, report: DataReport) -> None:
+    """Look at every row, and enter what is found into the report.
+
+    Args:
+        looker: with the template.
+        report: of a `verify` that looked at every row.
+
+    Raises:
+        FlawError: a file cannot be read.
+    """
+    processes = min(_cores(), MOST_PROCESSES) if (report.train_rows or 0) > ALONE else 1
+    if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        found = look_at(looker, report)
+    else:
+        found = _with_all_cores(looker, report, processes)
+    enter(found, looker, report)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_all_cores(looker: Looker, report: DataReport, processes: int) -> Audit:
+    """Each process reads all rows and encodes its share of them, which costs far more than to read them."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    context, whole = multiprocessing.get_context("fork"), Audit()
+    workers = []
+    for share in range(processes):
+        receive, send = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(looker, report, share, processes, send), daemon=True)
+        worker.start()
+        send.close()
+        workers.append((worker, receive))
+    for worker, receive in workers:
+        found = receive.recv()
+        worker.join()
+        if isinstance(found, Exception):
+            raise found
+        whole.add(found)
+    return whole
+
+
+def _work(looker: Looker, report: DataReport, share: int, of: int, send: Connection) -> None:
+    try:
+        send.send(look_at(looker, report, share, of))
+    except Exception as error:
+        send.send(error)
+
+
+def look_at(looker: Looker, report: DataReport, share: int = 0, of: int = 1) -> Audit:
+    """What is seen of every row, or of one of ``of`` shares of them."""
+    out = Audit()
+    for split in report.specs:
+        for place, row in rows_of([spec.text for spec in report.specs[split]], looker.rules, share, of):
+            out.take(looker.look(row), place, split)
+    return out
+
+
+def rows_of(entries: Sequence[str], rules: Rules, share: int, of: int) -> Iterator[tuple[Place, Row]]:
+    """The rows of local data sets that can be read, or one of ``of`` shares of them."""
+    for place, row, _ in rows_with_values(entries, rules, share, of):
+        yield place, row
+
+
+def rows_with_values(
+    entries: Sequence[str], rules: Rules, share: int = 0, of: int = 1
+) -> Iterator[tuple[Place, Row, Row]]:
+    """The same, with what the file holds for each, all its columns."""
+    order = 0
+    for entry in entries:
+        spec = DatasetSpec.parse(entry)
+        for path in spec.files() if spec.kind in {"file", "folder"} else ():
+            order += 1
+            part = find_part(path, str(path), rules)
+            for record in read_records(part.file):
+                if record.number // ROWS_OF_A_SHARE % of != share:
+                    continue
+                row, flaws = judge(record.value, part.layout, rules)
+                if row is not None and not any(flaw.is_error for flaw in flaws):
+                    yield Place(order, str(path), record.line, record.number), row, record.value

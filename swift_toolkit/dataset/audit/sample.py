@@ -1,0 +1,84 @@
+"""Some rows of the data by ms-swift's template, in less than a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from swift_toolkit.dataset.audit.audit import Audit, Place
+from swift_toolkit.dataset.audit.look import Looker
+from swift_toolkit.dataset.reading.files import read_records
+from swift_toolkit.dataset.rows.checks import judge
+from swift_toolkit.dataset.rows.messages import Row
+from swift_toolkit.dataset.scan.blocks import block_of
+from swift_toolkit.dataset.scan.part import Part, find_part
+from swift_toolkit.dataset.scan.sample import some_blocks
+from swift_toolkit.dataset.spec import DatasetSpec
+
+SECONDS = 0.6
+"""About how long rows are looked at."""
+
+ROWS = 96
+"""Most rows looked at."""
+
+_READ = 2_048  # rows read from the beginning of a file
+_BEHIND = 8  # rows from each block behind it
+
+STOPS = frozenset({"nothing-used", "nothing-learned"})
+"""Kinds of flaws of a sample that stop a run."""
+
+_SEEN_ELSEWHERE = frozenset({"template", "too-long"})
+"""Kinds of flaws that are counted when all rows become tokens."""
+
+
+def audit(looker: Looker, entries: Sequence[str]) -> Audit:
+    """Look at some rows of local data sets.
+
+    Args:
+        looker: with the template.
+        entries: the entries of ``dataset``; those on a hub are skipped.
+
+    Raises:
+        FlawError: a file cannot be read.
+    """
+    out, until = Audit(), time.perf_counter() + SECONDS
+    paths = [path for entry in entries for path in _files(entry)]
+    for order, path in enumerate(paths):
+        part = find_part(path, str(path), looker.rules)
+        for place, row in islice(_some(part, order), max(ROWS // len(paths), 4)):
+            out.take(looker.look(row), place, "train")
+            if time.perf_counter() > until:
+                return out
+    for kind in _SEEN_ELSEWHERE & out.found.keys():
+        del out.found[kind]
+    return out
+
+
+def _files(entry: str) -> Sequence[Path]:
+    spec = DatasetSpec.parse(entry)
+    return spec.files() if spec.kind in {"file", "folder"} else []
+
+
+def _some(part: Part, order: int) -> Iterator[tuple[Place, Row]]:
+    """The first rows, then some spread over the file."""
+    records = list(islice(read_records(part.file), _READ))
+    spread = records[16 :: max(len(records) * 2 // ROWS, 1)]
+    for record in (*records[:16], *spread):
+        place = Place(order, part.file.shown, record.line, record.number)
+        yield from ((place, row) for row in _good(part, record.value))
+    if len(records) < _READ:
+        return
+    for piece in islice(some_blocks(part), 1, None):
+        block = block_of(part.file, piece, part.header)
+        for at in range(0, len(block), max(len(block) // _BEHIND, 1)):
+            for record in block.records(at, at + 1):
+                place = Place(order, part.file.shown, None, None)
+                yield from ((place, row) for row in _good(part, record.value))
+
+
+def _good(part: Part, value: object) -> Iterator[Row]:
+    row, flaws = judge(value, part.layout, part.rules)
+    if row is not None and not any(flaw.is_error for flaw in flaws):
+        yield row

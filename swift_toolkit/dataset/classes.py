@@ -1,0 +1,89 @@
+"""What the labels of a classifier's data are: one class, several, or a number."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from swift_toolkit.config.tasks import TASKS
+from swift_toolkit.dataset.reading.files import read_records
+from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.flaws import FlawError
+from swift_toolkit.dataset.scan.part import find_part
+from swift_toolkit.dataset.spec import DatasetSpec
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The labels of some data.
+
+    Args:
+        count: ms-swift's ``num_labels``.
+        problem_type: ms-swift's ``problem_type``; "" for its default, one class a row.
+        phrase: what they are.
+    """
+
+    count: int
+    problem_type: str
+    phrase: str
+
+
+def find_classes(entries: Sequence[str], columns: Mapping[str, str] | None = None) -> Classes | None:
+    """The classes of the local data sets, by the labels of all rows; None if the labels are of no one kind, too few, or
+    on a hub.
+
+    Args:
+        entries: the entries of ``dataset``.
+        columns: ms-swift's ``columns``.
+    """
+    rules = Rules(TASKS["seq_cls"], columns=columns)
+    most, kinds = -1, set[str]()
+    for entry in entries:
+        with contextlib.suppress(FlawError, OSError):
+            for label in _labels(entry, rules):
+                kinds.add(_kind(label))
+                if kinds == {"text"}:
+                    return None
+                most = max([most, *_whole(label)])
+    return _classes(kinds, most)
+
+
+def _classes(kinds: set[str], most: int) -> Classes | None:
+    if kinds == {"one"} and most >= 1:
+        return Classes(most + 1, "", f"labels from 0 to {most}")
+    if kinds == {"several"} and most >= 1:
+        return Classes(most + 1, "multi_label_classification", f"lists of labels from 0 to {most}")
+    if kinds and kinds <= {"one", "number"} and "number" in kinds:
+        return Classes(1, "regression", "numbers as labels")
+    return None
+
+
+def _labels(entry: str, rules: Rules) -> Iterable[object]:
+    spec = DatasetSpec.parse(entry)
+    for path in spec.files() if spec.kind in {"file", "folder"} else ():
+        part = find_part(path, str(path), rules)
+        names = [column for column, name in part.layout.rename.items() if name == "label"] or ["label"]
+        for record in read_records(part.file):
+            if isinstance(record.value, dict) and (label := record.value.get(names[0])) is not None:
+                yield label
+
+
+def _kind(label: object) -> str:
+    if isinstance(label, list):
+        return "several"
+    if isinstance(label, str):
+        return "one" if label.isdecimal() else "number" if _is_number(label) else "text"
+    return "number" if isinstance(label, float) and not label.is_integer() else "one"
+
+
+def _is_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        float(text)
+        return True
+    return False
+
+
+def _whole(label: object) -> list[int]:
+    values = label if isinstance(label, list) else [label]
+    return [int(float(one)) for one in values if isinstance(one, (int, float)) or _is_number(str(one))]

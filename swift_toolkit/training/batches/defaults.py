@@ -1,0 +1,104 @@
+"""Settings without which a task does not start or learns nothing, chosen where the user left them open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from swift_toolkit.config.requirements import has_validation
+from swift_toolkit.config.settings import Config
+from swift_toolkit.dataset.classes import find_classes
+from swift_toolkit.dataset.report import DataReport
+from swift_toolkit.problems import Problem
+
+EMBEDDING_ROWS = 8
+"""Rows of a batch of embeddings: each is compared with the documents of the others."""
+
+
+_LOSSES = {
+    "embedding": {"v3": "infonce", "v4": "infonce"},
+    "reranker": {"v3": "reranker", "v4": "pointwise_reranker"},
+    "generative_reranker": {"v3": "generative_reranker", "v4": "pointwise_reranker"},
+}
+"""The losses of tasks for which ms-swift has no default and stops at the first step."""
+
+
+def fill_for_task(config: Config, world: int) -> None:
+    """Choose what the task of ``config`` needs, each with its reason, before the request is checked.
+
+    Args:
+        config: the request.
+        world: training processes of all machines.
+    """
+    if losses := _LOSSES.get(config.task.name):
+        config.fill(
+            "loss_type", losses[config.install.line], f'"{config.task.name}" has no default loss in ms-swift'
+        )
+    _fill_answers(config, world)
+    _fill_classes(config)
+    _fill_embedding(config)
+    _fill_episodes(config, world)
+
+
+def _fill_answers(config: Config, world: int) -> None:
+    """GRPO: the answers to one prompt must fit into the answers that are generated at once."""
+    if config.task.batch_of != "answers":
+        return
+    count = config.value("num_generations")
+    if not isinstance(count, int) or count < 2:
+        return
+    own = ("generation_batch_size", "steps_per_generation", "gradient_accumulation_steps")
+    batch = config.value("per_device_train_batch_size") * world
+    if config.effective_batch is None and not any(config.get(name) for name in own):
+        steps = count // math.gcd(batch, count)
+        if steps > 1:
+            reason = f"{batch} × {steps} answers, a multiple of the {count} to a prompt (num_generations)"
+            config.fill("gradient_accumulation_steps", steps, reason)
+    if has_validation(config) and config.get("eval_strategy", "steps") != "no":
+        count = config.get("num_generations_eval") or count
+        rows = count // math.gcd(world, count)
+        config.fill("per_device_eval_batch_size", rows, f"a multiple of the {count} answers to a prompt")
+
+
+def _fill_classes(config: Config) -> None:
+    """A classifier: how many classes there are, by its data."""
+    if config.task.name != "seq_cls" or {"num_labels", "problem_type"} & config.settings.keys():
+        return
+    columns = config.get("columns")
+    found = find_classes(config.value("dataset"), columns if isinstance(columns, dict) else None)
+    if found is not None:
+        config.fill("num_labels", found.count, f"{found.phrase} in the data")
+        if found.problem_type:
+            config.fill("problem_type", found.problem_type, f"{found.phrase} in the data")
+
+
+def _is_infonce(config: Config) -> bool:
+    return config.task.name == "embedding" and config.get("loss_type") == "infonce"
+
+
+def _fill_embedding(config: Config) -> None:
+    """Embeddings that are compared with one another learn nothing from a batch of one row."""
+    if _is_infonce(config) and config.effective_batch is None:
+        reason = "the rows of a batch are compared with one another"
+        config.fill("per_device_train_batch_size", EMBEDDING_ROWS, reason)
+
+
+def _fill_episodes(config: Config, world: int) -> None:
+    """PPO: TRL counts answers and takes no notice of ``max_steps``."""
+    if config.task.name != "ppo" or config.get("total_episodes"):
+        return
+    steps, rows = config.value("max_steps"), config.value("per_device_train_batch_size") * world
+    if steps > 0:
+        accumulation = config.get("gradient_accumulation_steps") or max(1, math.ceil(16 / rows))
+        reason = f"max_steps × {rows * accumulation} answers a step"
+        config.fill("total_episodes", int(steps) * rows * accumulation, reason)
+
+
+def batch_of_one(config: Config, report: DataReport, world: int) -> Iterator[Problem]:
+    """A batch of one embedding with nothing to compare it with, whose loss is 0."""
+    alone = config.get("per_device_train_batch_size") == 1 and world == 1
+    if not alone or not _is_infonce(config) or report.unchecked:
+        return
+    if not any("negative_messages" in file.columns for file in report.files):
+        what = "is 1, and the rows have no documents that do not fit: there is nothing to compare, and the loss is 0"
+        yield config.problem("per_device_train_batch_size", what, "Use at least 2.")

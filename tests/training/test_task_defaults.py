@@ -1,0 +1,88 @@
+"""What a task needs is chosen where it was left open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer import FineTuner
+from swift_toolkit.dataset.classes import Classes, find_classes
+from swift_toolkit.problems import RequestError
+
+GIVEN = {"model": "builtin/SmolLM2-135M-Instruct", "train_type": "lora"}
+
+
+def tuner(task: str, **more: object) -> FineTuner:
+    return FineTuner({**GIVEN, "task": task, "dataset": f"data/{task}.jsonl", **more})
+
+
+def test_grpo_starts_with_nothing_but_reward_functions() -> None:
+    made = tuner("grpo", reward_funcs="format")
+    setting = made.config.settings["gradient_accumulation_steps"]
+    assert (setting.value, made.plan.batch.effective) == (8, 8)
+    assert (
+        str(setting.source) == "automatic: 1 × 8 answers, a multiple of the 8 to a prompt (num_generations)"
+    )
+    made = tuner("grpo", reward_funcs="format", num_generations=6, per_device_train_batch_size=4)
+    assert made.config.get("gradient_accumulation_steps") == 3
+    made = tuner("grpo", reward_funcs="format", per_device_train_batch_size=8, split_dataset_ratio=0.2)
+    assert "gradient_accumulation_steps" not in made.config.settings
+    assert made.config.get("per_device_eval_batch_size") == 8
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([0, 2, 1], Classes(3, "", "labels from 0 to 2")),
+        (["0", "1"], Classes(2, "", "labels from 0 to 1")),
+        ([[0], [3, 1], []], Classes(4, "multi_label_classification", "lists of labels from 0 to 3")),
+        ([0.5, 2, 1.25], Classes(1, "regression", "numbers as labels")),
+        (["good", "bad"], None),
+        ([0, 0], None),
+        ([0, [1]], None),
+        ([None], None),
+    ],
+)
+def test_the_classes_of_labels(labels: list[object], found: Classes | None, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    rows = [{"messages": [{"role": "user", "content": "Hello"}], "label": label} for label in labels]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert find_classes([str(file)]) == found
+
+
+def test_a_classifier_counts_its_classes_unless_they_are_given() -> None:
+    made = tuner("seq_cls")
+    assert str(made.config.settings["num_labels"].source) == "automatic: labels from 0 to 2 in the data"
+    assert made.config.get("num_labels") == 3
+    assert tuner("seq_cls", num_labels=5).config.get("num_labels") == 5
+    made = tuner("seq_cls", dataset="data/seq_cls_multi.jsonl")
+    assert made.config.get("problem_type") == "multi_label_classification"
+
+
+def test_embeddings_are_compared_with_others() -> None:
+    made = tuner("embedding")
+    assert (made.config.get("loss_type"), made.plan.batch.rows, made.plan.batch.effective) == (
+        "infonce",
+        8,
+        16,
+    )
+    assert tuner("reranker").config.get("loss_type") in ("pointwise_reranker", "reranker")
+
+
+def test_a_batch_of_one_embedding_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    texts = [[{"role": "user", "content": f"{n} is a number"}] for n in range(4)]
+    file.write_text(
+        "".join(json.dumps({"messages": one, "positive_messages": [one]}) + "\n" for one in texts)
+    )
+    with pytest.raises(RequestError) as caught:
+        tuner("embedding", dataset=str(file), per_device_train_batch_size=1)
+    assert "there is nothing to compare, and the loss is 0. Use at least 2." in str(caught.value)
+
+
+def test_ppo_counts_answers(tiny_model: Path) -> None:
+    made = tuner("ppo", dataset="data/grpo.jsonl", reward_model=str(tiny_model), max_steps=5)
+    assert str(made.config.settings["total_episodes"].source) == "automatic: max_steps × 16 answers a step"
+    assert (made.config.get("total_episodes"), made.plan.steps) == (80, 5)
