@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,11 +80,10 @@ def _kind(label: object) -> str:
 
 def _is_number(text: str) -> bool:
     with contextlib.suppress(ValueError):
-        float(text)
-        return True
+        return math.isfinite(float(text))
     return False
 
 
 def _whole(label: object) -> list[int]:
-    values = label if isinstance(label, list) else [label]
-    return [int(float(one)) for one in values if isinstance(one, (int, float)) or _is_number(str(one))]
+    values: list[object] = label if isinstance(label, list) else [label]
+    return [int(float(str(one))) for one in values if _is_number(str(one))]

@@ -136,7 +136,8 @@ class TemplateView:
         get_processor, get_template = template_api(trust_code)
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")
-        self.added: list[str] = list(settings.get("new_special_tokens") or ())
+        added = settings.get("new_special_tokens")
+        self.added = [str(token) for token in added] if isinstance(added, list) else []
         processor = get_processor(
             model,
             model_type=settings.get("model_type"),

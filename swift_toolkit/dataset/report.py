@@ -306,7 +306,7 @@ class DataReport:
             "turns": dict(sorted(self.turns.items())),
             "tokens": dict(sorted(self.tokens.items())),
             "exact_tokens": self.exact_tokens,
-            "learned": self.learned and self.learned.as_dict(),
+            "learned": self.learned.as_dict() if self.learned else None,
             "seconds": round(self.seconds, 3),
         }
 

@@ -502,8 +502,8 @@ def before_the_model(look: Callable[[Any, Callable[[], Any]], None]) -> None:
     Args:
         look: is given ms-swift's own arguments, and what makes a template of its own by them.
     """
-    pipelines = (_module("swift.pipelines.train.sft", "swift.llm.train.sft").SwiftSft,)
-    pipelines += (_module("swift.pipelines.train.rlhf", "swift.llm.train.rlhf").SwiftRLHF,)
+    sft = _module("swift.pipelines.train.sft", "swift.llm.train.sft").SwiftSft
+    rlhf = _module("swift.pipelines.train.rlhf", "swift.llm.train.rlhf").SwiftRLHF
     looked = False
 
     def laid_over(prepare: Callable[..., Any]) -> Callable[..., Any]:
@@ -519,7 +519,7 @@ def before_the_model(look: Callable[[Any, Callable[[], Any]], None]) -> None:
     def template_of(args: Any) -> Any:
         return args.get_template(args.get_model_processor(load_model=False)[1])
 
-    for pipeline in pipelines:
+    for pipeline in (sft, rlhf):
         pipeline._prepare_model_tokenizer = laid_over(pipeline._prepare_model_tokenizer)
 
 
