@@ -28,6 +28,9 @@ templates and data sets that had names of their own before 3.0, with the familie
 before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that
 changed it, ``with`` the settings it matters to and ``unless`` those that make it void.
 
+``said`` holds the defaults of before 3.0 that no name of a request dates: they are named, not kept. ``was`` is the old
+default and when, ``tuner`` the only tuner it is for.
+
 Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
 settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
 """

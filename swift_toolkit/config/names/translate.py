@@ -21,6 +21,8 @@ from swift_toolkit.config.names.renames import (
     value_text,
     version_of,
 )
+from swift_toolkit.config.settings import TUNER_NAMES
+from swift_toolkit.config.tasks import TRAINING_COMMANDS
 from swift_toolkit.machine.msswift import LINES, Command, Line
 
 _SINCE_3 = frozenset({"model", "train_type", "tuner_type"})  # names that no request of before 3.0 can do with
@@ -254,3 +256,21 @@ class Translator:
                 self.result.added[name] = f"the default before ms-swift {until}"
                 text = f"{name} {value_text(default['value'])} added: {self.result.added[name]}"
                 self.result.notices.append(text)
+        self._say_defaults()
+
+    def _say_defaults(self) -> None:
+        """Names the defaults of before 3.0 that a request from then would get changed and does not set."""
+        old_names = [old for old in self.written_before("3.0") if old in self.values]
+        if self.command not in TRAINING_COMMANDS or not old_names:
+            return
+        table = [rows().get((self.command, name)) for name in self.given]
+        said = {*self.result.values, *self.given, *(row.names[self.line] for row in table if row)}
+        tuners = {self.result.values.get(name) for name in TUNER_NAMES} - {None} or {"lora"}
+        others = [
+            f"{one['name']} {one['was']}"
+            for one in renames_table()["said"]
+            if one["name"] not in said and one.get("tuner") in (None, *tuners)
+        ]
+        if others:
+            text = f"defaults that were different and are not set here: {', '.join(others)}"
+            self.result.notices.append(f"{text}. Set them to repeat a run of before ms-swift 3.0")
