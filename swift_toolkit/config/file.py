@@ -36,7 +36,7 @@ class ConfigFile:
     """
 
     path: str
-    values: dict[str, Any]
+    values: Values
     lines: dict[str, int]
 
 
@@ -120,7 +120,7 @@ def _near_files(path: Path) -> str:
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
-def _read_json(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+def _read_json(text: str, name: str) -> tuple[Values, list[tuple[str, int]]]:
     def constant(token: str) -> Any:
         raise _stop(f"{token} is not a JSON value", "Use a number or null.", name, _line_of(text, token))
 
@@ -153,7 +153,7 @@ class _TwiceInsideError(Exception):
         return _line_of(text, quoted, text.find(quoted) + 1)
 
 
-class _Pairs(dict[str, Any]):
+class _Pairs(Values):
     """A JSON object that still knows its pairs, so that a key given twice is not lost."""
 
     pairs: list[tuple[str, Any]]
@@ -225,7 +225,7 @@ def _json_error(text: str, error: json.JSONDecodeError, name: str) -> RequestErr
 # --- YAML ---------------------------------------------------------------------------------------------------
 
 
-def _read_yaml(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+def _read_yaml(text: str, name: str) -> tuple[Values, list[tuple[str, int]]]:
     from ruamel.yaml import YAML
     from ruamel.yaml.composer import Composer
     from ruamel.yaml.error import MarkedYAMLError, YAMLError

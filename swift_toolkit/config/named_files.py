@@ -92,7 +92,7 @@ def _deepspeed(config: Config, name: str) -> Iterator[Problem]:
         yield from _contradictions(config, content, value)
 
 
-def _contradictions(config: Config, content: dict[str, Any], path: str) -> Iterator[Problem]:
+def _contradictions(config: Config, content: dict[str, object], path: str) -> Iterator[Problem]:
     """Values of DeepSpeed's file that are not those of the settings."""
     for row in _SHARED.strip().splitlines():
         key, setting = row.split()

@@ -29,7 +29,7 @@ class Preset:
 
     says: str
     tuners: tuple[str, ...]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     refuses: tuple[str, ...] = ()
     because: str = ""
 

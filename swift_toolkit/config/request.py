@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import presets, requirements, rules, tasks
@@ -37,8 +37,8 @@ _ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size", "balance")
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    source: str | Path | Mapping[str, object] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     command: Command = "sft",
     overrides_from: Literal["command line", "call"] = "call",
@@ -62,8 +62,8 @@ def load_config(
 
 
 def read_request(
-    source: str | Path | Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    source: str | Path | Mapping[str, object] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     command: Command = "sft",
     overrides_from: Literal["command line", "call"] = "call",
@@ -116,8 +116,8 @@ def read_request(
 
 
 def _given(
-    source: str | Path | Mapping[str, Any] | None,
-    overrides: Mapping[str, Any],
+    source: str | Path | Mapping[str, object] | None,
+    overrides: Mapping[str, object],
     overrides_from: Literal["command line", "call"],
 ) -> list[dict[str, Setting]]:
     """The layers the user gave, weakest first."""
@@ -249,7 +249,7 @@ class _Reader:
             )
         return whole
 
-    def translated(self, layer: Mapping[str, Setting], beside: Mapping[str, Any]) -> _Read:
+    def translated(self, layer: Mapping[str, Setting], beside: Mapping[str, object]) -> _Read:
         """One layer in the names of the installed ms-swift.
 
         Args:

@@ -104,7 +104,7 @@ class Vllm(Backend):
             return "vllm is not installed"
         if not self._built_for(device):
             return f"the installed vllm does not run on {device.kind}"
-        if checkpoint.args.get("quant_method"):
+        if checkpoint.args.quant_method:
             return "the adapter was trained on a quantised base"
         if not checkpoint.generates:
             return f"the model is made for {checkpoint.task_type}"

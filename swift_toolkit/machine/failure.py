@@ -6,28 +6,45 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from swift_toolkit.machine.process import Child
+from swift_toolkit.machine.process import Child, Report
 from swift_toolkit.problems import RunError, first_line
 
 TAIL_BYTES = 1 << 17  # of the log, in which torch.distributed.run's summary is looked for
 
 
-def reason(errors: Sequence[Mapping[str, Any]], exit_status: int, log: Path) -> tuple[str, bool]:
+class FailedProcess(Protocol):
+    """What a training process that failed reports; ``cause`` is set where another process ended the run."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def of(self) -> int: ...
+    @property
+    def time(self) -> float: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def cause(self) -> str | None: ...
+
+
+def reason(errors: Sequence[FailedProcess], exit_status: int, log: Path) -> tuple[str, bool]:
     """What ended the run in one line, and whether it was a lack of memory.
 
     A cause on another node comes first, then a process that was killed, then the first error that does not merely
     say that the connection to another process broke.
 
     Args:
-        errors: the ``error`` events of training.py.
+        errors: what processes that failed reported.
         exit_status: of the process that was started; negative is the number of a signal.
         log: what it printed.
     """
-    told = [str(error["cause"]) for error in errors if error["cause"]]
-    if told:
-        return told[0], _lacks_memory(told[0])
+    causes = [error.cause for error in errors if error.cause]
+    if causes:
+        return causes[0], _lacks_memory(causes[0])
     rank, number = killed(log) if exit_status > 0 else (None, -exit_status)
     if number and not (errors and rank is None):
         whose = "the training process" if rank is None else f"the process of rank {rank}"
@@ -36,11 +53,11 @@ def reason(errors: Sequence[Mapping[str, Any]], exit_status: int, log: Path) -> 
         return f"{whose} ended with {signal.Signals(number).name}", False
     if not errors:
         return f"the training process ended with status {exit_status}", False
-    in_order = sorted(errors, key=lambda error: float(error["time"]))
-    first = next((error for error in in_order if not LOST.search(error["message"])), in_order[0])
-    words = f"{first['type']}: {first['message']}".strip(": ")
+    in_order = sorted(errors, key=lambda error: error.time)
+    first = next((error for error in in_order if not LOST.search(error.message)), in_order[0])
+    words = f"{first.type}: {first.message}".strip(": ")
     line = first_line(words)
-    return (f"rank {first['rank']}: {line}" if first["of"] > 1 else line), _lacks_memory(words)
+    return (f"rank {first.rank}: {line}" if first.of > 1 else line), _lacks_memory(words)
 
 
 def _lacks_memory(words: str) -> bool:
@@ -81,10 +98,10 @@ def engine_error(log: Path) -> str | None:
     return found.group(1) if found else None
 
 
-ENDED: dict[str, Any] = {"event": "ended"}
+ENDED: Report = {"event": "ended"}
 
 
-def child_failure(event: Mapping[str, Any], what: str, child: Child, log: Path) -> RunError:
+def child_failure(event: Mapping[str, object], what: str, child: Child, log: Path) -> RunError:
     where = f"Full log: {log}"
     if event["event"] == "failed":
         return RunError(f"{what}: {event['type']}: {first_line(str(event['message']))}\n{where}")

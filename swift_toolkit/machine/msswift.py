@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,6 +30,9 @@ LINES: tuple[Line, ...] = get_args(Line)
 """Oldest first, the order of lists that hold one value for each."""
 
 _T = TypeVar("_T")
+
+Generating = dict[str, Any]
+"""What ms-swift hands its engine for a batch, by name."""
 
 
 INSTALL = f"{packages.install('ms_swift')}."
@@ -76,17 +79,16 @@ class SwiftInstall:
         """Whether the model can be its own teacher (GKD with a column ``teacher_prompt``): not until ms-swift 4.0."""
         return self._either(False, True)
 
-    def foreign_generation(self, args: Mapping[str, object]) -> str | None:
+    def foreign_generation(self, generation: Generation | None) -> str | None:
         """The generation of ms-swift that wrote an adapter's checkpoint, if this one cannot load its optimizer state.
 
         Until ms-swift 4.0 the parameters of an adapter are divided into two groups, since then there is one; torch
         refuses a state with other groups.
 
         Args:
-            args: the checkpoint's args.json.
+            generation: what `generation_of` says of the checkpoint's args.json.
         """
-        wrote: Line = "v4" if "swift_version" in args else "v3" if "train_type" in args else self.line
-        return None if wrote == self.line else wrote.removeprefix("v")
+        return None if generation in (None, self.line) else generation.removeprefix("v")
 
     def _either(self, of_3: _T, of_4: _T) -> _T:
         return of_3 if self.line == "v3" else of_4
@@ -133,13 +135,13 @@ _SOURCES_OF_4 = Sources(
 Generation = Literal["v1", "v2", "v3", "v4"]
 
 
-def generation_of(args: Mapping[str, Any], is_old_file: bool) -> Generation | None:
+def generation_of(args: Collection[str], is_old_file: bool) -> Generation | None:
     """Which generation of ms-swift wrote these arguments; None if that does not show.
 
     4 names itself. 2 has ``custom_register_path``, which 1 does not have.
 
     Args:
-        args: the content of an args.json or sft_args.json.
+        args: the names in an args.json or sft_args.json.
         is_old_file: it is an sft_args.json, which 1 and 2 wrote.
     """
     if is_old_file:
@@ -230,7 +232,10 @@ def refuse_remote_code() -> None:
     def run(name: Any, module: Any, *_: Any, **__: Any) -> Any:
         raise ValueError(_UNTRUSTED.format(f"{module} ({name})"))
 
-    patches: dict[str, Any] = {"resolve_trust_remote_code": resolve, "get_class_in_module": run}
+    patches: dict[str, Callable[..., bool]] = {
+        "resolve_trust_remote_code": resolve,
+        "get_class_in_module": run,
+    }
     originals = {name: getattr(modules, name) for name in patches}
     for module in list(sys.modules.values()):
         for name, patch in patches.items():
@@ -532,7 +537,7 @@ def stop_generating(template: Any, gone: Callable[[], Callable[[], bool]]) -> No
     """
     prepare = template.prepare_generate_kwargs
 
-    def prepare_stoppable(generate_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def prepare_stoppable(generate_kwargs: Generating, **kwargs: Any) -> Generating:
         from torch import full
 
         stop, prepared = gone(), prepare(generate_kwargs, **kwargs)
@@ -821,7 +826,7 @@ def encode_plain_texts(template: Any) -> None:
     template.encode = either
 
 
-Hook = Callable[[dict[str, Any]], dict[str, Any]]
+Hook = Callable[[Generating], Generating]
 """Called with what a batch is generated from; returns it."""
 
 
@@ -847,14 +852,14 @@ def sampling_hook(
         seed: of the random numbers.
     """
 
-    def set_vllm(kwargs: dict[str, Any]) -> dict[str, Any]:
+    def set_vllm(kwargs: Generating) -> Generating:
         config = kwargs["generation_config"]
         config.min_tokens, config.ignore_eos = min_tokens, ignore_eos
         if ignore_eos:
             config.stop, config.stop_token_ids = list(stop), []
         return kwargs
 
-    def set_pt(kwargs: dict[str, Any]) -> dict[str, Any]:
+    def set_pt(kwargs: Generating) -> Generating:
         import torch
 
         config = kwargs["generation_config"]
@@ -911,7 +916,7 @@ def has_agent_template(template: Any) -> bool:
 def dropping_hook(engine: Any, alias: str) -> Hook:
     """A hook that drops an adapter's weights in the thread that generates, between two batches."""
 
-    def drop(kwargs: dict[str, Any]) -> dict[str, Any]:
+    def drop(kwargs: Generating) -> Generating:
         if engine._adapters_pool.pop(alias, None) is not None:
             engine.model.delete_adapter(alias)
         return kwargs

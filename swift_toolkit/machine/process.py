@@ -36,6 +36,10 @@ KILL_AFTER_SECONDS = 10.0
 """How long a process group may take to end before it is killed."""
 
 
+Report = dict[str, Any]
+"""What a child reports in one line of JSON: its ``event`` and details."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived; like Ctrl-C, but with exit status 143."""
 
@@ -117,7 +121,7 @@ class Child:
         os.close(self._reader)
         self._directory.cleanup()
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, object]) -> None:
         """Write one JSON object a line to the command's stdin.
 
         Raises:
@@ -127,7 +131,7 @@ class Child:
         self.process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
         self.process.stdin.flush()
 
-    def events(self, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
+    def events(self, tick: float = 0.2) -> Iterator[Report | None]:
         """What the child reports, until it ends; None at least every ``tick`` seconds."""
         while True:
             ended = self.process.poll() is not None
@@ -137,7 +141,7 @@ class Child:
             select.select([self._reader], [], [], tick)
             yield None
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    def _read(self) -> Iterator[Report]:
         while True:
             try:
                 block = os.read(self._reader, 65536)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,10 +201,10 @@ def _unpack(gguf_file: Path, directory: Path) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf_file)
-    fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+    fields: _Fields = {name: field.contents() for name, field in reader.fields.items()}
     if (fields["general.architecture"], fields["tokenizer.ggml.pre"]) != ("llama", "smollm"):
         raise ValueError(f"{gguf_file} holds another kind of model than expected")
-    _write_weights(dict(_weights(reader, fields)), directory / "model.safetensors")
+    _write_weights(_weights(reader, fields), directory / "model.safetensors")
     _write_tokenizer(fields, directory)
     special_ids = {
         f"{name}_token_id": fields[f"tokenizer.ggml.{key}_token_id"] for name, key in _SPECIAL.items()
@@ -214,6 +214,9 @@ def _unpack(gguf_file: Path, directory: Path) -> None:
         directory / "generation_config.json", {k: v for k, v in special_ids.items() if k != "unk_token_id"}
     )
 
+
+_Fields = dict[str, Any]
+"""What a GGUF file says of its model, by llama.cpp's names."""
 
 _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
@@ -233,7 +236,7 @@ _TENSOR_NAMES = {
 }
 
 
-def _weights(reader: Any, fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _weights(reader: Any, fields: _Fields) -> Iterator[tuple[str, Any]]:
     """Every weight: its name in transformers, and a bfloat16 array of its shape, as numpy's uint16."""
     from gguf import dequantize
 
@@ -254,22 +257,23 @@ def _weights(reader: Any, fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{_TENSOR_NAMES[kind]}.weight", rounded.astype("<u2")
 
 
-def _write_weights(weights: dict[str, Any], path: Path) -> None:
+def _write_weights(weights: Iterable[tuple[str, Any]], path: Path) -> None:
     """A safetensors file: the header's length in 8 bytes, the header (JSON), then array after array."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, bits in weights.items():
+    arrays = dict(weights)
+    for name, bits in arrays.items():
         start, end = end, end + bits.nbytes
         header[name] = {"dtype": "BF16", "shape": bits.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the arrays begin aligned
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for bits in weights.values():
+        for bits in arrays.values():
             file.write(bits.tobytes())
 
 
-def _config(fields: dict[str, Any]) -> dict[str, Any]:
+def _config(fields: _Fields) -> dict[str, object]:
     """config.json; rope_theta is there for transformers 4, rope_parameters for transformers 5."""
     rope_theta = fields["llama.rope.freq_base"]
     return {
@@ -291,7 +295,7 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
+def _write_tokenizer(fields: _Fields, directory: Path) -> None:
     """tokenizer.json and what goes with it, for the GPT-2 style tokenizer that llama.cpp calls ``smollm``."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

@@ -11,10 +11,13 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from swift_toolkit.console.words import listed, nearest
 from swift_toolkit.problems import Problem
+
+JsonObject = dict[str, Any]
+"""A JSON object in a file that ms-swift, transformers or PEFT wrote."""
 
 CheckpointKind = Literal["lora", "full", "merged"]
 Fault = tuple[str, str]  # what is wrong, what to do
@@ -71,7 +74,7 @@ def adapter_root(path: Path) -> Path | None:
     return path / "reft" if (path / "reft").is_dir() else None
 
 
-def tuner_type(args: dict[str, Any]) -> str | None:
+def tuner_type(args: JsonObject) -> str | None:
     """How the model was trained, as ms-swift 4, 3, and 2 or 1 write it down; None where it is not there."""
     return next(
         (args[key] for key in ("tuner_type", "train_type", "sft_type") if isinstance(args.get(key), str)),
@@ -125,7 +128,7 @@ def missing(path: Path) -> Fault:
     return f"{path} does not exist", f"{where} holds {listed(names, most=5) or 'nothing'}."
 
 
-def read_json(path: Path) -> tuple[dict[str, Any] | None, Fault | None]:
+def read_json(path: Path) -> tuple[JsonObject | None, Fault | None]:
     """The JSON object in ``path``, or what is wrong with the file."""
     try:
         if path.stat().st_size == 0:
@@ -317,17 +320,24 @@ def _safetensors_fault(file: Path, size: int) -> Fault | None:
     return None
 
 
+class StoredTensor(TypedDict):
+    """What the head of a safetensors file says of one weight; the offsets are in bytes, from the first weight."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
 class Header(NamedTuple):
     """The head of a safetensors file.
 
     Args:
         start: where the weights begin, in bytes.
-        tensors: each weight's name -> its ``dtype``, ``shape`` and ``data_offsets`` (from ``start``); none if
-            the file ends inside its header.
+        tensors: each weight by its name; none if the file ends inside its header.
     """
 
     start: int
-    tensors: dict[str, Any]
+    tensors: dict[str, StoredTensor]
 
 
 def safetensors_header(file: Path) -> Header | None:
@@ -350,7 +360,7 @@ def safetensors_header(file: Path) -> Header | None:
     return None
 
 
-def _is_entry(tensor: dict[str, Any]) -> bool:
+def _is_entry(tensor: StoredTensor) -> bool:
     """Whether this is what a header says about one weight."""
     start, end = tensor["data_offsets"]
     return (

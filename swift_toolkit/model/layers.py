@@ -17,7 +17,7 @@ from typing import Any
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.model import builtin
-from swift_toolkit.model.files import read_json, safetensors_header, weight_files
+from swift_toolkit.model.files import JsonObject, read_json, safetensors_header, weight_files
 from swift_toolkit.problems import Problem
 
 _EVERY = frozenset("all-linear all-embedding all-norm all-router".split())
@@ -88,7 +88,7 @@ def layers_of(model: str) -> Layers | None:
     return Layers(tuple(names), renamed=_has_inner_models(config or {}))
 
 
-def _has_inner_models(config: dict[str, Any]) -> bool:
+def _has_inner_models(config: JsonObject) -> bool:
     """Whether the model is made of several, whose weights transformers renames when it loads them."""
     return any(
         key.endswith("_config") and isinstance(value, dict) and "hidden_size" in json.dumps(value)

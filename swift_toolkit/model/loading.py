@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config.names import renames, translate
@@ -41,20 +40,17 @@ def fill_model(config: Config, checkpoint: Checkpoint, *, model: str | None, ada
             config.fill(name, getattr(checkpoint, name), reason)
 
 
-def _names(config: Config, checkpoint: Checkpoint, model: str | None) -> dict[str, Any]:
+def _names(config: Config, checkpoint: Checkpoint, model: str | None) -> dict[str, str]:
     """``model_type`` and ``template`` of a checkpoint, as the installed ms-swift calls them."""
     builtin = BUILTIN.get(checkpoint.base or "")
     if builtin is not None:
         return {"model_type": builtin.model_type, "template": builtin.template}
-    recorded: dict[str, Any] = {
-        "model_type": checkpoint.args.get("model_type"),
-        "template": checkpoint.template,
-        "model": model,
-    }
+    recorded = {"model_type": checkpoint.args.model_type, "template": checkpoint.template, "model": model}
     line, generation = config.install.line, checkpoint.generation
     if generation in LINES and generation != line:
         for name in ("model_type", "template"):
-            recorded[name] = recorded[name] and renames.in_other_line(name, recorded[name], line)
+            written = recorded[name]
+            recorded[name] = written and renames.in_other_line(name, written, line)
     known = {name: value for name, value in recorded.items() if value is not None}
     if generation not in (None, line):
         fields = config_fields.fields("infer", config.install)

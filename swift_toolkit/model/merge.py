@@ -106,7 +106,7 @@ def _mark(path: Path) -> Any:
         return None
 
 
-def _made_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def _made_of(checkpoint: Checkpoint) -> dict[str, object]:
     states = [(path, path.stat()) for path in sorted(checkpoint.path.glob("adapter_*"))]
     files = [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]
     return {"adapter": str(checkpoint.path), "files": files, "base": checkpoint.base}

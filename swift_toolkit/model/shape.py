@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -88,117 +87,149 @@ class ModelShape:
 # --- config.json --------------------------------------------------------------------------------------------
 
 
-def from_config(config: Mapping[str, Any], model: str, directory: Path | None) -> ModelShape | None:
+class ModelConfig:
+    """A model's config.json, or a part of it, read by type: what is of another type is not there.
+
+    Args:
+        content: the JSON object.
+    """
+
+    def __init__(self, content: Mapping[str, object]) -> None:
+        self._content = content
+
+    def __bool__(self) -> bool:
+        return bool(self._content)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._content
+
+    def part(self, *names: str) -> ModelConfig:
+        """The first of these parts that there is, else an empty one."""
+        values = map(self._content.get, names)
+        return ModelConfig(next((value for value in values if isinstance(value, dict)), {}))
+
+    def over(self, outer: ModelConfig, *names: str) -> ModelConfig:
+        """This part with what it lacks of ``names`` from the part around it."""
+        return ModelConfig(
+            {name: outer._content[name] for name in names if name in outer} | {**self._content}
+        )
+
+    def size(self, *names: str) -> int:
+        """The first of these sizes that there is, of a list the largest; 0 if there is none."""
+        for name in names:
+            value = self._content.get(name)
+            sizes = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+            if sizes and max(sizes) > 0:
+                return max(sizes)
+        return 0
+
+    def text(self, *names: str) -> str:
+        """The first of these texts that there is, else an empty one."""
+        values = map(self._content.get, names)
+        return next((value for value in values if isinstance(value, str) and value), "")
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Whether this is set."""
+        return bool(self._content.get(name, default))
+
+
+def from_config(content: Mapping[str, object], model: str, directory: Path | None) -> ModelShape | None:
     """The sizes that a config.json tells; None if it does not tell the main ones."""
-    outer = _inner(config, "thinker_config") or config
-    text = _inner(outer, "text_config", "llm_config", "language_config") or outer
-    text = {**{key: outer[key] for key in ("vocab_size", "tie_word_embeddings") if key in outer}, **text}
-    stack, vocabulary = _stack(text), _size(text, "vocab_size", "padded_vocab_size")
+    config = ModelConfig(content)
+    outer = config.part("thinker_config") or config
+    text = outer.part("text_config", "llm_config", "language_config") or outer
+    text = text.over(outer, "vocab_size", "tie_word_embeddings")
+    stack, vocabulary = _stack(text), text.size("vocab_size", "padded_vocab_size")
     if stack is None or not vocabulary:
         return None
-    vision = _inner(outer, "vision_config", "visual", "vit_config", "audio_config", "audio_encoder_config")
+    vision = outer.part("vision_config", "visual", "vit_config", "audio_config", "audio_encoder_config")
     encoder = _encoder(vision)
-    tied = bool(text.get("tie_word_embeddings", True))
+    tied = text.flag("tie_word_embeddings", default=True)
     experts = _experts(text, stack)
     counted = stack.linear + vocabulary * stack.hidden * (1 if tied else 2) + experts
     counted += encoder.linear if encoder else 0
-    bits = _stored_bits(_inner(config, "quantization_config"))
+    bits = _stored_bits(config.part("quantization_config"))
     stored = _stored_bytes(directory) if directory and bits == 16 else 0
-    wide = (config.get("dtype") or config.get("torch_dtype")) == "float32"
+    wide = config.text("dtype", "torch_dtype") == "float32"
     return ModelShape(
         stored // (4 if wide else 2) or counted,
         *(stack, vocabulary, tied, experts, encoder, bits),
-        context=_size(text, "max_position_embeddings", "seq_length") or None,
+        context=text.size("max_position_embeddings", "seq_length") or None,
         patches=_patches(vision),
-        patches_per_token=(_size(vision, "spatial_merge_size") or 1) ** 2,
-        answers_only=str(config.get("transformers_version", "")).startswith("5"),
+        patches_per_token=(vision.size("spatial_merge_size") or 1) ** 2,
+        answers_only=config.text("transformers_version").startswith("5"),
         source="config.json" if directory else f"known of {model}",
     )
 
 
-def _inner(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """The first of these parts of a config that there is, else an empty one."""
-    return next((config[name] for name in names if isinstance(config.get(name), dict)), {})
-
-
-def _size(config: Mapping[str, Any], *names: str) -> int:
-    """The first of these sizes that there is, of a list the largest; 0 if there is none."""
-    for name in names:
-        value = config.get(name)
-        sizes = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
-        if sizes and max(sizes) > 0:
-            return max(sizes)
-    return 0
-
-
-def _stack(config: Mapping[str, Any]) -> Stack | None:
-    hidden = _size(config, "hidden_size", "n_embd", "d_model")
-    layers = _size(config, "num_hidden_layers", "num_layers", "n_layer")
-    heads = _size(config, "num_attention_heads", "n_head")
+def _stack(config: ModelConfig) -> Stack | None:
+    hidden = config.size("hidden_size", "n_embd", "d_model")
+    layers = config.size("num_hidden_layers", "num_layers", "n_layer")
+    heads = config.size("num_attention_heads", "n_head")
     if not (hidden and layers and heads):
         return None
-    inner = _size(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
+    inner = config.size("intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden
     if each := _expert_width(config):
-        inner = each * (_size(config, "num_experts_per_tok", "moe_topk") or 1) + _shared_width(config, each)
-    head = _size(config, "head_dim") or hidden // heads
-    keys = _size(config, "num_key_value_heads", "multi_query_group_num") or heads
+        inner = each * (config.size("num_experts_per_tok", "moe_topk") or 1) + _shared_width(config, each)
+    head = config.size("head_dim") or hidden // heads
+    keys = config.size("num_key_value_heads", "multi_query_group_num") or heads
     return Stack(layers, hidden, inner, heads * head, keys * head, heads)
 
 
-def _expert_count(config: Mapping[str, Any]) -> int:
-    return _size(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+def _expert_count(config: ModelConfig) -> int:
+    return config.size("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def _expert_width(config: Mapping[str, Any]) -> int:
+def _expert_width(config: ModelConfig) -> int:
     """Width of one routed expert, 0 without experts."""
-    return _size(config, "moe_intermediate_size", "intermediate_size") if _expert_count(config) > 1 else 0
+    return config.size("moe_intermediate_size", "intermediate_size") if _expert_count(config) > 1 else 0
 
 
-def _shared_width(config: Mapping[str, Any], each: int) -> int:
-    return _size(config, "shared_expert_intermediate_size") or each * _size(config, "n_shared_experts")
+def _shared_width(config: ModelConfig, each: int) -> int:
+    return config.size("shared_expert_intermediate_size") or each * config.size("n_shared_experts")
 
 
-def _experts(config: Mapping[str, Any], stack: Stack) -> int:
+def _experts(config: ModelConfig, stack: Stack) -> int:
     """Weights of the routed experts beyond those that one token passes through."""
     each = _expert_width(config)
     routed = stack.inner - _shared_width(config, each)
     return 3 * stack.layers * stack.hidden * (each * _expert_count(config) - routed) if each else 0
 
 
-def _encoder(config: Mapping[str, Any]) -> Stack | None:
+def _encoder(config: ModelConfig) -> Stack | None:
     """The layers of a vision or audio part. Qwen's ``hidden_size`` is the width it hands over where there is an
     ``embed_dim``."""
-    hidden = _size(config, "embed_dim", "hidden_size", "d_model", "width")
-    layers = _size(config, "depth", "num_hidden_layers", "encoder_layers", "layers")
-    heads = _size(config, "num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
-    names = (
-        ("out_hidden_size",) if config.get("model_type") == "glm4v_vision" else ()
-    )  # its own is the merger's
-    inner = _size(config, *names, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
+    hidden = config.size("embed_dim", "hidden_size", "d_model", "width")
+    layers = config.size("depth", "num_hidden_layers", "encoder_layers", "layers")
+    heads = config.size("num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
+    own = (
+        ("out_hidden_size",) if config.text("model_type") == "glm4v_vision" else ()
+    )  # its inner is the merger's
+    inner = config.size(*own, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
     gated = _is_gated(config)
     return Stack(layers, hidden, inner, hidden, hidden, heads, gated) if hidden and layers else None
 
 
-def _is_gated(encoder: Mapping[str, Any]) -> bool:
+def _is_gated(encoder: ModelConfig) -> bool:
     """Whether the MLP of an encoder has a gate: those with SiLU do (Qwen2.5-VL, GLM-4.1V, AIMv2), and Pixtral's; those
     of CLIP, SigLIP, InternViT, Qwen2-VL, Qwen3-VL and Whisper do not (transformers' modelling code)."""
-    activation = str(encoder.get("hidden_act") or encoder.get("activation_function") or "")
-    return activation in ("silu", "swish", "swiglu") or encoder.get("model_type") == "pixtral"
+    activation = encoder.text("hidden_act", "activation_function")
+    return activation in ("silu", "swish", "swiglu") or encoder.text("model_type") == "pixtral"
 
 
-def _patches(config: Mapping[str, Any]) -> int | None:
+def _patches(config: ModelConfig) -> int | None:
     """Patches of an image where all are made one size."""
-    size, patch = _size(config, "image_size"), _size(config, "patch_size")
+    size, patch = config.size("image_size"), config.size("patch_size")
     return (size // patch) ** 2 if size and patch and "spatial_merge_size" not in config else None
 
 
-def _stored_bits(quantisation: Mapping[str, Any]) -> float:
+def _stored_bits(quantisation: ModelConfig) -> float:
     """Bits of a stored weight: GPTQ and AWQ keep a 16-bit scale and a zero for every group of 128."""
-    if quantisation.get("load_in_4bit"):
+    if quantisation.flag("load_in_4bit"):
         return 4.127
-    if quantisation.get("quant_method") in ("fp8", "fbgemm_fp8") or quantisation.get("load_in_8bit"):
+    if quantisation.text("quant_method") in ("fp8", "fbgemm_fp8") or quantisation.flag("load_in_8bit"):
         return 8.0
-    bits = _size(quantisation, "bits", "w_bit")
+    bits = quantisation.size("bits", "w_bit")
     return 4.16 if bits == 4 else float(min(bits, 16) or 16)
 
 

@@ -19,8 +19,9 @@ from swift_toolkit.model import builtin
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
 from swift_toolkit.model.checkpoints.find import CHECKPOINT, RUN, checkpoints_of, runs_of
+from swift_toolkit.model.checkpoints.recorded import RecordedArguments, read_arguments
 from swift_toolkit.model.checkpoints.training_state import TrainingState
-from swift_toolkit.model.files import adapter_root, checkpoint_kind, read_json, tuner_type
+from swift_toolkit.model.files import adapter_root, checkpoint_kind, read_json
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import directory as runs_directory
 
@@ -217,9 +218,9 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
         config: the request.
         key: the setting that names the checkpoint.
     """
-    args, _ = read_json(checkpoint / "args.json") if (checkpoint / "args.json").is_file() else ({}, None)
+    args, _ = read_arguments([checkpoint])
     adapter = checkpoint_kind(checkpoint) == "lora"
-    trained = tuner_type(args or {}) or ("lora" if adapter else "full")
+    trained = args.tuner_type or ("lora" if adapter else "full")
     if key == "resume_from_checkpoint" and trained != config.tuner:
         what = f'is "{config.tuner}", but {checkpoint} was trained with "{trained}"'
         yield config.problem(config.tuner_name, what, f'Set it to "{trained}".')
@@ -227,7 +228,7 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
     if not adapter:
         return
     if key == "resume_from_checkpoint":
-        yield from _other_generation(checkpoint, args or {}, config)
+        yield from _other_generation(checkpoint, args, config)
     root = adapter_root(checkpoint) or checkpoint
     shape, _ = read_json(root / "adapter_config.json")
     for name, there in _OF_THE_ADAPTER.items():
@@ -240,14 +241,14 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
 
 def base_problems(adapter: Path, config: Config) -> Iterator[Problem]:
     """Why an adapter cannot be loaded on the model of a training: another base model, or no weights."""
-    model, args = str(config.get("model")), adapter / "args.json"
+    model = str(config.get("model"))
     base = builtin.cached_path(model) if model in builtin.BUILTIN else Path(model).expanduser()
-    recorded = read_json(args)[0] if args.is_file() else None
-    yield from adapter_fit(adapter, base, recorded or {}, do='Set "model" to its base model.')
+    recorded, _ = read_arguments([adapter])
+    yield from adapter_fit(adapter, base, recorded, do='Set "model" to its base model.')
 
 
-def _other_generation(checkpoint: Path, args: Mapping[str, object], config: Config) -> Iterator[Problem]:
-    if (wrote := config.install.foreign_generation(args)) is not None:
+def _other_generation(checkpoint: Path, args: RecordedArguments, config: Config) -> Iterator[Problem]:
+    if (wrote := config.install.foreign_generation(args.generation)) is not None:
         what = f"ms-swift {config.install.version} cannot load the optimizer state in {checkpoint}, "
         do = f"Resume with ms-swift {wrote}, or start a new training from its weights only: {_WEIGHTS}"
         yield Problem(f"{what}which ms-swift {wrote} wrote", do)
@@ -266,8 +267,8 @@ def _steps(state: TrainingState, config: Config) -> int:
     """The steps that ``config`` asks for, derived from those of the earlier training; 0 if unknown."""
     if (asked := config.get("max_steps") or 0) > 0:
         return int(asked)
-    epochs, before = config.get("num_train_epochs"), state.args.get("num_train_epochs")
-    if (state.args.get("max_steps") or 0) > 0:
+    epochs, before = config.get("num_train_epochs"), state.args.num_train_epochs
+    if (state.args.max_steps or 0) > 0:
         return 0
     share = float(epochs) / float(before) if epochs and before else 1.0
     return int(state.max_steps * share)

@@ -331,5 +331,5 @@ _MUST_AGREE: dict[str, Callable[[Checkpoint], Any]] = {
     "base model": lambda one: one.base,
     "template": lambda one: one.template,
     "task": lambda one: one.task_type or "causal_lm",
-    "quantisation of the base": lambda one: one.args.get("quant_method"),
+    "quantisation of the base": lambda one: one.args.quant_method,
 }

@@ -14,7 +14,6 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs import storage
 from swift_toolkit.runs.record import Interrupted, Status, TrainingResult
 from swift_toolkit.training.plan import TrainingPlan
-from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunState
 
 ENDS_EARLY = ("early_stop_interval", "max_epochs", "callbacks", "external_plugins", "deepspeed_elastic")
@@ -124,7 +123,7 @@ class Ending:
             return f"the nodes did not find each other at {cluster.address}:{cluster.port}", False
         if state.done is not None:
             return f"it ended unexpectedly at step {state.steps} of {state.max_steps}", False
-        return failure.reason([events.encode(one) for one in state.failures], self.exit_status, self.log)
+        return failure.reason(state.failures, self.exit_status, self.log)
 
     def raise_if_not_done(self, result: TrainingResult, reason: str) -> None:
         """Raise an exception if the run is not done.

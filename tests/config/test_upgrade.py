@@ -79,6 +79,14 @@ def test_yaml_keeps_its_order_and_comments(tmp_path: Path) -> None:
     assert load_config(new).notices == []
 
 
+def test_a_task_of_the_toolkit_is_kept(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    settings = {"task": "dpo", "model": "a/b", "dataset": ["c/d"], "beta": 0.2}
+    old.write_text(json.dumps({**settings, "model_id_or_path": "a/b"}))
+    assert upgrade(old, new) == ["model_id_or_path → model"]
+    assert json.loads(new.read_text()) == settings
+
+
 def test_comments_of_what_is_dropped_stay(tmp_path: Path) -> None:
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,8 +35,8 @@ Root Cause (first observed failure):
 LOST = "Connection closed by peer [127.0.0.1]:4711"
 
 
-def error(rank: int, message: str, time: float = 0.0, of: int = 4, cause: str | None = None) -> dict[str, Any]:  # fmt: skip
-    return {"rank": rank, "of": of, "time": time, "type": "RuntimeError", "message": message, "cause": cause}
+def error(rank: int, message: str, time: float = 0.0, of: int = 4, cause: str | None = None) -> SimpleNamespace:  # fmt: skip
+    return SimpleNamespace(rank=rank, of=of, time=time, type="RuntimeError", message=message, cause=cause)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def error(rank: int, message: str, time: float = 0.0, of: int = 4, cause: str | 
     ],
 )  # fmt: skip
 def test_the_first_cause(
-    errors: list[dict[str, Any]], status: int, log: str, words: str, memory: bool, tmp_path: Path
+    errors: list[SimpleNamespace], status: int, log: str, words: str, memory: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "train.log").write_text("x" * 10 + log)
     assert failure.reason(errors, status, tmp_path / "train.log") == (words, memory)

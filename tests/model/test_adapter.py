@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from swift_toolkit.model.checkpoints.adapter import OWN_BASE, adapter_fit
+from swift_toolkit.model.checkpoints.recorded import RecordedArguments
 from tests.adapters import make_adapter
 
 PREFIX = "base_model.model.model.layers"
@@ -35,7 +36,7 @@ def rewrite(path: Path, make: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
 
 
 def said(path: Path, base: Path, **args: Any) -> list[str]:
-    return [str(problem) for problem in adapter_fit(path, base, args)]
+    return [str(problem) for problem in adapter_fit(path, base, RecordedArguments(**args))]
 
 
 def test_an_adapter_of_its_base(adapter: Path, tiny_model: Path) -> None:
@@ -116,7 +117,7 @@ def test_bfloat16_that_is_not_a_number(tmp_path: Path) -> None:
         header = json.dumps({FIRST: entry}).encode()
         content = struct.pack("<Q", len(header)) + header + struct.pack("<4H", 1, 2, 3, value)
         (tmp_path / "adapter_model.safetensors").write_bytes(content)
-        assert len(list(adapter_fit(tmp_path, None, {}))) == count
+        assert len(list(adapter_fit(tmp_path, None, RecordedArguments()))) == count
 
 
 def test_another_rank_than_the_configuration_says(adapter: Path, tiny_model: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from swift_toolkit.model.checkpoints.checkpoint import read_checkpoint
 from swift_toolkit.model.checkpoints.find import find_checkpoint
+from swift_toolkit.model.checkpoints.recorded import RecordedArguments
 from swift_toolkit.model.files import adapter_problems, checkpoint_kind, model_problems
 from swift_toolkit.problems import RequestError
 
@@ -300,7 +301,7 @@ def test_v4_lora(tmp_path):
     assert (found.base, found.base_source) == (str(base), "model in args.json")
     assert (found.model_type, found.template, found.system) == ("llama", "chatml", "Be brief.")
     assert (found.lora_rank, found.task_type, found.torch_dtype) == (8, "causal_lm", "bfloat16")
-    assert found.args["swift_version"] == "4.6.0"
+    assert found.args.output_dir == str(run)
 
 
 def test_v3_lora_and_full(tmp_path):
@@ -374,7 +375,7 @@ def test_an_adapter_that_peft_wrote(tmp_path):
     found = read_checkpoint(make_adapter(tmp_path / "adapter", config=config))
     assert (found.kind, found.tuner_type, found.lora_rank, found.generation) == ("lora", "lora", 32, None)
     assert (found.base, found.base_source) == (str(base), "base_model_name_or_path in adapter_config.json")
-    assert found.args == {}
+    assert found.args == RecordedArguments()
 
 
 def test_a_relative_base_is_found_from_where_training_ran(tmp_path, monkeypatch):

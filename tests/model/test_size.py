@@ -175,6 +175,6 @@ def test_the_linear_layers_of_an_encoder_are_counted_exactly(
         built = getattr(code, model)(chosen)
     layers = [part for name, part in built.named_modules() if name.rpartition(".")[2] in ("layers", "blocks")]
     linear = [part for part in layers[0].modules() if isinstance(part, torch.nn.Linear)]
-    found = model_shape._encoder(json.loads(chosen.to_json_string(use_diff=False)))
+    found = model_shape._encoder(model_shape.ModelConfig(json.loads(chosen.to_json_string(use_diff=False))))
     assert found is not None
     assert found.linear == sum(part.weight.numel() for part in linear)

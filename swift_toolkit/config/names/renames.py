@@ -43,9 +43,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from swift_toolkit.config import tasks
+from swift_toolkit.config.file import Values
 from swift_toolkit.machine.files import exists
 from swift_toolkit.machine.msswift import COMMANDS, LINES, Command, Line
 
@@ -56,7 +57,7 @@ _OPTIONAL = ("until", "rule", "split", "join", "gone")
 class Work(Protocol):
     """What a rule knows of the translation it is part of, see `translate.Translator`."""
 
-    given: dict[str, Any]
+    given: Values
     command: Command
     line: Line
 
@@ -85,15 +86,14 @@ def foreign(name: str) -> tuple[str, str] | None:
 def legacy_model(model_type: str) -> str | None:
     """The hub id of a ``model_type`` of ms-swift 1 or 2, which named one model each."""
     names = legacy_names()["models"].get(model_type)
-    return str(names[0]) if names else None
+    return names[0] if names else None
 
 
 def in_other_line(setting: str, value: str, line: Line) -> str | None:
     """A ``model_type`` or ``template`` that the other of ms-swift 3 and 4 wrote, where ``line`` gives its name to
     another one: by its name in ``line``, None where there are several. Else ``value`` itself.
     """
-    moved: dict[str, str | None] = legacy_names()["moved"][setting][line]
-    return moved.get(value, value)
+    return legacy_names()["moved"][setting][line].get(value, value)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Rename:
     commands: tuple[Command, ...]
     old: str
     names: dict[Line, str | None]
-    values: dict[Line, dict[str, Any]]
+    values: dict[Line, Values]
     refused: dict[Line, dict[str, str]]
     warned: dict[str, str]
     since: str
@@ -116,17 +116,42 @@ class Rename:
     error: tuple[str, str] | None = None
 
 
+OldDefault = TypedDict(
+    "OldDefault",
+    {"for": str, "name": str, "value": object, "until": str, "with": list[str], "unless": list[str]},
+)
+"""One of the ``defaults``; the module's docstring says what each part is."""
+
+
+class RenamesTable(TypedDict):
+    """The content of ``renames.json``."""
+
+    rows: list[Values]
+    defaults: list[OldDefault]
+    foreign: dict[str, tuple[str, str]]
+
+
+class LegacyNames(TypedDict):
+    """The content of ``legacy_names.json``: lists hold a name for each hub and then for each line of ms-swift."""
+
+    models: dict[str, list[str]]
+    families: dict[Line, dict[str, str | None]]
+    moved: dict[str, dict[Line, dict[str, str | None]]]
+    templates: dict[str, list[str]]
+    datasets: dict[str, list[str]]
+
+
 @cache
-def renames_table() -> dict[str, Any]:
+def renames_table() -> RenamesTable:
     text = Path(__file__).with_name("renames.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
+    table: RenamesTable = json.loads(text)
     return table
 
 
 @cache
-def legacy_names() -> dict[str, dict[str, Any]]:
+def legacy_names() -> LegacyNames:
     text = Path(__file__).with_name("legacy_names.json").read_text(encoding="utf-8")
-    names: dict[str, dict[str, Any]] = json.loads(text)
+    names: LegacyNames = json.loads(text)
     return names
 
 
@@ -221,12 +246,12 @@ def value_text(value: Any) -> str:
 # None where the row's table decides.
 
 
-def _model_path(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _model_path(work: Work, name: str, value: Any) -> Values | None:
     """``model_cache_dir``, where given, held the weights and ``model_id_or_path`` only their name."""
     return {"model": work.take("model_cache_dir") or work.take("model_id_or_path")}
 
 
-def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _model_type(work: Work, name: str, value: Any) -> Values | None:
     """Before 3.0 a model type was one model and its template, since then it is a family of models."""
     legacy = legacy_names()["models"].get(str(value))
     if legacy is None:
@@ -237,7 +262,7 @@ def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
             return None
         return {name: families[str(value)]} if families[str(value)] else {}
     modelscope, huggingface, template, *families_by_line = legacy
-    settings: dict[str, Any] = {}
+    settings: Values = {}
     paths = [work.given[key] for key in ("model", "model_id_or_path", "model_cache_dir") if key in work.given]
     is_local = bool(paths) and exists(paths[0])
     if is_local:
@@ -251,7 +276,7 @@ def _model_type(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return settings
 
 
-def _template(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _template(work: Work, name: str, value: Any) -> Values | None:
     """``*-generation`` were the templates of base models: the text as it is, without roles."""
     if "-generation" in str(value):
         return {"use_chat_template": False}
@@ -261,11 +286,11 @@ def _template(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return {"template": spelled[LINES.index(work.line)] if spelled else value}
 
 
-def _tuner(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _tuner(work: Work, name: str, value: Any) -> Values | None:
     """QLoRA is LoRA on weights quantised by bitsandbytes, to four bits if nothing else is said."""
     if as_table_key(value) != "qlora":
         return None
-    settings: dict[str, Any] = {"train_type": "lora"}
+    settings: Values = {"train_type": "lora"}
     if not {"quant_method", "load_in_4bit", "load_in_8bit"} & work.given.keys():
         settings["quant_method"] = "bnb"
     if not {"quant_bits", "quantization_bit", "load_in_4bit", "load_in_8bit"} & work.given.keys():
@@ -273,7 +298,7 @@ def _tuner(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return settings
 
 
-def _quantization_bit(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _quantization_bit(work: Work, name: str, value: Any) -> Values | None:
     """ms-swift 2 chose the method by the number of bits where none was named."""
     if as_table_key(value) == "0":
         return {}
@@ -282,7 +307,7 @@ def _quantization_bit(work: Work, name: str, value: Any) -> dict[str, Any] | Non
     return {"quant_method": "bnb" if as_table_key(value) in ("4", "8") else "hqq", "quant_bits": value}
 
 
-def _checkpoint(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _checkpoint(work: Work, name: str, value: Any) -> Values | None:
     """A checkpoint is an adapter or a whole model; without the directory, its name and the tuner tell."""
     path = Path(str(value))
     if exists(path):
@@ -302,7 +327,7 @@ def _checkpoint(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return {"model": value}
 
 
-def _train_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _train_data(work: Work, name: str, value: Any) -> Values | None:
     """The training data and its size were spread over six settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("dataset")))]
     sets += map(str, _list(split_text(work.take("custom_train_dataset_path"), ",")))
@@ -320,7 +345,7 @@ def _train_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return _as_given("dataset", sets, work)
 
 
-def _val_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _val_data(work: Work, name: str, value: Any) -> Values | None:
     """The validation data and its size were spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
     sets += map(str, _list(split_text(work.take("custom_val_dataset_path"), ",")))
@@ -329,7 +354,7 @@ def _val_data(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return _as_given("val_dataset", sets, work)
 
 
-def _as_given(name: str, sets: list[str], work: Work) -> dict[str, Any]:
+def _as_given(name: str, sets: list[str], work: Work) -> Values:
     """The data sets under their one name, as they were given if nothing changed."""
     if not sets:
         return {}
@@ -379,7 +404,7 @@ def _dataset(item: Any, work: Work) -> str:
     return f"{plain}{parts[2] or subset or ''}{parts[3] or sample or ''}"
 
 
-def _freeze_parameters(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _freeze_parameters(work: Work, name: str, value: Any) -> Values | None:
     """ms-swift 1 froze a share of the parameters, later ones those with a given name."""
     try:
         (share,) = _list(value)
@@ -388,7 +413,7 @@ def _freeze_parameters(work: Work, name: str, value: Any) -> dict[str, Any] | No
         return None
 
 
-def _deepspeed(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _deepspeed(work: Work, name: str, value: Any) -> Values | None:
     """The configurations that came with ms-swift, by their path in its repository."""
     shipped = re.fullmatch(r".*?(zero[0123])(?:[-_](offload))?\.json", str(value))
     if shipped is None or exists(value):
@@ -396,7 +421,7 @@ def _deepspeed(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return {"deepspeed": "_".join(filter(None, shipped.groups()))}
 
 
-def _do_sample(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _do_sample(work: Work, name: str, value: Any) -> Values | None:
     """Without sampling the temperature did not matter; now it says so itself."""
     if as_table_key(value) != "false":
         return {}
@@ -404,21 +429,21 @@ def _do_sample(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return {"temperature": 0}
 
 
-def _vllm_length(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _vllm_length(work: Work, name: str, value: Any) -> Values | None:
     """``max_model_len`` was vLLM's before 3.7, since then it is the model's own."""
     return {"vllm_max_model_len": value} if work.older_than("3.7") else None
 
 
-def _result_dir(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _result_dir(work: Work, name: str, value: Any) -> Values | None:
     return {"result_path": f"{str(value).rstrip('/')}/infer_result.jsonl"}
 
 
-def _max_memory(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _max_memory(work: Work, name: str, value: Any) -> Values | None:
     """One limit for each device in order."""
     return {"max_memory": {str(device): limit for device, limit in enumerate(_list(value))}}
 
 
-def _use_vllm(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _use_vllm(work: Work, name: str, value: Any) -> Values | None:
     """Where nothing was said, vLLM ran beside the training, and elsewhere if an address was given."""
     if as_table_key(value) != "true" or "vllm_mode" in work.given:
         return None
@@ -426,19 +451,19 @@ def _use_vllm(work: Work, name: str, value: Any) -> dict[str, Any] | None:
     return {name: value, "vllm_mode": "server" if is_elsewhere else "colocate"}
 
 
-def _few_shot(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _few_shot(work: Work, name: str, value: Any) -> Values | None:
     """The number of examples is now said for each data set."""
     sets = _list(work.given.get("eval_dataset"))
     return {"eval_dataset_args": {str(item): {"few_shot_num": value} for item in sets}}
 
 
-def _eval_dataset(work: Work, name: str, value: Any) -> dict[str, Any] | None:
+def _eval_dataset(work: Work, name: str, value: Any) -> Values | None:
     """Before 3.0 ``no`` meant no data set."""
     sets = [item for item in _list(value) if item != "no"]
     return {name: value if sets == _list(value) else sets} if sets else {}
 
 
-RULES: dict[str, Callable[[Work, str, Any], dict[str, Any] | None]] = {
+RULES: dict[str, Callable[[Work, str, Any], Values | None]] = {
     "checkpoint": _checkpoint,
     "model_path": _model_path,
     "model_type": _model_type,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swift_toolkit.config.fields import Field
+from swift_toolkit.config.file import Values
 from swift_toolkit.config.names.renames import (
     MISSING,
     RULES,
@@ -42,7 +43,7 @@ class Translation:
         added: what an older ms-swift did where nothing was said: argument name -> where it comes from.
     """
 
-    values: dict[str, Any]
+    values: Values
     origin: dict[str, tuple[str, ...]]
     notices: list[str]
     warnings: list[tuple[str, str]]
@@ -52,11 +53,11 @@ class Translation:
 
 
 def translate(
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     command: Command,
     line: Line,
     fields: Mapping[str, Field],
-    beside: Mapping[str, Any] | None = None,
+    beside: Mapping[str, object] | None = None,
 ) -> Translation:
     """Spells settings of any ms-swift generation for the installed one.
 
@@ -80,11 +81,11 @@ class Translator:
 
     def __init__(
         self,
-        values: Mapping[str, Any],
+        values: Mapping[str, object],
         command: Command,
         line: Line,
         fields: Mapping[str, Field],
-        beside: Mapping[str, Any],
+        beside: Mapping[str, object],
     ) -> None:
         self.values = dict(values)
         self.given = {**beside, **values}
@@ -94,8 +95,8 @@ class Translator:
         self.result = Translation({}, {}, [], [], [], [], {})
         # names with a rule first, in the order of RULES: a rule may take others along
         self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
-        self._taken: dict[str, Any] = {}
-        self._made: dict[str, Any] = {}
+        self._taken: Values = {}
+        self._made: Values = {}
         self._notices: dict[str, str] = {}
         self._join = False
 
@@ -165,7 +166,7 @@ class Translator:
             else:
                 self._spell(new, setting)
 
-    def _read(self, row: Rename, value: Any) -> dict[str, Any]:
+    def _read(self, row: Rename, value: Any) -> Values:
         """What a row makes of a value, as settings still to be spelled."""
         refused = row.refused[self.line]
         if as_table_key(value) in refused:

@@ -45,7 +45,7 @@ class SwiftCommand(NamedTuple):
 
     command: Command
     env: dict[str, str]
-    values: dict[str, Any]
+    values: Values
     left_out: list[str]
     notices: list[str]
 
@@ -207,7 +207,7 @@ def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftComma
     return None
 
 
-def _command_settings(name: str) -> tuple[Command, dict[str, Any]] | None:
+def _command_settings(name: str) -> tuple[Command, Values] | None:
     """The command of today behind a name, and the setting it implies."""
     if name in _RLHF_TYPES:
         return "rlhf", {"rlhf_type": name}
@@ -216,9 +216,9 @@ def _command_settings(name: str) -> tuple[Command, dict[str, Any]] | None:
     return next(((command, {}) for command in COMMANDS if command == name), None)
 
 
-def _arguments(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _arguments(words: list[str]) -> tuple[Values, list[str]]:
     """Settings out of ``--name value ...``, ``--name=value`` and ``--flag``; and the words of none."""
-    values: dict[str, Any] = {}
+    values: Values = {}
     stray: list[str] = []
     given: list[str] = stray
     for word in words:
@@ -307,7 +307,7 @@ class Given(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-def given(options: argparse.Namespace, settings: Mapping[str, Any], wanted: Sequence[Command]) -> Given:
+def given(options: argparse.Namespace, settings: Mapping[str, object], wanted: Sequence[Command]) -> Given:
     """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
 
     Args:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.config import fields as config_fields
+from swift_toolkit.config import tasks
 from swift_toolkit.config.file import EXTENSIONS, read_config_file
 from swift_toolkit.config.names import translate
 from swift_toolkit.config.rules import SECRETS, secret_advice
@@ -23,7 +24,7 @@ from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
 
-def upgrade(source: str | Path | Mapping[str, Any], target: str | Path) -> list[str]:
+def upgrade(source: str | Path | Mapping[str, object], target: str | Path) -> list[str]:
     """Write the settings of ``source`` to ``target`` in the names of the installed ms-swift.
 
     Args:
@@ -51,7 +52,7 @@ def upgrade(source: str | Path | Mapping[str, Any], target: str | Path) -> list[
     return [*done.notices, *(f"{name}: {text}" for name, text in done.warnings)]
 
 
-def _settings(source: str | Path | Mapping[str, Any]) -> Any:
+def _settings(source: str | Path | Mapping[str, object]) -> Any:
     """The settings; of a YAML file with its comments."""
     if isinstance(source, Mapping):
         return dict(source)
@@ -63,10 +64,10 @@ def _settings(source: str | Path | Mapping[str, Any]) -> Any:
     return YAML().load(Path(source).read_text(encoding="utf-8-sig"))
 
 
-def _translated(settings: Mapping[str, Any], file: str | None) -> translate.Translation:
+def _translated(settings: Mapping[str, object], file: str | None) -> translate.Translation:
     """The settings in today's names, each value in the type its argument takes."""
     install = msswift.installed()
-    command: Command = "rlhf" if settings.get("rlhf_type") else settings.get("task") or "sft"
+    command = _command(settings)
     fields = config_fields.fields(command, install)
     given = {
         _plain(name): value for name, value in settings.items() if value is not None and name not in OWN_KEYS
@@ -91,11 +92,17 @@ def _translated(settings: Mapping[str, Any], file: str | None) -> translate.Tran
     return done
 
 
+def _command(settings: Mapping[str, object]) -> Command:
+    """The command of ms-swift that the settings are for."""
+    named = (task.command for task in tasks.TASKS.values() if task.name == settings.get("task"))
+    return "rlhf" if settings.get("rlhf_type") else next(named, "sft")
+
+
 def _plain(name: object) -> str:
     return str(name).replace("-", "_")
 
 
-def _in_order(settings: Mapping[str, Any], done: translate.Translation) -> dict[str, list[str]]:
+def _in_order(settings: Mapping[str, object], done: translate.Translation) -> dict[str, list[str]]:
     """For each key of the request the names that come in its place; under "" what is added at the end."""
     names: dict[str, list[str]] = {}
     for name, value in settings.items():
@@ -105,7 +112,7 @@ def _in_order(settings: Mapping[str, Any], done: translate.Translation) -> dict[
     return {**names, "": list(done.added)}
 
 
-def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, Any], path: Path) -> None:
+def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, object], path: Path) -> None:
     as_json = path.suffix.lower() == ".json"
     if as_json or not hasattr(settings, "ca"):
         content = {new: values.get(new, settings.get(new)) for made in names.values() for new in made}
@@ -132,7 +139,7 @@ def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, Any]
 # --- comments of a YAML file --------------------------------------------------------------------------------
 
 
-def _replace(content: Any, name: str, new: Mapping[str, Any]) -> None:
+def _replace(content: Any, name: str, new: Mapping[str, object]) -> None:
     """Put other settings in the place of one, with its comments; without others they go to the setting before it."""
     keys = list(content)
     place, comment = keys.index(name), _take_comment(content, name)

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.model.checkpoints.old_adapter import name_in_peft
+from swift_toolkit.model.checkpoints.recorded import AdapterConfig, RecordedArguments
 from swift_toolkit.model.files import adapter_root, read_json, safetensors_header
 from swift_toolkit.problems import Problem
 
@@ -69,7 +69,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 
 
 def adapter_fit(
-    path: Path, base: Path | None, args: Mapping[str, Any], do: str = OWN_BASE
+    path: Path, base: Path | None, args: RecordedArguments, do: str = OWN_BASE
 ) -> Iterator[Problem]:
     """What keeps a whole adapter from being used with its base: weights that are empty, not numbers, of another rank
     than its own configuration says or of other layers than the base has.
@@ -77,19 +77,19 @@ def adapter_fit(
     Args:
         path: the adapter.
         base: the model it is for; None, or no directory, to look at the adapter alone.
-        args: of the training, see `Checkpoint.args`.
+        args: of its training.
         do: what to do about another base.
     """
     root = adapter_root(path) or path
-    config = read_json(root / "adapter_config.json")[0] or {}
+    config = AdapterConfig.read(path)
     tensors = tensors_in(root)
-    if config.get("swift_type"):
+    if config.swift_form:
         tensors = {name_in_peft(name): tensor for name, tensor in tensors.items()}
     own = list(_empty(path, tensors))
     own = own or [*_not_numbers(path, tensors), *_other_rank(root, config, tensors)]
     yield from own
     if not own and base is not None and (model := tensors_in(base)):
-        fit = _Fit(path, base, tensors, model, bool(args.get("new_special_tokens")))
+        fit = _Fit(path, base, tensors, model, args.new_special_tokens)
         yield from (replace(problem, do=do) for problem in fit.problems())
 
 
@@ -123,16 +123,14 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(value & exponent != exponent for value in memoryview(content).cast("H"))
 
 
-def _other_rank(root: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+def _other_rank(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
     """LoRA's A has a row for each rank. Not of AdaLoRA, which drops ranks, nor of parameters of several experts."""
-    if config.get("peft_type") != "LORA" or config.get("target_parameters"):
+    if config.peft_type != "LORA" or config.has_parameters:
         return
-    pattern = config.get("rank_pattern")
-    ranks = {config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())}
     for name, tensor in tensors.items():
         match = _MATRIX.fullmatch(name)
-        if match and match[2] == "A" and tensor.shape[0] not in ranks:
-            what = f"{root / 'adapter_config.json'} says rank {config.get('r')}, but {name} has {tensor.shape[0]}"
+        if match and match[2] == "A" and tensor.shape[0] not in config.ranks:
+            what = f"{root / 'adapter_config.json'} says rank {config.rank}, but {name} has {tensor.shape[0]}"
             yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
             return
 

@@ -11,29 +11,26 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swift_toolkit.config.names import renames
-from swift_toolkit.machine.msswift import Generation, generation_of
+from swift_toolkit.machine.msswift import Generation
 from swift_toolkit.model.builtin import builtin_of, is_builtin
 from swift_toolkit.model.builtin import builtin_problems as builtin_problems
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
 from swift_toolkit.model.checkpoints.code import Code, code_in, code_problems, pickle_problems
 from swift_toolkit.model.checkpoints.find import CHECKPOINT, damage, readable
+from swift_toolkit.model.checkpoints.recorded import AdapterConfig, RecordedArguments, read_arguments
 from swift_toolkit.model.files import (
-    ARGS_FILES,
     CheckpointKind,
-    adapter_root,
     checkpoint_kind,
     is_model,
     missing,
     model_problems,
     read_json,
-    tuner_type,
 )
 from swift_toolkit.problems import Problem, RequestError
 
-OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-swift 1 and 2
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -56,8 +53,7 @@ class Checkpoint:
         task_type: ``causal_lm``, ``seq_cls``, ``embedding``, ...
         torch_dtype: the type of the weights in training, e.g. ``bfloat16``.
         generation: which generation of ms-swift wrote it, if one did.
-        args: the whole of args.json or sft_args.json; empty without one. May hold keys and tokens: never
-            print it.
+        args: the arguments of its training.
         trusted: whether Python code that it brings may run.
     """
 
@@ -73,7 +69,7 @@ class Checkpoint:
     task_type: str | None = None
     torch_dtype: str | None = None
     generation: Generation | None = None
-    args: dict[str, Any] = field(default_factory=dict)
+    args: RecordedArguments = field(default_factory=RecordedArguments)
     trusted: bool = False
 
     @property
@@ -107,9 +103,10 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     problems = damage(path)
     if kind is None:
         raise RequestError(problems)
-    args_file, args, args_problems = _read_args(path)
-    problems += args_problems
-    adapter = _adapter_config(path)
+    # ms-swift 1 and 2 wrote their arguments to the run's directory alone
+    args, fault = read_arguments([path, path.parent] if CHECKPOINT.fullmatch(path.name) else [path])
+    problems += [Problem(*fault)] if fault is not None else []
+    adapter = AdapterConfig.read(path)
     base, base_problems = _base(path, base_model, args, adapter)
     if kind == "lora" or base_model is not None:
         problems += base_problems
@@ -121,21 +118,19 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
         problems += code_problems([path, Path(base.model)] if base else [path])
     if problems:
         raise RequestError(problems)
-    old = args_file is not None and args_file.name == "sft_args.json"
     return Checkpoint(
         path=path,
         kind=kind,
-        tuner_type=tuner_type(args)
-        or (str(adapter.get("peft_type", "lora")).lower() if kind == "lora" else None),
+        tuner_type=args.tuner_type or ((adapter.peft_type.lower() or "lora") if kind == "lora" else None),
         base=base.model if base else None,
         base_source=base.source if base else None,
-        model_type=None if old else args.get("model_type"),
-        template=args.get("template_type" if old else "template"),
-        system=args.get("system"),
-        lora_rank=_rank(adapter),
+        model_type=None if args.is_old else args.model_type,
+        template=args.template,
+        system=args.system,
+        lora_rank=max(adapter.ranks, default=None),
         task_type=_task_type(path, args, adapter),
-        torch_dtype=OLD_DTYPES.get(args.get("dtype", "")) if old else args.get("torch_dtype"),
-        generation=generation_of(args, old),
+        torch_dtype=args.torch_dtype,
+        generation=args.generation,
         args=args,
         trusted=trust_code,
     )
@@ -152,50 +147,22 @@ def hub_adapter(adapter: str, base: str | None, trust_code: bool = False) -> Che
     return Checkpoint(Path(adapter), "lora", base=base, base_source=source, trusted=trust_code)
 
 
-def _read_args(path: Path) -> tuple[Path | None, dict[str, Any], list[Problem]]:
-    """What ms-swift wrote down about the training; the first versions did so in the run directory only."""
-    directories = [path, path.parent] if CHECKPOINT.fullmatch(path.name) else [path]
-    for file in (directory / name for directory in directories for name in ARGS_FILES):
-        if file.is_file():
-            args, fault = read_json(file)
-            return file, args or {}, [Problem(*fault)] if fault is not None else []
-    return None, {}, []
-
-
-def _adapter_config(path: Path) -> dict[str, Any]:
-    root = adapter_root(path)
-    config, _ = read_json(root / "adapter_config.json") if root is not None else (None, None)
-    return config or {}
-
-
-def _form_problems(path: Path, adapter: dict[str, Any]) -> list[Problem]:
+def _form_problems(path: Path, adapter: AdapterConfig) -> list[Problem]:
     """An adapter in the own form of ms-swift 1 that is not plain LoRA: nothing loads it any more."""
-    swift_type = adapter.get("swift_type")
-    if swift_type is None:
+    if adapter.swift_form in ("", "LORA"):
         return []
-    kind = next((name for name in ("use_qa_lora", "use_merged_linear") if adapter.get(name)), swift_type)
-    if kind == "LORA":
-        return []
-    return [
-        Problem(f"{path} holds an adapter of ms-swift 1 that nothing loads today: {kind}", "Train it again.")
-    ]
+    what = f"{path} holds an adapter of ms-swift 1 that nothing loads today: {adapter.swift_form}"
+    return [Problem(what, "Train it again.")]
 
 
-def _task_type(path: Path, args: dict[str, Any], adapter: dict[str, Any]) -> str | None:
-    """What the model is made for, as ms-swift names it: written down, or seen from PEFT's name or the architecture."""
-    if args.get("task_type"):
-        return str(args["task_type"])
+def _task_type(path: Path, args: RecordedArguments, adapter: AdapterConfig) -> str | None:
+    """What the model is made for, as ms-swift names it: recorded, or seen from PEFT's name or the architecture."""
+    if args.task_type:
+        return args.task_type
     config, _ = read_json(path / "config.json")
     architectures = str((config or {}).get("architectures"))
-    classifies = adapter.get("task_type") == "SEQ_CLS" or "ForSequenceClassification" in architectures
+    classifies = adapter.task_type == "SEQ_CLS" or "ForSequenceClassification" in architectures
     return "seq_cls" if classifies else None
-
-
-def _rank(adapter: dict[str, Any]) -> int | None:
-    """The greatest rank in the adapter: some layers may have their own."""
-    pattern = adapter.get("rank_pattern")
-    ranks = [adapter.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-    return max((rank for rank in ranks if isinstance(rank, int)), default=None)
 
 
 class _Base(NamedTuple):
@@ -204,7 +171,7 @@ class _Base(NamedTuple):
 
 
 def _base(
-    path: Path, given: str | None, args: dict[str, Any], adapter: dict[str, Any]
+    path: Path, given: str | None, args: RecordedArguments, adapter: AdapterConfig
 ) -> tuple[_Base | None, list[Problem]]:
     """The model that ``path`` was trained from, and what is wrong with it."""
     if given is not None:
@@ -219,7 +186,7 @@ def _base(
         builtin = builtin_of(value)
         if builtin is not None:
             return _Base(builtin, source), builtin_problems(builtin)
-        if HUB_ID.fullmatch(value) and args.get("model_dir") not in places:
+        if HUB_ID.fullmatch(value) and args.model_dir not in places:
             return _Base(value, source), []
         looked_at += places
     if not recorded:
@@ -242,23 +209,22 @@ def _given_base(given: str) -> tuple[_Base | None, list[Problem]]:
     return None, [Problem(f"cannot be used: {what}", do, "--base-model")]
 
 
-def _recorded_bases(args: dict[str, Any], adapter: dict[str, Any]) -> list[tuple[str, str]]:
+def _recorded_bases(args: RecordedArguments, adapter: AdapterConfig) -> list[tuple[str, str]]:
     """The base as each file names it, with where it stands, the surest first."""
     recorded = [
-        (args.get("model"), "model in args.json"),
-        (args.get("model_cache_dir"), "model_cache_dir in sft_args.json"),
-        (args.get("model_id_or_path"), "model_id_or_path in sft_args.json"),
+        (args.model, "model in args.json"),
+        (args.model_cache_dir, "model_cache_dir in sft_args.json"),
+        (args.model_id_or_path, "model_id_or_path in sft_args.json"),
         (_legacy_model(args), "model_type in sft_args.json"),
-        (adapter.get("base_model_name_or_path"), "base_model_name_or_path in adapter_config.json"),
+        (adapter.base, "base_model_name_or_path in adapter_config.json"),
     ]
-    return [(value, source) for value, source in recorded if isinstance(value, str) and value]
+    return [(value, source) for value, source in recorded if value]
 
 
-def _places(value: str, path: Path, args: dict[str, Any]) -> Iterator[str]:
+def _places(value: str, path: Path, args: RecordedArguments) -> Iterator[str]:
     """Where the directory ``value`` may be, as seen from the training, from here and from the checkpoint."""
     value = str(Path(value).expanduser())
-    output_dir = args.get("output_dir")
-    trained_in = Path(output_dir) if isinstance(output_dir, str) and Path(output_dir).is_absolute() else None
+    trained_in = Path(args.output_dir) if args.output_dir and Path(args.output_dir).is_absolute() else None
     checkpoint = path.resolve()
     if not Path(value).is_absolute():
         yield from (str(parent / value) for parent in (trained_in.parents if trained_in else ()))
@@ -271,8 +237,6 @@ def _places(value: str, path: Path, args: dict[str, Any]) -> Iterator[str]:
         yield str(checkpoint.parent / os.path.relpath(value, trained_in))
 
 
-def _legacy_model(args: dict[str, Any]) -> str | None:
+def _legacy_model(args: RecordedArguments) -> str | None:
     """The hub id of a model type of ms-swift 1 or 2, which named one model each."""
-    if "sft_type" not in args:
-        return None
-    return renames.legacy_model(str(args.get("model_type")))
+    return renames.legacy_model(args.model_type) if args.is_old and args.model_type else None

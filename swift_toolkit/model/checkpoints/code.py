@@ -15,7 +15,7 @@ from typing import Any
 
 from swift_toolkit.machine.msswift import package_of
 from swift_toolkit.model.checkpoints import pickled
-from swift_toolkit.model.files import is_pointer, read_json
+from swift_toolkit.model.files import JsonObject, is_pointer, read_json
 from swift_toolkit.problems import Problem
 
 TRUST = "Read that code; if you trust it, add --trust-code."
@@ -119,7 +119,7 @@ def _python_files(auto_map: Any) -> Iterator[str]:
                 yield one.rpartition(".")[0].replace("--", ": ") + ".py"
 
 
-def _has_own(content: dict[str, Any], key: str) -> bool:
+def _has_own(content: JsonObject, key: str) -> bool:
     """Whether transformers has classes for what a configuration file describes."""
     named = content.get(key) if key else None
     names = named if isinstance(named, list) else [named]

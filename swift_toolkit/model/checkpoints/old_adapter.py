@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.machine.files import written_beside
 from swift_toolkit.model.files import ADAPTER_WEIGHTS
@@ -74,7 +73,7 @@ def _write(source: Path, weights: Path, target: Path) -> None:
     from peft import LoraConfig
     from safetensors.torch import load_file, save_file
 
-    old: dict[str, Any] = (
+    old: dict[str, torch.Tensor] = (
         load_file(weights)
         if weights.suffix == ".safetensors"
         else torch.load(weights, "cpu", weights_only=True)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.machine import files
 from swift_toolkit.model.checkpoints import pickled
+from swift_toolkit.model.checkpoints.recorded import RecordedArguments, read_arguments
 from swift_toolkit.model.files import (
     AGAIN,
     Fault,
+    JsonObject,
     adapter_problems,
     checkpoint_kind,
     model_problems,
@@ -49,17 +50,17 @@ class TrainingState:
         best: the name of the best checkpoint so far, e.g. ``checkpoint-40``; None without evaluation.
         processes: how many took part; None if it is not known.
         deepspeed: DeepSpeed wrote the optimizer.
-        args: what ms-swift wrote down about the training; may hold keys: never print it.
+        args: the arguments of the training.
     """
 
     path: Path
     step: int
     max_steps: int
-    logs: tuple[Mapping[str, Any], ...]
+    logs: tuple[JsonObject, ...]
     best: str | None
     processes: int | None
     deepspeed: bool
-    args: dict[str, Any]
+    args: RecordedArguments
 
     @property
     def evaluated(self) -> bool:
@@ -70,7 +71,7 @@ class TrainingState:
 def read_state(path: Path) -> TrainingState:
     """The state of the checkpoint ``path``, which `problems` found whole."""
     state, _ = read_json(path / STATE)
-    state, args = state or {}, _args(path)
+    state, (args, _) = state or {}, read_arguments([path])
     best = state.get("best_model_checkpoint")
     logs = state.get("log_history") or []
     return TrainingState(
@@ -138,7 +139,7 @@ def _state_faults(path: Path, every_byte: bool) -> Iterator[Fault]:
         yield fault
     elif not isinstance((state or {}).get("global_step"), int):
         yield f"{path / STATE} has no global_step", ""
-    for file in _pickled_files(path, _args(path)):
+    for file in _pickled_files(path, read_arguments([path])[0]):
         if not file.is_file():
             yield f"{path} is not whole: there is no {file.relative_to(path)}", ""
         elif (found := pickled.fault(file, every_byte)) is not None:
@@ -147,7 +148,7 @@ def _state_faults(path: Path, every_byte: bool) -> Iterator[Fault]:
         yield from _changed_weights(path)
 
 
-def _pickled_files(path: Path, args: dict[str, Any]) -> Iterator[Path]:
+def _pickled_files(path: Path, args: RecordedArguments) -> Iterator[Path]:
     """The files a training of this kind has in its checkpoint, beside the weights."""
     processes = _processes(path, args) or 1
     if _sharded_by_deepspeed(path, args):
@@ -163,7 +164,7 @@ def _pickled_files(path: Path, args: dict[str, Any]) -> Iterator[Path]:
         yield from (path / f"rng_state_{rank}.pth" for rank in range(processes))
 
 
-def _deepspeed_files(path: Path, processes: int, args: dict[str, Any]) -> Iterator[Path]:
+def _deepspeed_files(path: Path, processes: int, args: RecordedArguments) -> Iterator[Path]:
     """ZeRO's files: the optimizer of each process, and the weights of one, or in stage 3 of each."""
     latest = path / "latest"
     step = latest.read_text(encoding="utf-8").strip() if latest.is_file() else f"global_step{path.name[11:]}"
@@ -171,20 +172,20 @@ def _deepspeed_files(path: Path, processes: int, args: dict[str, Any]) -> Iterat
     if not latest.is_file():
         yield latest
     names = [file.name for file in folder.glob("*.pt")]
-    config = args["deepspeed"] if isinstance(args.get("deepspeed"), dict) else {}
-    stage = (config.get("zero_optimization") or {}).get("stage")
-    if stage == 3 or any(name.startswith("zero_pp_rank_") and "model_states" in name for name in names):
+    if args.zero_stage == 3 or any(
+        name.startswith("zero_pp_rank_") and "model_states" in name for name in names
+    ):
         yield from (folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(processes))
     else:
         yield folder / "mp_rank_00_model_states.pt"
-    if stage == 0:
+    if args.zero_stage == 0:
         return
     kind = "bf16_" if any(name.startswith("bf16_") for name in names) else ""
     yield from (folder / f"{kind}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(processes))
 
 
-def _sharded_by_deepspeed(path: Path, args: dict[str, Any]) -> bool:
-    return bool(args.get("deepspeed")) or (path / "latest").is_file() or any(path.glob("global_step*"))
+def _sharded_by_deepspeed(path: Path, args: RecordedArguments) -> bool:
+    return args.deepspeed or (path / "latest").is_file() or any(path.glob("global_step*"))
 
 
 def _random(path: Path) -> list[int]:
@@ -193,18 +194,12 @@ def _random(path: Path) -> list[int]:
     return sorted(int(match[1] or 0) for match in found if match)
 
 
-def _processes(path: Path, args: dict[str, Any]) -> int | None:
+def _processes(path: Path, args: RecordedArguments) -> int | None:
     """How many processes wrote the checkpoint: by args.json, else by the random states that are there."""
-    size = args.get("global_world_size")
-    if isinstance(size, int) and size > 0:
-        return size
+    if args.processes is not None:
+        return args.processes
     ranks = _random(path)
     return ranks[-1] + 1 if ranks else None
-
-
-def _args(path: Path) -> dict[str, Any]:
-    args, _ = read_json(path / "args.json") if (path / "args.json").is_file() else (None, None)
-    return args or {}
 
 
 # --- checksums of weights -----------------------------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""What stands beside weights: ms-swift's arguments of the training, and PEFT's configuration of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from swift_toolkit.machine.msswift import Generation, generation_of
+from swift_toolkit.model.files import ARGS_FILES, Fault, JsonObject, adapter_root, read_json, tuner_type
+
+_T = TypeVar("_T")
+
+_OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-swift 1 and 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedArguments:
+    """The arguments of a training, as far as this toolkit needs them: an args.json also holds keys and tokens.
+
+    None is what was not written down, or is of another type than it must be.
+
+    Args:
+        generation: which generation of ms-swift wrote them, if one did.
+        model: the model it was trained from, as the user named it.
+        model_cache_dir: its directory (ms-swift 1 and 2).
+        model_id_or_path: its name (ms-swift 1 and 2).
+        model_dir: where ms-swift found it.
+        model_type: the architecture; of 1 and 2 the name of one model.
+        template: the chat format.
+        system: the system prompt, if not the template's own.
+        task_type: ``causal_lm``, ``seq_cls``, ``embedding``, ...
+        torch_dtype: the type of the weights, e.g. ``bfloat16``.
+        tuner_type: how it was trained: ``lora``, ``full``, ...
+        quant_method: how the model was quantised.
+        new_special_tokens: whether tokens were added.
+        output_dir: where it wrote.
+        zero_stage: the stage of DeepSpeed's ZeRO, if that is known.
+        deepspeed: whether DeepSpeed was used.
+        processes: how many took part.
+        num_train_epochs: as given.
+        max_steps: as given.
+    """
+
+    generation: Generation | None = None
+    model: str | None = None
+    model_cache_dir: str | None = None
+    model_id_or_path: str | None = None
+    model_dir: str | None = None
+    model_type: str | None = None
+    template: str | None = None
+    system: str | None = None
+    task_type: str | None = None
+    torch_dtype: str | None = None
+    tuner_type: str | None = None
+    quant_method: str | None = None
+    new_special_tokens: bool = False
+    output_dir: str | None = None
+    zero_stage: int | None = None
+    deepspeed: bool = False
+    processes: int | None = None
+    num_train_epochs: float | None = None
+    max_steps: int | None = None
+
+    @property
+    def is_old(self) -> bool:
+        """Whether ms-swift 1 or 2 wrote them, where ``model_type`` and others meant something else."""
+        return self.generation in ("v1", "v2")
+
+    @classmethod
+    def of(cls, content: JsonObject, is_old_file: bool = False) -> RecordedArguments:
+        """Those in the content of an args.json or, with ``is_old_file``, of an sft_args.json."""
+        dtype = _typed(content, "dtype", str) or ""
+        texts = "model model_cache_dir model_id_or_path model_dir model_type system task_type quant_method output_dir"
+        deepspeed = content.get("deepspeed")
+        zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
+        size = _typed(content, "global_world_size", int)
+        epochs = content.get("num_train_epochs")
+        return cls(
+            generation=generation_of(content, is_old_file),
+            template=_typed(content, "template_type" if is_old_file else "template", str),
+            torch_dtype=_OLD_DTYPES.get(dtype) if is_old_file else _typed(content, "torch_dtype", str),
+            tuner_type=tuner_type(content),
+            new_special_tokens=bool(content.get("new_special_tokens")),
+            zero_stage=_typed(zero, "stage", int) if isinstance(zero, dict) else None,
+            deepspeed=bool(deepspeed),
+            processes=size if size and size > 0 else None,
+            num_train_epochs=epochs if isinstance(epochs, (int, float)) else None,
+            max_steps=_typed(content, "max_steps", int),
+            **{name: _typed(content, name, str) or None for name in texts.split()},
+        )
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The adapter_config.json of an adapter.
+
+    Args:
+        peft_type: ``LORA``, ``ADALORA``, ...; empty without one.
+        task_type: what PEFT says the model is made for, e.g. ``SEQ_CLS``; empty without.
+        base: the model it was trained from, as it was named.
+        rank: the rank of its matrices, where it has one.
+        own_ranks: the ranks of the layers that have their own.
+        has_parameters: it adapts parameters that are not layers, such as those of several experts.
+        swift_form: the form of ms-swift 1's own adapters, empty for PEFT's: ``LORA`` for plain LoRA.
+    """
+
+    peft_type: str = ""
+    task_type: str = ""
+    base: str | None = None
+    rank: int | None = None
+    own_ranks: tuple[int, ...] = ()
+    has_parameters: bool = False
+    swift_form: str = ""
+
+    @classmethod
+    def of(cls, content: JsonObject) -> AdapterConfig:
+        """That in the content of an adapter_config.json."""
+        pattern = content.get("rank_pattern")
+        ranks = pattern.values() if isinstance(pattern, dict) else ()
+        form = str(content.get("swift_type") or "")
+        odd = next((name for name in ("use_qa_lora", "use_merged_linear") if content.get(name)), form)
+        return cls(
+            peft_type=_typed(content, "peft_type", str) or "",
+            task_type=_typed(content, "task_type", str) or "",
+            base=_typed(content, "base_model_name_or_path", str) or None,
+            rank=_typed(content, "r", int),
+            own_ranks=tuple(rank for rank in ranks if isinstance(rank, int)),
+            has_parameters=bool(content.get("target_parameters")),
+            swift_form=form and odd,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> AdapterConfig:
+        """That of the adapter in the directory ``path``; an empty one where there is none."""
+        root = adapter_root(path)
+        content, _ = read_json(root / "adapter_config.json") if root is not None else (None, None)
+        return cls.of(content or {})
+
+    @property
+    def ranks(self) -> set[int]:
+        """Every rank that a layer may have."""
+        return {*self.own_ranks, *([] if self.rank is None else [self.rank])}
+
+
+def read_arguments(directories: Sequence[Path]) -> tuple[RecordedArguments, Fault | None]:
+    """The arguments in the first of these directories that has some, and what is wrong with their file."""
+    for file in (directory / name for directory in directories for name in ARGS_FILES):
+        if file.is_file():
+            content, fault = read_json(file)
+            return RecordedArguments.of(content or {}, file.name == ARGS_FILES[-1]), fault
+    return RecordedArguments(), None
+
+
+def _typed(content: Mapping[str, object], name: str, kind: type[_T]) -> _T | None:
+    value = content.get(name)
+    return value if isinstance(value, kind) else None
