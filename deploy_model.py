@@ -69,7 +69,7 @@ class ModelDeployer:
     def __init__(
         self,
         checkpoint: str | Path | None = None,
-        config: str | Path | Mapping[str, Any] | None = None,
+        config: str | Path | Mapping[str, object] | None = None,
         **options: Any,
     ) -> None:
         from swift_toolkit.serving.plan import make_deployment

@@ -83,7 +83,7 @@ class FineTuner:
 
     def __init__(
         self,
-        config: str | Path | Mapping[str, Any] | TrainingRequest | None = None,
+        config: str | Path | Mapping[str, object] | TrainingRequest | None = None,
         *,
         skip_bad_rows: str | None = None,
         max_lost_rows: str | None = None,
@@ -388,7 +388,7 @@ def _command(words: list[str]) -> int:
 
 
 def _request(
-    source: str | Mapping[str, Any] | None, settings: Mapping[str, Any], options: argparse.Namespace
+    source: str | Mapping[str, object] | None, settings: Mapping[str, object], options: argparse.Namespace
 ) -> TrainingRequest:
     from swift_toolkit.training import request
     from swift_toolkit.training.process import launch as training_launch
@@ -429,7 +429,7 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
 
 
 def _upgrade(
-    source: str | Mapping[str, Any] | None, settings: dict[str, Any], options: argparse.Namespace
+    source: str | Mapping[str, object] | None, settings: Mapping[str, object], options: argparse.Namespace
 ) -> int:
     from swift_toolkit.config.scripts.upgrade import upgrade
 

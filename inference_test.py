@@ -97,7 +97,7 @@ class InferenceTester:
     def __init__(
         self,
         checkpoint: str | Path | None,
-        config: str | Path | Mapping[str, Any] | None = None,
+        config: str | Path | Mapping[str, object] | None = None,
         options: AskOptions | None = None,
         **settings: Any,
     ) -> None:
@@ -146,13 +146,13 @@ class InferenceTester:
                 self._say_without_thinking(self._engine.ready)
         return self._engine
 
-    def _say_without_thinking(self, ready: Mapping[str, Any]) -> None:
+    def _say_without_thinking(self, ready: Mapping[str, object]) -> None:
         if self.plan.config.get("enable_thinking") is False and not ready["thinks"]:
             console_screen.say(f'The template "{ready["template"]}" has no thinking to turn off.')
 
     # --- asking ---------------------------------------------------------------------------------------------
 
-    def ask(self, question: str | Mapping[str, Any], *, base: bool = False) -> str:
+    def ask(self, question: str | Mapping[str, object], *, base: bool = False) -> str:
         """The answer to one question: a text, or an object as in a questions file.
 
         Args:
@@ -165,7 +165,7 @@ class InferenceTester:
         """
         return "".join(self.stream(question, base=base))
 
-    def stream(self, question: str | Mapping[str, Any], *, base: bool = False) -> Iterator[str]:
+    def stream(self, question: str | Mapping[str, object], *, base: bool = False) -> Iterator[str]:
         """The same, piece by piece as it is made."""
         from swift_toolkit.evaluation.questions import QuestionSet
 
@@ -178,14 +178,14 @@ class InferenceTester:
             elif piece.text is None:
                 raise RunError(f"The question could not be answered: {piece.error}.")
 
-    def compare(self, question: str | Mapping[str, Any]) -> dict[str, str]:
+    def compare(self, question: str | Mapping[str, object]) -> dict[str, str]:
         """The answers of both to one question: ``{"tuned": ..., "base": ...}``."""
         base = self.ask(question, base=True)
         return {"tuned": self.ask(question), "base": base}
 
     def run_batch(
         self,
-        questions: str | Path | Sequence[str | Mapping[str, Any]],
+        questions: str | Path | Sequence[str | Mapping[str, object]],
         output: str | Path | None = None,
         *,
         compare_base: bool = False,
@@ -208,7 +208,7 @@ class InferenceTester:
 
     def batch(
         self,
-        questions: str | Path | Sequence[str | Mapping[str, Any]],
+        questions: str | Path | Sequence[str | Mapping[str, object]],
         output: str | Path | None = None,
         *,
         compare_base: bool = False,
