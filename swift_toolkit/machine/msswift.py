@@ -88,7 +88,8 @@ class SwiftInstall:
         Args:
             generation: what `generation_of` says of the checkpoint's args.json.
         """
-        return None if generation in (None, self.line) else generation.removeprefix("v")
+        wrote = next((line for line in LINES if line == generation), self.line)
+        return None if wrote == self.line else wrote.removeprefix("v")
 
     def _either(self, of_3: _T, of_4: _T) -> _T:
         return of_3 if self.line == "v3" else of_4
