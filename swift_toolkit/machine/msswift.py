@@ -147,9 +147,9 @@ def generation_of(args: Collection[str], is_old_file: bool) -> Generation | None
     """
     if is_old_file:
         return "v2" if "custom_register_path" in args else "v1"
-    if "swift_version" in args or "tuner_type" in args:
+    if "swift_version" in args:
         return "v4"
-    return "v3" if "train_type" in args else None
+    return "v3" if "train_type" in args else "v4" if "tuner_type" in args else None
 
 
 def installed() -> SwiftInstall:
