@@ -128,6 +128,7 @@ class RenamesTable(TypedDict):
 
     rows: list[Values]
     defaults: list[OldDefault]
+    said: list[dict[str, str]]
     foreign: dict[str, tuple[str, str]]
 
 
