@@ -30,8 +30,9 @@ from swift_toolkit.machine.process import Terminated
 from swift_toolkit.serving.options import OPTION_NAMES, ServingOptions
 
 if TYPE_CHECKING:
+    from swift_toolkit.serving.order import Ready
     from swift_toolkit.serving.plan import Deployment
-    from swift_toolkit.serving.server import Ready, Server
+    from swift_toolkit.serving.server import Server
 
 DESCRIPTION = """\
 Serve a checkpoint to OpenAI clients. --checkpoint alone is enough: what it is, is found out.
@@ -327,7 +328,9 @@ def _serve(server: Server) -> int:
         return 0
     except KeyboardInterrupt as interrupt:
         seconds = server.deployment.options.drain_seconds
-        screen.say(f"Ending: running answers have {seconds} s (a second signal ends at once)")
+        screen.say(
+            f"Shutting down: running answers have {seconds} s to finish (a second signal stops at once)"
+        )
         try:
             server.stop()
         except KeyboardInterrupt:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ask a fine-tuned checkpoint, and its base model beside it.
+"""Ask a fine-tuned checkpoint, and its base model for comparison.
 
     python inference_test.py --checkpoint output/quickstart --compare-base
     python inference_test.py --checkpoint output/quickstart --question "Who are you?"
@@ -33,9 +33,11 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 
 if TYPE_CHECKING:
     from swift_toolkit.evaluation.batch import Progress, QuestionRun
+    from swift_toolkit.evaluation.results import Figures, Meta, Result
     from swift_toolkit.inference.engine import Engine
     from swift_toolkit.inference.exchange import Side
     from swift_toolkit.inference.plan import AskOptions
+    from swift_toolkit.inference.protocol import Ready
 
 DESCRIPTION = """\
 Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
@@ -64,14 +66,14 @@ class BatchResult:
     Args:
         output: the JSON file with ``meta``, ``summary`` and ``results``.
         meta: what was asked, of what, and how.
-        summary: the figures, see `swift_toolkit.evaluation.summary.Summary.as_dict`.
+        summary: the figures, see `swift_toolkit.evaluation.results`.
     """
 
     output: Path
-    meta: dict[str, Any]
-    summary: dict[str, Any]
+    meta: Meta
+    summary: Figures
 
-    def results(self) -> Iterator[dict[str, Any]]:
+    def results(self) -> Iterator[Result]:
         """The results in the order of the questions, one at a time."""
         from swift_toolkit.evaluation.answers import read_results
 
@@ -146,9 +148,9 @@ class InferenceTester:
                 self._say_without_thinking(self._engine.ready)
         return self._engine
 
-    def _say_without_thinking(self, ready: Mapping[str, object]) -> None:
-        if self.plan.config.get("enable_thinking") is False and not ready["thinks"]:
-            console_screen.say(f'The template "{ready["template"]}" has no thinking to turn off.')
+    def _say_without_thinking(self, ready: Ready) -> None:
+        if self.plan.config.get("enable_thinking") is False and not ready.thinks:
+            console_screen.say(f'The template "{ready.template}" has no thinking to turn off.')
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -368,13 +370,9 @@ def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
         if flags.json:
             print(json.dumps(answers, ensure_ascii=False))
         else:
-            both = {
-                "id": "1",
-                "question": flags.question,
-                "answer": answers["tuned"],
-                "base": {"answer": answers["base"]},
-            }
-            inference_screen.print_answers([both], sys.stdout)
+            sides = {"base": answers["base"], "tuned": answers["tuned"]}
+            block = inference_screen.AnswerBlock("1", flags.question, sides)
+            inference_screen.print_answers([block], sys.stdout)
         return 0
     pieces = []
     for piece in tester.stream(question):
@@ -432,7 +430,7 @@ def _show(result: BatchResult) -> None:
     from swift_toolkit.evaluation.scores import SCORERS
     from swift_toolkit.evaluation.summary import score_table
 
-    inference_screen.print_answers(islice(result.results(), SHOWN_ANSWERS), sys.stdout)
+    inference_screen.print_answers(map(_block, islice(result.results(), SHOWN_ANSWERS)), sys.stdout)
     summary = result.summary
     if summary["asked"] > SHOWN_ANSWERS:
         print(f"... and {summary['asked'] - SHOWN_ANSWERS} more in the file.\n")
@@ -446,6 +444,14 @@ def _show(result: BatchResult) -> None:
         console_screen.print_table(*score_table(summary["scores"]), file=sys.stdout)
     if missing := packages.not_installed(SCORERS):
         console_screen.say(f"For all scores: {packages.install(*missing)}")
+
+
+def _block(result: Result) -> inference_screen.AnswerBlock:
+    from swift_toolkit.evaluation.results import shown_answer
+
+    tuned = shown_answer(result)
+    sides = {"base": shown_answer(result["base"]), "tuned": tuned} if "base" in result else {"": tuned}
+    return inference_screen.AnswerBlock(result["id"], result["question"], sides)
 
 
 def _default_questions() -> Path:

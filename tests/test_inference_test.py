@@ -275,7 +275,7 @@ def test_a_dry_run_leaves_nothing(output, capsys):
 
 def test_a_question_of_many_pages_does_not_flood_the_screen():
     shown = io.StringIO()
-    screen.print_answers([{"id": "1", "question": "word " * 9000, "answer": "No."}], shown)
+    screen.print_answers([screen.AnswerBlock("1", "word " * 9000, {"": "No."})], shown)
     assert shown.getvalue().count("word") == 80 and "word  ...\n" in shown.getvalue()
     assert shown.getvalue().rstrip().endswith("No.")
 
@@ -350,7 +350,7 @@ def test_a_question_that_fails_is_recorded_and_the_others_answered(tester, tmp_p
     assert (result.summary["answered"], result.summary["failed"]) == (1, 2)
     failed, answered, blind = result.results()
     assert failed["answer"] is None and failed["error"]
-    assert blind["error"] == "ValueError: the model takes text alone, no images, videos or audios"
+    assert blind["error"] == "ValueError: the model takes only text, no images, videos or audios"
     assert TAUGHT in answered["answer"] and "error" not in answered
 
 

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from swift_toolkit.inference.exchange import Answer, Question
+from swift_toolkit.evaluation.results import Figures, FileMeta, Finished, Meta, Result, Results
+from swift_toolkit.inference.exchange import Answer, Question, Side
 from swift_toolkit.machine.files import whole_text
 from swift_toolkit.problems import Problem, RequestError, RunError
 
@@ -37,57 +38,57 @@ class AnswersFile:
 
     Args:
         output: where the finished answers go.
-        run: what tells this run from any other, as JSON.
+        run: what distinguishes this run from any other, as JSON.
         sides: who is asked: ``("tuned",)`` or ``("tuned", "base")``.
         count: how many questions there are.
 
     Attributes:
         finished: all answers are there, in ``output``.
         damaged: how many lines of an earlier run could not be read; what they held is missing.
-        meta: what is known of the run.
+        meta: what was asked, of what, and how; None before `keep_meta`.
     """
 
-    def __init__(self, output: Path, run: Mapping[str, Any], sides: Sequence[str], count: int) -> None:
+    def __init__(self, output: Path, run: Mapping[str, object], sides: Sequence[Side], count: int) -> None:
         self.output, self.partial = output, _partial(output)
         self.run, self.sides, self.count = run, tuple(sides), count
         self.fingerprint = fingerprint(run)
         self.finished = False
         self.damaged = 0
-        self.meta: dict[str, Any] = {}
+        self.meta: Meta | None = None
         self._offsets = {side: array("q", [-1]) * count for side in self.sides}
         self._kept = dict.fromkeys(self.sides, 0)
         self._file: BinaryIO | None = None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             with suppress(OSError):  # what could not be written was reported when it was tried
                 self._file.close()
             self._file = None
 
-    def count_of(self, side: str) -> int:
+    def count_of(self, side: Side) -> int:
         """How many questions have an answer, or a recorded failure, from ``side``."""
         return self._kept[side]
 
-    def keep_meta(self, meta: Mapping[str, Any]) -> None:
+    def keep_meta(self, meta: Meta) -> None:
         """Keep what is known of the run, once."""
-        if not self.meta:
-            self.meta = dict(meta)
-            self._append({"meta": self.meta})
+        if self.meta is None:
+            self.meta = meta
+            self._append({"meta": meta})
 
-    def missing(self, side: str, index: int) -> bool:
+    def missing(self, side: Side, index: int) -> bool:
         """Whether the question at ``index`` has still to be put to ``side``."""
         return self._offsets[side][index] < 0
 
-    def append(self, index: int, side: str, answer: Answer) -> None:
+    def append(self, index: int, side: Side, answer: Answer) -> None:
         """Keep one answer. When this returns, no kill of this process can lose it."""
         self._note(side, index, self._append({"index": index, "side": side, **asdict(answer)}))
 
-    def _note(self, side: str, index: int, offset: int) -> None:
+    def _note(self, side: Side, index: int, offset: int) -> None:
         self._kept[side] += self._offsets[side][index] < 0
         self._offsets[side][index] = offset
 
-    def _append(self, line: Mapping[str, Any]) -> int:
+    def _append(self, line: Mapping[str, object]) -> int:
         """Write one line; returns where it begins.
 
         Raises:
@@ -100,7 +101,7 @@ class AnswersFile:
             self._file.flush()
         return offset
 
-    def answer(self, index: int, side: str) -> Answer | None:
+    def answer(self, index: int, side: Side) -> Answer | None:
         """The answer to the question at ``index``, None if it is missing."""
         offset = self._offsets[side][index]
         if offset < 0:
@@ -111,14 +112,14 @@ class AnswersFile:
         del line["index"], line["side"]
         return Answer(**line)
 
-    def pairs(self, questions: Iterable[Question]) -> Iterator[tuple[Question, dict[str, Answer]]]:
+    def pairs(self, questions: Iterable[Question]) -> Iterator[tuple[Question, dict[Side, Answer]]]:
         """Every question in order with its answers by side; one in memory at a time."""
         for question in questions:
             found = {side: self.answer(question.index, side) for side in self.sides}
             yield question, {side: answer for side, answer in found.items() if answer is not None}
 
-    def finish(self, results: Iterable[Mapping[str, Any]], summary: Callable[[], Mapping[str, Any]]) -> None:
-        """Write the finished answers, whole or not at all, and let the partial file go.
+    def finish(self, results: Iterable[Result], summary: Callable[[], Figures]) -> None:
+        """Write the finished answers, whole or not at all, and remove the partial file.
 
         Args:
             results: one for each question, in order.
@@ -132,24 +133,24 @@ class AnswersFile:
         self.finished = True
         self.partial.unlink(missing_ok=True)
 
-    def _write_results(
-        self, results: Iterable[Mapping[str, Any]], summary: Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def _write_results(self, results: Iterable[Result], summary: Callable[[], Figures]) -> None:
+        assert self.meta is not None
         with tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.output.parent) as body:
             separator = ""
             for result in results:
                 body.write(separator + json.dumps(result, ensure_ascii=False))
                 separator = ",\n"
             body.seek(0)
-            self.meta = {"format": _FORMAT, "fingerprint": self.fingerprint, **self.meta}
-            head = json.dumps({"meta": self.meta, "summary": summary()}, ensure_ascii=False, indent=2)
+            meta: FileMeta = {"format": _FORMAT, "fingerprint": self.fingerprint, **self.meta}
+            finished: Finished = {"meta": meta, "summary": summary()}
+            head = json.dumps(finished, ensure_ascii=False, indent=2)
             with whole_text(self.output) as file:
                 file.write(head.removesuffix("\n}") + ",\n" + _RESULTS)
                 shutil.copyfileobj(body, file)
                 file.write("\n]}\n")
 
     def start(self) -> None:
-        """Take hold of the partial file: make it, or read what an earlier run left.
+        """Open the partial file: make it, or read what an earlier run left.
 
         Raises:
             RequestError: another process holds it, or it cannot be written.
@@ -169,7 +170,7 @@ class AnswersFile:
         self._recover(self._file)
 
     def _recover(self, file: BinaryIO) -> None:
-        """Find the answers that are there. What a kill cut off at the end is dropped; a line in the middle that a power
+        """Find the answers that exist. What a kill cut off at the end is dropped; a line in the middle that a power
         cut filled with zeros, or that is damaged otherwise, is skipped, and what it held is asked again.
         """
         offset = file.tell()
@@ -189,7 +190,9 @@ class AnswersFile:
         try:
             entry = json.loads(line)
             if "meta" in entry:
-                self.meta = dict(entry["meta"])
+                if not entry["meta"].keys() >= Meta.__required_keys__:
+                    return False
+                self.meta = entry["meta"]
                 return True
             index, side = entry.pop("index"), entry.pop("side")
             Answer(**entry)
@@ -228,13 +231,13 @@ def _lock(file: BinaryIO, output: Path) -> None:
         raise RequestError([problem]) from None
 
 
-def fingerprint(run: Mapping[str, Any]) -> str:
+def fingerprint(run: Mapping[str, object]) -> str:
     """What two runs have in common when one can go on where the other stopped."""
     return hashlib.sha256(json.dumps([_FORMAT, run], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def open_answers(
-    output: Path | None, folder: Path, run: Mapping[str, Any], sides: Sequence[str], count: int
+    output: Path | None, folder: Path, run: Mapping[str, object], sides: Sequence[Side], count: int
 ) -> AnswersFile:
     """The answers file of a run: the one that the same run left unfinished, else a new one.
 
@@ -242,7 +245,7 @@ def open_answers(
         output: where the user wants the answers. If another run's answers are there already, ``-2``, ``-3``
             ... is added to the name. None: a name by time in ``folder``.
         folder: where answers go without ``output``.
-        run: what tells this run from any other, as JSON.
+        run: what distinguishes this run from any other, as JSON.
         sides: who is asked.
         count: how many questions there are.
 
@@ -337,7 +340,7 @@ def _mark_of_results(path: Path) -> str | None:
         return ""
 
 
-def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any], Iterator[dict[str, Any]]]:
+def read_results(path: Path) -> tuple[FileMeta, Figures, Results]:
     """``meta``, ``summary`` and the results, one at a time, of a finished answers file.
 
     Raises:
@@ -351,11 +354,11 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any], Iterator[d
             head.append(line)
             if len(head) > 10_000:
                 break
-    document = json.loads("".join(head).rstrip().removesuffix(",") + "}")
+    document: Finished = json.loads("".join(head).rstrip().removesuffix(",") + "}")
     return document["meta"], document["summary"], _results(path, len(head) + 1)
 
 
-def _results(path: Path, skip: int) -> Iterator[dict[str, Any]]:
+def _results(path: Path, skip: int) -> Results:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file):
             if number >= skip and line.startswith("{"):

@@ -10,11 +10,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swift_toolkit.evaluation.answers import AnswersFile, open_answers, read_results, unwritable_as_run_error
 from swift_toolkit.evaluation.page import write_answers
 from swift_toolkit.evaluation.questions import Overview, QuestionSet
+from swift_toolkit.evaluation.results import Figures, Meta
 from swift_toolkit.evaluation.scores import Scorer
 from swift_toolkit.evaluation.summary import Summary
 from swift_toolkit.inference.exchange import Answer, Question, Side
@@ -60,11 +61,11 @@ class QuestionRun:
 
     @property
     def total(self) -> int:
-        """How many answers there are to be."""
+        """How many answers the whole run has."""
         return self.overview.count * len(self.sides)
 
     def __enter__(self) -> QuestionRun:
-        """Take hold of the answers file."""
+        """Open the answers file."""
         run = {**self.plan.identity(), "questions": self.overview.digest, "sides": list(self.sides)}
         folder = folder_of(self.plan.checkpoint)
         self.answers = open_answers(self.output, folder, run, self.sides, self.overview.count)
@@ -74,8 +75,8 @@ class QuestionRun:
         if self.answers is not None:
             self.answers.close()
 
-    def facts(self) -> dict[str, Any]:
-        """What is known before anything is asked."""
+    def facts(self) -> dict[str, object]:
+        """What is known before anything is asked, as JSON."""
         overview = self.overview
         known = {"questions": self.questions.name, "count": overview.count, "references": overview.references}
         return {**known, "categories": dict(overview.categories), "sides": list(self.sides)}
@@ -95,7 +96,7 @@ class QuestionRun:
 
     @property
     def kept(self) -> int:
-        """How many answers are there."""
+        """How many answers exist."""
         return sum(self.answers.count_of(side) for side in self.sides) if self.answers else 0
 
     def _left_off(self) -> str:
@@ -110,9 +111,7 @@ class QuestionRun:
             parts.append(f"{lines} skipped and asked again")
         return f" ({'; '.join(parts)})" if parts else ""
 
-    def run(
-        self, engine: Callable[[Side], Engine], progress: Progress
-    ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    def run(self, engine: Callable[[Side], Engine], progress: Progress) -> tuple[Path, Meta, Figures]:
         """Ask what is missing and write the finished file; its path, its ``meta`` and its ``summary``.
 
         Args:
@@ -133,7 +132,7 @@ class QuestionRun:
 
     def _ask_all(self, answers: AnswersFile, engine: Callable[[Side], Engine], progress: Progress) -> None:
         for side in self.sides:
-            if answers.count_of(side) < self.overview.count:
+            if answers.count_of(side) < self.overview.count or answers.meta is None:
                 self._ask(answers, side, engine(side), progress)
         self._finish(answers)
 
@@ -147,11 +146,14 @@ class QuestionRun:
     def _missing(self, answers: AnswersFile, side: Side) -> Iterator[Question]:
         return (question for question in self.questions if answers.missing(side, question.index))
 
-    def _facts(self, engine: Engine) -> dict[str, Any]:
+    def _facts(self, engine: Engine) -> Meta:
         ready = engine.ready
         return {
             **self.plan.facts(),
-            **{name: ready[name] for name in ("template", "system", "dtype", "versions")},
+            "template": ready.template,
+            "system": ready.system,
+            "dtype": ready.dtype,
+            "versions": ready.versions,
             "questions": self.questions.name,
             "sides": list(self.sides),
             "prompt": engine.render(next(iter(self.questions))),
@@ -160,7 +162,7 @@ class QuestionRun:
 
     def _finish(self, answers: AnswersFile) -> None:
         summary = Summary(self.sides, Scorer() if self.overview.references else None)
-        answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.as_dict)
+        answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.figures)
 
 
 def check_request(
@@ -170,8 +172,8 @@ def check_request(
 
     Args:
         questions: the questions.
-        output: where the answers are to go, None for beside the checkpoint.
-        report: where the report is to go, None for none.
+        output: where the answers go, None for beside the checkpoint.
+        report: where the report goes, None for none.
         problems: what is known to be wrong already.
 
     Raises:
@@ -189,7 +191,7 @@ def check_request(
 
 
 def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) -> list[Problem]:
-    """What keeps a file from being written there."""
+    """Why a file cannot be written there."""
     if place is None:
         return []
     folder = next((folder for folder in place.absolute().parents if folder.exists()), place)

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.console import page
 from swift_toolkit.console.screen import visible
 from swift_toolkit.evaluation.answers import read_results
+from swift_toolkit.evaluation.results import Figures, Meta, Result, Scores, SideResult, shown_answer, side_of
 from swift_toolkit.evaluation.scores import METRICS
 from swift_toolkit.evaluation.summary import score_table
+from swift_toolkit.inference.exchange import Side
 from swift_toolkit.machine.files import whole_text
 
 SHOWN = 2_000
@@ -61,7 +62,7 @@ def _markdown(answers: Path) -> Iterator[str]:
                 result["id"],
                 result["question"],
                 result["reference"] or "",
-                *(_answer(result, side) for side in sides),
+                *(shown_answer(side_of(result, side)) for side in sides),
             ]
             for result in islice(results, SHOWN)
         ),
@@ -88,7 +89,7 @@ def _cell(text: str) -> str:
 # --- what both say ------------------------------------------------------------------------------------------
 
 
-def _facts(meta: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(meta: Meta, summary: Figures) -> list[tuple[str, str]]:
     generation = ", ".join(f"{name} {value}" for name, value in meta["generation"].items())
     versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
     facts = [
@@ -106,19 +107,9 @@ def _facts(meta: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[st
     return [(name, str(value)) for name, value in facts if value]
 
 
-def _sides(meta: Mapping[str, Any]) -> list[str]:
+def _sides(meta: Meta) -> list[Side]:
     """Who was asked, from left to right."""
-    return ["base", "tuned"] if "base" in meta["sides"] else ["tuned"]
-
-
-def _side(result: Mapping[str, Any], side: str) -> Mapping[str, Any]:
-    of_side: Mapping[str, Any] = result["base"] if side == "base" else result
-    return of_side
-
-
-def _answer(result: Mapping[str, Any], side: str) -> str:
-    given = _side(result, side)
-    return f"failed: {given['error']}" if given.get("error") is not None else str(given["answer"])
+    return [side for side in _SIDES if side in meta["sides"]]
 
 
 def _left_out(count: int, answers: Path) -> str:
@@ -131,13 +122,13 @@ def _left_out(count: int, answers: Path) -> str:
 def _html(answers: Path) -> Iterator[str]:
     meta, summary, results = read_results(answers)
     sides = _sides(meta)
-    latencies: dict[str, array[float]] = {side: array("d") for side in sides}
+    latencies: dict[Side, array[float]] = {side: array("d") for side in sides}
     categories: dict[str, None] = {}
     for result in results:
         categories[result["category"] or ""] = None
         for side in sides:
-            if _side(result, side).get("error") is None:
-                latencies[side].append(_side(result, side)["seconds"])
+            if side_of(result, side).get("error") is None:
+                latencies[side].append(side_of(result, side)["seconds"])
     title = f"Answers of {Path(meta['checkpoint']).name}"
     yield page.head(title, subtitle=str(meta["checkpoint"]), style=_STYLE, script=True)
     yield page.facts(_facts(meta, summary))
@@ -153,7 +144,10 @@ def _filter(categories: Iterable[str]) -> str:
     return f'<label>Category <select id="category"><option value="">all</option>{options}</select></label>'
 
 
-def _score_charts(scores: Mapping[str, Mapping[str, Any]]) -> str:
+_SIDES: tuple[Side, ...] = ("base", "tuned")
+
+
+def _score_charts(scores: Scores) -> str:
     """One chart for each metric: a bar for each category and side, from 0 to 100."""
     return "".join(
         _figure(METRICS[metric], f"<table>{''.join(_score_rows(scores, metric))}</table>")
@@ -165,10 +159,10 @@ def _figure(caption: str, content: str) -> str:
     return f"<figure><figcaption>{caption}</figcaption>{content}</figure>"
 
 
-def _score_rows(scores: Mapping[str, Mapping[str, Any]], metric: str) -> Iterator[str]:
+def _score_rows(scores: Scores, metric: str) -> Iterator[str]:
     for category, of in scores.items():
         yield f'<tr><th colspan="2">{escape(category)} ({of["count"]})</th></tr>'
-        for side in ("base", "tuned"):
+        for side in _SIDES:
             if side in of:
                 value = f"{of[side][metric]:.1f}"
                 bar = f'<i class="{side}" style="width:{value}%"></i>'
@@ -181,7 +175,7 @@ DOTS = 400
 _WIDTH, _LEFT, _ROW = 480, 52, 34  # pixels
 
 
-def _latency_chart(latencies: Mapping[str, Sequence[float]]) -> str:
+def _latency_chart(latencies: Mapping[Side, Sequence[float]]) -> str:
     """A dot for each answer and a line at their median, over an axis of seconds; one row a side."""
     longest = max((value for values in latencies.values() for value in values), default=0.0)
     ticks = _ticks(longest)
@@ -222,42 +216,43 @@ def _ticks(longest: float) -> list[float]:
     return [round(step * number, 9) for number in range(math.ceil(longest / step) + 1 if longest else 6)]
 
 
-def _article(result: Mapping[str, Any], sides: Sequence[str]) -> str:
+def _article(result: Result, sides: Sequence[Side]) -> str:
     category = escape(result["category"] or "")
     heading = f"{escape(result['id'])} " + (f'<span class="tag">{category}</span>' if category else "")
     question = f'<p class="question">{escape(result["question"])}</p>'
     if result["reference"]:
         question += f'<p class="reference"><b>reference</b> {escape(result["reference"])}</p>'
     marked = _marked(result, sides)
-    columns = "".join(_column(side, marked[side], _side(result, side)) for side in sides)
+    columns = "".join(_column(side, marked[side], side_of(result, side)) for side in sides)
     return (
         f'<article data-category="{category}"><h2>{heading}</h2>{_history(result)}{question}'
         f'<div class="columns">{columns}</div></article>'
     )
 
 
-def _history(result: Mapping[str, Any]) -> str:
+def _history(result: Result) -> str:
     """What came before the question, folded away."""
     turns = result.get("messages", [])[:-1]
     said = "".join(f"<p><b>{escape(turn['role'])}</b> {_text(turn['content'])}</p>" for turn in turns)
     return f"<details><summary>before</summary>{said}</details>" if said else ""
 
 
-def _text(content: Any) -> str:
+def _text(content: object) -> str:
     return escape(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))
 
 
-def _marked(result: Mapping[str, Any], sides: Sequence[str]) -> dict[str, str]:
+def _marked(result: Result, sides: Sequence[Side]) -> dict[Side, str]:
     """The answers as HTML: marked where the two differ, or where the only one differs from the reference."""
-    tuned = _answer(result, "tuned")
+    tuned = shown_answer(result)
     if len(sides) == 2:
-        return dict(zip(sides, mark_differences(_answer(result, "base"), tuned), strict=True))
+        left, right = mark_differences(shown_answer(result["base"]), tuned)
+        return {"base": left, "tuned": right}
     return {
         "tuned": mark_differences(result["reference"], tuned)[1] if result["reference"] else escape(tuned)
     }
 
 
-def _column(side: str, marked: str, answer: Mapping[str, Any]) -> str:
+def _column(side: str, marked: str, answer: SideResult) -> str:
     figures = [
         f"{answer['completion_tokens']} tokens",
         f"{answer['seconds']} s",
@@ -272,7 +267,7 @@ def _column(side: str, marked: str, answer: Mapping[str, Any]) -> str:
 
 
 def mark_differences(left: str, right: str) -> tuple[str, str]:
-    """Both texts as HTML, with ``<mark>`` around the words that the other does not have in that place."""
+    """Both texts as HTML, with ``<mark>`` around the words that differ."""
     words = [_WORD.findall(text) for text in (left, right)]
     if max(map(len, words)) > DIFFED_WORDS:
         return escape(left), escape(right)

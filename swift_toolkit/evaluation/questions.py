@@ -67,7 +67,7 @@ class QuestionSet:
         source: a file, or a list of strings and objects.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Mapping[str, Any]]) -> None:
+    def __init__(self, source: str | Path | Sequence[str | Mapping[str, object]]) -> None:
         self.source = source
         self.name = str(source) if isinstance(source, (str, Path)) else "questions"
 
@@ -210,7 +210,7 @@ def _layout(columns: tuple[str, ...]) -> Layout:
     return layout_of(columns)
 
 
-def _refuse_other_keys(row: Mapping[str, Any]) -> None:
+def _refuse_other_keys(row: Mapping[str, object]) -> None:
     """What is written as a question has a question's keys: a misspelled one would be passed over in
     silence.
     """

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from swift_toolkit.evaluation.results import CategoryScores, Scores
+from swift_toolkit.inference.exchange import Side
 from swift_toolkit.machine import packages
 
 METRICS = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
@@ -119,24 +121,25 @@ class ScoreBoard:
     """The scores of a run, by side and category; its size does not grow with the number of answers."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, dict[str, _Sum]] = {}
+        self._sums: dict[str, dict[Side, _Sum]] = {}
         self._without = packages.not_installed(SCORERS)
 
-    def add(self, side: str, category: str | None, score: Score) -> None:
+    def add(self, side: Side, category: str | None, score: Score) -> None:
         """Count one score, under its category and under all."""
         for name in (ALL, category):
             if name is not None:
                 self._sums.setdefault(name, {}).setdefault(side, _Sum()).add(score)
 
-    def as_dict(self) -> dict[str, Any]:
-        """``{category: {"count": n, side: {metric: value}, "difference": {metric: tuned minus base}}}``."""
+    def means(self) -> Scores:
+        """The mean scores of each category."""
         return {category: self._of(sides) for category, sides in self._sums.items()}
 
-    def _of(self, sides: Mapping[str, _Sum]) -> dict[str, Any]:
-        values = {side: self._means(total) for side, total in sides.items()}
-        result: dict[str, Any] = {"count": next(iter(sides.values())).count, **values}
-        if len(values) == 2:
-            tuned, base = values["tuned"], values["base"]
+    def _of(self, sides: Mapping[Side, _Sum]) -> CategoryScores:
+        result: CategoryScores = {"count": next(iter(sides.values())).count}
+        for side, total in sides.items():
+            result[side] = self._means(total)
+        if len(sides) == 2:
+            tuned, base = result["tuned"], result["base"]
             result["difference"] = {name: round(tuned[name] - base[name], 2) for name in tuned}
         return result
 

@@ -1,13 +1,14 @@
-"""What the answers of a run amount to: one result per question, and the figures of all."""
+"""The result of each question, and the figures of all."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
+from swift_toolkit.evaluation.results import COLUMNS, Figures, Result, Scores, SideResult
 from swift_toolkit.evaluation.scores import METRICS, Score, ScoreBoard, Scorer
-from swift_toolkit.inference.exchange import Answer, Question
+from swift_toolkit.inference.exchange import Answer, Question, Side
 
 
 class Summary:
@@ -18,7 +19,7 @@ class Summary:
         scorer: measures answers against references; None if there are no references.
     """
 
-    def __init__(self, sides: Sequence[str], scorer: Scorer | None) -> None:
+    def __init__(self, sides: Sequence[Side], scorer: Scorer | None) -> None:
         self.sides, self.scorer = tuple(sides), scorer
         self.board = ScoreBoard()
         self.asked = 0
@@ -27,7 +28,7 @@ class Summary:
         self.busy_seconds = 0.0
         self.latencies = array("d")
 
-    def add(self, question: Question, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def add(self, question: Question, answers: Mapping[Side, Answer]) -> Result:
         """Take in one question and its answers; returns its result."""
         self.asked += 1
         self.failed += any(answer.error is not None for answer in answers.values())
@@ -39,7 +40,7 @@ class Summary:
                 self.latencies.append(answer.seconds)
         return _result(question, answers, self._scores(question, answers))
 
-    def _scores(self, question: Question, answers: Mapping[str, Answer]) -> dict[str, Score]:
+    def _scores(self, question: Question, answers: Mapping[Side, Answer]) -> dict[Side, Score]:
         """The scores by side; none where a side has no answer, so that both are measured by the same
         questions.
         """
@@ -54,12 +55,8 @@ class Summary:
             self.board.add(side, question.category, score)
         return scores
 
-    def as_dict(self) -> dict[str, Any]:
-        """``asked``, ``answered``, ``failed``, tokens, seconds, tokens per second, latencies in seconds,
-        ``scores``.
-
-        ``seconds`` is the time the engine was busy, over all the sittings of a run that was interrupted.
-        """
+    def figures(self) -> Figures:
+        """The figures of what was added so far."""
         ordered = sorted(self.latencies)
         return {
             "asked": self.asked,
@@ -71,28 +68,28 @@ class Summary:
             "tokens_per_second": round(self.tokens_out / self.busy_seconds, 2) if self.busy_seconds else 0.0,
             "latency_p50": round(_nearest_rank(ordered, 50), 3),
             "latency_p95": round(_nearest_rank(ordered, 95), 3),
-            "scores": self.board.as_dict(),
+            "scores": self.board.means(),
         }
 
 
 def _nearest_rank(ordered: Sequence[float], percent: int) -> float:
-    """The smallest value that at least ``percent`` % of the values do not exceed; 0 of none."""
+    """The smallest value that at least ``percent``% of the values do not exceed; 0 if there are none."""
     return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else 0.0
 
 
-def _result(question: Question, answers: Mapping[str, Answer], scores: Mapping[str, Score]) -> dict[str, Any]:
-    result: dict[str, Any] = {"id": question.id, "category": question.category, "question": question.text}
+def _result(question: Question, answers: Mapping[Side, Answer], scores: Mapping[Side, Score]) -> Result:
+    tuned = _side_result(answers["tuned"], scores.get("tuned"))
+    asked = {"id": question.id, "category": question.category, "question": question.text}
+    result = cast("Result", {**asked, "reference": question.reference, **tuned})
     if len(question.messages) > 1:
         result["messages"] = list(question.messages)
-    result["reference"] = question.reference
-    result |= _as_result(answers["tuned"], scores.get("tuned"))
     if "base" in answers:
-        result["base"] = _as_result(answers["base"], scores.get("base"))
+        result["base"] = _side_result(answers["base"], scores.get("base"))
     return result
 
 
-def _as_result(answer: Answer, score: Score | None) -> dict[str, Any]:
-    result: dict[str, Any] = {
+def _side_result(answer: Answer, score: Score | None) -> SideResult:
+    result: SideResult = {
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
@@ -106,17 +103,12 @@ def _as_result(answer: Answer, score: Score | None) -> dict[str, Any]:
     return result
 
 
-def score_table(scores: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The scores of a summary as the heading and the rows of a table: a row for each category, side and
-    metric.
-    """
-    sides = [side for side in ("base", "tuned", "difference") if any(side in of for of in scores.values())]
+def score_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
+    """Scores as the heading and the rows of a table: a row for each category and metric, a column for each side."""
+    columns = [column for column in COLUMNS if any(column in of for of in scores.values())]
     rows = []
     for category, of in scores.items():
         for metric in of["tuned"]:
-            values = [
-                f"{of[side][metric]:+.1f}" if side == "difference" else f"{of[side][metric]:.1f}"
-                for side in sides
-            ]
+            values = [f"{of[one][metric]:{'+' if one == 'difference' else ''}.1f}" for one in columns]
             rows.append([category, str(of["count"]), METRICS[metric], *values])
-    return ["category", "count", "score", *sides], rows
+    return ["category", "count", "score", *columns], rows

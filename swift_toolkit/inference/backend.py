@@ -21,7 +21,7 @@ class Backend:
     """As ``--infer-backend`` takes it."""
 
     module: str = ""
-    """The package it needs beside ms-swift's own requirements, "" for none."""
+    """The package it needs in addition to ms-swift's own requirements, "" for none."""
 
     in_process: bool = False
     """Whether it generates in the process that asks, one batch after the other; the others schedule requests
@@ -42,15 +42,15 @@ class Backend:
         return not self.module or packages.is_installed(self.module)
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
-        """Whether it can load this adapter beside its base; else the two must be merged first."""
+        """Whether it can load this adapter on top of its base; else the two must be merged first."""
         return False
 
     def fill(self, config: Config, ranks: Sequence[int]) -> None:
-        """Set in an infer or deploy request what it needs and nobody has set.
+        """Fill in what it needs in an infer or deploy request and is not set.
 
         Args:
             config: the request.
-            ranks: of the adapters that are loaded beside the base.
+            ranks: of the adapters that are loaded on top of the base.
         """
         config.fill("infer_backend", self.argument(config), "")
 
@@ -181,7 +181,7 @@ _ALIASES = {PT.alias: PT.name}
 
 
 def backend_problems(asked: str) -> Iterator[Problem]:
-    """What keeps a backend, or ``auto``, from being used here."""
+    """Why a backend, or ``auto``, cannot be used here."""
     if asked == "auto":
         return
     backend = BACKENDS.get(_ALIASES.get(asked, asked))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swift_toolkit.console.screen import visible
 from swift_toolkit.dataset.rows.media import image_flaw
-from swift_toolkit.inference.exchange import Question, Side
+from swift_toolkit.inference.exchange import ChatMessage, Question, Side
 from swift_toolkit.inference.plan import Plan
 from swift_toolkit.problems import Problem, RequestError
 
@@ -54,9 +54,11 @@ class Chat:
     images: list[str] = field(default_factory=list)
     side: Side = "tuned"
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[ChatMessage]:
         """The chat so far, as a training row has it."""
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages: list[ChatMessage] = []
+        if self.system is not None:
+            messages.append({"role": "system", "content": self.system})
         for turn in self.turns:
             messages.append({"role": "user", "content": "<image>" * len(turn.images) + turn.question})
             messages.append({"role": "assistant", "content": turn.answer})
@@ -95,7 +97,7 @@ class Chat:
     def set_system(self, text: str) -> str:
         """use another system prompt; without a text show it"""
         if not text:
-            return self.system if self.system is not None else str(self.engine(self.side).ready["system"])
+            return self.system if self.system is not None else str(self.engine(self.side).ready.system)
         self.system = text
         return "The system prompt is set."
 
@@ -114,7 +116,7 @@ class Chat:
         """append the chat to a file, as one training row in JSONL"""
         if not name or not self.turns:
             return "Name a file: /save chat.jsonl" if self.turns else "There is nothing to save."
-        row: dict[str, Any] = {"messages": self.messages()}
+        row: dict[str, object] = {"messages": self.messages()}
         images = [image for turn in self.turns for image in turn.images]
         if images:
             row["images"] = images

@@ -17,9 +17,12 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
-from swift_toolkit.inference.exchange import Answer, EngineOrder, Question, Side
+import msgspec
+
+from swift_toolkit.inference import protocol
+from swift_toolkit.inference.exchange import Answer, EngineOrder, Generation, Question, Side
 from swift_toolkit.machine.failure import ENDED, child_failure
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import RunError
@@ -42,9 +45,15 @@ class Engine:
         self.closed = False
         self._child = start(log, order.environment, echo)
         self._events = self._child.events()
-        self._ready: dict[str, Any] | None = None
-        first = {"arguments": order.arguments, "backend": order.backend, "adapter": order.adapter}
-        self._send({**first, "largest_batch": order.largest_batch})
+        self._ready: protocol.Ready | None = None
+        self._send(
+            protocol.Load(
+                arguments=order.arguments,
+                backend=order.backend,
+                adapter=order.adapter,
+                largest_batch=order.largest_batch,
+            )
+        )
         self.set_generation(order.generation)
 
     def __enter__(self) -> Engine:
@@ -69,20 +78,16 @@ class Engine:
         """
         state = "importing"
         while self._ready is None:
-            event = next(self._events, ENDED)
-            if event is not None and event["event"] == "ready":
+            event = self._next()
+            if isinstance(event, protocol.Ready):
                 self._ready = event
-            elif event is not None and event["event"] == "loading":
+            elif isinstance(event, protocol.Loading):
                 state = "loading"
-            elif event is not None:
-                raise self._failure(event)
             yield state
 
     @property
-    def ready(self) -> dict[str, Any]:
-        """What was loaded: ``template``, ``system``, ``dtype``, ``max_model_len``, ``versions`` and more.
-
-        Waits until it is.
+    def ready(self) -> protocol.Ready:
+        """What was loaded. Waits until it is.
 
         Raises:
             RunError: it cannot be loaded.
@@ -92,9 +97,9 @@ class Engine:
         assert self._ready is not None
         return self._ready
 
-    def set_generation(self, settings: Mapping[str, Any]) -> None:
-        """Use other settings from here on: RequestConfig's fields, and ``seed``."""
-        self._send({"do": "generation", "settings": dict(settings)})
+    def set_generation(self, generation: Generation) -> None:
+        """Use other settings from here on."""
+        self._send(protocol.Settings(generation=generation))
 
     def answers(self, questions: Iterable[Question], side: Side) -> Iterator[tuple[int, Answer] | None]:
         """Ask all the questions; their indices and answers as they come, and None while there is none.
@@ -104,27 +109,29 @@ class Engine:
         Raises:
             RunError: the engine ended.
         """
-        window: int = self.ready["window"]
+        window = self.ready.window
         waiting = iter(questions)
-        asked = 0
+        open_questions = 0
         before = time.monotonic()
         try:
             while True:
-                if asked <= window // 2 and (more := list(islice(waiting, window - asked))):
-                    asked += len(more)
-                    self._send({"do": "ask", "side": side, "questions": [_as_json(one) for one in more]})
-                if not asked:
+                if open_questions <= window // 2 and (more := list(islice(waiting, window - open_questions))):
+                    open_questions += len(more)
+                    self._send(protocol.Ask(side=side, questions=[protocol.asked(one) for one in more]))
+                if not open_questions:
                     return
                 event = self._next()
-                if event is None:
+                if not isinstance(event, protocol.Answered):
                     yield None
                     continue
-                asked -= 1
+                open_questions -= 1
                 now = time.monotonic()
-                yield event["index"], _as_answer({**event, "share": now - before})
+                yield event.index, _answer(event, event.text, now - before)
                 before = now
         finally:
-            if asked:  # left before the end: what is still to come must not be taken for other answers
+            if (
+                open_questions
+            ):  # left before the end: what is still to come must not be taken for other answers
                 self.close()
 
     def stream(self, question: Question, side: Side) -> Iterator[str | Answer]:
@@ -134,19 +141,19 @@ class Engine:
             RunError: the engine ended.
         """
         _ = self.ready
-        self._send({"do": "stream", "side": side, "question": _as_json(question)})
+        self._send(protocol.Stream(side=side, question=protocol.asked(question)))
         text = ""
-        event: dict[str, Any] = {"event": "asked"}
+        event: protocol.Report | None = None
         try:
-            while event["event"] != "streamed":
-                event = self._next() or {"event": "waiting"}
-                if event["event"] == "piece":
-                    text += event["text"]
-                    yield event["text"]
+            while not isinstance(event, protocol.Streamed):
+                event = self._next()
+                if isinstance(event, protocol.Piece):
+                    text += event.text
+                    yield event.text
         finally:
-            if event["event"] != "streamed" and not self.closed:  # left before the end
+            if not isinstance(event, protocol.Streamed) and not self.closed:  # left before the end
                 self._drain()
-        yield _as_answer({**event, "text": None if event.get("error") is not None else text})
+        yield _answer(event, None if event.error is not None else text)
 
     def _drain(self) -> None:
         """Stop the answer that is streaming and read the rest of it; end an engine that does not stop."""
@@ -161,28 +168,34 @@ class Engine:
 
     def stop(self) -> None:
         """Let the answer that is streaming end at its next token."""
-        self._send({"do": "stop"})
+        self._send(protocol.Stop())
 
     def render(self, question: Question) -> str | None:
         """The prompt as the model sees it, None if it cannot be made."""
         _ = self.ready
-        self._send({"do": "render", "question": _as_json(question)})
-        while (event := self._next()) is None:
+        self._send(protocol.Render(question=protocol.asked(question)))
+        while not isinstance(event := self._next(), protocol.Rendered):
             pass
-        text: str | None = event["text"]
-        return text
+        return event.text
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, order: protocol.Load | protocol.Order) -> None:
         with suppress(BrokenPipeError):  # what it reported before it ended says more, and is read next
-            self._child.send(message)
+            self._child.send(msgspec.to_builtins(order, enc_hook=str))
 
-    def _next(self) -> dict[str, Any] | None:
+    def _next(self) -> protocol.Report | None:
+        """The next report, None if there is none yet.
+
+        Raises:
+            RunError: the engine has failed, or ended.
+        """
         event = next(self._events, ENDED)
-        if event is not None and event["event"] in ("ended", "failed"):
+        if event is None:
+            return None
+        if event["event"] in ("ended", "failed"):
             raise self._failure(event)
-        return event
+        return msgspec.convert(event, protocol.Report)  # type: ignore[no-any-return]
 
-    def _failure(self, event: Mapping[str, Any]) -> RunError:
+    def _failure(self, event: Mapping[str, object]) -> RunError:
         failure = child_failure(event, "ms-swift could not load the model", self._child, self.log)
         self.close()
         return failure
@@ -194,10 +207,13 @@ def start(log: Path, environment: Mapping[str, str], echo: IO[str] | None = None
     return Child(command, log, environment=environment, echo=echo, listens=True)
 
 
-def _as_json(question: Question) -> dict[str, Any]:
-    return {"index": question.index, "messages": list(question.messages), "extra": dict(question.extra)}
-
-
-def _as_answer(event: Mapping[str, Any]) -> Answer:
-    fields = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "seconds", "share", "error")
-    return Answer(**{"text": None, **{name: event[name] for name in fields if name in event}})
+def _answer(event: protocol.Answered, text: str | None, share: float = 0.0) -> Answer:
+    return Answer(
+        text=text,
+        finish_reason=event.finish_reason,
+        prompt_tokens=event.prompt_tokens,
+        completion_tokens=event.completion_tokens,
+        seconds=event.seconds,
+        share=share,
+        error=event.error,
+    )

@@ -20,7 +20,7 @@ from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
-from swift_toolkit.inference.exchange import EngineOrder, Side
+from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, Side
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
@@ -33,7 +33,7 @@ from swift_toolkit.model.merge import merged
 from swift_toolkit.problems import Problem, RequestError
 
 MAX_NEW_TOKENS = 512
-"""Longest answer where nobody says; ms-swift itself would go on to the end of the context."""
+"""Longest answer by default, in tokens; ms-swift itself would go on to the end of the context."""
 
 GENERATION = (
     *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words"),
@@ -42,15 +42,14 @@ GENERATION = (
 """The settings that an answer depends on, by ms-swift's names."""
 
 
-def generation_of(config: Config) -> dict[str, Any]:
-    """The generation settings of an infer request, by the names of ms-swift's RequestConfig, and ``seed``."""
+def generation_of(config: Config) -> Generation:
+    """How the answers to an infer request are generated."""
     names = {"max_new_tokens": "max_tokens", "stop_words": "stop"}
-    found = {names.get(name, name): config.get(name) for name in GENERATION}
-    return {name: value for name, value in found.items() if value is not None}
+    return Generation(**{names.get(name, name): config.get(name) for name in GENERATION})
 
 
 def fill_generation(config: Config) -> None:
-    """Choose what nobody has set: answers of bounded length, the same every time."""
+    """Fill in what is not set: answers of bounded length, the same every time."""
     config.fill("max_new_tokens", MAX_NEW_TOKENS, "an answer must end")
     config.fill("temperature", 0.0, "the same answers every time")
     config.fill("seed", 42, "")
@@ -76,7 +75,7 @@ def generation_problems(config: Config) -> list[Problem]:
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions:
-    """How a checkpoint is asked, beside ms-swift's own settings.
+    """The toolkit's own options; everything else is a setting of ms-swift.
 
     Args:
         base_model: where the base is now, if it is not where training found it.
@@ -149,8 +148,8 @@ class Plan:
         return self.checkpoint.kind == "lora" and self.merge == "no"
 
     @property
-    def generation(self) -> dict[str, Any]:
-        """The generation settings, see `generation_of`."""
+    def generation(self) -> Generation:
+        """How answers are generated."""
         return generation_of(self.config)
 
     def model_of(self, side: Side) -> str | None:
@@ -159,7 +158,7 @@ class Plan:
         return self.checkpoint.base if base else str(self.checkpoint.path)
 
     def base_problems(self) -> list[Problem]:
-        """What keeps the base from being asked too."""
+        """Why the base cannot be asked too."""
         if not self.checkpoint.generates:
             what = "has nothing to compare: the base of a classifier has a head of random weights"
             return [Problem(what, "Remove it.", "--compare-base")]
@@ -180,7 +179,7 @@ class Plan:
 
     @contextmanager
     def order(self, side: Side) -> Iterator[EngineOrder]:
-        """What to start the engine of ``side`` with; a model merged aside is there for as long as the block."""
+        """What to start the engine of ``side`` with; a temporary merged model exists for as long as the block."""
         merging = self.merge != "no" and side == "tuned"
         with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
             yield EngineOrder(
@@ -232,23 +231,23 @@ class Plan:
             raise RequestError(problems)
         self.config.settings.update(changed.settings)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> AskedOf:
         """What the results say about what was asked."""
         checkpoint = self.checkpoint
-        return {
-            "checkpoint": str(checkpoint.path),
-            "base": checkpoint.base,
-            "train_type": checkpoint.tuner_type or checkpoint.kind,
-            "backend": self.backend.name,
-            "device": self.device.kind,
-            "code": code_phrase(checkpoint.code, checkpoint.trusted),
-            "merged": self.merge != "no",
-            "generation": self.generation,
-            "seed": self.config.get("seed"),
-        }
+        return AskedOf(
+            checkpoint=str(checkpoint.path),
+            base=checkpoint.base,
+            train_type=checkpoint.tuner_type or checkpoint.kind,
+            backend=self.backend.name,
+            device=self.device.kind,
+            code=code_phrase(checkpoint.code, checkpoint.trusted),
+            merged=self.merge != "no",
+            generation=self.generation.given(),
+            seed=self.config.get("seed"),
+        )
 
-    def identity(self) -> dict[str, Any]:
-        """What tells these answers from others': the weights, the settings, the backend. As JSON."""
+    def identity(self) -> dict[str, object]:
+        """What distinguishes these answers from others, as JSON: the weights, the settings, the backend."""
         weights = sorted(self.checkpoint.path.glob("**/*.safetensors")) + sorted(
             self.checkpoint.path.glob("*.bin")
         )
@@ -268,8 +267,8 @@ class Plan:
 
 def make_plan(
     checkpoint: str | None,
-    source: str | Path | Mapping[str, Any] | None,
-    overrides: Mapping[str, Any],
+    source: str | Path | Mapping[str, object] | None,
+    overrides: Mapping[str, object],
     options: AskOptions,
 ) -> Plan:
     """Check what is asked and decide how.
@@ -336,7 +335,7 @@ _OTHER_TASKS = {
 
 
 def folder_of(checkpoint: Checkpoint) -> Path:
-    """Where answers go: beside the checkpoint, of a model on a hub under ``output``."""
+    """Where answers go: beside the checkpoint; for a model on a hub, under ``output``."""
     return checkpoint.path.parent if checkpoint.path.is_absolute() else Path("output", checkpoint.path.name)
 
 

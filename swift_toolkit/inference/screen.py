@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
 
 from swift_toolkit.console.screen import LiveLine, bar_and_words, console_for, duration, say, visible
-from swift_toolkit.inference.engine import Engine
 from swift_toolkit.inference.exchange import Answer
+
+if TYPE_CHECKING:
+    from swift_toolkit.inference.engine import Engine
 
 SHOWN_OF_A_QUESTION = 400
 """How many characters of a question are shown above its answer."""
@@ -63,26 +66,36 @@ def loading_line(engine: Engine) -> None:
         line.loading(engine)
 
 
-def print_answers(results: Iterable[Mapping[str, Any]], file: IO[str]) -> None:
-    """One block for each result: the question, and the answer or, with a base, both answers side by side."""
+@dataclass(frozen=True)
+class AnswerBlock:
+    """One question and its answers, as they are printed.
+
+    Args:
+        id: of the question.
+        question: its text.
+        answers: the text of each side by its name; "" is the name of the only one.
+    """
+
+    id: str
+    question: str
+    answers: Mapping[str, str]
+
+
+def print_answers(blocks: Iterable[AnswerBlock], file: IO[str]) -> None:
+    """Print questions, each with its answer, or with the answers of both sides beside each other."""
     from rich.table import Table
     from rich.text import Text
 
     console = console_for(file)
-    for result in results:
-        table = Table(
-            box=None, show_header="base" in result, pad_edge=False, padding=(0, 3, 0, 0), expand=True
-        )
-        sides = [("base", result["base"]), ("tuned", result)] if "base" in result else [("", result)]
-        for name, _ in sides:
+    for block in blocks:
+        named = "" not in block.answers
+        table = Table(box=None, show_header=named, pad_edge=False, padding=(0, 3, 0, 0), expand=True)
+        for name in block.answers:
             table.add_column(name, ratio=1, overflow="fold", header_style="dim")
-        answers = [
-            side["answer"] if side.get("error") is None else f"failed: {side['error']}" for _, side in sides
-        ]
-        table.add_row(*(Text(visible(answer)) for answer in answers))
-        question = result["question"]
+        table.add_row(*(Text(visible(answer)) for answer in block.answers.values()))
+        question = block.question
         if len(question) > SHOWN_OF_A_QUESTION:
             question = f"{question[:SHOWN_OF_A_QUESTION]} ..."
-        console.print(Text(visible(f"[{result['id']}] {question}"), style="bold"))
+        console.print(Text(visible(f"[{block.id}] {question}"), style="bold"))
         console.print(table)
         console.print()

@@ -1,14 +1,7 @@
 """The process in which ms-swift's inference engine lives: started, fed and read by engine.py.
 
-It reads one JSON object a line from stdin and reports through process.Reporter; everything that ms-swift,
-torch and vLLM print goes to the log. The first line is the order: ``{"arguments": [...], "backend": ...,
-"adapter": ...}`` with an argument list for ms-swift's own InferArguments parser. Then:
-
-    {"do": "ask", "side": "tuned", "questions": [{"index": 0, "messages": [...], "extra": {...}}, ...]}
-    {"do": "stream", "side": "tuned", "question": {...}}
-    {"do": "stop"}                         # the answer that is streaming
-    {"do": "render", "question": {...}}    # the prompt as the model sees it
-    {"do": "generation", ...}              # other settings from here on
+It reads orders from stdin, one JSON object a line, and reports through process.Reporter, see protocol.py. Everything
+that ms-swift, torch and vLLM print goes to the log.
 """
 
 from __future__ import annotations
@@ -21,13 +14,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from swift_toolkit.dataset.rows.formats import MEDIA
+from swift_toolkit.inference import protocol
 from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
+from swift_toolkit.inference.exchange import Side
+from swift_toolkit.inference.protocol import Answered, Asked
 from swift_toolkit.inference.stop_text import StopText, as_text, before_stop
 from swift_toolkit.machine.msswift import (
     inference_api,
@@ -49,11 +48,11 @@ def main(report: Reporter) -> int:
     """Serve one engine until stdin ends. Returns the exit status."""
     report.end_with_starter()
     orders = sys.stdin
-    order = json.loads(orders.readline())
+    order = msgspec.convert(json.loads(orders.readline()), protocol.Load)
     report.end_when_a_thread_fails()
     try:
         served = Served(order, report)
-        report("ready", **served.description())
+        served.report(served.description())
         served.serve(orders)
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
@@ -66,27 +65,27 @@ class Served:
     """One loaded engine and what is asked of it.
 
     Args:
-        order: the first line, see the module.
-        report: where answers go.
+        order: what to load.
+        reporter: where answers go.
     """
 
-    def __init__(self, order: dict[str, Any], report: Reporter) -> None:
-        self.report = report
-        self.backend = BACKENDS[order["backend"]]
+    def __init__(self, order: protocol.Load, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.backend = BACKENDS[order.backend]
         self.swift = inference_api()
-        report("loading")
+        self.report(protocol.Loading())
         # a file for results that is named makes no folders beside the model; nothing is written to it
-        words = [*with_peft_adapters(order["arguments"]), f"--result_path={os.devnull}"]
+        words = [*with_peft_adapters(order.arguments), f"--result_path={os.devnull}"]
         self.engine = self.swift.SwiftInfer(words).infer_engine
         self.engine.max_batch_size = 0  # no limit of its own: batches are made here
         self.template = (
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
-        self.adapter = as_peft(order["adapter"]) if order.get("adapter") else None
+        self.adapter = as_peft(order.adapter) if order.adapter else None
         self.generates: bool = self.template.task_type == "causal_lm"
         self.sees: bool = self.engine.model_meta.is_multimodal
         device = self.engine.model.device.type if self.backend.in_process else "cuda"
-        self.largest_batch: int = order.get("largest_batch") or largest_batch(device)
+        self.largest_batch: int = order.largest_batch or largest_batch(device)
         self.config: Any = None
         self.seed = 0
         self.stopped = threading.Event()
@@ -96,24 +95,28 @@ class Served:
             repair_generation(self.template)
             stop_generating(self.template, lambda: self.stopped.is_set)
 
-    def description(self) -> dict[str, Any]:
-        """What the starter wants to know of the loaded engine."""
+    def report(self, report: protocol.Report) -> None:
+        """Tell the starter."""
+        self._reporter(**msgspec.to_builtins(report, enc_hook=str))
+
+    def description(self) -> protocol.Ready:
+        """What the starter needs to know of the loaded engine."""
         meta = self.template.template_meta
         thinks = bool(getattr(meta, "is_thinking", False) or getattr(meta, "non_thinking_prefix", ""))
-        return {
-            "template": meta.template_type,
-            "system": meta.default_system,
-            "dtype": str(self.engine.model_info.torch_dtype).removeprefix("torch."),
-            "max_model_len": self.engine.max_model_len,
-            "thinks": thinks,
-            "largest_batch": self.largest_batch,
-            "window": WINDOW * self.largest_batch,
-            "versions": versions(self.backend.module),
-        }
+        return protocol.Ready(
+            template=meta.template_type,
+            system=meta.default_system,
+            dtype=str(self.engine.model_info.torch_dtype).removeprefix("torch."),
+            max_model_len=self.engine.max_model_len,
+            thinks=thinks,
+            largest_batch=self.largest_batch,
+            window=WINDOW * self.largest_batch,
+            versions=versions(self.backend.module),
+        )
 
     def serve(self, orders: Any) -> None:
         """Do what the lines of ``orders`` say, until they end."""
-        inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        inbox: queue.SimpleQueue[protocol.Order | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(orders, inbox), daemon=True).start()
         pool: list[_Job] = []
         while True:
@@ -123,55 +126,60 @@ class Served:
                     return
                 pool += self._take(order)
             batch = _next_batch(pool, self._fits)
-            for job, answer in self._answers(batch):
-                self.report("answer", index=job.index, **answer)
+            for answer in self._answers(batch):
+                self.report(answer)
 
-    def _listen(self, orders: Any, inbox: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    def _listen(self, orders: Any, inbox: queue.SimpleQueue[protocol.Order | None]) -> None:
         for line in orders:
-            order = json.loads(line)
-            if order["do"] == "stop":
+            order = msgspec.convert(json.loads(line), protocol.Order)
+            if isinstance(order, protocol.Stop):
                 self.stopped.set()
             else:
                 inbox.put(order)
         inbox.put(None)
 
-    def _take(self, order: dict[str, Any]) -> list[_Job]:
+    def _take(self, order: protocol.Order) -> list[_Job]:
         """Carry out an order; what is left to do in batches is returned."""
-        if order["do"] == "generation":
-            self.seed = order["settings"].pop("seed", 0)
-            self.config = self.swift.RequestConfig(**order["settings"])
-        elif order["do"] == "render":
-            self._render(order["question"])
-        elif order["do"] == "stream":
+        if isinstance(order, protocol.Settings):
+            self.seed = order.generation.seed or 0
+            given = order.generation.given()
+            self.config = self.swift.RequestConfig(**{name: given[name] for name in given if name != "seed"})
+        elif isinstance(order, protocol.Render):
+            self._render(order.question)
+        elif isinstance(order, protocol.Stream):
             self.stopped.clear()
-            self._in_loop(self._stream(order["question"], order["side"])).result()
-        elif self.backend.in_process:
+            self._in_loop(self._stream(order.question, order.side)).result()
+        elif isinstance(order, protocol.Ask):
+            return self._ask(order)
+        return []
+
+    def _ask(self, order: protocol.Ask) -> list[_Job]:
+        if self.backend.in_process:
             self.stopped.clear()
-            return list(self._measured(order["questions"], order["side"]))
-        else:
-            for question in order["questions"]:
-                self._in_loop(self._one(question, order["side"]))
+            return list(self._measured(order.questions, order.side))
+        for question in order.questions:
+            self._in_loop(self._one(question, order.side))
         return []
 
     # --- one question ---------------------------------------------------------------------------------------
 
-    def _request(self, question: dict[str, Any]) -> Any:
-        """The question as ms-swift takes it, which passes over what a text model cannot see in silence."""
-        if not self.sees and any(question["extra"].get(kind) for kind in MEDIA):
-            raise ValueError("the model takes text alone, no images, videos or audios")
-        return self.swift.InferRequest(messages=question["messages"], **question["extra"])
+    def _request(self, question: Asked) -> Any:
+        """The question as ms-swift takes it, which silently ignores media for a text model."""
+        if not self.sees and any(question.extra.get(kind) for kind in MEDIA):
+            raise ValueError("the model takes only text, no images, videos or audios")
+        return self.swift.InferRequest(messages=list(question.messages), **question.extra)
 
-    def _render(self, question: dict[str, Any]) -> None:
+    def _render(self, question: Asked) -> None:
         try:
             tokens = self.template.encode(self._request(question))["input_ids"]
-            self.report("rendered", text=self.template.safe_decode(tokens))
-        except Exception as error:  # a question that cannot be asked: its own answer will say so
-            self.report("rendered", text=None, error=_in_words(error))
+            self.report(protocol.Rendered(text=self.template.safe_decode(tokens)))
+        except Exception:  # a question that cannot be asked: its own answer will say so
+            self.report(protocol.Rendered(text=None))
 
     def _in_loop(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
-    def _asking(self, index: int, side: str, stream: bool = False) -> dict[str, Any]:
+    def _asking(self, index: int, side: Side, stream: bool = False) -> dict[str, Any]:
         """How the question at ``index`` is put to an engine: the settings and, on vLLM, the adapter."""
         settings = {**vars(self.config), "stream": stream}
         if self.config.temperature != 0 and not self.backend.in_process:
@@ -183,45 +191,38 @@ class Served:
             asking["pre_infer_hook"] = _whole_answers
         return asking
 
-    def _as(self, side: str) -> AbstractContextManager[Any]:
+    def _as(self, side: Side) -> AbstractContextManager[Any]:
         """The model of pt as tuned, or with its adapter off."""
         if self.backend.in_process and side == "base" and self.adapter is not None:
             off: AbstractContextManager[Any] = self.engine.model.disable_adapter()
             return off
         return nullcontext()
 
-    async def _one(self, question: dict[str, Any], side: str) -> None:
+    async def _one(self, question: Asked, side: Side) -> None:
         began = time.monotonic()
         try:
-            response = await self.engine.infer_async(
-                self._request(question), **self._asking(question["index"], side)
-            )
-            answer = self._answer(response, time.monotonic() - began)
+            asking = self._asking(question.index, side)
+            response = await self.engine.infer_async(self._request(question), **asking)
+            answer = self._answer(question, response, began)
         except Exception as error:
-            traceback.print_exc()
-            answer = {"error": _in_words(error), "seconds": time.monotonic() - began}
-        self.report("answer", index=question["index"], **answer)
+            answer = _failed(question, error, began)
+        self.report(answer)
 
-    async def _stream(self, question: dict[str, Any], side: str) -> None:
+    async def _stream(self, question: Asked, side: Side) -> None:
         began = time.monotonic()
         try:
-            self._reseed(question["index"])
+            self._reseed(question.index)
+            stream = self._stream_text if self.generates else self._stream_class
             with self._as(side):
-                last = await (
-                    self._stream_text(question, side)
-                    if self.generates
-                    else self._stream_class(question, side)
-                )
-            answer = self._answer(last, time.monotonic() - began)
+                answer = self._answer(question, await stream(question, side), began)
         except Exception as error:
-            traceback.print_exc()
-            answer = {"error": _in_words(error), "seconds": time.monotonic() - began}
-        self.report("streamed", index=question["index"], **answer)
+            answer = _failed(question, error, began)
+        self.report(protocol.Streamed(**msgspec.structs.asdict(answer)))
 
-    async def _stream_text(self, question: dict[str, Any], side: str) -> Any:
+    async def _stream_text(self, question: Asked, side: Side) -> Any:
         """Report an answer as it is made; returns its last piece."""
         stop, last = StopText(self.config.stop or []), None
-        asking = self._asking(question["index"], side, stream=True)
+        asking = self._asking(question.index, side, stream=True)
         pieces = await self.engine.infer_async(self._request(question), **asking)
         async for piece in pieces:
             last = piece
@@ -232,30 +233,27 @@ class Served:
         self._report_piece(stop.feed("", last=True))
         return last
 
-    async def _stream_class(self, question: dict[str, Any], side: str) -> Any:
+    async def _stream_class(self, question: Asked, side: Side) -> Any:
         """Report the class or score that comes at once."""
-        whole = await self.engine.infer_async(
-            self._request(question), **self._asking(question["index"], side)
-        )
-        self._report_piece(self._answer(whole, 0)["text"])
+        asking = self._asking(question.index, side)
+        whole = await self.engine.infer_async(self._request(question), **asking)
+        self._report_piece(self._text(whole.choices[0]))
         return whole
 
     def _report_piece(self, text: str | None) -> None:
         if text:
-            self.report("piece", text=text)
+            self.report(protocol.Piece(text=text))
 
     # --- batches of pt --------------------------------------------------------------------------------------
 
-    def _measured(self, questions: list[dict[str, Any]], side: str) -> Iterator[_Job]:
+    def _measured(self, questions: Sequence[Asked], side: Side) -> Iterator[_Job]:
         """The questions with the lengths of their prompts; what cannot be rendered is answered with its error."""
         for question in questions:
             began = time.monotonic()
             try:
                 length = len(self.template.encode(self._request(question))["input_ids"])
             except Exception as error:
-                traceback.print_exc()
-                seconds = time.monotonic() - began
-                self.report("answer", index=question["index"], error=_in_words(error), seconds=seconds)
+                self.report(_failed(question, error, began))
                 continue
             yield _Job(question, side, length)
 
@@ -277,22 +275,20 @@ class Served:
 
             torch.manual_seed(self.seed + index)
 
-    def _answers(self, batch: list[_Job]) -> Iterator[tuple[_Job, dict[str, Any]]]:
+    def _answers(self, batch: Sequence[_Job]) -> Iterator[Answered]:
         """Ask a batch; if it fails, its halves, down to the question that is to blame."""
         import torch
 
         began = time.monotonic()
         try:
-            self._reseed(min(job.index for job in batch))
+            self._reseed(min(job.question.index for job in batch))
             with self._as(batch[0].side):
-                responses = self.engine.infer(
-                    [self._request(job.question) for job in batch], self.config, use_tqdm=False
-                )
+                requests = [self._request(job.question) for job in batch]
+                responses = self.engine.infer(requests, self.config, use_tqdm=False)
         except Exception as error:
-            traceback.print_exc()
-            seconds = time.monotonic() - began
+            failed = _failed(batch[0].question, error, began)
             if len(batch) == 1:
-                yield batch[0], {"error": _in_words(error), "seconds": seconds}
+                yield failed
                 return
             if isinstance(error, torch.OutOfMemoryError):
                 self.largest_batch = max(1, len(batch) // 2)
@@ -300,25 +296,23 @@ class Served:
             for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 yield from self._answers(half)
             return
-        seconds = time.monotonic() - began
         for job, response in zip(batch, responses, strict=True):
-            yield job, self._answer(response, seconds)
+            yield self._answer(job.question, response, began)
 
-    def _answer(self, response: Any, seconds: float) -> dict[str, Any]:
+    def _answer(self, question: Asked, response: Any, began: float) -> Answered:
         """What is reported of an answer; the text of a streamed one was reported before."""
         choice = response.choices[0]
-        text = (
-            before_stop(as_text(choice.message.content), self.config.stop or [])
-            if hasattr(choice, "message")
-            else None
+        return Answered(
+            index=question.index,
+            text=self._text(choice) if hasattr(choice, "message") else None,
+            finish_reason=choice.finish_reason,
+            prompt_tokens=response.usage.prompt_tokens,
+            completion_tokens=response.usage.completion_tokens,
+            seconds=time.monotonic() - began,
         )
-        return {
-            "text": text,
-            "finish_reason": choice.finish_reason,
-            "prompt_tokens": response.usage.prompt_tokens,
-            "completion_tokens": response.usage.completion_tokens,
-            "seconds": seconds,
-        }
+
+    def _text(self, choice: Any) -> str:
+        return before_stop(as_text(choice.message.content), self.config.stop or [])
 
 
 def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
@@ -329,17 +323,18 @@ def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
     return asked
 
 
+@dataclass(frozen=True)
 class _Job:
-    """A question in line: its side and the length of its prompt in tokens."""
+    """A question that waits for a batch: its side, and the length of its prompt in tokens."""
 
-    def __init__(self, question: dict[str, Any], side: str, length: int) -> None:
-        self.question, self.side, self.length = question, side, length
-        self.index: int = question["index"]
+    question: Asked
+    side: Side
+    length: int
 
 
-def _next_batch(pool: list[_Job], fits: Any) -> list[_Job]:
+def _next_batch(pool: list[_Job], fits: Callable[[int], int]) -> list[_Job]:
     """Take the longest questions out of ``pool``, as many as ``fits``, all of one side."""
-    pool.sort(key=lambda job: (job.side, job.length, -job.index))
+    pool.sort(key=lambda job: (job.side, job.length, -job.question.index))
     last = pool[-1]
     size = fits(last.length)
     batch = [job for job in pool[-size:] if job.side == last.side]
@@ -347,10 +342,12 @@ def _next_batch(pool: list[_Job], fits: Any) -> list[_Job]:
     return batch[::-1]
 
 
-def _in_words(error: Exception) -> str:
-    """An error as one line for a result."""
-    first = first_line(str(error))
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+def _failed(question: Asked, error: Exception, began: float) -> Answered:
+    """The answer to a question that failed: the error in one line; the log gets all of it."""
+    traceback.print_exception(error)
+    first, kind = first_line(str(error)), type(error).__name__
+    said = f"{kind}: {first}" if first else kind
+    return Answered(index=question.index, error=said, seconds=time.monotonic() - began)
 
 
 if __name__ == "__main__":

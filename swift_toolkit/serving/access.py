@@ -39,7 +39,7 @@ ORIGIN = re.compile(r"https?://[\w.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,
 
 
 def host_names(host: str, origins: Sequence[str]) -> Iterator[str]:
-    """The names, beside IP addresses, under which clients reach a server.
+    """The names under which clients reach a server; IP addresses are always accepted.
 
     Args:
         host: the address that it listens on.
@@ -54,10 +54,10 @@ def host_names(host: str, origins: Sequence[str]) -> Iterator[str]:
 
 
 def find_key(file: str | None) -> str | None:
-    """The API key: the content of ``file``, else the environment's; None if there is neither.
+    """The API key: the content of ``file``, else the environment's; None if there is none.
 
     Raises:
-        RequestError: what is there is not a key. The message does not show it.
+        RequestError: it is not a key; the message does not show it.
     """
     if file is None:
         key = os.environ.get(KEY_VARIABLE) or None
@@ -129,7 +129,7 @@ def _certificate_problems(config: Config, certificate: Path, key: Path) -> Itera
 
 
 def port_problems(config: Config) -> Iterator[Problem]:
-    """What keeps this process from listening where it should."""
+    """Why this process cannot listen where it should."""
     host, port = str(config.get("host")), int(config.get("port"))
     if not 0 <= port <= 65535:
         yield config.problem("port", f"is {port}; it must be from 0 (any that is free) to 65535")

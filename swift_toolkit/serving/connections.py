@@ -1,4 +1,4 @@
-"""Connections of clients: how many there may be, and how long each may take."""
+"""Connections of clients: how many are allowed, and how long each may take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPARE_DESCRIPTORS = 128
 
 
 def connection_limit() -> int:
-    """How many connections there may be; the process may open as many descriptors as the system lets it."""
+    """How many connections are allowed at a time; raises the limit of descriptors as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -91,7 +91,7 @@ _FULL_ANSWER = (
 
 
 class LineLimit:
-    """Limits the lines a second; those that are held back are counted.
+    """Limits the lines per second and counts those that are dropped.
 
     Args:
         per_second: lines.
@@ -102,7 +102,7 @@ class LineLimit:
         self._second, self._lines, self._held = 0, 0, 0
 
     def lets(self) -> tuple[bool, int]:
-        """Whether a line may be written now, and how many were held back before it."""
+        """Whether a line may be written now, and how many were dropped before it."""
         second = int(time.monotonic())
         if second != self._second:
             held, self._held = self._held, 0

@@ -15,16 +15,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from swift_toolkit.serving.api import request as api_request
 from swift_toolkit.serving.api.answer import model_entry, model_list
 from swift_toolkit.serving.api.fields import ENDPOINTS
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Facts, Limits
+from swift_toolkit.serving.api.schema import Answer, AnswerPiece, JsonObject
 
-Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
+"""Of a connection, see https://asgi.readthedocs.io/en/latest/specs/www.html."""
+
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
@@ -39,9 +41,18 @@ LAST_SEND_SECONDS = 1.0
 """Time for a client to take the event that says that its answer was cut."""
 
 
+class Scope(TypedDict):
+    """What ASGI says of a request."""
+
+    type: str
+    method: str
+    path: str
+    headers: Headers
+
+
 @dataclass
 class Exchange:
-    """One request on its way; what answers it adds what it learns.
+    """One request in progress; whatever answers it fills in what it learns.
 
     Args:
         method: of the request.
@@ -51,8 +62,8 @@ class Exchange:
         status: HTTP status of the response, once known.
         first_token: seconds until the first piece of the answer.
         prompt_tokens, completion_tokens: once answered.
-        failure: the exception that nobody expected, and where it was raised.
-        cut: the server ended before the answer did.
+        failure: the unexpected exception, and where it was raised.
+        cut: the server shut down before the answer was finished.
     """
 
     method: str
@@ -80,29 +91,24 @@ class Observer(Protocol):
         """A checked request goes on to the engine."""
 
     def ended(self, one: Exchange) -> None:
-        """The response is out, or the client has gone."""
+        """The response was sent, or the client has disconnected."""
 
     def exposition(self) -> tuple[bytes, str]:
         """What /metrics answers, and its content type."""
-
-
-AnswerEvent = Mapping[str, Any]
 
 
 class ServingEngine(Protocol):
     """What answers checked requests."""
 
     @property
-    def models(self) -> Mapping[str, Any]:
+    def models(self) -> Mapping[str, object]:
         """The names that are served; may change while serving."""
 
     @property
     def facts(self) -> Facts:
         """What requests are checked against."""
 
-    async def answer(
-        self, request: ApiRequest, one: Exchange
-    ) -> AnswerEvent | AsyncGenerator[AnswerEvent, None]:
+    async def answer(self, request: ApiRequest, one: Exchange) -> Answer | AsyncGenerator[AnswerPiece, None]:
         """The whole answer, or its pieces.
 
         Raises:
@@ -118,7 +124,7 @@ class Policy:
         key: the API key, None for none.
         limits: of one request.
         hosts: names under which the server is reached; an IP address always is one. Only without a key.
-        origins: web pages of these origins may ask, beside the server's own.
+        origins: web pages of these origins may ask, as well as the server's own.
         page: the chat page, None for none.
     """
 
@@ -129,7 +135,7 @@ class Policy:
     page: bytes | None = None
 
 
-Action = Callable[[Mapping[str, Any]], Awaitable[str]]
+Action = Callable[[JsonObject], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ class Gateway:
         )
 
     def cut_answers(self) -> None:
-        """End the answers that are still on their way, each with an error that says so."""
+        """End the answers that are still running, each with an error that says so."""
         self._cut.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,7 +214,7 @@ class Gateway:
         except ApiError as error:
             await http.response.refuse(error)
         except (ConnectionError, asyncio.TimeoutError):
-            pass  # the client has gone, or takes nothing
+            pass  # the client has disconnected, or does not read
         except Exception as error:
             one.failure = place_of(error)
             await http.response.refuse(
@@ -233,7 +239,7 @@ class Gateway:
             return
         one.cut = True
         http.response.patience = LAST_SEND_SECONDS
-        raise ApiError(503, "The server ends, and this answer was cut.")
+        raise ApiError(503, "The server is shutting down and cut this answer.")
 
     async def _answer(self, one: Exchange, http: _Http) -> None:
         self._check_host(http)
@@ -267,7 +273,9 @@ class Gateway:
             return
         own = (http.header(b"host") or "").lower()  # behind a proxy that speaks TLS the scheme is another one
         if origin.lower().partition("://")[2] != own and origin.lower() not in self._policy.origins:
-            raise ApiError(403, "Pages of this Origin may not ask this server. Allow it with --allow-origin.")
+            raise ApiError(
+                403, "This server does not answer pages of this Origin. Allow it with --allow-origin."
+            )
         http.response.headers += [
             (b"access-control-allow-origin", origin.encode("latin-1")),
             (b"vary", b"origin"),
@@ -325,7 +333,7 @@ class Gateway:
 
     async def _send_answer(self, request: ApiRequest, one: Exchange, http: _Http) -> None:
         answer = await self._engine.answer(request, one)
-        if isinstance(answer, Mapping):
+        if not isinstance(answer, AsyncGenerator):
             await http.response.json(answer)
             return
         async with aclosing(answer):
@@ -334,7 +342,7 @@ class Gateway:
                 await http.response.event(event)
             await http.response.end_stream()
 
-    async def _body(self, http: _Http) -> dict[str, Any]:
+    async def _body(self, http: _Http) -> JsonObject:
         """The JSON object of a request."""
         kind = (http.header(b"content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -350,7 +358,7 @@ class Gateway:
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"The request has more than {limit:,} bytes, the most this server takes.")
+    return ApiError(413, f"The request is larger than {limit:,} bytes, the limit of this server.")
 
 
 async def _whole_body(receive: Receive, limit: int) -> bytes:
@@ -369,7 +377,7 @@ async def _whole_body(receive: Receive, limit: int) -> bytes:
 def _no_such_route(method: str, path: str, fitting: list[Route]) -> ApiError:
     if fitting:
         return ApiError(405, f"{path} takes {fitting[0].method}, not {method}.")
-    return ApiError(404, f"There is no {path} here.")
+    return ApiError(404, f"{path} does not exist on this server.")
 
 
 def _host_name(host: str) -> str:
@@ -424,7 +432,7 @@ class _Response:
     """One response: whole, or a stream of events.
 
     Args:
-        one: the exchange it belongs to; its status is noted there.
+        one: the exchange it belongs to, which gets its status.
         send: of ASGI.
 
     ``ended`` says whether its last part is out; ``patience`` is the time for a client to take a part, in seconds.
@@ -497,7 +505,7 @@ _Value = TypeVar("_Value")
 
 
 async def _gone(receive: Receive) -> None:
-    """Return when the client has gone."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -517,7 +525,7 @@ async def _first(work: asyncio.Future[None], *others: Coroutine[Any, Any, Any]) 
 
 
 async def _end(work: asyncio.Future[Any]) -> None:
-    """Cancel ``work`` and wait until it has ended; what it raises is left there."""
+    """Cancel ``work`` and wait until it has ended; its exception is not raised."""
     work.cancel()
     await asyncio.wait([work])
 

@@ -59,7 +59,7 @@ class Metrics:
         self._queue.labels(one.model).inc()
 
     def ended(self, one: Exchange) -> None:
-        """The response is out, or the client has gone."""
+        """The response was sent, or the client has disconnected."""
         if id(one) in self._open:
             self._open.remove(id(one))
             self._queue.labels(one.model).dec()
@@ -67,7 +67,7 @@ class Metrics:
             if one.failure:
                 self._log(one)
             return
-        status = str(one.status or 499)  # as nginx has it: the client has gone
+        status = str(one.status or 499)  # as nginx has it: the client has disconnected
         self._requests.labels(one.model, one.path, status).inc()
         if status != "200":
             self._errors.labels(one.model, status).inc()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from swift_toolkit.config.file import read_config_file
 from swift_toolkit.config.settings import Config
@@ -219,7 +219,7 @@ def _read_several(several: str | Mapping[str, str], asked: Asked) -> FoundModels
 
 
 def _other_names(asked: Asked) -> Iterator[Problem]:
-    """What else is named beside a list of adapters."""
+    """What is named as well as a list of adapters."""
     for name, value in (("--type", asked.type), ("--checkpoint", asked.checkpoint)):
         if value not in (None, "multi-lora"):
             what = f'is "{value}", but --multi-lora-config names several adapters'
@@ -246,7 +246,7 @@ class _Listed:
     """The adapters of a list: names and directories, and the lines they stand in."""
 
     file: str | None
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     lines: Mapping[str, int]
 
 
@@ -308,7 +308,7 @@ def name_problems(models: Sequence[ServedModel]) -> Iterator[Problem]:
 
 
 def adapters_together(found: FoundModels, backend: Backend) -> Iterator[Problem]:
-    """What keeps several adapters from being served side by side."""
+    """Why several adapters cannot be served side by side."""
     if found.type != "multi-lora":
         return
     first, names = found.checkpoints[0], found.names
@@ -327,7 +327,7 @@ def adapters_together(found: FoundModels, backend: Backend) -> Iterator[Problem]
             yield Problem(what, "Use --infer-backend pt.")
 
 
-_MUST_AGREE: dict[str, Callable[[Checkpoint], Any]] = {
+_MUST_AGREE: dict[str, Callable[[Checkpoint], object]] = {
     "base model": lambda one: one.base,
     "template": lambda one: one.template,
     "task": lambda one: one.task_type or "causal_lm",

@@ -1,10 +1,13 @@
-"""The order that goes to the process that serves."""
+"""The order that goes to the process that serves, and what that reports."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
+from swift_toolkit.machine.process import Reporter
 from swift_toolkit.serving.api.request import Limits
 from swift_toolkit.serving.models import ServedModel
 
@@ -67,3 +70,67 @@ class ServingOrder:
         import msgspec
 
         return msgspec.convert(json.loads(line), cls)
+
+
+@dataclass(frozen=True)
+class Importing:
+    """The process is importing ms-swift."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """It is loading the model."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """It answers.
+
+    Args:
+        port: it listens on.
+        pid: of the process.
+        max_batch_size: requests that pt answers together; None for other backends.
+    """
+
+    port: int
+    pid: int
+    max_batch_size: int | None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """It has shut down as asked; ``cut`` answers were not finished."""
+
+    cut: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It ends because of an error."""
+
+    type: str
+    message: str
+
+
+Report: TypeAlias = Importing | Loading | Ready | Stopped | Failed
+
+_REPORTS: dict[str, type[Report]] = {
+    one.__name__.lower(): one for one in (Importing, Loading, Ready, Stopped, Failed)
+}
+
+
+def send_report(reporter: Reporter, report: Report) -> None:
+    """Send what `read_report` reads."""
+    reporter(type(report).__name__.lower(), **asdict(report))
+
+
+def read_report(event: Mapping[str, object]) -> Report:
+    """What the serving process reports.
+
+    Raises:
+        ValueError: it is not a report.
+    """
+    import msgspec
+
+    fields = {name: value for name, value in event.items() if name != "event"}
+    return msgspec.convert(fields, _REPORTS[str(event["event"])])

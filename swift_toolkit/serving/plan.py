@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import SECRETS, slow_dtype
@@ -168,12 +168,12 @@ class Deployment:
         if self.code is not None:
             rows.append(("code", self.code))
         body = f"{self.limits.max_body / (1 << 20):g} MiB"
-        rows.append(("limits", f"answers of {self.limits.max_tokens} tokens, requests of {body}"))
+        rows.append(("limits", f"answers up to {self.limits.max_tokens} tokens, requests up to {body}"))
         if self.limits.urls:
             rows.append(("media", "fetched from public addresses"))
         return [*rows, *(("warning", str(warning)) for warning in slow_dtype(self.config, self.device))]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The deployment as plain data, without the key."""
         return {
             "type": self.type,
@@ -198,8 +198,8 @@ MERGING = {
 
 
 def make_deployment(
-    source: str | Path | Mapping[str, Any] | None,
-    overrides: Mapping[str, Any],
+    source: str | Path | Mapping[str, object] | None,
+    overrides: Mapping[str, object],
     overrides_from: Literal["command line", "call"],
     options: ServingOptions,
 ) -> Deployment:
@@ -312,7 +312,7 @@ def _fill(
     models: Sequence[ServedModel],
     options: ServingOptions,
 ) -> None:
-    """Choose what nobody has set and the server needs."""
+    """Fill in settings that the server needs and that are not set."""
     backend.fill(config, [model.rank or 0 for model in models if model.kind == "lora"])
     config.fill("verbose", options.log_requests, "prompts are logged only with --log-requests")
     config.fill("log_interval", -1, "the server has /metrics")

@@ -6,11 +6,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.console import screen
 from swift_toolkit.machine import device, files
@@ -22,27 +21,11 @@ from swift_toolkit.model.merge import merged
 from swift_toolkit.problems import RunError, first_line
 from swift_toolkit.runs import directory
 from swift_toolkit.serving.access import KEY_VARIABLE
+from swift_toolkit.serving.order import Failed, Loading, Ready, Report, Stopped, read_report
 from swift_toolkit.serving.plan import Deployment
 
 GRACE_SECONDS = 5.0
-"""Time for what comes after the last answer."""
-
-_PHASES = {"importing": "importing ms-swift", "loading": "loading the model"}
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What the serving process reports once it answers.
-
-    Args:
-        port: it listens on.
-        pid: of the process.
-        max_batch_size: requests that pt answers together; None for other backends.
-    """
-
-    port: int
-    pid: int
-    max_batch_size: int | None
+"""Time that the process may take to end after the last answer, in seconds."""
 
 
 class Server:
@@ -65,7 +48,7 @@ class Server:
         self._over = False
         self._stack = ExitStack()
         self._child: Child
-        self._events: Iterator[dict[str, Any] | None]
+        self._reports: Iterator[Report | None]
 
     def start(self) -> None:
         """Load the model and wait until the server answers; what goes on is shown on stderr.
@@ -106,21 +89,19 @@ class Server:
         self._stack.enter_context(self._child)
         media = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="swift-toolkit-"))
         self._child.send(asdict(self.deployment.order(str(model), media)))
-        self._events = self._child.events()
+        self._reports = _reports(self._child)
 
     def _wait_until_ready(self, line: screen.StartingLine) -> None:
-        for event in self._events:
-            if event is None:
-                continue
-            kind = event.pop("event")
-            if kind == "ready":
-                self.ready = Ready(**event)
-                self.url = self.deployment.url(self.ready.port)
+        for report in self._reports:
+            if isinstance(report, Ready):
+                self.ready = report
+                self.url = self.deployment.url(report.port)
                 self._record("serving")
                 return
-            if kind == "failed":
-                raise self._failure(event)
-            line.note(_PHASES[kind])
+            if isinstance(report, Failed):
+                raise self._failure(report)
+            if report is not None:
+                line.note("loading the model" if isinstance(report, Loading) else "importing ms-swift")
         raise self._failure(None)
 
     def wait(self) -> None:
@@ -130,8 +111,8 @@ class Server:
             RunError: it ended by itself.
         """
         last = None
-        for event in self._events:
-            last = event or last
+        for report in self._reports:
+            last = report or last
         self._note_end(last)
 
     def stop(self) -> None:
@@ -147,20 +128,20 @@ class Server:
         patience = self.deployment.options.drain_seconds + GRACE_SECONDS
         deadline = time.monotonic() + patience
         last = None
-        for event in self._child.events():  # those of `wait` end with the interrupt that ended it
-            last = event or last
+        for report in _reports(self._child):  # those of `wait` end with the interrupt that ended it
+            last = report or last
             if time.monotonic() > deadline:
                 break
         self._note_end(last, patience)
 
-    def _note_end(self, last: Mapping[str, Any] | None, patience: float = 0.0) -> None:
+    def _note_end(self, last: Report | None, patience: float = 0.0) -> None:
         """End with what the process reported last; one that still runs after ``patience`` seconds is killed.
 
         Raises:
             RunError: it did not report that it stopped.
         """
-        if last is not None and last["event"] == "stopped":
-            self.cut = last["cut"]
+        if isinstance(last, Stopped):
+            self.cut = last.cut
             self._end(None)
             return
         error = self._stuck(patience) if self._child.process.poll() is None else self._failure(last)
@@ -184,12 +165,12 @@ class Server:
         if self.log.is_file():
             self._record("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
 
-    def _failure(self, event: Mapping[str, Any] | None) -> RunError:
+    def _failure(self, last: Report | None) -> RunError:
         """Why the server does not run, from what its process reported last."""
         where = f"Full log: {self.log}"
         what = "The server could not be started" if self.ready is None else "The server has ended"
-        if event:
-            cause = engine_error(self.log) or f"{event['type']}: {first_line(event['message'])}"
+        if isinstance(last, Failed):
+            cause = engine_error(self.log) or f"{last.type}: {first_line(last.message)}"
             return RunError(f"{what}: {cause.rstrip('.')}. {where}")
         status = self._child.process.wait()
         if status == -signal.SIGKILL:
@@ -207,3 +188,9 @@ class Server:
             "url": self.url,
         }
         files.write_json(self.directory / "result.json", content)
+
+
+def _reports(child: Child) -> Iterator[Report | None]:
+    """What the serving process reports until it ends; None while there is nothing."""
+    for event in child.events():
+        yield None if event is None else read_report(event)

@@ -32,7 +32,15 @@ from swift_toolkit.serving.engine.adapters import RuntimeAdapters
 from swift_toolkit.serving.engine.router import Router
 from swift_toolkit.serving.gateway import Action, Exchange, Gateway, Policy, place_of
 from swift_toolkit.serving.metrics import Metrics
-from swift_toolkit.serving.order import ServingOrder
+from swift_toolkit.serving.order import (
+    Failed,
+    Importing,
+    Loading,
+    Ready,
+    ServingOrder,
+    Stopped,
+    send_report,
+)
 
 RUNTIME_SLOTS = 4
 """How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
@@ -54,12 +62,12 @@ def main(report: Reporter) -> int:
     report.end_when_a_thread_fails()
     try:
         listening = access.listening_socket(order.host, order.port)
-        report("importing")
+        send_report(report, Importing())
         router = Router(_make_server(order, report), order)
         asyncio.run(_serve(router, order, listening, report))
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
-        report("failed", type=type(error).__name__, message=str(error))
+        send_report(report, Failed(type(error).__name__, str(error)))
         return 1
     return 0
 
@@ -70,7 +78,7 @@ def _make_server(order: ServingOrder, report: Reporter) -> Any:
     allowed = [one for one in (order.limits.media_dir, order.media_folder) if one]
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = ",".join(allowed)
     swift = serving_api()
-    report("loading")
+    send_report(report, Loading())
     # a file for results that is named makes no folders beside the model; nothing is written to it
     words = [*with_peft_adapters(order.arguments), f"--result_path={os.devnull}"]
     arguments, unknown = swift.parse_args(swift.DeployArguments, words)
@@ -103,13 +111,13 @@ async def _serve(router: Router, order: ServingOrder, listening: socket.socket, 
     while not server.started and not serving.done():
         await asyncio.wait([serving], timeout=0.01)
     batch = getattr(router.engine, "max_batch_size", None) if router.backend.in_process else None
-    report("ready", port=listening.getsockname()[1], pid=os.getpid(), max_batch_size=batch)
+    send_report(report, Ready(listening.getsockname()[1], os.getpid(), batch))
     while not serving.done():
         await asyncio.wait([serving], timeout=1)
         if router.backend.has_died(router.engine) and not server.should_exit:
             raise RuntimeError(f"the engine of {router.backend.name} has died")
     serving.result()
-    report("stopped", cut=log.cut)
+    send_report(report, Stopped(log.cut))
     # the engine's thread, still at an answer that was cut, finds no loop any more
     threading.excepthook = lambda _: None
 
@@ -157,7 +165,7 @@ def _http_server(gateway: Gateway, order: ServingOrder) -> Any:
 
 
 def _stop(server: Any, gateway: Gateway, drain_seconds: int) -> None:
-    """Accept nothing more, and cut what is not answered in time."""
+    """Accept no more connections, and cut what is not answered in time."""
     server.should_exit = True
     loop = asyncio.get_running_loop()
     loop.call_later(drain_seconds, gateway.cut_answers)
@@ -183,10 +191,10 @@ def _quiet_engine() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _log_failure(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """One line for what nobody waited for."""
+def _log_failure(loop: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
+    """One line for an error of a background task."""
     error = context.get("exception")
-    what = place_of(error) if error is not None else context.get("message")
+    what = place_of(error) if isinstance(error, BaseException) else context.get("message")
     print(f"{time.strftime('%H:%M:%S')} in the background: {what}", flush=True)
 
 
@@ -212,7 +220,7 @@ class _Log:
 
 
 def _known(one: Exchange) -> str:
-    """The path, without what a client may have written there."""
+    """The path if it is one of ours; a client may write anything there."""
     return one.path if one.status not in (401, 403, 404, 405) else "-"
 
 

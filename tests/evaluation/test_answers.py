@@ -14,12 +14,14 @@ import pytest
 
 from swift_toolkit.evaluation.answers import open_answers, read_results
 from swift_toolkit.evaluation.questions import QuestionSet
+from swift_toolkit.evaluation.results import Meta
 from swift_toolkit.inference.exchange import Answer
 from swift_toolkit.problems import RequestError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ["a", "b", "c", "d"]
 SIDES = ("tuned", "base")
+META = {**dict.fromkeys(Meta.__required_keys__), "checkpoint": "x"}
 
 
 def opened(tmp_path, run=1, output="out.json", sides=SIDES, count=4):
@@ -32,7 +34,7 @@ def answer(text, **more):
 
 
 def fill(answers):
-    answers.keep_meta({"checkpoint": "x"})
+    answers.keep_meta(META)
     for index in (2, 0, 3, 1):
         for side in answers.sides:
             answers.append(index, side, answer(f"{side} {index}"))
@@ -61,14 +63,14 @@ def test_answers_come_in_the_order_of_the_questions(tmp_path):
 
 def test_what_is_there_is_not_missing_after_a_stop(tmp_path):
     first = opened(tmp_path)
-    first.keep_meta({"checkpoint": "x"})
+    first.keep_meta(META)
     first.append(1, "tuned", answer("one"))
     first.append(3, "base", answer(None, error="ValueError: no"))
     first.close()
     again = opened(tmp_path)
     assert [index for index in range(4) if not again.missing("tuned", index)] == [1]
     assert [index for index in range(4) if not again.missing("base", index)] == [3]
-    assert (again.count_of("tuned"), again.meta) == (1, {"checkpoint": "x"})
+    assert (again.count_of("tuned"), again.meta) == (1, META)
     assert again.answer(3, "base").error == "ValueError: no"
 
 
@@ -107,6 +109,7 @@ def damage(path, number, line):
         lambda old: b'{"index": 1, "side": "nobody", "text": "x"}\n',
         lambda old: b'{"index": 1, "side": "tuned", "no": "x"}\n',
         lambda old: b'{"meta": 5}\n',
+        lambda old: b'{"meta": {"checkpoint": "x"}}\n',
         lambda old: b"\xff\xfe\n",
     ],
 )
@@ -322,11 +325,12 @@ def run(count):
         for index in range(count):
             file.write('{"question": "number %d?"}\\n' % index)
     answers = open_answers(place, folder, {"run": count}, ("tuned",), count)
+    answers.keep_meta({})
     for index in range(count):
         answers.append(index, "tuned", Answer("x" * 500, "stop", 5, 7, 0.1, 0.1))
     summary = Summary(("tuned",), None)
-    answers.finish((summary.add(*pair) for pair in answers.pairs(QuestionSet(lines))), summary.as_dict)
-    assert sum(1 for _ in read_results(place)[2]) == summary.as_dict()["answered"] == count
+    answers.finish((summary.add(*pair) for pair in answers.pairs(QuestionSet(lines))), summary.figures)
+    assert sum(1 for _ in read_results(place)[2]) == summary.figures()["answered"] == count
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 small = run(1_000)
 print(run(100_000) - small)

@@ -55,7 +55,7 @@ def answers(tmp_path):
         )
         kept.append(index, "base", failed)
     summary = Summary(("tuned", "base"), Scorer())
-    kept.finish((summary.add(*pair) for pair in kept.pairs(QuestionSet(ROWS))), summary.as_dict)
+    kept.finish((summary.add(*pair) for pair in kept.pairs(QuestionSet(ROWS))), summary.figures)
     return kept.output
 
 
@@ -122,7 +122,7 @@ def test_an_answer_makes_no_link_and_no_picture_in_markdown(tmp_path):
     evil = "[x](javascript:alert(1)) ![p](data:x) `code` \x1b]52;c;aGk=\x07 <javascript:a>"
     kept.append(0, "tuned", Answer(evil, "stop", 9, 4, 0.5, 0.5))
     summary = Summary(("tuned",), None)
-    kept.finish((summary.add(*pair) for pair in kept.pairs(QuestionSet(["Hi?"]))), summary.as_dict)
+    kept.finish((summary.add(*pair) for pair in kept.pairs(QuestionSet(["Hi?"]))), summary.figures)
     write_answers(kept.output, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (

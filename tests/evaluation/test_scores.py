@@ -58,7 +58,7 @@ def test_bleu_is_that_of_the_corpus():
     for answer, reference in pairs:
         board.add("tuned", None, scorer.score(answer, reference))
     expected = sacrebleu.corpus_bleu([answer for answer, _ in pairs], [[reference for _, reference in pairs]])
-    assert board.as_dict()["all"]["tuned"]["bleu"] == round(expected.score, 2)
+    assert board.means()["all"]["tuned"]["bleu"] == round(expected.score, 2)
 
 
 def summed(rows, answers):
@@ -66,7 +66,7 @@ def summed(rows, answers):
     results = []
     for question, (tuned, base) in zip(QuestionSet(rows), answers, strict=True):
         results.append(summary.add(question, {"tuned": tuned, "base": base}))
-    return results, summary.as_dict()
+    return results, summary.figures()
 
 
 def test_scores_by_category_and_the_difference():
@@ -105,7 +105,7 @@ def test_latencies_and_speed():
     summary = Summary(("tuned",), None)
     for index, question in enumerate(QuestionSet([str(index) for index in range(20)]), start=1):
         summary.add(question, {"tuned": Answer("x", "stop", 3, 10, seconds=index, share=2)})
-    figures = summary.as_dict()
+    figures = summary.figures()
     assert (figures["latency_p50"], figures["latency_p95"]) == (10, 19)
     assert (figures["tokens_in"], figures["tokens_out"], figures["seconds"]) == (60, 200, 40)
     assert figures["tokens_per_second"] == 5

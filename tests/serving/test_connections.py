@@ -9,13 +9,14 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from swift_toolkit.serving import access, connections, worker
 from swift_toolkit.serving.api.request import ApiRequest, Facts, Limits
 from swift_toolkit.serving.connections import LineLimit, connection_limit
-from swift_toolkit.serving.gateway import AnswerEvent, Exchange, Gateway, Policy
+from swift_toolkit.serving.gateway import Exchange, Gateway, Policy
 from swift_toolkit.serving.metrics import Metrics
 
 
@@ -51,10 +52,10 @@ class Endless:
     def __init__(self) -> None:
         self.models = {"one": 1}
 
-    async def answer(self, request: ApiRequest, one: Exchange) -> AsyncGenerator[AnswerEvent, None]:
+    async def answer(self, request: ApiRequest, one: Exchange) -> AsyncGenerator[Any, None]:
         return self._pieces()
 
-    async def _pieces(self) -> AsyncGenerator[AnswerEvent, None]:
+    async def _pieces(self) -> AsyncGenerator[Any, None]:
         while True:
             yield {"text": "x" * 10000}
 

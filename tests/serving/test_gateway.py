@@ -12,7 +12,7 @@ import pytest
 
 from swift_toolkit.serving import gateway
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Facts, Limits
-from swift_toolkit.serving.gateway import AnswerEvent, Exchange, Gateway, Policy
+from swift_toolkit.serving.gateway import Exchange, Gateway, Policy
 from swift_toolkit.serving.metrics import Metrics
 
 ASKED = {"model": "one", "messages": [{"role": "user", "content": "Hi"}]}
@@ -26,9 +26,7 @@ class Engine:
     models: Mapping[str, Any] = {"one": 1}
     facts = Facts()
 
-    async def answer(
-        self, request: ApiRequest, one: Exchange
-    ) -> AnswerEvent | AsyncGenerator[AnswerEvent, None]:
+    async def answer(self, request: ApiRequest, one: Exchange) -> Any:
         said = request.conversations[0].messages[0]["content"]
         if said == "too long":
             raise ApiError(400, "Too long.", "messages", "context_length_exceeded")
@@ -38,7 +36,7 @@ class Engine:
             await asyncio.sleep(60)
         return self._pieces(said) if request.stream else {"said": said}
 
-    async def _pieces(self, said: str) -> AsyncGenerator[AnswerEvent, None]:
+    async def _pieces(self, said: str) -> AsyncGenerator[Any, None]:
         yield {"choices": []}
         if said == "break later":
             raise RuntimeError("a secret of the request")
@@ -110,7 +108,7 @@ def test_a_body_is_bounded_whether_or_not_it_says_how_long_it_is() -> None:
         assert response.status_code == 413
         assert (
             response.json()["error"]["message"]
-            == "The request has more than 1,000 bytes, the most this server takes."
+            == "The request is larger than 1,000 bytes, the limit of this server."
         )
 
 
@@ -174,7 +172,7 @@ def test_answers_that_are_cut_say_so() -> None:
     assert one.cut
     assert sent[-1]["more_body"] is False
     last = json.loads(sent[-1]["body"].decode().removeprefix("data: "))
-    assert last["error"]["message"] == "The server ends, and this answer was cut."
+    assert last["error"]["message"] == "The server is shutting down and cut this answer."
 
 
 class Streaming(Engine):
@@ -184,7 +182,7 @@ class Streaming(Engine):
         self.steps = steps
         self.layer: Gateway
 
-    async def _pieces(self, said: str) -> AsyncGenerator[AnswerEvent, None]:
+    async def _pieces(self, said: str) -> AsyncGenerator[Any, None]:
         for number in range(1000):
             if number == 10:
                 self._cut_after(self.steps)
@@ -217,7 +215,7 @@ def test_a_cut_is_not_lost_in_the_middle_of_a_send(steps: int) -> None:
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
     asyncio.run(engine.layer(scope, receive, send))
     assert [one.cut for one in seen] == [True]
-    assert b"this answer was cut" in sent[-1]["body"]
+    assert b"cut this answer" in sent[-1]["body"]
     assert len(sent) < 40
 
 

@@ -79,7 +79,7 @@ def test_the_model_must_be_there() -> None:
     with pytest.raises(ApiError) as caught:
         api_request.check_model({"model": "c"}, NAMES)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
-    assert caught.value.message == 'There is no model "c" here. There is one, two.'
+    assert caught.value.message == 'The model "c" does not exist. This server has one, two.'
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ LONG = [{"role": "user", "content": "word " * 9000}]
     ("request_", "kind", "code", "message"),
     [
         ({"model": "none"}, openai.NotFoundError, "model_not_found",
-         'There is no model "none" here. There is tiny-llama, one, v2.0.'),
+         'The model "none" does not exist. This server has tiny-llama, one, v2.0.'),
         ({"messages": []}, openai.BadRequestError, None, "messages must be a list of at least one message."),
         ({"max_tokens": -5}, openai.BadRequestError, None,
          "max_tokens must be a whole number of at least 1, not -5."),
@@ -286,7 +286,7 @@ LONG = [{"role": "user", "content": "word " * 9000}]
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}]},
          openai.BadRequestError, None, "This model only takes text, not images."),
         ({"messages": [{"role": "user", "content": "x" * 2_000_000}]}, openai.APIStatusError, None,
-         "The request has more than 1,048,576 bytes, the most this server takes."),
+         "The request is larger than 1,048,576 bytes, the limit of this server."),
     ],
 )  # fmt: skip
 def test_mistakes_raise_the_clients_own_errors(
@@ -329,7 +329,7 @@ def test_everything_but_health_wants_the_key(deployer: ModelDeployer) -> None:
 def test_only_the_routes_that_are_told_exist(deployer: ModelDeployer) -> None:
     for path in ("/docs", "/openapi.json", "/infer/", "/ping"):
         status, said = post(deployer, path, b"")
-        assert (status, said["error"]["message"]) == (404, f"There is no {path} here.")
+        assert (status, said["error"]["message"]) == (404, f"{path} does not exist on this server.")
     assert post(deployer, "/v1/chat/completions", b"")[0] == 405
 
 
@@ -650,7 +650,7 @@ def test_sigterm_lets_running_answers_end(commands: Any) -> None:
     print(f"the stream went on for {time.monotonic() - began:.0f} s")
     status, err = running.wait()
     assert status == 0, err
-    assert "Ending: running answers have 120 s (a second signal ends at once)" in err
+    assert "Shutting down: running answers have 120 s to finish (a second signal stops at once)" in err
     assert list((folder / "tmp").glob("swift*")) == []  # torch keeps a cache there
 
 
@@ -674,7 +674,7 @@ def test_an_answer_that_takes_too_long_is_cut_at_the_end(commands: Any) -> None:
     chunks = iter(stream)
     next(chunks)
     running.process.send_signal(signal.SIGTERM)
-    with pytest.raises(openai.APIError, match="The server ends, and this answer was cut"):
+    with pytest.raises(openai.APIError, match="The server is shutting down and cut this answer"):
         list(chunks)
     with half:  # a body that does not come does not keep the server from ending
         assert half.recv(100).startswith(b"HTTP/1.1 503")

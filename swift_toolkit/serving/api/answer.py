@@ -6,13 +6,29 @@ import base64
 import struct
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from swift_toolkit.inference.stop_text import StopText
 from swift_toolkit.serving.api.fields import COMPLETIONS
 from swift_toolkit.serving.api.request import ApiRequest
+from swift_toolkit.serving.api.schema import (
+    AnswerMessage,
+    AnswerPiece,
+    ChatChoice,
+    ChatLogprobs,
+    ChatPiece,
+    Delta,
+    ModelEntry,
+    ModelList,
+    TextChoice,
+    TextLogprobs,
+    ToolCall,
+    UsageCounts,
+    Vectors,
+    WholeAnswer,
+)
 
 
 @dataclass(frozen=True)
@@ -22,9 +38,13 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
 
-    def as_dict(self) -> dict[str, int]:
+    def counts(self) -> UsageCounts:
         """OpenAI's format."""
-        return {**asdict(self), "total_tokens": self.prompt_tokens + self.completion_tokens}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -60,29 +80,35 @@ class Form:
     def _plain(self) -> bool:
         return self.request.path == COMPLETIONS
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "cmpl" if self._plain else "chatcmpl"
-        head = {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created}
-        return {**head, "model": self.request.model}
-
-    def whole(self, answers: Sequence[Any]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Any]) -> WholeAnswer:
         """The answer to a request that does not stream; ``answers`` are the engine's, one for each prompt."""
-        choices = [choice for one in answers for choice in one.choices]
-        make = self._text_choice if self._plain else self._chat_choice
+        choices = [*enumerate(choice for one in answers for choice in one.choices)]
+        made: list[TextChoice] | list[ChatChoice]
+        if self._plain:
+            made = [self._text_choice(*one) for one in choices]
+        else:
+            made = [self._chat_choice(*one) for one in choices]
         return {
-            **self._head("text_completion" if self._plain else "chat.completion"),
-            "choices": [make(index, choice) for index, choice in enumerate(choices)],
-            "usage": usage_of(answers).as_dict(),
+            "id": self._id,
+            "object": "text_completion" if self._plain else "chat.completion",
+            "created": self.created,
+            "model": self.request.model,
+            "choices": made,
+            "usage": usage_of(answers).counts(),
         }
 
-    def _text_choice(self, index: int, choice: Any) -> dict[str, Any]:
+    @property
+    def _id(self) -> str:
+        return f"{'cmpl' if self._plain else 'chatcmpl'}-{self.id}"
+
+    def _text_choice(self, index: int, choice: Any) -> TextChoice:
         text, reason = self._cut(choice.message.content, choice.finish_reason)
         logprobs = text_logprobs(choice.logprobs, text, reason)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _chat_choice(self, index: int, choice: Any) -> dict[str, Any]:
+    def _chat_choice(self, index: int, choice: Any) -> ChatChoice:
         content, reason = self._cut(choice.message.content, choice.finish_reason)
-        message = {"role": "assistant", "content": content}
+        message: AnswerMessage = {"role": "assistant", "content": content}
         if getattr(choice.message, "reasoning_content", None):
             message["reasoning_content"] = choice.message.reasoning_content
         if calls := self._calls(choice.message):
@@ -98,10 +124,10 @@ class Form:
         text = stop.feed(content, last=True)
         return text, "stop" if stop.found else reason
 
-    def _calls(self, message: Any) -> list[dict[str, Any]]:
-        return [asdict(one) for one in message.tool_calls or []] if self.with_tools else []
+    def _calls(self, message: Any) -> list[ToolCall]:
+        return [asdict(one) for one in message.tool_calls or []] if self.with_tools else []  # type: ignore[misc]
 
-    def piece(self, choice: Any, text: str, reason: str | None) -> dict[str, Any]:
+    def piece(self, choice: Any, text: str, reason: str | None) -> AnswerPiece:
         """One event of a stream.
 
         Args:
@@ -110,40 +136,56 @@ class Form:
             reason: why the answer ends here; None if it does not.
         """
         if self._plain:
-            made = {"index": 0, "text": text, "logprobs": text_logprobs(choice.logprobs, None, reason)}
-        else:
-            delta: dict[str, Any] = {"role": "assistant", "content": text}
-            if getattr(choice.delta, "reasoning_content", None):
-                delta["reasoning_content"] = choice.delta.reasoning_content
-            if calls := self._calls(choice.delta):
-                delta["tool_calls"] = [{"index": index, **one} for index, one in enumerate(calls)]
-                reason = "tool_calls"
-            made = {"index": 0, "delta": delta, "logprobs": choice.logprobs}
-        return self._event([{**made, "finish_reason": reason}], None)
+            logprobs = text_logprobs(choice.logprobs, None, reason)
+            text_piece: TextChoice = {
+                "index": 0,
+                "text": text,
+                "logprobs": logprobs,
+                "finish_reason": reason,
+            }
+            return self._event([text_piece], None)
+        delta: Delta = {"role": "assistant", "content": text}
+        if getattr(choice.delta, "reasoning_content", None):
+            delta["reasoning_content"] = choice.delta.reasoning_content
+        if calls := self._calls(choice.delta):
+            delta["tool_calls"] = [{"index": index, **one} for index, one in enumerate(calls)]
+            reason = "tool_calls"
+        piece: ChatPiece = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": choice.logprobs,
+            "finish_reason": reason,
+        }
+        return self._event([piece], None)
 
-    def last(self, usage: Usage) -> dict[str, Any]:
+    def last(self, usage: Usage) -> AnswerPiece:
         """The event with the usage."""
         return self._event([], usage)
 
-    def _event(self, choices: list[dict[str, Any]], usage: Usage | None) -> dict[str, Any]:
-        event = {
-            **self._head("text_completion" if self._plain else "chat.completion.chunk"),
+    def _event(self, choices: list[ChatPiece] | list[TextChoice], usage: Usage | None) -> AnswerPiece:
+        event: AnswerPiece = {
+            "id": self._id,
+            "object": "text_completion" if self._plain else "chat.completion.chunk",
+            "created": self.created,
+            "model": self.request.model,
             "choices": choices,
         }
         if self.request.include_usage:
-            event["usage"] = usage.as_dict() if usage else None
+            event["usage"] = usage.counts() if usage else None
         return event
 
-    def vectors(self, answers: Sequence[Any]) -> dict[str, Any]:
+    def vectors(self, answers: Sequence[Any]) -> Vectors:
         """The answer to a request for embeddings."""
-        vectors = [one.data[0].embedding for one in answers]
-        usage = usage_of(answers)
-        data = [
-            {"object": "embedding", "index": index, "embedding": self._packed(vector)}
-            for index, vector in enumerate(vectors)
-        ]
-        counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
-        return {"object": "list", "data": data, "model": self.request.model, "usage": counts}
+        packed = [self._packed(one.data[0].embedding) for one in answers]
+        tokens = usage_of(answers).prompt_tokens
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(packed)
+            ],
+            "model": self.request.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
 
     def _packed(self, vector: Sequence[float]) -> str | list[float]:
         if not self.request.base64:
@@ -151,25 +193,24 @@ class Form:
         return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _trimmed(logprobs: Mapping[str, Any] | None, content: Any) -> Mapping[str, Any] | None:
+def _trimmed(logprobs: ChatLogprobs | None, content: object) -> ChatLogprobs | None:
     """The log probabilities of the tokens that ``content`` still holds after it was cut."""
     if not logprobs or not isinstance(content, str):
         return logprobs
     tokens, length = logprobs.get("content") or [], 0
     for index, one in enumerate(tokens):
         if length >= len(content) and length > 0:
-            return {**logprobs, "content": tokens[:index]}
+            return {"content": tokens[:index]}
         length += len(one["token"])
     return logprobs
 
 
-def text_logprobs(
-    logprobs: Mapping[str, Any] | None, text: str | None, reason: str | None
-) -> dict[str, Any] | None:
+def text_logprobs(logprobs: ChatLogprobs | None, text: str | None, reason: str | None) -> TextLogprobs | None:
     """Log probabilities in the form of completions, which differs from that of chats."""
-    if not logprobs:
+    kept = _trimmed(logprobs, text) if reason == "stop" else logprobs
+    if not kept:
         return None
-    tokens = (_trimmed(logprobs, text) if reason == "stop" else logprobs).get("content") or []  # type: ignore[union-attr]
+    tokens = kept.get("content") or []
     offsets, length = [], 0
     for one in tokens:
         offsets.append(length)
@@ -184,7 +225,7 @@ def text_logprobs(
     }
 
 
-def model_list(names: Iterable[str]) -> dict[str, Any]:
+def model_list(names: Iterable[str]) -> ModelList:
     """The answer to ``GET /v1/models``."""
     return {"object": "list", "data": [model_entry(name) for name in names]}
 
@@ -192,6 +233,6 @@ def model_list(names: Iterable[str]) -> dict[str, Any]:
 _STARTED = int(time.time())
 
 
-def model_entry(name: str) -> dict[str, Any]:
+def model_entry(name: str) -> ModelEntry:
     """The answer to ``GET /v1/models/NAME``."""
     return {"id": name, "object": "model", "created": _STARTED, "owned_by": "swift-toolkit"}

@@ -1,4 +1,4 @@
-"""Every field of an OpenAI request, and what each backend does with it: heed it or refuse it.
+"""Every field of an OpenAI request, and what each backend does with it: apply it or refuse it.
 
 python -m swift_toolkit.serving.api.fields > docs/openai_fields.md
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.console.words import did_you_mean, shown
+from swift_toolkit.serving.api.schema import JsonObject
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -118,7 +119,7 @@ class RequestField:
     Args:
         name: of the field.
         endpoints: where it exists: ``chat``, ``completions``, ``embeddings``.
-        backends: that heed it; the others refuse it.
+        backends: that apply it; the others refuse it.
         check: what its value must be.
         neutral: values that ask for nothing, which every backend takes; null always does.
         note: what else to know, for the documentation.
@@ -219,7 +220,7 @@ FieldFault = tuple[str, str]
 """A field and a whole sentence about it."""
 
 
-def field_faults(request: Mapping[str, Any], path: str, backend: str) -> Iterator[FieldFault]:
+def field_faults(request: JsonObject, path: str, backend: str) -> Iterator[FieldFault]:
     """What is wrong with the fields of a request, one by one.
 
     Args:
@@ -257,8 +258,8 @@ _TITLE = """\
 # Fields of a request
 
 What the server does with every field of OpenAI's requests, and with those of vLLM and ms-swift that clients send:
-**yes**, it is heeded; **-**, it is refused with status 400 unless it asks for nothing. `null` always asks for nothing.
-A field that is not in the table is refused, too. Made from `swift_toolkit/serving/api/fields.py` by
+**yes**: it is applied; **-**: it is refused with status 400 unless its value asks for nothing. `null` always asks for
+nothing. A field that is not in the table is refused too. Made from `swift_toolkit/serving/api/fields.py` by
 `python -m swift_toolkit.serving.api.fields`.
 """
 
@@ -271,13 +272,13 @@ def as_markdown() -> str:
 
 
 def _row(one: RequestField) -> list[str]:
-    heeded = ["yes" if backend in one.backends else "-" for backend in FIELD_BACKENDS]
+    applied = ["yes" if backend in one.backends else "-" for backend in FIELD_BACKENDS]
     neutral = ", ".join(f"`{json.dumps(value)}`" for value in one.neutral)
     value = f"{one.check}" if isinstance(one.check, Number) else ""
     return [
         f"`{one.name}`",
         ", ".join(one.endpoints),
-        *heeded,
+        *applied,
         neutral,
         "; ".join(filter(None, (value, one.note))),
     ]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console.words import shown
 from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS, FieldFault, Number, field_faults
+from swift_toolkit.serving.api.schema import JsonObject, Message
 
 DEEPEST = 64
 """Levels of nesting in a body; JSON schemas of tools need about ten."""
@@ -92,7 +93,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a request is checked against, beside its limits: the model that is served.
+    """What a request is checked against, apart from its limits: the model that is served.
 
     Args:
         backend: that generates.
@@ -165,11 +166,11 @@ class Conversation:
         plain: the one message is a text to go on from, without a chat template.
     """
 
-    messages: tuple[dict[str, Any], ...]
+    messages: tuple[Message, ...]
     media: tuple[Media, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
-    objects: Mapping[str, Any] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    tools: tuple[JsonObject, ...] = ()
+    objects: JsonObject | None = None
+    chat_template_kwargs: JsonObject | None = None
     plain: bool = False
 
 
@@ -199,7 +200,7 @@ class ApiRequest:
 # --- the body -----------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes) -> JsonObject:
     """The JSON object in ``body``.
 
     Raises:
@@ -234,7 +235,7 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def check_model(request: Mapping[str, Any], names: Iterable[str]) -> str:
+def check_model(request: JsonObject, names: Iterable[str]) -> str:
     """The model that is asked for.
 
     Raises:
@@ -250,12 +251,12 @@ def check_model(request: Mapping[str, Any], names: Iterable[str]) -> str:
 
 def no_such_model(model: str, names: Iterable[str]) -> ApiError:
     """The refusal of a name that is not served."""
-    message = f"There is no model {shown(model)} here. There is {', '.join(names)}."
+    message = f"The model {shown(model)} does not exist. This server has {', '.join(names)}."
     return ApiError(404, message, "model", "model_not_found")
 
 
 def check_request(
-    path: str, body: Mapping[str, Any], names: Iterable[str], limits: Limits, facts: Facts
+    path: str, body: JsonObject, names: Iterable[str], limits: Limits, facts: Facts
 ) -> ApiRequest:
     """What a request to one of the endpoints asks.
 
@@ -302,7 +303,7 @@ def _task_faults(path: str, facts: Facts) -> Iterator[FieldFault]:
         yield "model", f"This model does not generate text: ask {CHAT}."
 
 
-def _combination_faults(request: Mapping[str, Any]) -> Iterator[FieldFault]:
+def _combination_faults(request: JsonObject) -> Iterator[FieldFault]:
     """Fields that do not go together."""
     beams, stream, n = request.get("num_beams", 1), request.get("stream"), request.get("n", 1)
     if stream and n != 1:
@@ -324,7 +325,7 @@ def _combination_faults(request: Mapping[str, Any]) -> Iterator[FieldFault]:
 # --- what is asked ------------------------------------------------------------------------------------------
 
 
-def _chat(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+def _chat(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
     given = request.get("messages")
     if not isinstance(given, list) or not given:
         raise _refuse("messages must be a list of at least one message.", "messages")
@@ -347,7 +348,7 @@ def _chat(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Con
     return (conversation,)
 
 
-def _tools(request: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+def _tools(request: JsonObject) -> tuple[JsonObject, ...]:
     given = request.get("tools")
     return tuple(one for one in given if isinstance(one, dict)) if isinstance(given, list) else ()
 
@@ -360,7 +361,7 @@ _RESERVED = frozenset(
 """Arguments of transformers' apply_chat_template that are not switches of a template."""
 
 
-def _template_switches(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _template_switches(request: JsonObject) -> JsonObject | None:
     given = request.get("chat_template_kwargs")
     if not given or not isinstance(given, dict):
         return None
@@ -373,7 +374,7 @@ def _template_switches(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return given
 
 
-def _completions(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+def _completions(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
     texts = _texts(request, "prompt")
     media = [*_listed_media(request)]
     _check_all_media(media, limits, facts)
@@ -383,14 +384,14 @@ def _completions(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tu
     )
 
 
-def _embeddings(request: Mapping[str, Any], limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+def _embeddings(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
     texts = _texts(request, "input")
     media = [*_listed_media(request)]
     _check_all_media(media, limits, facts)
     return tuple(Conversation(messages=({"role": "user", "content": one},), media=(*media,)) for one in texts)
 
 
-_CONVERSATIONS: dict[str, Callable[[Mapping[str, Any], Limits, Facts], tuple[Conversation, ...]]] = {
+_CONVERSATIONS: dict[str, Callable[[JsonObject, Limits, Facts], tuple[Conversation, ...]]] = {
     CHAT: _chat,
     COMPLETIONS: _completions,
     EMBEDDINGS: _embeddings,
@@ -400,7 +401,7 @@ MOST_TEXTS = 128
 """Prompts or inputs of one request."""
 
 
-def _texts(request: Mapping[str, Any], name: str) -> list[str]:
+def _texts(request: JsonObject, name: str) -> list[str]:
     given = request.get(name)
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(one, str) and one for one in texts):
@@ -413,40 +414,39 @@ def _texts(request: Mapping[str, Any], name: str) -> list[str]:
 # --- messages -----------------------------------------------------------------------------------------------
 
 
-def _message(message: Any, where: str) -> tuple[dict[str, Any], list[Media]]:
+def _message(message: Any, where: str) -> tuple[Message, list[Media]]:
     """One message as ms-swift takes it, its parts joined, and its media."""
     if not isinstance(message, dict):
         raise _refuse(f"{where} must be an object with role and content.", where)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise _refuse(f"{where}.role must be one of {', '.join(ROLES)}.", f"{where}.role")
-    checked: dict[str, Any] = {"role": "system" if role == "developer" else role}
-    checked |= _call_fields(message, where)
+    checked: Message = {"role": "system" if role == "developer" else role, "content": ""}
+    _add_calls(checked, message, where)
     if content is None and "tool_calls" in checked:
-        return {**checked, "content": ""}, []
+        return checked, []
     if isinstance(content, str):
-        return {**checked, "content": content}, []
+        checked["content"] = content
+        return checked, []
     if not isinstance(content, list) or not content:
         raise _refuse(f"{where}.content must be text, or a list of parts.", f"{where}.content")
     parts = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
     media = [one for one in parts if isinstance(one, Media)]
     if media and role != "user":
         raise _refuse(f"{where} is from {role}; only messages from user may hold media.", media[0].where)
-    text = "".join(f"<{one.kind}>" if isinstance(one, Media) else one for one in parts)
-    return {**checked, "content": text}, media
+    checked["content"] = "".join(f"<{one.kind}>" if isinstance(one, Media) else one for one in parts)
+    return checked, media
 
 
-def _call_fields(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a message that say which function was called."""
-    found = {}
+def _add_calls(checked: Message, message: JsonObject, where: str) -> None:
+    """Take over the fields of a message that say which function was called."""
     if isinstance(message.get("tool_call_id"), str):
-        found["tool_call_id"] = message["tool_call_id"]
+        checked["tool_call_id"] = message["tool_call_id"]
     calls = message.get("tool_calls")
     if calls and message.get("role") == "assistant":
         if not isinstance(calls, list) or not all(map(_is_call, calls)):
             raise _refuse(f"{where}.tool_calls must be a list of calls of functions.", f"{where}.tool_calls")
-        found["tool_calls"] = calls
-    return found
+        checked["tool_calls"] = calls
 
 
 def _is_call(call: Any) -> bool:
@@ -476,7 +476,7 @@ def _text_or_nothing(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _with_one_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_one_system(messages: Sequence[Message]) -> list[Message]:
     """The messages with those of the system at the beginning joined into one."""
     roles = [one["role"] for one in messages]
     count = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
@@ -528,7 +528,7 @@ def _names_a_file(text: str) -> bool:
 # --- media --------------------------------------------------------------------------------------------------
 
 
-def _listed_media(request: Mapping[str, Any]) -> Iterator[Media]:
+def _listed_media(request: JsonObject) -> Iterator[Media]:
     """The media in ms-swift's own lists beside the messages."""
     for kind in MEDIA_KINDS:
         values = request.get(f"{kind}s") or []
@@ -585,31 +585,32 @@ def _is_inside(path: str, folder: Path) -> bool:
 # --- sampling -----------------------------------------------------------------------------------------------
 
 
-def _sampling(request: Mapping[str, Any], limits: Limits, facts: Facts) -> Sampling:
+def _sampling(request: JsonObject, limits: Limits, facts: Facts) -> Sampling:
     names = Sampling.__dataclass_fields__.keys() - {"max_tokens", "stop", "logprobs", "top_logprobs"}
     given = {name: request[name] for name in names if name in request}
     if given.get("temperature", 1) < LEAST_TEMPERATURE:
         given["temperature"] = 0.0
     stop = request.get("stop", [])
-    given |= _logprobs(request)
+    logprobs, top_logprobs = _logprobs(request)
     tokens = _max_tokens(request, limits, facts)
     if given.get("min_tokens", 0) > tokens:
         raise _refuse(f"min_tokens must be at most max_tokens, which is {tokens}.", "min_tokens")
-    return Sampling(max_tokens=tokens, stop=(stop,) if isinstance(stop, str) else tuple(stop), **given)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Sampling(max_tokens=tokens, stop=stops, logprobs=logprobs, top_logprobs=top_logprobs, **given)
 
 
-def _logprobs(request: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI has a number in completions, a switch and a number in chats."""
+def _logprobs(request: JsonObject) -> tuple[bool, int | None]:
+    """Whether, and how many of each token; OpenAI has a number in completions, a switch and a number in chats."""
     given = request.get("logprobs", False)
     if isinstance(given, bool):
-        return {"logprobs": given, "top_logprobs": request.get("top_logprobs")}
+        return given, request.get("top_logprobs")
     fault = Number(0, 20, whole=True)(given)
     if fault or "prompt" not in request:
         raise _refuse(f"logprobs {fault or 'must be true or false'}.", "logprobs")
-    return {"logprobs": True, "top_logprobs": given}
+    return True, int(given)
 
 
-def _max_tokens(request: Mapping[str, Any], limits: Limits, facts: Facts) -> int:
+def _max_tokens(request: JsonObject, limits: Limits, facts: Facts) -> int:
     """The longest answer that is asked for; the newer name of the field wins, as at OpenAI."""
     name = "max_completion_tokens" if "max_completion_tokens" in request else "max_tokens"
     asked = request.get(name)

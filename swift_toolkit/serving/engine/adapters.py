@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.machine import msswift
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
@@ -15,6 +13,7 @@ from swift_toolkit.model.checkpoints.old_adapter import as_peft
 from swift_toolkit.problems import RequestError
 from swift_toolkit.serving import models
 from swift_toolkit.serving.api.request import ApiError
+from swift_toolkit.serving.api.schema import JsonObject
 from swift_toolkit.serving.engine.router import Router
 from swift_toolkit.serving.models import ServedModel
 
@@ -33,7 +32,7 @@ class RuntimeAdapters:
         self._changing = asyncio.Lock()
         self._made = len(router.models)
 
-    async def load(self, body: Mapping[str, Any]) -> str:
+    async def load(self, body: JsonObject) -> str:
         """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``.
 
         Raises:
@@ -45,10 +44,10 @@ class RuntimeAdapters:
         router = self._router
         async with self._changing:
             if name in router.models:
-                raise ApiError(400, f"There is already a model {name}.", "lora_name")
+                raise ApiError(400, f"A model {name} is already loaded.", "lora_name")
             most = router.backend.most_adapters(router.engine)
             if most is not None and len(router.models) > most:
-                raise ApiError(400, f"The server holds {most} adapters, the most it can.")
+                raise ApiError(400, f"The server already holds {most} adapters, its maximum.")
             model = await asyncio.to_thread(self._read, name, path)
             await self._add(model)
         return f"Success: LoRA adapter '{name}' added successfully."
@@ -66,7 +65,7 @@ class RuntimeAdapters:
             raise ApiError(400, "The adapter cannot be loaded.", "lora_path") from error
 
     def _read(self, name: str, path: str) -> ServedModel:
-        """The adapter at ``path``; what is said of one that is not allowed does not tell what is there."""
+        """The adapter at ``path``; the error for one that is not allowed does not reveal what exists."""
         wrong = ApiError(400, "lora_path is not an adapter below a directory of --adapter-dir.", "lora_path")
         try:
             there = Path(path).resolve()
@@ -104,7 +103,7 @@ class RuntimeAdapters:
         if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
             raise ApiError(400, "lora_path was trained from another base model.", "lora_path")
 
-    async def unload(self, body: Mapping[str, Any]) -> str:
+    async def unload(self, body: JsonObject) -> str:
         """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first.
 
         Raises:
@@ -114,7 +113,7 @@ class RuntimeAdapters:
         router = self._router
         async with self._changing:
             if name == router.first or name not in router.models:
-                raise ApiError(404, f"There is no adapter {name} here.", "lora_name")
+                raise ApiError(404, f"The adapter {name} does not exist.", "lora_name")
             del router.models[name]
             while router.running[name]:
                 await asyncio.sleep(0.05)
@@ -126,7 +125,7 @@ class RuntimeAdapters:
         return f"Success: LoRA adapter '{name}' removed successfully."
 
 
-def _texts(body: Mapping[str, Any], *names: str) -> list[str]:
+def _texts(body: JsonObject, *names: str) -> list[str]:
     for name in names:
         if not isinstance(body.get(name), str) or not body[name]:
             raise ApiError(400, f"{name} is missing.", name)

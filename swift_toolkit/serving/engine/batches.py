@@ -16,10 +16,10 @@ GATHER_AT_MOST = 0.05
 
 
 class Batches:
-    """Makes ms-swift answer together what comes together, and not answer those who have gone.
+    """Makes ms-swift answer requests together that arrive together, and skip those whose client has disconnected.
 
     Its worker looks every 10 ms and begins with what is there: of 32 requests it may see three, and the others wait
-    until those are answered. An answer that nobody waits for any more it would write to the end.
+    until those are answered. It would also finish an answer whose client has disconnected.
 
     Args:
         engine: whose worker takes requests from ``_queue`` into ``_task_pool`` and from there a batch.
@@ -51,7 +51,7 @@ class Batches:
         return ({**kwargs, "infer_requests": self._batch}, [queue for _, queue in wanted]) if wanted else None
 
     def _begun(self) -> Callable[[], bool]:
-        """Of the batch that is about to be generated: whether all who asked have gone."""
+        """For the batch that is about to be generated: whether all clients have disconnected."""
         batch = self._batch
         return lambda: all(map(_gone, batch))
 

@@ -21,8 +21,9 @@ from swift_toolkit.serving.api.answer import Form, Usage, usage_of
 from swift_toolkit.serving.api.fields import EMBEDDINGS
 from swift_toolkit.serving.api.media import MediaStore
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Conversation, Facts, Sampling
+from swift_toolkit.serving.api.schema import Answer, AnswerPiece
 from swift_toolkit.serving.engine.batches import Batches
-from swift_toolkit.serving.gateway import AnswerEvent, Exchange
+from swift_toolkit.serving.gateway import Exchange
 from swift_toolkit.serving.models import ServedModel
 from swift_toolkit.serving.order import ServingOrder
 
@@ -81,9 +82,7 @@ class Router:
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    async def answer(
-        self, request: ApiRequest, one: Exchange
-    ) -> AnswerEvent | AsyncGenerator[AnswerEvent, None]:
+    async def answer(self, request: ApiRequest, one: Exchange) -> Answer | AsyncGenerator[AnswerPiece, None]:
         """The whole answer to a request, or its pieces; what is wrong shows before the first piece.
 
         Raises:
@@ -111,8 +110,8 @@ class Router:
         return made
 
     async def _counted(
-        self, model: str, first: AnswerEvent, pieces: AsyncGenerator[AnswerEvent, None]
-    ) -> AsyncGenerator[AnswerEvent, None]:
+        self, model: str, first: AnswerPiece, pieces: AsyncGenerator[AnswerPiece, None]
+    ) -> AsyncGenerator[AnswerPiece, None]:
         try:
             yield first
             async for piece in pieces:
@@ -137,7 +136,7 @@ class Router:
 
     async def _stream(
         self, request: ApiRequest, form: Form, one: Exchange
-    ) -> AsyncGenerator[AnswerEvent, None]:
+    ) -> AsyncGenerator[AnswerPiece, None]:
         async with AsyncExitStack() as stack:
             asked = await self._prepared(request.conversations[0], stack)
             pieces = await self.ask(request.model, asked, request.sampling, stream=True)
@@ -179,7 +178,7 @@ class Router:
         messages = [dict(one) for one in conversation.messages]
         asked = self.api.InferRequest(messages=messages, **media, **given)
         asked.plain = conversation.plain
-        stack.callback(setattr, asked, "abandoned", True)  # the client has gone, or has its answer
+        stack.callback(setattr, asked, "abandoned", True)  # the client has disconnected, or has its answer
         return asked
 
     async def ask(
@@ -199,7 +198,7 @@ class Router:
         """
         model = self.models.get(name)
         if model is None:  # it was unloaded a moment ago
-            raise ApiError(404, f"There is no model {name} here.", "model", "model_not_found")
+            raise ApiError(404, f"The model {name} does not exist.", "model", "model_not_found")
         try:
             return await self._ask(model, asked, sampling, stream, hook)
         except Exception as error:
@@ -335,7 +334,7 @@ def as_api_error(error: Exception, has_media: bool = True) -> ApiError | None:
     if name == "UnidentifiedImageError":
         return ApiError(400, "A picture of the request is in no known format, or is not whole.", "messages")
     if name == "EngineDeadError":
-        return ApiError(503, "The engine has died, and the server ends.")
+        return ApiError(503, "The engine has died, and the server is shutting down.")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ApiError(503, "The server does not have enough memory for this request.")
     if "query_role" in text or "response_role" in text or "roles must alternate" in text:

@@ -1,0 +1,144 @@
+"""What a command orders from the process of its engine, and what that reports: one JSON object a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from swift_toolkit.inference.exchange import ChatMessage, Generation, Inputs, Question, Side
+
+# --- orders -------------------------------------------------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line. The fields are those of `exchange.EngineOrder`."""
+
+    arguments: Sequence[str]
+    backend: str
+    adapter: str | None
+    largest_batch: int | None
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A question as an engine needs it; the fields are those of `exchange.Question`."""
+
+    index: int
+    messages: Sequence[ChatMessage]
+    extra: Inputs
+
+
+class _Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag=str.lower):
+    """One line after the first."""
+
+
+class Ask(_Order, frozen=True, kw_only=True):
+    """Answer questions, in any order."""
+
+    side: Side
+    questions: Sequence[Asked]
+
+
+class Stream(_Order, frozen=True, kw_only=True):
+    """Answer one question piece by piece."""
+
+    side: Side
+    question: Asked
+
+
+class Stop(_Order, frozen=True, kw_only=True):
+    """End the answer that is streaming at its next token."""
+
+
+class Render(_Order, frozen=True, kw_only=True):
+    """Show the prompt of a question as the model sees it."""
+
+    question: Asked
+
+
+class Settings(_Order, frozen=True, kw_only=True):
+    """Use other settings from here on."""
+
+    generation: Generation
+
+
+Order: TypeAlias = Ask | Stream | Stop | Render | Settings
+
+
+def asked(question: Question) -> Asked:
+    """What an engine needs of a question."""
+    return Asked(index=question.index, messages=question.messages, extra=question.extra)
+
+
+# --- reports ------------------------------------------------------------------------------------------------
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
+    """One report."""
+
+
+class Loading(_Report, frozen=True, kw_only=True):
+    """ms-swift is imported, and the model is being loaded."""
+
+
+class Ready(_Report, frozen=True, kw_only=True):
+    """The model is loaded.
+
+    Args:
+        template: of the model, by ms-swift's name.
+        system: the template's own system prompt.
+        dtype: of the weights.
+        max_model_len: tokens of the context; None if that is not known.
+        thinks: the template can think before it answers.
+        largest_batch: questions answered together at most.
+        window: questions that are looked at to put like lengths together.
+        versions: of the packages that answers depend on.
+    """
+
+    template: str | None
+    system: str | None
+    dtype: str
+    max_model_len: int | None
+    thinks: bool
+    largest_batch: int
+    window: int
+    versions: Mapping[str, str]
+
+
+class Rendered(_Report, frozen=True, kw_only=True):
+    """The prompt, None if it cannot be made."""
+
+    text: str | None
+
+
+class Piece(_Report, frozen=True, kw_only=True):
+    """A piece of the answer that is streaming."""
+
+    text: str
+
+
+class Answered(_Report, frozen=True, kw_only=True):
+    """The answer to a question; the fields are those of `exchange.Answer`."""
+
+    index: int
+    text: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class Streamed(Answered, frozen=True, kw_only=True, tag="streamed"):
+    """The end of an answer that streamed; its text came in pieces."""
+
+
+class Failed(_Report, frozen=True, kw_only=True):
+    """The engine cannot be loaded, or has failed."""
+
+    type: str
+    message: str
+
+
+Report: TypeAlias = Loading | Ready | Rendered | Piece | Answered | Streamed | Failed
