@@ -1,4 +1,4 @@
-"""What is not about one run: python -m swift_toolkit runs [DIR]."""
+"""What is not about one run: python -m swift_toolkit runs [DIR] | cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from swift_toolkit.console import command_line, screen
+from swift_toolkit.console.words import counted
+from swift_toolkit.dataset import row_cache
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import table
 
@@ -39,6 +41,17 @@ def make_parser() -> command_line.Parser:
     )
     runs.add_argument("--yes", action="store_true", help="with --clean: remove it")
     runs.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
+    runs.set_defaults(carry_out=_runs)
+    cache = commands.add_parser(
+        "cache",
+        help="the rows that are kept for later runs",
+        description="Show where converted rows are kept for later runs with the same data and settings, and how large "
+        "that is.",
+    )
+    cache.add_argument("--clear", action="store_true", help="remove all that no run is using")
+    cache.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    cache.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
+    cache.set_defaults(carry_out=_cache)
     return parser
 
 
@@ -49,6 +62,32 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     options = make_parser().parse_args(words)
+    return int(options.carry_out(options))
+
+
+def _cache(options: argparse.Namespace) -> int:
+    entries = row_cache.entries()
+    removed = [entry for entry in entries if row_cache.remove(entry)] if options.clear else []
+    left = [entry for entry in entries if entry not in removed]
+    total, freed = (sum(entry.size for entry in some) for some in (left, removed))
+    if options.json:
+        found = [{"path": str(entry.path), "bytes": entry.size, "used": entry.used} for entry in left]
+        print(
+            json.dumps({"schema": 1, "path": str(row_cache.root()), "removed_bytes": freed, "entries": found})
+        )
+        return 0
+    if options.clear:
+        print(f"Removed {_mib(freed)} of kept rows.")
+    in_use = ", in use" if options.clear and left else ""
+    print(f"{_mib(total)} in {counted(len(left), 'entry', 'entries')}{in_use}: {row_cache.root()}")
+    return 0
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+def _runs(options: argparse.Namespace) -> int:
     directory = Path(options.directory).expanduser()
     if options.yes and not options.clean:
         raise RequestError([Problem("goes with --clean", "Add that, or remove it.", "--yes")])

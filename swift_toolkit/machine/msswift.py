@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import functools
 import importlib
 import importlib.util
@@ -527,6 +528,64 @@ def before_the_model(look: Callable[[Any, Callable[[], Any]], None]) -> None:
 
     for pipeline in (sft, rlhf):
         pipeline._prepare_model_tokenizer = laid_over(pipeline._prepare_model_tokenizer)
+
+
+def keep_rows(open_folder: Callable[[Any, Any], Path | None], give_up: Callable[[], None]) -> None:
+    """Let ms-swift find the rows that it has converted before in a folder of the caller's choice. Until ms-swift names
+    what it keeps by all that it depends on: 4.6 knows a file by its path and time, and a plugin by its name.
+
+    Args:
+        open_folder: from ms-swift's arguments and template to the folder; None leaves the rows to ms-swift.
+        give_up: called when the disk of the folder is full, before all rows are read and converted again elsewhere.
+    """
+    pipeline = importlib.import_module(train_function("sft", []).__module__)
+    prepare = pipeline.SwiftSft._prepare_dataset
+
+    def prepared(self: Any) -> Any:
+        folder, given = open_folder(self.args, self.template), self.args.load_from_cache_file
+        if folder is None:
+            return prepare(self)
+        self.args.load_from_cache_file = True
+        try:
+            with _rows_kept_in(folder):
+                return prepare(self)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            print(f"rows are not kept: {error}", flush=True)
+        finally:
+            self.args.load_from_cache_file = given
+        give_up()
+        return prepare(self)
+
+    pipeline.SwiftSft._prepare_dataset = prepared
+
+
+@contextlib.contextmanager
+def _rows_kept_in(folder: Path) -> Iterator[None]:
+    """Arrow files that ms-swift makes go to ``folder`` instead of ModelScope's cache."""
+    readers = [
+        _module("swift.dataset.loader", "swift.llm.dataset.loader"),
+        _module("swift.dataset.preprocessor.core", "swift.llm.dataset.preprocessor.core"),
+    ]
+    own = [reader.get_cache_dir for reader in readers]
+    for reader in readers:
+        reader.get_cache_dir = lambda *_: str(folder)
+    try:
+        yield
+    finally:
+        for reader, function in zip(readers, own, strict=True):
+            reader.get_cache_dir = function
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk has no room left."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if full or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def stop_generating(template: Any, gone: Callable[[], Callable[[], bool]]) -> None:

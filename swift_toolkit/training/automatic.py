@@ -251,15 +251,15 @@ def _turn_checkpointing_off(plan: TrainingPlan) -> None:
 
 
 def _use_cores(plan: TrainingPlan) -> None:
-    """Use idle cores to read the data. Not for training on a CPU: its cores are busy, and loader processes would change
-    the random numbers from the second epoch on."""
+    """More processes to convert the rows, before the training, and on a GPU to open images. On a CPU, loader processes
+    would take the cores that compute, and other random numbers would be drawn from the second epoch on."""
     config, rows = plan.config, plan.data.train_rows or 0
     cores = cpu_cores() // max(1, plan.launch.processes)
-    if plan.device.kind == "cpu" or config.get("streaming") or cores < 4:
+    if config.get("streaming"):
         return
-    if rows >= MANY_ROWS:
+    if rows >= MANY_ROWS and cpu_cores() > 1:
         reason = f"{rows:,} rows, {cpu_cores()} cores"
-        config.fill("dataset_num_proc", min(8, cpu_cores() // 2), reason)
-    if config.preset == "multimodal":
+        config.fill("dataset_num_proc", min(8, cpu_cores()), reason)
+    if config.preset == "multimodal" and plan.device.kind != "cpu" and cores >= 4:
         reason = f"{cores} cores per process, for decoding images"
         config.fill("dataloader_num_workers", min(8, cores // 2), reason)

@@ -230,7 +230,7 @@ def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
     config = job.plan.config
     return events.RunOrder(
         command=config.command,
-        arguments={**config.words(), **_balance(job.plan)},
+        arguments={**config.words(), **_balance(job.plan), **_keep_rows(job.plan)},
         directory=str(job.directory),
         peers=_peers(job) if job.plan.cluster.has_peers else None,
         data_check=events.DataCheckFiles(path=str(check.path), lost=str(check.lost)) if check else None,
@@ -248,6 +248,11 @@ def _audit(job: Job) -> events.AuditOrder:
 def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
     """The size limit of a micro-batch, in rows of the longest length; an argument, to be the same on all nodes."""
     return {"balance": [f"{plan.largest_batch:.3f}"]} if plan.balances else {}
+
+
+def _keep_rows(plan: TrainingPlan) -> dict[str, list[str]]:
+    """Whether converted rows are kept for later runs, among the arguments."""
+    return {"keep_rows": ["true"]} if plan.keeps_rows else {}
 
 
 def _peers(job: Job) -> events.PeersOrder:

@@ -14,6 +14,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.console.words import counted
 from swift_toolkit.dataset.report import DataReport
 from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.verify import verify
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.training import automatic as training_automatic
 from swift_toolkit.training.batches import batch as batches_batch
@@ -335,9 +336,10 @@ def test_idle_cores_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(gpus(1), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 8}
     assert chosen(gpus(4), preset="multimodal") == {"dataset_num_proc": 8, "dataloader_num_workers": 4}
     assert chosen(gpus(1), streaming=True, max_steps=5) == {}
-    assert chosen(CPU) == chosen(CPU, preset="multimodal") == {}
-    monkeypatch.setattr(training_automatic, "cpu_cores", lambda: 2)
-    assert chosen(gpus(1)) == {}
+    assert chosen(CPU) == chosen(CPU, preset="multimodal") == {"dataset_num_proc": 8}
+    for cores, processes in ((2, {"dataset_num_proc": 2}), (1, {})):
+        monkeypatch.setattr(training_automatic, "cpu_cores", lambda cores=cores: cores)
+        assert chosen(gpus(1)) == chosen(CPU) == processes
 
 
 def test_processes_on_a_cpu_share_its_memory() -> None:
@@ -488,3 +490,27 @@ def test_the_memory_of_gpus_is_what_nvidias_tool_tells(
     assert machine_device.find_device().memory >> 20 == 24564  # of the smaller
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert machine_device._with_memory([machine_device.Gpu()]) == [machine_device.Gpu()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "kept"),
+    [
+        ({}, 2_000, True),
+        ({}, 1_999, False),
+        ({"load_from_cache_file": True}, 10, True),
+        ({"load_from_cache_file": False}, 2_000, False),
+        ({"streaming": True, "max_steps": 5}, 2_000, False),
+        ({"dataset": "AI-ModelScope/alpaca-gpt4-data-zh"}, 2_000, False),
+        ({"model": "llava-hf/llava-1.5-7b-hf"}, 2_000, False),
+    ],
+)
+def test_rows_are_kept_where_that_is_safe_and_worth_it(
+    tmp_path: Path, settings: dict[str, Any], rows: int, kept: bool
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"query": "a question", "response": "an answer"}\n' * rows)
+    request = config(**{"dataset": str(path), **settings})
+    report = verify([request.get("dataset")[0]])
+    plan = planned(request, CPU, report)
+    assert plan.keeps_rows == kept
+    assert ("rows" in dict(plan.facts())) == kept

@@ -16,6 +16,7 @@ from swift_toolkit.console.words import short
 from swift_toolkit.dataset.audit import sample
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.report import Split
+from swift_toolkit.dataset.row_cache import RowKeeper
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import default_callbacks, encode_through
@@ -39,7 +40,7 @@ class StopFlag:
             os._exit(128 + signum)
 
 
-def count_rows(report: Callable[[RunEvent], None], lost: str) -> None:
+def count_rows(report: Callable[[RunEvent], None], lost: str, keeper: RowKeeper) -> None:
     """Report how many rows ms-swift reads and how many it keeps after tokenizing; write the reasons to ``lost``."""
     reported = False
 
@@ -54,6 +55,7 @@ def count_rows(report: Callable[[RunEvent], None], lost: str) -> None:
             later = args.lazy_tokenize or not kwargs.get("pre_process", True)
             used: dict[Split, int | None] = {"train": None, "val": None}
             used = used if later else _sizes(*out)
+            keeper.note_skipped(Path(lost))
             report(events.RowsCounted(loaded=loaded, used=used))
         return out
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from swift_toolkit.dataset.row_cache import RowKeeper
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
@@ -67,15 +68,18 @@ class _Training:
                 return 2
             if self.rank:
                 _print_to(Path(self.directory) / "logs" / f"rank{self.rank}.log")
-            balance = self.words.pop("balance", None)
+            balance, keeper = self.words.pop("balance", None), RowKeeper()
+            keeps_rows = self.words.pop("keep_rows", None)
             arguments = [word for words in self.words.values() for word in words]
             train = train_function(self.command, arguments)
             if self.data_check is not None and self.rank == 0:
-                count_rows(self.report, self.data_check.lost)
+                count_rows(self.report, self.data_check.lost, keeper)
             if self.audit is not None and self.rank == 0:
                 rewards.try_rewards(self.report, self.audit)
                 audit_rows(self.report, self.audit)
             add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
+            if keeps_rows:
+                msswift.keep_rows(keeper.open, keeper.drop)
             self._prepare_resume()
             if balance:
                 balance_rows(float(*balance))

@@ -1,0 +1,310 @@
+"""Rows that ms-swift has converted and measured, kept for later runs with the same data and settings.
+
+ms-swift reads a data set into Arrow files, converts every row, and encodes it once to count its tokens and to drop what
+is too long. With ``load_from_cache_file`` it finds these results again by the fingerprints of `datasets`. Those cover
+the rows, the template and its tokenizer, but a file only by its path and time, and code only by its name. Here every
+combination of data and settings has a folder of its own, named after all that its rows depend on: see `key_of`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+FORMAT = "1"
+"""Part of every key; to be raised when this toolkit changes what rows become."""
+
+MOST_BYTES = 20 << 30
+"""Size of the whole cache above which entries are removed, those first that have not been used for longest."""
+
+COPIES, SPARE_BYTES = 6, 256 << 20
+"""An entry is only begun where this many times the data, and some more, fit on the disk."""
+
+_READ_BYTES = 4 << 30
+"""Larger files are identified by size, times and inode instead of their content."""
+
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"})
+
+_SETTINGS = (
+    "task_type", "rlhf_type", "num_labels", "problem_type", "seed", "new_special_tokens", "model_type", "max_length",
+    "packing", "padding_free", "train_type", "tuner_type",
+)  # fmt: skip
+"""Settings that rows may depend on, beyond all of ms-swift's DataArguments and TemplateArguments."""
+
+_NO_MATTER = frozenset({"dataset_num_proc", "load_from_cache_file", "packing_num_proc", "download_mode"})
+
+_VARIABLES = ("RANDOM_DATASET_RESPONSE", "ROOT_IMAGE_DIR", "MAX_POSITIVE_SAMPLES", "MAX_NEGATIVE_SAMPLES")
+"""Environment variables that ms-swift's code for rows reads."""
+
+_PACKAGES = ("ms-swift", "datasets", "transformers", "tokenizers", "pyarrow")
+
+
+# what rows depend on
+
+
+def key_of(arguments: Any, template: Any) -> str | None:
+    """The name of the entry for these rows.
+
+    It covers the content of the data files, all settings of data and template, the tokenizer as it is in memory, the
+    small files of the model, the user's own code (plugins, code of a model) and the versions of the libraries.
+
+    Args:
+        arguments: ms-swift's parsed arguments.
+        template: ms-swift's template with its tokenizer.
+
+    Returns:
+        None where not all of that can be known: data from a hub, streams, images and sound.
+    """
+    files = data_files(_entries(arguments))
+    others = arguments.streaming or getattr(arguments, "cached_dataset", None)
+    if files is None or others or arguments.model_meta.is_multimodal:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _parts(arguments, template, files):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _entries(arguments: Any) -> list[str]:
+    return [
+        *arguments.dataset,
+        *arguments.val_dataset,
+        *(getattr(arguments, "chord_sft_dataset", None) or ()),
+    ]
+
+
+def data_files(entries: Iterable[str]) -> list[Path] | None:
+    """All files of the data sets, None if one is not on this machine."""
+    out: list[Path] = []
+    for entry in entries:
+        path = Path(entry).expanduser()
+        if not path.exists():
+            path = Path(entry.rpartition("#")[0] or entry).expanduser()
+        if not path.exists():
+            return None
+        out += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return out
+
+
+def _parts(arguments: Any, template: Any, files: Iterable[Path]) -> Iterator[bytes]:
+    yield FORMAT.encode()
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            yield f"{name}=={metadata.version(name)}".encode()
+    yield _as_bytes({name: os.environ.get(name) for name in _VARIABLES})
+    yield _as_bytes({name: getattr(arguments, name, None) for name in _setting_names(arguments)})
+    for file in files:
+        yield str(file.absolute()).encode()
+        yield identity(file)
+    yield from _tokenizer_parts(arguments, template)
+    for file in own_code():
+        yield file.name.encode()
+        yield file.read_bytes()
+
+
+def _setting_names(arguments: Any) -> list[str]:
+    mixins = [
+        cls for cls in type(arguments).__mro__ if cls.__name__ in ("DataArguments", "TemplateArguments")
+    ]
+    found = {field.name for cls in mixins for field in fields(cls)}
+    return sorted((found | set(_SETTINGS)) - _NO_MATTER)
+
+
+def _as_bytes(values: dict[str, object]) -> bytes:
+    return json.dumps(values, sort_keys=True, default=repr).encode()
+
+
+def _tokenizer_parts(arguments: Any, template: Any) -> Iterator[bytes]:
+    tokenizer = template.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        yield backend.to_str().encode()
+    yield repr((len(tokenizer), getattr(tokenizer, "chat_template", None))).encode()
+    for file in sorted(Path(arguments.model_dir).iterdir()):
+        if file.is_file() and file.suffix not in _WEIGHTS:
+            yield file.name.encode()
+            yield identity(file)
+
+
+def identity(file: Path) -> bytes:
+    """What tells a file from any other: its content, of a very large one size, times and inode."""
+    state = file.stat()
+    if state.st_size > _READ_BYTES:
+        return repr((state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)).encode()
+    digest = _fast_hash()
+    with file.open("rb") as stream:
+        while block := stream.read(4 << 20):
+            digest.update(block)
+    return bytes(digest.digest())
+
+
+def _fast_hash() -> Any:
+    try:
+        import xxhash  # comes with `datasets`; ten times as fast
+    except ImportError:
+        return hashlib.blake2b(digest_size=16)
+    return xxhash.xxh3_128()
+
+
+def own_code() -> list[Path]:
+    """The files of all imported modules that belong neither to Python nor to an installed package."""
+    installed = [Path(path).resolve() for path in sysconfig.get_paths().values()]
+    installed += [
+        Path(path).resolve() for path in sys.path if "site-packages" in path or "dist-packages" in path
+    ]
+    installed.append(Path(__file__).resolve().parents[1])
+    files = {Path(file).resolve() for module in list(sys.modules.values()) if (file := _file_of(module))}
+    return sorted(file for file in files if not any(map(file.is_relative_to, installed)) and file.is_file())
+
+
+def _file_of(module: object) -> str | None:
+    file = getattr(module, "__file__", None)
+    return file if isinstance(file, str) and file.endswith(".py") else None
+
+
+# where they are kept
+
+
+def root() -> Path:
+    """The folder of all entries."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("swift-toolkit") / "rows"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The kept rows of one combination of data and settings.
+
+    Args:
+        path: its folder.
+        size: bytes.
+        used: when a run last began to use it, in seconds since 1970.
+    """
+
+    path: Path
+    size: int
+    used: float
+
+
+def entries() -> list[Entry]:
+    """All entries, the one that was used last first."""
+    found = []
+    with suppress(OSError):
+        for path in root().iterdir():
+            if path.is_dir():
+                with suppress(OSError):  # it is being removed
+                    found.append(Entry(path, _size(path), _lock_of(path).stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def size() -> int:
+    """Bytes of the whole cache."""
+    return sum(entry.size for entry in entries())
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def remove(entry: Entry) -> bool:
+    """Remove an entry unless a run is using it. Whether it was removed."""
+    with suppress(OSError), _lock_of(entry.path).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry.path)
+        _lock_of(entry.path).unlink()
+        return True
+    return False
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+SKIPPED = "skipped.jsonl"
+"""The file of an entry that says why rows were skipped when they were encoded."""
+
+
+class RowKeeper:
+    """The entry that this process uses; it is locked against removal as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._lock: Any = None
+
+    def open(self, arguments: Any, template: Any) -> Path | None:
+        """The folder for the rows of a run; None where they cannot be kept, with the reason in the log."""
+        self.folder = None
+        key = key_of(arguments, template)
+        if key is None:
+            return None
+        folder = root() / key
+        try:
+            if not folder.is_dir():
+                if _missing_bytes(arguments):
+                    print(f"rows are not kept: the disk of {root()} is too full for them", flush=True)
+                    return None
+                _shrink()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._hold(folder)
+        except OSError as error:
+            print(f"rows are not kept: {error}", flush=True)
+            return None
+        self.folder = folder
+        return folder
+
+    def _hold(self, folder: Path) -> None:
+        self._lock = _lock_of(folder).open("a")
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        os.utime(self._lock.fileno())
+        folder.mkdir(exist_ok=True)  # it may have been removed before it was locked
+
+    def drop(self) -> None:
+        """Remove what this process keeps, which the disk has no room for."""
+        folder, self.folder = self.folder, None
+        with suppress(OSError):  # another run uses it, too
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder or "")
+
+    def note_skipped(self, lost: Path) -> None:
+        """Keep why rows were skipped, or say again why they were when they were encoded.
+
+        Args:
+            lost: a file with one reason a line, as JSON; empty or missing if no row was encoded by this run.
+        """
+        if self.folder is None:
+            return
+        kept, new = self.folder / SKIPPED, lost.read_bytes() if lost.exists() else b""
+        with suppress(OSError):
+            if new:
+                kept.write_bytes(new)
+            elif kept.exists():
+                lost.write_bytes(kept.read_bytes())
+
+
+def _missing_bytes(arguments: Any) -> int:
+    """Bytes that are missing on the disk for an entry of these data."""
+    size = sum(file.stat().st_size for file in data_files(_entries(arguments)) or ())
+    root().mkdir(parents=True, exist_ok=True)
+    return max(0, COPIES * size + SPARE_BYTES - shutil.disk_usage(root()).free)
+
+
+def _shrink() -> None:
+    """Remove the entries beyond `MOST_BYTES`."""
+    total = 0
+    for entry in entries():
+        total += entry.size
+        if total > MOST_BYTES and time.time() - entry.used > 60:
+            remove(entry)
