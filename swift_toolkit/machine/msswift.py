@@ -6,7 +6,9 @@ import contextlib
 import copy
 import errno
 import functools
+import gc
 import importlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -203,6 +205,27 @@ def _public() -> Any:
     return _module("swift.llm", "swift")
 
 
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import ms-swift without what takes a quarter of the time: the garbage collector visits all objects made so far
+    again and again, none of which is garbage, and several libraries read the metadata of all installed packages.
+    """
+    if "swift" in sys.modules:
+        yield
+        return
+    read, collects = importlib.metadata.packages_distributions, gc.isenabled()
+    read_once = functools.cache(read)
+    importlib.metadata.packages_distributions = lambda: dict(read_once())
+    gc.disable()
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = read
+        gc.freeze()  # modules stay: later collections need not visit them
+        if collects:
+            gc.enable()
+
+
 # ------------------------------------------------------------------------------------------ names that changed
 
 
@@ -250,6 +273,7 @@ _UNTRUSTED = (
 )
 
 
+@_importing()
 def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x. Until ms-swift 4.0 the
     first came with ``get_model_tokenizer``, and the second took the type before the processor.
@@ -306,6 +330,7 @@ def template_facts(template: Any) -> TemplateFacts:
     )
 
 
+@_importing()
 def inference_api() -> SimpleNamespace:
     """What asking a model uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
@@ -316,6 +341,7 @@ def inference_api() -> SimpleNamespace:
     return SimpleNamespace(SwiftInfer=pipeline.SwiftInfer, **{name: getattr(public, name) for name in names})
 
 
+@_importing()
 def serving_api() -> SimpleNamespace:
     """What serving uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
@@ -330,6 +356,7 @@ def serving_api() -> SimpleNamespace:
     )
 
 
+@_importing()
 def export_function() -> Callable[[list[str]], Any]:
     """ms-swift's ``export_main``."""
     refuse_remote_code()
@@ -410,6 +437,7 @@ _MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rl
 """Command -> the function that carries it out; the second name of it is until ms-swift 4.0."""
 
 
+@_importing()
 def train_function(command: str, arguments: list[str]) -> Any:
     """ms-swift's function that trains: the one of ``command``, sft, pt or rlhf."""
     if "--tuner_backend=unsloth" in arguments:

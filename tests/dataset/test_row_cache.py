@@ -123,7 +123,7 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
         "another learning rate": {"arguments": data("--learning_rate=0.5", "--dataset_num_proc=2")},
         "another file": {"arguments": [*data(file="other.jsonl"), COLUMNS]},
         "a changed row": {
-            "write": {"../rows.jsonl": changed(a="It is A short answer 1.")},
+            "write": {"../rows.jsonl": changed(a="No.")},
             "arguments": data(),
         },
         "the rows as before": {"write": {"../rows.jsonl": lines(ROWS)}, "arguments": data()},

@@ -16,6 +16,8 @@ import json, sys
 from swift_toolkit.machine import msswift
 
 msswift.inference_api()
+import gc, importlib.metadata
+collects, frozen = gc.isenabled(), gc.get_freeze_count()
 before = [name for name in ("scipy.optimize", "torch._inductor.compile_fx") if name in sys.modules]
 
 import inspect
@@ -37,6 +39,7 @@ weights = torch.arange(-32.0, 32.0).reshape(1, 64)
 packed, state = bitsandbytes.functional.quantize_4bit(weights, blocksize=64, quant_type="nf4")
 away = (bitsandbytes.functional.dequantize_4bit(packed, state) - weights).abs().max().item()
 print(json.dumps({
+    "collects": collects, "frozen": frozen, "read": importlib.metadata.packages_distributions.__name__,
     "before": before, "same": said == real, "matcher": inspect.isclass(HungarianMatcher), "away": away,
     "detectors": len([name for name in loss_utils.LOSS_MAPPING if "Detection" in name]),
 }))
@@ -50,5 +53,6 @@ def test_spared_imports_come_when_they_are_used() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["before"] == []
+    assert found["collects"] and found["frozen"] > 100_000 and found["read"] == "packages_distributions"
     assert found["same"] and found["matcher"] and found["detectors"] > 4
     assert found["away"] < 6
