@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.machine.files import whole_file
+
 FORMAT = "1"
 """Part of every key; to be raised when this toolkit changes what rows become."""
 
@@ -288,10 +290,9 @@ class RowKeeper:
             return
         kept, new = self.folder / SKIPPED, lost.read_bytes() if lost.exists() else b""
         with suppress(OSError):
-            if new:
-                kept.write_bytes(new)
-            elif kept.exists():
-                lost.write_bytes(kept.read_bytes())
+            if new or kept.exists():
+                with whole_file(kept if new else lost) as out:
+                    out.write(new or kept.read_bytes())
 
 
 def _missing_bytes(arguments: Any) -> int:
