@@ -18,7 +18,7 @@ from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.machine.device import Device
 from swift_toolkit.machine.msswift import trust
-from swift_toolkit.model import layers, size
+from swift_toolkit.model import layers, quantized, size
 from swift_toolkit.model.checkpoints.code import code_in, code_phrase
 from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training import preflight
@@ -63,7 +63,11 @@ class TrainingPlan:
     @cached_property
     def shape(self) -> ModelShape | None:
         """The sizes of the model; None if unknown."""
-        return size.find_shape(str(self.config.get("model")))
+        model = str(self.config.get("model"))
+        shape, stored = size.find_shape(model), quantized.stored(model)
+        if shape and stored and quantized.is_unpacked(stored, self.device):
+            return replace(shape, bits=16)
+        return shape
 
     @cached_property
     def rows(self) -> Rows:

@@ -90,7 +90,18 @@ def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
         yield config.problem(name, f'names the directory "{model}", which does not exist', do)
         return
     where = config.problem(name, "")
+    if name == "reward_model" and (root := adapter_root(path)) is not None:
+        yield config.problem(
+            name, f'names the adapter "{model}", and ms-swift takes a whole model', _merge(root)
+        )
+        return
     yield from model_files.model_problems(path, where.key, where.file, where.line)
+
+
+def _merge(adapter: Path) -> str:
+    merged = adapter.with_name(f"{adapter.name}-merged")
+    command = f"swift export --adapters {adapter} --merge_lora true --output_dir {merged}"
+    return f'Merge it with "{command}", and name "{merged}".'
 
 
 def _plugins(config: Config) -> Iterator[Problem]:

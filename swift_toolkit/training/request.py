@@ -13,7 +13,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset import copies
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import Device, find_device
-from swift_toolkit.model import templates
+from swift_toolkit.model import quantized, templates
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.training import preflight
 from swift_toolkit.training.batches import batch, defaults
@@ -89,6 +89,8 @@ def check_request(request: TrainingRequest) -> Facts:
         defaults.fill_for_task(config, world_size)
     problems += batch.batch_problems(config, world_size)
     problems += requirements.generations(config, world_size)
+    problems += quantized.quantization_problems(config, device)
+    config.warnings += quantized.warnings(config, device)
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
     problems += _row_problems(request, config, data)

@@ -292,6 +292,8 @@ def _tuner(work: Work, name: str, value: Any) -> Values | None:
     if as_table_key(value) != "qlora":
         return None
     settings: Values = {"train_type": "lora"}
+    if _is_stored(work):  # LoRA on weights that are quantised already
+        return settings
     if not {"quant_method", "load_in_4bit", "load_in_8bit"} & work.given.keys():
         settings["quant_method"] = "bnb"
     if not {"quant_bits", "quantization_bit", "load_in_4bit", "load_in_8bit"} & work.given.keys():
@@ -299,9 +301,22 @@ def _tuner(work: Work, name: str, value: Any) -> Values | None:
     return settings
 
 
+_STORED = ("gptq", "awq", "aqlm")
+"""Methods by which a model is stored; ms-swift finds them, and the bits, in its config.json."""
+
+
+def _is_stored(work: Work) -> bool:
+    return as_table_key(work.given.get("quant_method")) in _STORED
+
+
+def _quant_bits(work: Work, name: str, value: Any) -> Values | None:
+    """Of a model that is stored quantised its own; 0 meant none."""
+    return {} if as_table_key(value) == "0" or _is_stored(work) else {"quant_bits": value}
+
+
 def _quantization_bit(work: Work, name: str, value: Any) -> Values | None:
     """ms-swift 2 chose the method by the number of bits where none was named."""
-    if as_table_key(value) == "0":
+    if as_table_key(value) == "0" or _is_stored(work):
         return {}
     if "quant_method" in work.given or as_table_key(work.given.get("sft_type")) == "qlora":
         return {"quant_bits": value}
@@ -471,6 +486,7 @@ RULES: dict[str, Callable[[Work, str, Any], Values | None]] = {
     "template": _template,
     "tuner": _tuner,
     "quantization_bit": _quantization_bit,
+    "quant_bits": _quant_bits,
     "train_data": _train_data,
     "val_data": _val_data,
     "freeze_parameters": _freeze_parameters,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.shape import Stack
 from swift_toolkit.training.memory.run import MemoryRun
 
@@ -97,14 +98,25 @@ def _bits(run: MemoryRun) -> float:
     return run.shape.bits if run.shape.bits < 16 else 8 * run.width
 
 
+def _fused_experts(run: MemoryRun) -> int:
+    """Weights of experts that bitsandbytes leaves as they are: transformers 5 holds those of a layer in one tensor,
+    which is no linear layer."""
+    fused = run.value("quant_method") == "bnb" and installed().transformers_version.startswith("5")
+    if not (fused and run.value("quant_bits") and run.shape.experts and run.tuner != "full"):
+        return 0
+    text = run.shape.text
+    return run.shape.experts + text.layers * text.matrices * text.hidden * text.inner
+
+
 def weight_bytes(run: MemoryRun) -> tuple[int, int]:
     """Bytes of the model's weights, and of their quantisation constants.
 
     All libraries quantise linear layers only, not the embeddings and the output layer.
     """
     bits, shape = _bits(run), run.shape
-    linear = shape.parameters - shape.embeddings
-    plain = shape.embeddings * run.width
+    left = shape.embeddings + _fused_experts(run)
+    linear = shape.parameters - left
+    plain = left * run.width
     return int(plain + linear * min(bits, int(bits)) / 8), int(linear * (bits - int(bits)) / 8)
 
 
