@@ -509,6 +509,19 @@ def encode_through(dataset: Callable[..., Any], row: Callable[..., Any]) -> None
     sft._encode_dataset, encode.preprocess, lazy.__init__ = encoded, preprocessed, lazily
 
 
+def limit_ppo(args: Any) -> None:
+    """Let PPO take ``max_steps`` steps: TRL counts answers (``total_episodes``), and ms-swift has no argument for that.
+    Until ms-swift hands ``max_steps`` on.
+
+    Args:
+        args: ms-swift's own arguments.
+    """
+    if getattr(args, "rlhf_type", None) == "ppo" and args.max_steps > 0:
+        given = args.training_args
+        rows = given.per_device_train_batch_size * given.gradient_accumulation_steps * given.world_size
+        given.total_episodes = args.max_steps * rows
+
+
 def reward_function(name: str, args: Any) -> Any:
     """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one.
 

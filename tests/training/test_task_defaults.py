@@ -82,7 +82,19 @@ def test_a_batch_of_one_embedding_is_refused(tmp_path: Path) -> None:
     assert "there is nothing to compare, and the loss is 0. Use at least 2." in str(caught.value)
 
 
-def test_ppo_counts_answers(tiny_model: Path) -> None:
-    made = tuner("ppo", dataset="data/grpo.jsonl", reward_model=str(tiny_model), max_steps=5)
-    assert str(made.config.settings["total_episodes"].source) == "automatic: max_steps × 16 answers a step"
-    assert (made.config.get("total_episodes"), made.plan.steps) == (80, 5)
+def test_the_steps_of_ppo(tiny_model: Path) -> None:
+    given = {"dataset": "data/grpo.jsonl", "reward_model": str(tiny_model), "per_device_train_batch_size": 4}
+    assert tuner("ppo", **given, max_steps=5).plan.steps == 5
+    rows = len(Path("data/grpo.jsonl").read_text().splitlines())
+    assert tuner("ppo", **given, num_train_epochs=2).plan.steps == -(-2 * rows // 16)
+
+
+def test_an_adapter_is_no_reward_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "m/m"}))
+    with pytest.raises(RequestError) as caught:
+        tuner("ppo", dataset="data/grpo.jsonl", reward_model=str(tmp_path))
+    command = f"swift export --adapters {tmp_path} --merge_lora true --output_dir {tmp_path}-merged"
+    assert (
+        f'names the adapter "{tmp_path}", and ms-swift takes a whole model. Merge it with "{command}"'
+        in str(caught.value)
+    )

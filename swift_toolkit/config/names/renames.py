@@ -287,8 +287,28 @@ def _template(work: Work, name: str, value: Any) -> Values | None:
     return {"template": spelled[LINES.index(work.line)] if spelled else value}
 
 
+_LORA: Values = {"train_type": "lora"}
+_LORA_PLUS = {**_LORA, "lorap_lr_ratio": 16}
+_TUNERS: dict[str, Values] = {
+    "dora": {**_LORA, "use_dora": True},
+    "qdora": {**_LORA, "use_dora": True, "quant_method": "bnb", "quant_bits": 4},
+    "rslora": {**_LORA, "use_rslora": True},
+    "rs-lora": {**_LORA, "use_rslora": True},
+    "pissa": {**_LORA, "init_weights": "pissa"},
+    "olora": {**_LORA, "init_weights": "olora"},
+    "lora-ga": {**_LORA, "init_weights": "lora-ga"},
+    **dict.fromkeys(("lora+", "loraplus", "lora_plus"), _LORA_PLUS),
+    "galore": {"train_type": "full", "use_galore": True},
+    "lisa": {"train_type": "full", "lisa_activated_layers": 2},
+}
+"""Ways to train by the names people use for them: what ms-swift calls them. The ratio of LoRA+ is its paper's (Hayou et
+al. 2024, section 4), the layers of LISA its paper's (Pan et al. 2024, table 2)."""
+
+
 def _tuner(work: Work, name: str, value: Any) -> Values | None:
     """QLoRA is LoRA on weights quantised by bitsandbytes, to four bits if nothing else is said."""
+    if (known := _TUNERS.get(as_table_key(value))) is not None:
+        return dict(known)
     if as_table_key(value) != "qlora":
         return None
     settings: Values = {"train_type": "lora"}

@@ -75,6 +75,9 @@ def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
         "positive": rules.task.rows == "documents",
         "negative": rules.task.rows == "documents",
         "label": rules.task.has_label,
+        **dict.fromkeys(
+            "questions kinds options target question criteria".split(), rules.task.rows == "decision"
+        ),
     }
     wanted = [name for name in OTHER_COLUMNS if ours.get(name.partition("_")[0], True)]
     used = set(layout.rename.values()) - set(layout.unused)

@@ -32,6 +32,7 @@ OTHER_COLUMNS = (
     *(f"{sort}_{name}" for sort in ("rejected", "positive", "negative") for name in ("messages", *MEDIA)),
     "rejected_response", "rejected_tools", "rejected_objects", "label", "channel", "margin", "tools",
     "objects", "history", "solution", "teacher_prompt", "teacher_images", "chat_template_kwargs",
+    "questions", "kinds", "options", "target_probs", "question_ids", "criteria",
 )  # fmt: skip
 """What ms-swift keeps by its own name (`RowPreprocessor.standard_keys`), and history and solution."""
 

@@ -90,24 +90,16 @@ def batch_problems(config: Config, world: int) -> Iterator[Problem]:
 
 def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
     """Optimiser steps of the run, None if the number of rows is not known."""
-    if config.task.name == "ppo":
-        return _episode_steps(config, batch, rows)
     if (steps := config.value("max_steps")) > 0:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
     epochs: float = config.get("max_epochs") or config.value("num_train_epochs")
+    if config.task.name == "ppo":  # as TRL counts, whole batches of answers
+        return math.ceil(int(epochs * rows) / batch.effective)
     if config.task.batch_of == "answers":
         return math.ceil(epochs * _answer_steps(config, batch, rows))
     return batch.steps(rows, epochs)
-
-
-def _episode_steps(config: Config, batch: Batch, prompts: int | None) -> int | None:
-    """Updates of PPO: TRL counts answers (``total_episodes``), and takes no notice of ``max_steps``."""
-    episodes = config.get("total_episodes")
-    if not episodes and prompts is not None:
-        episodes = int(config.value("num_train_epochs") * prompts)
-    return math.ceil(episodes / batch.effective) if episodes else None
 
 
 def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:

@@ -37,7 +37,6 @@ def fill_for_task(config: Config, world: int) -> None:
     _fill_answers(config, world)
     _fill_classes(config)
     _fill_embedding(config)
-    _fill_episodes(config, world)
 
 
 def _fill_answers(config: Config, world: int) -> None:
@@ -81,17 +80,6 @@ def _fill_embedding(config: Config) -> None:
     if _is_infonce(config) and config.effective_batch is None:
         reason = "the rows of a batch are compared with one another"
         config.fill("per_device_train_batch_size", EMBEDDING_ROWS, reason)
-
-
-def _fill_episodes(config: Config, world: int) -> None:
-    """PPO: TRL counts answers and takes no notice of ``max_steps``."""
-    if config.task.name != "ppo" or config.get("total_episodes"):
-        return
-    steps, rows = config.value("max_steps"), config.value("per_device_train_batch_size") * world
-    if steps > 0:
-        accumulation = config.get("gradient_accumulation_steps") or max(1, math.ceil(16 / rows))
-        reason = f"max_steps × {rows * accumulation} answers a step"
-        config.fill("total_episodes", int(steps) * rows * accumulation, reason)
 
 
 def batch_of_one(config: Config, report: DataReport, world: int) -> Iterator[Problem]:

@@ -58,6 +58,7 @@ def try_rewards(report: Callable[[RunEvent], None], order: events.AuditOrder) ->
     """Run the reward functions on a few rows before the model is loaded, and report their scores."""
 
     def look(args: Any, _: Callable[[], Any]) -> None:
+        msswift.limit_ppo(args)
         names = getattr(args, "reward_funcs", None) or []
         rows = list(islice(_rows(order), ROWS)) if names else []
         for name in names if rows else ():
