@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,27 @@ import pytest
 from finetune_trainer import FineTuner
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.tasks import TASKS
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.problems import RequestError
 
 CONFIGS = [
     "pt", "dpo", "orpo", "simpo", "cpo", "kto", "rm", "grpo", "gkd", "seq_cls", "seq_cls_multi", "seq_cls_regression",
     "embedding", "reranker", "generative_reranker",
 ]  # fmt: skip
-WITHOUT_CONFIG = {
+if installed().line == "v4":
+    CONFIGS.append("decision")
+OF_ITS_OWN = {
     "sft": "configs/quickstart.json",
-    "ppo": "needs a reward model",
-    "decision": "ms-swift 4.6 alone",
+    "ppo": "configs/ppo.json",
+    "decision": "configs/decision.json",
 }
 
 
 def test_every_task_has_a_config_or_a_reason_and_a_row_in_the_docs() -> None:
     tasks = {load_config(f"configs/{name}.json").task.name for name in CONFIGS}
-    assert tasks | WITHOUT_CONFIG.keys() == TASKS.keys()
+    assert tasks | OF_ITS_OWN.keys() == TASKS.keys()
     docs = Path("docs/tasks.md").read_text(encoding="utf-8")
-    for name in TASKS.keys() - {"decision"}:
+    for name in TASKS:
         assert f"| `{name}` |" in docs
     for name in CONFIGS:
         assert f"`configs/{name}.json`" in docs
@@ -68,15 +72,16 @@ def test_a_task_that_contradicts_a_setting_or_does_not_exist_is_an_error(tmp_pat
     assert '"task" is ["dpo"]. Use one of sft, pt, dpo' in str(caught.value)
 
 
+def tiny(model: Path, output: Path) -> dict[str, str]:
+    return {"model": str(model), "model_type": "llama", "template": "chatml", "output_dir": str(output)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_shipped_config_trains_and_learns(name: str, tiny_model: Path, tmp_path: Path) -> None:
-    small = {
-        "model": str(tiny_model),
-        "model_type": "llama",
-        "template": "chatml",
-        "output_dir": str(tmp_path),
-    }
+    small = tiny(tiny_model, tmp_path)
+    if name == "decision":
+        small |= dict.fromkeys(("model_type", "template"), "generic_decision")
     more: dict[str, Any] = {
         "max_steps": 8,
         "save_steps": 8,
@@ -94,3 +99,57 @@ def test_the_shipped_config_trains_and_learns(name: str, tiny_model: Path, tmp_p
     assert max(log["grad_norm"] for log in logs) > 0 or name == "grpo"  # random weights find no sum
     if name not in ("grpo", "gkd"):
         assert min(losses[2:]) < sum(losses[:2]) / 2, losses
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_a_reward_model(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = FineTuner(
+        "configs/rm.json", **tiny(tiny_model, tmp_path / "rm"), train_type="full", lora_rank=None, lora_alpha=None,
+        max_steps=2, save_steps=2,
+    ).run_training()  # fmt: skip
+    given = tiny(tiny_model, tmp_path / "ppo") | {"reward_model": str(judge.last_checkpoint)}
+    tuner = FineTuner("configs/ppo.json", **given, max_steps=2, save_steps=2)
+    assert tuner.plan.steps == 2
+    result = tuner.run_training()
+    assert (result.status, result.steps) == ("done", 2)
+    assert result.last_checkpoint is not None and (result.last_checkpoint / "adapter_config.json").exists()
+    assert "objective/scores" in result.metrics
+    assert re.search(r"step 2/2 · score -?\d+\.\d{3} · lr", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_reward_function_that_fails_stops_the_run_before_its_model_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    source = Path("configs/rewards/solution.py").read_text(encoding="utf-8")
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        source.replace("numbers = [", 'raise ValueError("no numbers here")\n        numbers = [')
+    )
+    given = tiny(tiny_model, tmp_path / "out") | {"external_plugins": str(broken)}
+    with pytest.raises(RequestError) as caught:
+        FineTuner("configs/grpo.json", **given, max_steps=1).run_training()
+    assert str(caught.value) == (
+        '"reward_funcs" "solution" fails on the first 8 rows (data/grpo.jsonl:1 ff.): ValueError: no numbers here. '
+        "Correct the function, or the columns that it reads; train.log holds the traceback."
+    )
+    (log,) = (tmp_path / "out").glob("*/train.log")
+    assert "model_parameter_info" not in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_that_would_learn_nothing_stops_before_its_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = [{"role": "user", "content": "why " * 300}, {"role": "assistant", "content": "Because."}]
+    rows = tmp_path / "a.jsonl"
+    rows.write_text("".join(json.dumps({"messages": talk, "n": n}) + "\n" for n in range(8)))
+    given = tiny(tiny_model, tmp_path / "out") | {"dataset": str(rows), "train_type": "lora"}
+    with pytest.raises(RequestError) as caught:
+        FineTuner(given, max_length=100, truncation_strategy="right", max_steps=1).run_training()
+    assert str(caught.value) == (
+        "none of 8 rows has a token to learn. max_length cuts every answer off: raise it."
+    )
+    assert "(8 of 8 rows looked at)" in capsys.readouterr().err
