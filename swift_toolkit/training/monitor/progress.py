@@ -100,6 +100,7 @@ class TrainingLine(LiveLine):
 
     def _log(self, event: events.Log) -> None:
         logs = event.logs
+        self._step = max(self._step, event.step)  # PPO logs a step before it reports it
         self._words |= measured(logs)
         for name, key, pattern in _OTHERS:
             if key in logs:
