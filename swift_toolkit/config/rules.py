@@ -16,6 +16,7 @@ from swift_toolkit.config.named_files import DEEPSPEED
 from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
+from swift_toolkit.console import secrets
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import BFLOAT16_FACTOR, Device, cpu_computes_bfloat16
 from swift_toolkit.problems import Problem
@@ -91,7 +92,7 @@ SECRETS: dict[str, tuple[str, ...]] = {
     "swanlab_secret": (),
     "swanlab_webhook_url": (),
 }
-"""Arguments that ms-swift would print and save in clear, with the environment variables that replace them."""
+"""Arguments that ms-swift would print and save in plain text, with the environment variables that replace them."""
 
 
 MODULES: dict[tuple[str, str], str] = {  # (argument, value; "*" for any that is not false) -> what it needs
@@ -210,11 +211,26 @@ def secret_advice(name: str) -> str:
 
 
 def _secrets(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
+    yield from secret_problems(config)
+
+
+def secret_problems(config: Config) -> Iterator[Problem]:
+    """Settings that are secrets or hold one."""
+    written = "and ms-swift writes it in plain text to its log and args.json"
     for name in SECRETS:
-        if config.get(name) is None:
-            continue
-        what = "is a secret, and ms-swift writes it in plain text to its log and args.json"
-        yield config.problem(name, what, secret_advice(name) or "Remove it.")
+        if config.get(name) is not None:
+            yield config.problem(name, f"is a secret, {written}", secret_advice(name) or "Remove it.")
+    for name, setting in config.settings.items():
+        for place in secrets.places(setting.value):
+            yield config.problem(name, f"holds a secret {place}, {written}", _advice_for_part(name, place))
+
+
+def _advice_for_part(name: str, place: secrets.Place) -> str:
+    if place.in_url:
+        return "Remove it; ~/.netrc can hold user and password."
+    if name == "model_kwargs":  # ms-swift makes environment variables of them
+        return f"Remove it and set the environment variable {place.key.upper()}."
+    return "Remove it."
 
 
 def _quantisation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from typing import NoReturn
 
 from swift_toolkit.console import screen
+from swift_toolkit.console.secrets import masked
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
 
@@ -177,7 +178,7 @@ def _tell(error: ToolkitError, as_json: bool) -> None:
     problems = error.problems if isinstance(error, RequestError) else []
     if as_json:
         found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
-        text = json.dumps({"problems": found}, ensure_ascii=False)
+        text = masked(json.dumps({"problems": found}, ensure_ascii=False))
         print(text.encode("utf-8", "replace").decode())
     if problems:
         screen.print_problems(problems)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from swift_toolkit.console.secrets import masked
 from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def print_problems(problems: Sequence[Problem]) -> None:
     """One line each on stderr."""
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     for problem in problems:
-        print(f"{red}{visible(str(problem))}{plain}", file=sys.stderr)
+        print(f"{red}{visible(masked(str(problem)))}{plain}", file=sys.stderr)
 
 
 def say(line: str) -> None:
     """One message line on stderr."""
-    print(visible(line), file=sys.stderr, flush=True)
+    print(visible(masked(line)), file=sys.stderr, flush=True)
 
 
 def console_for(file: IO[str]) -> Console:

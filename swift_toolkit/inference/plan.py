@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from swift_toolkit.config.request import read_request
-from swift_toolkit.config.rules import slow_dtype
+from swift_toolkit.config.rules import secret_problems, slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, Side
@@ -286,7 +286,7 @@ def make_plan(
     chat = options.from_line and config.settings.keys().isdisjoint(_DATA)
     questions = _questions(config) if options.from_line else None
     problems += other_ways(config, _OTHER_WAYS, options.from_line)
-    problems += generation_problems(config)
+    problems += [*generation_problems(config), *secret_problems(config)]
     asked = _asked_for(config, checkpoint, options)
     if options.no_thinking:
         config.fill("enable_thinking", False, "--no-thinking")

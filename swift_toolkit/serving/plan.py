@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from swift_toolkit.config.request import read_request
-from swift_toolkit.config.rules import SECRETS, slow_dtype
+from swift_toolkit.config.rules import secret_problems, slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference import plan
 from swift_toolkit.inference.backend import Backend, backend_problems, choose_backend
@@ -336,10 +336,7 @@ def _other_ways(config: Config, options: ServingOptions) -> Iterator[Problem]:
         do = f"Set the environment variable {KEY_VARIABLE}, or use --api-key-file."
         yield config.problem("api_key", "is a secret, and others could read it there", do)
     yield from plan.other_ways(config, _OTHER_WAYS, options.from_line)
-    for name, variables in SECRETS.items():
-        if name in config.settings:
-            do = f"Set the environment variable {' or '.join(variables)}." if variables else "Remove it."
-            yield config.problem(name, "is a secret, and ms-swift writes it in clear to its log", do)
+    yield from secret_problems(config)
 
 
 def _option_problems(options: ServingOptions) -> Iterator[Problem]:

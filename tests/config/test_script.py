@@ -211,6 +211,25 @@ def test_places_are_known_without_running_anything(
     assert settings_of(text, "sub/train.sh")["dataset"] == dataset.format(cwd=Path.cwd())
 
 
+def test_no_line_that_is_skipped_shows_a_secret() -> None:
+    text = """
+export WANDB_API_KEY=0a1b2c3d
+MY_SECRET=sesame
+huggingface-cli login --token first
+wandb login $WANDB_API_KEY
+curl -H "Authorization: Bearer second" https://me:third@host/x
+echo prefix-$MY_SECRET-suffix
+swift sft stray-$MY_SECRET --model a/b --dataset c.jsonl 2> log-$MY_SECRET
+"""
+    said = "\n".join(from_command(text).left_out)
+    assert said.count("***") == 6
+    for secret in ("0a1b2c3d", "sesame", "first", "second", "third"):
+        assert secret not in said
+    with pytest.raises(RequestError) as caught:
+        from_command("MY_TOKEN=fourth\nswift app --model a --api_key $MY_TOKEN")
+    assert "***" in str(caught.value) and "fourth" not in str(caught.value)
+
+
 def test_comments_behind_a_backslash() -> None:
     text = "swift sft \\\n  --model a/b \\ # the base\n  --lora_rank 8 \\  # small\n  --system 'a # b' --tag a\\#b\n"
     assert settings_of(text) == {"model": "a/b", "lora_rank": "8", "system": "a # b", "tag": "a#b"}

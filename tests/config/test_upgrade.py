@@ -167,3 +167,10 @@ def test_secrets_are_not_copied(name: str, tmp_path: Path) -> None:
     path.write_text("model_type: qwen2-7b  # the model\nhub_token: abc123  # mine\ndataset: [a.jsonl]\n")
     upgrade(path, tmp_path / f"from-file-{name}")
     assert "abc123" not in (tmp_path / f"from-file-{name}").read_text()
+
+
+def test_a_secret_within_a_value_is_refused(tmp_path: Path) -> None:
+    old = {"model_type": "qwen2-7b", "dataset": ["a.jsonl"], "model_kwargs": {"token": "abc-123"}}
+    with pytest.raises(RequestError, match='"model_kwargs" holds a secret under "token"'):
+        upgrade(old, tmp_path / "new.yaml")
+    assert not (tmp_path / "new.yaml").exists()

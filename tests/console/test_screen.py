@@ -7,7 +7,7 @@ import io
 import pytest
 
 from swift_toolkit.console import screen
-from swift_toolkit.inference.screen import print_answers
+from swift_toolkit.inference.screen import AnswerBlock, print_answers
 from swift_toolkit.problems import Problem
 
 EVIL = "a\x1b]52;c;aGk=\x07b\x1b[2Jc\x9b2Jd\re\u202ef"
@@ -29,6 +29,7 @@ def test_no_message_holds_control_characters(capsys: pytest.CaptureFixture[str])
 
 def test_no_answer_holds_control_characters() -> None:
     shown = io.StringIO()
-    failed = {"id": "2", "question": "q", "answer": None, "error": EVIL}
-    print_answers([{"id": EVIL, "question": EVIL, "answer": EVIL}, failed], shown)
+    print_answers(
+        [AnswerBlock(EVIL, EVIL, {"": EVIL}), AnswerBlock("2", "q", {"": f"failed: {EVIL}"})], shown
+    )
     assert shown.getvalue().count(SHOWN) == 4 and "\x1b" not in shown.getvalue()

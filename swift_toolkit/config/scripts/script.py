@@ -26,6 +26,7 @@ from swift_toolkit.config.file import Values, read_small
 from swift_toolkit.config.names import translate
 from swift_toolkit.config.scripts import shell
 from swift_toolkit.config.scripts.shell import Script, Statement
+from swift_toolkit.console import secrets
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import COMMANDS, Command
 from swift_toolkit.problems import Problem, RequestError
@@ -149,7 +150,7 @@ def _for_the_installed(command: SwiftCommand) -> str:
         items = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(one if isinstance(one, str) else json.dumps(one) for one in items)]
     lost = "".join(f" {name} {text}." for name, text in done.warnings)
-    return f"With ms-swift {install.version}: {shlex.join(words)}{lost and f' ({lost.strip()})'}"
+    return f"With ms-swift {install.version}: {shlex.join(secrets.masked_words(words))}{lost and f' ({lost.strip()})'}"
 
 
 def _is_swift(statement: Statement) -> bool:
@@ -202,6 +203,7 @@ def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftComma
         if env.get("USE_HF", "").lower() in ("1", "true"):
             fixed["use_hf"] = "true"
         notes = [*statement.notes, *launched.notes, *(f"{text} belongs to no setting" for text in stray)]
+        notes = [statement.without_secrets(note) for note in notes]
         shared = _one_process(command, env)
         return SwiftCommand(command, env | shared.env, fixed | values, notes, shared.notes)
     return None

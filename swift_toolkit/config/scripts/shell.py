@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swift_toolkit.console import secrets
 from swift_toolkit.console.command_line import LONG_DASH, long_dash
 from swift_toolkit.problems import Problem
 
@@ -57,6 +58,8 @@ _CD_PWD = re.compile(
     rf"\$\(\s*cd\s+\"?(?P<where>{_DIRNAME.pattern})(?P<below>[^\"&;]*)\"?\s*(?:>\s*/dev/null\s*)?(?:&&|;)\s*pwd(?:\s+-\w)?\s*\)"
 )
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSW", re.IGNORECASE)
+LEAST_SECRET = 6
+"""Characters; shorter values of variables such as ``MAX_TOKENS=2048`` are shown."""
 _DECLARES = {"export", "env", "declare", "local", "readonly", "typeset"}
 _FOR_OTHER_SHELLS = (
     (re.compile(r"(?m)(?<=[ \t])\^[ \t\r]*$"), '"^" continues lines in cmd.exe'),
@@ -67,16 +70,26 @@ _TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
 
 @dataclass
 class Statement:
-    """One simple command of a script: where it begins, the variables set for it alone, its words."""
+    """One simple command of a script: where it begins, the variables set for it alone, its words.
+
+    ``str`` shows it without secrets; ``secrets`` are those that the script assigns to variables.
+    """
 
     line: int = 0
     env: dict[str, str] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    secrets: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        text = " ".join(self.words)
+        text = self.without_secrets(" ".join(secrets.masked_words(self.words)))
         return text if len(text) <= 60 else f"{text[:57]}..."
+
+    def without_secrets(self, text: str) -> str:
+        """``text`` as it may be shown."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, secrets.HIDDEN)
+        return secrets.masked(text)
 
 
 def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
@@ -120,7 +133,8 @@ class Script:
         self.variables: dict[str, str] = {"PWD": str(Path.cwd())}
         self.arrays: dict[str, list[str]] = {}
         self.exported: dict[str, str] = {}
-        self._statement = Statement()
+        self._secrets: set[str] = set()
+        self._statement = Statement(secrets=self._secrets)
 
     def statements(self) -> Iterator[Statement]:
         """The simple commands in order, those that run nothing included."""
@@ -139,7 +153,7 @@ class Script:
             elif token["end"]:
                 self._assign()
                 yield self._statement
-                self._statement = Statement()
+                self._statement = Statement(secrets=self._secrets)
 
     def _keep_array(self, name: str, adds: bool, items: str) -> None:
         outside, self._statement = self._statement, Statement()
@@ -157,7 +171,10 @@ class Script:
         if assignment and all(one in _DECLARES or one[0] == "-" for one in self._statement.words):
             name, adds, value = assignment.groups()
             before = self.variables.get(name, "") if adds else ""
-            self._statement.env[name] = before + "".join(self._pieces(value))
+            text = before + "".join(self._pieces(value))
+            self._statement.env[name] = text
+            if _SECRET.search(name) and len(text) >= LEAST_SECRET:
+                self._secrets.add(text)
         elif (array := _ARRAY.fullmatch(word)) and array["name"] in self.arrays:
             self._statement.words += self.arrays[array["name"]]
         elif _VARIABLE.fullmatch(word):  # not quoted: the shell makes words of what is in it

@@ -18,6 +18,7 @@ from swift_toolkit.config.names import translate
 from swift_toolkit.config.rules import SECRETS, secret_advice
 from swift_toolkit.config.settings import OWN_KEYS
 from swift_toolkit.config.values import typed_value
+from swift_toolkit.console import secrets
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.files import whole_text
 from swift_toolkit.machine.msswift import Command
@@ -81,6 +82,10 @@ def _translated(settings: Mapping[str, object], file: str | None) -> translate.T
         del done.values[name], done.origin[name]
         done.warnings.append((name, f"is a secret and skipped. {secret_advice(name)}".rstrip()))
     for name, value in done.values.items():
+        problems += [
+            Problem(f"holds a secret {place}", "Remove it first.", name, file)
+            for place in secrets.places(value)
+        ]
         try:
             typed = typed_value(fields[name], value) if isinstance(value, str) else value
             done.values[name] = value if typed == [value] else typed

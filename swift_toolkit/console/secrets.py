@@ -1,0 +1,96 @@
+"""Secrets in what users give: where they stand, and texts without them.
+
+They are known by the name that they stand under, such as ``HF_TOKEN`` or ``api-key``, or by their form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+HIDDEN = "***"
+"""What is shown in place of a secret."""
+
+NAME = re.compile(
+    r"(?:^|[_.-])(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credentials?|auth(?:orization)?)$",
+    re.IGNORECASE,
+)
+"""How the name of a key, a variable or an option with a secret ends."""
+
+_VALUE = re.compile(r"(?=.*[A-Za-z])[\w.\-+/=:~]{6,}")  # not a number, not a special token such as <|im_end|>
+_FORMS = r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{20,}|AKIA[0-9A-Z]{16}"
+_KNOWN = re.compile(rf"\b(?:{_FORMS})\b")
+_HEXADECIMAL = re.compile(r"\b[0-9a-f]{32,}\b")
+_IN_URL = re.compile(
+    r"""(?P<user>\b[a-z][a-z0-9+.-]*://[^\s/@:'"]*:)[^\s/@'"]+(?=@)
+    |(?P<name>[?&](?:[\w-]*token|api_?key|password|sig|signature|x-amz-signature|x-amz-credential)=)[^\s&'"]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEADER = re.compile(r"(authorization:\s*(?:(?:basic|bearer|token)\s+)?)[^\s'\"]+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the value of a setting a secret stands: in a URL, or under ``key``."""
+
+    key: str
+    in_url: bool = False
+
+    def __str__(self) -> str:
+        return "in a URL" if self.in_url else f'under "{self.key}"'
+
+
+def places(value: object, key: str = "") -> Iterator[Place]:
+    """Where in the value of a setting secrets stand.
+
+    Args:
+        value: of a setting; a text that holds a JSON object is searched too.
+        key: what the value stands under, if it is part of another one.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = _object(value)
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from places(inner, str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from places(inner, key)
+    elif isinstance(value, str):
+        named = NAME.search(key) is not None and _VALUE.fullmatch(value) is not None
+        if named or (key and _KNOWN.search(value)):
+            yield Place(key)
+        elif _IN_URL.search(value):
+            yield Place(key, in_url=True)
+
+
+def _object(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def masked(text: str) -> str:
+    """``text`` without the secrets that are known by their form."""
+    text = _IN_URL.sub(lambda found: f"{found['user'] or found['name']}{HIDDEN}", text)
+    return _KNOWN.sub(HIDDEN, _HEADER.sub(rf"\1{HIDDEN}", text))
+
+
+def masked_words(words: Sequence[str]) -> list[str]:
+    """The words of a command without secrets: values of options and variables of that name, and what follows
+    ``login``.
+    """
+    shown: list[str] = []
+    hides = False
+    for word in words:
+        if hides and not word.startswith("-"):
+            shown.append(HIDDEN)
+            hides = False
+            continue
+        name, equals, _ = word.partition("=")
+        is_secret = NAME.search(name.lstrip("-")) is not None
+        hides = hides or word == "login" or (is_secret and word.startswith("-") and not equals)
+        shown.append(f"{name}={HIDDEN}" if is_secret and equals else _HEXADECIMAL.sub(HIDDEN, masked(word)))
+    return shown
