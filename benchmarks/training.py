@@ -5,7 +5,10 @@
     python benchmarks/training.py checks        # help, a misspelled key, a dry run; a minute
     python benchmarks/training.py training      # whole training processes
     python benchmarks/training.py mixed         # steps on rows of mixed length; about 10 minutes
+    python benchmarks/training.py mixed --only ours --runs 1 --times t.json   # one side at a time; the last prints all
+    python benchmarks/training.py equal         # the same on rows of equal length
     python benchmarks/training.py start         # what the three kinds of workers import; some minutes
+    python benchmarks/training.py known         # to the end of one step on 20,000 rows, new and known, and on 16
     python benchmarks/training.py shares        # padding and waiting, simulated on 1 and 8 devices; seconds
 
 Both sides run in turn, so that a machine that changes its speed changes both. Quoted are medians of wall clock, and
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import statistics
@@ -25,13 +29,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swift_toolkit.training.batches.batch import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 TRAINER = [sys.executable, str(ROOT / "finetune_trainer.py")]
 RAW = [str(Path(sys.executable).with_name("swift")), "sft"]
+SIDES = ("raw", "raw-at-ours", "ours")
+"""Raw ms-swift at its own 1 × 16, raw in micro-batches of our size, and ours."""
+
+PARTS = ("checks", "training", "mixed", "equal", "start", "known", "shares")
 CONFIG = str(ROOT / "configs/quickstart.json")
 
 
@@ -39,11 +50,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=list(PARTS), help="default: all")
+    parser.add_argument("part", nargs="?", choices=PARTS, help="default: all")
+    parser.add_argument("--only", choices=SIDES, help="with mixed and equal: one side, with --times")
+    parser.add_argument(
+        "--times", type=Path, help="with mixed and equal: a file that gathers the times of all sides"
+    )
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each side (default 3)")
     options = parser.parse_args()
     for part in [options.part] if options.part else PARTS:
-        PARTS[part](options.runs)
+        if part in ("mixed", "equal"):
+            steps(part, options.runs, [options.only] if options.only else list(SIDES), options.times)
+        else:
+            SIMPLE[part](options.runs)
 
 
 def seconds(command: list[str], status: int) -> float:
@@ -121,44 +139,68 @@ def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, run
 # --- rows of mixed length -----------------------------------------------------------------------------------
 
 
-def mixed(runs: int) -> None:
-    """The steps of 48 chats, 16 a step: raw at its default, raw at our micro-batch, and ours."""
+def steps(part: str, runs: int, sides: list[str], times: Path | None) -> None:
+    """The steps of 48 chats, 16 a step: raw at its default, raw at our micro-batch, and ours.
+
+    Args:
+        part: "mixed" or "equal" lengths.
+        runs: of each side.
+        sides: those that are run now.
+        times: a file with what was measured before, to which this is added.
+    """
     from finetune_trainer import FineTuner
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "chats.jsonl"
+        sizes = lengths("chats", 48) if part == "mixed" else [168] * 48
+        data.write_text("".join(map(chat, sizes)), encoding="utf-8")
+        ours = {"model": "builtin/SmolLM2-135M-Instruct", "train_type": "lora", **common(data)}
+        batch = FineTuner(ours).plan.batch
+        found = json.loads(times.read_text()) if times and times.exists() else {}
+        for number in range(runs):
+            for side in sides:
+                output = Path(folder) / f"{side}-{number}"
+                command = [*TRAINER, *flags(ours)] if side == "ours" else raw_steps(side, data, batch)
+                seconds([*command, "--output_dir", str(output)], 0)
+                found.setdefault(side, []).append([step_seconds(output), losses(output)])
+    if times:
+        times.write_text(json.dumps(found))
+    print(
+        f"\n48 chats of {part} length in 3 steps of 16, ours {batch.rows} × {batch.accumulation}, the steps alone"
+    )
+    show_steps(found)
+
+
+def common(data: Path) -> dict[str, Any]:
+    """Settings of all sides."""
+    settings = {"dataset": str(data), "torch_dtype": "float32", "lora_dropout": 0, "max_steps": 3}
+    return settings | {"logging_steps": 1, "save_strategy": "no", "seed": 1}
+
+
+def raw_steps(side: str, data: Path, batch: Batch) -> list[str]:
+    """The command of raw ms-swift, for `raw-at-ours` with our micro-batch."""
     from swift_toolkit.model import builtin
 
     model = str(builtin.materialise("builtin/SmolLM2-135M-Instruct"))
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "chats.jsonl"
-        data.write_text("".join(map(chat, lengths("chats", 48))), encoding="utf-8")
-        common = {"dataset": str(data), "torch_dtype": "float32", "lora_dropout": 0, "max_steps": 3}
-        common |= {"logging_steps": 1, "save_strategy": "no", "seed": 1}
-        ours = {**common, "model": "builtin/SmolLM2-135M-Instruct", "train_type": "lora"}
-        batch = FineTuner(ours).plan.batch
-        raw = {**common, "model": model, "model_type": "llama", "template": "chatml", "tuner_type": "lora"}
-        raw |= {"use_cpu": True, "check_model": False, "gradient_checkpointing": False}
-        micro = {"per_device_train_batch_size": batch.rows, "gradient_accumulation_steps": batch.accumulation}
-        at_ours = f"raw at {batch.rows} × {batch.accumulation}"
-        sides = {"raw at 1 × 16": (RAW, raw), at_ours: (RAW, {**raw, **micro}), "ours": (TRAINER, ours)}
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        found: dict[str, list[float]] = {}
-        for number in range(runs):
-            for name, (command, settings) in sides.items():
-                output = Path(folder) / f"{name}-{number}".replace(" ", "")
-                seconds([*command, *flags({**settings, "output_dir": str(output)})], 0)
-                times[name].append(step_seconds(output))
-                found[name] = losses(output)
-        print(
-            f"\n48 chats of mixed length in 3 steps of 16, ours {batch.rows} × {batch.accumulation}, the steps alone"
-        )
-        for name, each in times.items():
-            report(f"  {name}", each)
-            off = max(
-                abs(one - other) for one, other in zip(found[name], found["raw at 1 × 16"], strict=True)
-            )
-            ratio = statistics.median(
-                mine / raw for mine, raw in zip(each, times["raw at 1 × 16"], strict=True)
-            )
-            print(f"    ratio to raw at 1 × 16: {ratio:.3f}, losses at most {off:.0e} apart", flush=True)
+    raw = {"model": model, "model_type": "llama", "template": "chatml", "tuner_type": "lora", **common(data)}
+    raw |= {"use_cpu": True, "check_model": False, "gradient_checkpointing": False}
+    if side == "raw-at-ours":
+        raw |= {"per_device_train_batch_size": batch.rows, "gradient_accumulation_steps": batch.accumulation}
+    return [*RAW, *flags(raw)]
+
+
+def show_steps(found: dict[str, list[Any]]) -> None:
+    """The times of every side that was run, and for ours the ratios to the others."""
+    for side, each in found.items():
+        report(f"  {side}", [took for took, _ in each])
+        if "raw" in found:
+            pairs = zip(each[-1][1], found["raw"][-1][1], strict=True)
+            print(f"    losses at most {max(abs(one - other) for one, other in pairs):.0e} from raw's")
+    if "ours" in found:
+        mine = statistics.median(took for took, _ in found["ours"])
+        for side in found.keys() - {"ours"}:
+            ratio = mine / statistics.median(took for took, _ in found[side])
+            print(f"  ours / {side}: {ratio:.3f}", flush=True)
 
 
 def chat(tokens: int) -> str:
@@ -242,6 +284,34 @@ def start(runs: int) -> None:
             report(f"  {name}, {what}, ours ({ratio:.2f} of it)", times["ours"])
 
 
+def known(runs: int) -> None:
+    """A whole training of one step on 20,000 rows that are new, on the same rows once they are known, and on 16."""
+    took: dict[str, list[float]] = {"16 rows": [], "20,000 new rows": [], "20,000 known rows": []}
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"XDG_CACHE_HOME": folder, "MODELSCOPE_CACHE": f"{folder}/modelscope"}
+            for name, count in (
+                ("", 16),
+                ("16 rows", 16),
+                ("20,000 new rows", 20_000),
+                ("20,000 known rows", 20_000),
+            ):
+                data = Path(folder) / f"{count}.jsonl"
+                if not data.exists():
+                    data.write_text("".join(chat(size) for size in lengths("instructions", count)))
+                settings = {"model": "builtin/SmolLM2-135M-Instruct", "train_type": "lora", **common(data)}
+                settings |= {"max_steps": 1, "output_dir": f"{folder}/output"}
+                began = time.perf_counter()
+                subprocess.run([*TRAINER, *flags(settings)], env=environment, capture_output=True, check=True)
+                if name:  # the first unpacks the model
+                    took[name].append(time.perf_counter() - began)
+    print("\na whole training of one step")
+    for name, times in took.items():
+        report(f"  {name}", times)
+    ratio = statistics.median(took["20,000 known rows"]) / statistics.median(took["16 rows"])
+    print(f"  known rows against 16: {ratio:.2f}", flush=True)
+
+
 def flags(settings: dict[str, Any]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -258,9 +328,13 @@ def report(name: str, times: list[float]) -> None:
     )
 
 
-PARTS: dict[str, Callable[[int], None]] = {
-    "checks": checks, "training": training, "mixed": mixed, "start": start, "shares": shares,
-}  # fmt: skip
+SIMPLE: dict[str, Callable[[int], None]] = {
+    "checks": checks,
+    "training": training,
+    "start": start,
+    "known": known,
+    "shares": shares,
+}
 
 if __name__ == "__main__":
     main()
