@@ -832,14 +832,15 @@ Partition = Callable[[Sequence[int], int, int], list[list[list[int]]]]
 micro-batches of each rank, as indices."""
 
 
-def share_rows(choose: Callable[[Any], Partition | None]) -> None:
+def share_rows(choose: Callable[[Any], tuple[Partition, Sequence[int]] | None]) -> None:
     """Let a function say which rows of an optimiser step share a micro-batch, and on which rank: until ms-swift
     balances rows within a step itself (4.6 has ``group_by_length``, which changes the rows of the steps).
 
     The rows of every step stay those of ms-swift's sampler, also after a resume in the middle of an epoch.
 
     Args:
-        choose: from a trainer, when it makes its data loader, to the function; None keeps ms-swift's order.
+        choose: from a trainer, when it makes its data loader, to the function and the tokens of all rows; None keeps
+            ms-swift's order.
     """
     module: Any = importlib.import_module("swift.trainers.mixin")
     loader, sampler = module.DataLoaderMixin, module.BatchSamplerShard
@@ -849,8 +850,8 @@ def share_rows(choose: Callable[[Any], Partition | None]) -> None:
         made = make(self, skip_batches)
         inner = getattr(made, "batch_sampler", None)
         inner = getattr(inner, "batch_sampler", inner)  # of accelerate's SkipBatchSampler
-        if isinstance(inner, sampler) and (partition := choose(self)) is not None:
-            inner.shared = (partition, row_lengths(self.train_dataset), self.args, skip_batches)
+        if isinstance(inner, sampler) and (chosen := choose(self)) is not None:
+            inner.shared = (*chosen, self.args, skip_batches)
         return made
 
     def shared(self: Any) -> Iterator[list[int]]:
@@ -859,16 +860,28 @@ def share_rows(choose: Callable[[Any], Partition | None]) -> None:
     loader.get_train_dataloader, sampler.__iter__ = get_train_dataloader, shared
 
 
-def has_row_lengths(dataset: Any) -> bool:
-    """Whether ms-swift has noted how many tokens each row has: not with ``lazy_tokenize`` or ``streaming``."""
-    return bool({"lengths", "length"} & set(getattr(_rows_of(dataset), "column_names", None) or ()))
+def row_lengths(dataset: Any, estimate: Callable[[Sequence[str]], int] | None = None) -> list[int] | None:
+    """Tokens of every row, of the longer one of a pair; None where they are unknown. 3.12 calls the column ``length``.
 
-
-def row_lengths(dataset: Any) -> list[int]:
-    """Tokens of every row, of the longer one of a pair; 3.12 calls the column ``length``."""
+    Args:
+        dataset: what a trainer trains on.
+        estimate: tells the tokens of texts, for rows that ms-swift has not counted (``lazy_tokenize``).
+    """
     rows = _rows_of(dataset)
-    column = rows["lengths" if "lengths" in rows.column_names else "length"]
-    return [max(length) if isinstance(length, list) else length for length in column]
+    names = getattr(rows, "column_names", None) or ()
+    name = next((name for name in ("lengths", "length") if name in names), None)
+    if name is not None:
+        return [max(length) if isinstance(length, list) else length for length in rows[name][:]]
+    if estimate is None or "messages" not in names or not hasattr(rows, "iter"):
+        return None
+    return [_estimated(row, estimate) for row in rows]
+
+
+def _estimated(row: Any, estimate: Callable[[Sequence[str]], int]) -> int:
+    chosen = [str(message["content"]) for message in row["messages"]]
+    rejected = [str(message["content"]) for message in row.get("rejected_messages") or ()]
+    other = [*chosen[:-1], str(row.get("rejected_response") or "")]
+    return max(estimate(chosen), estimate(rejected), estimate(other) if other[-1] else 0)
 
 
 def _rows_of(dataset: Any) -> Any:

@@ -246,8 +246,13 @@ def _audit(job: Job) -> events.AuditOrder:
 
 
 def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
-    """The size limit of a micro-batch, in rows of the longest length; an argument, to be the same on all nodes."""
-    return {"balance": [f"{plan.largest_batch:.3f}"]} if plan.balances else {}
+    """The size limit of a micro-batch, in rows of the longest length, and how many tokens a text has; an argument, so
+    that it is the same on all nodes."""
+    if not plan.balances:
+        return {}
+    lengths = plan.data.rules.lengths
+    parts = (plan.largest_batch, lengths.letter, lengths.mark, lengths.byte, lengths.message, lengths.row)
+    return {"balance": [f"{part:.6g}" for part in parts]}
 
 
 def _keep_rows(plan: TrainingPlan) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.dataset.lengths import BY_BYTES
 from swift_toolkit.machine import msswift
 from swift_toolkit.training.process import hooks
 
@@ -57,7 +58,7 @@ def main(request: dict[str, Any]) -> None:
     trainer.Trainer.training_step = record
     for kind in ("own", "shared"):
         if kind == "shared":
-            hooks.balance_rows(4.0)
+            hooks.balance_rows(4.0, BY_BYTES)
         for run in request["runs"]:
             found.clear()
             output = Path(request["output"]) / f"{kind}-{run['name']}"

@@ -260,6 +260,12 @@ def test_the_gradient_of_other_tasks_is_that_of_the_own_order(
     classify = ["--task_type=seq_cls", "--num_labels=3"]
     runs: list[dict[str, Any]] = [
         {"name": "thirty", "command": "sft", "arguments": arguments(tiny_model, mixed, "lora", *long)},
+        {
+            "name": "lazy",
+            "command": "sft",
+            "arguments": arguments(tiny_model, mixed, "lora", "--lazy_tokenize=true"),
+            "computes": 0.85,
+        },
         {"name": "pt", "command": "pt", "arguments": arguments(tiny_model, mixed, "full")},
         {
             "name": "dpo",

@@ -116,7 +116,7 @@ def test_neither_true_nor_false() -> None:
         ({"task_type": "embedding", "loss_type": "infonce"}, False),
         ({"task_type": "seq_cls", "num_labels": 2}, True),
         ({"group_by_length": True}, False),
-        ({"lazy_tokenize": True}, False),
+        ({"lazy_tokenize": True}, True),
         ({"streaming": True, "max_steps": 4}, False),
         ({"neftune_noise_alpha": 5}, False),
         ({"label_smoothing_factor": 0.1}, False),

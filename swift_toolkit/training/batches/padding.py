@@ -148,7 +148,7 @@ def _computed(part: balance.RowIndices, rows: list[int], kind: PaddingKind) -> i
 
 # --- where it does not change what is learned ---------------------------------------------------------------
 
-_OTHER_ORDER = ("streaming", "packing", "group_by_length", "lazy_tokenize")
+_OTHER_ORDER = ("streaming", "packing", "group_by_length")
 _OTHER_LOSS = ("label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss_coef", "rpo_alpha")
 
 

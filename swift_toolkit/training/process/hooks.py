@@ -15,6 +15,7 @@ from swift_toolkit.config.tasks import TASKS
 from swift_toolkit.console.words import short
 from swift_toolkit.dataset.audit import sample
 from swift_toolkit.dataset.audit.look import Looker
+from swift_toolkit.dataset.lengths import Lengths
 from swift_toolkit.dataset.report import Split
 from swift_toolkit.dataset.row_cache import RowKeeper
 from swift_toolkit.dataset.rows.checks import Rules
@@ -165,20 +166,23 @@ def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | N
     callbacks.append(Reporting)
 
 
-def balance_rows(largest: float) -> None:
+def balance_rows(largest: float, lengths: Lengths) -> None:
     """Group the rows of every optimiser step into micro-batches of similar length, where the gradient stays the same.
 
     Args:
         largest: size limit of a micro-batch, in rows of the longest length.
+        lengths: how many tokens a text has, for rows that ms-swift has not counted (``lazy_tokenize``).
     """
-    msswift.share_rows(functools.partial(_partition, largest))
+    msswift.share_rows(functools.partial(_partition, largest, lengths))
 
 
-def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
-    """How the rows of a step are distributed; None if the gradient would change or the lengths are unknown."""
+def _partition(
+    largest: float, estimate: Lengths, trainer: Any
+) -> tuple[msswift.Partition, Sequence[int]] | None:
+    """How the rows of a step are distributed, and the tokens of all rows; None if the gradient would change or the
+    lengths are unknown."""
     args, template = trainer.args, trainer.template
-    other = template.packing or args.group_by_length
-    if other or args.n_gpu > 1 or not msswift.has_row_lengths(trainer.train_dataset):
+    if template.packing or args.group_by_length or args.n_gpu > 1:
         return None
     by_tokens = _divides_by_learned_tokens(trainer)
     if not by_tokens and (template.padding_free or not _divides_by_rows(trainer)):
@@ -187,7 +191,11 @@ def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
     across = not by_tokens or args.average_tokens_across_devices
     if template.padding_free and not across:
         return None
-    limit = int(largest * max(msswift.row_lengths(trainer.train_dataset)))
+    of_texts = None if template.model_meta.is_multimodal else estimate.of_texts
+    tokens = msswift.row_lengths(trainer.train_dataset, of_texts)
+    if not tokens:
+        return None
+    limit = int(largest * max(tokens))
 
     def partition(lengths: Sequence[int], ranks: int, batch: int) -> balance.Shares:
         if template.padding_free:
@@ -196,7 +204,7 @@ def _partition(largest: float, trainer: Any) -> msswift.Partition | None:
             return balance.share_out(lengths, ranks, batch, equal=not by_tokens, hidden=hidden, limit=limit)
         return balance.share_out_within_ranks(lengths, ranks, batch, limit)
 
-    return partition
+    return partition, tokens
 
 
 def _divides_by_learned_tokens(trainer: Any) -> bool:

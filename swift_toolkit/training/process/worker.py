@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from swift_toolkit.dataset.lengths import Lengths
 from swift_toolkit.dataset.row_cache import RowKeeper
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import train_function
@@ -82,7 +83,7 @@ class _Training:
                 msswift.keep_rows(keeper.open, keeper.drop)
             self._prepare_resume()
             if balance:
-                balance_rows(float(*balance))
+                balance_rows(float(balance[0]), Lengths(*map(float, balance[1:])))
             self._prepare_deepspeed()
             self.report(events.Loading())
             outcome = train(arguments)
