@@ -83,7 +83,8 @@ class _Training:
                 msswift.keep_rows(keeper.open, keeper.drop)
             self._prepare_resume()
             if balance:
-                balance_rows(float(balance[0]), Lengths(*map(float, balance[1:])))
+                largest, letter, mark, byte, message, row = map(float, balance)
+                balance_rows(largest, Lengths(letter, mark, byte, message, row))
             self._prepare_deepspeed()
             self.report(events.Loading())
             outcome = train(arguments)
