@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Serve a checkpoint, or several adapters on one base, to OpenAI clients.
+"""Serve a checkpoint, or several adapters on one base, to OpenAI clients; or export it as a model file.
 
     python deploy_model.py --checkpoint output/quickstart
     python deploy_model.py --multi-lora-config adapters.json --infer-backend vllm
     SWIFT_API_KEY=... python deploy_model.py --checkpoint output/quickstart --host 0.0.0.0
+    python deploy_model.py --checkpoint output/quickstart --export gguf
 
     from deploy_model import ModelDeployer
     with ModelDeployer("output/quickstart", port=0) as url:
@@ -27,11 +28,14 @@ from typing import TYPE_CHECKING, Any
 from swift_toolkit.config.scripts import script
 from swift_toolkit.console import command_line, screen
 from swift_toolkit.machine.process import Terminated
+from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.options import OPTION_NAMES, ServingOptions
 
 if TYPE_CHECKING:
+    from swift_toolkit.serving.export.run import Exported
     from swift_toolkit.serving.order import Ready
     from swift_toolkit.serving.plan import Deployment
+    from swift_toolkit.serving.proof.exchange import Messages
     from swift_toolkit.serving.server import Server
 
 DESCRIPTION = """\
@@ -47,8 +51,11 @@ examples:
   python deploy_model.py --checkpoint output/quickstart --dry-run
   python deploy_model.py --multi-lora-config adapters.json --port 8001
   SWIFT_API_KEY=... python deploy_model.py --checkpoint output/quickstart --host 0.0.0.0 --chat
+  python deploy_model.py --checkpoint output/quickstart --export gguf --gguf-type q8_0
+  python deploy_model.py --checkpoint output/quickstart --against http://127.0.0.1:8000/v1
 
-exit status: 0 ended by SIGTERM, 1 the server failed or its end cut answers, 2 the request was wrong, 130 Ctrl-C"""
+exit status: 0 ended by SIGTERM or exported, 1 the server failed, its end cut answers, or the exported model answers
+differently, 2 the request was wrong, 130 Ctrl-C"""
 
 EXAMPLE_QUESTION = "Who are you?"
 
@@ -134,6 +141,32 @@ class ModelDeployer:
         """End the server at once."""
         self._server.kill()
 
+    def export(
+        self, export: str, *, questions: str | Path | Sequence[str] | None = None, **options: Any
+    ) -> Exported:
+        """Export the checkpoint as a model file, and prove that it answers alike.
+
+        Args:
+            export: ``merged``, ``gguf``, ``ollama``, ``awq``, ``gptq``, ``bnb``, ``fp8`` or ``hub``.
+            questions: what both sides are asked: a file or a list; some of the shipped ones by default.
+            options: those of `swift_toolkit.serving.export.plan.ExportOptions` (``output``, ``gguf_type``,
+                ``calibration``, ``hub_id``, ...); every other one is an argument of ms-swift's export.
+
+        Raises:
+            RequestError: with every problem of the request.
+            RunError: it failed; nothing is left of it.
+        """
+        from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
+        from swift_toolkit.serving.export.plan import ExportOptions, make_export
+        from swift_toolkit.serving.export.run import carry_out
+
+        served = self.deployment.options
+        own = {"base_model": served.base_model, "trust_code": served.trust_code}
+        own |= {name: value for name, value in options.items() if name in EXPORT_OPTIONS}
+        settings = {name: value for name, value in options.items() if name not in EXPORT_OPTIONS}
+        asked = ExportOptions(export=export, **own)
+        return carry_out(make_export(served.checkpoint, None, settings, asked, proof_questions(questions)))
+
 
 # --- what the user sees -------------------------------------------------------------------------------------
 
@@ -208,6 +241,7 @@ def make_parser() -> command_line.Parser:
     parser.add_argument("--checkpoint", metavar="DIR", help="a checkpoint, a run or an output directory")
     parser.add_sources("swift deploy")
     _add_model_flags(parser)
+    _add_export_flags(parser)
     _add_access_flags(parser)
     _add_limit_flags(parser)
     _add_output_flags(parser)
@@ -224,6 +258,27 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--infer-backend", metavar="NAME", help="auto (default), pt, vllm, sglang or lmdeploy")
     add("--merge-lora", action="store_true", help="merge the adapter into its base first, and serve that")
     add("--trust-code", action="store_true", help="run Python code that the checkpoint brings")
+
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("export").add_argument
+    add("--export", metavar="FORMAT", help="merged, gguf, ollama, awq, gptq, bnb, fp8 or hub; serves nothing")
+    add("--output", metavar="DIR", help="the directory to make (default: beside the checkpoint)")
+    add("--gguf-type", metavar="TYPE", help="q8_0 (default), f16, bf16, q6_k, q5_k_m or q4_k_m")
+    add("--calibration", metavar="FILE", help="data with which awq and gptq choose their scales")
+    add("--hub", metavar="NAME", help="huggingface (default) or modelscope; the token is in the environment")
+    add("--hub-id", metavar="ID", help="owner/name there; private, unless --public")
+    add("--public", action="store_true", default=None, help="let everybody see the model on the hub")
+    add(
+        "--questions-file",
+        metavar="FILE",
+        help="what checkpoint and exported model are asked to compare them",
+    )
+    add(
+        "--against",
+        metavar="URL",
+        help="compare the checkpoint with a server that speaks OpenAI's API instead",
+    )
 
 
 def _add_access_flags(parser: argparse.ArgumentParser) -> None:
@@ -294,6 +349,13 @@ def _command(words: list[str]) -> int:
     if not words:
         make_parser().print_help(sys.stderr)
         return 2
+    if flags.against is not None:
+        return _compare(flags, settings)
+    if flags.export is not None:
+        return _export(flags, settings)
+    if unused := [name for name in _EXPORT_ONLY if getattr(flags, name) is not None]:
+        names = [f"--{name.replace('_', '-')}" for name in unused]
+        raise RequestError([Problem("is for an export", "Add --export FORMAT.", name) for name in names])
     config, settings, environment, notices = script.given(flags, settings, ("deploy",))
     command_line.take_over(environment, notices)
     deployment = make_deployment(config, settings, "command line", _options(flags))
@@ -314,6 +376,73 @@ def _command(words: list[str]) -> int:
     else:
         print_ready(server)
     return _serve(server)
+
+
+_EXPORT_ONLY = ("output", "gguf_type", "calibration", "hub", "hub_id", "public")
+
+
+def _export(flags: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+    """Export a checkpoint. Returns the exit status: 1 where the result answers differently."""
+    from swift_toolkit.serving.export import run
+    from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
+    from swift_toolkit.serving.export.plan import ExportOptions, make_export
+
+    given = {
+        name: value for name, value in vars(flags).items() if name in EXPORT_OPTIONS and value is not None
+    }
+    options = ExportOptions(**given, overrides_from="command line")
+    questions = proof_questions(flags.questions_file)
+    export = make_export(flags.checkpoint, flags.config, settings, options, questions)
+    if flags.dry_run:
+        if flags.json:
+            print(json.dumps(export.as_json(), ensure_ascii=False))
+        else:
+            screen.print_facts(export.rows(), sys.stdout)
+        return 0
+    screen.print_facts(export.rows())
+    made = run.carry_out(export)
+    if flags.json:
+        print(json.dumps(made.as_json(), ensure_ascii=False))
+    else:
+        run.print_result(made)
+    return int(made.proof.verdict == "different")
+
+
+def _compare(flags: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+    """Compare a checkpoint with a server. Returns the exit status: 1 where it answers differently."""
+    from swift_toolkit.serving.proof import against, report
+
+    unknown = [Problem("is not used with --against", "Remove it.", f"--{name}") for name in settings]
+    if unknown:
+        raise RequestError(unknown)
+    options = against.AgainstOptions(flags.against, flags.base_model, flags.trust_code)
+    proof = against.compare(flags.checkpoint, options, proof_questions(flags.questions_file))
+    if flags.json:
+        print(json.dumps(report.as_json(proof), ensure_ascii=False))
+    else:
+        report.print_proof(proof)
+    return int(proof.verdict == "different")
+
+
+PROOF_QUESTIONS = 8
+"""How many of the shipped questions an exported model is asked; of a file of one's own, all."""
+
+
+def proof_questions(source: str | Path | Sequence[str] | None) -> list[Messages]:
+    """What a checkpoint and an exported model are asked, as messages.
+
+    Raises:
+        RequestError: the file does not hold questions of text.
+    """
+    from swift_toolkit.evaluation.questions import QuestionSet
+
+    shipped = Path(__file__).with_name("test_questions.json")
+    questions = QuestionSet(shipped if source is None else source)
+    questions.check()
+    found = [[dict(message) for message in one.messages] for one in questions if not one.extra]
+    if not found:
+        raise RequestError([Problem("holds no questions of text alone", "", "--questions-file")])
+    return found[:: max(1, len(found) // PROOF_QUESTIONS)][:PROOF_QUESTIONS] if source is None else found
 
 
 def _options(flags: argparse.Namespace) -> ServingOptions:

@@ -17,6 +17,7 @@ DOORS = {
     "swift_toolkit/machine/msswift.py",
     "swift_toolkit/model/checkpoints/old_adapter.py",
     "swift_toolkit/model/worker.py",
+    "swift_toolkit/serving/proof/sides.py",
     "swift_toolkit/training/process/hooks.py",
     "swift_toolkit/training/process/worker.py",
 }
@@ -27,6 +28,7 @@ RENAMERS = {  # all but the first rename folders, links, checkpoints and damaged
     "swift_toolkit/model/merge.py",
     "swift_toolkit/runs/directory.py",
     "swift_toolkit/runs/resume.py",
+    "swift_toolkit/serving/export/run.py",
 }
 SCRIPTS = ["finetune_trainer.py", "inference_test.py", "deploy_model.py"]
 FILES = [*map(Path, SCRIPTS), *sorted(Path("swift_toolkit").rglob("*.py"))]

@@ -80,15 +80,15 @@ def merged(plan: Merging) -> Iterator[Path]:
     if plan.merge == "aside":
         with ScratchFolder() as folder:
             path = folder / plan.checkpoint.path.name
-            _merge(plan, path)
+            merge_into(plan, path)
             yield path
         return
     path = place(plan.checkpoint)
     if not is_fresh(path, plan.checkpoint):
         with ScratchFolder(path.parent, f"{path.name}.partial-") as folder:
             partial = folder / path.name
-            _merge(plan, partial)
-            write_json(partial / MARK, _made_of(plan.checkpoint))
+            merge_into(plan, partial)
+            write_json(partial / MARK, made_of(plan.checkpoint))
             shutil.rmtree(path, ignore_errors=True)
             partial.rename(path)
     yield path
@@ -96,7 +96,7 @@ def merged(plan: Merging) -> Iterator[Path]:
 
 def is_fresh(path: Path, checkpoint: Checkpoint) -> bool:
     """Whether ``path`` holds the whole merged model of the adapter as it is now."""
-    return _mark(path) == _made_of(checkpoint) and not model_problems(path)
+    return _mark(path) == made_of(checkpoint) and not model_problems(path)
 
 
 def _mark(path: Path) -> Any:
@@ -106,13 +106,19 @@ def _mark(path: Path) -> Any:
         return None
 
 
-def _made_of(checkpoint: Checkpoint) -> dict[str, object]:
+def made_of(checkpoint: Checkpoint) -> dict[str, object]:
+    """What tells this adapter, as it is now, from any other: for `MARK`."""
     states = [(path, path.stat()) for path in sorted(checkpoint.path.glob("adapter_*"))]
     files = [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]
     return {"adapter": str(checkpoint.path), "files": files, "base": checkpoint.base}
 
 
-def _merge(plan: Merging, output: Path) -> None:
+def merge_into(plan: Merging, output: Path) -> None:
+    """Merge the adapter into its base, in the new directory ``output``.
+
+    Raises:
+        RunError: it could not be merged.
+    """
     arguments = [*export_arguments(plan), "--merge_lora=true", f"--output_dir={output}"]
     run_export(arguments, {**environment(find_device()), **trust(plan.checkpoint.trusted)}, plan.log)
     found = model_problems(output)
@@ -120,8 +126,13 @@ def _merge(plan: Merging, output: Path) -> None:
         raise RunError(f"The merged model is not whole: {found[0]}\nFull log: {plan.log}")
 
 
-def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
-    """Run ms-swift's export with these arguments, to its end.
+def run_export(
+    arguments: list[str],
+    environment: Mapping[str, str],
+    log: Path,
+    what: str = "merge the adapter into its base",
+) -> None:
+    """Run ms-swift's export with these arguments, to its end; ``what`` it does, for the message.
 
     Raises:
         RunError: it failed.
@@ -132,7 +143,7 @@ def run_export(arguments: list[str], environment: Mapping[str, str], log: Path) 
         events = (event for event in child.events() if event is not None)
         event = next((event for event in events if event["event"] in ("exported", "failed")), ENDED)
         if event["event"] != "exported":
-            raise child_failure(event, "ms-swift could not merge the adapter into its base", child, log)
+            raise child_failure(event, f"ms-swift could not {what}", child, log)
 
 
 def export_arguments(plan: Merging) -> list[str]:

@@ -1,0 +1,126 @@
+"""The README.md of an exported model, which is also its model card on a hub: made from the run's own record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swift_toolkit.console.words import counted, shown
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
+from swift_toolkit.model.files import read_json
+from swift_toolkit.serving.proof.verdict import Proof
+
+SETTINGS = (
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps lora_rank"
+    " lora_alpha max_length torch_dtype seed"
+).split()
+
+METRICS = "final_loss best_loss train_loss eval_loss token_acc eval_token_acc".split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card says.
+
+    Args:
+        name: of the model.
+        checkpoint: what it was made of.
+        license: of the base, None if it does not say.
+        format: what it is.
+        notes: what was added to the files of the training.
+        proof: whether it answers like the checkpoint.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    license: str | None
+    format: str
+    notes: Sequence[str]
+    proof: Proof
+
+    def text(self) -> str:
+        """The whole card."""
+        return "\n".join(
+            [*self._head(), *self._origin(), *self._training(), *self._parity(), *self._asking()]
+        )
+
+    def _head(self) -> Iterator[str]:
+        base = self.checkpoint.base
+        yield "---"
+        if self.license:
+            yield f"license: {self.license}"
+        if base and not Path(base).is_absolute() and not base.startswith("builtin/"):
+            yield f"base_model: {base}"
+        yield from (
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [ms-swift, swift-toolkit]",
+            "---",
+        )
+        yield f"\n# {self.name}\n"
+
+    def _origin(self) -> Iterator[str]:
+        checkpoint = self.checkpoint
+        yield f"{self.format[0].upper()}{self.format[1:]}, fine-tuned with ms-swift.\n"
+        yield f"- Base: {_shown_base(checkpoint.base)}"
+        yield f"- Licence of the base: {self.license or 'not stated there; look at its own card'}"
+        where = "`chat_template.jinja` or `tokenizer_config.json`"
+        yield f"- Chat format: {checkpoint.template or 'of its tokenizer'} ({where})"
+        system = shown(checkpoint.system) if checkpoint.system else "none"
+        yield f"- System prompt of the training: {system} (the default of the chat template)"
+        yield from (f"- {note}" for note in self.notes)
+
+    def _training(self) -> Iterator[str]:
+        args, record = self.checkpoint.args, run_record(self.checkpoint)
+        yield "\n## Training\n"
+        yield f"- Method: {self.checkpoint.tuner_type or self.checkpoint.kind}"
+        yield from _data(record)
+        settings = [f"{name} {args[name]}" for name in SETTINGS if args.get(name) not in (None, -1)]
+        if settings:
+            yield f"- Settings: {', '.join(settings)}"
+        metrics = record.get("metrics")
+        if isinstance(metrics, dict) and metrics:
+            shown_metrics = (f"{name} {metrics[name]:.4g}" for name in METRICS if name in metrics)
+            yield f"- Metrics: {', '.join(shown_metrics)}"
+
+    def _parity(self) -> Iterator[str]:
+        yield "\n## Does it answer like the checkpoint?\n"
+        yield f"{self.proof.verdict}: {self.proof.why}. Details: `export.json`."
+
+    def _asking(self) -> Iterator[str]:
+        yield "\n## Asking it\n"
+        yield "```bash"
+        yield f"python deploy_model.py --checkpoint {self.name}"
+        yield "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\"
+        body = {
+            "model": self.name,
+            "messages": [{"role": "user", "content": "Who are you?"}],
+            "temperature": 0,
+        }
+        yield f"  -d '{json.dumps(body)}'"
+        yield "```\n"
+
+
+def _shown_base(base: str | None) -> str:
+    """The base without the directories of the machine that it lay on."""
+    if base is None:
+        return "not known"
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def run_record(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The result.json of the run that made the checkpoint; empty without one."""
+    return read_json(checkpoint.path.parent / "result.json")[0] or {}
+
+
+def _data(record: Mapping[str, Any]) -> Iterator[str]:
+    """The files of the training with their rows, and the SHA-256 of those that are still as they were."""
+    for file in (record.get("data") or {}).get("files") or []:
+        path = Path(str(file.get("path")))
+        unchanged = path.is_file() and path.stat().st_size == file.get("bytes")
+        mark = f", SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if unchanged else ""
+        yield f"- Data: {path.name}, {counted(int(file.get('rows') or 0), 'row')}{mark}"

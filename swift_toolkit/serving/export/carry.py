@@ -1,0 +1,87 @@
+"""What goes along with the weights: the tokenizer's and processor's files of the training, byte for byte, and what they
+leave out: the chat template, the system prompt and the token that ends an answer.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from swift_toolkit.console.words import shown
+from swift_toolkit.machine.files import whole_text, write_json
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
+from swift_toolkit.model.files import TOKENIZER_FILES, read_json
+from swift_toolkit.model.loading import local
+from swift_toolkit.serving.proof.exchange import Side
+
+FILES = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Files that transformers writes anew when it saves a model, sometimes in a form that older versions cannot read."""
+
+TEMPLATE = "chat_template.jinja"
+
+
+def source_of(checkpoint: Checkpoint) -> Path | None:
+    """Where the training had its tokenizer from: the checkpoint, where it has one of its own, else the base; None where
+    neither is on this machine, or tokens were added that only the merged model has.
+    """
+    base = Path(local(checkpoint.base) or "") if checkpoint.base else None
+    for place in (checkpoint.path, *([base] if base else [])):
+        if any(True for name in TOKENIZER_FILES for _ in place.glob(name)):
+            return (
+                place if place == checkpoint.path or not checkpoint.args.get("new_special_tokens") else None
+            )
+    return None
+
+
+def carry_files(source: Path, model: Path) -> list[str]:
+    """Put the files of ``source`` in the place of those that were written anew in ``model``. Returns their names."""
+    for name in present(model):
+        (model / name).unlink()
+    names = list(present(source))
+    for name in names:
+        shutil.copyfile(source / name, model / name)
+    return names
+
+
+def present(folder: Path) -> Iterator[str]:
+    """The names of those files in ``folder``."""
+    found = {file.name for pattern in FILES for file in folder.glob(pattern) if file.is_file()}
+    yield from sorted(found)
+
+
+def carry_chat(original: Side, model: Path) -> list[str]:
+    """Add to ``model`` what its files leave out of the training. Returns what was added, a sentence each."""
+    notes = []
+    chat = original.chat
+    if chat is not None and chat.jinja:
+        with whole_text(model / TEMPLATE) as out:
+            out.write(chat.jinja)
+        told = f", with the system prompt {shown(chat.system)}" if chat.system else ""
+        notes.append(f"{TEMPLATE} is that of the training{told}; the base's own renders other prompts")
+    if original.end is not None:
+        notes += _carry_end(original.end, model / "generation_config.json")
+    return notes
+
+
+def _carry_end(end: tuple[str, int], file: Path) -> Iterator[str]:
+    text, number = end
+    config = read_json(file)[0] or {}
+    told = config.get("eos_token_id")
+    ends = [] if told is None else [told] if isinstance(told, int) else list(told)
+    if number not in ends:
+        write_json(file, {**config, "eos_token_id": [*ends, number] if ends else number})
+        yield f"{file.name} also ends answers at {shown(text)}, as the training taught"

@@ -1,0 +1,336 @@
+"""What is exported and how, decided before anything heavy starts: format, place, size, memory, packages.
+
+``make_export`` is the one way in. It reads the checkpoint and the settings, and raises everything that is wrong with
+both at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from swift_toolkit.config.request import read_request
+from swift_toolkit.config.settings import Config
+from swift_toolkit.config.values import not_one_of
+from swift_toolkit.console.screen import gib
+from swift_toolkit.inference.plan import AskOptions, Plan, make_plan, other_ways
+from swift_toolkit.machine.device import find_device, free_memory
+from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
+from swift_toolkit.model.loading import is_on_hub
+from swift_toolkit.model.size import find_shape
+from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.serving.export import gguf, hub
+from swift_toolkit.serving.export.carry import present, source_of
+from swift_toolkit.serving.export.formats import FORMATS, GGUF_TYPES, Format, GgufType
+from swift_toolkit.serving.proof.exchange import Messages
+
+RECORD = "export.json"
+"""The file beside an artefact that says what it was made of and whether it answers alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """The options of an export; their defaults stand here and nowhere else.
+
+    Args:
+        export: the format, a key of `FORMATS`.
+        output: the directory to make; beside the checkpoint by default.
+        base_model: where the base is now, if it is not where training found it.
+        trust_code: accept Python code that the checkpoint or its base brings.
+        gguf_type: how a GGUF file stores its weights.
+        calibration: a data set with which awq and gptq choose their scales.
+        hub: where ``hub`` uploads to.
+        hub_id: ``owner/name`` there.
+        public: let everybody see it.
+        proof_tokens: longest answer of the proof, in tokens.
+        overrides_from: what messages call the settings.
+    """
+
+    export: str
+    output: str | None = None
+    base_model: str | None = None
+    trust_code: bool = False
+    gguf_type: str = "q8_0"
+    calibration: str | None = None
+    hub: str = "huggingface"
+    hub_id: str | None = None
+    public: bool = False
+    proof_tokens: int = 32
+    overrides_from: Literal["command line", "call"] = "call"
+
+
+OPTION_NAMES = frozenset(one.name for one in fields(ExportOptions)) - {"overrides_from"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A checked export that is not started yet.
+
+    Args:
+        format: what is made.
+        options: as given.
+        plan: how the checkpoint is asked for the proof.
+        config: settings for ms-swift's own export.
+        output: the directory to make.
+        questions: what both sides are asked, messages each.
+    """
+
+    format: Format
+    options: ExportOptions
+    plan: Plan
+    config: Config
+    output: Path
+    questions: tuple[Messages, ...]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is exported."""
+        return self.plan.checkpoint
+
+    @property
+    def log(self) -> Path:
+        """What ms-swift and the converters print; beside the output."""
+        return self.output.with_name(f"{self.output.name}.log")
+
+    @property
+    def gguf_type(self) -> GgufType:
+        """How a GGUF file stores its weights."""
+        return GGUF_TYPES[self.options.gguf_type]
+
+    @property
+    def threshold(self) -> str:
+        """The row of the table of thresholds."""
+        if self.format.name == "bnb" and self.config.get("quant_bits") == 8:
+            return "8 bits"
+        return self.gguf_type.threshold if self.format.gguf else self.format.threshold
+
+    @property
+    def parameters(self) -> int | None:
+        """How many weights the model has, None if nothing tells."""
+        shape = find_shape(self.checkpoint.base or str(self.checkpoint.path))
+        return shape.parameters if shape else None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the artefact, None if nothing tells."""
+        bits = self.gguf_type.bits if self.format.gguf else self.format.bits or self._stored_bits()
+        return None if self.parameters is None else int(self.parameters * bits / 8)
+
+    @property
+    def disk(self) -> int | None:
+        """Bytes that are written on the way, the artefact included: the merged model, and a 16-bit GGUF file."""
+        if self.parameters is None or self.size is None:
+            return None
+        merging = self.checkpoint.kind == "lora" and self.format.name not in ("merged", "hub")
+        between = self._stored_bits() if merging else 0
+        between += 16 if self.format.gguf and self.gguf_type.ftype else 0
+        return self.size + int(self.parameters * between / 8)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory that the model takes while it is merged and asked."""
+        bits = 32 if self.plan.device.kind == "cpu" else self._stored_bits()
+        return None if self.parameters is None else int(self.parameters * bits / 8 * 1.1)
+
+    def _stored_bits(self) -> int:
+        return 32 if self.checkpoint.torch_dtype == "float32" else 16
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan as names and values for the screen."""
+        checkpoint = self.checkpoint
+        rows = [("checkpoint", f"{checkpoint.path} ({self.plan.why})")]
+        if checkpoint.base is not None:
+            rows.append(("base", f"{checkpoint.base} ({checkpoint.base_source})"))
+        if checkpoint.args.get("quant_method"):
+            rows.append(("merging", "into the unquantised base; the adapter was trained on a quantised one"))
+        what = self.format.what + (f", {self.options.gguf_type}" if self.format.gguf else "")
+        rows.append(("export", f"{self.format.name}: {what}"))
+        rows.append(("output", str(self.output)))
+        if self.size is not None and self.disk is not None and self.memory is not None:
+            rows.append(
+                (
+                    "size",
+                    f"about {gib(self.size)}; on the way {gib(self.disk)} of disk, {gib(self.memory)} of memory",
+                )
+            )
+        if self.format.name == "hub":
+            visible = "public" if self.options.public else "private"
+            rows.append(("upload", f"to {self.options.hub} as {self.options.hub_id}, {visible}"))
+            rows += [("file", f"{name}, {size:,} bytes") for name, size in self.files()]
+        rows.append(("proof", f"{len(self.questions)} questions, both sides on {self.plan.device}"))
+        return rows
+
+    def as_json(self) -> Mapping[str, object]:
+        """The plan as plain data."""
+        return {
+            "format": self.format.name,
+            "gguf_type": self.options.gguf_type if self.format.gguf else None,
+            "checkpoint": str(self.checkpoint.path),
+            "base": self.checkpoint.base,
+            "output": str(self.output),
+            "bytes": self.size,
+            "disk": self.disk,
+            "memory": self.memory,
+            "questions": len(self.questions),
+            "device": str(self.plan.device),
+            "files": dict(self.files()) if self.format.name == "hub" else None,
+        }
+
+    def files(self) -> list[tuple[str, int]]:
+        """What will be uploaded, names and sizes in bytes; that of the weights is about right until they are there."""
+        if (self.output / RECORD).is_file():
+            return [(name, size) for name, size in hub.files_of(self.output) if name not in hub.LOCAL]
+        source = source_of(self.checkpoint)
+        found = [] if source is None else [(name, (source / name).stat().st_size) for name in present(source)]
+        return [*found, ("config.json", 1000), ("model.safetensors", self.size or 0), ("README.md", 2000)]
+
+
+def make_export(
+    checkpoint: str | None,
+    config: str | Path | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    options: ExportOptions,
+    questions: Sequence[Messages],
+) -> Export:
+    """Check what is asked and decide how.
+
+    Args:
+        checkpoint: a checkpoint, a run directory or an output directory.
+        config: settings for ms-swift's export: a file or a mapping.
+        settings: laid over it.
+        options: the toolkit's own.
+        questions: what both sides are asked.
+
+    Raises:
+        RequestError: with everything that is wrong.
+    """
+    asked, problems = read_request(config, settings, command="export", overrides_from=options.overrides_from)
+    problems += other_ways(asked, _OTHER_WAYS, from_line=False)
+    problems += _option_problems(options)
+    plan = None
+    try:
+        plan = _plan(checkpoint, options)
+    except RequestError as error:
+        problems += error.problems
+    if plan is None or options.export not in FORMATS:
+        raise RequestError(problems)
+    made = Export(
+        format=FORMATS[options.export],
+        options=options,
+        plan=plan,
+        config=asked,
+        output=_output(plan.checkpoint, options),
+        questions=tuple(questions),
+    )
+    problems += _export_problems(made)
+    if problems:
+        raise RequestError(problems)
+    return made
+
+
+def _plan(checkpoint: str | None, options: ExportOptions) -> Plan:
+    """How the checkpoint is asked: with pt, and on a CPU in float32, so that only the weights differ."""
+    settings = {"torch_dtype": "float32"} if find_device().kind == "cpu" else {}
+    how = AskOptions(
+        base_model=options.base_model,
+        infer_backend="pt",
+        trust_code=options.trust_code,
+        overrides_from=options.overrides_from,
+    )
+    return make_plan(checkpoint, None, settings, how)
+
+
+def _output(checkpoint: Checkpoint, options: ExportOptions) -> Path:
+    if options.output is not None:
+        return Path(options.output).expanduser().absolute()
+    suffix = FORMATS[options.export].suffix
+    return checkpoint.path.with_name(f"{checkpoint.path.name}-{suffix}")
+
+
+_OTHER_WAYS = {
+    **dict.fromkeys(("quant_method", "merge_lora", "to_ollama", "push_to_hub"), "Use --export."),
+    **dict.fromkeys(("model", "adapters", "load_args"), "Use --checkpoint and --base-model."),
+    **dict.fromkeys(
+        ("hub_model_id", "hub_private_repo"), "Use --hub-id; it is private unless --public is given."
+    ),
+    "hub_token": "Set the environment variable HF_TOKEN or MODELSCOPE_API_TOKEN.",
+    "output_dir": "Use --output.",
+    "dataset": "Use --calibration.",
+}
+
+
+def _option_problems(options: ExportOptions) -> Iterator[Problem]:
+    if options.export not in FORMATS:
+        yield Problem(*not_one_of(options.export, FORMATS), key="--export")
+        return
+    made = FORMATS[options.export]
+    yield from made.needs(find_device())
+    if made.gguf:
+        yield from gguf.problems(options.gguf_type)
+    if made.calibrated and options.calibration is None:
+        yield Problem(
+            "is needed", f"{made.name} chooses its scales by data like that of the training.", "--calibration"
+        )
+    if options.calibration is not None and not Path(options.calibration).expanduser().is_file():
+        yield Problem(f"{options.calibration} does not exist", "", "--calibration")
+    if made.name == "hub":
+        yield from hub.problems(options.hub, options.hub_id)
+    if options.proof_tokens < 1:
+        yield Problem(f"must be at least 1, not {options.proof_tokens}", "", "--proof-tokens")
+
+
+def _export_problems(made: Export) -> Iterator[Problem]:
+    """What the checkpoint, the place and the machine make impossible."""
+    checkpoint = made.checkpoint
+    if not checkpoint.path.is_absolute() or is_on_hub(str(checkpoint.path)):
+        what = f"cannot export {checkpoint.path}: it is on a hub"
+        yield Problem(what, "Download it, and name its directory.", "--checkpoint")
+        return
+    if not checkpoint.generates:
+        what = f"cannot export {checkpoint.path}: it was trained for {checkpoint.task_type}"
+        yield Problem(what, "Export models that write text.", "--checkpoint")
+    if made.format.name == "merged" and checkpoint.kind != "lora":
+        what = f'is "merged", but {checkpoint.path} holds a whole model already'
+        yield Problem(what, "Use it as it is.", "--export")
+    yield from _place_problems(made)
+
+
+def _place_problems(made: Export) -> Iterator[Problem]:
+    """What keeps the output from being written, and the model from being loaded."""
+    elsewhere = "Name another directory with --output."
+    if made.output.exists() and not is_own(made.output):
+        what = f"cannot write {made.output}: it exists and was not made by this command"
+        yield Problem(what, "Move it away, or name another directory with --output.", "--output")
+    parent = _existing(made.output.parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        yield Problem(f"cannot write {made.output}: permission denied", elsewhere, "--output")
+    free = shutil.disk_usage(parent).free
+    if made.disk is not None and made.disk > free:
+        what = f"needs {gib(made.disk)} of disk, and {parent} has {gib(free)}"
+        yield Problem(what, f"Free some. {elsewhere}", "--export")
+    if made.plan.device.kind == "cpu" and made.memory is not None and made.memory > free_memory():
+        what = f"needs {gib(made.memory)} of memory, and {gib(free_memory())} are free"
+        yield Problem(what, "Export on a larger machine.", "--export")
+
+
+def is_own(path: Path) -> bool:
+    """Whether this toolkit made the directory ``path``, so that it may be made anew."""
+    return any((path / name).is_file() for name in (RECORD, "merged_from.json"))
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def license_of(model: str | None) -> str | None:
+    """The licence that the card of a model on this machine states."""
+    readme = Path(model or "") / "README.md"
+    try:
+        lines = readme.read_text(encoding="utf-8").splitlines()[:40]
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)

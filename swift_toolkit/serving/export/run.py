@@ -1,0 +1,263 @@
+"""An export carried out: the original is asked, the adapter merged, the format written, the artefact asked, and only
+then does the artefact take its name. Ctrl-C at any time leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swift_toolkit.console import screen
+from swift_toolkit.machine import packages
+from swift_toolkit.machine.device import environment
+from swift_toolkit.machine.files import whole_text, write_json
+from swift_toolkit.machine.msswift import trust
+from swift_toolkit.machine.scratch import ScratchFolder
+from swift_toolkit.model.files import read_json
+from swift_toolkit.model.loading import fill_model, local
+from swift_toolkit.model.merge import MARK, made_of, merge_into, run_export
+from swift_toolkit.problems import RunError
+from swift_toolkit.serving.export import gguf, hub
+from swift_toolkit.serving.export.card import Card
+from swift_toolkit.serving.export.carry import TEMPLATE, carry_chat, carry_files, source_of
+from swift_toolkit.serving.export.modelfile import modelfile
+from swift_toolkit.serving.export.plan import RECORD, Export, license_of
+from swift_toolkit.serving.proof import report
+from swift_toolkit.serving.proof.prove import Told, ask_original, prove
+from swift_toolkit.serving.proof.verdict import Proof
+
+SCHEMA = 1
+"""Version of export.json, raised when a key changes its meaning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export left behind.
+
+    Args:
+        export: what was asked for.
+        path: the artefact's directory.
+        file: in it the GGUF file, None for other formats.
+        proof: whether it answers like the checkpoint.
+        notes: what was added to the files of the training.
+        seconds: wall clock of each part.
+        address: on a hub, None elsewhere.
+    """
+
+    export: Export
+    path: Path
+    file: Path | None
+    proof: Proof
+    notes: Sequence[str]
+    seconds: dict[str, float]
+    address: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """What export.json holds."""
+        return {
+            "schema": SCHEMA,
+            **self.export.as_json(),
+            "path": str(self.path),
+            "file": self.file and self.file.name,
+            "files": dict(hub.files_of(self.path)),
+            "made_of": made_of(self.export.checkpoint),
+            "notes": list(self.notes),
+            "proof": report.as_json(self.proof),
+            "seconds": self.seconds,
+            "address": self.address,
+            "versions": packages.versions(),
+        }
+
+
+class _Clock:
+    """The wall clock of the parts, and the live line that says which one it is."""
+
+    def __init__(self, line: screen.StartingLine) -> None:
+        self._line = line
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str, note: str) -> Iterator[None]:
+        self._line.note(note)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 1)
+
+
+def carry_out(export: Export) -> Exported:
+    """Make the artefact and prove it. It is there whatever the verdict, which is written beside it.
+
+    Raises:
+        RunError: a part failed; nothing is left of it.
+    """
+    with screen.StartingLine() as line:
+        clock = _Clock(line)
+        export.output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with ScratchFolder(export.output.parent, f".{export.output.name}.partial-") as folder:
+                made = _made(export, folder / export.output.name, clock)
+                _put_in_place(made.path, export.output)
+        except OSError as error:
+            raise RunError(f"cannot write {export.output}: {error.strerror or error}") from None
+        made = replace(made, path=export.output, file=made.file and export.output / made.file.name)
+        if export.format.name == "hub" and made.proof.verdict != "different":
+            with clock.part("upload", f"uploading to {export.options.hub}"):
+                made = replace(made, address=_upload(export))
+            write_json(made.path / RECORD, made.as_json())
+        return made
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Let ``new`` take the name ``path``; what had it before is gone only then."""
+    if path.exists():
+        old = new.with_name("old")
+        path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old)
+    else:
+        new.rename(path)
+
+
+def _made(export: Export, path: Path, clock: _Clock) -> Exported:
+    plan = replace(export.plan, log=export.log)
+    with ExitStack() as stack:
+        with clock.part("original", "asking the checkpoint"):
+            told = stack.enter_context(ask_original(plan, export.questions, export.options.proof_tokens))
+        return _made_from(export, path, clock, told)
+
+
+def _made_from(export: Export, path: Path, clock: _Clock, told: Told) -> Exported:
+    model, notes = _whole_model(export, path, clock, told)
+    file = None
+    if export.format.gguf:
+        file = _write_gguf(export, model, path, clock, told)
+    elif export.format.quantised:
+        _quantise(export, model, path, clock)
+        notes += [*_carry(export, path, told)]
+    with clock.part("artefact", "asking the artefact"):
+        merged_from = None if export.format.gguf or export.format.quantised else export.checkpoint
+        proof = prove(told, file or path, export.threshold, merged_from)
+    made = Exported(
+        export=export,
+        path=path,
+        file=file,
+        proof=proof,
+        notes=tuple(dict.fromkeys(notes)),
+        seconds=clock.seconds,
+    )
+    _write_records(made)
+    return made
+
+
+def _whole_model(export: Export, path: Path, clock: _Clock, told: Told) -> tuple[Path, list[str]]:
+    """The unquantised model that the format is made of: ``path`` itself where that is what is asked for."""
+    final = not (export.format.gguf or export.format.quantised)
+    model = path if final else path.with_name("model")
+    with clock.part("merging", "merging the adapter into its base"):
+        if export.checkpoint.kind == "lora":
+            merge_into(replace(export.plan, log=export.log), model)
+            if final:
+                write_json(model / MARK, made_of(export.checkpoint))
+        else:
+            copy = shutil.copy2 if final else _link_or_copy
+            shutil.copytree(export.checkpoint.path, model, copy_function=copy)
+    return model, [*_carry(export, model, told)]
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    """A weight file is not copied where it need not be; what is written later replaces a file, never its content."""
+    if source.endswith((".safetensors", ".bin")):
+        Path(target).symlink_to(Path(source).resolve())
+        return target
+    return str(shutil.copyfile(source, target))
+
+
+def _carry(export: Export, model: Path, told: Told) -> Iterator[str]:
+    source = source_of(export.checkpoint)
+    if source is not None and source != model:
+        names = carry_files(source, model)
+        yield f"from {source.name}, byte for byte: {', '.join(names)}"
+    else:
+        yield "the tokenizer is the one that ms-swift wrote: that of the training is not on this machine"
+    yield from carry_chat(told.side, model)
+
+
+def _write_gguf(export: Export, model: Path, path: Path, clock: _Clock, told: Told) -> Path:
+    name = export.options.gguf_type
+    path.mkdir()
+    file = path / f"{_model_name(export)}-{name.upper()}.gguf"
+    with clock.part("converting", f"converting to GGUF, {name}"):
+        _tell_converter(model)
+        gguf.write(model, file, name, export.log)
+    if export.format.name == "ollama" and told.side.chat is not None:
+        with whole_text(path / "Modelfile") as out:
+            out.write(modelfile(told.side.chat, file.name, model))
+    return file
+
+
+def _tell_converter(model: Path) -> None:
+    """Put the chat template where llama.cpp's converter looks first: it would take the base's own."""
+    template, file = model / TEMPLATE, model / "tokenizer_config.json"
+    config = read_json(file)[0]
+    if template.is_file() and config is not None:
+        write_json(file, {**config, "chat_template": template.read_text(encoding="utf-8")})
+
+
+def _model_name(export: Export) -> str:
+    return Path(str(export.checkpoint.base or export.checkpoint.path)).name
+
+
+def _quantise(export: Export, model: Path, path: Path, clock: _Clock) -> None:
+    """By ms-swift's own export, from the merged model."""
+    config = replace(export.config, settings=dict(export.config.settings))
+    whole = replace(export.checkpoint, path=model, kind="merged", tuner_type=None, args={})
+    fill_model(config, whole, model=str(model), adapter=None)
+    config.fill("quant_method", export.format.name, "--export")
+    if export.format.name != "fp8":
+        config.fill("quant_bits", 4, "")
+    if export.options.calibration is not None:
+        config.fill(
+            "dataset", [str(Path(export.options.calibration).expanduser().absolute())], "--calibration"
+        )
+    config.fill("output_dir", str(path), "")
+    where = {**environment(export.plan.device), **trust(export.checkpoint.trusted)}
+    with clock.part("quantising", f"quantising with {export.format.name}"):
+        run_export(config.arguments(), where, export.log, "quantise the model")
+
+
+def _write_records(made: Exported) -> None:
+    export = made.export
+    card = Card(
+        name=export.output.name,
+        checkpoint=export.checkpoint,
+        license=license_of(local(export.checkpoint.base) if export.checkpoint.base else None),
+        format=export.format.what,
+        notes=made.notes,
+        proof=made.proof,
+    )
+    with whole_text(made.path / "README.md") as out:
+        out.write(card.text())
+    write_json(made.path / RECORD, made.as_json())
+
+
+def _upload(export: Export) -> str:
+    options = export.options
+    assert options.hub_id is not None  # the plan looked
+    return hub.upload(options.hub, options.hub_id, export.output, options.public)
+
+
+def print_result(made: Exported) -> None:
+    """The verdict and where the artefact is: on stdout."""
+    report.print_proof(made.proof)
+    size = sum(size for _, size in hub.files_of(made.path))
+    rows = [("note", note) for note in made.notes]
+    rows.append(("output", f"{screen.short_path(made.file or made.path)} ({size / (1 << 20):,.0f} MiB)"))
+    if made.address is not None:
+        rows.append(("address", made.address))
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in made.seconds.items())
+    screen.print_facts([*rows, ("time", took), ("record", screen.short_path(made.path / RECORD))], sys.stdout)

@@ -1,0 +1,1 @@
+"""Does a model file answer like the checkpoint it was made of."""

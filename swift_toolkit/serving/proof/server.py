@@ -1,0 +1,132 @@
+"""A side that is a running server: any that speaks OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+from swift_toolkit.problems import RunError, first_line
+from swift_toolkit.serving.proof.exchange import Asked, Fault, Messages, Side
+from swift_toolkit.serving.proof.prove import Told
+from swift_toolkit.serving.proof.verdict import Proof, judge
+
+SECONDS = 300
+"""How long an answer may take."""
+
+
+def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> Proof:
+    """Ask a server what the checkpoint was asked, and judge.
+
+    Args:
+        told: the checkpoint.
+        url: its base URL, ``http://host:port/v1``.
+        model: the name to ask for; the first that it serves by default.
+        key_variable: of the environment, which may hold the API key.
+
+    Raises:
+        RunError: it does not answer.
+    """
+    server = _Server(url, os.environ.get(key_variable))
+    name = model or server.first_model()
+    asked = tuple(
+        _asked(server, name, messages, one, told.order.max_tokens)
+        for messages, one in zip(told.order.questions, told.side.asked, strict=True)
+    )
+    side = Side(
+        asked=asked,
+        vocabulary=told.side.vocabulary,
+        added={},
+        stop_ids=_stop_ids(told.side, asked),
+        read_by=f"{name} at {url}",
+    )
+    seen = [*_prompt_faults(server, name, told, asked)]
+    matching = replace(
+        side, asked=tuple(_same_prompt(*pair) for pair in zip(told.side.asked, asked, strict=True))
+    )
+    return judge(told.side, matching, told.questions, "server", seen)
+
+
+class _Server:
+    def __init__(self, url: str, key: str | None) -> None:
+        self._url, self._key = url.rstrip("/"), key
+
+    def first_model(self) -> str:
+        models = self._json("/models", None).get("data") or []
+        if not models:
+            raise RunError(f"{self._url} serves no model.")
+        return str(models[0]["id"])
+
+    def answer(self, model: str, messages: Messages, max_tokens: int) -> Any:
+        """The reply, as the server sends it."""
+        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        return self._json("/chat/completions", body)
+
+    def _json(self, path: str, body: object) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self._url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            said = first_line(error.read(500).decode("utf-8", "replace"))
+            raise RunError(f"{self._url}{path} answered {error.code}: {said}") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self._url} does not answer: {getattr(error, 'reason', error)}") from None
+
+
+def _asked(server: _Server, model: str, messages: Messages, told: Asked, max_tokens: int) -> Asked:
+    reply = server.answer(model, messages, max_tokens)
+    choice = reply["choices"][0]
+    text = choice["message"]["content"] or ""
+    return Asked(
+        prompt="",
+        prompt_ids=(-1,) * int((reply.get("usage") or {}).get("prompt_tokens") or 0),
+        plain_ids=told.plain_ids,
+        answer=text,
+        answer_ids=_as_tokens(text, told),
+        ended=choice.get("finish_reason") == "stop",
+    )
+
+
+def _as_tokens(text: str, told: Asked) -> tuple[int, ...]:
+    """The checkpoint's own tokens as far as the texts agree, then one that is none of its vocabulary."""
+    if text.strip() == told.answer.strip():
+        return told.answer_ids
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, told.answer, strict=False)))
+    shared = sum(end <= alike for end in told.offsets)
+    return (*told.answer_ids[:shared], -1)
+
+
+def _same_prompt(told: Asked, asked: Asked) -> Asked:
+    """A server tells how many tokens a prompt has; what differs in them is said by `_prompt_faults`."""
+    return replace(asked, prompt=told.prompt, prompt_ids=told.prompt_ids)
+
+
+def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Asked]) -> list[Fault]:
+    """What the numbers of prompt tokens show."""
+    for messages, one, other in zip(told.order.questions, told.side.asked, asked, strict=True):
+        here, there = len(one.prompt_ids), len(other.prompt_ids)
+        if not there or here == there:
+            continue
+        system = told.side.chat.system if told.side.chat else ""
+        if system and messages[0]["role"] != "system":
+            more = [{"role": "system", "content": system}, *messages]
+            if (server.answer(model, more, 1).get("usage") or {}).get("prompt_tokens") == here:
+                return [Fault("prompt", "the server does not add the system prompt of the training")]
+        return [Fault("template", f"a prompt has {there} tokens there, {here} in training")]
+    return []
+
+
+def _stop_ids(told: Side, asked: Sequence[Asked]) -> tuple[int, ...]:
+    """The checkpoint's, unless no answer that it ended was ended there."""
+    ended = [other.ended for one, other in zip(told.asked, asked, strict=True) if one.ended]
+    return told.stop_ids if not ended or any(ended) else ()

@@ -1,0 +1,212 @@
+"""Whether two sides answer alike: the causes that are seen, the thresholds of each format, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from swift_toolkit.console.words import counted, listed, shown
+from swift_toolkit.serving.proof.exchange import Asked, Fault, Side
+
+Word = Literal["same", "close", "different"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What may lie between a checkpoint and an artefact of one format.
+
+    Args:
+        same: mean KL up to which the two are the same, in nats, where every answer is equal too.
+        close: mean KL up to which they are close.
+        reason: where the figures come from.
+    """
+
+    same: float
+    close: float
+    reason: str
+
+
+THRESHOLDS = {
+    "whole": Thresholds(1e-3, 1e-2, "rounding of the merged weights to 16 bits gives 1e-6 to 5e-4"),
+    "f16": Thresholds(1e-3, 1e-2, "16 bits a weight, and llama.cpp computes in another order"),
+    "bf16": Thresholds(1e-3, 1e-2, "16 bits a weight, and llama.cpp computes in another order"),
+    "q8_0": Thresholds(
+        2e-3, 5e-2, "8 bits with a scale for 32 weights: llama.cpp's own table has 1e-3 for 7B"
+    ),
+    "6 bits": Thresholds(2e-3, 0.1, "llama.cpp's own table has 5e-3 for q6_k of 7B; small models lose more"),
+    "4 bits": Thresholds(2e-3, 0.5, "4 bits lose most in small models: 0.03 for 7B, some tenths for 135M"),
+    "8 bits": Thresholds(2e-3, 0.1, "8 bits a weight, activations rounded too (LLM.int8, fp8)"),
+    "server": Thresholds(0, 0, "a server gives no distributions: the answers decide"),
+}
+"""Thresholds by what the weights of the artefact are stored in."""
+
+
+NEAR = 0.5
+"""Nats between the two likeliest tokens up to which 16-bit arithmetic may choose either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One question on both sides.
+
+    Args:
+        question: the last message.
+        original, artefact: what the sides made of it.
+    """
+
+    question: str
+    original: Asked
+    artefact: Asked
+
+    @property
+    def divergence(self) -> int | None:
+        """The first token, counted from 0, at which the answers part; None where they are equal."""
+        one, other = self.original.answer_ids, self.artefact.answer_ids
+        for place, (here, there) in enumerate(zip(one, other, strict=False)):
+            if here != there:
+                return place
+        if len(one) != len(other) or self.original.ended != self.artefact.ended:
+            return min(len(one), len(other))
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What asking both sides has shown.
+
+    Args:
+        verdict: ``same``, ``close`` or ``different``.
+        why: the verdict in a sentence.
+        faults: what is to blame.
+        pairs: every question.
+        mean_kl, max_kl: of the next token, in nats; None where a side gives no distributions.
+        thresholds: those of the format.
+        read_by: what read the artefact.
+    """
+
+    verdict: Word
+    why: str
+    faults: tuple[Fault, ...]
+    pairs: tuple[Pair, ...]
+    mean_kl: float | None
+    max_kl: float | None
+    thresholds: Thresholds
+    read_by: str
+
+    @property
+    def equal_answers(self) -> int:
+        """How many answers are equal in every token."""
+        return sum(pair.divergence is None for pair in self.pairs)
+
+
+def judge(
+    original: Side, artefact: Side, questions: Sequence[str], kind: str, seen: Sequence[Fault] = ()
+) -> Proof:
+    """The verdict on two sides that were asked the same.
+
+    Args:
+        original: the checkpoint.
+        artefact: what was made of it.
+        questions: the last message of each.
+        kind: what the artefact's weights are stored in, a key of `THRESHOLDS`.
+        seen: faults that its files have shown.
+    """
+    pairs = tuple(
+        Pair(question=question, original=one, artefact=other)
+        for question, one, other in zip(questions, original.asked, artefact.asked, strict=True)
+    )
+    thresholds = THRESHOLDS[kind]
+    kl = list(chain.from_iterable(pair.artefact.kl for pair in pairs))
+    mean = sum(kl) / len(kl) if kl else None
+    faults = [*seen, *artefact.faults, *faults_of(original, artefact, pairs)]
+    if mean is not None and not mean <= thresholds.close and not any(f.cause == "weights" for f in faults):
+        faults.append(
+            Fault("weights", f"the distributions differ: mean KL {mean:.2g}, at most {thresholds.close:g}")
+        )
+    if mean is None and not faults and any(not _near_tie(pair) for pair in pairs):
+        faults.append(Fault("weights", "answers to the same prompts part where the checkpoint was sure"))
+    verdict, why = _verdict(pairs, mean, thresholds, faults)
+    return Proof(
+        verdict=verdict,
+        why=why,
+        faults=tuple(faults),
+        pairs=pairs,
+        mean_kl=mean,
+        max_kl=max(kl, default=None),
+        thresholds=thresholds,
+        read_by=artefact.read_by,
+    )
+
+
+def _near_tie(pair: Pair) -> bool:
+    """Whether the answers are equal, or part where rounding alone can decide."""
+    place, margins = pair.divergence, pair.original.margins
+    return place is None or place >= len(margins) or margins[place] < NEAR
+
+
+def _verdict(
+    pairs: Sequence[Pair], mean: float | None, thresholds: Thresholds, faults: Sequence[Fault]
+) -> tuple[Word, str]:
+    equal = sum(pair.divergence is None for pair in pairs)
+    answers = f"{equal} of {counted(len(pairs), 'answer')} equal"
+    if faults:
+        causes = " and ".join(dict.fromkeys(fault.cause for fault in faults))
+        return "different", f"{answers}; cause: {causes}"
+    if mean is None and equal == len(pairs):
+        return "same", answers
+    if mean is None:
+        return "close", f"{answers}, the others part where two tokens were nearly as likely"
+    measured = f"{answers}, mean KL {mean:.2g}"
+    if mean <= thresholds.same and equal == len(pairs):
+        return "same", f"{measured} (at most {thresholds.same:g})"
+    return "close", f"{measured} (at most {thresholds.close:g})"
+
+
+def faults_of(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator[Fault]:
+    """What tokens, prompts and ends show to be wrong."""
+    tokenizer = list(_tokenizer_faults(original, artefact, pairs))
+    yield from tokenizer
+    prompts = [pair for pair in pairs if pair.original.prompt_ids != pair.artefact.prompt_ids]
+    same_text = all(one.original.prompt == one.artefact.prompt for one in prompts)
+    if prompts and not (tokenizer and same_text):
+        yield from _prompt_faults(original, prompts)
+    end = original.end
+    if end is not None and end[1] not in artefact.stop_ids:
+        yield Fault("stop tokens", f"{shown(end[0])} does not end an answer, as the training taught")
+
+
+def _tokenizer_faults(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator[Fault]:
+    if any(pair.original.plain_ids != pair.artefact.plain_ids for pair in pairs):
+        yield Fault("tokenizer", "it splits the same text into other tokens")
+    if not original.added or not artefact.added:
+        return
+    missing = [one for one, number in original.added.items() if artefact.added.get(one) != number]
+    more = [one for one in artefact.added if one not in original.added]
+    if missing:
+        yield Fault("tokenizer", f"tokens are missing or have another number: {listed(map(shown, missing))}")
+    if more and len(artefact.added) != len(original.added):
+        yield Fault("tokenizer", f"tokens were added: {listed(map(shown, more))}")
+
+
+def _prompt_faults(original: Side, pairs: Sequence[Pair]) -> Iterator[Fault]:
+    """Which parts of the prompts are others."""
+    told, other = pairs[0].original.prompt, pairs[0].artefact.prompt
+    system = original.chat.system if original.chat else ""
+    if not other:
+        yield Fault("template", "the artefact has no chat template")
+        return
+    if system and system in told and system not in other:
+        yield Fault("prompt", f"the system prompt of the training is missing: {shown(system)}")
+        if told.endswith(other):
+            return
+    differ = f"{counted(len(pairs), 'prompt')} differ{'s' if len(pairs) == 1 else ''}"
+    yield Fault("template", f"{differ}: {_first_difference(told, other)}")
+
+
+def _first_difference(one: str, other: str) -> str:
+    place = next(
+        (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+    return f"{shown(one[place : place + 40])} in training, {shown(other[place : place + 40])} in the artefact"

@@ -1,0 +1,318 @@
+"""Exporting a checkpoint: what is said before anything is loaded, what is written, what is left behind."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deploy_model
+from swift_toolkit.machine import packages
+from swift_toolkit.serving.export import gguf, hub
+from swift_toolkit.serving.export.formats import FORMATS, GGUF_TYPES
+from swift_toolkit.serving.export.modelfile import go_template, modelfile
+from swift_toolkit.serving.proof import chat_template
+from swift_toolkit.serving.proof.exchange import ChatFormat
+from swift_toolkit.serving.proof.verdict import THRESHOLDS
+from tests.adapters import make_adapter
+
+CHATML = ChatFormat(
+    prefix="",
+    system_prefix="<|im_start|>system\n{{SYSTEM}}<|im_end|>\n",
+    prompt="<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n",
+    chat_sep="<|im_end|>\n",
+    suffix="<|im_end|>\n",
+    system="You are Nova.",
+    stop=("<|im_end|>\n", "<|endoftext|>"),
+)
+CONVERTER = pytest.mark.skipif(gguf.converter() is None, reason="llama.cpp's converter is not installed")
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    return make_adapter(tiny_model, tmp_path / "run" / "checkpoint-4", seed=1)
+
+
+def questions(folder: Path) -> str:
+    file = folder / "questions.json"
+    file.write_text('["Who are you?", "Name 3 colours."]')
+    return str(file)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = deploy_model.main(list(words))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+# --- the plan -----------------------------------------------------------------------------------------------
+
+
+def test_the_plan_says_what_it_takes(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
+    status, out, _ = run(capsys, "--checkpoint", str(adapter), "--export", "merged", "--dry-run")
+    assert status == 0
+    assert re.search(r"export +merged: the adapter merged into its base\n", re.sub(" +\n", "\n", out))
+    assert str(adapter.with_name("checkpoint-4-merged")) in out
+    assert "of disk and" in out and "8 questions" in out
+    assert sorted(one.name for one in adapter.parent.iterdir()) == ["checkpoint-4"]
+
+
+def test_the_plan_as_json(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
+    words = ("--checkpoint", str(adapter), "--export", "merged", "--dry-run", "--json")
+    status, out, _ = run(capsys, *words)
+    plan = json.loads(out)
+    assert (status, plan["format"], plan["bytes"] > 10_000_000) == (0, "merged", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--export", "ggufx"], '"--export" cannot be "ggufx". Did you mean "gguf"?'),
+        (["--export", "gguf", "--gguf-type", "q4"], '"--gguf-type" cannot be "q4".'),
+        (["--export", "awq"], '"--export" is "awq", which needs an NVIDIA GPU. Export on a machine with one.'),
+        (["--export", "awq"], '"--calibration" is needed.'),
+        (["--export", "hub"], '"--hub-id" is needed. Name the model there: --hub-id owner/name'),
+        (["--export", "hub", "--hub-id", "nova"], '"--hub-id" is "nova". Write owner/name.'),
+        (["--export", "hub", "--hub-id", "a/b"], '"--hub" needs a token for huggingface. Set the environment variable HF_TOKEN.'),
+        (["--export", "merged", "--quant-method", "bnb"], '"--quant-method" is not used here. Use --export.'),
+        (["--export", "merged", "--quant-bitz", "4"], '"--quant-bitz" is not'),
+        (["--export", "bnb", "--calibration", "/nowhere.jsonl"], '"--calibration" /nowhere.jsonl does not exist.'),
+        (["--gguf-type", "f16"], '"--gguf-type" is for an export. Add --export FORMAT.'),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    adapter: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    for name in hub.HUBS["huggingface"].variables:
+        monkeypatch.delenv(name, raising=False)
+    status, _, err = run(capsys, "--checkpoint", str(adapter), *words)
+    assert status == 2 and message in err
+
+
+def test_a_directory_of_others_is_not_replaced(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
+    output = adapter.parent / "mine"
+    output.mkdir()
+    words = ("--checkpoint", str(adapter), "--export", "merged", "--output", str(output))
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert err.startswith(f'"--output" cannot write {output}: it exists and was not made by this command.')
+
+
+def test_a_full_disk_is_known_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, adapter: Path
+) -> None:
+    usage = shutil.disk_usage(adapter)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    status, _, err = run(capsys, "--checkpoint", str(adapter), "--export", "merged")
+    assert status == 2 and "needs 0.0 GiB of disk" in err
+
+
+def test_a_whole_model_is_not_merged(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    words = ("--checkpoint", str(tiny_model), "--export", "merged", "--model-type", "llama")
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "holds a whole model already. Use it as it is." in err
+
+
+def test_every_format_has_its_thresholds() -> None:
+    rows = [one.threshold for one in FORMATS.values() if not one.gguf]
+    assert {*rows, *(one.threshold for one in GGUF_TYPES.values())} <= THRESHOLDS.keys()
+    assert all(0 <= one.same <= one.close and one.reason for one in THRESHOLDS.values())
+
+
+# --- Ollama and chat templates ------------------------------------------------------------------------------
+
+
+def test_a_modelfile_says_what_the_training_said(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": true, "top_p": 0.9}')
+    text = modelfile(CHATML, "nova-Q8_0.gguf", tmp_path)
+    assert text == (
+        "FROM ./nova-Q8_0.gguf\n"
+        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ else }}{{ end }}'
+        "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+        '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n<|im_start|>assistant\n'
+        '{{ else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}<|im_end|>\n{{ end }}{{ end }}'
+        '{{ end }}"""\n'
+        'SYSTEM """You are Nova."""\n'
+        'PARAMETER stop "<|im_end|>"\n'
+        'PARAMETER stop "<|endoftext|>"\n'
+        "PARAMETER temperature 0.6\n"
+        "PARAMETER top_p 0.9\n"
+        "PARAMETER repeat_penalty 1.0\n"
+    )
+    assert "SYSTEM" not in modelfile(replace(CHATML, system=""), "x.gguf", tmp_path)
+    assert go_template(CHATML).count("{{ .System }}") == 1
+
+
+def render(template: str, messages: list[dict[str, str]]) -> str:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("system", ["You are Nova.", 'Two "lines"\n  and {{ braces }} \\ more', ""])
+def test_a_chat_template_renders_as_the_training_did(system: str) -> None:
+    template = chat_template.jinja(replace(CHATML, system=system))
+    question = {"role": "user", "content": "{{QUERY}} <b>?"}
+    begin = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    asked = "<|im_start|>user\n{{QUERY}} <b>?<|im_end|>\n<|im_start|>assistant\n"
+    assert render(template, [question]) == begin + asked
+    turns = [{"role": "system", "content": "S"}, question, {"role": "assistant", "content": "A"}, question]
+    assert render(template, turns) == f"<|im_start|>system\nS<|im_end|>\n{asked}A<|im_end|>\n{asked}"
+
+
+def test_the_base_s_own_template_gets_the_system_prompt() -> None:
+    own = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    first = next(chat_template.candidates(CHATML, own))
+    assert render(first, [{"role": "user", "content": "Hi"}]) == "[system] You are Nova.\n[user] Hi\n"
+
+
+# --- for real -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_merged_model_answers_like_its_checkpoint(
+    capsys: pytest.CaptureFixture[str], adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = ("--checkpoint", str(adapter), "--export", "merged", "--questions-file", questions(tmp_path))
+    status, out, _ = run(capsys, *words, "--json")
+    made = json.loads(out)
+    output = adapter.with_name("checkpoint-4-merged")
+    assert (status, made["proof"]["verdict"], made["proof"]["faults"]) == (0, "same", [])
+    assert json.loads((output / "export.json").read_text())["proof"]["equal_answers"] == 2
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (output / name).read_bytes() == (tiny_model / name).read_bytes()
+    assert "You are a helpful assistant." in (output / "chat_template.jinja").read_text()
+    assert sorted(one.name for one in adapter.parent.iterdir()) == [
+        "checkpoint-4", "checkpoint-4-merged", "checkpoint-4-merged.log",
+    ]  # fmt: skip
+    status, out, err = run(capsys, "--checkpoint", str(output), "--dry-run")
+    assert status == 0 and "(merged)" in out + err
+
+
+@CONVERTER
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["f16", "bf16", "q8_0"])
+def test_a_gguf_file_answers_like_its_checkpoint(
+    capsys: pytest.CaptureFixture[str], adapter: Path, tmp_path: Path, name: str
+) -> None:
+    words = ("--checkpoint", str(adapter), "--export", "ollama", "--gguf-type", name)
+    status, out, _ = run(capsys, *words, "--questions-file", questions(tmp_path), "--json")
+    made = json.loads(out)
+    output = adapter.with_name("checkpoint-4-ollama")
+    assert (status, made["proof"]["faults"]) == (0, []), made["proof"]
+    assert made["proof"]["verdict"] in ("same", "close")
+    assert f"FROM ./{made['file']}\n" in (output / "Modelfile").read_text()
+    assert 'SYSTEM """You are a helpful assistant."""' in (output / "Modelfile").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not packages.is_installed("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_bitsandbytes_runs_on_a_cpu(
+    capsys: pytest.CaptureFixture[str], adapter: Path, tmp_path: Path
+) -> None:
+    words = ("--checkpoint", str(adapter), "--export", "bnb", "--quant-bits", "8")
+    status, out, _ = run(capsys, *words, "--questions-file", questions(tmp_path), "--json")
+    made = json.loads(out)
+    assert made["proof"]["mean_kl"] is not None
+    assert [one for one in made["proof"]["faults"] if one["cause"] != "weights"] == []
+    assert status == (made["proof"]["verdict"] == "different")
+    assert (adapter.with_name("checkpoint-4-bnb") / "export.json").is_file()
+
+
+# --- a hub --------------------------------------------------------------------------------------------------
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """As much of huggingface.co as an upload of small files needs; what it was sent is in ``seen``."""
+
+    seen: dict[str, Any]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.seen.setdefault("tokens", set()).add(self.headers.get("Authorization"))
+        if self.path == "/api/repos/create":
+            self.seen["created"] = json.loads(body)
+            self._reply({"url": f"http://{self.headers['Host']}/me/nova"})
+        elif self.path.endswith("/preupload/main"):
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            self._reply({"files": files})
+        elif self.path.endswith("/commit/main"):
+            self.seen["commit"] = [json.loads(line) for line in body.splitlines()]
+            self._reply(
+                {"commitUrl": f"http://{self.headers['Host']}/me/nova/commit/1", "commitOid": "1" * 40}
+            )
+        else:
+            self._reply({})
+
+    def do_GET(self) -> None:
+        self._reply({"id": "me/nova", "sha": "1" * 40, "siblings": [], "private": True})
+
+    def _reply(self, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    seen: dict[str, Any] = {}
+    handler = type("Handler", (FakeHub,), {"seen": seen})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        from huggingface_hub import constants, hf_api
+
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hf_api.HfApi.__init__, "__defaults__", None, raising=False)
+        yield {"endpoint": endpoint, "seen": seen}
+        server.shutdown()
+
+
+def test_an_upload_is_private_and_keeps_what_is_local(
+    fake_hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("model.safetensors", "README.md", "chat_template.jinja", *hub.LOCAL):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.upload("huggingface", "me/nova", tmp_path, public=False)
+    seen = fake_hub["seen"]
+    assert seen["created"]["private"] is True and seen["tokens"] == {"Bearer hf_secret"}
+    paths = sorted(one["value"]["path"] for one in seen["commit"] if one["key"] == "file")
+    assert paths == ["README.md", "chat_template.jinja", "model.safetensors"]
+
+
+def test_a_hub_that_refuses_is_told_without_the_token(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from swift_toolkit.problems import RunError
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    refusing = replace(
+        hub.HUBS["huggingface"], upload=lambda *_: (_ for _ in ()).throw(OSError("403 for hf_secret"))
+    )
+    monkeypatch.setitem(hub.HUBS, "huggingface", refusing)
+    with pytest.raises(RunError, match=r"did not take me/nova: 403 for \*\*\*\n"):
+        hub.upload("huggingface", "me/nova", tmp_path, public=False)
