@@ -161,10 +161,10 @@ class ModelDeployer:
         from swift_toolkit.serving.export.run import carry_out
 
         served = self.deployment.options
-        own = {"base_model": served.base_model, "trust_code": served.trust_code}
-        own |= {name: value for name, value in options.items() if name in EXPORT_OPTIONS}
+        own = {name: value for name, value in options.items() if name in EXPORT_OPTIONS}
         settings = {name: value for name, value in options.items() if name not in EXPORT_OPTIONS}
-        asked = ExportOptions(export=export, **own)
+        base, trusts = served.base_model, served.trust_code
+        asked = ExportOptions(**{"base_model": base, "trust_code": trusts, **own, "export": export})
         return carry_out(make_export(served.checkpoint, None, settings, asked, proof_questions(questions)))
 
 

@@ -39,7 +39,10 @@ def _to_huggingface(name: str, folder: Path, token: str, public: bool) -> str:
     api = HfApi(token=token)
     address = api.create_repo(name, private=not public, exist_ok=True)
     api.upload_folder(
-        repo_id=name, folder_path=str(folder), commit_message="Upload by swift-toolkit", ignore_patterns=LOCAL
+        repo_id=name,
+        folder_path=str(folder),
+        commit_message="Upload by swift-toolkit",
+        ignore_patterns=list(LOCAL),
     )
     return str(address)
 

@@ -154,7 +154,7 @@ class _Torch(Reader):
 
     def knows(self, tokens: Sequence[int]) -> bool:
         """By its embeddings."""
-        return max(tokens) < self.model.get_input_embeddings().weight.shape[0]
+        return max(tokens) < int(self.model.get_input_embeddings().weight.shape[0])
 
     def _facts(self, stop_ids: Sequence[int], **more: Any) -> Side:
         added = {token: int(number) for token, number in self.tokenizer.get_added_vocab().items()}

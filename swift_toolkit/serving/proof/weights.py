@@ -41,7 +41,7 @@ class _Tensors:
 
         self._files: dict[str, Any] = {}
         for file in sorted(path.glob("*.safetensors")):
-            opened = safe_open(str(file), framework="pt")
+            opened: Any = safe_open(str(file), framework="pt")
             self._files |= dict.fromkeys(opened.keys(), opened)
 
     def __contains__(self, name: str) -> bool:
