@@ -381,7 +381,7 @@ def _command(words: list[str]) -> int:
 _EXPORT_ONLY = ("output", "gguf_type", "calibration", "hub", "hub_id", "public")
 
 
-def _export(flags: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+def _export(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
     """Export a checkpoint. Returns the exit status: 1 where the result answers differently."""
     from swift_toolkit.serving.export import run
     from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
@@ -408,7 +408,7 @@ def _export(flags: argparse.Namespace, settings: Mapping[str, Any]) -> int:
     return int(made.proof.verdict == "different")
 
 
-def _compare(flags: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+def _compare(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
     """Compare a checkpoint with a server. Returns the exit status: 1 where it answers differently."""
     from swift_toolkit.serving.proof import against, report
 

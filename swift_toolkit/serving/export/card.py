@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from swift_toolkit.console.words import counted, shown
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
-from swift_toolkit.model.files import read_json
+from swift_toolkit.model.files import JsonObject, read_json
 from swift_toolkit.serving.proof.verdict import Proof
 
 SETTINGS = (
@@ -75,7 +74,8 @@ class Card:
         yield from (f"- {note}" for note in self.notes)
 
     def _training(self) -> Iterator[str]:
-        args, record = self.checkpoint.args, run_record(self.checkpoint)
+        record = run_record(self.checkpoint)
+        args = record.get("config") or {}
         yield "\n## Training\n"
         yield f"- Method: {self.checkpoint.tuner_type or self.checkpoint.kind}"
         yield from _data(record)
@@ -112,12 +112,12 @@ def _shown_base(base: str | None) -> str:
     return Path(base).name if Path(base).is_absolute() else base
 
 
-def run_record(checkpoint: Checkpoint) -> Mapping[str, Any]:
+def run_record(checkpoint: Checkpoint) -> JsonObject:
     """The result.json of the run that made the checkpoint; empty without one."""
     return read_json(checkpoint.path.parent / "result.json")[0] or {}
 
 
-def _data(record: Mapping[str, Any]) -> Iterator[str]:
+def _data(record: JsonObject) -> Iterator[str]:
     """The files of the training with their rows, and the SHA-256 of those that are still as they were."""
     for file in (record.get("data") or {}).get("files") or []:
         path = Path(str(file.get("path")))

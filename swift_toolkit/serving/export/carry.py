@@ -41,9 +41,7 @@ def source_of(checkpoint: Checkpoint) -> Path | None:
     base = Path(local(checkpoint.base) or "") if checkpoint.base else None
     for place in (checkpoint.path, *([base] if base else [])):
         if any(True for name in TOKENIZER_FILES for _ in place.glob(name)):
-            return (
-                place if place == checkpoint.path or not checkpoint.args.get("new_special_tokens") else None
-            )
+            return place if place == checkpoint.path or not checkpoint.args.new_special_tokens else None
     return None
 
 

@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from swift_toolkit.config.file import Values
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
@@ -145,7 +146,7 @@ class Export:
         rows = [("checkpoint", f"{checkpoint.path} ({self.plan.why})")]
         if checkpoint.base is not None:
             rows.append(("base", f"{checkpoint.base} ({checkpoint.base_source})"))
-        if checkpoint.args.get("quant_method"):
+        if checkpoint.args.quant_method:
             rows.append(("merging", "into the unquantised base; the adapter was trained on a quantised one"))
         what = self.format.what + (f", {self.options.gguf_type}" if self.format.gguf else "")
         rows.append(("export", f"{self.format.name}: {what}"))
@@ -191,8 +192,8 @@ class Export:
 
 def make_export(
     checkpoint: str | None,
-    config: str | Path | Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
+    config: str | Path | Values | None,
+    settings: Mapping[str, object],
     options: ExportOptions,
     questions: Sequence[Messages],
 ) -> Export:

@@ -18,6 +18,7 @@ from swift_toolkit.machine.device import environment
 from swift_toolkit.machine.files import whole_text, write_json
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.scratch import ScratchFolder
+from swift_toolkit.model.checkpoints.recorded import RecordedArguments
 from swift_toolkit.model.files import read_json
 from swift_toolkit.model.loading import fill_model, local
 from swift_toolkit.model.merge import MARK, made_of, merge_into, run_export
@@ -215,7 +216,7 @@ def _model_name(export: Export) -> str:
 def _quantise(export: Export, model: Path, path: Path, clock: _Clock) -> None:
     """By ms-swift's own export, from the merged model."""
     config = replace(export.config, settings=dict(export.config.settings))
-    whole = replace(export.checkpoint, path=model, kind="merged", tuner_type=None, args={})
+    whole = replace(export.checkpoint, path=model, kind="merged", tuner_type=None, args=RecordedArguments())
     fill_model(config, whole, model=str(model), adapter=None)
     config.fill("quant_method", export.format.name, "--export")
     if export.format.name != "fp8":

@@ -267,7 +267,7 @@ class Transformers(_Torch):
         self.model = loader.from_pretrained(folder, **gguf, **self._placing()).eval()
         self.stop_ids = tuple(self._stop_ids())
 
-    def _placing(self) -> dict[str, Any]:
+    def _placing(self) -> dict[str, str]:
         quantised = "quantization_config" in (self.config or {})
         if self.order.device != "cpu":
             return {"device_map": self.order.device, "dtype": "auto"}

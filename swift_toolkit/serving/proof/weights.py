@@ -14,7 +14,7 @@ from typing import Any
 
 from swift_toolkit.console.words import listed
 from swift_toolkit.model.checkpoints.old_adapter import as_peft
-from swift_toolkit.model.files import adapter_root, read_json
+from swift_toolkit.model.files import JsonObject, adapter_root, read_json
 from swift_toolkit.serving.proof.exchange import Fault
 
 ROUNDING = {"torch.bfloat16": 2**-8, "torch.float16": 2**-11, "torch.float32": 2**-23}
@@ -59,7 +59,7 @@ class _Adapter:
 
     def __init__(self, path: Path) -> None:
         root = adapter_root(path) or path
-        self.config: Mapping[str, Any] = read_json(root / "adapter_config.json")[0] or {}
+        self.config: JsonObject = read_json(root / "adapter_config.json")[0] or {}
         self._tensors = _Tensors(root)
         self.modules = {
             name.split(".lora_")[0].removeprefix("base_model.model."): name.split(".lora_")[0]
