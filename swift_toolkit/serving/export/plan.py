@@ -17,7 +17,7 @@ from swift_toolkit.config.file import Values
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
-from swift_toolkit.console.screen import gib
+from swift_toolkit.console import screen
 from swift_toolkit.inference.plan import AskOptions, Plan, make_plan, other_ways
 from swift_toolkit.machine.device import find_device, free_memory
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
@@ -152,12 +152,8 @@ class Export:
         rows.append(("export", f"{self.format.name}: {what}"))
         rows.append(("output", str(self.output)))
         if self.size is not None and self.disk is not None and self.memory is not None:
-            rows.append(
-                (
-                    "size",
-                    f"about {gib(self.size)}; on the way {gib(self.disk)} of disk, {gib(self.memory)} of memory",
-                )
-            )
+            needs = f"{size_of(self.disk)} of disk, {size_of(self.memory)} of memory"
+            rows.append(("size", f"about {size_of(self.size)}; on the way {needs}"))
         if self.format.name == "hub":
             visible = "public" if self.options.public else "private"
             rows.append(("upload", f"to {self.options.hub} as {self.options.hub_id}, {visible}"))
@@ -214,10 +210,10 @@ def make_export(
     problems += _option_problems(options)
     plan = None
     try:
-        plan = _plan(checkpoint, options)
+        plan = _plan(checkpoint, options, asked)
     except RequestError as error:
         problems += error.problems
-    if plan is None or options.export not in FORMATS:
+    if plan is None or options.export not in FORMATS or options.gguf_type not in GGUF_TYPES:
         raise RequestError(problems)
     made = Export(
         format=FORMATS[options.export],
@@ -233,9 +229,11 @@ def make_export(
     return made
 
 
-def _plan(checkpoint: str | None, options: ExportOptions) -> Plan:
+def _plan(checkpoint: str | None, options: ExportOptions, asked: Config) -> Plan:
     """How the checkpoint is asked: with pt, and on a CPU in float32, so that only the weights differ."""
-    settings = {"torch_dtype": "float32"} if find_device().kind == "cpu" else {}
+    settings = {name: asked.get(name) for name in ("model_type", "template", "system") if asked.get(name)}
+    if find_device().kind == "cpu":
+        settings["torch_dtype"] = "float32"
     how = AskOptions(
         base_model=options.base_model,
         infer_backend="pt",
@@ -311,11 +309,16 @@ def _place_problems(made: Export) -> Iterator[Problem]:
         yield Problem(f"cannot write {made.output}: permission denied", elsewhere, "--output")
     free = shutil.disk_usage(parent).free
     if made.disk is not None and made.disk > free:
-        what = f"needs {gib(made.disk)} of disk, and {parent} has {gib(free)}"
+        what = f"needs {size_of(made.disk)} of disk, and {parent} has {size_of(free)}"
         yield Problem(what, f"Free some. {elsewhere}", "--export")
     if made.plan.device.kind == "cpu" and made.memory is not None and made.memory > free_memory():
-        what = f"needs {gib(made.memory)} of memory, and {gib(free_memory())} are free"
+        what = f"needs {size_of(made.memory)} of memory, and {size_of(free_memory())} are free"
         yield Problem(what, "Export on a larger machine.", "--export")
+
+
+def size_of(size: int) -> str:
+    """Bytes as ``135 MiB`` or ``1.5 GiB``."""
+    return screen.gib(size) if size >= 1 << 30 else f"{size / (1 << 20):,.0f} MiB"
 
 
 def is_own(path: Path) -> bool:
