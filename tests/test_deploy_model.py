@@ -300,8 +300,8 @@ def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str], adapter: Path,
     assert said == [
         '"--prot" is not a setting. Did you mean "--port"?',
         '"--verbose_log" is not a setting. Did you mean "--verbose"?',
-        '"--hub_token" is a secret, and ms-swift writes it in clear to its log. '
-        "Set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.",
+        '"--hub_token" is a secret, and ms-swift writes it in plain text to its log and args.json. '
+        "Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.",
         '"--max-tokens-limit" must be at least 1, not 0.',
         '"--allow-runtime-lora" needs --adapter-dir. '
         "Name the directories that adapters may come from: --adapter-dir DIR",

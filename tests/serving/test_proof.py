@@ -304,6 +304,7 @@ def test_bfloat16_is_close_enough_to_be_the_same(tiny_model: Path, tmp_path: Pat
     assert proof.faults == () and proof.verdict in ("same", "close")
 
 
+@pytest.mark.slow
 def test_the_original_is_the_same_as_itself(tuned: Tuned) -> None:
     """Every question came back with its tokens, and the sides know the training's end token."""
     side: Side = tuned.told.side
