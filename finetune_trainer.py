@@ -73,6 +73,7 @@ class FineTuner:
         resume: go on from the newest whole checkpoint of this config's newest run, or of the run, checkpoint or output
             directory named here; with True, a run that has none starts from the beginning.
         force: resume although settings changed that decide what is learned.
+        keep_going: only warn when the loss is not a number, nothing is learned, or the run stalls; else it fails then.
         overrides: settings laid over ``config``, under ms-swift's names.
 
     What is None is read from the environment (NPROC_PER_NODE, NNODES, ...).
@@ -95,6 +96,7 @@ class FineTuner:
         master_port: int | None = None,
         resume: bool | str | Path = False,
         force: bool = False,
+        keep_going: bool = False,
         **overrides: Any,
     ) -> None:
         from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_request
@@ -116,6 +118,7 @@ class FineTuner:
                 launch=launch,
                 resume=resume,
                 force=force,
+                keep_going=keep_going,
             )
         facts = check_request(config)
         from swift_toolkit.training.checked import plan_training  # not before: an error is shown sooner
@@ -313,6 +316,11 @@ def _add_run_flags(parser: command_line.Parser) -> None:
         "--force", action="store_true", help="resume although settings changed that decide what is learned"
     )
     parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="only warn when the loss is not a number, nothing is learned, or the run stalls; else it fails then",
+    )
+    parser.add_argument(
         "--stop-grace",
         metavar="SECONDS",
         type=float,
@@ -357,7 +365,7 @@ def _command(words: list[str]) -> int:
         return _upgrade(source, settings, options)
     if problems := list(_flag_problems(options)):
         raise RequestError(problems)
-    tuner = FineTuner(_request(source, settings, options))
+    tuner = FineTuner(_request(source, settings, options, words))
     if not options.quiet_notices:
         for notice in tuner.config.notices:
             screen.say(notice)
@@ -388,7 +396,10 @@ def _command(words: list[str]) -> int:
 
 
 def _request(
-    source: str | Mapping[str, object] | None, settings: Mapping[str, object], options: argparse.Namespace
+    source: str | Mapping[str, object] | None,
+    settings: Mapping[str, object],
+    options: argparse.Namespace,
+    words: list[str],
 ) -> TrainingRequest:
     from swift_toolkit.training import request
     from swift_toolkit.training.process import launch as training_launch
@@ -405,6 +416,8 @@ def _request(
         looking=options.verify_data or options.convert is not None,
         resume=options.resume,
         force=options.force,
+        keep_going=options.keep_going,
+        command=(Path(sys.argv[0]).name, *words),
         stop_grace=options.stop_grace,
     )
 

@@ -486,6 +486,23 @@ def arguments_class(command: Command, line: Line) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------ laid over ms-swift
 
 
+def log_as_it_is(args: Any) -> None:
+    """Log a loss that is not a number as such; transformers replaces it by an average of the others.
+
+    Until ms-swift sets ``logging_nan_inf_filter`` itself.
+    """
+    args.logging_nan_inf_filter = False
+
+
+def keep_newest_checkpoint(args: Any) -> None:
+    """With ``save_total_limit`` 1 and an evaluation, keep the newest checkpoint beside the best.
+
+    transformers removes one of them: until 5.0 the best with each save, since then the newest at the end.
+    """
+    if args.save_total_limit == 1 and str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
+        args.save_total_limit = 2
+
+
 def encode_through(dataset: Callable[..., Any], row: Callable[..., Any]) -> None:
     """Let ms-swift turn rows into tokens through two functions. Until ms-swift reports which rows it drops, and why.
 

@@ -72,6 +72,14 @@ def claim_run_directory(output_dir: Path) -> Path:
         return directory
 
 
+def unlink_missing(output_dir: Path) -> None:
+    """Remove ``last`` and ``best`` in ``output_dir`` if they point to nothing."""
+    for name in ("last", "best"):
+        place = output_dir / name
+        if place.is_symlink() and not place.exists():
+            place.unlink()
+
+
 def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
     """Make ``<output_dir>/<name>`` a relative link to ``checkpoint``; an older link is replaced in one step.
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from swift_toolkit.machine import files, packages
-from swift_toolkit.runs.directory import link
-
 JsonObject: TypeAlias = dict[str, Any]
 """An object in a JSON file of a run, such as args.json."""
+
+MEASURED = "measured.jsonl"
+"""Time and memory at each log of a run, a line of JSON each."""
+
+PLAN, REPORT = "plan.json", "report.html"
+"""The plan of a run, and its report."""
 
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
@@ -39,6 +44,53 @@ class TrainingResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a git repository.
+
+    Args:
+        id: its hash.
+        changed: files differ from it.
+    """
+
+    id: str
+    changed: bool
+
+
+def commit_of(directory: Path) -> Commit | None:
+    """The commit of the repository that holds ``directory``; None without one, or without git."""
+    git = ["git", "-C", str(directory)]
+    with suppress(OSError, subprocess.SubprocessError):
+        head = subprocess.run([*git, "rev-parse", "HEAD"], **_QUIET)
+        files_changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **_QUIET)
+        return Commit(head.stdout.strip(), bool(files_changed.stdout.strip()))
+    return None
+
+
+_QUIET: Any = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What plan.json holds, written before a run starts.
+
+    Args:
+        facts: names and values of the plan, as shown.
+        settings: for each setting its value as text and its source.
+        command: the command line, without secrets; empty if the run was started from Python.
+        commit: of the git repository in the working directory; None without one.
+        fingerprints: what identifies the data of each split.
+        versions: of the packages.
+    """
+
+    facts: Sequence[tuple[str, str]]
+    settings: Mapping[str, Mapping[str, str]]
+    command: Sequence[str]
+    commit: Commit | None
+    fingerprints: Mapping[str, Sequence[str]]
+    versions: Mapping[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunDetails:
     """What result.json holds besides the result.
@@ -52,6 +104,14 @@ class RunDetails:
         learned: what the template said of some rows before the model was loaded; None if it was not asked.
         tokens_per_row: of the training and validation data, in ms-swift's words.
         memory: bytes on a device: the peak and the estimate.
+        alarms: signs that the run went wrong.
+        planned: steps, tokens and memory as planned.
+        measured: the same as measured, with seconds per step.
+        commit: of the git repository in the working directory; None without one.
+        command: the command line, without secrets; empty if the run was started from Python.
+        fingerprints: what identifies the data of each split.
+        seed: of the random numbers.
+        devices: kind, name and number of the devices, and the number of processes.
     """
 
     config: Mapping[str, object]
@@ -62,38 +122,14 @@ class RunDetails:
     learned: object
     tokens_per_row: Mapping[str, object]
     memory: Mapping[str, int | None]
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """Writes the record of a run.
-
-    Args:
-        directory: the run directory, where result.json is written.
-        root: where ``last`` and ``best`` are linked.
-    """
-
-    directory: Path
-    root: Path
-
-    def link(self, last: str | None, best: str | None) -> None:
-        """Point ``last`` and ``best`` to these checkpoints; None keeps a link as it is."""
-        link(self.root, "last", last)
-        link(self.root, "best", best)
-
-    def write(self, result: TrainingResult, error: str, details: RunDetails) -> None:
-        """Write result.json.
-
-        Args:
-            result: the result of the run.
-            error: why it failed; "" if it did not.
-            details: everything else.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        content = {**asdict(result), "error": error or None, "versions": packages.versions(), **vars(details)}
-        files.write_json(self.directory / "result.json", content)
+    alarms: Sequence[Mapping[str, object]]
+    planned: Mapping[str, float | None]
+    measured: Mapping[str, float | None]
+    commit: Commit | None
+    command: Sequence[str]
+    fingerprints: Mapping[str, Sequence[str]]
+    seed: int
+    devices: Mapping[str, object]
 
 
 SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "deepspeed")

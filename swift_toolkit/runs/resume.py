@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +24,17 @@ from swift_toolkit.model.checkpoints.training_state import TrainingState
 from swift_toolkit.model.files import adapter_root, checkpoint_kind, read_json
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import directory as runs_directory
+from swift_toolkit.runs.record import MEASURED
 
 RECORD = "request.json"
 """The file in a run's directory with its request; written before the run starts."""
 
-_SECRET = re.compile("token|secret|password|api_key|webhook|credential")
+_SECRET = re.compile("(^|_)token$|secret|password|api_key|webhook|credential")
+
+
+def is_secret(name: str) -> bool:
+    """Whether the setting or flag ``name`` holds a secret, by its name."""
+    return bool(_SECRET.search(name.lstrip("-").lower().replace("-", "_")))
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,37 @@ class StoredRequest:
         files.write_json(directory / RECORD, asdict(self))
 
 
-def request_of(config: Config, data: Mapping[str, list[str]], processes: int, batch: int) -> StoredRequest:
+def request_of(
+    config: Config, data: Mapping[str, list[str]], processes: int, batch: int, command: Sequence[str] = ()
+) -> StoredRequest:
     """The request that ``config`` describes."""
     settings = config.settings
     return StoredRequest(
         config=str(Path(config.path).expanduser().absolute()) if config.path else None,
-        given={name: one.shown for name, one in settings.items() if not _SECRET.search(name)},
+        given={name: one.shown for name, one in settings.items() if not is_secret(name)},
         automatic=tuple(name for name, one in settings.items() if one.source.kind == "automatic"),
         data=data,
         base=_base_mark(str(config.get("model"))),
         processes=processes,
         batch=batch,
+        command=tuple(_without_secrets(command)),
     )
+
+
+def _without_secrets(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command line, with ``***`` in place of secrets."""
+    hidden = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name.startswith("--"):
+            hidden = is_secret(name)
+            yield f"{name}=***" if hidden and equals else word
+        else:
+            yield "***" if hidden else _ADDRESS.sub(r"\1***@", word)
+
+
+_ADDRESS = re.compile(r"(\w+://)[^/@\s]+@")
+"""The user and password in an address."""
 
 
 def stored_request(directory: Path) -> StoredRequest | None:
@@ -335,20 +360,18 @@ def tidy(point: ResumePoint, output: Path) -> None:
             checkpoint.rename(aside)
         else:
             shutil.rmtree(checkpoint)
-    _cut_log(point.directory / "logging.jsonl", point.step)
+    for name in ("logging.jsonl", MEASURED):
+        _cut_log(point.directory / name, point.step)
     for events in point.directory.glob("runs/**/events.out.tfevents.*"):
         _cut_events(events, point.step)
-    for name in ("last", "best"):
-        link = output / name
-        if link.is_symlink() and not link.exists():
-            link.unlink()
+    runs_directory.unlink_missing(output)
     runs_directory.link(output, "last", point.checkpoint)
     if point.state and point.state.best:
         runs_directory.link(output, "best", point.directory / point.state.best)
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Keep the lines of ``logging.jsonl`` up to ``step``, without the summary at the end of a training."""
+    """Keep the lines of ``log`` up to ``step``, without the summary at the end of a training."""
     if not log.is_file():
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from swift_toolkit.console.screen import gib
 from swift_toolkit.model.checkpoints import training_state
+from swift_toolkit.model.checkpoints.find import checkpoints_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,34 @@ def _is_whole(path: Path) -> bool:
     if (path / training_state.STATE).is_file() and training_state.is_model_only(path):
         return not training_state.weight_problems(path)
     return not training_state.training_state_problems(path)
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of all files in and below ``directory``."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def free_bytes(directory: Path) -> int | None:
+    """Free bytes on the disk of ``directory``; None if it is gone."""
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None
+
+
+def set_aside(directory: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after ``step`` to ``damaged-checkpoint-N``, so that no run resumes from them.
+
+    Returns:
+        their new paths.
+    """
+    aside = []
+    for checkpoint in checkpoints_of(directory):
+        if int(checkpoint.name.rpartition("-")[2]) > step:
+            target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            aside.append(checkpoint.rename(target))
+    return aside
 
 
 LEAST_BYTES = 1 << 20

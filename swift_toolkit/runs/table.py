@@ -15,7 +15,7 @@ from swift_toolkit.console import screen
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, runs_of
 from swift_toolkit.model.files import read_json
-from swift_toolkit.runs import lock
+from swift_toolkit.runs import lock, storage
 from swift_toolkit.runs.record import JsonObject
 from swift_toolkit.runs.resume import RECORD
 
@@ -89,7 +89,7 @@ def _directories(directory: Path, depth: int) -> Iterator[Path]:
 
 def read_run(directory: Path) -> RunEntry:
     """What the files of one run say."""
-    result, request, args = (_json(directory / name) for name in ("result.json", RECORD, "args.json"))
+    result, request, args = (json_file(directory / name) for name in ("result.json", RECORD, "args.json"))
     given = request.get("given") or {}
     step, max_steps, best = _progress(directory / "logging.jsonl")
     state = _state(directory, result.get("status"))
@@ -108,7 +108,8 @@ def read_run(directory: Path) -> RunEntry:
     )
 
 
-def _json(file: Path) -> JsonObject:
+def json_file(file: Path) -> JsonObject:
+    """The JSON object in ``file``; empty if there is none."""
     content, _ = read_json(file) if file.is_file() else (None, None)
     return content or {}
 
@@ -188,7 +189,7 @@ def waste_of(run: RunEntry) -> Iterator[Waste]:
 
 
 def _waste(path: Path, why: str) -> Waste:
-    return Waste(path, why, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+    return Waste(path, why, storage.size_of(path))
 
 
 def remove(waste: Waste) -> None:

@@ -50,7 +50,7 @@ class CheckedRequest:
         try:
             if self.resumption and self.resumption.point:
                 tidy(self.resumption.point, self.output.root)
-            requested(self.plan).write(directory)
+            requested(self.plan, self.request.command).write(directory)
         except OSError as error:
             raise RunError(f"{error.filename or directory}: {error.strerror}.") from None
 

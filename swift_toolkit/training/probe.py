@@ -24,11 +24,11 @@ from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.verify import DataReport, Split
 from swift_toolkit.machine.files import whole_file
 from swift_toolkit.problems import Problem
-from swift_toolkit.training import run
+from swift_toolkit.training.job import Job
 from swift_toolkit.training.memory import fitting
+from swift_toolkit.training.monitor.follow import follow
 from swift_toolkit.training.monitor.progress import TrainingLine
 from swift_toolkit.training.process.launch import Cluster
-from swift_toolkit.training.run import Job
 
 
 def probe_problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
@@ -156,7 +156,7 @@ def carry_out(job: Job) -> None:
     directory, plan = job.directory / "probe", job.plan
     config = prepare_probe(plan.config, plan.data, directory, plan.world_size)
     one_step = replace(plan, config=config)
-    ending = run.follow(replace(job, plan=one_step, directory=directory), TrainingLine())
+    ending = follow(replace(job, plan=one_step, directory=directory), TrainingLine())
     result = ending.result(one_step)
     ending.raise_if_not_done(result, ending.reason(plan, "One step with the longest rows"))
     device, memory = plan.device.memory, ending.state.memory

@@ -38,6 +38,8 @@ class TrainingRequest:
         looking: only check the data, which may have errors.
         resume: resume the newest run of the output directory, or of the path given here.
         force: resume although settings changed that affect what is learned.
+        keep_going: do not end a run that goes wrong, only warn; see `monitor.watch`.
+        command: the command line; empty if the request comes from Python.
         stop_grace: seconds that a run may take to save after it was asked to stop; None sets no limit.
     """
 
@@ -51,6 +53,8 @@ class TrainingRequest:
     looking: bool = False
     resume: bool | str | Path = False
     force: bool = False
+    keep_going: bool = False
+    command: tuple[str, ...] = ()
     stop_grace: float | None = None
 
 

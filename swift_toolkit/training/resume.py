@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,15 @@ class Resumption:
     lines: tuple[str, ...]
 
 
-def requested(plan: TrainingPlan) -> StoredRequest:
-    """The request that ``plan`` carries out, as it is stored in the run directory."""
-    return runs_resume.request_of(plan.config, _marks(plan.data), plan.world_size, plan.batch.effective)
+def requested(plan: TrainingPlan, command: Sequence[str] = ()) -> StoredRequest:
+    """The request that ``plan`` carries out, as it is stored in the run directory.
+
+    Args:
+        plan: the plan of the run.
+        command: the command line; empty if the run is started from Python.
+    """
+    sizes = (plan.world_size, plan.batch.effective)
+    return runs_resume.request_of(plan.config, _marks(plan.data), *sizes, command)
 
 
 def _marks(report: DataReport) -> dict[str, list[str]]:

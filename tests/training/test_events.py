@@ -11,7 +11,7 @@ import pytest
 from swift_toolkit.machine.process import Terminated
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.record import Interrupted
-from swift_toolkit.training.ending import Ending
+from swift_toolkit.training.monitor.ending import Ending
 from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import (
     Begin,

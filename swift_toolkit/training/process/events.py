@@ -6,6 +6,7 @@ Each event is a JSON object on one line; "event" names its type.
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -92,6 +93,16 @@ class Importing(_Event, frozen=True, kw_only=True):
     """The process has started; ``pid`` is that of the reporting process, not of a launcher."""
 
     pid: int
+
+
+class Ready(_Event, frozen=True, kw_only=True):
+    """The process ``pid`` of ``rank`` writes its Python stacks to a file when it gets the signal `STACKS_SIGNAL`."""
+
+    rank: int
+    pid: int
+
+
+STACKS_SIGNAL = signal.SIGUSR2
 
 
 class Agreed(_Event, frozen=True, kw_only=True):
@@ -187,9 +198,10 @@ class Begin(_Event, frozen=True, kw_only=True):
 
 
 class Step(_Event, frozen=True, kw_only=True):
-    """An optimiser step is done."""
+    """An optimiser step is done; ``saves`` if a checkpoint follows it."""
 
     step: int
+    saves: bool = False
 
 
 class Evaluating(_Event, frozen=True, kw_only=True):
@@ -253,7 +265,7 @@ class Failed(_Event, frozen=True, kw_only=True):
 
 
 RunEvent: TypeAlias = (
-    Importing | Agreed | Refused | Loading | Audited | RewardTried | RowsCounted | Waiting | Begin | Step
+    Importing | Ready | Agreed | Refused | Loading | Audited | RewardTried | RowsCounted | Waiting | Begin | Step
     | Evaluating | Log | CheckpointSaved | End | Done | Failed
 )  # fmt: skip
 
@@ -276,7 +288,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         pid: of the reporting process; 0 before the first event.
+        ranks: the process of each rank on this machine.
         steps: optimiser steps done.
+        resumed: the step that it started from.
         max_steps: planned steps; 0 before the first step.
         memory: peak memory of one device, in bytes.
         begun: when the first step started.
@@ -293,7 +307,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     pid: int = 0
+    ranks: Mapping[int, int] = {}
     steps: int = 0
+    resumed: int = 0
     max_steps: int = 0
     memory: int = 0
     begun: float | None = None
@@ -315,6 +331,8 @@ def fold(state: RunState, event: RunEvent) -> RunState:
     match event:
         case Importing(pid=pid):
             return change(pid=pid)
+        case Ready(rank=rank):
+            return change(ranks={**state.ranks, rank: event.pid})
         case Agreed(directory=directory):
             return change(directory=directory)
         case Refused(differences=differences):
@@ -322,7 +340,7 @@ def fold(state: RunState, event: RunEvent) -> RunState:
         case Audited():
             return change(audit=event)
         case Begin():
-            return change(steps=event.step, max_steps=event.max_steps, begun=event.time)
+            return change(steps=event.step, resumed=event.step, max_steps=event.max_steps, begun=event.time)
         case Log():
             return _logged(state, event)
         case CheckpointSaved():

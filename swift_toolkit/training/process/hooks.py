@@ -127,6 +127,8 @@ def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | N
 
     class Reporting(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            msswift.log_as_it_is(args)
+            msswift.keep_newest_checkpoint(args)
             if go is not None:
                 self.wait_for(Path(go))
             stop.training = True
@@ -142,7 +144,7 @@ def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | N
                 time.sleep(0.05)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            report(events.Step(step=state.global_step))
+            report(events.Step(step=state.global_step, saves=bool(control.should_save)))
             if _any_rank(stop.asked, args):
                 stop.asked = True
                 control.should_save = control.should_training_stop = True

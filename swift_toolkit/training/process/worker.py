@@ -8,6 +8,7 @@ After SIGTERM to any process of the run, all finish the current step, save a che
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -69,6 +70,7 @@ class _Training:
                 return 2
             if self.rank:
                 _print_to(Path(self.directory) / "logs" / f"rank{self.rank}.log")
+            self._offer_stacks()
             balance, keeper = self.words.pop("balance", None), RowKeeper()
             keeps_rows = self.words.pop("keep_rows", None)
             arguments = [word for words in self.words.values() for word in words]
@@ -130,6 +132,15 @@ class _Training:
         self.report(events.Agreed(directory=self.directory))
         self.peers.watch(self._on_loss)
         return True
+
+    def _offer_stacks(self) -> None:
+        """Let the starter ask this rank for its Python stacks, also while it hangs in native code."""
+        file = Path(self.directory) / "logs" / f"stacks-rank{self.rank}.txt"
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.stacks = file.open("w")  # stays open
+            faulthandler.register(events.STACKS_SIGNAL, self.stacks)
+            self.pipe(**events.encode(events.Ready(rank=self.rank, pid=os.getpid())))
 
     def _prepare_resume(self) -> None:
         """Make a resumed training use the same rows and random numbers as the training that wrote the checkpoint."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from swift_toolkit.console import screen
@@ -13,6 +13,7 @@ from swift_toolkit.machine.process import Terminated
 from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs import storage
 from swift_toolkit.runs.record import Interrupted, Status, TrainingResult
+from swift_toolkit.training.monitor.watch import Alarm, Watch
 from swift_toolkit.training.plan import TrainingPlan
 from swift_toolkit.training.process.events import RunState
 
@@ -32,6 +33,8 @@ class Ending:
         started: when the process was started, in seconds since the epoch.
         interrupt: Ctrl-C or SIGTERM that ended the run.
         refused: what is wrong with the data.
+        watch: signs that the run went wrong.
+        keeps_going: alarms do not end the run.
     """
 
     state: RunState
@@ -41,6 +44,14 @@ class Ending:
     started: float
     interrupt: KeyboardInterrupt | None = None
     refused: Sequence[Problem] = ()
+    watch: Watch = field(default_factory=Watch)
+    keeps_going: bool = False
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """The alarm that ended the run, or would have ended it."""
+        stopping = (alarm for alarm in self.watch.alarms if alarm.stops)
+        return None if self.keeps_going else next(stopping, None)
 
     @property
     def is_complete(self) -> bool:
@@ -49,6 +60,8 @@ class Ending:
 
     def status(self, plan: TrainingPlan) -> Status:
         """The status of the run."""
+        if self.alarm is not None:
+            return "failed"
         if self.state.done is None:
             return "interrupted" if self.interrupt is not None else "failed"
         if self.is_complete and self.interrupt is None:
@@ -90,6 +103,10 @@ class Ending:
         return "\n".join(self._reason(plan, what))
 
     def _reason(self, plan: TrainingPlan, what: str) -> Iterator[str]:
+        if (alarm := self.alarm) is not None:
+            yield f"{what} failed at step {alarm.step}: {alarm.what}. Full log: {self.log}"
+            yield f"{alarm.do} To train on regardless, add --keep-going."
+            return
         said = "\n".join(f"{one.type}: {one.message}" for one in self.state.failures)
         if trouble := storage.trouble(self.directory, self.log, said):
             cause, do = trouble

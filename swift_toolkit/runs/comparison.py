@@ -1,0 +1,107 @@
+"""What differs between runs: their settings, their data, their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from swift_toolkit.console import screen
+from swift_toolkit.runs.record import PLAN
+from swift_toolkit.runs.resume import stored_request
+from swift_toolkit.runs.table import RunEntry, json_file, read_run
+
+_PLACES = ("output_dir", "resume_from_checkpoint", "add_version")
+"""Settings that differ between any two runs."""
+
+Row = tuple[str, ...]
+"""A name, and the value of each run as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs side by side.
+
+    Args:
+        runs: the runs.
+        names: a short name for each.
+        settings: the settings that differ.
+        data: the data that differs, by split.
+        results: state, steps, losses, time and memory.
+    """
+
+    runs: tuple[RunEntry, ...]
+    names: tuple[str, ...]
+    settings: tuple[Row, ...]
+    data: tuple[Row, ...]
+    results: tuple[Row, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data."""
+        shown = {**asdict(self), "runs": [run.as_dict() for run in self.runs]}
+        return {"schema": 1, **shown}
+
+
+def compare(directories: Sequence[Path]) -> Comparison:
+    """Compare the runs in ``directories``."""
+    runs = tuple(map(read_run, directories))
+    return Comparison(
+        runs=runs,
+        names=short_names(directories),
+        settings=_differing([settings_of(directory) for directory in directories]),
+        data=_differing([_data_of(directory) for directory in directories]),
+        results=_results(runs),
+    )
+
+
+def short_names(directories: Sequence[Path]) -> tuple[str, ...]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in directories]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(one[-length:]) for one in parts]
+        if len(set(names)) == len(names):
+            break
+    return tuple(names)
+
+
+def settings_of(directory: Path) -> dict[str, str]:
+    """The settings of a run by name, as text."""
+    recorded = json_file(directory / PLAN).get("settings") or {}
+    request = stored_request(directory)
+    found = {name: str(one["value"]) for name, one in recorded.items()} or dict(
+        request.given if request else {}
+    )
+    return {name: value for name, value in found.items() if name not in _PLACES}
+
+
+def _data_of(directory: Path) -> dict[str, str]:
+    request = stored_request(directory)
+    return {split: "; ".join(marks) for split, marks in (request.data if request else {}).items()}
+
+
+def _differing(found: Sequence[dict[str, str]]) -> tuple[Row, ...]:
+    names = sorted({name for one in found for name in one})
+    rows = [(name, *(one.get(name, "not set") for one in found)) for name in names]
+    return tuple(row for row in rows if len(set(row[1:])) > 1)
+
+
+def _results(runs: Sequence[RunEntry]) -> tuple[Row, ...]:
+    results = [json_file(run.directory / "result.json") for run in runs]
+    metrics = [result.get("metrics") or {} for result in results]
+    rows: list[Row] = [
+        ("state", *(run.state for run in runs)),
+        ("steps", *(f"{run.step:,} of {run.max_steps:,}" for run in runs)),
+        ("best loss", *(_figure(run.best_loss) for run in runs)),
+    ]
+    for name in ("final_loss", "eval_loss", "token_acc", "eval_token_acc", "reward"):
+        if any(name in one for one in metrics):
+            rows.append((name.replace("_", " "), *(_figure(one.get(name)) for one in metrics)))
+    seconds = [(result.get("seconds") or {}).get("training") for result in results]
+    rows.append(("training time", *("" if one is None else screen.duration(one) for one in seconds)))
+    peaks = [(result.get("memory") or {}).get("peak") for result in results]
+    rows.append(("peak memory", *("" if one is None else screen.gib(one) for one in peaks)))
+    return tuple(rows)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,90 @@
+"""What a run logged: every number by step, read from its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from swift_toolkit.runs.record import MEASURED, JsonObject
+
+LOG = "logging.jsonl"
+"""ms-swift's log: a line of JSON for every log of the trainer."""
+
+_STEPS = "global_step/max_steps"
+
+
+@dataclass(frozen=True)
+class History:
+    """The numbers that a run logged.
+
+    Args:
+        step: the last step.
+        max_steps: the planned steps; 0 if none was logged.
+        values: for each name, step -> value.
+        speed: seconds per step, by step.
+        memory: peak memory in GiB, by step.
+    """
+
+    step: int = 0
+    max_steps: int = 0
+    values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    speed: Mapping[int, float] = field(default_factory=dict)
+    memory: Mapping[int, float] = field(default_factory=dict)
+
+    def of(self, name: str) -> Mapping[int, float]:
+        """The values of ``name`` by step; empty if it was not logged."""
+        return self.values.get(name, {})
+
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest evaluation loss or, without evaluation, training loss."""
+        found = self.of("eval_loss") or self.of("loss")
+        return min(filter(math.isfinite, found.values()), default=None)
+
+
+def read_history(directory: Path) -> History:
+    """The history of the run in ``directory``; empty if it logged nothing."""
+    values: dict[str, dict[int, float]] = {}
+    step = max_steps = 0
+    for step, max_steps, line in _lines(directory / LOG):  # noqa: B007 - those of the last line are kept
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                values.setdefault(name, {})[step] = float(value)
+    times: dict[int, float] = {}
+    memory: dict[int, float] = {}
+    for at, _, line in _lines(directory / MEASURED):
+        times[at] = float(line["time"])
+        if line["memory"]:
+            memory[at] = line["memory"] / (1 << 30)
+    speed = _speed(times) or values.get("train_speed(s/it)", {})
+    return History(step, max_steps, values, speed, memory or values.get("memory(GiB)", {}))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, int, JsonObject]]:
+    """Step, planned steps and content of each line; lines that a kill cut are skipped."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for text in lines:
+            try:
+                line = json.loads(text)
+                step, max_steps = (int(part) for part in line[_STEPS].split("/"))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            yield step, max_steps, line
+
+
+def _speed(times: Mapping[int, float]) -> dict[int, float]:
+    """Seconds per step between logs; a pause, as when the run was resumed, leaves a gap."""
+    steps = sorted(times)
+    paces = {
+        step: (times[step] - times[before]) / (step - before)
+        for before, step in pairwise(steps)
+        if times[step] > times[before]
+    }
+    middle = sorted(paces.values())[len(paces) // 2] if paces else 0.0
+    return {step: pace for step, pace in paces.items() if pace < 20 * middle}
