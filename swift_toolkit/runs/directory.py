@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,13 @@ def claim_run_directory(output_dir: Path) -> Path:
         except FileExistsError:
             continue
         return directory
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint to ``damaged-checkpoint-N``, so that no run resumes from it. Returns its new path."""
+    target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    return checkpoint.rename(target)
 
 
 def unlink_missing(output_dir: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console import secrets
 from swift_toolkit.console.words import counted
 from swift_toolkit.machine import files
 from swift_toolkit.model import builtin
@@ -29,12 +30,10 @@ from swift_toolkit.runs.record import MEASURED
 RECORD = "request.json"
 """The file in a run's directory with its request; written before the run starts."""
 
-_SECRET = re.compile("(^|_)token$|secret|password|api_key|webhook|credential")
-
 
 def is_secret(name: str) -> bool:
     """Whether the setting or flag ``name`` holds a secret, by its name."""
-    return bool(_SECRET.search(name.lstrip("-").lower().replace("-", "_")))
+    return "webhook" in name or secrets.NAME.search(name) is not None
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,17 @@ def request_of(
 def _without_secrets(words: Sequence[str]) -> Iterator[str]:
     """The words of a command line, with ``***`` in place of secrets."""
     hidden = False
-    for word in words:
+    for word in secrets.masked_words(words):
         name, equals, _ = word.partition("=")
-        if name.startswith("--"):
-            hidden = is_secret(name)
-            yield f"{name}=***" if hidden and equals else word
-        else:
-            yield "***" if hidden else _ADDRESS.sub(r"\1***@", word)
-
-
-_ADDRESS = re.compile(r"(\w+://)[^/@\s]+@")
-"""The user and password in an address."""
+        flag = name.startswith("--")
+        yield (
+            f"{name}={secrets.HIDDEN}"
+            if flag and equals and is_secret(name)
+            else secrets.HIDDEN
+            if hidden
+            else word
+        )
+        hidden = flag and not equals and is_secret(name)
 
 
 def stored_request(directory: Path) -> StoredRequest | None:
@@ -355,9 +354,7 @@ def tidy(point: ResumePoint, output: Path) -> None:
         if int(checkpoint.name.rpartition("-")[2]) <= point.step:
             continue
         if (checkpoint / training_state.STATE).exists():
-            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
+            runs_directory.set_aside(checkpoint)
         else:
             shutil.rmtree(checkpoint)
     for name in ("logging.jsonl", MEASURED):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from swift_toolkit.console.screen import gib
 from swift_toolkit.model.checkpoints import training_state
-from swift_toolkit.model.checkpoints.find import checkpoints_of
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,6 @@ def free_bytes(directory: Path) -> int | None:
         return shutil.disk_usage(directory).free
     except OSError:
         return None
-
-
-def set_aside(directory: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after ``step`` to ``damaged-checkpoint-N``, so that no run resumes from them.
-
-    Returns:
-        their new paths.
-    """
-    aside = []
-    for checkpoint in checkpoints_of(directory):
-        if int(checkpoint.name.rpartition("-")[2]) > step:
-            target = checkpoint.with_name(f"damaged-{checkpoint.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            aside.append(checkpoint.rename(target))
-    return aside
 
 
 LEAST_BYTES = 1 << 20

@@ -20,9 +20,10 @@ from msgspec import structs, to_builtins
 from swift_toolkit.console import screen
 from swift_toolkit.dataset import copies
 from swift_toolkit.machine import packages
-from swift_toolkit.model.checkpoints.find import checkpoints_of
+from swift_toolkit.model.checkpoints.find import checkpoints_of, step_of
 from swift_toolkit.problems import RunError
-from swift_toolkit.runs import lock, storage
+from swift_toolkit.runs import directory as runs_directory
+from swift_toolkit.runs import lock
 from swift_toolkit.runs.record import RunDetails, RunPlan, TrainingResult, commit_of
 from swift_toolkit.runs.recorder import Recorder
 from swift_toolkit.runs.resume import is_secret, stored_request
@@ -112,7 +113,8 @@ def _without_damaged(ending: Ending, recorder: Recorder) -> Ending:
     """After a loss that is not a number, set the checkpoints aside that may have been saved with such weights."""
     if ending.alarm is None or ending.alarm.kind != "not a number":
         return ending
-    aside = storage.set_aside(recorder.directory, ending.watch.finite)
+    later = [one for one in checkpoints_of(recorder.directory) if step_of(one) > ending.watch.finite]
+    aside = [runs_directory.set_aside(checkpoint) for checkpoint in later]
     if not aside:
         return ending
     screen.say(

@@ -77,6 +77,11 @@ def checkpoints_of(run: Path) -> list[Path]:
     return _numbered(run, CHECKPOINT)
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step of a directory ``checkpoint-N``."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _numbered(path: Path, pattern: re.Pattern[str]) -> list[Path]:
     if not path.is_dir():
         return []
