@@ -32,6 +32,7 @@ from swift_toolkit.dataset.lengths import Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.rows.checks import Rules, misspelled_column
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.scan import near
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import WITH_STARTER, scan_parts, starter_command, worth_sharing
 from swift_toolkit.dataset.scan.rows import scan_part
@@ -270,11 +271,29 @@ class _Verification:
         self._note_pairs("duplicate", *prints["train"].repeats(), "train", "train")
         if prints["val"].rows:
             self._note_pairs("leak", *prints["train"].common(prints["val"]), "train", "val")
+        self._compare_nearly()
         for answer, times in answers.most_common(1):
             if sampled >= FEW_ROWS and times > MOST * sampled:
                 self.report.add(
                     Flaw("same-answer", f"{times / sampled:.0%} of the answers are {shown(answer)}")
                 )
+
+    def _compare_nearly(self) -> None:
+        """Look for copies and leaks apart from blanks and case, and for secrets, among the first rows of the files."""
+        files = {split: [one for one in self.tallies if one[0].split == split] for split in ("train", "val")}
+        train, val = ([tally.near for _, tally in files[split]] for split in ("train", "val"))
+        for kind, found, later in (
+            ("near-duplicate", near.pairs(train), "train"),
+            ("near-leak", near.pairs(train, val) if val else (), "val"),
+        ):
+            for first, second in found:
+                where, there = files["train"][first.file][0].path, files[later][second.file][0].path
+                same = f"row {first.row + 1:,}" + ("" if where == there else f" of {where}")
+                what = f"is the same as {same} apart from blanks and case"
+                self.report.add(Flaw(kind, what), there, row=second.row + 1)
+        for entry, tally in self.tallies:
+            for secret in tally.near.secrets:
+                self.report.add(Flaw("secret", f"holds {secret.what}"), entry.path, row=secret.row + 1)
 
     def _note_pairs(
         self, kind: str, count: int, pairs: list[tuple[int, int]], earlier: Split, later: Split

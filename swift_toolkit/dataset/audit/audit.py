@@ -136,7 +136,7 @@ _MIXED = {
 def enter(audit: Audit, looker: Looker, report: DataReport) -> None:
     """Replace a report's estimates by what the template says: tokens per row, rows longer than max_length, rows that it
     refuses, what is learned."""
-    for kind in ("too-long", "marks"):
+    for kind in ("too-long", "marks", "secret"):
         report.groups.pop(kind, None)
     for group in audit.groups(looker):
         report.groups[group.kind] = group

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 from swift_toolkit.console.words import short
@@ -15,6 +16,7 @@ from swift_toolkit.dataset.audit.encoded import IGNORED, Encoded, encode, unlimi
 from swift_toolkit.dataset.rows.checks import MARKS, Rules, may_hold_marks, text_of
 from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.rows.messages import ASSISTANT_ROLES, TOOL_ANSWERS, Message, Row
+from swift_toolkit.dataset.rows.secrets import secret_in
 from swift_toolkit.machine.msswift import TemplateFacts, template_facts
 from swift_toolkit.problems import first_line
 
@@ -173,7 +175,9 @@ class Looker:
         return "".join({"<", "[", *(word[0] for word in self.facts.specials if word)})
 
     def _text_flaws(self, row: Row) -> Iterator[Flaw]:
-        """Special tokens of this model, and marks of the templates of others, the first of a row."""
+        """Secrets, special tokens of this model, and marks of the templates of others, the first of a row."""
+        secrets = () if self.knows_marks else (secret_in(content) for _, content in _texts(row))
+        yield from (Flaw("secret", f"holds {secret}") for secret in islice(filter(None, secrets), 1))
         if self.rules.task.rows == "text":  # plain text may hold marks between documents
             return
         for name, content in _texts(row):

@@ -116,6 +116,17 @@ KINDS: dict[str, FlawKind] = {
     "leak": FlawKind(
         "warning", "validation rows that are also trained on", "Remove them from one of the two."
     ),
+    "near-duplicate": FlawKind(
+        "warning", "duplicates apart from blanks and case", "Remove them, unless the weight is meant."
+    ),
+    "near-leak": FlawKind(
+        "warning",
+        "validation rows that are also trained on, apart from blanks and case",
+        "Remove them from one of the two.",
+    ),
+    "secret": FlawKind(
+        "warning", "likely secrets", "The model may repeat it: remove it, and revoke it if it is real."
+    ),
     "same-answer": FlawKind(
         "warning", "one answer makes up most of the data", "The model will learn to say it."
     ),

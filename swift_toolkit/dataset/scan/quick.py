@@ -80,6 +80,8 @@ class QuickCheck:
         tally.turns.update(turns)
         tally.prints.extend(map(hash, texts), len(texts))
         tally.note_answers(answers[:ANSWERS_AT_ONCE])
+        if tally.near.left:
+            tally.near.take(texts)
         self._count(tally, texts, contents, turns)
         return True
 

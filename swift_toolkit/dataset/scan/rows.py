@@ -19,6 +19,7 @@ from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.rows.media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.blocks import Block, block_of
+from swift_toolkit.dataset.scan.near import NEAR_ROWS, Sketch
 from swift_toolkit.dataset.scan.part import Part, Sink
 from swift_toolkit.dataset.scan.quick import QuickCheck
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
@@ -56,7 +57,8 @@ class _Scan:
         self.part = part
         self.sink = sink
         self.source = source
-        self.tally = Tally(lines=part.header_lines if part.begins else 0)
+        near = Sketch(NEAR_ROWS if part.begins else 0)
+        self.tally = Tally(lines=part.header_lines if part.begins else 0, near=near)
         self.media = MediaCheck()
         self.quick = QuickCheck(part.rules)
         plain = PlainTexts(part.layout, part.shape)
@@ -168,7 +170,9 @@ class _Scan:
         row, flaws = judge(value, self.part.layout, self.part.rules)
         if row is None:
             # an impossible print keeps the places of the others
-            tally.prints.extend([hash((self.part.file.shown, self.part.start, tally.rows))], 1)
+            print_ = hash((self.part.file.shown, self.part.start, tally.rows))
+            tally.prints.extend([print_], 1)
+            tally.near.skip(print_)
         else:
             if not MEDIA_NAMES.isdisjoint(row):
                 flaws += self.media.flaws(row)
@@ -185,6 +189,8 @@ class _Scan:
         print_ = hash(texts) if not row else hash((texts, repr(sorted(row.items()))))
         row["messages"] = messages
         self.tally.prints.extend([print_], 1)
+        if self.tally.near.left:
+            self.tally.near.take([texts], repr(sorted(row.items())) if row else "")
         self.tally.turns[len(messages)] += 1
         self.tally.note_length(self.part.rules.lengths.of_texts(texts), texts)
         if messages[-1]["role"] == "assistant":

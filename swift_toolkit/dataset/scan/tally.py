@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.scan.near import Sketch
 from swift_toolkit.dataset.scan.shape import Shape
 
 EXAMPLES = 5
@@ -119,6 +120,7 @@ class Tally:
         sampled: answers that were compared.
         pending: answers noted and not yet compared.
         prints: fingerprints of the rows.
+        near: what the first rows are without blanks and case, and secrets in them.
         total: rows of the whole file, where they were counted or are known from more than the bytes of a row.
         whole: the part was read to its end.
         cut: it could not be read to its end.
@@ -138,6 +140,7 @@ class Tally:
     sampled: int = 0
     pending: list[str] = field(default_factory=list)
     prints: Prints = field(default_factory=Prints)
+    near: Sketch = field(default_factory=Sketch)
     total: int | None = None
     whole: bool = True
     cut: bool = False
@@ -204,6 +207,7 @@ class Tally:
         self.longest = heapq.nlargest(LONGEST_ROWS, {*self.longest, *other.longest})
         heapq.heapify(self.longest)
         self.prints.add(other.prints)
+        self.near.add(other.near)
         self.whole = self.whole and other.whole
         self.cut = self.cut or other.cut
         self.shape.merge(other.shape)
