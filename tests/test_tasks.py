@@ -11,7 +11,8 @@ import pytest
 
 from finetune_trainer import FineTuner
 from swift_toolkit.config.request import load_config
-from swift_toolkit.config.tasks import TASKS
+from swift_toolkit.config.tasks import TASKS, TaskName
+from swift_toolkit.dataset.verify import verify
 from swift_toolkit.machine.msswift import installed
 from swift_toolkit.problems import RequestError
 
@@ -36,6 +37,32 @@ def test_every_task_has_a_config_or_a_reason_and_a_row_in_the_docs() -> None:
         assert f"| `{name}` |" in docs
     for name in CONFIGS:
         assert f"`configs/{name}.json`" in docs
+
+
+SAMPLES: dict[str, tuple[TaskName, bool]] = {
+    "embedding": ("embedding", False),
+    "gkd": ("gkd", False),
+    "grpo": ("grpo", False),
+    "kto": ("kto", False),
+    "preference": ("dpo", False),
+    "pt": ("pt", False),
+    "reranker": ("reranker", False),
+    "seq_cls": ("seq_cls", False),
+    "decision": ("decision", False),
+    "self_cognition": ("sft", False),
+    "images": ("sft", True),
+    "grounding": ("sft", True),
+    "audio": ("sft", True),
+    "video": ("sft", True),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_shipped_rows_are_good(name: str) -> None:
+    task, multimodal = SAMPLES[name]
+    report = verify([f"data/{name}.jsonl"], task=task, multimodal=multimodal)
+    assert (report.errors, report.warnings) == ([], [])
+    assert (report.train_rows or 0) >= (4 if name in ("audio", "video") else 16)
 
 
 @pytest.mark.parametrize("name", TASKS)
