@@ -148,30 +148,38 @@ def tuner(model: Path, dataset: str, **settings: Any) -> FineTuner:
     return FineTuner(given | {"train_type": "lora", "output_dir": "out", "max_steps": 1} | settings)
 
 
-def result() -> dict[str, Any]:
-    (path,) = Path("out").glob("v0-*/result.json")
+def result(output: str = "out") -> dict[str, Any]:
+    (path,) = Path(output).glob("v0-*/result.json")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
 @pytest.mark.slow
-def test_a_run_that_loses_too_many_rows_takes_no_step(tiny_model: Path) -> None:
+def test_a_run_that_loses_too_many_rows_takes_no_step(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that finds the rows of an earlier run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     long = "word " * 200
     path = write("a.jsonl", *(talk(f"a{n}") for n in range(18)), talk(f"{long}1"), talk(f"{long}2"))
-    with pytest.raises(RequestError) as caught:
-        tuner(tiny_model, path, max_length=64).run_training()
-    assert str(caught.value) == (
-        "ms-swift trains on 18 of 20 rows: 2 too long for max_length; at most 5% may be dropped. "
-        'Raise "max_length", or set "truncation_strategy" to "left" or "right". '
-        "Allow it with --max-lost-rows 10%."
-    )
-    assert (result()["status"], result()["steps"]) == ("failed", 0)
-    assert result()["rows"] == {
-        "train": {"found": 20, "loaded": 20, "used": 18},
-        "val": {"found": 0, "loaded": 0, "used": 0},
-        "not_used": {"too long for max_length": 2},
-        "replaced_while_training": {},
-    }
+    for name in ("new", "known"):
+        asked = tuner(tiny_model, path, max_length=64, load_from_cache_file=True, output_dir=name)
+        with pytest.raises(RequestError) as caught:
+            asked.run_training()
+        assert str(caught.value) == (
+            "ms-swift trains on 18 of 20 rows: 2 too long for max_length; at most 5% may be dropped. "
+            'Raise "max_length", or set "truncation_strategy" to "left" or "right". '
+            "Allow it with --max-lost-rows 10%."
+        )
+        assert (result(name)["status"], result(name)["steps"]) == ("failed", 0)
+        assert result(name)["rows"] == {
+            "train": {"found": 20, "loaded": 20, "used": 18},
+            "val": {"found": 0, "loaded": 0, "used": 0},
+            "not_used": {"too long for max_length": 2},
+            "replaced_while_training": {},
+        }
+        (log,) = Path(name).glob("v0-*/train.log")
+        assert ("Map (" in log.read_text(encoding="utf-8", errors="replace")) == (name == "new")
 
 
 @pytest.fixture
