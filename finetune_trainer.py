@@ -31,6 +31,7 @@ from swift_toolkit.runs.record import Interrupted, TrainingResult
 
 if TYPE_CHECKING:
     from swift_toolkit.config.settings import Config
+    from swift_toolkit.config.tasks import TaskOutput
     from swift_toolkit.dataset.preview import TemplateView
     from swift_toolkit.dataset.verify import DataReport
     from swift_toolkit.machine.device import Device
@@ -391,7 +392,7 @@ def _command(words: list[str]) -> int:
             _say_how_to_go_on(interrupted.result, words)
         raise interrupted.cause from None
     if tuner.plan.cluster.is_first:
-        _print_result(result, options.json)
+        _print_result(result, tuner.config.task.output, options.json)
     return 0
 
 
@@ -480,7 +481,7 @@ def _verify(tuner: FineTuner, options: argparse.Namespace) -> int:
     return 0 if report.ok else 2
 
 
-def _print_result(result: TrainingResult, as_json: bool) -> None:
+def _print_result(result: TrainingResult, output: TaskOutput, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(result), ensure_ascii=False, default=str))
         return
@@ -501,8 +502,20 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
     shown = result.best_checkpoint or result.last_checkpoint
     print(f"{'Best' if result.best_checkpoint else 'Last'} checkpoint: {screen.short_path(shown)}")
     print("Next:")
-    print(f"  python inference_test.py --checkpoint {shlex.quote(screen.short_path(shown))}")
-    print(f"  python deploy_model.py --checkpoint {shlex.quote(screen.short_path(shown))}")
+    for command in _next_commands(shown, output):
+        print(f"  {command}")
+
+
+def _next_commands(checkpoint: Path, output: TaskOutput) -> Iterator[str]:
+    """What can be done with a checkpoint, by what its model gives: not every model writes text."""
+    path = shlex.quote(screen.short_path(checkpoint))
+    if output in ("chat", "class", "reward"):
+        yield f"python inference_test.py --checkpoint {path}"
+    if output in ("chat", "embedding"):
+        yield f"python deploy_model.py --checkpoint {path}"
+    if output in ("score", "decision"):
+        flag = "--adapters" if (checkpoint / "adapter_config.json").is_file() else "--model"
+        yield f"swift infer {flag} {path} --val_dataset FILE"
 
 
 def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+import finetune_trainer
 from finetune_trainer import FineTuner
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.dataset.verify import verify
 from swift_toolkit.machine.msswift import installed
 from swift_toolkit.problems import RequestError
+from swift_toolkit.runs.record import TrainingResult
 
 CONFIGS = [
     "pt", "dpo", "orpo", "simpo", "cpo", "kto", "rm", "grpo", "gkd", "seq_cls", "seq_cls_multi", "seq_cls_regression",
@@ -63,6 +65,37 @@ def test_the_shipped_rows_are_good(name: str) -> None:
     report = verify([f"data/{name}.jsonl"], task=task, multimodal=multimodal)
     assert (report.errors, report.warnings) == ([], [])
     assert (report.train_rows or 0) >= (4 if name in ("audio", "video") else 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "first", "commands"),
+    [
+        ("sft", {"final_loss": 0.5, "best_loss": 0.4}, "loss 0.5000 (best 0.4000)", ["inference_test", "deploy_model"]),
+        ("grpo", {"final_loss": 0.0, "best_loss": 0.0, "reward": 0.75}, "reward 0.750", ["inference_test", "deploy_model"]),
+        ("dpo", {"final_loss": 0.5, "best_loss": 0.5, "rewards/margins": 1.5, "rewards/accuracies": 1.0},
+         "loss 0.5000 (best 0.5000), margin 1.500, accuracy 100%", ["inference_test", "deploy_model"]),
+        ("rm", {}, "", ["inference_test"]),
+        ("seq_cls", {}, "", ["inference_test"]),
+        ("embedding", {}, "", ["deploy_model"]),
+        ("reranker", {}, "", ["swift infer --adapters"]),
+        ("decision", {}, "", ["swift infer --adapters"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_trained_model(
+    name: TaskName,
+    metrics: dict[str, float],
+    first: str,
+    commands: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    result = TrainingResult("done", tmp_path, tmp_path, None, 8, metrics, {"training": 2.0})
+    finetune_trainer._print_result(result, TASKS[name].output, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Trained 8 steps in 2.0 s{f', {first}' if first else ''}."
+    for line, command in zip(lines[3:], commands, strict=True):
+        assert command in line and str(tmp_path) in line
 
 
 @pytest.mark.parametrize("name", TASKS)

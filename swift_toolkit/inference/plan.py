@@ -331,6 +331,7 @@ _OTHER_TASKS = {
     "embedding": "Serve it with deploy_model.py and ask for /v1/embeddings.",
     "reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
     "generative_reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
+    "decision": "Ask it in ms-swift itself: swift infer --val_dataset.",
 }
 
 

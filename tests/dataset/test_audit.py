@@ -312,3 +312,16 @@ def test_a_sample_is_quick_and_looks_behind_the_beginning(
     audit = sample.audit(looker, [file])
     assert 0 < audit.rows <= sample.ROWS
     assert "mixed-thinking" in {group.kind for group in audit.groups(looker)}
+
+
+def test_what_stops_a_run(make_template: Callable[..., Any], tmp_path: Path) -> None:
+    """Rows that are all too long do; rows that the template refuses do not: ms-swift says so itself."""
+    looker = Looker(template=make_template("chatml"), rules=Rules(), limit=5)
+    audit = sample.audit(looker, [write(tmp_path / "a.jsonl", [talk(random.Random(8))] * 3)])
+    assert [group.kind for group in audit.groups(looker) if sample.stops(audit, group.kind)] == [
+        "nothing-used"
+    ]
+    refused = write(tmp_path / "b.jsonl", [calls_a_tool(random.Random(9))] * 3)
+    audit = sample.audit(replace(looker, limit=None), [refused])
+    assert audit.counts["template"] == 3
+    assert not any(sample.stops(audit, group.kind) for group in audit.groups(looker))

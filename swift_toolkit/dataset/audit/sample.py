@@ -26,9 +26,6 @@ ROWS = 96
 _READ = 2_048  # rows read from the beginning of a file
 _BEHIND = 8  # rows from each block behind it
 
-STOPS = frozenset({"nothing-used", "nothing-learned"})
-"""Kinds of flaws of a sample that stop a run."""
-
 _SEEN_ELSEWHERE = frozenset({"template", "too-long"})
 """Kinds of flaws that are counted when all rows become tokens."""
 
@@ -54,6 +51,12 @@ def audit(looker: Looker, entries: Sequence[str]) -> Audit:
     for kind in _SEEN_ELSEWHERE & out.found.keys():
         del out.found[kind]
     return out
+
+
+def stops(found: Audit, kind: str) -> bool:
+    """Whether a flaw of a sample stops a run. Rows that the template refuses do not: ms-swift will say it itself, if it
+    is not only that something is missing here, before the model is there."""
+    return kind == "nothing-learned" or (kind == "nothing-used" and not found.counts["template"])
 
 
 def _files(entry: str) -> Sequence[Path]:

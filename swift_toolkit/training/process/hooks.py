@@ -91,7 +91,9 @@ def audit_rows(report: Callable[[RunEvent], None], order: events.AuditOrder) -> 
         if args.tuner_backend == "unsloth":  # has no tokenizer without its model
             return
         try:
-            report(_audited(order, make_template(), args))
+            template = make_template()
+            if not template.use_model:  # needs its model to encode
+                report(_audited(order, template, args))
         except Exception:
             traceback.print_exc()  # whatever is wrong with the tokenizer or the data, ms-swift is about to find it
 
@@ -115,8 +117,10 @@ def _audited(order: events.AuditOrder, template: Any, args: Any) -> events.Audit
         rows=found.rows,
         tokens=found.tokens,
         learned=found.learned if looker.learns else None,
-        errors=[group.examples[0] for group in groups if group.kind in sample.STOPS],
-        warnings=[(group.examples[0], group.count) for group in groups if group.kind not in sample.STOPS],
+        errors=[group.examples[0] for group in groups if sample.stops(found, group.kind)],
+        warnings=[
+            (group.examples[0], group.count) for group in groups if not sample.stops(found, group.kind)
+        ],
     )
 
 
