@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swift_toolkit.config.tasks import TASKS
-from swift_toolkit.dataset.reading.files import read_records
+from swift_toolkit.dataset.reading.files import read_chunks, read_records
+from swift_toolkit.dataset.reading.streams import Chunk, DataFile, open_stream
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan.part import find_part
@@ -64,10 +66,30 @@ def _labels(entry: str, rules: Rules) -> Iterable[object]:
     spec = DatasetSpec.parse(entry)
     for path in spec.files() if spec.kind in {"file", "folder"} else ():
         part = find_part(path, str(path), rules)
-        names = [column for column, name in part.layout.rename.items() if name == "label"] or ["label"]
-        for record in read_records(part.file):
-            if isinstance(record.value, dict) and (label := record.value.get(names[0])) is not None:
-                yield label
+        columns = [column for column, name in part.layout.rename.items() if name == "label"] or ["label"]
+        labels = _of_lines if part.file.syntax == "json" and part.file.has_lines else _of_records
+        yield from (label for label in labels(part.file, columns[0]) if label is not None)
+
+
+def _of_lines(file: DataFile, column: str) -> Iterator[object]:
+    """The labels of JSON Lines, without the rest of the rows; some of them twice if a line is broken."""
+    import msgspec
+
+    row = msgspec.defstruct("Row", [("label", Any, msgspec.field(name=column, default=None))])
+    decode = msgspec.json.Decoder(row).decode_lines
+    try:
+        with open_stream(file) as stream:
+            for chunk in read_chunks(file, stream):
+                if isinstance(chunk, Chunk):
+                    yield from (one.label for one in decode(chunk.data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        yield from _of_records(file, column)
+
+
+def _of_records(file: DataFile, column: str) -> Iterator[object]:
+    for record in read_records(file):
+        if isinstance(record.value, dict):
+            yield record.value.get(column)
 
 
 def _kind(label: object) -> str:

@@ -9,6 +9,7 @@ Needs ms-swift (about 10 s to import) and the model's tokenizer, not its weights
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -119,6 +120,13 @@ def _marked(piece: Piece) -> str:
     return f"[[cut: {piece.text}]]" if piece.cut else f"[[{piece.text}]]"
 
 
+def _be_quiet() -> None:
+    """Keep ms-swift and its libraries from writing between the rows."""
+    for variable, level in (("LOG_LEVEL", "ERROR"), ("TRANSFORMERS_VERBOSITY", "error")):
+        os.environ.setdefault(variable, level)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 class TemplateView:
     """The model's own template, as a training run would use it.
 
@@ -132,7 +140,7 @@ class TemplateView:
     def __init__(
         self, model: str, rules: Rules, settings: Mapping[str, object], trust_code: bool = False
     ) -> None:
-        os.environ.setdefault("LOG_LEVEL", "ERROR")
+        _be_quiet()
         get_processor, get_template = template_api(trust_code)
         self.rules = rules
         self.truncation = str(settings.get("truncation_strategy") or "delete")

@@ -281,6 +281,7 @@ def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable
     Args:
         trust_code: let them run Python code of a model.
     """
+    spare_imports()
     if not trust_code:
         refuse_remote_code()
     public = _public()

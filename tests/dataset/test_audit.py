@@ -314,6 +314,18 @@ def test_a_sample_is_quick_and_looks_behind_the_beginning(
     assert "mixed-thinking" in {group.kind for group in audit.groups(looker)}
 
 
+def test_a_sample_of_a_folder_reads_few_files(make_template: Callable[..., Any], tmp_path: Path) -> None:
+    dice = random.Random(10)
+    for number in range(50):
+        write(
+            tmp_path / f"{number:02}.jsonl", [talk(dice), with_text(talk(dice), 0, "<repo_name>", "middle")]
+        )
+    audit = sample.audit(Looker(template=make_template("chatml"), rules=Rules(), limit=None), [str(tmp_path)])
+    assert audit.rows == 2 * audit.counts["special"] <= 2 * sample.FILES
+    files = {place.file for place, _ in audit.found["special"]}
+    assert str(tmp_path / "00.jsonl") in files and len(files) == 5
+
+
 def test_what_stops_a_run(make_template: Callable[..., Any], tmp_path: Path) -> None:
     """Rows that are all too long do; rows that the template refuses do not: ms-swift says so itself."""
     looker = Looker(template=make_template("chatml"), rules=Rules(), limit=5)

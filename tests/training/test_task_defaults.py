@@ -50,12 +50,17 @@ def test_the_classes_of_labels(labels: list[object], found: Classes | None, tmp_
     rows = [{"messages": [{"role": "user", "content": "Hello"}], "label": label} for label in labels]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert find_classes([str(file)]) == found
+    with file.open("a") as out:
+        out.write("{broken\n")
+    assert find_classes([str(file)]) == found
 
 
 def test_a_classifier_counts_its_classes_unless_they_are_given() -> None:
     made = tuner("seq_cls")
     assert str(made.config.settings["num_labels"].source) == "automatic: labels from 0 to 2 in the data"
     assert made.config.get("num_labels") == 3
+    (warning,) = tuner("seq_cls", dataset="owner/labels").config.warnings
+    assert "the labels are on a hub: ms-swift takes 2 classes" in warning.what
     assert tuner("seq_cls", num_labels=5).config.get("num_labels") == 5
     made = tuner("seq_cls", dataset="data/seq_cls_multi.jsonl")
     assert made.config.get("problem_type") == "multi_label_classification"

@@ -9,6 +9,8 @@ from swift_toolkit.config.requirements import has_validation
 from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset.classes import find_classes
 from swift_toolkit.dataset.report import DataReport
+from swift_toolkit.dataset.rows.flaws import FlawError
+from swift_toolkit.dataset.spec import DatasetSpec
 from swift_toolkit.problems import Problem
 
 EMBEDDING_ROWS = 8
@@ -65,10 +67,20 @@ def _fill_classes(config: Config) -> None:
         return
     columns = config.get("columns")
     found = find_classes(config.value("dataset"), columns if isinstance(columns, dict) else None)
+    if found is None and any(map(_is_on_hub, config.value("dataset"))):
+        what = "is not given, and the labels are on a hub: ms-swift takes 2 classes"
+        config.warnings.append(config.problem("num_labels", what, "Add it if there are more."))
     if found is not None:
         config.fill("num_labels", found.count, f"{found.phrase} in the data")
         if found.problem_type:
             config.fill("problem_type", found.problem_type, f"{found.phrase} in the data")
+
+
+def _is_on_hub(entry: str) -> bool:
+    try:
+        return DatasetSpec.parse(entry).kind == "hub"
+    except FlawError:  # reported when the data is checked
+        return False
 
 
 def _is_infonce(config: Config) -> bool:
