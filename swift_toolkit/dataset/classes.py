@@ -75,7 +75,7 @@ def _of_lines(file: DataFile, column: str) -> Iterator[object]:
     """The labels of JSON Lines, without the rest of the rows; some of them twice if a line is broken."""
     import msgspec
 
-    row = msgspec.defstruct("Row", [("label", Any, msgspec.field(name=column, default=None))])
+    row: Any = msgspec.defstruct("Row", [("label", Any, msgspec.field(name=column, default=None))])
     decode = msgspec.json.Decoder(row).decode_lines
     try:
         with open_stream(file) as stream:
