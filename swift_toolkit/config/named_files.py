@@ -96,17 +96,60 @@ def _contradictions(config: Config, content: dict[str, object], path: str) -> It
     """Values of DeepSpeed's file that are not those of the settings."""
     for row in _SHARED.strip().splitlines():
         key, setting = row.split()
-        theirs, ours = _inside(content, key), config.get(setting)
-        if setting == "per_device_train_batch_size" and ours is None:
-            ours = 1
+        theirs, ours = _inside(content, key), _ours(config, setting)
         if theirs in (None, "auto") or ours is None or theirs == ours:
             continue
         what = f'is {json.dumps(ours)}, and {path} has "{key}": {json.dumps(theirs)}'
         yield config.problem(setting, what, f'Write "{key}": "auto" there, and it follows the setting.')
+    yield from _dtypes(config, content, path)
     stage = _inside(content, "zero_optimization.stage")
     if stage == 3 and config.get("device_map"):
         yield config.problem(
             "device_map", f"cannot be used with ZeRO-3, which {path} asks for", "Remove one."
+        )
+
+
+def _ours(config: Config, setting: str) -> Any:
+    """The value of a setting that is known before the run; a batch has one row where nothing is said."""
+    if setting == "per_device_train_batch_size":
+        return config.value(setting)
+    return config.get(setting)
+
+
+def _dtypes(config: Config, content: dict[str, Any], path: str) -> Iterator[Problem]:
+    """A number format that DeepSpeed's file switches on and ``torch_dtype`` does not have (ms-swift makes ``fp16`` and
+    ``bf16`` of it)."""
+    dtype = config.get("torch_dtype")
+    for kind, name in (("fp16", "float16"), ("bf16", "bfloat16")):
+        is_on = _inside(content, f"{kind}.enabled") is True
+        if (
+            is_on
+            and config.get(kind) is None
+            and dtype not in (None, name, "float32" if kind == "fp16" else name)
+        ):
+            do = f'Write "enabled": "auto" there, or set "torch_dtype" to "{name}".'
+            yield config.problem("torch_dtype", f'is "{dtype}", and {path} switches {kind} on', do)
+
+
+def batch_contradictions(config: Config, world_size: int) -> Iterator[Problem]:
+    """``train_batch_size`` of DeepSpeed's file, which must be the rows of a step.
+
+    Args:
+        config: the request.
+        world_size: processes of all machines.
+    """
+    value = config.get("deepspeed")
+    content = _json(value) if isinstance(value, str) and value.endswith(".json") else None
+    theirs = _inside(content, "train_batch_size")
+    accumulated = config.get("gradient_accumulation_steps")
+    if not isinstance(theirs, int) or accumulated is None:
+        return
+    rows = config.value("per_device_train_batch_size")
+    ours = rows * accumulated * world_size
+    if ours != theirs:
+        what = f'says "train_batch_size": {theirs}, and {rows} × {accumulated} × {world_size} process(es) are {ours}'
+        yield config.problem(
+            "deepspeed", f'names "{value}", which {what}', 'Write "train_batch_size": "auto" there.'
         )
 
 

@@ -297,10 +297,17 @@ class _Reader:
         mean = " or ".join(f'"{dashes}{word}"' for word in near)
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
 
+    def _takes_a_value(self, name: str) -> bool:
+        field = self.fields[name]
+        return field.kind != "bool" and not (field.choices and True in field.choices)
+
     def typed(self, settings: Mapping[str, Setting]) -> _Read:
         """The settings with every value in the type its field takes."""
         good, problems = {}, []
         for name, setting in settings.items():
+            if setting.value is True and setting.source.kind == "command line" and self._takes_a_value(name):
+                problems.append(setting.problem("needs a value"))
+                continue
             try:
                 good[name] = replace(setting, value=typed_value(self.fields[name], setting.value))
             except ValueError as error:

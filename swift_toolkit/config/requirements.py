@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.problems import Problem
 
 _VALIDATION = "val_dataset cached_val_dataset split_dataset_ratio eval_dataset".split()
@@ -158,9 +159,12 @@ def excludes(config: Config) -> Iterator[Problem]:
 
 
 def _algorithm(config: Config) -> Iterator[Problem]:
-    """What one algorithm cannot do and others can."""
+    """What one algorithm or tuner cannot do and others can."""
     task = config.task
     name = f'"{task.name}"'
+    if (config.get("lisa_activated_layers") or 0) > 0 and config.tuner != "full":
+        what = f'cannot be used with "{config.tuner}": LISA is for full training'
+        yield config.problem("lisa_activated_layers", what, "Remove it.")
     if not task.packs:
         for setting in _FLASH:
             if config.get(setting):
@@ -198,6 +202,19 @@ def rewards(config: Config) -> Iterator[Problem]:
     if weights is not None and count and len(weights) != count:
         what = f"has {len(weights)} values for {count} rewards ({', '.join(map(str, sources))})"
         yield config.problem("reward_weights", what, "Give one for each.")
+
+
+def processes(config: Config, world_size: int) -> Iterator[Problem]:
+    """How the processes share a sequence, which takes ``sequence_parallel_size`` of them.
+
+    Args:
+        config: the request.
+        world_size: processes of all machines.
+    """
+    size = config.value("sequence_parallel_size") or 1
+    if size > 1 and world_size % size:
+        what = f"is {size}, and the {world_size} process(es) cannot be divided into groups of {size}"
+        yield config.problem("sequence_parallel_size", what, f"Start e.g. {size} (--nproc-per-node {size}).")
 
 
 def generations(config: Config, world_size: int) -> Iterator[Problem]:
@@ -303,17 +320,47 @@ def warnings(config: Config) -> Iterator[Problem]:
     if config.get("save_strategy") == "no":
         do = 'Remove it, or set it to "steps" or "epoch".'
         yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
-    warmup, steps = config.get("warmup_steps") or 0, config.value("max_steps")
-    if 0 < steps <= warmup:
-        what = f"is {warmup:g}, and the run has {steps:g} steps: the learning rate never reaches its value"
+    yield from _metric_warnings(config)
+    yield from warmup_warnings(config, config.value("max_steps"))
+
+
+def warmup_warnings(config: Config, steps: int | None) -> Iterator[Problem]:
+    """A warm-up that is as long as the run.
+
+    Args:
+        config: the request.
+        steps: optimiser steps of the run; None or less than 1 if not known.
+    """
+    warmup = config.get("warmup_steps") or 0
+    if 0 < (steps or 0) <= warmup:
+        what = f"is {warmup:g}, and the run has {steps:,} steps: the learning rate never reaches its value"
         yield config.problem("warmup_steps", what)
+
+
+_MEASURED = "loss token_acc seq_acc acc runtime samples_per_second steps_per_second".split()
+_OF_GENERATED = "rouge-1 rouge-2 rouge-l bleu-4".split()
+
+
+def _metric_warnings(config: Config) -> Iterator[Problem]:
+    """A metric by which the best model is chosen and that an evaluation of plain training does not have."""
+    name = config.get("metric_for_best_model")
+    plain = config.task.name in ("sft", "pt") and not (
+        config.get("eval_metric") or config.get("external_plugins") or config.get("eval_use_evalscope")
+    )
+    if not name or not plain or not has_validation(config):
+        return
+    measured = _OF_GENERATED if config.get("predict_with_generate") else _MEASURED
+    if str(name).removeprefix("eval_") not in (*measured, "loss"):
+        what = f'is "{name}", which this run does not measure: it has {", ".join(measured[:4])}'
+        do = did_you_mean(str(name), measured, "Name one of them.")
+        yield config.problem("metric_for_best_model", what, do)
 
 
 def _adapter_warnings(config: Config) -> Iterator[Problem]:
     if config.tuner not in ("lora", "longlora", "adalora"):
         return
     alpha, rank = config.get("lora_alpha"), config.value("lora_rank")
-    if alpha is not None and alpha / rank > MOST_SCALE and not config.get("use_rslora"):
+    if alpha is not None and rank > 0 and alpha / rank > MOST_SCALE and not config.get("use_rslora"):
         factor = alpha / rank
         what = f"is {alpha:g} with rank {rank:g}: a factor of {factor:g}; usual is 1 to 8 (ms-swift's default: 4)"
         yield config.problem("lora_alpha", what, "Was it meant?")

@@ -162,10 +162,19 @@ def _numbers(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
         elif name in ("learning_rate", "vit_lr", "aligner_lr") and number >= 0.1:
             what = f"is {_shown(number)}, which would destroy the model"
             yield config.problem(name, what, "Was an exponent forgotten? Use e.g. 1e-4.")
+    yield from _intervals(config)
     if config.value("max_steps") == 0 or config.value("max_steps") < -1:
         yield config.problem(
             "max_steps", f"is {config.get('max_steps')}; it must be greater than 0 (or -1: no limit)"
         )
+
+
+def _intervals(config: Config) -> Iterator[Problem]:
+    """Steps between two events, which are a whole number, or below 1 a share of the run."""
+    for name in ("save_steps", "eval_steps", "logging_steps"):
+        number = config.get(name)
+        if number is not None and number > 1 and number != int(number):
+            yield config.problem(name, f"is {_shown(number)}; it must be a whole number, or a share below 1")
 
 
 def _shown(number: float) -> str:
@@ -180,6 +189,16 @@ def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
                 yield config.problem(name, *not_one_of(value, words))
     yield from registries.registry_problems(config)
     yield from _deepspeed(config)
+    device_map = config.get("device_map")
+    if isinstance(device_map, str) and not _DEVICE_MAP.fullmatch(device_map):
+        yield config.problem("device_map", *not_one_of(device_map, _DEVICE_MAPS))
+
+
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda:0")
+_DEVICE_MAP = re.compile(
+    r"auto|balanced|balanced_low_0|sequential|(?:cpu|cuda|npu|xpu|mps|mlu|hpu|musa|meta|disk)(?::\d+)?|\d+|\s*\{.*|.*\.json",
+    re.DOTALL,
+)
 
 
 def _is_hub_kernel(value: str) -> bool:

@@ -15,6 +15,10 @@ from swift_toolkit.console.words import did_you_mean, shown
 _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
+_ALSO_BOOL = ("init_weights", "fsdp")
+"""Texts that may be ``true`` or ``false``."""
+
+
 def typed_value(field: Field, value: Any) -> Any:
     """``value`` in the type that ``field`` takes.
 
@@ -46,6 +50,8 @@ def _typed_list(field: Field, value: Any) -> list[Any]:
 
 
 def _typed_one(field: Field, value: Any) -> Any:
+    if isinstance(value, bool) and field.kind == "str" and not field.choices and field.name not in _ALSO_BOOL:
+        raise ValueError(f"must be text, not {shown(value)}", "")
     if isinstance(value, str) and not value.strip() and field.kind != "str":
         raise ValueError("is empty", "Give a value, or remove it.")
     if field.choices is None:

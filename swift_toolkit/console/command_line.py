@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
                 problems.append(Problem("is given twice", f"Write it once: {name} ... ...", name))
             values = [value] if equals else []
             values += words[1:]
-            settings[key] = values[0] if len(values) == 1 else values or "true"
+            settings[key] = values[0] if len(values) == 1 else values or True
         if problems:
             raise RequestError(problems)
         return self.parse_args(flags), settings

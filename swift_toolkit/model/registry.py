@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swift_toolkit.config.names import registries
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.machine.msswift import SwiftInstall
@@ -158,14 +159,17 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
     """
     model = Path(str(config.get("model"))).expanduser()
     kind, template = config.get("model_type"), config.get("template")
-    plugins = config.get("external_plugins") or config.get("custom_register_path")
-    if plugins or not (kind or template or model.is_dir()):
+    named = [name for name in (*_TYPES, *_TEMPLATES) if config.get(name)]
+    if not (named or model.is_dir()):
         return
-    known = registry(config.install)
-    if kind and kind not in known.types:
-        yield config.problem("model_type", *_unknown(kind, known.types))
-    if template and template not in known.templates:
-        yield config.problem("template", *_unknown(template, known.templates))
+    known, plugins = registry(config.install), registries.plugins_of(config)
+    adds_models = plugins.mention("register_model", "MODEL_MAPPING")
+    if not adds_models:
+        yield from _unknown_names(config, _TYPES, known.types)
+    if not plugins.mention("register_template", "TEMPLATE_MAPPING"):
+        yield from _unknown_names(config, _TEMPLATES, known.templates)
+    if adds_models:
+        return
     if (kind and kind not in known.types) or (model / "args.json").exists() or not model.is_dir():
         return
     kinds = [known.types[kind]] if kind else _possible(known, model)
@@ -178,6 +182,18 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
         if not found and len(kinds[0].templates) != 1:
             what = f'is needed: models of type "{kinds[0].name}" have several templates'
             yield config.problem("template", what, f"Add it: {_some(kinds[0].templates)}.")
+
+
+_TYPES = ("model_type", "ref_model_type", "reward_model_type", "teacher_model_type")
+_TEMPLATES = ("template", "reward_template")
+
+
+def _unknown_names(config: Config, settings: Iterable[str], known: Collection[str]) -> Iterator[Problem]:
+    for setting in settings:
+        value = config.get(setting) or []
+        for name in value if isinstance(value, list) else [value]:
+            if name not in known:
+                yield config.problem(setting, *_unknown(str(name), known))
 
 
 def _unknown(name: str, known: Iterable[str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swift_toolkit.config.names import registries
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.machine.msswift import SwiftInstall
 from swift_toolkit.model import builtin, registry
@@ -160,7 +161,7 @@ def without_tools(config: Config) -> str:
 
 def _known(config: Config) -> Template | None:
     """The template that was asked for, if ms-swift registers it."""
-    plugins = config.get("external_plugins") or config.get("custom_register_path")
+    plugins = registries.plugins_of(config).mention("register_template", "TEMPLATE_MAPPING")
     name = config.get("template")
     return None if plugins or not name else templates(config.install).get(str(name))
 

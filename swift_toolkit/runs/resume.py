@@ -263,12 +263,19 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
     yield from base_problems(checkpoint, config)
 
 
-def base_problems(adapter: Path, config: Config) -> Iterator[Problem]:
-    """Why an adapter cannot be loaded on the model of a training: another base model, or no weights."""
-    model = str(config.get("model"))
+def base_problems(adapter: Path, config: Config, base_is: str = "model") -> Iterator[Problem]:
+    """Why an adapter cannot be loaded on a model of a training: another base model, or no weights.
+
+    Args:
+        adapter: its directory.
+        config: the request.
+        base_is: the setting that names its base; of several models the first.
+    """
+    value = config.get(base_is)
+    model = str((value or [""])[0] if isinstance(value, list) else value)
     base = builtin.cached_path(model) if model in builtin.BUILTIN else Path(model).expanduser()
     recorded, _ = read_arguments([adapter])
-    yield from adapter_fit(adapter, base, recorded, do='Set "model" to its base model.')
+    yield from adapter_fit(adapter, base, recorded, do=f'Set "{base_is}" to its base model.')
 
 
 def _other_generation(checkpoint: Path, args: RecordedArguments, config: Config) -> Iterator[Problem]:

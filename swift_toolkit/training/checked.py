@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from swift_toolkit.config import requirements
 from swift_toolkit.problems import RequestError, RunError
 from swift_toolkit.runs.directory import Output
 from swift_toolkit.runs.resume import tidy
@@ -77,4 +78,6 @@ def plan_training(request: TrainingRequest, facts: Facts) -> CheckedRequest:
     if problems := list(preflight.disk_problems(config, plan.steps, resumed)):
         raise RequestError(problems)
     config.warnings += preflight.disk_warnings(config, plan.steps, resumed)
+    if (config.get("max_steps") or 0) <= 0:
+        config.warnings += requirements.warmup_warnings(config, plan.steps)
     return CheckedRequest(request, plan, output, given, verify_arguments, resumption)

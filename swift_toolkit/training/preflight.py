@@ -30,7 +30,9 @@ DATA_SECONDS = 2.0
 """Seconds, roughly, for checking the data before a run; ``--verify-data`` checks all of it."""
 
 _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
-_CHECKPOINTS = ("adapters", "resume_from_checkpoint", "ref_adapters")
+_BASES = {"ref_adapters": "model", "teacher_adapters": "teacher_model", "reward_adapters": "reward_model"}
+"""Adapters that judge, each with the setting of its base."""
+_CHECKPOINTS = ("adapters", "resume_from_checkpoint", *_BASES)
 
 
 def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]:
@@ -79,8 +81,22 @@ def _models(config: Config) -> Iterator[Problem]:
             if builtin.is_builtin(model):
                 for problem in builtin.builtin_problems(model):
                     yield config.problem(name, problem.what, problem.do)
-            elif looks_local(model):
+            elif _is_path(config, model):
                 yield from _local_model(config, name, model)
+
+
+_NO_OWNERS = frozenset("out output outputs checkpoint checkpoints ckpt ckpts models adapters weights".split())
+"""Names of directories that are not those of people."""
+
+
+def _is_path(config: Config, name: str) -> bool:
+    """Whether a name means a directory here although none is there: its first part is a directory or usually one, and
+    ms-swift knows no model of a hub by the rest."""
+    owner = name.partition("/")[0]
+    return looks_local(name) or (
+        (owner in _NO_OWNERS or Path(owner).is_dir())
+        and registry.registry(config.install).named(name) is None
+    )
 
 
 def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
@@ -116,7 +132,9 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
     for name in _CHECKPOINTS:
         value = config.get(name)
         for given in value if isinstance(value, list) else [value]:
-            if not isinstance(given, str) or not (name == "resume_from_checkpoint" or looks_local(given)):
+            if not isinstance(given, str) or not (
+                name == "resume_from_checkpoint" or _is_path(config, given)
+            ):
                 continue
             path = Path(given).expanduser()
             if not path.is_dir():
@@ -137,10 +155,10 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
         found = training_state.training_state_problems(path)
     for problem in found:
         yield config.problem(name, f"cannot be used: {problem.what}", problem.do)
-    if not found and name != "ref_adapters":
+    if not found and name not in _BASES:
         yield from resume.fit_problems(path, config, name)
     elif not found and adapter_root(path) is not None:
-        yield from resume.base_problems(path, config)
+        yield from resume.base_problems(path, config, _BASES[name])
 
 
 # --- data ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from swift_toolkit.config import requirements
+from swift_toolkit.config import named_files, requirements
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.dataset import copies
@@ -93,6 +93,8 @@ def check_request(request: TrainingRequest) -> Facts:
         defaults.fill_for_task(config, world_size)
     problems += batch.batch_problems(config, world_size)
     problems += requirements.generations(config, world_size)
+    problems += requirements.processes(config, world_size)
+    problems += named_files.batch_contradictions(config, world_size)
     problems += quantized.quantization_problems(config, device)
     config.warnings += quantized.warnings(config, device)
     whole = request.looking or request.skip_bad_rows is not None

@@ -66,6 +66,7 @@ def test_arguments_are_one_word_each_and_survive_a_leading_dash() -> None:
             "system": "- be brief",
             "dataset": ["a/b", "c/d"],
             "streaming": False,
+            "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr": 1e-6},
             "num_train_epochs": 3,
         }

@@ -111,8 +111,13 @@ def test_misspelled_names() -> None:
 
 def test_plugins_may_register_more(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
-    plugin.touch()
-    assert told(model="a/b", model_type="mine", external_plugins=str(plugin)) == []
+    for source in ("from swift.model import register_model\nregister_model(META)", "import beside"):
+        (tmp_path / "beside.py").touch()
+        plugin.write_text(source)
+        assert told(model="a/b", model_type="mine", external_plugins=str(plugin)) == []
+    plugin.write_text("from swift.rewards import orms")
+    (problem,) = told(model="a/b", model_type="mine", external_plugins=str(plugin))
+    assert '"model_type" is "mine", which this ms-swift does not know' in problem
 
 
 def test_a_model_of_a_hub_is_left_to_ms_swift() -> None:

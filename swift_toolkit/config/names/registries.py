@@ -18,7 +18,7 @@ from typing import Any
 
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
-from swift_toolkit.console.words import nearest
+from swift_toolkit.console.words import did_you_mean, nearest
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.machine.msswift import LINES, Line, SwiftInstall, package_of
 from swift_toolkit.problems import Problem
@@ -88,6 +88,9 @@ def registries(install: SwiftInstall) -> Registries:
                 columns |= {name: _columns(tree, cls) for name, cls in _entries(tree, variable)}
         names["init_weights"], sources = _init_names()
         files += sources
+        schedulers, sources = _scheduler_keys()
+        names |= {f"lr_scheduler_kwargs of {name}": keys for name, keys in schedulers.items()}
+        files += sources
         for trainer in ("dpo", "kto", "cpo", "grpo"):
             sources = _trainer_files(install, trainer)
             names[f"loss_type of {trainer}"] = sorted(_compared(sources, "loss_type"))
@@ -96,7 +99,11 @@ def registries(install: SwiftInstall) -> Registries:
         return {"names": names, "columns": columns, "datasets": _dataset_names(sources)}, [*files, *sources]
 
     def decode(found: Any) -> Registries:
-        names = {setting: tuple(words) for setting, words in found["names"].items() if words}
+        names = {
+            setting: tuple(words)
+            for setting, words in found["names"].items()
+            if words or setting.startswith("lr_scheduler_kwargs")
+        }
         columns = {name: tuple(words) for name, words in found["columns"].items()}
         return Registries(names, columns, tuple(found["datasets"]))
 
@@ -189,6 +196,30 @@ def _init_names() -> tuple[list[str], list[Path]]:
     return [], [file]
 
 
+_OF_EVERY_SCHEDULER = frozenset("optimizer num_warmup_steps num_training_steps last_epoch".split())
+_WITHOUT_KEYS = ("constant", "constant_with_warmup")
+"""Schedulers that transformers gives no ``lr_scheduler_kwargs``."""
+
+
+def _scheduler_keys() -> tuple[dict[str, list[str]], list[Path]]:
+    """What each scheduler of transformers takes in ``lr_scheduler_kwargs``; those that take any key are not there."""
+    package = package_of("transformers")
+    file = package / "optimization.py" if package else Path()
+    if not file.is_file():
+        return {}, []
+    tree = ast.parse(file.read_bytes())
+    functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    tables = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    ]
+    found = {}
+    for key, value in ((k, v) for table in tables for k, v in zip(table.keys, table.values, strict=True)):
+        name, words = _last_name(key).lower() if key else "", functions.get(_last_name(value))
+        if words is not None and words.kwarg is None and name not in _WITHOUT_KEYS:
+            found[name] = sorted({one.arg for one in [*words.args, *words.kwonlyargs]} - _OF_EVERY_SCHEDULER)
+    return found, [file]
+
+
 def _texts(tree: ast.AST) -> list[str]:
     return [
         one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)
@@ -238,6 +269,12 @@ class Plugins:
             if mentions > 0:  # used in another way, such as in a loop
                 return None
         return found
+
+    def mention(self, *names: str) -> bool:
+        """Whether they may use one of these functions and tables: they name it, or the source does not say."""
+        return not self.complete or any(
+            _last_name(node) in names for tree in self.trees for node in ast.walk(tree)
+        )
 
 
 def _last_name(node: ast.AST) -> str:
@@ -323,6 +360,7 @@ def registry_problems(config: Config) -> Iterator[Problem]:
         else:
             yield from _unknown(config, setting, values, allowed)
     yield from _init_weights(config)
+    yield from _scheduler_problems(config)
     if not config.get("custom_dataset_info") and not plugins.trees and plugins.complete:
         yield from _dataset_problems(config, known.datasets)
 
@@ -380,6 +418,18 @@ def _init_weights(config: Config) -> Iterator[Problem]:
     is_iterated = value.startswith("pissa_niter_") and value[12:].isdecimal()
     if config.tuner == "lora" and not is_iterated and value.lower() not in ("true", "false"):
         yield from _unknown(config, "init_weights", value, names)
+
+
+def _scheduler_problems(config: Config) -> Iterator[Problem]:
+    """Keys that the scheduler does not take: transformers finds out at the first step."""
+    given, name = config.get("lr_scheduler_kwargs"), str(config.value("lr_scheduler_type"))
+    keys = registries(config.install).names.get(f"lr_scheduler_kwargs of {name}")
+    for key in given if isinstance(given, dict) and keys is not None else []:
+        if key not in (keys or ()):
+            do = did_you_mean(key, keys or (), f"It takes {', '.join(keys)}." if keys else "Remove it.")
+            yield config.problem(
+                "lr_scheduler_kwargs", f'has "{key}", which scheduler "{name}" does not take', do
+            )
 
 
 def demanded_columns(config: Config) -> dict[str, tuple[str, ...]]:

@@ -266,7 +266,7 @@ class Translator:
             return
         table = [rows().get((self.command, name)) for name in self.given]
         said = {*self.result.values, *self.given, *(row.names[self.line] for row in table if row)}
-        tuners = {self.result.values.get(name) for name in TUNER_NAMES} - {None} or {"lora"}
+        tuners = {str(self.result.values.get(name, "")) for name in TUNER_NAMES} - {""} or {"lora"}
         others = [
             f"{one['name']} {one['was']}"
             for one in renames_table()["said"]

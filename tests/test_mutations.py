@@ -1,0 +1,53 @@
+"""Mistaken commands of ``benchmarks/mutations.py``: a part of the table of ms-swift's answers, held against ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.swift4
+BENCHMARK = Path(__file__).parent.parent / "benchmarks/mutations.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutations", BENCHMARK)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutations"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def laid_out(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark.lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("laid_out")
+def test_what_is_right_is_accepted(benchmark: ModuleType) -> None:
+    refused = {
+        name: said.said
+        for name, words in benchmark.commands().items()
+        if (said := benchmark.ours(words)).status
+    }
+    assert not refused
+
+
+@pytest.mark.usefixtures("laid_out")
+def test_what_ms_swift_refuses_is_refused_before(benchmark: ModuleType) -> None:
+    answers = benchmark.kept_answers()
+    asked = [one for one in benchmark.mutations()[::8] if answers[one.words].error is not None]
+    missed = []
+    for mutation in asked:
+        found = benchmark.ours(mutation.words)
+        assert found.status in (0, 2), found.said
+        if not (found.refused and found.names(mutation)) and not benchmark.is_old(mutation):
+            missed.append(f"{mutation.kind}: {' '.join(mutation.words)}: {answers[mutation.words].error}")
+    assert len(asked) > 100
+    assert len(missed) <= 0.02 * len(asked), "\n".join(missed)
