@@ -22,7 +22,7 @@ from swift_toolkit.console.secrets import masked
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
 
-_Settings = dict[str, "str | list[str]"]
+_Settings = dict[str, "str | list[str] | bool"]
 
 
 class Parser(argparse.ArgumentParser):
