@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from swift_toolkit.console import command_line, screen
-from swift_toolkit.problems import Problem, RequestError
+from swift_toolkit.problems import Problem, RequestError, RunError
 from swift_toolkit.runs.record import Interrupted, TrainingResult
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from swift_toolkit.dataset.preview import TemplateView
     from swift_toolkit.dataset.verify import DataReport
     from swift_toolkit.machine.device import Device
+    from swift_toolkit.training import sweep
     from swift_toolkit.training.memory.fitting import Verdict
     from swift_toolkit.training.plan import TrainingPlan
     from swift_toolkit.training.request import TrainingRequest
@@ -314,6 +315,14 @@ def _add_run_flags(parser: command_line.Parser) -> None:
         "output directory; without one, start from the beginning",
     )
     parser.add_argument(
+        "--sweep",
+        metavar="KEY=A,B,...",
+        action="append",
+        default=[],
+        help="train once with each value, one run after the other, and compare; twice for two settings. The same "
+        "command goes on where it was interrupted",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="resume although settings changed that decide what is learned"
     )
     parser.add_argument(
@@ -366,6 +375,8 @@ def _command(words: list[str]) -> int:
         return _upgrade(source, settings, options)
     if problems := list(_flag_problems(options)):
         raise RequestError(problems)
+    if options.sweep:
+        return _sweep(_request(source, settings, options, words), options, words)
     tuner = FineTuner(_request(source, settings, options, words))
     if not options.quiet_notices:
         for notice in tuner.config.notices:
@@ -436,10 +447,66 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
     for name in ("report", "exact"):
         if getattr(options, name) and not options.verify_data:
             yield Problem("needs --verify-data", "Add that, or remove this.", key=f"--{name}")
+    if options.sweep:
+        for name in ("resume", "preview", "verify_data"):
+            if getattr(options, name) not in (None, False):
+                flag = f"--{name.replace('_', '-')}"
+                yield Problem("cannot be used with --sweep", "Remove one of them.", key=flag)
     if options.force and options.resume is False:
         yield Problem("needs --resume", "Add that, or remove this.", key="--force")
     if options.preview is not None and options.preview < 1:
         yield Problem(f"is {options.preview}; it must be at least 1", key="--preview")
+
+
+def _sweep(whole: TrainingRequest, options: argparse.Namespace, words: list[str]) -> int:
+    """Train with each value of ``--sweep``, and compare."""
+    from swift_toolkit.training import sweep
+
+    found = sweep.check(whole, sweep.parse(options.sweep))
+    if options.dry_run:
+        for point in found:
+            print(f"{point.name}: {'finished' if point.finished else point.output}")
+        return 0
+    failed = 0
+    for number, point in enumerate(found, 1):
+        screen.say(
+            f"Run {number} of {len(found)}: {point.name}" + (", finished before" if point.finished else "")
+        )
+        try:
+            if not point.finished:
+                FineTuner(point.request(whole)).run_training(options.verbose, options.probe)
+        except Interrupted as interrupted:
+            screen.say(f"Interrupted in run {number} of {len(found)}. To go on, run the same command again:")
+            screen.say(f"  python finetune_trainer.py {shlex.join(words)}")
+            raise interrupted.cause from None
+        except RunError as error:
+            failed += 1
+            screen.say(str(error))
+    _print_sweep(sweep.outcome(found), words, as_json=options.json)
+    return 1 if failed else 0
+
+
+def _print_sweep(outcome: sweep.Outcome, words: list[str], *, as_json: bool) -> None:
+    if as_json:
+        runs = [{"name": name, **run.as_dict()} for name, run in outcome.runs]
+        best = outcome.best.name if outcome.best else None
+        content = {"schema": 1, "runs": runs, "best": best, "comparison": outcome.comparison}
+        print(json.dumps(content, ensure_ascii=False, default=str))
+        return
+    rows = [
+        (name, run.state, f"{run.step:,}", "" if run.best_loss is None else f"{run.best_loss:.4f}")
+        for name, run in outcome.runs
+    ]
+    screen.print_table(("run", "state", "steps", "best loss"), rows, sys.stdout)
+    if outcome.comparison:
+        print(f"Comparison: {screen.short_path(outcome.comparison)}")
+    if outcome.best:
+        settings = [word for name, value in outcome.best.settings.items() for word in (f"--{name}", value)]
+        print(f"Best: {outcome.best.name}. Next:")
+        print(
+            f"  python inference_test.py --checkpoint {shlex.quote(screen.short_path(outcome.best.output / 'last'))}"
+        )
+        print(f"  python finetune_trainer.py {shlex.join([*_without(words, '--sweep'), *settings])}")
 
 
 def _upgrade(
@@ -524,16 +591,16 @@ def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:
         screen.say("No checkpoint was saved yet. To start again:")
     else:
         screen.say(f"Last checkpoint: {screen.short_path(result.last_checkpoint)}. To resume from it:")
-    screen.say(f"  python finetune_trainer.py {shlex.join([*_begun_anew(words), '--resume'])}")
+    started = _without(words, "--resume", "--resume-from-checkpoint", "--force")
+    screen.say(f"  python finetune_trainer.py {shlex.join([*started, '--resume'])}")
 
 
-def _begun_anew(words: list[str]) -> Iterator[str]:
-    """The words of the command without those that choose where it goes on."""
+def _without(words: list[str], *flags: str) -> Iterator[str]:
+    """The words of a command without some flags and their values."""
     skipping = False
     for word in words:
         if word.startswith("--"):
-            name = word.partition("=")[0].replace("_", "-")
-            skipping = name in ("--resume", "--resume-from-checkpoint", "--force")
+            skipping = word.partition("=")[0].replace("_", "-") in flags
         if not skipping:
             yield word
 

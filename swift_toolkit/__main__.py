@@ -5,20 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
-from swift_toolkit.console import command_line, screen
+from swift_toolkit.console import command_line
 from swift_toolkit.console.words import counted
 from swift_toolkit.dataset import row_cache
-from swift_toolkit.problems import Problem, RequestError
-from swift_toolkit.runs import table
-
-_EXAMPLES = """\
-examples:
-  python -m swift_toolkit runs
-  python -m swift_toolkit runs output/quickstart --json
-  python -m swift_toolkit runs --clean            show what could be removed; --yes removes it"""
+from swift_toolkit.runs import command
 
 
 def make_parser() -> command_line.Parser:
@@ -28,20 +19,12 @@ def make_parser() -> command_line.Parser:
     runs = commands.add_parser(
         "runs",
         help="the training runs below a directory",
-        description="List training runs, the newest first, with their state.",
-        epilog=_EXAMPLES,
+        description="List training runs, newest first, with their state; show, compare or repeat them; clean up.",
+        epilog=command.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    runs.add_argument(
-        "directory", nargs="?", default="output", help="of a run, or of several (default: output)"
-    )
-    runs.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    runs.add_argument(
-        "--clean", action="store_true", help="show what could be removed, and how much it frees"
-    )
-    runs.add_argument("--yes", action="store_true", help="with --clean: remove it")
-    runs.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
-    runs.set_defaults(carry_out=_runs)
+    command.add_arguments(runs)
+    runs.set_defaults(carry_out=command.carry_out)
     cache = commands.add_parser(
         "cache",
         help="the rows that are kept for later runs",
@@ -85,43 +68,6 @@ def _cache(options: argparse.Namespace) -> int:
 
 def _mib(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
-
-
-def _runs(options: argparse.Namespace) -> int:
-    directory = Path(options.directory).expanduser()
-    if options.yes and not options.clean:
-        raise RequestError([Problem("goes with --clean", "Add that, or remove it.", "--yes")])
-    if not directory.is_dir():
-        raise RequestError([Problem(f"{directory} is not a directory", "Name the output directory of runs.")])
-    found = table.runs_below(directory)
-    if options.clean:
-        return _clean(found, remove=options.yes, as_json=options.json)
-    if options.json:
-        print(json.dumps({"schema": 1, "runs": [run.as_dict() for run in found]}, ensure_ascii=False))
-    elif not found:
-        screen.say(f"No run below {directory}.")
-    else:
-        screen.print_table(table.COLUMNS, [run.cells() for run in found], sys.stdout)
-    return 0
-
-
-def _clean(runs: list[table.RunEntry], *, remove: bool, as_json: bool) -> int:
-    waste = [one for run in runs for one in table.waste_of(run)]
-    for one in waste if remove else ():
-        table.remove(one)
-    total = sum(one.size for one in waste)
-    if as_json:
-        found = [{**asdict(one), "path": str(one.path)} for one in waste]
-        print(
-            json.dumps({"schema": 1, "removed": remove, "bytes": total, "found": found}, ensure_ascii=False)
-        )
-        return 0
-    if waste:
-        rows = [(screen.gib(one.size), str(one.path), one.why) for one in waste]
-        screen.print_table(("size", "path", "why"), rows, sys.stdout)
-    verb = "Removed" if remove else "To remove it, add --yes:"
-    print(f"{verb} {screen.gib(total)} in {len(waste)} directories." if waste else "Nothing to remove.")
-    return 0
 
 
 if __name__ == "__main__":

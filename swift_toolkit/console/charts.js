@@ -14,10 +14,10 @@
     const unit = spec.unit ? " " + spec.unit : "";
     const axis = { stroke: () => color("--faint"), grid: { stroke: () => color("--line"), width: 1 },
       ticks: { show: false }, font: "12px system-ui, sans-serif" };
-    const series = spec.series.map((one, index) => ({
-      label: one.label, stroke: () => color("--c" + (index % 6 + 1)), width: 1.8, spanGaps: true,
+    const series = spec.series.map((one) => ({
+      label: one.label, stroke: () => color("--c" + one.color), width: 1.8, spanGaps: true,
       dash: one.dashed ? [5, 4] : undefined, value: (u, value) => short(value) + (value == null ? "" : unit),
-      points: { show: spec.x.length < 60, size: 5, fill: () => color("--c" + (index % 6 + 1)) },
+      points: { show: spec.x.length < 60, size: 5, fill: () => color("--c" + one.color) },
     }));
     const options = {
       width: place.clientWidth, height: 220, padding: [8, 12, 0, 0],
@@ -27,7 +27,7 @@
         const room = (high - low || Math.abs(high) || 1) * 0.08;
         return [spec.zero && low >= 0 ? 0 : low - room, high + room];
       } } },
-      axes: [{ ...axis, values: (u, all) => all.map((value) => value % 1 ? "" : value.toLocaleString("en")) },
+      axes: [{ ...axis, size: 34, values: (u, all) => all.map((value) => value % 1 ? "" : value.toLocaleString("en")) },
         { ...axis, size: 58, values: (u, all) => all.map(short) }],
       series: [{ label: "step", value: (u, value) => value == null ? "–" : value.toLocaleString("en") }, ...series],
     };

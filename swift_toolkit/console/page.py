@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Literal
@@ -165,12 +165,14 @@ class Curve:
     Args:
         label: its name in the legend.
         points: step -> value; values that are not finite leave a gap.
-        dashed: drawn dashed, to stand apart from its neighbour.
+        dashed: drawn dashed, to tell it from another one of the same colour.
+        color: the number of its colour, counted from 0; there are six.
     """
 
     label: str
     points: Mapping[int, float]
     dashed: bool = False
+    color: int = 0
 
 
 def line_chart(title: str, curves: Sequence[Curve], unit: str = "", from_zero: bool = False) -> str:
@@ -182,7 +184,7 @@ def line_chart(title: str, curves: Sequence[Curve], unit: str = "", from_zero: b
         unit: of the values, e.g. "GiB".
         from_zero: the axis of the values begins at 0.
     """
-    curves = [Curve(one.label, _thinned(one.points), one.dashed) for one in curves if one.points]
+    curves = [replace(one, points=_thinned(one.points)) for one in curves if one.points]
     steps = sorted({step for one in curves for step in one.points})
     if not steps:
         return ""
@@ -190,6 +192,7 @@ def line_chart(title: str, curves: Sequence[Curve], unit: str = "", from_zero: b
         {
             "label": one.label,
             "dashed": one.dashed,
+            "color": one.color % 6 + 1,
             "values": [_number(one.points.get(step)) for step in steps],
         }
         for one in curves
@@ -288,10 +291,12 @@ details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
 .tile span, .tile b, .tile small { display: block; } .tile small { font-size: .8rem; min-height: 1.2em; }
 .tile b { font-size: 1.35rem; line-height: 1.35; font-weight: 650; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem;
+  margin: 1.4rem 0; }
 figure { margin: 0; min-width: 0; }
 .charts figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }
 figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; }
+.u-legend td, .u-legend th { border: 0; padding: .1rem .3rem; }
 .plot { min-height: 248px; } .uplot { font: inherit; } .u-legend { font-size: 12.5px; }
 .u-select { background: color-mix(in srgb, var(--c1) 18%, transparent); }
 .u-hz .u-cursor-x, .u-hz .u-cursor-y { border-color: var(--faint); }

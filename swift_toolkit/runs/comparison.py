@@ -55,13 +55,13 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
 
 def short_names(directories: Sequence[Path]) -> tuple[str, ...]:
-    """The shortest ends of the paths that tell them apart."""
+    """The fewest parts of the paths that tell them apart: the output directory, the run, or ends of both."""
     parts = [path.resolve().parts for path in directories]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(one[-length:]) for one in parts]
+    for start, end in ((-2, -1), *((-length, None) for length in range(1, max(map(len, parts)) + 1))):
+        names = tuple("/".join(one[start:end]) for one in parts)
         if len(set(names)) == len(names):
-            break
-    return tuple(names)
+            return names
+    return tuple(map(str, directories))
 
 
 def settings_of(directory: Path) -> dict[str, str]:

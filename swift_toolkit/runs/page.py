@@ -14,7 +14,7 @@ from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import checkpoints_of
 from swift_toolkit.runs.comparison import Comparison, compare
 from swift_toolkit.runs.history import History, read_history
-from swift_toolkit.runs.record import PLAN, REPORT, JsonObject
+from swift_toolkit.runs.record import PLAN, REPORT, SETTINGS, JsonObject
 from swift_toolkit.runs.storage import size_of
 from swift_toolkit.runs.table import RunEntry, json_file, read_run
 
@@ -56,13 +56,17 @@ CHARTS = (
 )
 
 
-def write_report(directory: Path) -> None:
-    """Write the report of the run in ``directory`` there.
+def write_report(directory: Path, file: Path | None = None) -> None:
+    """Write the report of the run in ``directory``.
+
+    Args:
+        directory: of the run.
+        file: where to write it; None for report.html in the run directory.
 
     Raises:
         OSError: it cannot be written.
     """
-    with whole_text(directory / REPORT) as out:
+    with whole_text(file or directory / REPORT) as out:
         out.write(run_page(directory))
 
 
@@ -126,21 +130,27 @@ def _errors(run: RunEntry, result: JsonObject) -> str:
 
 def _chart(chart: ChartOf, histories: Sequence[tuple[str, History]]) -> str:
     """A chart of one run, or of several with their names."""
+    several = len(histories) > 1
     curves = [
-        Curve(
-            " ".join(filter(None, (run, label if len(chart.names) > 1 or not run else ""))), points, bool(at)
-        )
-        for run, history in histories
+        Curve(_label(run, label, chart), points, bool(at), number if several else at)
+        for number, (run, history) in enumerate(histories)
         for at, (name, label) in enumerate(chart.names.items())
         if (points := history.of(name))
     ]
     return page.line_chart(chart.title, curves, chart.unit, chart.from_zero)
 
 
+def _label(run: str, label: str, chart: ChartOf) -> str:
+    """The name of a curve: what it shows, the run it is of, or both."""
+    if not run:
+        return label
+    return f"{run}, {label}" if len(chart.names) > 1 and label != "training" else run
+
+
 def _machine_charts(histories: Sequence[tuple[str, History]]) -> Iterator[str]:
-    speeds = [Curve(run or "seconds per step", history.speed) for run, history in histories]
+    speeds = [Curve(run or "time", one.speed, color=at) for at, (run, one) in enumerate(histories)]
     yield page.line_chart("Time per step", speeds, "s", from_zero=True)
-    memory = [Curve(run or "peak memory", history.memory) for run, history in histories]
+    memory = [Curve(run or "peak", one.memory, color=at) for at, (run, one) in enumerate(histories)]
     yield page.line_chart("Memory", memory, "GiB", from_zero=True)
 
 
@@ -188,7 +198,8 @@ def _record(run: RunEntry, result: JsonObject, plan: JsonObject) -> Iterator[tup
 def next_commands(run: RunEntry) -> Iterator[str]:
     """What to do next with a run, as commands."""
     if run.resumable:
-        yield f"python finetune_trainer.py --config {shlex.quote(str(run.directory / 'settings.json'))} --resume"
+        place = shlex.quote(screen.short_path(run.directory))
+        yield f"python finetune_trainer.py --config {place}/{SETTINGS} --resume {place}"
     if run.state in ("done", "stopped") and checkpoints_of(run.directory):
         best = run.directory.parent / "best"
         good = best if best.resolve().parent == run.directory.resolve() else checkpoints_of(run.directory)[0]

@@ -15,8 +15,8 @@ JsonObject: TypeAlias = dict[str, Any]
 MEASURED = "measured.jsonl"
 """Time and memory at each log of a run, a line of JSON each."""
 
-PLAN, REPORT = "plan.json", "report.html"
-"""The plan of a run, and its report."""
+PLAN, SETTINGS, REPORT = "plan.json", "settings.json", "report.html"
+"""The plan of a run, its settings as a config file, and its report."""
 
 Status = Literal["done", "stopped", "interrupted", "failed"]
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift_toolkit.config import requirements
+from swift_toolkit.config.settings import Config
+from swift_toolkit.machine import files
 from swift_toolkit.problems import RequestError, RunError
 from swift_toolkit.runs.directory import Output
-from swift_toolkit.runs.resume import tidy
+from swift_toolkit.runs.record import SETTINGS
+from swift_toolkit.runs.resume import is_secret, tidy
 from swift_toolkit.training import automatic, preflight
 from swift_toolkit.training.plan import TrainingPlan, default_output_dir
 from swift_toolkit.training.preflight import VerifyArguments
@@ -52,8 +55,24 @@ class CheckedRequest:
             if self.resumption and self.resumption.point:
                 tidy(self.resumption.point, self.output.root)
             requested(self.plan, self.request.command).write(directory)
+            files.write_json(directory / SETTINGS, given_settings(self.plan.config))
         except OSError as error:
             raise RunError(f"{error.filename or directory}: {error.strerror}.") from None
+
+
+def given_settings(config: Config) -> dict[str, object]:
+    """The settings that were given, as a config file holds them; without secrets."""
+    settings = {
+        name: one.value
+        for name, one in config.settings.items()
+        if one.source.kind != "automatic" and not is_secret(name)
+    }
+    if config.command != "sft" and "rlhf_type" not in settings:
+        settings["task"] = config.task.name
+    if config.preset_asked:
+        settings["preset"] = config.preset
+    own = {"effective_batch_size": config.effective_batch, "balance": config.balance}
+    return settings | {name: one.value for name, one in own.items() if one is not None}
 
 
 def plan_training(request: TrainingRequest, facts: Facts) -> CheckedRequest:

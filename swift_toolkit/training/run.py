@@ -27,7 +27,7 @@ from swift_toolkit.runs import lock
 from swift_toolkit.runs.record import RunDetails, RunPlan, TrainingResult, commit_of
 from swift_toolkit.runs.recorder import Recorder
 from swift_toolkit.runs.resume import is_secret, stored_request
-from swift_toolkit.training import preflight
+from swift_toolkit.training import preflight, restart
 from swift_toolkit.training.checked import CheckedRequest
 from swift_toolkit.training.job import Job
 from swift_toolkit.training.monitor.data_check import DataCheck
@@ -96,6 +96,11 @@ def train(job: Job) -> TrainingResult:
     lost = checked.request.max_lost_rows
     with DataCheck(plan.data, checked.verify_arguments, expected, lost) as check:
         ending = follow(job, TrainingLine(row_tokens=plan.row_tokens), check, recorder, _watch(plan))
+        if (batch := restart.halved(plan.config, restart.lacks_memory(ending), tried=False)) is not None:
+            job = restart.restarted(job, batch)
+            plan = job.plan
+            screen.say(_restart_sentence(batch, job))
+            ending = follow(job, TrainingLine(row_tokens=plan.row_tokens), check, recorder, _watch(plan))
         plan, rows = replace(plan, data=check.report), check.as_dict()
     ending = _without_damaged(ending, recorder)
     result = ending.result(plan)
@@ -107,6 +112,14 @@ def train(job: Job) -> TrainingResult:
     recorder.report()
     ending.raise_if_not_done(result, reason)
     return result
+
+
+def _restart_sentence(batch: restart.Halved, job: Job) -> str:
+    where = f"from step {job.point.step}" if job.point and job.point.checkpoint else "from the beginning"
+    parts = f"{batch.rows} rows at once × {batch.accumulation} accumulated"
+    return (
+        f"The memory ran out. Starting again {where} with {parts}: the effective batch size stays the same."
+    )
 
 
 def _without_damaged(ending: Ending, recorder: Recorder) -> Ending:

@@ -97,7 +97,7 @@ def test_what_nothing_needs_goes_only_with_yes(output: Path, capsys: pytest.Capt
     aside = output / "a/v0-20260101-000000/damaged-checkpoint-3"
     shutil.copytree(torn, aside)
     never = output / "b/v1-20260104-000000"
-    found = listed(capsys, output, "--clean")
+    found = listed(capsys, "clean", output)
     assert [(one["path"], one["why"]) for one in found["found"]] == [
         (str(never), "killed without a checkpoint"),
         (str(torn), "its save was interrupted"),
@@ -105,7 +105,7 @@ def test_what_nothing_needs_goes_only_with_yes(output: Path, capsys: pytest.Capt
     ]
     assert found["bytes"] > 10_000
     assert all(path.exists() for path in (never, torn, aside))
-    assert listed(capsys, output, "--clean", "--yes")["removed"]
+    assert listed(capsys, "clean", output, "--yes")["removed"]
     assert not any(path.exists() for path in (never, torn, aside))
     assert (output / "a/v1-20260102-000000/checkpoint-2").exists()
 
@@ -115,7 +115,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["runs", str(tmp_path), "--yes"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/no is not a directory. Name the output directory of runs.",
-        '"--yes" goes with --clean. Add that, or remove it.',
+        '"--yes" needs the action clean. Remove it, or use: runs clean --yes.',
     ]
     assert __main__.main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().err == f"No run below {tmp_path}.\n"
