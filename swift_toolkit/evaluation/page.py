@@ -131,12 +131,24 @@ def _html(answers: Path) -> Iterator[str]:
                 latencies[side].append(side_of(result, side)["seconds"])
     title = f"Answers of {Path(meta['checkpoint']).name}"
     yield page.head(title, subtitle=str(meta["checkpoint"]), style=_STYLE, script=True)
+    yield page.tiles(_tiles(summary))
     yield page.facts(_facts(meta, summary))
     yield f'<div class="charts">{_score_charts(summary["scores"])}{_latency_chart(latencies)}</div>'
     yield _filter(categories) + "".join(f' <i class="key {side}"></i> {side}' for side in sides)
     for result in islice(read_results(answers)[2], SHOWN):
         yield _article(result, sides)
     yield page.paragraph(_left_out(summary["asked"], answers).strip()) + page.foot(script=_SCRIPT)
+
+
+def _tiles(summary: Figures) -> Iterator[tuple[str, str, str]]:
+    failed = summary["failed"]
+    yield "Questions", f"{summary['asked']:,}", f"{failed:,} failed" if failed else "all answered"
+    of_all = (summary["scores"] or {}).get("all") or {}
+    for metric, value in (of_all.get("tuned") or {}).items():
+        before = (of_all.get("base") or {}).get(metric)
+        yield METRICS[metric], f"{value:.1f}", "of 100" if before is None else f"base {before:.1f}"
+    yield "Latency", f"{summary['latency_p50']} s", f"95% within {summary['latency_p95']} s"
+    yield "Speed", f"{summary['tokens_per_second']:,}", "tokens per second"
 
 
 def _filter(categories: Iterable[str]) -> str:
@@ -172,41 +184,28 @@ def _score_rows(scores: Scores, metric: str) -> Iterator[str]:
 DOTS = 400
 """How many answers of a side the latency chart shows, spread evenly over all of them."""
 
-_WIDTH, _LEFT, _ROW = 480, 52, 34  # pixels
-
 
 def _latency_chart(latencies: Mapping[Side, Sequence[float]]) -> str:
     """A dot for each answer and a line at their median, over an axis of seconds; one row a side."""
-    longest = max((value for values in latencies.values() for value in values), default=0.0)
-    ticks = _ticks(longest)
-    scale = (_WIDTH - _LEFT - 30) / ticks[-1]
+    ticks = _ticks(max((value for values in latencies.values() for value in values), default=0.0))
     rows = "".join(
-        _latency_row(side, sorted(values), at * _ROW + 16, scale)
-        for at, (side, values) in enumerate(latencies.items())
+        _latency_row(side, sorted(values), ticks) for side, values in latencies.items() if len(values)
     )
-    bottom = len(latencies) * _ROW
-    axis = "".join(
-        f'<line x1="{_LEFT + tick * scale:.1f}" x2="{_LEFT + tick * scale:.1f}" y1="0" y2="{bottom}"/>'
-        f'<text x="{_LEFT + tick * scale:.1f}" y="{bottom + 15}" text-anchor="middle">{tick:g} s</text>'
-        for tick in ticks
-    )
-    drawing = f'<svg viewBox="0 0 {_WIDTH} {bottom + 20}" role="img" aria-label="latency">{axis}{rows}</svg>'
-    return _figure("latency: seconds per answer, with the median", drawing)
+    axis = "".join(f'<span style="left:{tick / ticks[-1]:.2%}">{tick:g} s</span>' for tick in ticks)
+    drawing = f'{rows}<div class="strip axis"><b></b><div>{axis}</div><small></small></div>'
+    return f'<figure class="latency"><figcaption>seconds per answer</figcaption>{drawing}</figure>'
 
 
-def _latency_row(side: str, values: Sequence[float], y: int, scale: float) -> str:
-    name = f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{side}</text>'
-    if not values:
-        return name
+def _latency_row(side: str, values: Sequence[float], ticks: Sequence[float]) -> str:
     shown = values[:: -(-len(values) // DOTS)]
     dots = "".join(
-        f'<circle class="{side}" cx="{_LEFT + value * scale:.1f}" cy="{y}" r="4"><title>{value:.2f} s</title></circle>'
+        f'<i class="{side}" style="left:{value / ticks[-1]:.2%}" title="{value:.2f} s"></i>'
         for value in shown
     )
+    lines = "".join(f'<s style="left:{tick / ticks[-1]:.2%}"></s>' for tick in ticks)
     middle = values[(len(values) - 1) // 2]
-    x = f"{_LEFT + middle * scale:.1f}"
-    median = f'<line class="median" x1="{x}" x2="{x}" y1="{y - 10}" y2="{y + 10}"/>'
-    return f"{name}{dots}{median}"
+    median = f'<u style="left:{middle / ticks[-1]:.2%}" title="median {middle:.2f} s"></u>'
+    return f'<div class="strip"><b>{side}</b><div>{lines}{dots}{median}</div><small>median {middle:.2f} s</small></div>'
 
 
 def _ticks(longest: float) -> list[float]:
@@ -287,12 +286,22 @@ h3 { font-size: .8rem; margin: 0; color: var(--faint); } small, .reference { col
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
 figure table { width: 100%; border-collapse: separate; border-spacing: 0 1px; }
 figure td, figure th { border: 0; padding: 0; font-weight: 400; }
-figure td { font-size: .75rem; text-align: right; width: 2.5rem; } figure td.bar { width: auto; }
+figure td { font-size: .75rem; line-height: 1rem; text-align: right; vertical-align: middle; width: 2.5rem; }
+figure td.bar { width: auto; }
 .bar i { display: block; height: .7rem; min-width: 1px; border-radius: 2px; }
 i.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-left: 1rem; }
 i.base { background: var(--base); } i.tuned { background: var(--tuned); }
-circle { opacity: .55; } circle.base { fill: var(--base); } circle.tuned { fill: var(--tuned); }
-svg line { stroke: var(--line); } svg line.median { stroke: var(--ink); stroke-width: 2; }
+.charts .latency { grid-column: 1 / -1; }
+.strip { display: grid; grid-template-columns: 3.5rem 1fr 7rem; align-items: center; gap: .6rem; font-size: .85rem; }
+.strip > b { font-weight: 400; text-align: right; color: var(--faint); }
+.strip > div { position: relative; height: 2rem; } .strip.axis > div { height: 1.4rem; }
+.strip i, .strip s, .strip u, .strip span { position: absolute; }
+.strip i { width: .6rem; height: .6rem; margin: .7rem -.3rem; border-radius: 50%; opacity: .6; }
+.strip s { top: 0; bottom: 0; border-left: 1px solid var(--line); }
+.strip u { top: .3rem; bottom: .3rem; border-left: 2px solid var(--ink); }
+.strip span { transform: translateX(-50%); color: var(--faint); font-size: .75rem; white-space: nowrap; }
+@media (max-width: 40rem) { .strip { grid-template-columns: 2.6rem 1fr; } .strip small { display: none; }
+  .strip span:nth-child(even) { display: none; } }
 select { font: inherit; }
 article { border-top: 1px solid var(--line); padding: 1rem 0; } article h2 { font-size: 1rem; margin: 0; }
 .tag { font-weight: 400; font-size: .75rem; border: 1px solid var(--line); border-radius: 1rem; padding: 0 .5rem; }

@@ -94,9 +94,10 @@ def test_the_page_shows_every_question_with_both_answers(answers, tmp_path):
     assert "failed: ValueError: <no>" in read.articles[2] and "Hello <script>!" in read.articles[2]
     assert len(read.of("option")) == 3  # all, self, facts
     assert {attributes["class"] for attributes in read.of("i")} >= {"base", "tuned"}  # bars of the scores
-    dots = [attributes["class"] for attributes in read.of("circle")]
+    dots = [one["class"] for one in read.of("i") if one.get("style", "").startswith("left:")]
     assert {side: dots.count(side) for side in ("base", "tuned")} == {"base": 2, "tuned": 3}  # one has failed
-    assert [float(tick) for tick in re.findall(r">([\d.]+) s</text>", text)] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert [float(tick) for tick in re.findall(r">([\d.]+) s</span>", text)] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert re.findall(r"<small>(median [\d.]+ s)</small>", text) == ["median 0.25 s", "median 1.50 s"]
 
 
 def test_the_page_needs_no_network_and_runs_no_answer(answers, tmp_path):
