@@ -35,11 +35,11 @@ CALLS = [
 ] * 4
 COLUMNS = '--columns={"q": "query", "a": "response"}'
 
-PLUGIN = """from swift.loss_scale.base import LossScale
-try:
-    from swift.loss_scale import loss_scale_map
-except ImportError:
+PLUGIN = """try:
+    from swift.loss_scale.base import LossScale
     from swift.loss_scale.mapping import loss_scale_map
+except ImportError:  # ms-swift 3
+    from swift.plugin.loss_scale.loss_scale import LossScale, loss_scale_map
 
 
 class Half(LossScale):

@@ -175,10 +175,14 @@ def last_comma(data: bytes) -> int:
     return last
 
 
-def as_array(data: bytes, last: bool) -> bytes:
+def as_array(data: bytes, last: bool) -> bytearray:
     """A chunk of items as an array of its own."""
-    body = data.lstrip()
-    return b"[" + body[1:] + (b"" if last else b"]")
+    out = bytearray(data)
+    at = len(data) - len(data.lstrip())
+    out[at : at + 1] = b"["
+    if not last:
+        out += b"]"
+    return out
 
 
 def rows_of_items(chunk: Chunk) -> JsonRows | None:

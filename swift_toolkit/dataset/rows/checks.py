@@ -473,4 +473,6 @@ _PARTS_OF_MARKS = ("<|", "INST]", "_of_turn>", "<｜", "<<SYS", "<_")
 
 def may_hold_marks(text: str) -> bool:
     """Whether `MARKS` may match; cheaper than to search for them."""
+    if "<" not in text and "]" not in text:  # much faster than to look for longer parts
+        return False
     return any(part in text for part in _PARTS_OF_MARKS)

@@ -143,7 +143,7 @@ def _learn_from_json(shape: Shape, file: DataFile) -> None:
     import msgspec
 
     size = 0
-    decode = None
+    decode: Callable[[Any], Any] | None = None
     with open_stream(file) as stream:
         for chunk in _little_first(read_chunks(file, stream), file):
             lines = chunk.data if file.has_lines else None

@@ -110,11 +110,11 @@ class PlainTexts:
         """The texts of rows that are one to a line, None if any of them is not plain."""
         return self._of_json(self._decode_lines, data)
 
-    def of_array(self, data: bytes) -> Talks | None:
+    def of_array(self, data: bytes | bytearray) -> Talks | None:
         """The texts of the items of an array, None if any of them is not plain."""
         return self._of_json(self._decode_array, data)
 
-    def _of_json(self, decode: Callable[[bytes], list[Any]], data: bytes) -> Talks | None:
+    def _of_json(self, decode: Callable[[Any], list[Any]], data: bytes | bytearray) -> Talks | None:
         try:
             rows = decode(data)
         except self._errors:
