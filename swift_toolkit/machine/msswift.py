@@ -274,6 +274,31 @@ _UNTRUSTED = (
 
 
 @_importing()
+def tolerate_failed_login() -> None:
+    """Keep a login at ModelScope that fails, as without network, from ending a run that may not need it.
+
+    ms-swift logs in whenever MODELSCOPE_API_TOKEN is set. What needs the login, such as pushing a model, tries again
+    and fails with its own error. Until ms-swift logs in only where it must.
+    """
+    hub = _module("swift.hub.hub").MSHub
+    log_in, create = hub.try_login.__func__, hub.create_model_repo.__func__
+
+    def try_login(cls: Any, token: str | None = None) -> bool:
+        try:
+            return bool(log_in(cls, token))
+        except Exception as error:
+            print(
+                f"The login at ModelScope failed ({type(error).__name__}); going on without it.", flush=True
+            )
+            return False
+
+    def create_model_repo(cls: Any, repo_id: str, token: str | None = None, private: bool = False) -> Any:
+        log_in(cls, token)
+        return create(cls, repo_id, token, private)
+
+    hub.try_login, hub.create_model_repo = classmethod(try_login), classmethod(create_model_repo)
+
+
 def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x. Until ms-swift 4.0 the
     first came with ``get_model_tokenizer``, and the second took the type before the processor.
@@ -336,6 +361,7 @@ def inference_api() -> SimpleNamespace:
     """What asking a model uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
     refuse_remote_code()
+    tolerate_failed_login()
     names = ("InferRequest", "RequestConfig", "AdapterRequest")
     pipeline = _module("swift.pipelines.infer", "swift.llm.infer")
     public = _public()
@@ -347,6 +373,7 @@ def serving_api() -> SimpleNamespace:
     """What serving uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
     refuse_remote_code()
+    tolerate_failed_login()
     names = ("AdapterRequest", "DeployArguments", "InferRequest", "RequestConfig")
     pipeline = _module("swift.pipelines.infer.deploy", "swift.llm.infer.deploy")
     public, utils = _public(), _module("swift.utils")
@@ -361,6 +388,7 @@ def serving_api() -> SimpleNamespace:
 def export_function() -> Callable[[list[str]], Any]:
     """ms-swift's ``export_main``."""
     refuse_remote_code()
+    tolerate_failed_login()
     main: Callable[[list[str]], Any] = _public().export_main
     return main
 
@@ -445,6 +473,7 @@ def train_function(command: str, arguments: list[str]) -> Any:
         import unsloth  # noqa: F401  # it must come before transformers
     spare_imports()
     refuse_remote_code()
+    tolerate_failed_login()
     public = _public()
     return next(getattr(public, name) for name in _MAINS[command] if hasattr(public, name))
 
