@@ -1,6 +1,6 @@
 # make quickstart   train a small chat model for real, then ask it before and after
 # make test         everything the tests need, then the tests
-# make fuzz         random requests to the real server, more than make test sends
+# make fuzz         random commands, configs, data files and requests, more than make test tries
 # make test-vllm    the tests with vLLM's CPU build, in a venv of its own
 # make test-swift3  the tests with ms-swift 3.12, in a venv of its own
 
@@ -21,7 +21,7 @@ test: .venv/.dev
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 fuzz: .venv/.dev
-	@FUZZ_REQUESTS=500 $(BIN)/python -m pytest tests/serving/test_fuzz.py -s $(ARGS)
+	@FUZZ=all FUZZ_REQUESTS=500 $(BIN)/python -m pytest tests/fuzz tests/serving/test_fuzz.py -s $(ARGS)
 
 # vLLM's CPU build does not load beside torchvision, which ms-swift's own plugin imports.
 test-vllm: .venv-vllm/.ready

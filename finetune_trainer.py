@@ -387,7 +387,7 @@ def _command(words: list[str]) -> int:
         tuner.preview_data(options.preview)
         return 0
     if options.convert is not None:
-        return _convert(tuner, options.convert)
+        return _convert(tuner, options.convert, options.json)
     if options.verify_data:
         return _verify(tuner, options)
     if options.dry_run:
@@ -522,17 +522,18 @@ def _upgrade(
     for notice in upgrade(source, options.upgrade):
         if not options.quiet_notices:
             screen.say(notice)
-    print(options.upgrade)
+    print(json.dumps({"schema": 1, "written": options.upgrade}) if options.json else options.upgrade)
     return 0
 
 
-def _convert(tuner: FineTuner, target: str) -> int:
+def _convert(tuner: FineTuner, target: str, as_json: bool) -> int:
     from swift_toolkit.dataset.copies import convert
 
     if any(Path(target).absolute() == Path(file.path).expanduser().absolute() for file in tuner.data.files):
         raise RequestError([Problem("names a file that is read", "Name another.", key="--convert")])
-    screen.say(f"{convert(tuner.data, Path(target)):,} rows written")
-    print(target)
+    rows = convert(tuner.data, Path(target))
+    screen.say(f"{rows:,} rows written")
+    print(json.dumps({"schema": 1, "written": target, "rows": rows}) if as_json else target)
     return 0
 
 

@@ -127,17 +127,20 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None 
     Returns:
         What ``command`` returned; 1 a failed run, 2 a wrong request; 130 after Ctrl-C, 143 after SIGTERM.
     """
+    _open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     interrupt_on_sigterm()
     try:
-        return command(words)
+        status = command(words)
+        sys.stdout.flush()  # here it can be said what is wrong
+        return status
     except ToolkitError as error:
         if debugging(words):
             traceback.print_exc()
         _tell(error, "--json" in words)
         return error.exit_status
     except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
     except KeyboardInterrupt as interrupt:
         return 143 if isinstance(interrupt, Terminated) else 130
@@ -147,8 +150,34 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None 
         if problem := _impossible_path(error):
             _tell(RequestError([problem]), "--json" in words)
             return RequestError.exit_status
+        if isinstance(error, OSError) and error.errno in _DISK:
+            screen.say(f"Cannot write {error.filename or 'the output'}: {error.strerror}.")
+            _discard_output()
+            return 1
         screen.say(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.")
         return 1
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+"""What the operating system says of a disk that takes nothing more."""
+
+
+def _open_standard_streams() -> None:
+    """Connect stdin, stdout and stderr to nothing where they were closed: the next file that is opened would take the
+    number of one, and get what is printed.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Let what is left to print go nowhere, also at the end of this process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _impossible_path(error: Exception) -> Problem | None:
