@@ -10,6 +10,7 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import itertools
 import json
 import os
@@ -569,8 +570,9 @@ def limit_ppo(args: Any) -> None:
         given.total_episodes = args.max_steps * rows
 
 
-def reward_function(name: str, args: Any) -> Any:
-    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one.
+def reward_function(name: str, args: Any) -> Any | None:
+    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one; None where it
+    needs the tokenizer of the model. Until ms-swift 4.0 a function was given the arguments that it names, one by one.
 
     Args:
         name: among ``reward_funcs``.
@@ -579,8 +581,14 @@ def reward_function(name: str, args: Any) -> Any:
     Raises:
         KeyError: there is none of that name.
     """
-    functions = _module("swift.rewards", "swift.plugin").orms
-    made = functions[name](args=args.training_args)
+    functions, given = _module("swift.rewards", "swift.plugin").orms, args.training_args
+    if installed().line == "v4":
+        made = functions[name](args=given)
+    else:
+        wanted = set(inspect.signature(functions[name].__init__).parameters) - {"self", "args", "kwargs"}
+        if "tokenizer" in wanted:
+            return None
+        made = functions[name](**{key: getattr(given, key) for key in wanted if hasattr(given, key)})
     functions[name] = lambda *_, **__: made
     return made
 

@@ -62,7 +62,8 @@ def try_rewards(report: Callable[[RunEvent], None], order: events.AuditOrder) ->
         names = getattr(args, "reward_funcs", None) or []
         rows = list(islice(_rows(order), ROWS)) if names else []
         for name in names if rows else ():
-            report(_tried(str(name), rows, args))
+            if (tried := _tried(str(name), rows, args)) is not None:
+                report(tried)
 
     msswift.before_the_model(look)
 
@@ -77,10 +78,11 @@ def _rows(order: events.AuditOrder) -> Iterator[_Row]:
         yield _Row(str(place), columns, messages, answer or own)
 
 
-def _tried(name: str, rows: Sequence[_Row], args: Any) -> events.RewardTried:
+def _tried(name: str, rows: Sequence[_Row], args: Any) -> events.RewardTried | None:
     """What a reward function says of the rows' own answers, where they have some, and of one that answers nothing."""
     try:
-        function = msswift.reward_function(name, args)
+        if (function := msswift.reward_function(name, args)) is None:
+            return None
         own = _scores(function, rows, [row.own for row in rows]) if all(row.own for row in rows) else []
         other = _scores(function, rows, [events.NO_ANSWER] * len(rows))
     except Exception as error:
