@@ -571,8 +571,8 @@ def limit_ppo(args: Any) -> None:
 
 
 def reward_function(name: str, args: Any) -> Any | None:
-    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one; None where it
-    needs the tokenizer of the model. Until ms-swift 4.0 a function was given the arguments that it names, one by one.
+    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one; None where
+    it needs the tokenizer of the model. Until ms-swift 4.0 a function was given the arguments that it names.
 
     Args:
         name: among ``reward_funcs``.
