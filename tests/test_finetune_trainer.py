@@ -294,6 +294,20 @@ def test_a_run_and_a_second_one(tiny_model: Path, tmp_path: Path, capfd: pytest.
     assert content["config"]["lora_rank" if "lora_rank" in content["config"] else "max_steps"] == 4
     assert content["versions"]["ms-swift"].startswith(("4.", "3."))
     assert content["error"] is None
+    assert content["alarms"] == []
+    assert (content["planned"]["steps"], content["measured"]["steps"], content["seed"]) == (4, 4, 42)
+    assert (content["devices"]["kind"], content["devices"]["processes"]) == ("cpu", 1)
+    assert content["command"][:3] == ["finetune_trainer.py", "--model", str(tiny_model)]
+    assert "bytes, " in content["fingerprints"]["train"][0]
+    given = json.loads((first / "settings.json").read_text())
+    assert {name: given[name] for name in ("model", "max_steps", "output_dir")} == {
+        "model": str(tiny_model),
+        "max_steps": 4,
+        "output_dir": str(tmp_path),
+    }
+    report = (first / "report.html").read_text()
+    assert "Done, step 4 of 4" in report and len(report) < 500_000
+    assert not (first / "logs").exists()
     assert (tmp_path / "last").resolve() == first / "checkpoint-4"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
 

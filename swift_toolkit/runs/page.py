@@ -56,23 +56,24 @@ CHARTS = (
 )
 
 
-def write_report(directory: Path, file: Path | None = None) -> None:
+def write_report(directory: Path, file: Path | None = None, running: bool | None = None) -> None:
     """Write the report of the run in ``directory``.
 
     Args:
         directory: of the run.
         file: where to write it; None for report.html in the run directory.
+        running: whether it goes on; None looks at its lock.
 
     Raises:
         OSError: it cannot be written.
     """
     with whole_text(file or directory / REPORT) as out:
-        out.write(run_page(directory))
+        out.write(run_page(directory, running))
 
 
-def run_page(directory: Path) -> str:
-    """The report of the run in ``directory`` as HTML."""
-    run, history = read_run(directory), read_history(directory)
+def run_page(directory: Path, running: bool | None = None) -> str:
+    """The report of the run in ``directory`` as HTML; ``running`` as for `write_report`."""
+    run, history = read_run(directory, running), read_history(directory)
     result, plan = json_file(directory / "result.json"), json_file(directory / PLAN)
     charts = [_chart(chart, [("", history)]) for chart in CHARTS]
     body = page.tiles(_tiles(run, history, result)) + _errors(run, result)

@@ -15,6 +15,9 @@ JsonObject: TypeAlias = dict[str, Any]
 MEASURED = "measured.jsonl"
 """Time and memory at each log of a run, a line of JSON each."""
 
+RESULT = "result.json"
+"""The result of a run."""
+
 PLAN, SETTINGS, REPORT = "plan.json", "settings.json", "report.html"
 """The plan of a run, its settings as a config file, and its report."""
 

@@ -13,7 +13,7 @@ from swift_toolkit.machine import files, packages
 from swift_toolkit.problems import first_line
 from swift_toolkit.runs import page
 from swift_toolkit.runs.directory import link, unlink_missing
-from swift_toolkit.runs.record import MEASURED, PLAN, RunDetails, RunPlan, TrainingResult
+from swift_toolkit.runs.record import MEASURED, PLAN, RESULT, RunDetails, RunPlan, TrainingResult
 
 
 class Recorder:
@@ -27,14 +27,15 @@ class Recorder:
     def __init__(self, directory: Path, root: Path) -> None:
         self.directory, self.root = directory, root
         self._reported = 0.0  # when the report was written
-        self._failed = False
+        self._failed = self._ended = False
 
     def begin(self, plan: RunPlan) -> None:
-        """Write plan.json.
+        """Write plan.json, and remove the result of an earlier part of the run.
 
         Raises:
             OSError: it cannot be written.
         """
+        (self.directory / RESULT).unlink(missing_ok=True)
         files.write_json(self.directory / PLAN, asdict(plan))
 
     def link(self, last: str | None, best: str | None) -> None:
@@ -65,9 +66,10 @@ class Recorder:
             self.report()
 
     def report(self) -> None:
-        """Write the report. A report that cannot be written never ends a run: it is said once."""
+        """Write the report. One that cannot be written never ends a run; what is wrong with a disk, the run says."""
         try:
-            page.write_report(self.directory)
+            with suppress(OSError):
+                page.write_report(self.directory, running=not self._ended)
         except Exception as error:  # whatever is wrong with it, the run is worth more
             if not self._failed:
                 screen.say(f"cannot write the report of {self.directory}: {first_line(error)}")
@@ -91,4 +93,5 @@ class Recorder:
             "versions": packages.versions(),
             **asdict(details),
         }
-        files.write_json(self.directory / "result.json", content)
+        self._ended = True
+        files.write_json(self.directory / RESULT, content)

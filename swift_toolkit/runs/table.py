@@ -87,12 +87,18 @@ def _directories(directory: Path, depth: int) -> Iterator[Path]:
                 yield from _directories(child, depth - 1)
 
 
-def read_run(directory: Path) -> RunEntry:
-    """What the files of one run say."""
+def read_run(directory: Path, running: bool | None = None) -> RunEntry:
+    """What the files of one run say.
+
+    Args:
+        directory: of the run.
+        running: whether it goes on; None looks at its lock.
+    """
     result, request, args = (json_file(directory / name) for name in ("result.json", RECORD, "args.json"))
     given = request.get("given") or {}
     step, max_steps, best = _progress(directory / "logging.jsonl")
-    state = _state(directory, result.get("status"))
+    running = any(lock.lock_problems(directory)) if running is None else running
+    state: State = "running" if running else result.get("status") or "killed"
     return RunEntry(
         directory=directory,
         started=_started(directory),
@@ -124,12 +130,6 @@ def _started(directory: Path) -> datetime:
 
 def _changed(directory: Path) -> datetime:
     return datetime.fromtimestamp(int(directory.stat().st_mtime))
-
-
-def _state(directory: Path, status: State | None) -> State:
-    if any(lock.lock_problems(directory)):
-        return "running"
-    return status or "killed"
 
 
 def _progress(log: Path) -> tuple[int, int, float | None]:

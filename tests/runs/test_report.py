@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from swift_toolkit import __main__
 from swift_toolkit.console import page as console_page
 from swift_toolkit.console.page import MOST_POINTS, Curve, line_chart
-from swift_toolkit.runs import command, comparison, page, resume
+from swift_toolkit.runs import command, comparison, lock, page, resume
 from swift_toolkit.runs.history import read_history
-from swift_toolkit.runs.record import Commit, RunPlan, commit_of
+from swift_toolkit.runs.record import Commit, RunDetails, RunPlan, TrainingResult, commit_of
 from swift_toolkit.runs.recorder import Recorder
+from swift_toolkit.runs.table import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -176,12 +177,34 @@ class Charts(HTMLParser):
             self.charts.append(json.loads(data))
 
 
+def details() -> RunDetails:
+    content: dict[str, Any] = dict.fromkeys(RunDetails.__dataclass_fields__)
+    return RunDetails(**{**content, "alarms": (), "memory": {"peak": GIB, "estimate": 2 * GIB}})
+
+
+RESULT = TrainingResult(
+    "done", Path("run"), None, None, 40, {}, {"startup": 1.0, "training": 2.0, "total": 3.0}
+)
+
+
+def test_a_resumed_run_has_no_result_of_its_earlier_part(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a/v0-20260101-000000", status="failed", error="out of memory")
+    plan = RunPlan(facts=(), settings={}, command=(), commit=None, fingerprints={}, versions={})
+    Recorder(run, tmp_path).begin(plan)
+    assert read_run(run).state == "killed"
+
+
 def test_the_report_of_a_run(output: Path) -> None:
     run = output / "a/v0-20260101-000000"
     recorder = Recorder(run, output)
     for step in (10, 20, 30):
         recorder.measure(step, 40, step * GIB // 10)
     recorder.report()
+    running = (run / "report.html").read_text()
+    assert "Running, step 40 of 40" in running and '<meta http-equiv="refresh" content="60">' in running
+    with lock.held(run, str):  # by this very process, until it ends
+        recorder.write(RESULT, "", details())
+        recorder.report()
     text = (run / "report.html").read_text()
     parsed = Charts(text)
     assert parsed.open == []
@@ -213,7 +236,7 @@ def test_a_report_that_fails_is_said_once_and_ends_nothing(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = output / "a/v0-20260101-000000"
-    monkeypatch.setattr(page, "run_page", lambda directory: 1 / 0)
+    monkeypatch.setattr(page, "run_page", lambda *_: 1 / 0)
     recorder = Recorder(run, output)
     recorder.report()
     recorder.report()
