@@ -72,9 +72,9 @@ class FineTuner:
         node_rank: which of them this is, counted from 0.
         master_addr: host name or address of the first of them.
         master_port: a free port there; None means 29500.
-        resume: go on from the newest whole checkpoint of this config's newest run, or of the run, checkpoint or output
-            directory named here; with True, a run that has none starts from the beginning.
-        force: resume although settings changed that decide what is learned.
+        resume: resume from the newest complete checkpoint of this config's newest run, or of the run, checkpoint or
+            output directory named here; with True, a run that has none starts from the beginning.
+        force: resume although settings changed that affect what is learned.
         keep_going: only warn when the loss is not a number, nothing is learned, or the run stalls; else it fails then.
         overrides: settings laid over ``config``, under ms-swift's names.
 
@@ -311,7 +311,7 @@ def _add_run_flags(parser: command_line.Parser) -> None:
         nargs="?",
         const=True,
         default=False,
-        help="go on from the newest whole checkpoint: of this config's newest run, or of a run, a checkpoint or an "
+        help="resume from the newest complete checkpoint: of this config's newest run, or of a run, a checkpoint or an "
         "output directory; without one, start from the beginning",
     )
     parser.add_argument(
@@ -319,11 +319,11 @@ def _add_run_flags(parser: command_line.Parser) -> None:
         metavar="KEY=A,B,...",
         action="append",
         default=[],
-        help="train once with each value, one run after the other, and compare; twice for two settings. The same "
-        "command goes on where it was interrupted",
+        help="train once with each value, one run after the other, and compare them; can be given twice. To continue "
+        "an interrupted sweep, run the same command again",
     )
     parser.add_argument(
-        "--force", action="store_true", help="resume although settings changed that decide what is learned"
+        "--force", action="store_true", help="resume although settings changed that affect what is learned"
     )
     parser.add_argument(
         "--keep-going",
@@ -476,7 +476,9 @@ def _sweep(whole: TrainingRequest, options: argparse.Namespace, words: list[str]
             if not point.finished:
                 FineTuner(point.request(whole)).run_training(options.verbose, options.probe)
         except Interrupted as interrupted:
-            screen.say(f"Interrupted in run {number} of {len(found)}. To go on, run the same command again:")
+            screen.say(
+                f"Interrupted in run {number} of {len(found)}. To continue, run the same command again:"
+            )
             screen.say(f"  python finetune_trainer.py {shlex.join(words)}")
             raise interrupted.cause from None
         except RunError as error:
@@ -502,11 +504,12 @@ def _print_sweep(outcome: sweep.Outcome, words: list[str], *, as_json: bool) -> 
         print(f"Comparison: {screen.short_path(outcome.comparison)}")
     if outcome.best:
         settings = [word for name, value in outcome.best.settings.items() for word in (f"--{name}", value)]
+        swept = [f"--{name.replace('_', '-')}" for name in outcome.best.settings]
         print(f"Best: {outcome.best.name}. Next:")
         print(
             f"  python inference_test.py --checkpoint {shlex.quote(screen.short_path(outcome.best.output / 'last'))}"
         )
-        print(f"  python finetune_trainer.py {shlex.join([*_without(words, '--sweep'), *settings])}")
+        print(f"  python finetune_trainer.py {shlex.join([*_without(words, '--sweep', *swept), *settings])}")
 
 
 def _upgrade(
@@ -569,6 +572,7 @@ def _print_result(result: TrainingResult, output: TaskOutput, as_json: bool) -> 
         return
     shown = result.best_checkpoint or result.last_checkpoint
     print(f"{'Best' if result.best_checkpoint else 'Last'} checkpoint: {screen.short_path(shown)}")
+    print(f"Report: {screen.short_path(result.run_directory / 'report.html')}")
     print("Next:")
     for command in _next_commands(shown, output):
         print(f"  {command}")

@@ -94,7 +94,7 @@ def test_what_is_said_of_a_trained_model(
     finetune_trainer._print_result(result, TASKS[name].output, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Trained 8 steps in 2.0 s{f', {first}' if first else ''}."
-    for line, command in zip(lines[3:], commands, strict=True):
+    for line, command in zip(lines[4:], commands, strict=True):
         assert command in line and str(tmp_path) in line
 
 

@@ -91,7 +91,8 @@ def test_a_real_sweep_that_goes_on(
     assert "Run 1 of 2: learning_rate=1e-5, finished before" in said.err
     assert started == 3
     assert "Best: learning_rate=1e-3. Next:" in said.out
-    again = f"  python finetune_trainer.py {' '.join(flags(settings))} --learning_rate 1e-3"
+    others = {name: value for name, value in settings.items() if name != "learning_rate"}
+    again = f"  python finetune_trainer.py {' '.join(flags(others))} --learning_rate 1e-3"
     assert again in said.out.splitlines()
     assert "2 runs compared" in (tmp_path / "out/sweep/comparison.html").read_text()
     assert finetune_trainer.main([*words, "--lora_alpha", "99"]) == 2  # the runs there had another

@@ -106,6 +106,8 @@ class Ending:
         if (alarm := self.alarm) is not None:
             yield f"{what} failed at step {alarm.step}: {alarm.what}. Full log: {self.log}"
             yield f"{alarm.do} To train on regardless, add --keep-going."
+            if self.state.last:
+                yield self._resume_line(self.state.last)
             return
         said = "\n".join(f"{one.type}: {one.message}" for one in self.state.failures)
         if trouble := storage.trouble(self.directory, self.log, said):
@@ -119,8 +121,11 @@ class Ending:
             yield "Out of memory? In this order, try:"
             yield from (f"  {line}" for line in plan.memory_advice)
         elif self.state.last:
-            last = screen.short_path(Path(self.state.last))
-            yield f"To resume from {last}, run the same command with --resume."
+            yield self._resume_line(self.state.last)
+
+    @staticmethod
+    def _resume_line(checkpoint: str) -> str:
+        return f"To resume from {screen.short_path(Path(checkpoint))}, run the same command with --resume."
 
     def checkpoint_lines(self, do: str) -> Iterator[str]:
         """The checkpoints that exist, and how to continue once ``do`` is done."""
