@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,39 @@ def test_a_pause_is_no_slow_step(tmp_path: Path) -> None:
     ]
     (tmp_path / "measured.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_history(tmp_path).speed == {2: 1.0, 3: 1.0, 5: 1.0}
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_report_in_a_browser(output: Path) -> None:
+    """Every chart is drawn, without network; hovering shows values, dragging zooms, and it fits a phone."""
+    from playwright.sync_api import sync_playwright
+
+    run = output / "a/v0-20260101-000000"
+    page.write_report(run)
+    wrong: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 420, "height": 900}, color_scheme="dark")
+        tab.on("console", lambda message: wrong.append(message.text))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda request: wrong.append(request.url) if request.url[:5] != "file:" else None)
+        tab.goto(f"file://{run}/report.html")
+        assert tab.locator(".uplot canvas").count() == len(Charts(page.run_page(run)).charts) > 2
+        assert tab.evaluate("document.documentElement.scrollWidth") == 420
+        area = tab.locator(".u-over").first
+        area.scroll_into_view_if_needed()
+        box = area.bounding_box()
+        assert box is not None
+        middle, height = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        tab.mouse.move(middle, height)
+        shown = tab.locator(".u-legend").first.inner_text()
+        step = int(re.findall(r"\d+", shown)[0])
+        assert 15 < step < 26
+        assert f"{2 / step:.4g}"[:5] in shown
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + box["width"] - 2, height, steps=5)
+        tab.mouse.up()
+        tab.mouse.move(box["x"] + 5, height)
+        assert int(re.findall(r"\d+", tab.locator(".u-legend").first.inner_text())[0]) >= step
+        browser.close()
+    assert wrong == []
