@@ -416,7 +416,16 @@ def _compare(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
     if unknown:
         raise RequestError(unknown)
     options = against.AgainstOptions(flags.against, flags.base_model, flags.trust_code)
-    proof = against.compare(flags.checkpoint, options, proof_questions(flags.questions_file))
+    questions = proof_questions(flags.questions_file)
+    plan = against.make_comparison(flags.checkpoint, options)
+    if flags.dry_run:
+        found = against.rows(plan, options)
+        if flags.json:
+            print(json.dumps({"schema": 1, **dict(found)}, ensure_ascii=False))
+        else:
+            screen.print_facts(found, sys.stdout)
+        return 0
+    proof = against.compare(plan, options, questions)
     if flags.json:
         print(json.dumps(report.as_json(proof), ensure_ascii=False))
     else:

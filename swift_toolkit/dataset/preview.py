@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from pathlib import Path
 from typing import NamedTuple
 
 from swift_toolkit.console.words import short
@@ -26,7 +28,7 @@ from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.verify import DataReport, DatasetSpec
 from swift_toolkit.machine.msswift import template_api
-from swift_toolkit.problems import first_line
+from swift_toolkit.problems import RunError, first_line
 
 TEMPLATE_SETTINGS = (
     "agent_template", "norm_bbox", "max_pixels", "use_chat_template", "loss_scale", "is_binary_loss_scale",
@@ -127,6 +129,17 @@ def _be_quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+@contextmanager
+def _download_as_run_error(model: str) -> Iterator[None]:
+    """Say in one line that a model of a hub cannot be downloaded."""
+    try:
+        yield
+    except Exception as error:
+        if Path(model).exists():
+            raise
+        raise RunError(f'The model "{model}" cannot be downloaded: {first_line(error)}') from error
+
+
 class TemplateView:
     """The model's own template, as a training run would use it.
 
@@ -146,14 +159,15 @@ class TemplateView:
         self.truncation = str(settings.get("truncation_strategy") or "delete")
         added = settings.get("new_special_tokens")
         self.added = [str(token) for token in added] if isinstance(added, list) else []
-        processor = get_processor(
-            model,
-            model_type=settings.get("model_type"),
-            task_type=rules.task.task_type,
-            num_labels=rules.num_labels,
-            problem_type=rules.problem_type,
-            new_special_tokens=self.added,
-        )
+        with _download_as_run_error(model):
+            processor = get_processor(
+                model,
+                model_type=settings.get("model_type"),
+                task_type=rules.task.task_type,
+                num_labels=rules.num_labels,
+                problem_type=rules.problem_type,
+                new_special_tokens=self.added,
+            )
         given = {name: settings[name] for name in TEMPLATE_SETTINGS if settings.get(name) is not None}
         if rules.task.rows == "text":  # as ms-swift's PretrainArguments
             given = {"use_chat_template": False, "loss_scale": "all"} | given

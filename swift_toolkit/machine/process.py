@@ -60,7 +60,7 @@ class Child:
 
     Args:
         command: the argument list.
-        log: file to which everything the command prints is appended.
+        log: file to which everything the command prints is appended; its directory is made.
         environment: variables added to this process's own.
         echo: also write what the command prints here.
         listens: the command reads what ``send`` writes; else its stdin is empty.
@@ -82,6 +82,7 @@ class Child:
         # Read-write, so that opening does not wait for the child and its exit is no end of file.
         self._reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._pending = b""
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,

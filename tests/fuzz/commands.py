@@ -22,6 +22,9 @@ SCRIPTS: dict[str, tuple[Command, Callable[[], Parser]]] = {
     "inference_test.py": ("infer", inference_test.make_parser),
     "deploy_model.py": ("deploy", deploy_model.make_parser),
 }
+_LEFT_OUT = {"-h", "--debug", "--preview", "--exact"}
+"""Flags that show tracebacks on purpose, or import ms-swift."""
+
 LINES = (
     "swift sft --model a/b --dataset c.jsonl",
     "NPROC_PER_NODE=2 swift rlhf --rlhf_type dpo --model a --dataset b \\\n --lora_rank 8",
@@ -56,7 +59,7 @@ class Commands:
             script: [
                 (action.option_strings[0], action.nargs)
                 for action in make()._actions
-                if action.option_strings and not {"-h", "--debug"} & {*action.option_strings}
+                if action.option_strings and not _LEFT_OUT & {*action.option_strings}
             ]
             for script, (_, make) in SCRIPTS.items()
         }
@@ -74,7 +77,7 @@ class Commands:
         for _ in range(draw.choice((0, 0, 0, 1, 2))):
             name = self._name(draw, script)
             values = [self._value(draw, script, name) for _ in range(draw.choice((0, 1, 1, 1, 1, 2)))]
-            words += [f"--{name}", *map(_word, values)]
+            words += [f"--{name}", *map(_word, values)] if name not in ("debug", "preview", "exact") else []
         if draw.random() < 0.2:
             words.append("--json")
         if draw.random() < 0.1:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from swift_toolkit.console import screen
-from swift_toolkit.inference.plan import AskOptions, make_plan
+from swift_toolkit.console.words import shown
+from swift_toolkit.inference.plan import AskOptions, Plan, make_plan
 from swift_toolkit.machine.device import find_device
+from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.access import KEY_VARIABLE
 from swift_toolkit.serving.proof.exchange import Messages
 from swift_toolkit.serving.proof.prove import ask_original
@@ -32,17 +35,47 @@ class AgainstOptions:
     trust_code: bool = False
 
 
-def compare(checkpoint: str | None, options: AgainstOptions, questions: Sequence[Messages]) -> Proof:
-    """Ask both, and judge.
+def make_comparison(checkpoint: str | None, options: AgainstOptions) -> Plan:
+    """Check what is to be compared; the plan of asking the checkpoint.
 
     Raises:
-        RequestError: with everything that is wrong with the checkpoint.
-        RunError: one of the two does not answer.
+        RequestError: with everything that is wrong.
     """
     settings = {"torch_dtype": "float32"} if find_device().kind == "cpu" else {}
     how = AskOptions(base_model=options.base_model, trust_code=options.trust_code, infer_backend="pt")
-    plan = make_plan(checkpoint, None, settings, how)
-    screen.print_facts([*plan.rows()[:3], ("server", options.url)])
+    problems = list(_url_problems(options.url))
+    try:
+        plan = make_plan(checkpoint, None, settings, how)
+    except RequestError as error:
+        raise RequestError(problems + error.problems) from None
+    if problems:
+        raise RequestError(problems)
+    return plan
+
+
+def _url_problems(url: str) -> Iterator[Problem]:
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        do = "Write it as clients do: http://127.0.0.1:8000/v1"
+        yield Problem(f"is {shown(url)}, which is not the URL of a server", do, "--against")
+
+
+def rows(plan: Plan, options: AgainstOptions) -> list[tuple[str, str]]:
+    """What is compared, as names and values for the screen."""
+    return [*plan.rows()[:3], ("server", options.url)]
+
+
+def compare(plan: Plan, options: AgainstOptions, questions: Sequence[Messages]) -> Proof:
+    """Ask both, and judge.
+
+    Raises:
+        RunError: one of the two does not answer.
+    """
+    screen.print_facts(rows(plan, options))
     with screen.StartingLine() as line:
         line.note("asking the checkpoint")
         with ask_original(plan, questions, MAX_TOKENS) as told:
