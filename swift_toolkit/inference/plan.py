@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
 from swift_toolkit.model.checkpoints.code import code_phrase
 from swift_toolkit.model.checkpoints.find import find_checkpoint
-from swift_toolkit.model.loading import fill_model, is_on_hub, local, naming_problems
+from swift_toolkit.model.gguf import opened
+from swift_toolkit.model.loading import fill_model, is_on_hub, naming_problems
 from swift_toolkit.model.merge import merge_problems as merging_problems
 from swift_toolkit.model.merge import merged
 from swift_toolkit.problems import Problem, RequestError
@@ -181,7 +182,7 @@ class Plan:
     def order(self, side: Side) -> Iterator[EngineOrder]:
         """What to start the engine of ``side`` with; a temporary merged model exists for as long as the block."""
         merging = self.merge != "no" and side == "tuned"
-        with merged(self) if merging else nullcontext(local(self.model_of(side))) as model:
+        with merged(self) if merging else opened(self.model_of(side), self.log) as model:
             yield EngineOrder(
                 arguments=self.arguments(side, None if model is None else str(model)),
                 backend=self.backend.name,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from swift_toolkit.console.words import listed, nearest
+from swift_toolkit.machine import packages
 from swift_toolkit.problems import Problem
 
 JsonObject = dict[str, Any]
@@ -39,6 +40,7 @@ TOKENIZER_FILES = (
     "tokenization_*.py",
 )
 MAX_HEADER = 100_000_000  # bytes; what the safetensors library accepts
+GGUF_MAGIC = b"GGUF"
 LFS_POINTER = b"version https://git-lfs"
 AGAIN = "Download it again."
 
@@ -47,11 +49,13 @@ def checkpoint_kind(path: Path) -> CheckpointKind | None:
     """What the directory ``path`` holds, judged by its files; None if it is not a model.
 
     Returns:
-        ``lora`` for an adapter of any sort, ``full`` for a model, ``merged`` for a model that an adapter was
-        merged into: ms-swift leaves the adapter's own args.json beside the merged weights.
+        ``lora`` for an adapter of any sort, ``full`` for a model or a GGUF file, ``merged`` for a model that an
+        adapter was merged into: ms-swift leaves the adapter's own args.json beside the merged weights.
     """
     if adapter_root(path) is not None:
         return "lora"
+    if gguf_in(path) is not None:
+        return "full"
     if not is_model(path):
         return None
     args, _ = read_json(
@@ -64,6 +68,23 @@ def checkpoint_kind(path: Path) -> CheckpointKind | None:
 def is_model(path: Path) -> bool:
     """Whether ``path`` is a directory with what makes a model: a config.json and weights, whole or not."""
     return (path / "config.json").is_file() and bool(weight_files(path))
+
+
+def gguf_in(path: Path) -> Path | None:
+    """The one GGUF file in the directory ``path``, which is all that there is of a model; None otherwise."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = list(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
+def gguf_problems(file: Path) -> list[Problem]:
+    """What keeps a GGUF file from being asked or served."""
+    with file.open("rb") as content:
+        if content.read(4) != GGUF_MAGIC:
+            return [Problem(f"{file} is not a GGUF file", AGAIN)]
+    missing = packages.not_installed(["gguf"])
+    return [Problem(f"{file} is read by the package gguf", packages.install("gguf"))] if missing else []
 
 
 def adapter_root(path: Path) -> Path | None:

@@ -1,14 +1,16 @@
-"""The process in which ms-swift's own export runs: started and fed by merge.py.
+"""The process in which ms-swift's own export runs (started by merge.py), or a GGUF file is unpacked (by gguf.py).
 
-It reads one JSON object from stdin, ``{"export": [...]}`` with an argument list for ms-swift's ExportArguments parser,
-and reports ``exported`` or ``failed`` through process.Reporter.
+It reads one JSON object from stdin, ``{"export": [...]}`` with an argument list for ms-swift's ExportArguments parser
+or ``{"unpack": FILE, "output": DIRECTORY}``, and reports ``exported`` or ``failed`` through process.Reporter.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import traceback
+from pathlib import Path
 
 from swift_toolkit.machine.msswift import export_function
 from swift_toolkit.machine.process import Reporter
@@ -20,13 +22,32 @@ def main(report: Reporter) -> int:
     report.end_with_starter()
     order = json.loads(sys.stdin.readline())
     try:
-        export_function()(with_peft_adapters(order["export"]))
+        if "unpack" in order:
+            unpack(Path(order["unpack"]), Path(order["output"]))
+        else:
+            export_function()(with_peft_adapters(order["export"]))
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
         report("failed", type=type(error).__name__, message=str(error))
         return 1
     report("exported")
     return 0
+
+
+def unpack(file: Path, output: Path) -> None:
+    """Write the model and tokenizer in a GGUF file as transformers lays them out, and the args.json beside it."""
+    import transformers
+
+    whole = {}
+    if hasattr(transformers, "GgufConfig"):  # since transformers 5 the weights stay packed unless it is told
+        whole = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    folder, name = str(file.parent), file.name
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **whole)
+    model.save_pretrained(output)
+    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(output)
+    recorded = file.with_name("args.json")
+    if recorded.is_file():
+        shutil.copyfile(recorded, output / recorded.name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from swift_toolkit.machine import device, files
 from swift_toolkit.machine.failure import engine_error
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
-from swift_toolkit.model.builtin import is_builtin, materialise
+from swift_toolkit.model.gguf import opened
 from swift_toolkit.model.merge import merged
 from swift_toolkit.problems import RunError, first_line
 from swift_toolkit.runs import directory
@@ -72,15 +72,15 @@ class Server:
             self._end(error)
             raise
 
-    def _model(self, line: screen.StartingLine) -> AbstractContextManager[str | Path]:
+    def _model(self, line: screen.StartingLine) -> AbstractContextManager[str | Path | None]:
         """The model to load, merged first where needed."""
         if self.deployment.merge != "no":
             line.note("merging the adapter into its base")
             return merged(replace(self.deployment, log=self.log))
         path = self.deployment.models[0].path
-        return nullcontext(str(materialise(path)) if is_builtin(path) else path)
+        return opened(path, self.log)
 
-    def _start(self, model: str | Path) -> None:
+    def _start(self, model: str | Path | None) -> None:
         command = [sys.executable, "-m", "swift_toolkit.serving.worker"]
         echo = sys.stderr if self.deployment.options.verbose else None
         trusted = any(one.trusted for one in self.deployment.checkpoints)

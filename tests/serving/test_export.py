@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import deploy_model
+import inference_test
 from swift_toolkit.machine import packages
 from swift_toolkit.problems import RunError
 from swift_toolkit.serving.export import gguf, hub
@@ -132,6 +133,21 @@ def test_a_whole_model_is_not_merged(capsys: pytest.CaptureFixture[str], tiny_mo
     assert status == 2 and "holds a whole model already. Use it as it is." in err
 
 
+def test_a_gguf_file_is_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "nova-gguf"
+    folder.mkdir()
+    (folder / "nova.gguf").write_bytes(b"GGUF and more")
+    (folder / "args.json").write_text('{"tuner_type": "full", "model_type": "llama", "template": "chatml"}')
+    words = ("--checkpoint", str(folder), "--port", "0")
+    status, out, _ = run(capsys, *words, "--dry-run")
+    assert status == 0 and f"{folder} (full)" in out
+    status, _, err = run(capsys, *words, "--export", "merged")
+    assert status == 2 and "it holds a GGUF file. Export the checkpoint that it was made of." in err
+    (folder / "nova.gguf").write_bytes(b"version https://git-lfs")
+    status, _, err = run(capsys, *words, "--dry-run")
+    assert status == 2 and "nova.gguf is not a GGUF file. Download it again." in err
+
+
 def test_every_format_has_its_thresholds() -> None:
     rows = [one.threshold for one in FORMATS.values() if not one.gguf]
     assert {*rows, *(one.threshold for one in GGUF_TYPES.values())} <= THRESHOLDS.keys()
@@ -223,6 +239,11 @@ def test_a_gguf_file_answers_like_its_checkpoint(
     assert made["proof"]["verdict"] in ("same", "close")
     assert f"FROM ./{made['file']}\n" in (output / "Modelfile").read_text()
     assert 'SYSTEM """You are a helpful assistant."""' in (output / "Modelfile").read_text()
+    if name == "q8_0":  # found and asked like any other checkpoint
+        words = ("--checkpoint", str(output), "--mode", "single", "--question", "Who are you?")
+        assert inference_test.main([*words, "--max-new-tokens", "6"]) == 0
+        answer = made["proof"]["pairs"][0]["artefact"]["answer"]
+        assert answer.startswith(capsys.readouterr().out.strip()[:8])
 
 
 @pytest.mark.slow

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from swift_toolkit.model.files import adapter_problems, checkpoint_kind, missing, model_problems, read_json
+from swift_toolkit.model.files import (
+    adapter_problems,
+    checkpoint_kind,
+    gguf_in,
+    gguf_problems,
+    missing,
+    model_problems,
+    read_json,
+)
 from swift_toolkit.problems import Problem, RequestError
 
 RUN = re.compile(r"v(\d+)-\d{8}-\d{6}")
@@ -125,6 +133,8 @@ def _best(run: Path, checkpoints: list[Path]) -> Path | None:
 
 
 def damage(path: Path) -> list[Problem]:
+    if (gguf := gguf_in(path)) is not None:
+        return gguf_problems(gguf)
     return adapter_problems(path) if checkpoint_kind(path) == "lora" else model_problems(path)
 
 

@@ -21,6 +21,7 @@ from swift_toolkit.console import screen
 from swift_toolkit.inference.plan import AskOptions, Plan, make_plan, other_ways
 from swift_toolkit.machine.device import find_device, free_memory
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
+from swift_toolkit.model.files import gguf_in
 from swift_toolkit.model.loading import is_on_hub
 from swift_toolkit.model.size import find_shape
 from swift_toolkit.problems import Problem, RequestError
@@ -289,6 +290,9 @@ def _export_problems(made: Export) -> Iterator[Problem]:
         what = f"cannot export {checkpoint.path}: it is on a hub"
         yield Problem(what, "Download it, and name its directory.", "--checkpoint")
         return
+    if gguf_in(checkpoint.path) is not None:
+        what = f"cannot export {checkpoint.path}: it holds a GGUF file"
+        yield Problem(what, "Export the checkpoint that it was made of.", "--checkpoint")
     if not checkpoint.generates:
         what = f"cannot export {checkpoint.path}: it was trained for {checkpoint.task_type}"
         yield Problem(what, "Export models that write text.", "--checkpoint")

@@ -195,10 +195,25 @@ def _write_gguf(export: Export, model: Path, path: Path, clock: _Clock, told: To
     with clock.part("converting", f"converting to GGUF, {name}"):
         _tell_converter(model)
         gguf.write(model, file, name, export.log)
+    write_json(path / "args.json", _recorded(export))
     if export.format.name == "ollama" and told.side.chat is not None:
         with whole_text(path / "Modelfile") as out:
             out.write(modelfile(told.side.chat, file.name, model))
     return file
+
+
+def _recorded(export: Export) -> dict[str, object]:
+    """What this toolkit and ms-swift need to know of a GGUF file, under the names of a training's args.json."""
+    checkpoint = export.checkpoint
+    return {
+        "swift_version": packages.version("ms-swift"),
+        "tuner_type": "full",
+        "model_type": checkpoint.model_type,
+        "template": checkpoint.template,
+        "system": checkpoint.system,
+        "task_type": "causal_lm",
+        "torch_dtype": checkpoint.torch_dtype,
+    }
 
 
 def _tell_converter(model: Path) -> None:
