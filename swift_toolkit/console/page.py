@@ -201,7 +201,12 @@ def line_chart(title: str, curves: Sequence[Curve], unit: str = "", from_zero: b
     data = json.dumps(spec, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
     drawn = f'<div class="plot"><script type="application/json">{data}</script></div>'
     named = f"{title}, {unit}" if unit else title
-    return f"<figure><figcaption>{escape(named)}</figcaption>{drawn}</figure>\n"
+    return figure(named, drawn)
+
+
+def figure(title: str, content: str) -> str:
+    """A heading and a drawing, for a `chart_grid`."""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{content}</figure>\n"
 
 
 def chart_grid(charts: Iterable[str]) -> str:

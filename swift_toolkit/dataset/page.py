@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from swift_toolkit.console.page import TileStatus, bar_chart, document, item_list, paragraph, section, table
+from swift_toolkit.console.page import (
+    TileStatus,
+    bar_chart,
+    chart_grid,
+    document,
+    figure,
+    item_list,
+    paragraph,
+    section,
+    table,
+    tiles,
+)  # fmt: skip
 from swift_toolkit.dataset.report import DataReport, FileReport, Group
 from swift_toolkit.machine.files import whole_file
 
@@ -117,7 +128,7 @@ def page(report: DataReport) -> str:
     """The report as HTML."""
     verdict = f"{report.verdict().capitalize()}. Checked for {report.rules.task.name}."
     status: TileStatus = "bad" if report.errors else "warn" if report.warnings else "good"
-    body = _files_table(report.files) + "".join(_sections(report))
+    body = tiles(_tiles(report)) + _files_table(report.files) + "".join(_sections(report))
     return document(report.headline(), body, status=(status, verdict), note=f"{report.seconds:.1f} s")
 
 
@@ -126,18 +137,36 @@ def _sections(report: DataReport) -> Iterator[str]:
         yield paragraph(f"On a hub, not checked before ms-swift loads them: {', '.join(report.unchecked)}")
     for group in (*report.errors, *report.warnings):
         yield _problems(group)
-    if report.learned:
-        counts = [
-            ("learned", report.learned.learned),
-            ("read only", report.learned.tokens - report.learned.learned),
-        ]
-        yield section(
-            "What is learned", paragraph(f"{report.learned}.") + bar_chart("What is learned", counts)
-        )
     if report.tokens:
-        title = "Tokens per row" + ("" if report.exact_tokens else " (estimated)")
-        yield _chart(title, report.tokens, report.token_step)
-        yield _chart("Messages per row", report.turns)
+        yield chart_grid(_charts(report))
+
+
+def _tiles(report: DataReport) -> Iterator[tuple[str, str, str]]:
+    about = "" if report.complete else "about "
+    for title, split, rows in (
+        ("Training", "train", report.train_rows),
+        ("Validation", "val", report.val_rows),
+    ):
+        files = [file for file in report.files if file.split == split]
+        if files:
+            bad = sum(file.bad for file in files)
+            count = "unknown" if rows is None else f"{about}{rows:,}"
+            yield f"{title} rows", count, f"{bad:,} bad" if bad else "all good"
+    if report.tokens:
+        half, most = middle(report.tokens, 0.5), max(report.tokens)
+        estimated = "" if report.exact_tokens else ", estimated"
+        yield "Tokens per row", f"{half + report.token_step - 1:,}", f"median{estimated}"
+        yield "Longest row", f"{most + report.token_step - 1:,}", f"tokens{estimated}"
+
+
+def _charts(report: DataReport) -> Iterator[str]:
+    title = "Tokens per row" + ("" if report.exact_tokens else " (estimated)")
+    yield _chart(title, report.tokens, report.token_step)
+    yield _chart("Messages per row", report.turns)
+    if report.learned:
+        read = report.learned.tokens - report.learned.learned
+        bars = bar_chart("What is learned", [("learned", report.learned.learned), ("read only", read)])
+        yield figure("What is learned", paragraph(f"{report.learned}.") + bars)
 
 
 _COLUMNS = ("file", "for", "format", "rows", "bad", "MB", "columns not used")
@@ -162,7 +191,7 @@ def _files_table(files: Iterable[FileReport]) -> str:
 def _chart(title: str, counts: Mapping[int, int], step: int = 1) -> str:
     """A histogram of rows."""
     bars = [(bar.label, bar.rows) for bar in bars_of(counts, step)]
-    return section(title, paragraph(summary_of(counts, step)) + bar_chart(title, bars))
+    return figure(title, paragraph(summary_of(counts, step)) + bar_chart(title, bars))
 
 
 def _problems(group: Group) -> str:
