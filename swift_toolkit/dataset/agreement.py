@@ -79,11 +79,11 @@ def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
 
 def _kept_columns(part: Part) -> dict[str, object]:
     """Type of each column that a copy holds other than messages."""
-    unified = one_type_in_copies(part.rules)
+    unified, unused = one_type_in_copies(part.rules), frozenset(part.layout.unused)
     out: dict[str, object] = {}
     for column, shape in part.shape.fields.items():
         name = part.layout.rename[column]
-        if column not in part.layout.unused and name not in _IN_MESSAGES and shape.kind is not None:
+        if column not in unused and name not in _IN_MESSAGES and shape.kind is not None:
             out[name] = name if name in unified else _as_list(name, shape.kind)
     return out
 

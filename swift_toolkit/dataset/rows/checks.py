@@ -112,13 +112,18 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         return row, [_OF_BEFORE]
     flaws = [*_flaws_of(row, rules), *lost_keys(value, layout)]
     clean = not any(flaw.is_error for flaw in flaws)
-    if clean and rules.task.keeps_negatives and "negative_messages" in layout.names - row.keys():
+    if clean and rules.task.keeps_negatives and _lacks(row, "negative_messages", layout):
         what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("pairs", what, "Write an empty list: []."))
-    if clean and "rejected_response" in layout.names - row.keys():
+    if clean and _lacks(row, "rejected_response", layout):
         what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
         flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
     return row, flaws
+
+
+def _lacks(row: Row, name: str, layout: Layout) -> bool:
+    """Whether a row has no column that others of the file have."""
+    return name not in row and name in layout.names
 
 
 _OF_BEFORE = Flaw(
