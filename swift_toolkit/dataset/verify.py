@@ -62,6 +62,7 @@ def verify(
     val: Sequence[str] = (),
     *,
     task: TaskName = "sft",
+    answers_itself: bool = False,
     multimodal: bool = False,
     num_labels: int | None = None,
     problem_type: str | None = None,
@@ -77,6 +78,7 @@ def verify(
         train: the entries of `dataset`.
         val: the entries of `val_dataset`.
         task: decides what a row must hold.
+        answers_itself: the model answers the rows while it is trained, so that they need no answers.
         multimodal: the model takes media, so tags in the text always mean media.
         num_labels: classes of a "seq_cls" run.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
@@ -88,7 +90,8 @@ def verify(
             blocks spread evenly between. None looks at every row, with all cores if the data are large.
     """
     started = time.perf_counter()
-    rules = Rules(TASKS[task], multimodal, num_labels, problem_type, max_length, columns, without_tools)
+    kind = replace(TASKS[task], rows="prompt") if answers_itself else TASKS[task]
+    rules = Rules(kind, multimodal, num_labels, problem_type, max_length, columns, without_tools)
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from swift_toolkit.config import requirements
 from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import TaskName
@@ -178,12 +179,19 @@ def check_data(config: Config, whole: bool = False, by_tokenizer: bool = True) -
     return verify.verify(**arguments, limit_seconds=None if whole else DATA_SECONDS)
 
 
+def _answers_itself(config: Config) -> bool:
+    """Whether all answers that GKD trains on are generated (``GKDTrainer.training_step``), so that rows need none."""
+    on_policy = config.task.name == "gkd" and config.value("lmbda") >= 1
+    return on_policy and not requirements.has_validation(config)
+
+
 class VerifyArguments(TypedDict):
     """Arguments of `dataset.verify.verify`."""
 
     train: list[str]
     val: list[str]
     task: TaskName
+    answers_itself: bool
     multimodal: bool
     num_labels: int | None
     problem_type: str | None
@@ -200,6 +208,7 @@ def verify_arguments(config: Config) -> VerifyArguments:
         "train": config.value("dataset"),
         "val": config.value("val_dataset"),
         "task": config.task.name,
+        "answers_itself": _answers_itself(config),
         "multimodal": config.preset == "multimodal",
         "num_labels": config.get("num_labels"),
         "problem_type": config.get("problem_type"),

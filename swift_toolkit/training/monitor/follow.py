@@ -113,8 +113,13 @@ def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
 def _audit(job: Job) -> events.AuditOrder:
     """The rows that are looked at before the model is loaded."""
     config, rules = job.plan.config, job.plan.data.rules
-    data, columns = config.get("dataset") or [], rules.columns or {}
-    return events.AuditOrder(task=config.task.name, data=data, columns=columns, multimodal=rules.multimodal)
+    return events.AuditOrder(
+        task=config.task.name,
+        data=config.get("dataset") or [],
+        columns=rules.columns or {},
+        multimodal=rules.multimodal,
+        answers_itself=rules.task != config.task,
+    )
 
 
 def _balance(plan: TrainingPlan) -> dict[str, list[str]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import msgspec
 
-from swift_toolkit.config.tasks import TaskName
+from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.console.words import counted
 from swift_toolkit.dataset.report import Split
+from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs.record import JsonObject
 
@@ -54,12 +56,21 @@ class AuditOrder(msgspec.Struct, frozen=True, kw_only=True):
         data: the entries of ``dataset``.
         columns: ms-swift's ``columns``.
         multimodal: the model takes media.
+        answers_itself: the rows need no answers.
     """
 
     task: TaskName
     data: Sequence[str]
     columns: Mapping[str, str] = {}
     multimodal: bool = False
+    answers_itself: bool = False
+
+    @property
+    def rules(self) -> Rules:
+        """What the run asks of the rows."""
+        task = TASKS[self.task]
+        task = replace(task, rows="prompt") if self.answers_itself else task
+        return Rules(task, self.multimodal, columns=self.columns)
 
 
 class RunOrder(msgspec.Struct, frozen=True, kw_only=True):

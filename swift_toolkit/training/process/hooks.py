@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.config.tasks import TASKS
 from swift_toolkit.console.words import short
 from swift_toolkit.dataset.audit import sample
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.lengths import Lengths
 from swift_toolkit.dataset.report import Split
 from swift_toolkit.dataset.row_cache import RowKeeper
-from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.machine import msswift
 from swift_toolkit.machine.msswift import default_callbacks, encode_through
 from swift_toolkit.model.checkpoints import training_state
@@ -101,11 +99,10 @@ def audit_rows(report: Callable[[RunEvent], None], order: events.AuditOrder) -> 
 
 
 def _audited(order: events.AuditOrder, template: Any, args: Any) -> events.Audited:
-    task = TASKS[order.task]
-    template.set_mode(task.template_mode)
+    template.set_mode(order.rules.task.template_mode)
     looker = Looker(
         template=template,
-        rules=Rules(task, order.multimodal, columns=order.columns),
+        rules=order.rules,
         limit=template.max_length,
         truncation=args.truncation_strategy,
         added=args.new_special_tokens or (),

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from swift_toolkit.config.tasks import TASKS
 from swift_toolkit.dataset.audit.exact import rows_with_values
-from swift_toolkit.dataset.rows.checks import Rules, text_of
+from swift_toolkit.dataset.rows.checks import text_of
 from swift_toolkit.dataset.rows.messages import ASSISTANT_ROLES
 from swift_toolkit.machine import msswift
 from swift_toolkit.problems import Problem, first_line
@@ -69,8 +68,7 @@ def try_rewards(report: Callable[[RunEvent], None], order: events.AuditOrder) ->
 
 
 def _rows(order: events.AuditOrder) -> Iterator[_Row]:
-    rules = Rules(TASKS[order.task], order.multimodal, columns=order.columns)
-    for place, row, value in rows_with_values(order.data, rules):
+    for place, row, value in rows_with_values(order.data, order.rules):
         messages = list(row["messages"])
         answer = text_of(messages.pop()) if messages[-1]["role"] in ASSISTANT_ROLES else ""
         columns = {name: one for name, one in {**value, **row}.items() if name != "messages"}
