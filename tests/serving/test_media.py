@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.server
 import io
 import socket
 import struct
 import threading
 import time
+import wave
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from swift_toolkit.serving.api import media
+from swift_toolkit.serving.api.duration import seconds_of
 from swift_toolkit.serving.api.media import MediaStore, fetch, is_public
 from swift_toolkit.serving.api.request import ApiError, Limits, Media
 
@@ -218,3 +221,68 @@ def test_what_is_not_a_picture(tmp_path: Path, content: bytes) -> None:
         caught.value.message
         == "images is not a whole picture in one of the formats PNG, JPEG, WEBP, GIF, BMP."
     )
+
+
+# --- sounds and films ---------------------------------------------------------------------------------------
+
+
+def wav(rate: int, samples: int) -> bytes:
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(2 * samples))
+    return made.getvalue()
+
+
+def box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), name) + content
+
+
+def mp4(seconds: int, of_track: int, version: int = 0) -> bytes:
+    def stated(duration: int) -> bytes:
+        form, times = (">IQ", 16) if version else (">II", 8)
+        return bytes([version, 0, 0, 0]) + bytes(times) + struct.pack(form, 1000, duration * 1000)
+
+    track = box(b"trak", box(b"tkhd", bytes(80)) + box(b"mdia", box(b"mdhd", stated(of_track))))
+    moov = box(b"moov", box(b"mvhd", stated(seconds)) + track)
+    return box(b"ftyp", b"isom") + box(b"mdat", bytes(100)) + moov
+
+
+def flac(rate: int, samples: int) -> bytes:
+    return b"fLaC\0\0\0\x22" + bytes(10) + struct.pack(">Q", rate << 44 | 15 << 36 | samples) + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("content", "seconds"),
+    [
+        (wav(8000, 16000), 2),
+        (wav(1, 5000), 5022),  # resampled, it would be 80 million samples
+        (flac(16000, 32000), 2),
+        (flac(16000, 0), float("inf")),
+        (mp4(5, 4), 5),
+        (mp4(5, 9000, version=1), 9000),
+        (mp4(5, 4)[:60], float("inf")),
+        (b"RIFF\0\0\0\0WAVE", float("inf")),
+        (box(b"ftyp", b"isom") + b"\0\0\0\x02moov", float("inf")),
+        (box(b"ftyp", b"") + box(b"moov", box(b"free", b"") * 2000), float("inf")),
+        (b"ID3 of an MP3", None),
+        (b"", None),
+    ],
+)
+def test_how_long_a_sound_or_film_is(content: bytes, seconds: float | None, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert seconds_of(tmp_path / "a") == (None if seconds is None else pytest.approx(seconds, rel=0.01))
+
+
+def test_a_film_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    async def paths(content: bytes) -> int:
+        source = "data:video/mp4;base64," + base64.b64encode(content).decode()
+        async with MediaStore(tmp_path, Limits()).files([Media("video", source, "messages[0]")] * 2) as found:
+            return len(found)
+
+    assert asyncio.run(paths(mp4(1700, 1))) == 2
+    with pytest.raises(ApiError, match="longer than 3600 s together"):
+        asyncio.run(paths(mp4(1900, 1)))
+    assert list(tmp_path.iterdir()) == []

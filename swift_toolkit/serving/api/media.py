@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from swift_toolkit.serving.api.duration import seconds_of
 from swift_toolkit.serving.api.request import ApiError, Limits, Media, is_base64
 
 FETCH_SECONDS = 20.0
@@ -73,9 +74,13 @@ class MediaStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare(self, media: Sequence[Media], folder: Path) -> list[Path]:
-        pixels, paths = 0, []
+        pixels, seconds, paths = 0, 0.0, []
         for index, one in enumerate(media):
             path = self._file(one, folder / f"{index}{_SUFFIXES[one.kind]}")
+            seconds += 0 if one.kind == "image" else seconds_of(path) or 0
+            if seconds > self._limits.max_seconds:
+                message = f"The sounds and films are longer than {self._limits.max_seconds:g} s together."
+                raise ApiError(400, message, one.where)
             pixels += count_pixels(path, one.where) if one.kind == "image" else 0
             if pixels > self._limits.max_pixels:
                 message = f"The pictures have more than {self._limits.max_pixels:,} pixels together."

@@ -82,6 +82,7 @@ class Limits:
         media_dir: the only directory from which requests may name files; None for no files at all.
         urls: media are fetched from the public addresses that requests name.
         max_pixels: pixels of all pictures of a request together.
+        max_seconds: of all sounds and films of a request together, as far as their headers state it.
     """
 
     max_tokens: int = 4096
@@ -89,6 +90,7 @@ class Limits:
     media_dir: str | None = None
     urls: bool = False
     max_pixels: int = 50_000_000
+    max_seconds: float = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
