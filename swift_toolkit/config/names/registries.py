@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class Registries:
     datasets: tuple[str, ...]
 
 
-def _places(line: Line) -> Iterator[tuple[str, str, str]]:
-    """Setting, module and variable of each registry."""
+def places(line: Line) -> Iterator[tuple[str, str, str]]:
+    """Setting, module and variable of each registry in a generation of ms-swift."""
     for row in _TABLES.strip().splitlines()[1:]:
         setting, v4, v3 = row.split()
         module, _, variable = (v3, v4)[LINES.index(line)].partition(":")
@@ -70,44 +70,52 @@ def _places(line: Line) -> Iterator[tuple[str, str, str]]:
             yield setting, module, variable
 
 
+_SCHEDULER = "lr_scheduler_kwargs of "
+"""Before the name of a scheduler: the keys that it takes."""
+
+
 def registries(install: SwiftInstall) -> Registries:
     """The registries of the installed ms-swift; one that cannot be found there has no entry."""
 
     def read() -> tuple[Any, list[Path]]:
-        names: dict[str, list[str]] = {}
-        columns: dict[str, list[str]] = {}
-        files = [Path(__file__)]
-        for setting, module, variable in _places(install.line):
-            file = _file_of(install.location, module)
-            if file is None:
-                continue
-            tree = ast.parse(file.read_bytes())
-            files.append(file)
-            names[setting] = [name for name, _ in _entries(tree, variable)]
-            if setting == "reward_funcs":
-                columns |= {name: _columns(tree, cls) for name, cls in _entries(tree, variable)}
-        names["init_weights"], sources = _init_names()
-        files += sources
-        schedulers, sources = _scheduler_keys()
-        names |= {f"lr_scheduler_kwargs of {name}": keys for name, keys in schedulers.items()}
-        files += sources
-        for trainer in ("dpo", "kto", "cpo", "grpo"):
-            sources = _trainer_files(install, trainer)
-            names[f"loss_type of {trainer}"] = sorted(_compared(sources, "loss_type"))
-            files += sources
-        sources = sorted((install.location / install.sources.datasets).glob("*.py"))
-        return {"names": names, "columns": columns, "datasets": _dataset_names(sources)}, [*files, *sources]
+        found, files = read_registries(install)
+        return asdict(found), files
 
     def decode(found: Any) -> Registries:
-        names = {
-            setting: tuple(words)
-            for setting, words in found["names"].items()
-            if words or setting.startswith("lr_scheduler_kwargs")
-        }
+        names = {setting: tuple(words) for setting, words in found["names"].items()}
         columns = {name: tuple(words) for name, words in found["columns"].items()}
         return Registries(names, columns, tuple(found["datasets"]))
 
     return machine_files.kept(f"registries-{install.version}", str(install.location), read, decode)
+
+
+def read_registries(install: SwiftInstall) -> tuple[Registries, list[Path]]:
+    """The registries in the source of ``install``, and the files they were read from."""
+    names: dict[str, tuple[str, ...]] = {}
+    columns: dict[str, tuple[str, ...]] = {}
+    files = [Path(__file__)]
+    for setting, module, variable in places(install.line):
+        file = _file_of(install.location, module)
+        if file is None:
+            continue
+        tree = ast.parse(file.read_bytes())
+        files.append(file)
+        names[setting] = tuple(name for name, _ in _entries(tree, variable))
+        if setting == "reward_funcs":
+            columns |= {name: tuple(_columns(tree, cls)) for name, cls in _entries(tree, variable)}
+    init_names, sources = _init_names()
+    names["init_weights"] = tuple(init_names)
+    files += sources
+    schedulers, sources = _scheduler_keys()
+    names |= {f"{_SCHEDULER}{name}": tuple(keys) for name, keys in schedulers.items()}
+    files += sources
+    for trainer in ("dpo", "kto", "cpo", "grpo"):
+        sources = _trainer_files(install, trainer)
+        names[f"loss_type of {trainer}"] = tuple(sorted(_compared(sources, "loss_type")))
+        files += sources
+    sources = sorted((install.location / install.sources.datasets).glob("*.py"))
+    known = {setting: words for setting, words in names.items() if words or setting.startswith(_SCHEDULER)}
+    return Registries(known, columns, tuple(_dataset_names(sources))), [*files, *sources]
 
 
 def _dataset_names(files: Iterable[Path]) -> list[str]:
@@ -340,7 +348,7 @@ def _imports_beside(tree: ast.Module, folder: Path) -> bool:
 def registry_problems(config: Config) -> Iterator[Problem]:
     """Names in a request that are in none of ms-swift's registries."""
     known, plugins = registries(config.install), plugins_of(config)
-    for setting, _, variable in _places(config.install.line):
+    for setting, _, variable in places(config.install.line):
         words = known.names.get(setting)
         values = config.get(setting)
         if words is None or values is None:
@@ -423,7 +431,7 @@ def _init_weights(config: Config) -> Iterator[Problem]:
 def _scheduler_problems(config: Config) -> Iterator[Problem]:
     """Keys that the scheduler does not take: transformers finds out at the first step."""
     given, name = config.get("lr_scheduler_kwargs"), str(config.value("lr_scheduler_type"))
-    keys = registries(config.install).names.get(f"lr_scheduler_kwargs of {name}")
+    keys = registries(config.install).names.get(f"{_SCHEDULER}{name}")
     for key in given if isinstance(given, dict) and keys is not None else []:
         if key not in (keys or ()):
             do = did_you_mean(key, keys or (), f"It takes {', '.join(keys)}." if keys else "Remove it.")
@@ -438,7 +446,7 @@ def demanded_columns(config: Config) -> dict[str, tuple[str, ...]]:
         return {}
     columns, plugins = registries(config.install).columns, plugins_of(config)
     variable = next(
-        variable for setting, _, variable in _places(config.install.line) if setting == "reward_funcs"
+        variable for setting, _, variable in places(config.install.line) if setting == "reward_funcs"
     )
     for name, value in (plugins.added(variable) or {}).items():
         found = [_columns(tree, _last_name(value)) for tree in plugins.trees]

@@ -32,10 +32,15 @@ OTHER_COLUMNS = (
     *(f"{sort}_{name}" for sort in ("rejected", "positive", "negative") for name in ("messages", *MEDIA)),
     "rejected_response", "rejected_tools", "rejected_objects", "label", "channel", "margin", "tools",
     "objects", "history", "solution", "teacher_prompt", "teacher_images", "chat_template_kwargs",
-    "questions", "kinds", "options", "target_probs", "question_ids", "criteria",
+    "questions", "kinds", "options", "target_probs", "question_ids", "criteria", "ref_audios", "audio_codes",
 )  # fmt: skip
 """What ms-swift keeps by its own name (`RowPreprocessor.standard_keys`), and history and solution."""
 
+DECISION_COLUMNS = (
+    "questions", "kinds", "options", "target_probs", "state", "question_ids", "criteria", "omnijev_column_keys",
+    "omnijev_video",
+)  # fmt: skip
+"""What the task "decision" of ms-swift 4.6 reads beside the messages."""
 
 KNOWN_COLUMNS = frozenset(
     {*MESSAGE_COLUMNS, *SYSTEM_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS}

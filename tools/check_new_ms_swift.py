@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""What a version of ms-swift has that this toolkit does not know. Nothing of it is imported.
+
+    pip download --no-deps ms-swift==4.7.0
+    python tools/check_new_ms_swift.py ms_swift-4.7.0-py3-none-any.whl
+    python tools/check_new_ms_swift.py .venv/lib/python3.11/site-packages
+
+Compares its source with the tables of tasks, renamed arguments, registries and columns, with the ms-swift that is
+installed here, and its requirements with constraints.txt. Every difference is one line, under the file to change.
+Exit status: 0 all is known, 1 something is not, 2 there is no ms-swift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from swift_toolkit.config import tasks  # noqa: E402
+from swift_toolkit.config.fields import Field, fields, read_fields  # noqa: E402
+from swift_toolkit.config.names import registries, renames  # noqa: E402
+from swift_toolkit.dataset.rows.formats import DECISION_COLUMNS, OTHER_COLUMNS  # noqa: E402
+from swift_toolkit.machine import msswift, packages  # noqa: E402
+from swift_toolkit.machine.msswift import COMMANDS, Command, SwiftInstall  # noqa: E402
+from swift_toolkit.model import registry  # noqa: E402
+from swift_toolkit.problems import RequestError  # noqa: E402
+
+_NOT_ROWS = frozenset("messages images videos audios tools objects".split())
+"""Columns that are known under several names."""
+
+
+class Finding(NamedTuple):
+    """One thing that is not known.
+
+    Args:
+        file: where it belongs.
+        what: one line.
+    """
+
+    file: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Two versions of ms-swift side by side.
+
+    Args:
+        new: the one to look at.
+        requires: its requirements, one a line.
+        known: the installed one; None if its generation is another.
+    """
+
+    new: SwiftInstall
+    requires: Sequence[str]
+    known: SwiftInstall | None
+
+    @cached_property
+    def arguments(self) -> dict[Command, dict[str, Field]]:
+        """The arguments of every command of the new one."""
+        return {command: {one.name: one for one in read_fields(command, self.new)[0]} for command in COMMANDS}
+
+    @cached_property
+    def known_arguments(self) -> dict[Command, dict[str, Field]]:
+        """The arguments of every command of the installed one."""
+        return {command: fields(command, self.known) for command in COMMANDS} if self.known else {}
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything that is not known."""
+        yield from self._tasks()
+        yield from self._renames()
+        yield from self._arguments()
+        yield from self._registries()
+        yield from self._models()
+        yield from self._columns()
+        yield from self._requirements()
+
+    def _tasks(self) -> Iterator[Finding]:
+        of_setting = {"rlhf_type": "rlhf", "task_type": "sft"}
+        for setting, command in of_setting.items():
+            field = self.arguments[command].get(setting)
+            ours = {task.setting[1] for task in tasks.TASKS.values() if task.setting[0] == setting}
+            for name in field.choices or () if field else ():
+                if name not in ours:
+                    yield Finding("swift_toolkit/config/tasks.py", f'{setting} "{name}" is not a task')
+            if field is None or not field.choices:
+                yield Finding("swift_toolkit/config/tasks.py", f"{setting} lists no values any more")
+
+    def _renames(self) -> Iterator[Finding]:
+        """Rows of the table whose new name there is not."""
+        for (command, old), row in renames.rows().items():
+            name = row.names[self.new.line]
+            if name and name != old and name not in self.arguments[command]:
+                what = f'{command}: "{old}" would become "{name}", which there is not'
+                yield Finding("swift_toolkit/config/names/renames.json", what)
+
+    def _arguments(self) -> Iterator[Finding]:
+        table = "swift_toolkit/config/names/renames.json"
+        changed: dict[str, list[str]] = {}
+        for command, known in self.known_arguments.items():
+            new = self.arguments[command]
+            for name in known.keys() - new.keys():
+                if renames.current_name(name, command, self.new.line) == name:
+                    changed.setdefault(f'"{name}" is gone and has no row', []).append(command)
+            for name in new.keys() - known.keys():
+                changed.setdefault(f'"{name}" is new', []).append(command)
+            for name in new.keys() & known.keys():
+                if text := _difference(known[name], new[name]):
+                    changed.setdefault(f'"{name}" {text}', []).append(command)
+        yield from (
+            Finding(table, f"{what} ({', '.join(commands)})") for what, commands in sorted(changed.items())
+        )
+
+    def _registries(self) -> Iterator[Finding]:
+        file = "swift_toolkit/config/names/registries.py"
+        new, _ = registries.read_registries(self.new)
+        expected = {setting for setting, _, _ in registries.places(self.new.line)}
+        yield from (
+            Finding(file, f"the table of {setting} is not where it was")
+            for setting in expected - new.names.keys()
+        )
+
+    def _models(self) -> Iterator[Finding]:
+        new, _ = registry.read_registry(self.new)
+        if not new.types or not new.templates:
+            what = f"found {len(new.types)} model types and {len(new.templates)} templates"
+            yield Finding("swift_toolkit/model/registry.py", f"{what}: they are not where they were")
+
+    def _columns(self) -> Iterator[Finding]:
+        names = standard_columns(self.new)
+        if not names:
+            yield Finding("swift_toolkit/machine/msswift.py", "the standard columns are not where they were")
+        for name in sorted(names - _NOT_ROWS - {*OTHER_COLUMNS, *DECISION_COLUMNS}):
+            yield Finding("swift_toolkit/dataset/rows/formats.py", f'column "{name}" is not known')
+
+    def _requirements(self) -> Iterator[Finding]:
+        pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+        if self.known is None:
+            return
+        for misfit in packages.misfits(self.requires, pins):
+            what = f"{misfit.name}=={misfit.version} is pinned, but it needs {misfit.name}{misfit.wanted}"
+            yield Finding("constraints.txt", what)
+
+
+def _difference(known: Field, new: Field) -> str:
+    if known.choices and set(known.choices) != set(new.choices or ()):
+        gone, more = set(known.choices) - set(new.choices or ()), set(new.choices or ()) - set(known.choices)
+        parts = [f"takes the new {_quoted(more)}" if more else "", f"lost {_quoted(gone)}" if gone else ""]
+        return " and ".join(filter(None, parts)) if new.choices else "takes any value now"
+    if (known.kind, known.is_list) != (new.kind, new.is_list):
+        return f"is {_kind(new)} now and was {_kind(known)}"
+    return ""
+
+
+def _kind(field: Field) -> str:
+    return f"a list of {field.kind}" if field.is_list else field.kind
+
+
+def _quoted(names: set[object] | set[str]) -> str:
+    return ", ".join(f'"{name}"' for name in sorted(map(str, names)))
+
+
+def standard_columns(install: SwiftInstall) -> set[str]:
+    """The columns of a row that ms-swift keeps: ``RowPreprocessor.standard_keys``, read from its source."""
+    file = install.location / install.sources.columns
+    if not file.is_file():
+        return set()
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        targets = [getattr(one, "id", "") for one in node.targets] if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.Assign) and {"standard_keys", "_pair_keys"} & set(targets):
+            texts = [one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)]
+            found |= {text for text in texts if isinstance(text, str) and text != "_"}
+    return found - {"rejected", "positive", "negative"}
+
+
+# --- where it is ----------------------------------------------------------------------------------------------
+
+
+def find(place: Path) -> tuple[SwiftInstall, list[str]]:
+    """The ms-swift in a directory: the package itself or what holds it; and its requirements.
+
+    Raises:
+        RequestError: there is none.
+    """
+    package = place if (place / "version.py").is_file() else place / "swift"
+    install = msswift.installed_in(package)
+    records = [*package.parent.glob("ms_swift-*.dist-info/METADATA")]
+    return install, packages.requirements(records[0]) if records else []
+
+
+def compare(place: Path) -> list[Finding]:
+    """What is not known of the ms-swift in ``place``, a wheel or a directory."""
+    if place.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            with zipfile.ZipFile(place) as wheel:
+                wheel.extractall(
+                    folder, [one for one in wheel.namelist() if one.endswith((".py", "/METADATA"))]
+                )
+            return compare(Path(folder))
+    new, requires = find(place)
+    try:
+        here = msswift.installed()
+    except RequestError:
+        here = None
+    known = here if here is not None and here.line == new.line else None
+    return list(Versions(new, requires, known).findings())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what is not known. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("place", type=Path, help="a wheel of ms-swift, or the directory it is installed in")
+    place = parser.parse_args(argv).place
+    try:
+        found = compare(place)
+    except (RequestError, zipfile.BadZipFile) as error:
+        print(f"{place}: {error}", file=sys.stderr)
+        return 2
+    for file in dict.fromkeys(one.file for one in found):
+        print(file, *(f"  {one.what}" for one in found if one.file == file), sep="\n")
+    print(f"{len(found)} to look at" if found else "all is known", file=sys.stderr)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
