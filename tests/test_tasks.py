@@ -115,6 +115,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "embedding": {"loss_type": "infonce"},
     "reranker": {"loss_type": "pointwise_reranker"},
     "generative_reranker": {"loss_type": "pointwise_reranker"},
+    "decision": {"loss_type": "scoring"},
 }
 
 

@@ -35,6 +35,7 @@ class Task:
         excludes: settings that cannot be used with it.
         packs: rows can share a sequence (``packing``, ``padding_free``).
         splits_rows: a row can be spread over devices (``sequence_parallel_size``).
+        own_models: only models that ms-swift makes for it can learn it.
         several_losses: ``loss_type`` takes several, with ``loss_weights``.
         output: what the trained model gives.
         sequences: sequences that one row becomes, negatives of a query aside.
@@ -61,6 +62,7 @@ class Task:
     excludes: tuple[str, ...] = ()
     packs: bool = False
     splits_rows: bool = False
+    own_models: bool = False
     several_losses: bool = False
     output: TaskOutput = "chat"
     sequences: int = 1
@@ -153,7 +155,7 @@ _ROWS = (
     _kind("embedding", rows="documents", output="embedding", sequences=2, keeps_negatives=True),
     _kind("reranker", rows="documents", output="score", has_negatives=True),
     _kind("generative_reranker", rows="documents", output="score", has_negatives=True, logits="last"),
-    _kind("decision", rows="decision", output="decision"),
+    _kind("decision", rows="decision", output="decision", needs=("loss_type",), own_models=True),
 )
 TASKS: dict[TaskName, Task] = {task.name: task for task in _ROWS}
 TRAINING_COMMANDS = tuple(dict.fromkeys(task.command for task in _ROWS))

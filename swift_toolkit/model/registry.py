@@ -176,7 +176,7 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
     model = Path(str(config.get("model"))).expanduser()
     kind, template = config.get("model_type"), config.get("template")
     named = [name for name in (*_TYPES, *_TEMPLATES) if config.get(name)]
-    if not (named or model.is_dir()):
+    if not (named or model.is_dir() or config.task.own_models):
         return
     known, plugins = registry(config.install), registries.plugins_of(config)
     adds_models = plugins.mention("register_model", "MODEL_MAPPING")
@@ -186,6 +186,8 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
         yield from _unknown_names(config, _TEMPLATES, known.templates)
     if adds_models:
         return
+    if config.task.own_models:
+        yield from _own_model_problems(config, known)
     if (kind and kind not in known.types) or (model / "args.json").exists() or not model.is_dir():
         return
     kinds = [known.types[kind]] if kind else _possible(known, model)
@@ -210,6 +212,18 @@ def _unknown_names(config: Config, settings: Iterable[str], known: Collection[st
         for name in value if isinstance(value, list) else [value]:
             if name not in known:
                 yield config.problem(setting, *_unknown(str(name), known))
+
+
+def _own_model_problems(config: Config, known: Registry) -> Iterator[Problem]:
+    """A model that is not of a type that ms-swift makes for the task."""
+    kind = config.get("model_type")
+    found = known.types.get(kind) if kind else known.named(str(config.get("model")))
+    task = config.task.name
+    if found is None or found.task_type != task:
+        names = [one.name for one in known.types.values() if one.task_type == task]
+        what = f'is "{task}", which only models of the types {_some(names)} can learn'
+        do = f'Add "model_type" and "template", e.g. "{names[-1]}" for any text model.' if names else ""
+        yield config.problem("task_type", what, do)
 
 
 def _unknown(name: str, known: Iterable[str]) -> tuple[str, str]:

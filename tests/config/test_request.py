@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.request import load_config
+from swift_toolkit.machine import msswift
 from swift_toolkit.problems import RequestError
 
 BASE = {"model": "Qwen/Qwen2.5-7B-Instruct", "dataset": "AI-ModelScope/alpaca-gpt4-data-zh#1000"}
@@ -336,3 +337,22 @@ def test_what_launches_processes_is_no_setting(monkeypatch: pytest.MonkeyPatch) 
         '"MAX_PIXELS" is not a setting. '
         "If it is an environment variable, set it before the command: MAX_PIXELS=... python ..."
     )
+
+
+def test_versions_that_ms_swift_does_not_accept_are_named_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(msswift.version_problems()) == []
+    for name in ("trl-99.1", "peft-0.1", "Datasets-4.1"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    swift = msswift.installed().version
+    found = problems_of(model="a/b", dataset="c/d", lora_rnak=8).splitlines()
+    ours = [line for line in found if " is installed, but " in line]
+    assert [line.partition(", but ")[0] for line in ours][:2] == [
+        "trl 99.1 is installed",
+        "peft 0.1 is installed",
+    ]
+    assert f", but ms-swift {swift} needs trl<" in ours[0]
+    assert ours[0].endswith('"trl<1.0,>=0.15"' if swift == "4.6.0" else '"')
+    assert any("lora_rnak" in line for line in found)  # with everything else that is wrong

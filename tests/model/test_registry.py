@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def test_the_registry_is_ms_swifts_own(registry: model_registry.Registry) -> Non
                 models |= {one.rsplit("/", 1)[-1].lower(): template for one in ids}
         architectures = tuple(one for one in meta.architectures if one != "null")
         template = "" if meta.template in (None, "dummy") else meta.template
-        expected[name] = ModelType(name, architectures, template, models)
+        expected[name] = ModelType(name, architectures, template, models, meta.task_type or "")
     found = {
-        name: ModelType(name, one.architectures, "" if one.template == "dummy" else one.template, one.models)
+        name: replace(one, template="" if one.template == "dummy" else one.template)
         for name, one in registry.types.items()
     }
     assert found == expected

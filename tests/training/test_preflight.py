@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.request import load_config
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.training import preflight
 
 Usage = namedtuple("Usage", "total used free")
@@ -108,3 +110,39 @@ def test_packed_and_hub_data_are_not_searched_for_media(tmp_path: Path) -> None:
     assert problems(preset="multimodal") == []
     (tmp_path / "a.jsonl").write_text('{"messages": [], "images": []}')
     assert problems(preset="multimodal", dataset=f"{tmp_path}/a.jsonl#10") == []
+
+
+@pytest.mark.skipif(installed().line != "v4", reason="ms-swift 4 has the task")
+def test_the_task_decision_needs_a_model_made_for_it() -> None:
+    settings = {"task": "decision", "loss_type": "scoring"}
+    (problem,) = problems(**settings)
+    assert problem == (
+        '"task_type" is "decision", which only models of the types jev, clef, omnijev, generic_decision can learn. '
+        'Add "model_type" and "template", e.g. "generic_decision" for any text model.'
+    )
+    assert problems(**settings, model_type="generic_decision", template="generic_decision") == []
+    assert problems(**settings, model="Cloudflare/clef") == []
+    assert len(problems(**settings, model_type="llama")) == 1
+
+
+@pytest.mark.skipif(installed().line != "v4", reason="ms-swift 4 has the task")
+def test_the_task_decision_needs_rows_with_questions(tmp_path: Path) -> None:
+    settings = {"task": "decision", "loss_type": "scoring", "model": "Cloudflare/clef"}
+    row = {"messages": [{"role": "user", "content": "a=1"}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row))
+    more = {
+        "questions": ["1?"],
+        "kinds": ["noul"],
+        "options": [["false", "true"]],
+        "target_probs": [[0.0, 1.0]],
+    }
+    (tmp_path / "good.jsonl").write_text(json.dumps(row | more))
+    reports = [
+        preflight.check_data(load_config({**settings, "dataset": str(tmp_path / name)}))
+        for name in ("chat.jsonl", "good.jsonl")
+    ]
+    assert [str(problem) for problem in reports[0].problems] == [
+        f'{tmp_path}/chat.jsonl: no column holds the questions that the task "decision" answers. '
+        'Add "questions", "kinds", "options" and "target_probs"; see ms-swift\'s ScoringPreprocessor.'
+    ]
+    assert (reports[1].problems, reports[1].files[0].unused) == ([], [])

@@ -109,7 +109,9 @@ def layout_of(
         if family != "alpaca" or (standard == "response" and "output" not in names):
             raise _clash(standard, claim)
     rename = {column: renamed.get(name, name) for column, name in named.items()}
-    known = {*OTHER_COLUMNS, *wanted.values()}
+    known = {*OTHER_COLUMNS, *wanted.values(), *(DECISION_COLUMNS if rows == "decision" else ())}
+    if rows == "decision" and set(DECISION_COLUMNS).isdisjoint(names):
+        raise _no_questions()
     if family == "alpaca":
         known |= {"instruction", "input", "output"}
     unused = tuple(column for column, name in rename.items() if name not in known)
@@ -177,6 +179,11 @@ def _format_name(family: Family, names: Collection[str]) -> str:
     query = next((name for name in QUERY_COLUMNS if name in lower), "")
     response = next((name for name in RESPONSE_COLUMNS if name in lower), "")
     return "/".join(filter(None, (query, response)))
+
+
+def _no_questions() -> FlawError:
+    do = 'Add "questions", "kinds", "options" and "target_probs"; see ms-swift\'s ScoringPreprocessor.'
+    return FlawError("columns", 'no column holds the questions that the task "decision" answers', do)
 
 
 def _no_format(columns: Sequence[str]) -> FlawError:
