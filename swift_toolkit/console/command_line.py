@@ -206,8 +206,12 @@ def debugging(words: Sequence[str] = ()) -> bool:
 def _tell(error: ToolkitError, as_json: bool) -> None:
     problems = error.problems if isinstance(error, RequestError) else []
     if as_json:
-        found = [asdict(problem) for problem in problems] or [{"what": str(error)}]
-        text = masked(json.dumps({"problems": found}, ensure_ascii=False))
+        fields = [asdict(problem) for problem in problems] or [{"what": str(error)}]
+        found = [
+            {name: masked(value) if isinstance(value, str) else value for name, value in one.items()}
+            for one in fields
+        ]
+        text = json.dumps({"problems": found}, ensure_ascii=False)
         print(text.encode("utf-8", "replace").decode())
     if problems:
         screen.print_problems(problems)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
 import pytest
 
 from swift_toolkit.console import screen
+from swift_toolkit.console.command_line import run_command
 from swift_toolkit.console.secrets import masked, masked_words, places
-from swift_toolkit.problems import Problem
+from swift_toolkit.problems import Problem, RequestError
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -54,3 +56,13 @@ def test_messages(capsys: pytest.CaptureFixture[str]) -> None:
     screen.print_problems([Problem('is "https://user:word@host/a"')])
     assert capsys.readouterr().err == 'x *** y\nis "https://user:***@host/a".\n'
     assert masked("nothing of a secret: https://host/a?b=c") == "nothing of a secret: https://host/a?b=c"
+
+
+def test_problems_as_json_stay_json(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> int:
+        raise RequestError([Problem('is "https://host/a?token=abc"', 'Not "https://u:p@h".', "a?token=b")])
+
+    assert run_command(command, ["--json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    said = [problem[name] for name in ("what", "do", "key")]
+    assert said == ['is "https://host/a?token=***"', 'Not "https://u:***@h".', "a?token=***"]
