@@ -19,10 +19,10 @@ import inference_test
 from swift_toolkit.machine import packages
 from swift_toolkit.problems import RunError
 from swift_toolkit.serving.export import gguf, hub
-from swift_toolkit.serving.export.formats import FORMATS, GGUF_TYPES
+from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES
 from swift_toolkit.serving.export.modelfile import go_template, modelfile
 from swift_toolkit.serving.proof import chat_template
-from swift_toolkit.serving.proof.exchange import Asked, ChatFormat, Order, Side
+from swift_toolkit.serving.proof.exchange import ChatFormat, Order, Response, Side
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.server import prove_server
 from swift_toolkit.serving.proof.verdict import THRESHOLDS
@@ -149,7 +149,7 @@ def test_a_gguf_file_is_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_every_format_has_its_thresholds() -> None:
-    rows = [one.threshold for one in FORMATS.values() if not one.gguf]
+    rows = [one.threshold for one in EXPORTS.values() if not one.gguf]
     assert {*rows, *(one.threshold for one in GGUF_TYPES.values())} <= THRESHOLDS.keys()
     assert all(0 <= one.same <= one.close and one.reason for one in THRESHOLDS.values())
 
@@ -350,7 +350,7 @@ def test_a_hub_that_refuses_is_told_without_the_token(
 
 def told(system: str = "") -> Told:
     """A checkpoint that was asked one question."""
-    asked = Asked(
+    asked = Response(
         prompt="<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n",
         prompt_ids=tuple(range(13)),
         plain_ids=(4, 5, 6),

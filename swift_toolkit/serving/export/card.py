@@ -18,7 +18,7 @@ SETTINGS = (
     " lora_alpha max_length torch_dtype seed"
 ).split()
 
-METRICS = "final_loss best_loss train_loss eval_loss token_acc eval_token_acc".split()
+SHOWN_METRICS = "final_loss best_loss train_loss eval_loss token_acc eval_token_acc".split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Card:
             yield f"- Settings: {', '.join(settings)}"
         metrics = record.get("metrics")
         if isinstance(metrics, dict) and metrics:
-            shown_metrics = (f"{name} {metrics[name]:.4g}" for name in METRICS if name in metrics)
+            shown_metrics = (f"{name} {metrics[name]:.4g}" for name in SHOWN_METRICS if name in metrics)
             yield f"- Metrics: {', '.join(shown_metrics)}"
 
     def _parity(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from swift_toolkit.model.files import TOKENIZER_FILES, read_json
 from swift_toolkit.model.loading import local
 from swift_toolkit.serving.proof.exchange import Side
 
-FILES = (
+CARRIED = (
     *TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -57,7 +57,7 @@ def carry_files(source: Path, model: Path) -> list[str]:
 
 def present(folder: Path) -> Iterator[str]:
     """The names of those files in ``folder``."""
-    found = {file.name for pattern in FILES for file in folder.glob(pattern) if file.is_file()}
+    found = {file.name for pattern in CARRIED for file in folder.glob(pattern) if file.is_file()}
     yield from sorted(found)
 
 

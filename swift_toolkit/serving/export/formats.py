@@ -49,7 +49,7 @@ class Format:
             )
 
 
-FORMATS = {
+EXPORTS = {
     one.name: one
     for one in (
         Format(name="merged", what="the adapter merged into its base", suffix="merged", threshold="whole"),

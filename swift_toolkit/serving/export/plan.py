@@ -27,7 +27,7 @@ from swift_toolkit.model.size import find_shape
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.export import gguf, hub
 from swift_toolkit.serving.export.carry import present, source_of
-from swift_toolkit.serving.export.formats import FORMATS, GGUF_TYPES, Format, GgufType
+from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES, Format, GgufType
 from swift_toolkit.serving.proof.exchange import Messages
 
 RECORD = "export.json"
@@ -39,7 +39,7 @@ class ExportOptions:
     """The options of an export; their defaults stand here and nowhere else.
 
     Args:
-        export: the format, a key of `FORMATS`.
+        export: the format, a key of `EXPORTS`.
         output: the directory to make; beside the checkpoint by default.
         base_model: where the base is now, if it is not where training found it.
         trust_code: accept Python code that the checkpoint or its base brings.
@@ -214,10 +214,10 @@ def make_export(
         plan = _plan(checkpoint, options, asked)
     except RequestError as error:
         problems += error.problems
-    if plan is None or options.export not in FORMATS or options.gguf_type not in GGUF_TYPES:
+    if plan is None or options.export not in EXPORTS or options.gguf_type not in GGUF_TYPES:
         raise RequestError(problems)
     made = Export(
-        format=FORMATS[options.export],
+        format=EXPORTS[options.export],
         options=options,
         plan=plan,
         config=asked,
@@ -247,7 +247,7 @@ def _plan(checkpoint: str | None, options: ExportOptions, asked: Config) -> Plan
 def _output(checkpoint: Checkpoint, options: ExportOptions) -> Path:
     if options.output is not None:
         return Path(options.output).expanduser().absolute()
-    suffix = FORMATS[options.export].suffix
+    suffix = EXPORTS[options.export].suffix
     return checkpoint.path.with_name(f"{checkpoint.path.name}-{suffix}")
 
 
@@ -264,10 +264,10 @@ _OTHER_WAYS = {
 
 
 def _option_problems(options: ExportOptions) -> Iterator[Problem]:
-    if options.export not in FORMATS:
-        yield Problem(*not_one_of(options.export, FORMATS), key="--export")
+    if options.export not in EXPORTS:
+        yield Problem(*not_one_of(options.export, EXPORTS), key="--export")
         return
-    made = FORMATS[options.export]
+    made = EXPORTS[options.export]
     yield from made.needs(find_device())
     if made.gguf:
         yield from gguf.problems(options.gguf_type)

@@ -14,7 +14,7 @@ repeat what the first have shown; a vocabulary of 150,000 takes 0.6 MB a positio
 
 
 @dataclass(frozen=True)
-class Fault:
+class Deviation:
     """One reason why an artefact answers otherwise than its checkpoint.
 
     Args:
@@ -27,7 +27,7 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Response:
     """What one side made of one question.
 
     Args:
@@ -100,14 +100,14 @@ class Side:
         read_by: the program that read it.
     """
 
-    asked: tuple[Asked, ...]
+    asked: tuple[Response, ...]
     vocabulary: int
     added: Mapping[str, int]
     stop_ids: tuple[int, ...]
     end: tuple[str, int] | None = None
     dtype: str = ""
     chat: ChatFormat | None = None
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Deviation, ...] = ()
     read_by: str = "transformers"
 
 

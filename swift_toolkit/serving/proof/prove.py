@@ -18,7 +18,7 @@ from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import is_model, model_problems, read_json
 from swift_toolkit.model.loading import local
 from swift_toolkit.model.merge import MARK, made_of
-from swift_toolkit.serving.proof.exchange import Fault, Messages, Order, Side
+from swift_toolkit.serving.proof.exchange import Deviation, Messages, Order, Side
 from swift_toolkit.serving.proof.verdict import Proof, judge
 
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
@@ -94,28 +94,28 @@ def artefact_order(told: Told, path: Path, merged_from: Checkpoint | None) -> Or
     return replace(told.order, arguments=(), path=str(path), original=told.side, base=base, adapter=adapter)
 
 
-def _file_faults(path: Path, merged_from: Checkpoint | None) -> Iterator[Fault]:
+def _file_faults(path: Path, merged_from: Checkpoint | None) -> Iterator[Deviation]:
     """What the files of a model directory show without loading it."""
     if not path.is_dir():
         return
     for problem in model_problems(path):
-        yield Fault("weights", f"cannot be read: {problem.what}")
+        yield Deviation("weights", f"cannot be read: {problem.what}")
     if merged_from is None:
         return
     mark = read_json(path / MARK)[0]
     if mark is not None and mark != made_of(merged_from):
-        yield Fault("weights", "it was merged from the adapter as it was before, or from another one")
+        yield Deviation("weights", "it was merged from the adapter as it was before, or from another one")
     base = Path(local(merged_from.base) or "") if merged_from.kind == "lora" else merged_from.path
     mine, told = (read_json(one / "config.json")[0] or {} for one in (path, base))
     if not told:
         return
     for key in ROPE:
         if key in told and key in mine and told[key] != mine[key]:
-            yield Fault("weights", f"{key} in config.json is {mine[key]}, that of the base {told[key]}")
+            yield Deviation("weights", f"{key} in config.json is {mine[key]}, that of the base {told[key]}")
     wanted = merged_from.torch_dtype
     stored = mine.get("dtype") or mine.get("torch_dtype")
     if wanted and stored and wanted != stored:
-        yield Fault("weights", f"the weights are {stored}, those of the training {wanted}")
+        yield Deviation("weights", f"the weights are {stored}, those of the training {wanted}")
 
 
 def run(order: Order, variables: Mapping[str, str], log: Path) -> Side:

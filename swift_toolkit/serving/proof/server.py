@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 from swift_toolkit.problems import RunError, first_line
-from swift_toolkit.serving.proof.exchange import Asked, Fault, Messages, Side
+from swift_toolkit.serving.proof.exchange import Deviation, Messages, Response, Side
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.verdict import Proof, judge
 
@@ -83,11 +83,11 @@ class _Server:
             raise RunError(f"{self._url} does not answer: {getattr(error, 'reason', error)}") from None
 
 
-def _asked(server: _Server, model: str, messages: Messages, told: Asked, max_tokens: int) -> Asked:
+def _asked(server: _Server, model: str, messages: Messages, told: Response, max_tokens: int) -> Response:
     reply = server.answer(model, messages, max_tokens)
     choice = reply["choices"][0]
     text = choice["message"]["content"] or ""
-    return Asked(
+    return Response(
         prompt="",
         prompt_ids=(-1,) * int((reply.get("usage") or {}).get("prompt_tokens") or 0),
         plain_ids=told.plain_ids,
@@ -97,7 +97,7 @@ def _asked(server: _Server, model: str, messages: Messages, told: Asked, max_tok
     )
 
 
-def _as_tokens(text: str, told: Asked) -> tuple[int, ...]:
+def _as_tokens(text: str, told: Response) -> tuple[int, ...]:
     """The checkpoint's own tokens as far as the texts agree, then one that is none of its vocabulary."""
     if text.strip() == told.answer.strip():
         return told.answer_ids
@@ -106,12 +106,12 @@ def _as_tokens(text: str, told: Asked) -> tuple[int, ...]:
     return (*told.answer_ids[:shared], -1)
 
 
-def _same_prompt(told: Asked, asked: Asked) -> Asked:
+def _same_prompt(told: Response, asked: Response) -> Response:
     """A server tells how many tokens a prompt has; what differs in them is said by `_prompt_faults`."""
     return replace(asked, prompt=told.prompt, prompt_ids=told.prompt_ids)
 
 
-def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Asked]) -> list[Fault]:
+def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Response]) -> list[Deviation]:
     """What the numbers of prompt tokens show."""
     for messages, one, other in zip(told.order.questions, told.side.asked, asked, strict=True):
         here, there = len(one.prompt_ids), len(other.prompt_ids)
@@ -121,12 +121,12 @@ def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Aske
         if system and messages[0]["role"] != "system":
             more = [{"role": "system", "content": system}, *messages]
             if (server.answer(model, more, 1).get("usage") or {}).get("prompt_tokens") == here:
-                return [Fault("prompt", "the server does not add the system prompt of the training")]
-        return [Fault("template", f"a prompt has {there} tokens there, {here} in training")]
+                return [Deviation("prompt", "the server does not add the system prompt of the training")]
+        return [Deviation("template", f"a prompt has {there} tokens there, {here} in training")]
     return []
 
 
-def _stop_ids(told: Side, asked: Sequence[Asked]) -> tuple[int, ...]:
+def _stop_ids(told: Side, asked: Sequence[Response]) -> tuple[int, ...]:
     """The checkpoint's, unless no answer that it ended was ended there."""
     ended = [other.ended for one, other in zip(told.asked, asked, strict=True) if one.ended]
     return told.stop_ids if not ended or any(ended) else ()

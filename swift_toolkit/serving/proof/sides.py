@@ -16,7 +16,15 @@ from swift_toolkit.machine.msswift import inference_api
 from swift_toolkit.model.checkpoints.old_adapter import with_peft_adapters
 from swift_toolkit.model.files import read_json
 from swift_toolkit.serving.proof import chat_template
-from swift_toolkit.serving.proof.exchange import POSITIONS, Asked, ChatFormat, Fault, Messages, Order, Side
+from swift_toolkit.serving.proof.exchange import (
+    POSITIONS,
+    ChatFormat,
+    Deviation,
+    Messages,
+    Order,
+    Response,
+    Side,
+)
 from swift_toolkit.serving.proof.weights import weight_faults
 
 
@@ -64,13 +72,13 @@ class Reader(ABC):
         asked = tuple(self._asked(index, one, facts) for index, one in enumerate(self.order.questions))
         return replace(facts, asked=asked)
 
-    def _asked(self, index: int, messages: Messages, facts: Side) -> Asked:
+    def _asked(self, index: int, messages: Messages, facts: Side) -> Response:
         prompt, ids = self.prompt(messages)
         whole = self.answer(ids) if ids and self.knows(ids) else []
         ended = bool(whole) and whole[-1] in facts.stop_ids
         answer = whole[:-1] if ended else whole
         kl, gap = self._compared(index, answer)
-        return Asked(
+        return Response(
             prompt=prompt,
             prompt_ids=tuple(ids),
             plain_ids=tuple(self.tokens(messages[-1]["content"])),
@@ -183,7 +191,7 @@ class Original(_Torch):
         asked = tuple(self._kept(index, one) for index, one in enumerate(side.asked))
         return replace(side, asked=asked)
 
-    def _kept(self, index: int, one: Asked) -> Asked:
+    def _kept(self, index: int, one: Response) -> Response:
         import numpy
 
         tokens = [*one.prompt_ids, *one.answer_ids[: POSITIONS - 1]]
@@ -282,7 +290,7 @@ class Transformers(_Torch):
 
     def facts(self) -> Side:
         """Also what is wrong with its weights, where it was merged."""
-        faults: tuple[Fault, ...] = ()
+        faults: tuple[Deviation, ...] = ()
         if self.order.adapter and self.order.base:
             faults = tuple(weight_faults(*map(Path, (self.order.path, self.order.base, self.order.adapter))))
         dtype = str((self.config or {}).get("dtype") or (self.config or {}).get("torch_dtype") or "")

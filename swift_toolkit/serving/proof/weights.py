@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swift_toolkit.console.words import listed
 from swift_toolkit.model.checkpoints.old_adapter import as_peft
 from swift_toolkit.model.files import JsonObject, adapter_root, read_json
-from swift_toolkit.serving.proof.exchange import Fault
+from swift_toolkit.serving.proof.exchange import Deviation
 
 ROUNDING = {"torch.bfloat16": 2**-8, "torch.float16": 2**-11, "torch.float32": 2**-23}
 """Half the distance of two neighbours of a number, as a share of it (IEEE 754)."""
@@ -23,14 +22,6 @@ ROUNDING = {"torch.bfloat16": 2**-8, "torch.float16": 2**-11, "torch.float32": 2
 SHARE = 0.05
 """How far a merged weight may be from base + adapter, as a share of what the adapter adds: ms-swift may add in another
 type than this comparison."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a merged tensor is instead of what it should be."""
-
-    kind: str
-    tensor: str
 
 
 class _Tensors:
@@ -99,7 +90,7 @@ class _Adapter:
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
-def weight_faults(merged: Path, base: Path, adapter: Path) -> Iterator[Fault]:
+def weight_faults(merged: Path, base: Path, adapter: Path) -> Iterator[Deviation]:
     """What is wrong with the weights in ``merged``; nothing is said where the layers of the two have other names."""
     original, artefact = _Tensors(base), _Tensors(merged)
     change = _Adapter(Path(as_peft(str(adapter))))
@@ -129,10 +120,10 @@ _WORDS = {
 }
 
 
-def _as_faults(found: Mapping[str, list[str]], count: int) -> Iterator[Fault]:
+def _as_faults(found: Mapping[str, list[str]], count: int) -> Iterator[Deviation]:
     for kind, names in found.items():
         text = _WORDS[kind].format(names=listed(names, most=2), count=len(names), all=count)
-        yield Fault("weights", text)
+        yield Deviation("weights", text)
 
 
 def _kind(name: str, base: Any, merged: Any, change: _Adapter) -> str:
