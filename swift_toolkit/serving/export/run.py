@@ -63,7 +63,6 @@ class Exported:
         return {
             "schema": SCHEMA,
             **self.export.as_json(),
-            "path": str(self.path),
             "file": self.file and self.file.name,
             "files": dict(hub.files_of(self.path)),
             "made_of": made_of(self.export.checkpoint),
@@ -249,7 +248,7 @@ def _quantise(export: Export, model: Path, path: Path, clock: _Clock) -> None:
 def _write_records(made: Exported) -> None:
     export = made.export
     card = Card(
-        name=export.output.name,
+        name=export.options.hub_id or export.output.name,
         checkpoint=export.checkpoint,
         license=license_of(local(export.checkpoint.base) if export.checkpoint.base else None),
         format=export.format.what,
