@@ -249,9 +249,8 @@ class Plan:
 
     def identity(self) -> dict[str, object]:
         """What distinguishes these answers from others, as JSON: the weights, the settings, the backend."""
-        weights = sorted(self.checkpoint.path.glob("**/*.safetensors")) + sorted(
-            self.checkpoint.path.glob("*.bin")
-        )
+        kinds = ("**/*.safetensors", "*.bin", "*.gguf")
+        weights = [path for kind in kinds for path in sorted(self.checkpoint.path.glob(kind))]
         states = [(path, path.stat()) for path in weights]
         settings = {
             name: setting.value for name, setting in self.config.settings.items() if name != "max_batch_size"
