@@ -68,6 +68,14 @@ class Rules:
         return self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1)
 
 
+_MEANT_ELSEWHERE = {
+    ("context", "instruction"): (
+        'It belongs to the question in the layout of Dolly: set "columns": {"context": "input", "response": "output"}.'
+    ),
+}
+"""Columns of other projects' layouts that ms-swift does not use, with a column that tells the layout, and what to do."""
+
+
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     """A column that is not used, but is much like one that would be."""
     ours = {
@@ -82,6 +90,9 @@ def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     wanted = [name for name in OTHER_COLUMNS if ours.get(name.partition("_")[0], True)]
     used = set(layout.rename.values()) - set(layout.unused)
     absent = [name for name in (*wanted, *MEDIA_COLUMNS) if MEDIA_COLUMNS.get(name, name) not in used]
+    for (column, beside), do in _MEANT_ELSEWHERE.items():
+        if column in layout.unused and beside in layout.rename:
+            return Flaw("near-column", f'column "{column}" is not used', do)
     near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent)
     if near is None:
         return None
@@ -103,6 +114,8 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         return None, [value]
     if not isinstance(value, dict):
         return None, [Flaw("not-a-row", f"row is {json_kind(value)}, not an object")]
+    if (foreign := _of_another_project(value, layout, rules)) is not None:
+        return None, [foreign]
     try:
         row = standard_row(value, layout)
     except FlawError as error:
@@ -124,6 +137,21 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
 def _lacks(row: Row, name: str, layout: Layout) -> bool:
     """Whether a row has no column that others of the file have."""
     return name not in row and name in layout.names
+
+
+def _of_another_project(row: Row, layout: Layout, rules: Rules) -> Flaw | None:
+    """A layout that ms-swift reads as something else."""
+    if rules.task.rows == "judged" and layout.rename.get("kto_tag") == "kto_tag" and "label" not in row:
+        return Flaw("label", '"label" is missing', 'Set "columns": {"kto_tag": "label"}.')
+    if "preferred_output" in row:
+        do = 'Write the messages of "input" and "preferred_output" as "messages", those of "input" and '
+        do += '"non_preferred_output" as "rejected_messages".'
+        return Flaw("columns", "row is in the layout of OpenAI's preference fine-tuning", do)
+    chosen = row.get("chosen")
+    if isinstance(chosen, str) and chosen.lstrip().startswith("Human:") and "\n\nAssistant:" in chosen:
+        do = 'Write the turns as "messages" and "rejected_messages", each {"role": ..., "content": ...}.'
+        return Flaw("columns", "row holds its turns as one text (HH-RLHF)", do)
+    return None
 
 
 _OF_BEFORE = Flaw(
