@@ -73,7 +73,7 @@ _MEANT_ELSEWHERE = {
         'It belongs to the question in the layout of Dolly: set "columns": {"context": "input", "response": "output"}.'
     ),
 }
-"""Columns of other projects' layouts that ms-swift does not use, with a column that tells the layout, and what to do."""
+"""Columns of other projects that ms-swift does not use, with a column that tells the layout, and what to do."""
 
 
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
