@@ -121,7 +121,7 @@ class InferenceTester:
         self.close()
 
     def close(self) -> None:
-        """End the engine; the next question starts it anew."""
+        """Stop the engine; the next question starts it again."""
         self._resources.close()
         self._engine = None
 

@@ -355,3 +355,14 @@ def test_a_comparison_is_checked_and_a_dry_run_starts_nothing(
     words = ["--checkpoint", str(adapter), "--against", "http://127.0.0.1:9/v1", "--dry-run", "--json"]
     assert deploy_model.main(words) == 0
     assert json.loads(capsys.readouterr().out)["server"] == "http://127.0.0.1:9/v1"
+
+
+def test_a_wrong_base_does_not_hide_a_wrong_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = refusals(capsys, "--checkpoint", tmp_path / "none", "--base-model", "./no/base", "--lora_rnak", 8)
+    assert [line.partition(" does not exist")[0] for line in lines if "does not exist" in line] == [
+        str(tmp_path / "none"),
+        '"--base-model" cannot be used: no/base',
+    ]
+    assert any("lora_rnak" in line for line in lines)

@@ -182,6 +182,7 @@ def test_problems_as_json() -> None:
         (["stray"], "unrecognized arguments: stray. See finetune_trainer.py --help."),
         (["--model", "a/b", "--model", "c/d"], '"--model" is given twice. Write it once: --model ... ...'),
         (["--config", "no.json"], "no.json: no such file. Check the path."),
+        (["--config", "a.json", "--config", "b.json"], '"--config" is given twice. Keep one of the two.'),
     ],
 )
 def test_a_wrong_command_line(arguments: list[str], message: str) -> None:

@@ -182,7 +182,7 @@ class _Source:
         return self._stand_ins[key]
 
     def _own_fields(self, module: _Module, node: ast.ClassDef) -> Iterator[tuple[str, Field | None]]:
-        """Name and field of what a dataclass itself declares; None where it is no argument."""
+        """Name and field of what a dataclass itself declares; None if it is not an argument."""
         if not any(_name(decorator) == "dataclass" for decorator in node.decorator_list):
             return
         for line in node.body:

@@ -218,7 +218,7 @@ def _json_error(text: str, error: json.JSONDecodeError, name: str) -> RequestErr
         line = before.count("\n") + 1
         return _stop("lacks a comma after this line's value", "Add the comma.", name, line)
     if error.msg.startswith("Extra data"):
-        return _stop("goes on after the end of the object", "Remove the rest.", name, line)
+        return _stop("continues after the end of the object", "Remove the rest.", name, line)
     return _stop(f"is not valid JSON ({error.msg[:1].lower()}{error.msg[1:]})", "", name, line)
 
 

@@ -223,4 +223,4 @@ def _defaults(given: _Given, name: str) -> dict[str, Setting]:
 
 
 PRESETS_OF_LORA = ("qlora", "multimodal")
-"""What may stand in the tuner's place and is no tuner but a preset, which begins with LoRA."""
+"""Values of the tuner setting that name a preset instead; these presets start from LoRA."""

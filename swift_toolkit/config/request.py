@@ -10,7 +10,7 @@ Precedence: command line or call > config file > preset > automatic setting > ms
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -186,7 +186,7 @@ def _task_problems(own: Mapping[str, Setting], given: list[dict[str, Setting]]) 
 
 
 def _own_problems(own: Mapping[str, Setting], command: Command) -> Iterator[Problem]:
-    """What is wrong with the keys that are no argument of ms-swift."""
+    """What is wrong with the keys that are not arguments of ms-swift."""
     task, batch = own.get("task"), own.get("effective_batch_size")
     is_named = task is None or task.value in (None, *tasks.TRAINING_COMMANDS) or _named_task(own) is not None
     if command == "sft" and task is not None and not is_named:
@@ -287,14 +287,15 @@ class _Reader:
         return layer[origin] if is_preset else replace(layer[origin], value=done.values[name])
 
     def _unknown(self, setting: Setting, name: str, place: int) -> Problem:
-        """The problem of a name that is no setting; the first fifty get a suggestion, which takes time."""
+        """The problem of a name that is not a setting; the first fifty get a suggestion, which takes time."""
         dashes = "--" if setting.source.kind == "command line" else ""
         if known := renames.foreign(name):
             right, project = known
             return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
         if name.lower() in _ENVIRONMENT or name.isupper():
             return setting.problem("is not a setting", _environment_advice(name))
-        near = nearest(name, [*OWN_KEYS, *self.fields], most=2) if place < 50 else []
+        known = [*OWN_KEYS, *self.fields]
+        near = (nearest(name, known, most=2) or _holding(name, known)) if place < 50 else []
         mean = " or ".join(f'"{dashes}{word}"' for word in near)
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
 
@@ -314,6 +315,13 @@ class _Reader:
             except ValueError as error:
                 problems.append(setting.problem(*error.args))
         return _Read(good, problems, rejected=frozenset(settings.keys() - good.keys()))
+
+
+def _holding(name: str, known: Iterable[str]) -> list[str]:
+    """The names that hold all words of ``name``, where it is at most two: ``lr_scheduler_type`` for ``scheduler``."""
+    words = set(name.lower().split("_"))
+    found = [one for one in known if words <= set(one.split("_"))]
+    return found if len(found) <= 2 else []
 
 
 _ENVIRONMENT = frozenset("nproc_per_node nnodes node_rank master_addr master_port".split())

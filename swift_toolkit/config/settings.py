@@ -80,7 +80,7 @@ class Config:
         notices: one line for each translation that was made.
         left_alone: names given as null, which no automatic setting may fill.
         path: the config file, None without one.
-        effective_batch: the rows of an optimiser step that were asked for, None if nobody asked.
+        effective_batch: the requested rows per optimiser step; None if not requested.
         preset_asked: the preset was named, not only derived from other settings.
         warnings: what is legal and probably not meant.
         balance: whether the rows of a step are shared out by length, None where that is left to the plan.
@@ -99,7 +99,7 @@ class Config:
     balance: Setting | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of ``name``, or ``default`` when nobody set it."""
+        """The value of ``name``, or ``default`` if it is not set."""
         return self.settings[name].value if name in self.settings else default
 
     @property
@@ -112,7 +112,7 @@ class Config:
         )
 
     def value(self, name: str) -> Any:
-        """The value of ``name``, or ms-swift's own default when nobody set it."""
+        """The value of ``name``, or ms-swift's own default if it is not set."""
         return self.get(name, fields.default(name, self.command, self.install))
 
     @property
@@ -137,7 +137,7 @@ class Config:
             self.settings[name] = Setting(value, Source("automatic", reason), name)
 
     def replace(self, name: str, value: Any) -> None:
-        """Put ``value`` in the place of what was given for ``name``, if anything was; it keeps its source."""
+        """Replace the value of ``name``, if it is set; the source stays."""
         if name in self.settings:
             self.settings[name] = replace(self.settings[name], value=value)
 

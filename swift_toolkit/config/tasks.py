@@ -1,6 +1,6 @@
 """What a training task is: its command, the rows it learns from, the models it needs, what comes out.
 
-One row of ``TASKS`` a task. Whoever needs to know something about a task reads its row instead of its name.
+One row of ``TASKS`` a task. Code that depends on the task reads its row instead of its name.
 """
 
 from __future__ import annotations

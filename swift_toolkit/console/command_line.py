@@ -56,13 +56,16 @@ class Parser(argparse.ArgumentParser):
         Raises:
             RequestError: a word belongs to no flag, or a setting is given twice.
         """
-        flags, settings = [], {}
+        flags, settings, own = [], {}, set()
         given = list(sys.argv[1:] if argv is None else argv)
         problems = list(_long_dashes(given))
         for words in _grouped(given):
             name, equals, value = words[0].partition("=")
             flag = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
             if flag in self._option_string_actions or not name.startswith("--"):
+                if flag in own and not isinstance(self._option_string_actions.get(flag), _REPEATABLE):
+                    problems.append(Problem("is given twice", "Keep one of the two.", flag))
+                own.add(flag)
                 flags += [flag + equals + value, *words[1:]]
                 continue
             key = name[2:].replace("-", "_")
@@ -75,6 +78,9 @@ class Parser(argparse.ArgumentParser):
             raise RequestError(problems)
         return self.parse_args(flags), settings
 
+
+_REPEATABLE = (argparse._AppendAction, argparse._StoreTrueAction)
+"""Flags that may be given again: they add up, or say the same."""
 
 _DASHES = "‐‑‒–—―−﹣－"
 LONG_DASH = re.compile(
@@ -139,7 +145,7 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None 
             traceback.print_exc()
         _tell(error, "--json" in words)
         return error.exit_status
-    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+    except BrokenPipeError:  # the reader of our output is gone
         _discard_output()
         return 141
     except KeyboardInterrupt as interrupt:
@@ -187,7 +193,8 @@ def _impossible_path(error: Exception) -> Problem | None:
         return Problem(f'"{name[:40]}..." is too long for the name of a file', "Check the path.")
     if isinstance(error, UnicodeEncodeError):
         return Problem(
-            "an argument holds characters that are no text (half of a surrogate pair)", "Remove them."
+            "an argument contains characters that are not valid text (half of a surrogate pair)",
+            "Remove them.",
         )
     if isinstance(error, ValueError) and "null" in str(error) and "embedded" in str(error):
         return Problem("a path holds a NUL character", "Remove it.")

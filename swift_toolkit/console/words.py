@@ -11,6 +11,9 @@ from typing import Any
 ALIKE = 0.75
 """How much like a known name a misspelled one is at least, as difflib measures it."""
 
+LONG_WORD = 24
+"""Characters up to which a word is not cut."""
+
 WIDTH = 60
 """Characters of a value in a message."""
 
@@ -57,8 +60,12 @@ def did_you_mean_path(path: Path, otherwise: str = "", suffixes: Sequence[str] =
 
 
 def short(text: str, width: int = WIDTH) -> str:
-    """``text`` cut to a width, with dots where something is missing."""
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    """``text`` cut to a width, between two words where there are some, with dots where something is missing."""
+    if len(text) <= width:
+        return text
+    head = text[: width - 3]
+    words, _, rest = head.rpartition(" ")
+    return f"{words if words and len(rest) <= LONG_WORD else head}..."
 
 
 def shown(value: object) -> str:

@@ -24,7 +24,13 @@ from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, S
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
-from swift_toolkit.model.checkpoints.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import (
+    Checkpoint,
+    given_base_problems,
+    hub_adapter,
+    hub_model,
+    read_checkpoint,
+)
 from swift_toolkit.model.checkpoints.code import code_phrase
 from swift_toolkit.model.checkpoints.find import find_checkpoint
 from swift_toolkit.model.gguf import opened
@@ -361,7 +367,10 @@ def _read(asked: _Asked, trust_code: bool) -> tuple[tuple[str, Checkpoint] | Non
     try:
         if is_builtin(path):
             return ("the embedded model", replace(read_checkpoint(materialise(path)), base=path)), []
-        found = find_checkpoint(Path(path).expanduser())
+        try:
+            found = find_checkpoint(Path(path).expanduser())
+        except RequestError as error:
+            return None, [*error.problems, *given_base_problems(asked.base)]
         return (found.why, read_checkpoint(found.path, asked.base, trust_code)), []
     except RequestError as error:
         return None, error.problems

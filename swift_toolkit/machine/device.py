@@ -138,13 +138,13 @@ def _nvidia_gpus() -> list[Gpu]:
 
 
 def memory_in(name: str) -> int:
-    """Bytes of memory that a GPU's name tells, such as "NVIDIA A100-SXM4-80GB"; 0 if it does not."""
+    """Bytes of memory in a GPU's name, such as "NVIDIA A100-SXM4-80GB"; 0 if there are none."""
     found = re.search(r"\b(\d+) ?GB\b", name)
     return int(found[1]) << 30 if found else 0
 
 
 def _with_memory(gpus: list[Gpu]) -> list[Gpu]:
-    """The same with what NVIDIA's own tool tells of their memory, and of their models where the driver tells none."""
+    """The same GPUs with the memory that nvidia-smi reports, and with their models if the driver does not name them."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return gpus
@@ -194,7 +194,7 @@ def _visible_nvidia(gpus: Sequence[Gpu]) -> tuple[list[Gpu], str]:
             )
         number = _gpu_number(word, gpus, len(chosen))
         if number is None:
-            named = f'CUDA_VISIBLE_DEVICES names "{word}", which is no GPU of this machine'
+            named = f'CUDA_VISIBLE_DEVICES names "{word}", which is not a GPU of this machine'
             return [gpus[n] for n in chosen], "" if word in ("", "-1") else named
         if number in chosen:
             return [], f'CUDA_VISIBLE_DEVICES names "{word}" twice, which hides every GPU'
@@ -219,9 +219,9 @@ def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str 
     good = list(takewhile(lambda word: word.isdecimal() and int(word) < count, words))
     if not good:
         return Device("cpu", reason=f"{variable} hides every device")
-    rest = (
-        "" if len(good) == len(words) else f'{variable} names "{words[len(good)]}", which is no device here'
-    )
+    if len(good) == len(words):
+        return Device(kind, len(good), name)
+    rest = f'{variable} names "{words[len(good)]}", which is not a device of this machine'
     return Device(kind, len(good), name, rest)
 
 

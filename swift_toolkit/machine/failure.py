@@ -116,4 +116,4 @@ LOST = re.compile(
     r"|timed out|unhandled system error",
     re.IGNORECASE,
 )
-"""Words of the errors that gloo, NCCL and the store raise when another process has gone."""
+"""Parts of the errors that gloo, NCCL and the store raise when another process is gone."""

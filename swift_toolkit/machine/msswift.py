@@ -444,7 +444,7 @@ def spare_imports() -> None:
     """
     if "swift" in sys.modules:
         return
-    with contextlib.suppress(Exception):  # whoever needs what cannot be imported will say so
+    with contextlib.suppress(Exception):  # the code that needs it reports the error
         _import_losses()
     if importlib.util.find_spec("bitsandbytes") and "bitsandbytes" not in sys.modules:
         with contextlib.suppress(Exception):

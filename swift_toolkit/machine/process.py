@@ -153,7 +153,7 @@ class Child:
                 yield json.loads(line)
 
     def signal(self, number: int) -> None:
-        """Send a signal to every process of the group; a group that is gone is no error."""
+        """Send a signal to every process of the group; it is not an error if the group is gone."""
         try:
             os.killpg(self.process.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -209,7 +209,7 @@ class Reporter:
             threading.Thread(target=self._wait_and_end, args=(self._pipe,), daemon=True).start()
 
     def end_when_a_thread_fails(self) -> None:
-        """From now on, a thread that fails is reported and ends this process: nobody waits for it for ever."""
+        """From now on, a thread that fails is reported and ends this process, so that nothing waits for it forever."""
 
         def ended(failure: threading.ExceptHookArgs) -> None:
             traceback.print_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)

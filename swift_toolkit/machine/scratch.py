@@ -16,7 +16,7 @@ from pathlib import Path
 
 PREFIX = "swift-toolkit-scratch-"
 NEW_SECONDS = 3600
-"""A folder that is not locked after so long is nobody's."""
+"""A folder that is still not locked after this time belongs to nobody."""
 
 
 class ScratchFolder:

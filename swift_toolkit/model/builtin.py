@@ -107,7 +107,7 @@ def template_of(model: str) -> str:
 
 
 def builtin_of(path: str) -> str | None:
-    """The embedded model that was unpacked into ``path``, told by its name, here or on another machine."""
+    """The embedded model that was unpacked into ``path``, on this or another machine, recognised by the path's name."""
     parts = Path(path).parts[-2:]
     for name, builtin in BUILTIN.items():
         if (

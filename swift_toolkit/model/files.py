@@ -236,7 +236,7 @@ def _pointer_faults(directory: Path) -> list[Fault]:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether ``file`` is what git-lfs leaves in the place of a large file."""
+    """Whether ``file`` is a git-lfs pointer instead of a large file."""
     if file.stat().st_size > 1024:
         return False
     with file.open("rb") as content:
@@ -321,7 +321,7 @@ def _file_fault(file: Path) -> Fault | None:
     with file.open("rb") as content:
         is_zip = (
             content.read(2) == b"PK"
-        )  # how torch saves; older files are a bare pickle, which tells no length
+        )  # how torch saves; older files are a bare pickle, whose length is unknown
     if is_zip and not zipfile.is_zipfile(file):
         return f"{file} is cut short: it is {size:,} bytes and has no end", AGAIN
     return None

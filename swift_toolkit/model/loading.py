@@ -18,7 +18,7 @@ from swift_toolkit.problems import Problem
 
 
 def fill_model(config: Config, checkpoint: Checkpoint, *, model: str | None, adapter: Path | None) -> None:
-    """Set in ``config`` what the checkpoint decides and nobody has set.
+    """Set in ``config`` what the checkpoint determines and the user has not set.
 
     Args:
         config: an infer or export request.

@@ -107,7 +107,7 @@ def _mark(path: Path) -> Any:
 
 
 def made_of(checkpoint: Checkpoint) -> dict[str, object]:
-    """What tells this adapter, as it is now, from any other: for `MARK`."""
+    """What identifies this adapter in its present state, for `MARK`."""
     states = [(path, path.stat()) for path in sorted(checkpoint.path.glob("adapter_*"))]
     files = [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]
     return {"adapter": str(checkpoint.path), "files": files, "base": checkpoint.base}

@@ -1,7 +1,7 @@
 """The models and templates the installed ms-swift knows, read from its source; nothing of it is imported.
 
 ms-swift finds the ``model_type`` of a local directory by the directory's name, else by the architecture in its
-config.json, and the template by both; where several would do it gives up, after its import. Here the same is told in a
+config.json, and the template by both; if several fit it gives up, after its import. Here the same is found in a
 fraction of a second.
 """
 

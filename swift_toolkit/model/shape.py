@@ -134,7 +134,7 @@ class ModelConfig:
 
 
 def from_config(content: Mapping[str, object], model: str, directory: Path | None) -> ModelShape | None:
-    """The sizes that a config.json tells; None if it does not tell the main ones."""
+    """The sizes in a config.json; None if the main ones are missing."""
     config = ModelConfig(content)
     outer = config.part("thinker_config") or config
     text = outer.part("text_config", "llm_config", "language_config") or outer

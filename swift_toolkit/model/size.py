@@ -18,7 +18,7 @@ from swift_toolkit.model.shape import ModelShape, Stack, from_config
 
 
 def find_shape(model: str) -> ModelShape | None:
-    """The sizes of ``model``, a directory, an embedded model or a name on a hub; None if nothing tells them."""
+    """The sizes of ``model``: a directory, an embedded model or a hub name; None if they are unknown."""
     if model in builtin.BUILTIN:
         return from_config(builtin.BUILTIN[model].sizes, model, None)
     for directory in (Path(model).expanduser(), *_cached(model)):
@@ -64,7 +64,7 @@ _LADDER = {
 
 _NEWEST = 248320  # of the models whose code came with transformers 5
 
-# Vocabularies, told apart by the beginning of the model's name; from the config.json of each.
+# Vocabularies by the beginning of the model's name; from the config.json of each.
 _VOCABULARIES = (
     (r"qwen3\.[5-9]|minicpm-v-4\.6", _NEWEST),
     (r"gemma-?3|gemma-?4|medgemma", 262208),
@@ -133,7 +133,7 @@ _PARAMETERS = (
     (r"ovis2\.5-2b", 2.57),
 )
 
-# Billions of weights that a token passes through where the name tells only all of them, or none.
+# Billions of active weights of models whose name states only the total, or nothing.
 _ACTIVE = (
     (r"deepseek-ocr", 0.57),
     (r"deepseek-vl2-tiny", 1.0),
@@ -163,7 +163,7 @@ _ACTIVE_SIZE = re.compile(r"(?<![a-z\d])a(\d+(?:\.\d+)?)b(?![a-z\d])")
 
 
 def _from_name(model: str) -> ModelShape | None:
-    """The sizes of a model of the size that its name tells."""
+    """The sizes of a model whose name states its size."""
     name = model.rstrip("/").rpartition("/")[2].lower()
     billions = _listed(_PARAMETERS, name) or _size_in(name)
     if not billions:

@@ -1,6 +1,6 @@
 """The chat templates of the installed ms-swift, read from its source: how an answer ends, how a turn begins, tools.
 
-A template of another model trains without a word: its end mark is no token there, so the model learns to spell it.
+A template of another model trains without a warning: its end mark is no token there, so the model learns to spell it.
 Nothing of ms-swift is imported.
 """
 
@@ -167,7 +167,7 @@ def _known(config: Config) -> Template | None:
 
 
 def _own(config: Config) -> Template | None:
-    """The template of the model, where its name tells it or it is embedded here."""
+    """The template of the model, if its name or the embedded model determines it."""
     model = str(config.get("model") or "")
     if builtin.is_builtin(model):
         return templates(config.install).get(builtin.template_of(model))

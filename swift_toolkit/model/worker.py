@@ -39,7 +39,7 @@ def unpack(file: Path, output: Path) -> None:
     import transformers
 
     whole = {}
-    if hasattr(transformers, "GgufConfig"):  # since transformers 5 the weights stay packed unless it is told
+    if hasattr(transformers, "GgufConfig"):  # since transformers 5 the weights stay packed by default
         whole = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     folder, name = str(file.parent), file.name
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **whole)

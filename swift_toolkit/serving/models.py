@@ -15,7 +15,13 @@ from swift_toolkit.config.values import not_one_of
 from swift_toolkit.inference.backend import Backend
 from swift_toolkit.model import loading
 from swift_toolkit.model.builtin import is_builtin, materialise
-from swift_toolkit.model.checkpoints.checkpoint import Checkpoint, hub_adapter, hub_model, read_checkpoint
+from swift_toolkit.model.checkpoints.checkpoint import (
+    Checkpoint,
+    given_base_problems,
+    hub_adapter,
+    hub_model,
+    read_checkpoint,
+)
 from swift_toolkit.model.checkpoints.find import find_checkpoint
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.options import ServingOptions
@@ -185,7 +191,11 @@ def _checkpoint(path: str, base: str | None, trust_code: bool) -> Checkpoint:
             do = "Name the model it was trained from: --base-model NAME"
             raise RequestError([Problem(f"{path} is an adapter on a hub, and its base is not known", do)])
         return hub_adapter(path, base, trust_code)
-    return read_checkpoint(find_checkpoint(Path(path).expanduser()).path, base, trust_code)
+    try:
+        found = find_checkpoint(Path(path).expanduser())
+    except RequestError as error:
+        raise RequestError([*error.problems, *given_base_problems(base)]) from None
+    return read_checkpoint(found.path, base, trust_code)
 
 
 def read_adapter(path: str) -> Checkpoint:

@@ -62,7 +62,7 @@ BAD = [
     ("a.json", '{"a": 1\n "b": 2}', "a.json:1: lacks a comma after this line's value. Add the comma."),
     ("a.json", '{"a": NaN}', "a.json:1: NaN is not a JSON value. Use a number or null."),
     ("a.json", '{"a": 1', "a.json:1: ends too early. A closing bracket or quote is missing."),
-    ("a.json", '{"a": 1}\n{"b": 2}', "a.json:2: goes on after the end of the object. Remove the rest."),
+    ("a.json", '{"a": 1}\n{"b": 2}', "a.json:2: continues after the end of the object. Remove the rest."),
     ("a.json", '{"a": \x01}', "a.json:1: is not valid JSON (expecting value)."),
     (
         "a.json",

@@ -157,7 +157,7 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
                 "--from-command",
                 "python -m swift.cli.export --ckpt_dir a-merged --quant_seqlen 64 --use_merge_kit true",
             ],
-            '"python -m swift.cli.export --ckpt_dir a-merged --quant_se..." is a command that cannot be run here. '
+            '"python -m swift.cli.export --ckpt_dir a-merged..." is a command that cannot be run here. '
             f"With ms-swift {installed().version}: swift export --model a-merged --max_length 64 "
             "(use_merge_kit has no successor in ms-swift and is skipped.)",
         ),

@@ -161,6 +161,9 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     # names
     ({"lora_rnak": 8}, '"lora_rnak" is not a setting. Did you mean "lora_rank"?'),
     ({"zzz": 8}, '"zzz" is not a setting. Remove it.'),
+    ({"weights_decay": 8}, '"weights_decay" is not a setting. Did you mean "weight_decay"?'),
+    ({"optimiser": 8}, '"optimiser" is not a setting. Did you mean "optimizer"?'),
+    ({"kwargs_scheduler_lr": 1}, '"kwargs_scheduler_lr" is not a setting. Did you mean "lr_scheduler_kwargs"?'),
     ({"cutoff_len": 8}, '"cutoff_len" is a name of LLaMA-Factory. In ms-swift it is "max_length".'),
     ({"finetuning_type": "lora"}, '"finetuning_type" is a name of LLaMA-Factory. In ms-swift it is "train_type".'),
     ({"micro_batch_size": 2}, '"micro_batch_size" is a name of Axolotl. In ms-swift it is "per_device_train_batch_size".'),

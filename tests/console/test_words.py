@@ -46,8 +46,12 @@ def test_the_nearest_file(tmp_path: Path) -> None:
 def test_a_value_shown_short() -> None:
     assert words.shown("数" * 70) == f'"{"数" * 57}..."'
     assert words.shown({"a": None, "b": [1]}) == '{"a": null, "b": [1]}'
-    assert len(words.shown(list(range(100)))) == words.WIDTH
+    assert len(words.shown(list(range(100)))) <= words.WIDTH
     assert words.short("x" * 60) == "x" * 60
+    assert (
+        words.short("one word and another one that makes it too long for one line", 30)
+        == "one word and another one..."
+    )
 
 
 def test_lists_and_counts() -> None:

@@ -62,10 +62,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, **has: Any) -> None:
         ({"gpus": 2}, "", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
         ({"gpus": 2}, "-1", "cpu (CUDA_VISIBLE_DEVICES hides every GPU)"),
         ({"gpus": 4}, "1,-1,2", "cuda (NVIDIA A100)"),
-        ({"gpus": 2}, "0,2,1", 'cuda (NVIDIA A100, CUDA_VISIBLE_DEVICES names "2", which is no GPU of this machine)'),
+        ({"gpus": 2}, "0,2,1", 'cuda (NVIDIA A100, CUDA_VISIBLE_DEVICES names "2", which is not a GPU of this machine)'),
         ({"gpus": 2}, "1,1", 'cpu (CUDA_VISIBLE_DEVICES names "1" twice, which hides every GPU)'),
         ({"gpus": 4}, "GPU-3a2b3c4d,GPU-1a2", "2 × cuda (NVIDIA A100)"),
-        ({"gpus": 4}, "GPU-9", 'cpu (CUDA_VISIBLE_DEVICES names "GPU-9", which is no GPU of this machine)'),
+        ({"gpus": 4}, "GPU-9", 'cpu (CUDA_VISIBLE_DEVICES names "GPU-9", which is not a GPU of this machine)'),
         ({"gpus": 2, "build": "cpu"}, None, "cpu (the installed torch is a CPU build, the GPU stays unused)"),
         ({"gpus": 8, "mig": 1}, None, "cuda (NVIDIA A100, a process can use only one MIG instance)"),
         ({"gpus": 8, "mig": 1}, "2,3", "2 × cuda (NVIDIA A100)"),
@@ -90,8 +90,8 @@ def test_the_device(
     [
         ("0,1,2", "3 × npu"),
         ("3", "npu"),
-        ("1, 2", 'npu (ASCEND_RT_VISIBLE_DEVICES names " 2", which is no device here)'),
-        ("1,3,8", '2 × npu (ASCEND_RT_VISIBLE_DEVICES names "8", which is no device here)'),
+        ("1, 2", 'npu (ASCEND_RT_VISIBLE_DEVICES names " 2", which is not a device of this machine)'),
+        ("1,3,8", '2 × npu (ASCEND_RT_VISIBLE_DEVICES names "8", which is not a device of this machine)'),
         ("", "cpu (ASCEND_RT_VISIBLE_DEVICES hides every device)"),
     ],
 )

@@ -235,7 +235,7 @@ def one_of_both(first: Any, second: Any, join: bool) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """A value as a notice shows it; one value is no list."""
+    """A value as a notice shows it; a list of one value is shown as that value."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -41,7 +41,7 @@ class SwiftCommand(NamedTuple):
         values: setting -> text, list of texts, or True for a flag without a value; ``config`` is the file
             that ms-swift was to read more of them from.
         left_out: one line for each thing in the script that is not part of it, or could not be worked out.
-        notices: what else is to be said.
+        notices: messages for the user.
     """
 
     command: Command

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from swift_toolkit.console import secrets
 from swift_toolkit.console.command_line import LONG_DASH, long_dash
+from swift_toolkit.console.words import short
 from swift_toolkit.problems import Problem
 
-# A line goes on behind a backslash, also where a comment stands behind it.
+# A backslash continues a line, even with a comment behind it.
 _CONTINUED = r"[ \t\r]*(?:[ \t]\#[^\n]*)?\n"
 _SUBSTITUTED = r"\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 # Within a word: 'quoted', "quoted", $(substituted), `substituted`, $variable, ${variable}, escaped, ordinary.
@@ -83,7 +84,7 @@ class Statement:
 
     def __str__(self) -> str:
         text = self.without_secrets(" ".join(secrets.masked_words(self.words)))
-        return text if len(text) <= 60 else f"{text[:57]}..."
+        return short(text)
 
     def without_secrets(self, text: str) -> str:
         """``text`` as it may be shown."""

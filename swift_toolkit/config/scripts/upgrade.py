@@ -145,7 +145,7 @@ def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, obje
 
 
 def _replace(content: Any, name: str, new: Mapping[str, object]) -> None:
-    """Put other settings in the place of one, with its comments; without others they go to the setting before it."""
+    """Replace a setting by others and keep its comments, which without others move to the setting before it."""
     keys = list(content)
     place, comment = keys.index(name), _take_comment(content, name)
     del content[name]

@@ -56,7 +56,7 @@ class Tensor:
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:
-    """Every weight in the safetensors files of the directory ``path``, by its name; none where it is no directory."""
+    """Every weight in the safetensors files of the directory ``path``, by name; none if it is not a directory."""
     found = {}
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
         header = safetensors_header(file)

@@ -136,6 +136,11 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     )
 
 
+def given_base_problems(base: str | None, key: str = "--base-model") -> list[Problem]:
+    """What is wrong with a base model that was named with the flag ``key``; nothing if none was."""
+    return [replace(problem, key=key) for problem in _given_base(base)[1]] if base is not None else []
+
+
 def hub_model(model: str, trust_code: bool = False) -> Checkpoint:
     """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
     return Checkpoint(Path(model), "full", trusted=trust_code)

@@ -26,7 +26,7 @@ _PREFIX = "base_model.model."
 
 
 def is_old(path: Path) -> bool:
-    """Whether the checkpoint ``path`` holds an adapter in the form of ms-swift 1; a text that is no path holds none."""
+    """Whether the checkpoint ``path`` holds an adapter in the form of ms-swift 1."""
     try:
         return (path / OLD_FOLDER / "adapter_config.json").is_file()
     except OSError:

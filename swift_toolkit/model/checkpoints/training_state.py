@@ -1,4 +1,4 @@
-"""Whether a checkpoint is all that a training needs to go on from: weights, optimizer, scheduler, random numbers.
+"""Whether a checkpoint is complete enough to resume from: weights, optimizer, scheduler, random state.
 
 transformers writes the weights first and ``trainer_state.json`` last, each in place: a process that is killed in
 between leaves a directory that looks like a checkpoint. DeepSpeed keeps the optimizer in ``global_step<N>``, a file a
@@ -87,7 +87,7 @@ def read_state(path: Path) -> TrainingState:
 
 
 def training_state_problems(path: Path, every_byte: bool = False) -> list[Problem]:
-    """Why the checkpoint ``path`` is not whole; none if a training can go on from it.
+    """Why the checkpoint ``path`` is not complete; none if a training can resume from it.
 
     Args:
         path: a directory ``checkpoint-N``.
@@ -95,7 +95,7 @@ def training_state_problems(path: Path, every_byte: bool = False) -> list[Proble
     """
     try:
         if not (path / STATE).exists():
-            do = f"It was being written when the training ended, or is no training checkpoint. {_EARLIER}"
+            do = f"Either the training ended while it was written, or it is not a training checkpoint. {_EARLIER}"
             return [Problem(f"{path} is not whole: there is no {STATE}", do)]
         if is_model_only(path):
             return [_only_the_model(path)]
@@ -113,7 +113,7 @@ def weight_problems(path: Path) -> list[Problem]:
 
 
 def is_model_only(path: Path) -> bool:
-    """Whether ``path`` was saved with ``save_only_model``, on purpose without what a training goes on from."""
+    """Whether ``path`` was saved with ``save_only_model``, which leaves out what a training needs to resume."""
     parts = (*_OPTIMIZERS, "scheduler.pt", "latest", "rng_state*.pth", "optimizer_*", "global_step*")
     return not any(found for name in parts for found in path.glob(name))
 
