@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from swift_toolkit.serving.proof.exchange import Messages
     from swift_toolkit.serving.server import Server
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Serve a checkpoint to OpenAI clients. --checkpoint alone is enough: what it is, is found out.
 
 Every deployment argument of the installed ms-swift is a flag or a key of the config file, under its own
 name: --port 8000, --host 127.0.0.1, --served-model-name NAME, --ssl-certfile F --ssl-keyfile F,
 --max-batch-size 16, --max-new-tokens 512, --vllm-gpu-memory-utilization 0.8."""
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
   python deploy_model.py --checkpoint output/quickstart
   python deploy_model.py --checkpoint output/quickstart --dry-run
@@ -233,8 +233,8 @@ def make_parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="deploy_model.py",
         usage="%(prog)s --checkpoint DIR [--config FILE] [--name value ...] [--dry-run] [--json]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Fine-tune a model with ms-swift: LoRA, QLoRA, full or multimodal.
 
 Every training argument of the installed ms-swift is a flag or a key of the config file, under its own
 name: --lora_rank 16, --learning_rate 1e-4, --dataset a.jsonl b.jsonl. Flags win over the file."""
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
   python finetune_trainer.py --config configs/quickstart.json
   python finetune_trainer.py --config configs/lora_sft.json --dataset data/train.jsonl --dry-run
@@ -101,7 +101,7 @@ class FineTuner:
         keep_going: bool = False,
         **overrides: Any,
     ) -> None:
-        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_request
+        from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_training
 
         launch = {
             "nproc_per_node": nproc_per_node,
@@ -122,7 +122,7 @@ class FineTuner:
                 force=force,
                 keep_going=keep_going,
             )
-        facts = check_request(config)
+        facts = check_training(config)
         from swift_toolkit.training.checked import plan_training  # not before: an error is shown sooner
 
         self._checked = plan_training(config, facts)
@@ -239,8 +239,8 @@ def make_parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="finetune_trainer.py",
         usage="%(prog)s [--config FILE] [--name value ...] [--dry-run] [--verify-data] [--json]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from swift_toolkit.inference.plan import AskOptions
     from swift_toolkit.inference.protocol import Ready
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
 
 Every inference argument of the installed ms-swift is a flag or a key of the config file, under its own name:
 --max-new-tokens 256, --temperature 0.7, --top-p 0.9, --top-k 50, --repetition-penalty 1.05, --seed 1,
 --system "...". Without them answers have at most 512 tokens and are the same every time."""
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
   python inference_test.py --checkpoint output/quickstart --compare-base
   python inference_test.py --checkpoint output/quickstart --question "Who are you?" --temperature 0.7
@@ -235,8 +235,8 @@ def make_parser() -> command_line.Parser:
     """The flags that are this command's own; every other ``--name value`` is an inference setting."""
     parser = command_line.Parser(
         prog="inference_test.py",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -348,12 +348,12 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
 
 def _batch_problems(flags: argparse.Namespace) -> list[Problem]:
     """What is wrong with the questions and with the places for what is made of them."""
-    from swift_toolkit.evaluation.batch import check_request
+    from swift_toolkit.evaluation.batch import check_batch
     from swift_toolkit.evaluation.questions import QuestionSet
 
     output, report = (Path(place) if place else None for place in (flags.output, flags.report))
     try:
-        check_request(QuestionSet(flags.questions_file or _default_questions()), output, report)
+        check_batch(QuestionSet(flags.questions_file or _default_questions()), output, report)
     except RequestError as error:
         return error.problems
     return []

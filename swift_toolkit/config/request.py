@@ -294,8 +294,8 @@ class _Reader:
             return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
         if name.lower() in _ENVIRONMENT or name.isupper():
             return setting.problem("is not a setting", _environment_advice(name))
-        known = [*OWN_KEYS, *self.fields]
-        near = (nearest(name, known, most=2) or _holding(name, known)) if place < 50 else []
+        names = [*OWN_KEYS, *self.fields]
+        near = (nearest(name, names, most=2) or _holding(name, names)) if place < 50 else []
         mean = " or ".join(f'"{dashes}{word}"' for word in near)
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
 

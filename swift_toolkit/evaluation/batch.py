@@ -55,7 +55,7 @@ class QuestionRun:
         self.plan, self.questions, self.report = plan, questions, report
         self.sides: tuple[Side, ...] = ("tuned", "base") if compare_base else ("tuned",)
         problems = plan.base_problems() if compare_base else []
-        self.overview = check_request(questions, output, report, problems)
+        self.overview = check_batch(questions, output, report, problems)
         self.output = output
         self.answers: AnswersFile | None = None
 
@@ -165,7 +165,7 @@ class QuestionRun:
         answers.finish((summary.add(*pair) for pair in answers.pairs(self.questions)), summary.figures)
 
 
-def check_request(
+def check_batch(
     questions: QuestionSet, output: Path | None, report: Path | None, problems: Sequence[Problem] = ()
 ) -> Overview:
     """Read the questions once and look at the places to write to.

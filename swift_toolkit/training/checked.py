@@ -80,7 +80,7 @@ def plan_training(request: TrainingRequest, facts: Facts) -> CheckedRequest:
 
     Args:
         request: the request.
-        facts: what `check_request` found.
+        facts: what `check_training` found.
 
     Raises:
         RequestError: the run cannot be resumed, or the disk is too small.

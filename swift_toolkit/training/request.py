@@ -75,7 +75,7 @@ class Facts:
     cluster: Cluster
 
 
-def check_request(request: TrainingRequest) -> Facts:
+def check_training(request: TrainingRequest) -> Facts:
     """Check a request.
 
     Raises:

@@ -16,7 +16,7 @@ from swift_toolkit.runs import page
 from swift_toolkit.runs import resume as runs_resume
 from swift_toolkit.runs.table import RunEntry, read_run
 from swift_toolkit.training.checked import CheckedRequest, plan_training
-from swift_toolkit.training.request import TrainingRequest, check_request
+from swift_toolkit.training.request import TrainingRequest, check_training
 from swift_toolkit.training.resume import requested
 
 FOLDER, COMPARISON = "sweep", "comparison.html"
@@ -117,7 +117,7 @@ def check(whole: TrainingRequest, values: Mapping[str, Sequence[str]]) -> list[P
 
 
 def _checked(request: TrainingRequest) -> CheckedRequest:
-    return plan_training(request, check_request(request))
+    return plan_training(request, check_training(request))
 
 
 def _check_point(point: Point, checked: CheckedRequest) -> None:
