@@ -19,10 +19,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.machine import packages
 from swift_toolkit.machine.files import whole_file
 
 FORMAT = "1"
@@ -103,8 +103,8 @@ def data_files(entries: Iterable[str]) -> list[Path] | None:
 def _parts(arguments: Any, template: Any, files: Iterable[Path]) -> Iterator[bytes]:
     yield FORMAT.encode()
     for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            yield f"{name}=={metadata.version(name)}".encode()
+        if version := packages.version(name):
+            yield f"{name}=={version}".encode()
     yield _as_bytes({name: os.environ.get(name) for name in _VARIABLES})
     yield _as_bytes({name: getattr(arguments, name, None) for name in _setting_names(arguments)})
     for file in files:

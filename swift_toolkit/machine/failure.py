@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from swift_toolkit.machine.process import Child, Report
+from swift_toolkit.machine.process import Child, ChildReport
 from swift_toolkit.problems import RunError, first_line
 
 TAIL_BYTES = 1 << 17  # of the log, in which torch.distributed.run's summary is looked for
@@ -98,7 +98,7 @@ def engine_error(log: Path) -> str | None:
     return found.group(1) if found else None
 
 
-ENDED: Report = {"event": "ended"}
+ENDED: ChildReport = {"event": "ended"}
 
 
 def child_failure(event: Mapping[str, object], what: str, child: Child, log: Path) -> RunError:

@@ -8,7 +8,6 @@ import errno
 import functools
 import gc
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import itertools
@@ -90,7 +89,7 @@ class SwiftInstall:
         refuses a state with other groups.
 
         Args:
-            generation: what `generation_of` says of the checkpoint's args.json.
+            generation: what `recorded_generation` says of the checkpoint's args.json.
         """
         wrote = next((line for line in LINES if line == generation), self.line)
         return None if wrote == self.line else wrote.removeprefix("v")
@@ -144,7 +143,7 @@ _SOURCES_OF_4 = Sources(
 Generation = Literal["v1", "v2", "v3", "v4"]
 
 
-def generation_of(args: Collection[str], is_old_file: bool) -> Generation | None:
+def recorded_generation(args: Collection[str], is_old_file: bool) -> Generation | None:
     """Which generation of ms-swift wrote these arguments; None if that does not show.
 
     4 names itself. 2 has ``custom_register_path``, which 1 does not have.
@@ -254,14 +253,15 @@ def _importing() -> Iterator[None]:
     if "swift" in sys.modules:
         yield
         return
-    read, collects = importlib.metadata.packages_distributions, gc.isenabled()
+    metadata: Any = importlib.import_module("importlib.metadata")  # itself slow to import
+    read, collects = metadata.packages_distributions, gc.isenabled()
     read_once = functools.cache(read)
-    importlib.metadata.packages_distributions = lambda: dict(read_once())
+    metadata.packages_distributions = lambda: dict(read_once())
     gc.disable()
     try:
         yield
     finally:
-        importlib.metadata.packages_distributions = read
+        metadata.packages_distributions = read
         gc.freeze()  # modules stay: later collections need not visit them
         if collects:
             gc.enable()

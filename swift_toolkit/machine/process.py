@@ -36,7 +36,7 @@ KILL_AFTER_SECONDS = 10.0
 """How long a process group may take to end before it is killed."""
 
 
-Report = dict[str, Any]
+ChildReport = dict[str, Any]
 """What a child reports in one line of JSON: its ``event`` and details."""
 
 
@@ -132,7 +132,7 @@ class Child:
         self.process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
         self.process.stdin.flush()
 
-    def events(self, tick: float = 0.2) -> Iterator[Report | None]:
+    def events(self, tick: float = 0.2) -> Iterator[ChildReport | None]:
         """What the child reports, until it ends; None at least every ``tick`` seconds."""
         while True:
             ended = self.process.poll() is not None
@@ -142,7 +142,7 @@ class Child:
             select.select([self._reader], [], [], tick)
             yield None
 
-    def _read(self) -> Iterator[Report]:
+    def _read(self) -> Iterator[ChildReport]:
         while True:
             try:
                 block = os.read(self._reader, 65536)
@@ -195,7 +195,7 @@ class Reporter:
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **details: Any) -> None:
-        """Report one event; values that JSON does not know are written as text."""
+        """ChildReport one event; values that JSON does not know are written as text."""
         if self._pipe is None:
             return
         line = json.dumps({"event": event, **details}, default=str).encode() + b"\n"

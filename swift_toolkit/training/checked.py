@@ -16,7 +16,7 @@ from swift_toolkit.runs.resume import is_secret, tidy
 from swift_toolkit.training import automatic, preflight
 from swift_toolkit.training.plan import TrainingPlan, default_output_dir
 from swift_toolkit.training.preflight import VerifyArguments
-from swift_toolkit.training.request import Facts, TrainingRequest
+from swift_toolkit.training.request import RequestFacts, TrainingRequest
 from swift_toolkit.training.resume import Resumption, requested, resume
 
 
@@ -75,7 +75,7 @@ def given_settings(config: Config) -> dict[str, object]:
     return settings | {name: one.value for name, one in own.items() if one is not None}
 
 
-def plan_training(request: TrainingRequest, facts: Facts) -> CheckedRequest:
+def plan_training(request: TrainingRequest, facts: RequestFacts) -> CheckedRequest:
     """Plan the run of a request.
 
     Args:

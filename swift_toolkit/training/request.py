@@ -59,7 +59,7 @@ class TrainingRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class RequestFacts:
     """The facts of a request without problems.
 
     Args:
@@ -75,7 +75,7 @@ class Facts:
     cluster: Cluster
 
 
-def check_training(request: TrainingRequest) -> Facts:
+def check_training(request: TrainingRequest) -> RequestFacts:
     """Check a request.
 
     Raises:
@@ -103,7 +103,7 @@ def check_training(request: TrainingRequest) -> Facts:
     problems += defaults.batch_of_one(config, data, world_size)
     if problems:
         raise RequestError(problems)
-    return Facts(config=config, device=device, data=data, cluster=cluster)
+    return RequestFacts(config=config, device=device, data=data, cluster=cluster)
 
 
 def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:

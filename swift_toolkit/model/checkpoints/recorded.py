@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from swift_toolkit.machine.msswift import Generation, generation_of
+from swift_toolkit.machine.msswift import Generation, recorded_generation
 from swift_toolkit.model.files import ARGS_FILES, Fault, JsonObject, adapter_root, read_json, tuner_type
 
 _T = TypeVar("_T")
@@ -78,7 +78,7 @@ class RecordedArguments:
         size = _typed(content, "global_world_size", int)
         epochs = content.get("num_train_epochs")
         return cls(
-            generation=generation_of(content, is_old_file),
+            generation=recorded_generation(content, is_old_file),
             template=_typed(content, "template_type" if is_old_file else "template", str),
             torch_dtype=_OLD_DTYPES.get(dtype) if is_old_file else _typed(content, "torch_dtype", str),
             tuner_type=tuner_type(content),
