@@ -17,6 +17,7 @@ import pytest
 
 from swift_toolkit import __main__
 from swift_toolkit.dataset import row_cache
+from swift_toolkit.machine.msswift import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"q": f"What is <thing> {at}?", "a": f"It is THE answer {at}. " * (at + 1)} for at in range(6)]
@@ -120,7 +121,8 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
     cases: dict[str, dict[str, Any]] = {
         "first": {"arguments": data()},
         "again": {"arguments": data()},
-        "another learning rate": {"arguments": data("--learning_rate=0.5", "--dataset_num_proc=2")},
+        "another learning rate": {"arguments": data("--learning_rate=0.5")},
+        "two processes": {"arguments": data("--dataset_num_proc=2")},
         "another file": {"arguments": [*data(file="other.jsonl"), COLUMNS]},
         "a changed row": {
             "write": {"../rows.jsonl": changed(a="No.")},
@@ -146,6 +148,8 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
     }
     found = dict(zip(cases, encode(place, list(cases.values())), strict=True))
     known = {"again", "another learning rate", "the rows as before", "plugin again"}
+    if installed().line == "v4":  # an older `datasets` keeps rows for each number of processes
+        known.add("two processes")
     assert {name for name, case in found.items() if not case["encoded"]} == known
     assert all(case["kept"] for case in found.values())
     first = found["first"]
@@ -154,7 +158,7 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
     for name in ("again", "another learning rate", "the rows as before"):
         assert found[name] == {**first, "encoded": 0}
     parts = ("tokens", "learned")
-    same = {"another file", "another learning rate", "first", "again", "the rows as before"}
+    same = {"another file", "another learning rate", "two processes", "first", "again", "the rows as before"}
     for name in cases.keys() - same - {"plugin", "plugin again", "another plugin"}:
         assert [found[name][part] for part in parts] != [first[part] for part in parts], name
     assert found["agent template"]["tokens"] != found["another agent template"]["tokens"]
