@@ -73,8 +73,8 @@ def test_a_real_sweep_that_goes_on(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is interrupted after its first run; the same command takes up the second and compares both."""
-    settings = tiny(tiny_model, tmp_path / "out", max_steps=2, save_steps=2)
-    words = [*flags(settings), "--sweep", "learning_rate=1e-5,1e-3"]
+    settings = tiny(tiny_model, tmp_path / "out", max_steps=8, save_steps=8)
+    words = [*flags(settings), "--sweep", "learning_rate=1e-6,1e-2"]
     train, started = FineTuner.run_training, 0
 
     def interrupted(self: FineTuner, *args: Any) -> Any:
@@ -88,11 +88,11 @@ def test_a_real_sweep_that_goes_on(
     assert finetune_trainer.main(words) == 130
     assert finetune_trainer.main(words) == 0
     said = capsys.readouterr()
-    assert "Run 1 of 2: learning_rate=1e-5, finished before" in said.err
+    assert "Run 1 of 2: learning_rate=1e-6, finished before" in said.err
     assert started == 3
-    assert "Best: learning_rate=1e-3. Next:" in said.out
+    assert "Best: learning_rate=1e-2. Next:" in said.out
     others = {name: value for name, value in settings.items() if name != "learning_rate"}
-    again = f"  python finetune_trainer.py {' '.join(flags(others))} --learning_rate 1e-3"
+    again = f"  python finetune_trainer.py {' '.join(flags(others))} --learning_rate 1e-2"
     assert again in said.out.splitlines()
     assert "2 runs compared" in (tmp_path / "out/sweep/comparison.html").read_text()
     assert finetune_trainer.main([*words, "--lora_alpha", "99"]) == 2  # the runs there had another

@@ -204,8 +204,8 @@ class Watch:
     # --- alarms -------------------------------------------------------------------------------------------
 
     def _with(self, *found: Alarm) -> Watch:
-        known = {alarm.kind for alarm in self.alarms}
-        return replace(self, alarms=(*self.alarms, *(alarm for alarm in found if alarm.kind not in known)))
+        first = {alarm.kind: alarm for alarm in reversed((*self.alarms, *found))}
+        return replace(self, alarms=tuple(sorted(first.values(), key=(*self.alarms, *found).index)))
 
     @property
     def _median(self) -> float:
