@@ -53,7 +53,7 @@ def test_commands(commands: Commands, capsys: pytest.CaptureFixture[str]) -> Non
                 status = MAINS[script](words)
         except SystemExit as end:  # --help
             status = end.code
-        except BaseException as error:
+        except Exception as error:
             status = f"{type(error).__name__}: {error}"[:300]
         seconds = time.process_time() - began
         slowest = max(slowest, (seconds, number))
