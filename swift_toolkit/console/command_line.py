@@ -219,7 +219,10 @@ def _tell(error: ToolkitError, as_json: bool) -> None:
             for one in fields
         ]
         text = json.dumps({"problems": found}, ensure_ascii=False)
-        print(text.encode("utf-8", "replace").decode())
+        try:
+            print(text.encode("utf-8", "replace").decode(), flush=True)
+        except OSError:  # nobody reads it, or the disk is full; stderr says the same
+            _discard_output()
     if problems:
         screen.print_problems(problems)
     else:

@@ -21,6 +21,8 @@ RIGHT = "finetune_trainer.py --config configs/quickstart.json --dry-run --json"
         (RIGHT, "1>&- 2>&-", 0, ""),
         (RIGHT, "> /dev/full", 1, "Cannot write the output: No space left on device.\n"),
         (RIGHT, "| true", 141, ""),
+        (f"{WRONG} --json", "> /dev/full", 2, "argument --mode"),
+        (f"{WRONG} --json", "| true", 2, "argument --mode"),
     ],
 )
 def test_streams(command: str, streams: str, status: int, said: str) -> None:
