@@ -1,4 +1,4 @@
-"""What is not about one run: python -m swift_toolkit runs [DIR] | cache."""
+"""Commands that are not about a single run: python -m swift_toolkit runs [DIR] | cache."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from swift_toolkit.runs import command
 
 def make_parser() -> command_line.Parser:
     """The commands and their flags."""
-    parser = command_line.Parser(prog="python -m swift_toolkit", description="Look at what the toolkit made.")
+    parser = command_line.Parser(
+        prog="python -m swift_toolkit", description="List training runs and kept rows."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs = commands.add_parser(
         "runs",
-        help="the training runs below a directory",
+        help="list the training runs in a directory",
         description="List training runs, newest first, with their state; show, compare or repeat them; clean up.",
         epilog=command.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -27,11 +29,11 @@ def make_parser() -> command_line.Parser:
     runs.set_defaults(carry_out=command.carry_out)
     cache = commands.add_parser(
         "cache",
-        help="the rows that are kept for later runs",
-        description="Show where converted rows are kept for later runs with the same data and settings, and how large "
-        "that is.",
+        help="show or remove the rows kept for later runs",
+        description="Show where converted rows are kept for later runs with the same data and settings, and how much "
+        "space they take.",
     )
-    cache.add_argument("--clear", action="store_true", help="remove all that no run is using")
+    cache.add_argument("--clear", action="store_true", help="remove everything that no run is using")
     cache.add_argument("--json", action="store_true", help="one JSON object on stdout")
     cache.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
     cache.set_defaults(carry_out=_cache)

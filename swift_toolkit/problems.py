@@ -1,10 +1,10 @@
-"""What can go wrong, in the words the user reads.
+"""The errors of the toolkit and the problems they report to the user.
 
-ToolkitError                a command ends because of it
+ToolkitError                base class: the command ends
 ├── RequestError            the request is wrong: config, data, model, arguments (exit status 2)
 └── RunError                the request was fine, the run failed (exit status 1)
 
-A RequestError carries every problem found, so that one look at the screen is enough to fix everything.
+A RequestError carries every problem found, so that the user can fix them all at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, where it is and what to do.
+    """One thing that is wrong, where it is and how to fix it.
 
     Printed as ``<file>:<line>: "<key>" <what>. <do>`` with the parts that are known.
 
@@ -39,11 +39,11 @@ class Problem:
             where = f"{self.file}:{self.line}: " if self.line is not None else f"{self.file}: "
         subject = f'"{self.key}" ' if self.key is not None else ""
         text = f"{where}{subject}{self.what}." + (f" {self.do}" if self.do else "")
-        return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be printed
+        return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be printed
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's text; the name of its type where it has no text."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     lines = str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__]
     return lines[0].rstrip()
 
@@ -69,4 +69,4 @@ class RequestError(ToolkitError):
 
 
 class RunError(ToolkitError):
-    """A run that was rightly asked for failed while it ran."""
+    """A valid request whose run failed."""

@@ -521,7 +521,7 @@ def test_a_merged_directory_of_others_is_left_alone(output):
         InferenceTester(output, infer_backend="pt", merge_lora=True)
     assert str(caught.value) == (
         f'"--merge-lora" cannot write {output}/{RUN}/checkpoint-20-merged: it exists and was not made '
-        "by this command. Move it away, or name it as the checkpoint."
+        "by this command. Move it, or give it as the checkpoint."
     )
 
 

@@ -1,1 +1,1 @@
-"""What a model or checkpoint directory is, whether it is whole, how large it is; merging."""
+"""What a model or checkpoint directory contains, whether it is complete, how large it is; merging."""

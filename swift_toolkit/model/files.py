@@ -1,7 +1,7 @@
-"""What kind of model a directory holds, and whether it is whole.
+"""What kind of model a directory holds, and whether it is complete.
 
-Looks at names, sizes, JSON files and the headers of safetensors files, never at weights: any model takes
-milliseconds. The safetensors format: https://github.com/huggingface/safetensors#format.
+Reads names, sizes, JSON files and the headers of safetensors files, never weights, so any model takes milliseconds.
+The safetensors format: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ TOKENIZER_FILES = (
     "tiktoken.model",
     "tokenization_*.py",
 )
-MAX_HEADER = 100_000_000  # bytes; what the safetensors library accepts
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 GGUF_MAGIC = b"GGUF"
 LFS_POINTER = b"version https://git-lfs"
 AGAIN = "Download it again."
 
 
 def checkpoint_kind(path: Path) -> CheckpointKind | None:
-    """What the directory ``path`` holds, judged by its files; None if it is not a model.
+    """The kind of model in the directory ``path``, judged by its files; None if there is no model.
 
     Returns:
-        ``lora`` for an adapter of any sort, ``full`` for a model or a GGUF file, ``merged`` for a model that an
-        adapter was merged into: ms-swift leaves the adapter's own args.json beside the merged weights.
+        ``lora`` for an adapter of any kind, ``full`` for a model or a GGUF file, ``merged`` for a model that an
+        adapter was merged into: ms-swift leaves the adapter's own args.json next to the merged weights.
     """
     if adapter_root(path) is not None:
         return "lora"
@@ -66,12 +66,12 @@ def checkpoint_kind(path: Path) -> CheckpointKind | None:
 
 
 def is_model(path: Path) -> bool:
-    """Whether ``path`` is a directory with what makes a model: a config.json and weights, whole or not."""
+    """Whether ``path`` is a directory with the files of a model: a config.json and weights, complete or not."""
     return (path / "config.json").is_file() and bool(weight_files(path))
 
 
 def gguf_in(path: Path) -> Path | None:
-    """The one GGUF file in the directory ``path``, which is all that there is of a model; None otherwise."""
+    """The GGUF file in the directory ``path`` if it is the only model file there, else None."""
     if not path.is_dir() or (path / "config.json").exists():
         return None
     files = list(path.glob("*.gguf"))
@@ -79,16 +79,16 @@ def gguf_in(path: Path) -> Path | None:
 
 
 def gguf_problems(file: Path) -> list[Problem]:
-    """What keeps a GGUF file from being asked or served."""
+    """Why a GGUF file cannot be queried or served."""
     with file.open("rb") as content:
         if content.read(4) != GGUF_MAGIC:
             return [Problem(f"{file} is not a GGUF file", AGAIN)]
     missing = packages.not_installed(["gguf"])
-    return [Problem(f"{file} is read by the package gguf", packages.install("gguf"))] if missing else []
+    return [Problem(f"{file} needs the package gguf", packages.install("gguf"))] if missing else []
 
 
 def adapter_root(path: Path) -> Path | None:
-    """Where the adapter in ``path`` has its files: ``path``, its ``default`` or ``reft``; None if none."""
+    """The directory with the adapter's files: ``path``, its ``default`` or its ``reft``; None if there are none."""
     for root in (path, path / "default"):
         if any((root / name).is_file() for name in ("adapter_config.json", *ADAPTER_WEIGHTS)):
             return root
@@ -96,7 +96,7 @@ def adapter_root(path: Path) -> Path | None:
 
 
 def tuner_type(args: JsonObject) -> str | None:
-    """How the model was trained, as ms-swift 4, 3, and 2 or 1 write it down; None where it is not there."""
+    """How the model was trained, as recorded by ms-swift 1 to 4; None if it is not recorded."""
     return next(
         (args[key] for key in ("tuner_type", "train_type", "sft_type") if isinstance(args.get(key), str)),
         None,
@@ -106,10 +106,10 @@ def tuner_type(args: JsonObject) -> str | None:
 def model_problems(
     path: Path, key: str | None = None, file: str | None = None, line: int | None = None
 ) -> list[Problem]:
-    """Whatever keeps the local directory ``path`` from being used as a model to train, ask or serve.
+    """Every reason why the local directory ``path`` cannot be used as a model to train, query or serve.
 
     Args:
-        path: the directory, shown as it is given.
+        path: the directory, shown as given.
         key, file, line: the setting that names it, for the messages.
     """
     return _problems(_model_faults, path, key, file, line)
@@ -118,7 +118,7 @@ def model_problems(
 def adapter_problems(
     path: Path, key: str | None = None, file: str | None = None, line: int | None = None
 ) -> list[Problem]:
-    """Whatever keeps the local directory ``path`` from being used as an adapter; see `model_problems`."""
+    """Every reason why the local directory ``path`` cannot be used as an adapter; see `model_problems`."""
     return _problems(_adapter_faults, path, key, file, line)
 
 
@@ -134,7 +134,7 @@ def _problems(
 
 
 def missing(path: Path) -> Fault:
-    """The fault of a path that is not there, with the names like it that are."""
+    """The fault of a path that does not exist, with similar names that do."""
     there = path.parent
     while not there.is_dir():
         there = there.parent
@@ -150,7 +150,7 @@ def missing(path: Path) -> Fault:
 
 
 def read_json(path: Path) -> tuple[JsonObject | None, Fault | None]:
-    """The JSON object in ``path``, or what is wrong with the file."""
+    """The JSON object in ``path``, or the fault of the file."""
     try:
         if path.stat().st_size == 0:
             return None, (f"{path} is empty", AGAIN)
@@ -160,7 +160,7 @@ def read_json(path: Path) -> tuple[JsonObject | None, Fault | None]:
     except OSError as error:
         return None, (f"{path} cannot be read: {error.strerror}", "")
     if content.startswith(LFS_POINTER):
-        return None, None  # reported for the whole directory at once
+        return None, None  # reported once for the whole directory
     try:
         value = json.loads(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -219,7 +219,7 @@ def _adapter_as_model(path: Path) -> Fault:
 
 
 def _where_the_models_are(path: Path) -> str:
-    """Advice for somebody who named a directory a level too high."""
+    """Advice for a path that is one level too high."""
     below = sorted(child for child in path.iterdir() if child.is_dir() and checkpoint_kind(child) is not None)
     if not below:
         return "Give the directory that holds config.json and the weights."
@@ -227,7 +227,7 @@ def _where_the_models_are(path: Path) -> str:
 
 
 def _pointer_faults(directory: Path) -> list[Fault]:
-    """Files that git left as pointers because git-lfs was not there when the repository was cloned."""
+    """Files that git left as pointers because git-lfs was not installed when the repository was cloned."""
     names = [file.name for file in sorted(directory.iterdir()) if file.is_file() and is_pointer(file)]
     if not names:
         return []
@@ -263,7 +263,7 @@ def _ends_with(file: Path, end: bytes) -> bool:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """What of ``path`` would be loaded: the index, else the single file, else whatever weights lie there."""
+    """The weights that would be loaded from ``path``: those of the index, else the single file, else any there are."""
     for name in (SINGLE_WEIGHTS[0], WEIGHT_INDEXES[0], SINGLE_WEIGHTS[1], WEIGHT_INDEXES[1]):
         if (path / name).is_file():
             return [path / name]
@@ -315,13 +315,11 @@ def _file_fault(file: Path) -> Fault | None:
     if size == 0:
         return f"{file} is empty", AGAIN
     if is_pointer(file):
-        return None  # reported for the whole directory at once
+        return None  # reported once for the whole directory
     if file.suffix == ".safetensors":
         return _safetensors_fault(file, size)
     with file.open("rb") as content:
-        is_zip = (
-            content.read(2) == b"PK"
-        )  # how torch saves; older files are a bare pickle, whose length is unknown
+        is_zip = content.read(2) == b"PK"  # torch's format; older files are a bare pickle of unknown length
     if is_zip and not zipfile.is_zipfile(file):
         return f"{file} is cut short: it is {size:,} bytes and has no end", AGAIN
     return None
@@ -342,7 +340,7 @@ def _safetensors_fault(file: Path, size: int) -> Fault | None:
 
 
 class StoredTensor(TypedDict):
-    """What the head of a safetensors file says of one weight; the offsets are in bytes, from the first weight."""
+    """The header's entry for one weight; the offsets are in bytes, from the first weight."""
 
     dtype: str
     shape: list[int]
@@ -350,7 +348,7 @@ class StoredTensor(TypedDict):
 
 
 class Header(NamedTuple):
-    """The head of a safetensors file.
+    """The header of a safetensors file.
 
     Args:
         start: where the weights begin, in bytes.
@@ -362,7 +360,7 @@ class Header(NamedTuple):
 
 
 def safetensors_header(file: Path) -> Header | None:
-    """The head of ``file``; None if it has none that makes sense."""
+    """The header of ``file``; None if it is not valid."""
     with file.open("rb") as content:
         encoded = content.read(8)
         length = struct.unpack("<Q", encoded)[0] if len(encoded) == 8 else MAX_HEADER + 1
@@ -382,7 +380,7 @@ def safetensors_header(file: Path) -> Header | None:
 
 
 def _is_entry(tensor: StoredTensor) -> bool:
-    """Whether this is what a header says about one weight."""
+    """Whether this is a valid header entry of one weight."""
     start, end = tensor["data_offsets"]
     return (
         isinstance(start, int)
@@ -393,6 +391,6 @@ def _is_entry(tensor: StoredTensor) -> bool:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a model name means a path of this machine and not an id on a hub (``owner/name``)."""
+    """Whether a model name is a path on this machine and not a hub id (``owner/name``)."""
     path = Path(name).expanduser()
     return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: transformers reads it and writes it out as a model directory for ms-swift."""
+"""A GGUF file as a checkpoint: transformers reads it and writes it as a model directory for ms-swift."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from swift_toolkit.model.loading import local
 
 @contextmanager
 def opened(model: str | None, log: Path) -> Iterator[str | None]:
-    """A model as ms-swift takes it: an embedded one is unpacked for good, a GGUF file for as long as the block.
+    """A model that ms-swift can load: an embedded model is unpacked permanently, a GGUF file for this block only.
 
     Args:
         model: a directory, a hub id or an embedded model.
-        log: what the process that unpacks prints.
+        log: the output of the process that unpacks.
 
     Raises:
         RunError: transformers cannot read the file.

@@ -1,7 +1,7 @@
-"""The names of a model's parts, from the index or the headers of its weights: whether a setting names any of them.
+"""The names of a model's modules and weights, from its weight index or headers, to check settings that name them.
 
-ms-swift and PEFT skip a name that fits nothing as long as another one fits, so a misspelled layer is not trained and
-nothing says so.
+ms-swift and PEFT ignore a name that matches nothing as long as another one matches, so a misspelled layer is silently
+not trained.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from swift_toolkit.model.files import JsonObject, read_json, safetensors_header,
 from swift_toolkit.problems import Problem
 
 _EVERY = frozenset("all-linear all-embedding all-norm all-router".split())
-"""What stands for all parts of a kind."""
+"""Names that stand for all modules of a kind."""
 _NOT_STORED = frozenset("lm_head score v_head classifier".split())
-"""Parts that a model can have without weights of their own in its files: tied, or made for training."""
+"""Modules that may have no weights of their own in the files: tied, or created for training."""
 _OF_EXPERTS = frozenset("experts gate_up_proj down_proj gate router".split())
-"""Parts of a mixture of experts that are stored under other names than transformers 5 gives them."""
+"""Modules of a mixture of experts that transformers 5 names differently from the files."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The parts of a model.
+    """The modules and weights of a model.
 
     Args:
-        weights: names of its weights, as its files have them.
-        renamed: transformers may give them other names, in front of those that are stored.
+        weights: names of the weights, as in the model's files.
+        renamed: transformers may load the weights under other names, in addition to the stored ones.
     """
 
     weights: tuple[str, ...]
@@ -42,12 +42,12 @@ class Layers:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The parts that have weights of their own."""
+        """The modules that have weights of their own."""
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.weights))
 
     @cached_property
     def last_names(self) -> frozenset[str]:
-        """The last parts of the names of all modules, those that hold others included."""
+        """The last components of the names of all modules, including those that contain others."""
         return frozenset(part for name in self.modules for part in name.split(".") if not part.isdecimal())
 
     @cached_property
@@ -55,29 +55,29 @@ class Layers:
         return any(".experts." in name for name in self.weights)
 
     def named(self, name: str) -> int:
-        """How many modules have this name or end in it, as PEFT matches a list."""
+        """How many modules have this name or end in it, which is how PEFT matches a list."""
         return sum(module == name or module.endswith(f".{name}") for module in self.modules)
 
     def holding(self, name: str) -> int:
-        """The same, modules that hold others included."""
+        """The same, including modules that contain others."""
         inside = re.compile(rf"(?:^|\.){re.escape(name)}(?:\.|$)")
         return len({module[: found.end()] for module in self.modules if (found := inside.search(module))})
 
     def matching(self, pattern: re.Pattern[str]) -> int:
-        """How many modules a pattern fits as a whole, as PEFT matches a text."""
+        """How many modules a pattern matches in full, which is how PEFT matches a string."""
         return sum(pattern.fullmatch(module) is not None for module in self.modules)
 
     def beginning(self, prefix: str) -> int:
-        """How many weights begin so, as ms-swift freezes and unfreezes them."""
+        """How many weights start with this, which is how ms-swift freezes and unfreezes them."""
         return sum(name.startswith(prefix) or f"model.{name}".startswith(prefix) for name in self.weights)
 
     def searched(self, pattern: re.Pattern[str]) -> int:
-        """How many weights a pattern is found in."""
+        """How many weights a pattern matches anywhere."""
         return sum(pattern.search(name) is not None for name in self.weights)
 
 
 def layers_of(model: str) -> Layers | None:
-    """The parts of a local or embedded model; None where its files do not tell."""
+    """The modules of a local or embedded model; None if its files do not list them."""
     if builtin.is_builtin(model):
         return Layers(builtin.weight_names(model)) if model in builtin.BUILTIN else None
     path = Path(model).expanduser()
@@ -89,7 +89,7 @@ def layers_of(model: str) -> Layers | None:
 
 
 def _has_inner_models(config: JsonObject) -> bool:
-    """Whether the model is made of several, whose weights transformers renames when it loads them."""
+    """Whether the model combines several models, whose weights transformers renames when it loads them."""
     return any(
         key.endswith("_config") and isinstance(value, dict) and "hidden_size" in json.dumps(value)
         for key, value in config.items()
@@ -111,12 +111,12 @@ def _stored_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-# --- settings that name parts ---------------------------------------------------------------------------------
+# --- settings that name modules ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Way:
-    """How a setting names parts."""
+    """How a setting names modules or weights."""
 
     count: Callable[[Layers, Any], int]
     is_pattern: bool = False
@@ -135,7 +135,7 @@ _WAYS: dict[str, _Way] = {
 
 
 def layer_problems(config: Config) -> Iterator[Problem]:
-    """Names of parts that the model of a request does not have, and patterns that are none."""
+    """Names that match nothing in the model of a request, and invalid patterns."""
     layers = layers_of(str(config.get("model")))
     for setting, name, way in _named(config):
         if way.is_pattern and isinstance(pattern := _compiled(name), str):
@@ -145,7 +145,7 @@ def layer_problems(config: Config) -> Iterator[Problem]:
 
 
 def layer_counts(config: Config) -> Iterator[str]:
-    """How many parts each name fits, one line for each setting that names some."""
+    """How many modules or weights each name matches, one line for each setting that names any."""
     layers = layers_of(str(config.get("model")))
     found: dict[str, list[str]] = {}
     for setting, name, way in _named(config) if layers else ():
@@ -160,7 +160,7 @@ def layer_counts(config: Config) -> Iterator[str]:
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, _Way]]:
-    """Setting, name and way of every name of a part in the request."""
+    """Each name in the request, with its setting and how the setting names things."""
     for setting, way in _WAYS.items():
         value = config.get(setting) or []
         for name in value if isinstance(value, list) else [value]:
@@ -168,7 +168,7 @@ def _named(config: Config) -> Iterator[tuple[str, str, _Way]]:
 
 
 def _compiled(pattern: str) -> Any:
-    """The pattern; a text with the reason where it is none."""
+    """The compiled pattern, or the reason why it is invalid."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -176,7 +176,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def _fits(layers: Layers, name: str, way: _Way) -> bool:
-    """Whether a name fits, or may fit what is not in the files."""
+    """Whether a name matches, or may match something that is not in the files."""
     if way.is_pattern:
         return layers.renamed or way.count(layers, _compiled(name)) > 0
     last = name.rpartition(".")[2]
@@ -186,9 +186,12 @@ def _fits(layers: Layers, name: str, way: _Way) -> bool:
 
 
 def _nothing_fits(layers: Layers, name: str, way: _Way) -> tuple[str, str]:
-    """What to say of a name that fits nothing."""
+    """What is wrong with a name that matches nothing, and what to do."""
     if way.is_pattern:
-        return f'has "{name}", which fits no {way.what} of the model', f'It has e.g. "{layers.modules[-1]}".'
+        return (
+            f'has "{name}", which matches no {way.what} of the model',
+            f'It has e.g. "{layers.modules[-1]}".',
+        )
     known = {*layers.last_names, *_EVERY} if way.what != "parameter" else _prefixes(layers)
     do = did_you_mean(name, sorted(known), f"It has {', '.join(sorted(_leaves(layers)))}.")
     return f'names "{name}", and no {way.what} of the model is called so', do
@@ -199,7 +202,7 @@ def _leaves(layers: Layers) -> set[str]:
 
 
 def _prefixes(layers: Layers) -> set[str]:
-    """What names of weights begin with, of repeated layers those of the first."""
+    """The prefixes of the weights' names; of repeated layers only the first."""
     found = set()
     for name in layers.weights:
         parts = name.split(".")

@@ -1,4 +1,4 @@
-"""What ms-swift must know to load a model: type, template, source."""
+"""What ms-swift needs to load a model: type, template, source."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from swift_toolkit.problems import Problem
 
 
 def fill_model(config: Config, checkpoint: Checkpoint, *, model: str | None, adapter: Path | None) -> None:
-    """Set in ``config`` what the checkpoint determines and the user has not set.
+    """Set in ``config`` what the checkpoint determines and the user did not set.
 
     Args:
         config: an infer or export request.
-        checkpoint: what is asked.
+        checkpoint: the checkpoint to load.
         model: the directory or hub id of the model to load; None to let ms-swift read it from the adapter.
-        adapter: the adapter to load on it, None for none.
+        adapter: the adapter to load on top of it, or None.
     """
     reason = "from the checkpoint"
     if model is not None:
@@ -41,7 +41,7 @@ def fill_model(config: Config, checkpoint: Checkpoint, *, model: str | None, ada
 
 
 def _names(config: Config, checkpoint: Checkpoint, model: str | None) -> dict[str, str]:
-    """``model_type`` and ``template`` of a checkpoint, as the installed ms-swift calls them."""
+    """``model_type`` and ``template`` of a checkpoint, under the names of the installed ms-swift."""
     builtin = BUILTIN.get(checkpoint.base or "")
     if builtin is not None:
         return {"model_type": builtin.model_type, "template": builtin.template}
@@ -59,7 +59,7 @@ def _names(config: Config, checkpoint: Checkpoint, model: str | None) -> dict[st
 
 
 def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
-    """What ms-swift could not tell of the model, with all that the request and the checkpoint say of it."""
+    """What ms-swift cannot determine about the model, given the request and the checkpoint."""
     model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
     filled = deepcopy(config)
     fill_model(filled, checkpoint, model=model, adapter=None)
@@ -67,13 +67,13 @@ def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
 
 
 def local(model: str | None) -> str | None:
-    """A model as ms-swift takes it: an embedded one is unpacked."""
+    """A model that ms-swift can load: an embedded one is unpacked."""
     return str(materialise(model)) if model is not None and is_builtin(model) else model
 
 
 def is_on_hub(model: str | None) -> bool:
-    """Whether a model or adapter must be fetched from a hub: its name has the form ``owner/name``, and its owner is
-    neither a directory here nor nearly the name of one, which is a misspelled path.
+    """Whether a model or adapter must be downloaded from a hub: its name has the form ``owner/name``, and no directory
+    here is named like the owner or nearly so (which would be a misspelled path).
     """
     if model is None or is_builtin(model) or looks_local(model) or HUB_ID.fullmatch(model) is None:
         return False

@@ -1,7 +1,7 @@
-"""An adapter merged into its base: beside the checkpoint, to be kept, or in a directory that goes away.
+"""An adapter merged into its base model: next to the checkpoint, to be kept, or in a temporary directory.
 
-A merged model that is kept says what it was made of in ``merged_from.json``. It is used again only if that is
-still so: the same adapter, unchanged since, and the same base.
+A kept merged model records its origin in ``merged_from.json``. It is used again only if the base is the same and the
+adapter has not changed since.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MARK = "merged_from.json"
 
 
 class Merging(Protocol):
-    """What merging needs to know: a part of the plans of inference and of serving."""
+    """What merging needs; the plans of inference and of serving have these."""
 
     @property
     def merge(self) -> str:
@@ -51,19 +51,19 @@ class Merging(Protocol):
 
 
 def place(checkpoint: Checkpoint) -> Path:
-    """Where the merged model of ``checkpoint`` is kept."""
+    """Where the kept merged model of ``checkpoint`` belongs."""
     return checkpoint.path.with_name(f"{checkpoint.path.name}-merged")
 
 
 def merge_problems(checkpoint: Checkpoint) -> list[Problem]:
-    """What keeps the adapter from being merged beside the checkpoint."""
+    """Why the adapter cannot be merged next to the checkpoint."""
     path = place(checkpoint)
     if not checkpoint.path.is_absolute():
-        what = f"cannot merge {checkpoint.path} beside itself: it is on a hub"
-        return [Problem(what, "Download it, and name its directory.", "--merge-lora")]
+        what = f"cannot merge {checkpoint.path} next to itself: it is on a hub"
+        return [Problem(what, "Download it and give its directory.", "--merge-lora")]
     if path.exists() and _mark(path) is None:
         what = f"cannot write {path}: it exists and was not made by this command"
-        return [Problem(what, "Move it away, or name it as the checkpoint.", "--merge-lora")]
+        return [Problem(what, "Move it, or give it as the checkpoint.", "--merge-lora")]
     if not os.access(path.parent, os.W_OK):
         return [Problem(f"cannot write {path}: permission denied", "", "--merge-lora")]
     return []
@@ -71,8 +71,7 @@ def merge_problems(checkpoint: Checkpoint) -> list[Problem]:
 
 @contextmanager
 def merged(plan: Merging) -> Iterator[Path]:
-    """The directory of the merged model; there for good (``plan.merge`` is ``beside``) or as long as the
-    block is.
+    """The directory of the merged model; permanent if ``plan.merge`` is ``beside``, else it exists only in the block.
 
     Raises:
         RunError: it could not be merged.
@@ -95,7 +94,7 @@ def merged(plan: Merging) -> Iterator[Path]:
 
 
 def is_fresh(path: Path, checkpoint: Checkpoint) -> bool:
-    """Whether ``path`` holds the whole merged model of the adapter as it is now."""
+    """Whether ``path`` holds the complete merged model of the adapter in its present state."""
     return _mark(path) == made_of(checkpoint) and not model_problems(path)
 
 
@@ -123,7 +122,7 @@ def merge_into(plan: Merging, output: Path) -> None:
     run_export(arguments, {**environment(find_device()), **trust(plan.checkpoint.trusted)}, plan.log)
     found = model_problems(output)
     if found:
-        raise RunError(f"The merged model is not whole: {found[0]}\nFull log: {plan.log}")
+        raise RunError(f"The merged model is incomplete: {found[0]}\nFull log: {plan.log}")
 
 
 def run_export(
@@ -132,7 +131,7 @@ def run_export(
     log: Path,
     what: str = "merge the adapter into its base",
 ) -> None:
-    """Run ms-swift's export with these arguments, to its end; ``what`` it does, for the message.
+    """Run ms-swift's export with these arguments until it ends; the message of a failure says ``what`` it does.
 
     Raises:
         RunError: it failed.
@@ -147,7 +146,7 @@ def run_export(
 
 
 def export_arguments(plan: Merging) -> list[str]:
-    """What ms-swift's export has to know of the checkpoint."""
+    """What ms-swift's export needs to know about the checkpoint."""
     config = Config("export", plan.config.install, None, {})
     model = local(plan.checkpoint.base)
     fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)

@@ -1,4 +1,4 @@
-"""Models whose weights are stored quantised: what their config.json says, and what can be done with them."""
+"""Models whose weights are stored quantised: what their config.json says, and which runs they allow."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _PACKAGES = {
     "eetq": ("eetq", "eetq"),
     "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
 }
-"""Method -> the module that transformers imports to load it, and the package that has it."""
+"""Method -> the module that transformers imports to load it, and the package that contains it."""
 
 _HAS_FP8 = re.compile(
     r"\b(L4|L20|L40S?|H\d{2,3}|GH200|B\d{3}|GB\d{3}|RTX [45]0\d\d|RTX PRO|Ada)\b", re.IGNORECASE
 )
-"""GPUs of compute capability 8.9 and higher, by their names: NVIDIA's list of CUDA GPUs."""
+"""Names of GPUs of compute capability 8.9 and higher, from NVIDIA's list of CUDA GPUs."""
 
 _UNPACKED = ("fp8", "mxfp4")
-"""Methods whose weights transformers turns into bfloat16 where the device cannot compute with them."""
+"""Methods whose weights transformers converts to bfloat16 if the device cannot compute with them."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Quantized:
     """How the weights of a model are stored.
 
     Args:
-        method: by ms-swift's name, where it has one.
-        bits: of a weight; None if config.json does not say.
+        method: under ms-swift's name, if it has one.
+        bits: bits of a weight; None if config.json does not say.
     """
 
     method: str
@@ -49,7 +49,7 @@ class Quantized:
 
 
 def stored(model: str) -> Quantized | None:
-    """How the local directory ``model`` stores its weights; None if not quantised, or not known."""
+    """How the local directory ``model`` stores its weights; None if not quantised or not known."""
     config, _ = read_json(Path(model).expanduser() / "config.json")
     found = (config or {}).get("quantization_config")
     if not isinstance(found, dict):
@@ -60,13 +60,13 @@ def stored(model: str) -> Quantized | None:
 
 
 def is_unpacked(found: Quantized, device: Device) -> bool:
-    """Whether transformers turns the weights into bfloat16 while it loads them, which takes two bytes for each: FP8
-    below compute capability 8.9 and without a GPU (``validate_environment`` of its quantizers)."""
+    """Whether transformers converts the weights to bfloat16 while loading, which takes two bytes each: FP8 with no GPU
+    or below compute capability 8.9 (``validate_environment`` of its quantizers)."""
     return found.method in _UNPACKED and not (device.kind == "cuda" and _HAS_FP8.search(device.name))
 
 
 def quantization_problems(config: Config, device: Device) -> Iterator[Problem]:
-    """What a run cannot do with a model that is stored quantised."""
+    """What a run cannot do with a quantised model."""
     found = stored(model) if isinstance(model := config.get("model"), str) else None
     if found is None:
         return
@@ -76,11 +76,11 @@ def quantization_problems(config: Config, device: Device) -> Iterator[Problem]:
         bits = config.get("quant_bits")
         what = f"is {shown(wanted)}" + (f" with {bits} bits" if bits else "")
         stands = f"{found.method}" + (f" with {found.bits} bits" if found.bits else "")
-        do = 'Remove it and "quant_bits" ("train_type": "lora"), or name the model that is not quantised.'
+        do = 'Remove it and "quant_bits" ("train_type": "lora"), or give the model that is not quantised.'
         yield config.problem("quant_method", f"{what}, but {model} is already quantised: {stands}", do)
     elif config.tuner == "full" and not unpacked:
         what = f'is "full", but {model} is quantised ({found.method}), and its weights stay frozen'
-        do = 'Set "train_type" to "lora", or name the model that is not quantised.'
+        do = 'Set "train_type" to "lora", or give the model that is not quantised.'
         yield config.problem(config.tuner_name, what, do)
     module, package = _PACKAGES.get(found.method, ("", ""))
     if module and not packages.is_installed(module):

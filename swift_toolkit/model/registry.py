@@ -1,8 +1,8 @@
-"""The models and templates the installed ms-swift knows, read from its source; nothing of it is imported.
+"""The models and templates of the installed ms-swift, read from its source without importing it.
 
 ms-swift finds the ``model_type`` of a local directory by the directory's name, else by the architecture in its
-config.json, and the template by both; if several fit it gives up, after its import. Here the same is found in a
-fraction of a second.
+config.json, and the template by both. If several match it gives up, but only after its slow import. This module finds
+the same in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from swift_toolkit.config.settings import Config
 
 SHOWN_NAMES = 12
-"""How many names a message lists."""
+"""How many names a message lists at most."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ModelType:
     """One ``model_type``.
 
     Args:
-        name: as ms-swift takes it.
-        architectures: of config.json, that it is for.
+        name: ms-swift's name.
+        architectures: those in config.json that it covers.
         template: of its models, "" if they have none in common.
         models: name of a model, in lower case and without its owner -> its own template, "" for the common one.
-        task_type: what its models are made for, where they can do nothing else; "" for any.
+        task_type: the only task of its models; "" for any.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ModelType:
 
     @property
     def templates(self) -> list[str]:
-        """All that models of this type have."""
+        """All templates of models of this type."""
         return [one for one in dict.fromkeys([self.template, *self.models.values()]) if one]
 
 
@@ -65,17 +65,17 @@ class Registry:
         self.templates = set(templates)
 
     def named(self, model: str) -> ModelType | None:
-        """The type of a model with the name of this directory or hub id."""
+        """The type of the model with this directory name or hub id."""
         name = model_name(model)
         return next((one for one in self.types.values() if name in one.models), None)
 
     def for_architecture(self, architecture: str) -> list[ModelType]:
-        """All types for an architecture."""
+        """All types that cover an architecture."""
         return [one for one in self.types.values() if architecture in one.architectures]
 
 
 def model_name(model: str) -> str:
-    """What ms-swift takes for the name of a model: the last part of the path or id, or the repository's name in the
+    """The name under which ms-swift looks up a model: the last part of the path or id, or the repository's name in the
     cache of a hub (``get_model_name``)."""
     cached = re.search(r"/models(?:--|/)(?:.+?--)?(.+?)/snapshots/", model)
     return (cached[1] if cached else Path(model).name.replace("___", ".")).lower()
@@ -115,7 +115,7 @@ def read_registry(install: SwiftInstall) -> tuple[Registry, list[Path]]:
 
 
 def constants_of(file: Path) -> dict[str, str]:
-    """The texts that the classes of a file hold, by their names in it; none where there is no such file."""
+    """The strings that the classes of a file define, by name; none if there is no such file."""
     tree = ast.parse(file.read_bytes() if file.is_file() else b"")
     return {
         target.id: node.value.value
@@ -141,7 +141,7 @@ def _argument(call: ast.Call, name: str, at: int | None = None) -> ast.expr | No
 
 
 def text_of(node: ast.expr | None, constants: Mapping[str, str]) -> str:
-    """A literal text, or the constant that ``Class.name`` stands for; "" for anything else."""
+    """A string literal, or the constant that ``Class.name`` stands for; "" for anything else."""
     if isinstance(node, ast.Attribute):
         return constants.get(node.attr, "")
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
@@ -165,13 +165,13 @@ def _model_type(
     return ModelType(name, tuple(architectures), template, models, text_of(_argument(call, "task_type"), {}))
 
 
-# --- what ms-swift could not tell --------------------------------------------------------------------------
+# --- what ms-swift cannot determine ------------------------------------------------------------------------
 
 
 def model_type_problems(config: Config) -> Iterator[Problem]:
-    """A model type or a template that ms-swift does not know, or cannot tell of a local model by itself.
+    """A model type or a template that ms-swift does not know, or cannot determine for a local model by itself.
 
-    Models of a hub are left to it, and everything is where plugins may register more.
+    Models on a hub are left to ms-swift; so is everything if plugins may register more.
     """
     model = Path(str(config.get("model"))).expanduser()
     kind, template = config.get("model_type"), config.get("template")
@@ -215,13 +215,13 @@ def _unknown_names(config: Config, settings: Iterable[str], known: Collection[st
 
 
 def _own_model_problems(config: Config, known: Registry) -> Iterator[Problem]:
-    """A model that is not of a type that ms-swift makes for the task."""
+    """A model of a type that ms-swift does not support for the task."""
     kind = config.get("model_type")
     found = known.types.get(kind) if kind else known.named(str(config.get("model")))
     task = config.task.name
     if found is None or found.task_type != task:
         names = [one.name for one in known.types.values() if one.task_type == task]
-        what = f'is "{task}", which only models of the types {_some(names)} can learn'
+        what = f'is "{task}", which only models of the types {_some(names)} support'
         do = f'Add "model_type" and "template", e.g. "{names[-1]}" for any text model.' if names else ""
         yield config.problem("task_type", what, do)
 
@@ -232,7 +232,7 @@ def _unknown(name: str, known: Iterable[str]) -> tuple[str, str]:
 
 
 def _possible(known: Registry, model: Path) -> list[ModelType]:
-    """The types a local model may be of; none where its config.json names no architecture."""
+    """The possible types of a local model; none if its config.json names no architecture."""
     named = known.named(str(model))
     return [named] if named else known.for_architecture(_architecture(model))
 
@@ -241,7 +241,7 @@ def _architecture(model: Path) -> str:
     try:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""  # model_files.py says what is wrong with it
+        return ""  # files.py reports what is wrong with it
     words = config.get("architectures") if isinstance(config, dict) else None
     return str(words[0]) if isinstance(words, list) and words else ""
 

@@ -12,12 +12,12 @@ class Stack:
     """Transformer layers of one kind.
 
     Args:
-        layers: how many.
+        layers: number of layers.
         hidden: width between the layers.
-        inner: width of the MLP that a token passes through; of a mixture of experts, of all that it is routed to.
-        queries: width of all query heads together.
-        keys: width of all key heads together, which is that of all value heads.
-        heads: query heads.
+        inner: width of the MLP for one token; in a mixture of experts, of all experts that a token is routed to.
+        queries: total width of the query heads.
+        keys: total width of the key heads, equal to that of the value heads.
+        heads: number of query heads.
         gated: the MLP has three matrices (SwiGLU and the like), not two.
     """
 
@@ -31,12 +31,12 @@ class Stack:
 
     @property
     def matrices(self) -> int:
-        """Matrices of the MLP: up and down, and the gate where there is one."""
+        """Matrices of the MLP: up, down and, if gated, the gate."""
         return 3 if self.gated else 2
 
     @property
     def linear(self) -> int:
-        """Weights of the linear layers, without biases and without experts that a token does not pass through."""
+        """Weights of the linear layers, without biases and without experts that a token does not use."""
         attention = 2 * self.hidden * (self.queries + self.keys)
         return self.layers * (attention + self.matrices * self.hidden * self.inner)
 
@@ -46,18 +46,18 @@ class ModelShape:
     """The sizes of a model.
 
     Args:
-        parameters: all weights.
+        parameters: total number of weights.
         text: the layers of the language model.
         vocabulary: rows of the embedding.
-        tied: whether the output layer is the embedding.
-        experts: weights of routed experts, 0 without.
-        encoder: the layers that see images or hear, None of a text model.
+        tied: whether the output layer shares the embedding's weights.
+        experts: weights of routed experts, 0 if there are none.
+        encoder: the layers of the vision or audio encoder, None for a text model.
         bits: bits of a weight that is stored quantised, 16 otherwise.
-        context: longest row it was made for, None if not known.
-        patches: patches of the largest image for a fixed image size, None where images keep their own.
+        context: the longest sequence it supports, in tokens; None if not known.
+        patches: patches of the largest image if the image size is fixed, None if images keep their own size.
         patches_per_token: patches that become one token.
-        answers_only: its code is of transformers 5, whose models compute the logits of answers alone if asked.
-        source: where the sizes are from.
+        answers_only: its code is from transformers 5, whose models can compute the logits of answers only.
+        source: where the sizes come from.
     """
 
     parameters: int
@@ -75,7 +75,7 @@ class ModelShape:
 
     @property
     def encoder_parameters(self) -> int:
-        """Weights of the linear layers of the encoder, without those of the aligner."""
+        """Weights of the linear layers of the encoder, without the aligner."""
         return self.encoder.linear if self.encoder else 0
 
     @property
@@ -88,7 +88,7 @@ class ModelShape:
 
 
 class ModelConfig:
-    """A model's config.json, or a part of it, read by type: what is of another type is not there.
+    """A model's config.json, or a part of it, read by type: a value of the wrong type counts as missing.
 
     Args:
         content: the JSON object.
@@ -104,18 +104,18 @@ class ModelConfig:
         return name in self._content
 
     def part(self, *names: str) -> ModelConfig:
-        """The first of these parts that there is, else an empty one."""
+        """The first of these parts that exists, else an empty one."""
         values = map(self._content.get, names)
         return ModelConfig(next((value for value in values if isinstance(value, dict)), {}))
 
     def over(self, outer: ModelConfig, *names: str) -> ModelConfig:
-        """This part with what it lacks of ``names`` from the part around it."""
+        """This part, with missing ``names`` filled in from the part around it."""
         return ModelConfig(
             {name: outer._content[name] for name in names if name in outer} | {**self._content}
         )
 
     def size(self, *names: str) -> int:
-        """The first of these sizes that there is, of a list the largest; 0 if there is none."""
+        """The first of these sizes that exists, the largest of a list; 0 if there is none."""
         for name in names:
             value = self._content.get(name)
             sizes = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
@@ -124,7 +124,7 @@ class ModelConfig:
         return 0
 
     def text(self, *names: str) -> str:
-        """The first of these texts that there is, else an empty one."""
+        """The first of these strings that exists, else an empty one."""
         values = map(self._content.get, names)
         return next((value for value in values if isinstance(value, str) and value), "")
 
@@ -158,7 +158,7 @@ def from_config(content: Mapping[str, object], model: str, directory: Path | Non
         patches=_patches(vision),
         patches_per_token=(vision.size("spatial_merge_size") or 1) ** 2,
         answers_only=config.text("transformers_version").startswith("5"),
-        source="config.json" if directory else f"known of {model}",
+        source="config.json" if directory else f"known for {model}",
     )
 
 
@@ -190,41 +190,41 @@ def _shared_width(config: ModelConfig, each: int) -> int:
 
 
 def _experts(config: ModelConfig, stack: Stack) -> int:
-    """Weights of the routed experts beyond those that one token passes through."""
+    """Weights of the routed experts that one token does not use."""
     each = _expert_width(config)
     routed = stack.inner - _shared_width(config, each)
     return 3 * stack.layers * stack.hidden * (each * _expert_count(config) - routed) if each else 0
 
 
 def _encoder(config: ModelConfig) -> Stack | None:
-    """The layers of a vision or audio part. Qwen's ``hidden_size`` is the width it hands over where there is an
-    ``embed_dim``."""
+    """The layers of a vision or audio encoder. In Qwen models with an ``embed_dim``, ``hidden_size`` is the output
+    width of the encoder."""
     hidden = config.size("embed_dim", "hidden_size", "d_model", "width")
     layers = config.size("depth", "num_hidden_layers", "encoder_layers", "layers")
     heads = config.size("num_heads", "num_attention_heads", "encoder_attention_heads", "heads") or 16
     own = (
         ("out_hidden_size",) if config.text("model_type") == "glm4v_vision" else ()
-    )  # its inner is the merger's
+    )  # its intermediate size belongs to the merger
     inner = config.size(*own, "intermediate_size", "encoder_ffn_dim") or 4 * hidden
     gated = _is_gated(config)
     return Stack(layers, hidden, inner, hidden, hidden, heads, gated) if hidden and layers else None
 
 
 def _is_gated(encoder: ModelConfig) -> bool:
-    """Whether the MLP of an encoder has a gate: those with SiLU do (Qwen2.5-VL, GLM-4.1V, AIMv2), and Pixtral's; those
-    of CLIP, SigLIP, InternViT, Qwen2-VL, Qwen3-VL and Whisper do not (transformers' modelling code)."""
+    """Whether the MLP of an encoder has a gate: it does with SiLU (Qwen2.5-VL, GLM-4.1V, AIMv2) and in Pixtral, but not
+    in CLIP, SigLIP, InternViT, Qwen2-VL, Qwen3-VL and Whisper (transformers' modelling code)."""
     activation = encoder.text("hidden_act", "activation_function")
     return activation in ("silu", "swish", "swiglu") or encoder.text("model_type") == "pixtral"
 
 
 def _patches(config: ModelConfig) -> int | None:
-    """Patches of an image where all are made one size."""
+    """Patches of an image if all images are resized to one size."""
     size, patch = config.size("image_size"), config.size("patch_size")
     return (size // patch) ** 2 if size and patch and "spatial_merge_size" not in config else None
 
 
 def _stored_bits(quantisation: ModelConfig) -> float:
-    """Bits of a stored weight: GPTQ and AWQ keep a 16-bit scale and a zero for every group of 128."""
+    """Bits of a stored weight: GPTQ and AWQ keep a 16-bit scale and a zero point for every group of 128."""
     if quantisation.flag("load_in_4bit"):
         return 4.127
     if quantisation.text("quant_method") in ("fp8", "fbgemm_fp8") or quantisation.flag("load_in_8bit"):

@@ -1,7 +1,7 @@
-"""How large a model is: its weights and the sizes that its activations follow from.
+"""How large a model is: its weights and the sizes that determine its activations.
 
-Read from the model's config.json where one is on this machine (a directory, an embedded model, the caches of the two
-hubs), else taken from the size in its name ("-7B-", "-30B-A3B"). Nothing is asked of a network.
+Read from the model's config.json if there is one on this machine (a directory, an embedded model, the caches of the two
+hubs), else taken from the size in its name ("-7B-", "-30B-A3B"). Nothing is read from the network.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ _LADDER = {
     72.7: (80, 8192, 29568, 64, 8, 128),
 }
 
-_NEWEST = 248320  # of the models whose code came with transformers 5
+_NEWEST = 248320  # of models added in transformers 5
 
-# Vocabularies by the beginning of the model's name; from the config.json of each.
+# Vocabularies by the prefix of the model's name; from the config.json of each.
 _VOCABULARIES = (
     (r"qwen3\.[5-9]|minicpm-v-4\.6", _NEWEST),
     (r"gemma-?3|gemma-?4|medgemma", 262208),
@@ -87,9 +87,9 @@ _VOCABULARIES = (
         32064,
     ),
 )
-_VOCABULARY = 152064  # Qwen2, Qwen2.5 and Qwen3, GLM-4, and what is built on them
+_VOCABULARY = 152064  # Qwen2, Qwen2.5 and Qwen3, GLM-4, and models based on them
 
-# Billions of weights where the name does not tell them or rounds them far; from the models' cards.
+# Billions of weights where the name does not state them or rounds them a lot; from the model cards.
 _PARAMETERS = (
     (r"qwen2\.5-omni-7b", 10.7),
     (r"qwen2\.5-omni-3b", 5.5),
@@ -155,7 +155,7 @@ _SEES = (
 )
 _ENCODER = Stack(
     27, 1152, 4304, 1152, 1152, 16, gated=False
-)  # SigLIP-so400m; the encoders of most models are near it
+)  # SigLIP-so400m; the encoders of most models have about this size
 _LARGE_ENCODER = Stack(32, 1280, 3420, 1280, 1280, 16)  # Qwen2-VL and Qwen2.5-VL
 
 _SIZE = re.compile(r"(?<![a-z\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)(b|m)(?![a-z\d])")
@@ -197,7 +197,7 @@ def _log_ratio(one: float, other: float) -> float:
 
 
 def _size_in(name: str) -> float | None:
-    """Billions of weights by the name. Experts share attention: of "8x7b" 0.83 is left (Mixtral 46.7 of 56)."""
+    """Billions of weights by the name. Experts share attention, so "8x7b" is scaled by 0.83 (Mixtral: 46.7 of 56)."""
     found = _SIZE.search(_ACTIVE_SIZE.sub("", name))
     if not found:
         return None
@@ -206,7 +206,7 @@ def _size_in(name: str) -> float | None:
 
 
 def _bits_in(name: str) -> float:
-    """Bits of a weight of a model that is offered quantised."""
+    """Bits of a weight of a model that is published quantised."""
     if re.search(r"awq|int4|4bit|w4a16", name):
         return 4.16
     if re.search(r"gptq", name):

@@ -1,7 +1,7 @@
-"""The chat templates of the installed ms-swift, read from its source: how an answer ends, how a turn begins, tools.
+"""The chat templates of the installed ms-swift, read from its source: end of answer, start of turn, tool format.
 
-A template of another model trains without a warning: its end mark is no token there, so the model learns to spell it.
-Nothing of ms-swift is imported.
+ms-swift trains with the template of another model without a warning: the model's tokenizer has no token for the
+template's end mark, so the model learns to spell it. Nothing of ms-swift is imported.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Template:
     """One chat template.
 
     Args:
-        name: as ms-swift takes it.
-        end: the mark that ends an answer; "" where that is the model's own end of text, or not a single mark.
-        turn: the first mark of a question, "" if it has none.
-        agent: its format for tools, "" if it has none.
+        name: ms-swift's name.
+        end: the mark that ends an answer; "" if it is the model's own end of text, or not a single mark.
+        turn: the first mark of a question, "" if there is none.
+        agent: its format for tools, "" if there is none.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Template:
 
 
 def templates(install: SwiftInstall) -> dict[str, Template]:
-    """The templates by name; those that are registered in another way than by one call are not among them."""
+    """The templates by name, without those that are not registered by a single call."""
 
     def read() -> tuple[Any, list[Path]]:
         constants = install.location / install.sources.template_constants
@@ -104,7 +104,7 @@ class _Source:
 
 
 def _default(value: ast.expr | None) -> ast.expr | None:
-    """What ``field(default_factory=lambda: X)`` stands for."""
+    """The value of ``field(default_factory=lambda: X)``."""
     if not isinstance(value, ast.Call):
         return value
     factory = next((word.value for word in value.keywords if word.arg == "default_factory"), None)
@@ -112,7 +112,7 @@ def _default(value: ast.expr | None) -> ast.expr | None:
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The texts that a module gives names to."""
+    """The string constants of a module, by name."""
     for node in tree.body:
         text = registry.text_of(node.value, {}) if isinstance(node, ast.Assign) else ""
         if isinstance(node, ast.Assign) and text and isinstance(node.targets[0], ast.Name):
@@ -120,7 +120,7 @@ def _texts(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _items(node: ast.expr | None, texts: Mapping[str, str]) -> list[str]:
-    """The texts of a list; "" for what is not text."""
+    """The strings of a list; "" for other items."""
     if not isinstance(node, ast.List):
         return []
     return [
@@ -134,11 +134,11 @@ def _last(node: ast.expr | None, texts: Mapping[str, str]) -> str:
     return items[-1].strip() if items else ""
 
 
-# --- what does not fit the model ----------------------------------------------------------------------------
+# --- what does not match the model --------------------------------------------------------------------------
 
 
 def template_warnings(config: Config) -> Iterator[Problem]:
-    """A template that was asked for and that is not this model's: its end mark is not a token, or not the right one."""
+    """A template that was set but does not match the model: its end mark is not a token, or not the right one."""
     given = _known(config)
     if given is None or not given.end:
         return
@@ -154,13 +154,13 @@ def template_warnings(config: Config) -> Iterator[Problem]:
 
 
 def without_tools(config: Config) -> str:
-    """The template in force if it is known to have no format for tools and none is set; else ""."""
+    """The template in use if it is known to have no tool format and none is set; else ""."""
     used = _known(config) or (None if config.get("template") else _own(config))
     return used.name if used and not used.agent and not config.get("agent_template") else ""
 
 
 def _known(config: Config) -> Template | None:
-    """The template that was asked for, if ms-swift registers it."""
+    """The template that was set, if ms-swift registers it."""
     plugins = registries.plugins_of(config).mention("register_template", "TEMPLATE_MAPPING")
     name = config.get("template")
     return None if plugins or not name else templates(config.install).get(str(name))
@@ -179,7 +179,7 @@ def _own(config: Config) -> Template | None:
 
 
 def _tokenizer_files(model: str) -> list[Path]:
-    """The files that hold the tokens of a model on this machine, none where only other files hold them."""
+    """The files that hold the tokens of a model on this machine; none if only unsupported files hold them."""
     directory = _directory(model)
     if directory is None or not (directory / _TOKENIZER_FILES[0]).is_file():
         return []
@@ -193,6 +193,6 @@ def _directory(model: str) -> Path | None:
 
 
 def _holds(file: Path, mark: str) -> bool:
-    """Whether a file of a tokenizer has the mark as a whole text."""
+    """Whether a tokenizer file contains the mark as a complete string."""
     content = file.read_bytes()
     return any(json.dumps(mark, ensure_ascii=escaped).encode() in content for escaped in (True, False))

@@ -1,4 +1,4 @@
-"""The process in which ms-swift's own export runs (started by merge.py), or a GGUF file is unpacked (by gguf.py).
+"""The process that runs ms-swift's own export (started by merge.py) or unpacks a GGUF file (started by gguf.py).
 
 It reads one JSON object from stdin, ``{"export": [...]}`` with an argument list for ms-swift's ExportArguments parser
 or ``{"unpack": FILE, "output": DIRECTORY}``, and reports ``exported`` or ``failed`` through process.Reporter.
@@ -26,7 +26,7 @@ def main(report: Reporter) -> int:
             unpack(Path(order["unpack"]), Path(order["output"]))
         else:
             export_function()(with_peft_adapters(order["export"]))
-    except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
+    except (Exception, SystemExit) as error:  # an argument parser raises SystemExit
         traceback.print_exc()
         report("failed", type=type(error).__name__, message=str(error))
         return 1
@@ -35,7 +35,7 @@ def main(report: Reporter) -> int:
 
 
 def unpack(file: Path, output: Path) -> None:
-    """Write the model and tokenizer in a GGUF file as transformers lays them out, and the args.json beside it."""
+    """Write the model and tokenizer of a GGUF file in the layout of transformers, with an args.json."""
     import transformers
 
     whole = {}

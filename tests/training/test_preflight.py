@@ -117,7 +117,7 @@ def test_the_task_decision_needs_a_model_made_for_it() -> None:
     settings = {"task": "decision", "loss_type": "scoring"}
     (problem,) = problems(**settings)
     assert problem == (
-        '"task" is "decision", which only models of the types jev, clef, omnijev, generic_decision can learn. '
+        '"task" is "decision", which only models of the types jev, clef, omnijev, generic_decision support. '
         'Add "model_type" and "template", e.g. "generic_decision" for any text model.'
     )
     assert problems(**settings, model_type="generic_decision", template="generic_decision") == []
