@@ -194,7 +194,7 @@ def _nothing_fits(layers: Layers, name: str, way: _Way) -> tuple[str, str]:
         )
     known = {*layers.last_names, *_EVERY} if way.what != "parameter" else _prefixes(layers)
     do = did_you_mean(name, sorted(known), f"It has {', '.join(sorted(_leaves(layers)))}.")
-    return f'names "{name}", and no {way.what} of the model is called so', do
+    return f'names "{name}", but the model has no {way.what} of that name', do
 
 
 def _leaves(layers: Layers) -> set[str]:

@@ -49,7 +49,7 @@ def test_a_builtin_model_is_told_by_its_prefix():
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     assert [str(problem) for problem in builtin.builtin_problems("builtin/SmolLM3")] == [
-        '"model" "builtin/SmolLM3" is not an embedded model. There is "builtin/SmolLM2-135M-Instruct".'
+        '"model" "builtin/SmolLM3" is not an embedded model. Available: "builtin/SmolLM2-135M-Instruct".'
     ]
 
 

@@ -442,7 +442,7 @@ def test_a_base_that_is_not_there_or_not_known(tmp_path):
         f'"--base-model" cannot be used: {tmp_path}/adaptor does not exist. Did you mean {path}?'
     ]
     assert refusal(path, base_model="builtin/x") == [
-        '"--base-model" "builtin/x" is not an embedded model. There is "builtin/SmolLM2-135M-Instruct".'
+        '"--base-model" "builtin/x" is not an embedded model. Available: "builtin/SmolLM2-135M-Instruct".'
     ]
     assert read_checkpoint(path, base_model="Qwen/Qwen3-8B").base == "Qwen/Qwen3-8B"
 

@@ -40,7 +40,7 @@ def test_a_missing_model_names_the_nearest(tmp_path: Path) -> None:
 
 def test_an_unknown_builtin() -> None:
     assert problems(model="builtin/SmolLM3") == [
-        '"model" "builtin/SmolLM3" is not an embedded model. There is "builtin/SmolLM2-135M-Instruct".'
+        '"model" "builtin/SmolLM3" is not an embedded model. Available: "builtin/SmolLM2-135M-Instruct".'
     ]
 
 
