@@ -458,7 +458,7 @@ def test_a_training_that_the_system_kills(started: Started) -> None:
     assert started.wait() == 1
     said = [line.partition(" (about")[0] for line in started.errors.read_text().splitlines()]
     assert said[-3:] == [
-        "Training failed: the system killed the training process, most often for lack of memory. "
+        "Training failed: the system killed the training process, most likely because memory ran out. "
         f"Full log: {started.run_directory}/train.log",
         "Out of memory? In this order, try:",
         "  --per_device_train_batch_size 1 --gradient_accumulation_steps 2",

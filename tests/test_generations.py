@@ -83,7 +83,9 @@ def test_other_adapters_of_ms_swift_1_are_refused(tmp_path: Path, tiny_model: Pa
     write_json(path / "adapter_config.json", {"swift_type": "ADAPTER", "dim": 8})
     with pytest.raises(RequestError) as caught:
         read_checkpoint(path)
-    expected = f"{path} holds an adapter of ms-swift 1 that nothing loads today: ADAPTER. Train it again."
+    expected = (
+        f"{path} holds an adapter of ms-swift 1 that no current version loads: ADAPTER. Train it again."
+    )
     assert [str(problem) for problem in caught.value.problems] == [expected]
 
 

@@ -1,1 +1,1 @@
-"""The computer: devices, processes, files, installed packages and the versions of ms-swift."""
+"""This machine: devices, processes, files, installed packages and the version of ms-swift."""

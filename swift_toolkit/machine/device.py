@@ -19,14 +19,14 @@ from swift_toolkit.machine.packages import is_installed
 
 @dataclass(frozen=True)
 class Device:
-    """What the run computes on.
+    """The device that a run computes on.
 
     Args:
-        kind: as torch names it.
+        kind: torch's name for it.
         count: how many are visible to the run.
-        name: the model of the first, empty if not known.
-        reason: why it is this one.
-        memory: bytes of the smallest of them, 0 if not known; of a CPU, what is free.
+        name: the model of the first one, empty if not known.
+        reason: why this device was chosen.
+        memory: bytes of the smallest of them, 0 if not known; for a CPU, the free memory.
     """
 
     kind: Literal["cpu", "cuda", "npu", "mps"]
@@ -43,8 +43,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU: its model, its UUID ("GPU-..."), whether it is cut into MIG instances, and its bytes of memory, 0
-    if not known."""
+    """One NVIDIA GPU: its model, its UUID ("GPU-..."), whether it is split into MIG instances, and its memory in bytes
+    (0 if not known)."""
 
     name: str = "NVIDIA GPU"
     uuid: str = ""
@@ -54,15 +54,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this machine has, whatever the environment hides of it.
+    """The hardware of this machine, regardless of what the environment hides.
 
     Args:
         build: what the installed torch is built for: ``cuda``, ``rocm`` or ``cpu``.
-        nvidia: the GPUs the driver knows.
-        amd: how many GPUs the ROCm driver knows.
+        nvidia: the GPUs that the driver lists.
+        amd: number of GPUs that the ROCm driver lists.
         amd_memory: bytes of the smallest of them, 0 if not known.
-        npus: how many Ascend devices, if torch_npu is installed.
-        apple: whether it is a Mac with Apple's own processor.
+        npus: number of Ascend devices, if torch_npu is installed.
+        apple: whether it is a Mac with Apple silicon.
     """
 
     build: Literal["cuda", "rocm", "cpu"] = "cpu"
@@ -74,7 +74,7 @@ class Hardware:
 
 
 def hardware() -> Hardware:
-    """Look at this machine. Everything else about devices follows from what this says and the environment."""
+    """Detect the hardware of this machine. All other functions work from this result and the environment."""
     nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id") if Path("/dev/kfd").exists() else ()
     return Hardware(
         _torch_build(),
@@ -87,7 +87,7 @@ def hardware() -> Hardware:
 
 
 def find_device() -> Device:
-    """The accelerators this process may use, else the CPU, with the memory of each."""
+    """The accelerators that this process may use, else the CPU, with the memory of each."""
     device = _find_device()
     return replace(device, memory=free_memory()) if device.kind in ("cpu", "mps") else device
 
@@ -96,7 +96,7 @@ def _find_device() -> Device:
     found = hardware()
     if found.nvidia:
         if found.build == "cpu":
-            return Device("cpu", reason="the installed torch is a CPU build, the GPU stays unused")
+            return Device("cpu", reason="the installed torch is a CPU build and cannot use the GPU")
         visible, reason = _visible_nvidia(found.nvidia)
         if visible:
             least = 0 if any(gpu.mig for gpu in visible) else min(gpu.memory for gpu in visible)
@@ -112,7 +112,7 @@ def _find_device() -> Device:
 
 
 def _torch_build() -> Literal["cuda", "rocm", "cpu"]:
-    """What torch is built for, from the version file of the installed one."""
+    """What the installed torch is built for, from its version file."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "cpu"
@@ -124,7 +124,7 @@ def _torch_build() -> Literal["cuda", "rocm", "cpu"]:
 
 
 def _nvidia_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs the driver knows, in the order of their numbers."""
+    """The NVIDIA GPUs that the driver lists, in the order of their numbers."""
     gpus = []
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         told = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.+?)\s*$", information.read_text(), re.MULTILINE))
@@ -138,13 +138,13 @@ def _nvidia_gpus() -> list[Gpu]:
 
 
 def memory_in(name: str) -> int:
-    """Bytes of memory in a GPU's name, such as "NVIDIA A100-SXM4-80GB"; 0 if there are none."""
+    """The memory in bytes given in a GPU's name, such as "NVIDIA A100-SXM4-80GB"; 0 if there is none."""
     found = re.search(r"\b(\d+) ?GB\b", name)
     return int(found[1]) << 30 if found else 0
 
 
 def _with_memory(gpus: list[Gpu]) -> list[Gpu]:
-    """The same GPUs with the memory that nvidia-smi reports, and with their models if the driver does not name them."""
+    """The same GPUs with the memory that nvidia-smi reports, and with their models if the driver lists none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return gpus
@@ -174,11 +174,11 @@ def _number_in(file: Path) -> int:
 
 
 def _visible_nvidia(gpus: Sequence[Gpu]) -> tuple[list[Gpu], str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, and why they are fewer than it names.
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, and why they are fewer than it lists.
 
-    As CUDA reads it (CUDA C++ Programming Guide, "CUDA Environment Variables"): numbers and UUIDs, which may be
-    abbreviated; the first that means no GPU hides itself and all after it; one named twice hides all. Of MIG
-    instances a process sees one only, and no other GPU beside it (NVIDIA MIG User Guide, "CUDA Device Enumeration").
+    CUDA's rules (CUDA C++ Programming Guide, "CUDA Environment Variables"): entries are numbers and UUIDs, which may be
+    abbreviated; the first invalid entry hides itself and all after it; a duplicate entry hides all GPUs. A process sees
+    only one MIG instance, and no other GPU with it (NVIDIA MIG User Guide, "CUDA Device Enumeration").
     """
     one_mig = "a process can use only one MIG instance"
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -203,7 +203,7 @@ def _visible_nvidia(gpus: Sequence[Gpu]) -> tuple[list[Gpu], str]:
 
 
 def _gpu_number(word: str, gpus: Sequence[Gpu], unnamed: int) -> int | None:
-    """The GPU that ``word`` means; ``unnamed`` where the driver does not tell UUIDs. None if there is none."""
+    """The GPU that ``word`` refers to, None if there is none; ``unnamed`` if the driver lists no UUIDs."""
     if word.startswith("GPU-") and any(gpu.uuid for gpu in gpus):
         found = [number for number, gpu in enumerate(gpus) if gpu.uuid.startswith(word)]
         return found[0] if len(found) == 1 else None
@@ -212,8 +212,8 @@ def _gpu_number(word: str, gpus: Sequence[Gpu], unnamed: int) -> int | None:
 
 
 def _visible(kind: Literal["cuda", "npu"], count: int, variable: str, name: str = "") -> Device:
-    """``count`` devices but for those the environment variable hides: it lists numbers, up to the first that is
-    none (Ascend: CANN environment variables; ROCm: HIP_VISIBLE_DEVICES)."""
+    """``count`` devices, less those that the environment variable hides: it lists numbers, up to the first that is not
+    a device (Ascend: CANN environment variables; ROCm: HIP_VISIBLE_DEVICES)."""
     value = os.environ.get(variable)
     words = [str(number) for number in range(count)] if value is None else value.split(",")
     good = list(takewhile(lambda word: word.isdecimal() and int(word) < count, words))
@@ -230,7 +230,7 @@ def cpu_cores() -> int:
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 numbers itself; True where the system does not tell."""
+    """Whether this CPU has bfloat16 instructions; True if the system does not say."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -239,12 +239,12 @@ def cpu_computes_bfloat16() -> bool:
 
 
 BFLOAT16_FACTOR = 18
-"""How many times as long as float32 bfloat16 takes on a CPU without its arithmetic: a training step of one row of
-SmolLM2-135M, 72.6 s against 3.95 s, with AVX2 alone."""
+"""How many times slower bfloat16 is than float32 on a CPU without bfloat16 instructions: a training step of one row of
+SmolLM2-135M took 72.6 s instead of 3.95 s on a CPU with AVX2 only."""
 
 
 def free_memory() -> int:
-    """Bytes of memory this process may still take: what the system has left, or its control group's limit."""
+    """Bytes of memory that this process may still use: what the system has left, or the limit of its control group."""
     free = _available_memory()
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = Path(name)
@@ -254,7 +254,7 @@ def free_memory() -> int:
 
 
 def _available_memory() -> int:
-    """Bytes that the system can still give without swapping."""
+    """Bytes that the system can still provide without swapping."""
     text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
     if found := re.search(r"^MemAvailable: *(\d+) kB$", text, re.MULTILINE):
         return int(found[1]) << 10
@@ -264,14 +264,14 @@ def _available_memory() -> int:
 
 
 def environment(device: Device) -> dict[str, str]:
-    """The variables a process that computes gets in addition to the user's own, which win.
+    """The variables that a computing process gets in addition to the user's own, which take precedence.
 
-    On a CPU, GNU OpenMP's threads spin for a moment only before they sleep. Two cores, ten steps of the quickstart,
-    torch 2.13: 12 s alone, as with the default; beside another busy process 29 s, the default over 140 s. Results are
-    the same.
+    On a CPU, GNU OpenMP's threads spin only briefly before they sleep. Ten steps of the quickstart on two cores with
+    torch 2.13 take 12 s alone, as with the default; next to another busy process they take 29 s, with the default over
+    140 s. The results are the same.
 
-    vLLM spawns its engine and does not fork it, as under its own command: what is spawned can be made to end with its
-    parent (process.end_with_parent).
+    vLLM spawns its engine instead of forking it, as under its own command: only a spawned process can be made to end
+    with its parent (process.end_with_parent).
     """
     always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if device.kind != "cpu" or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():

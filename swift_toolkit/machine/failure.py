@@ -1,4 +1,4 @@
-"""Why a run or a server ended: the first cause, out of what its processes said and how they died."""
+"""Why a run or a server ended: the first cause, from the reports of its processes and their exit status."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Protocol
 from swift_toolkit.machine.process import Child, ChildReport
 from swift_toolkit.problems import RunError, first_line
 
-TAIL_BYTES = 1 << 17  # of the log, in which torch.distributed.run's summary is looked for
+TAIL_BYTES = 1 << 17  # at the end of the log, searched for torch.distributed.run's summary
 
 
 class FailedProcess(Protocol):
-    """What a training process that failed reports; ``cause`` is set where another process ended the run."""
+    """The report of a failed training process; ``cause`` is set if another process ended the run."""
 
     @property
     def rank(self) -> int: ...
@@ -32,15 +32,15 @@ class FailedProcess(Protocol):
 
 
 def reason(errors: Sequence[FailedProcess], exit_status: int, log: Path) -> tuple[str, bool]:
-    """What ended the run in one line, and whether it was a lack of memory.
+    """One line saying what ended the run, and whether memory ran out.
 
-    A cause on another node comes first, then a process that was killed, then the first error that does not merely
-    say that the connection to another process broke.
+    A cause on another node comes first, then a killed process, then the first error that is not merely a broken
+    connection to another process.
 
     Args:
-        errors: what processes that failed reported.
-        exit_status: of the process that was started; negative is the number of a signal.
-        log: what it printed.
+        errors: the reports of the processes that failed.
+        exit_status: of the process that was started; a negative value is the number of a signal.
+        log: the output of that process.
     """
     causes = [error.cause for error in errors if error.cause]
     if causes:
@@ -49,7 +49,7 @@ def reason(errors: Sequence[FailedProcess], exit_status: int, log: Path) -> tupl
     if number and not (errors and rank is None):
         whose = "the training process" if rank is None else f"the process of rank {rank}"
         if number == signal.SIGKILL:
-            return f"the system killed {whose}, most often for lack of memory", True
+            return f"the system killed {whose}, most likely because memory ran out", True
         return f"{whose} ended with {signal.Signals(number).name}", False
     if not errors:
         return f"the training process ended with status {exit_status}", False
@@ -64,15 +64,15 @@ def _lacks_memory(words: str) -> bool:
     low = words.lower()
     return (
         "out of memory" in low or "outofmemory" in low or "can't allocate memory" in low
-    )  # the last on a CPU
+    )  # the last one is a CPU's
 
 
 _SUMMARY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+) \(pid: \d+\)")
 
 
 def killed(log: Path) -> tuple[int | None, int]:
-    """The first rank that a signal ended and its number, by torch.distributed.run's summary; None and 0 if none, or if
-    the log is gone."""
+    """The first rank that a signal ended and the signal's number, from torch.distributed.run's summary; None and 0 if
+    there is none, or if the log is missing."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
@@ -91,7 +91,7 @@ _ENGINE_ERROR = re.compile(
 
 
 def engine_error(log: Path) -> str | None:
-    """The first error of vLLM's processes in ``log``; what the server itself sees says only that there was one."""
+    """The first error of vLLM's processes in ``log``; the server itself only reports that there was one."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
         found = _ENGINE_ERROR.search(file.read().decode("utf-8", "replace"))
@@ -107,7 +107,7 @@ def child_failure(event: Mapping[str, object], what: str, child: Child, log: Pat
         return RunError(f"{what}: {event['type']}: {first_line(str(event['message']))}\n{where}")
     status = child.process.wait()
     if status == -9:
-        return RunError(f"The engine was killed, which is what happens when the memory runs out. {where}")
+        return RunError(f"The engine was killed, most likely because memory ran out. {where}")
     return RunError(f"The engine ended unexpectedly with status {status}. {where}")
 
 
@@ -116,4 +116,4 @@ LOST = re.compile(
     r"|timed out|unhandled system error",
     re.IGNORECASE,
 )
-"""Parts of the errors that gloo, NCCL and the store raise when another process is gone."""
+"""Parts of the errors that gloo, NCCL and the store raise when another process has ended."""

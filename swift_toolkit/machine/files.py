@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what was read out of installed packages, kept in the user's cache."""
+"""Files that are written atomically, and a cache of what was read from installed packages."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _T = TypeVar("_T")
 def kept(
     stem: str, place: str, read: Callable[[], tuple[Any, Iterable[Path]]], decode: Callable[[Any], _T]
 ) -> _T:
-    """What ``read`` says, from the cache where that is possible. A cache that cannot be written does not matter.
+    """The result of ``read``, from the cache if possible. A cache that cannot be written is ignored.
 
     Args:
-        stem: begins the name of the cache file.
-        place: where the packages are: other installations have caches of their own.
+        stem: the start of the cache file's name.
+        place: where the packages are installed; each installation has its own cache.
         read: reads the source; returns plain data for JSON, and the files it came from.
-        decode: makes the result of the data.
+        decode: builds the result from the data.
     """
     import platformdirs
 
@@ -35,7 +35,7 @@ def kept(
         if all(Path(path).stat().st_mtime_ns == time for path, time in content["files"].items()):
             return decode(content["found"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        pass  # not there yet, damaged, or of another version of this toolkit
+        pass  # missing, damaged, or from another version of this toolkit
     found, files = read()
     content = {"files": {str(path): path.stat().st_mtime_ns for path in files}, "found": found}
     with suppress(OSError):
@@ -46,22 +46,22 @@ def kept(
 
 
 def exists(path: object) -> bool:
-    """Whether there is such a file or directory; a text that cannot be a path names none."""
+    """Whether such a file or directory exists; False for a string that cannot be a path."""
     try:
         return Path(str(path)).exists()
-    except (OSError, ValueError):  # too long, or with a NUL
+    except (OSError, ValueError):  # too long, or contains a NUL
         return False
 
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A path for a new file or directory that takes the name ``path`` when the block ends well, and is gone otherwise.
+    """A path for a new file or directory that is renamed to ``path`` if the block succeeds, and removed otherwise.
 
-    Where ``path`` is a link, what it points to is replaced. A file that is replaced leaves its permissions to the new
-    one; a directory is not replaced: the caller removes the old one.
+    If ``path`` is a link, its target is replaced. A new file takes over the permissions of the file it replaces; a
+    directory is not replaced: the caller removes the old one.
 
     Raises:
-        OSError: the file system refuses; ``path`` is as it was.
+        OSError: the file system refuses; ``path`` is unchanged.
     """
     target = path.resolve()
     beside = target.with_name(f".{target.name[:50]}.{os.urandom(4).hex()}.part")
@@ -79,7 +79,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all is written, or not at all. A device or pipe is written as it is."""
+    """A file that appears under its name only once it is complete. A device or pipe is written directly."""
     if path.exists() and not path.is_file():
         with path.open("wb") as out:
             yield out
@@ -96,6 +96,6 @@ def whole_text(path: Path) -> Iterator[IO[str]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` whole or not at all; what JSON does not know is written as text."""
+    """Write ``content`` atomically; values that JSON does not know are written as strings."""
     with whole_text(path) as out:
         out.write(json.dumps(content, ensure_ascii=False, indent=2, default=str) + "\n")

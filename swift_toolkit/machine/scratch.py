@@ -1,7 +1,7 @@
-"""Temporary folders that do not stay behind: what a killed process left, the next one that needs a folder removes.
+"""Temporary folders that do not accumulate: a process that needs one removes those that killed processes left.
 
-A folder is locked (flock) by the process that made it. The system releases the lock however that process ends, and
-process numbers, which containers that share a disk count each for itself, play no part.
+The process that makes a folder locks it (flock). The system releases the lock however that process ends. Process
+numbers are not used, because containers that share a disk number their processes separately.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 
 PREFIX = "swift-toolkit-scratch-"
 NEW_SECONDS = 3600
-"""A folder that is still not locked after this time belongs to nobody."""
+"""A folder that is still not locked after this time has no owner."""
 
 
 class ScratchFolder:
     """A new folder that is removed by `cleanup`, at the end of a ``with`` block, or else by a later process.
 
     Args:
-        under: where to make it; the system's folder for temporary files by default.
-        prefix: what its name begins with.
+        under: the parent folder; by default the system's folder for temporary files.
+        prefix: the start of its name.
     """
 
     def __init__(self, under: Path | None = None, prefix: str = PREFIX) -> None:
@@ -43,7 +43,7 @@ class ScratchFolder:
         self.cleanup()
 
     def cleanup(self) -> None:
-        """Remove the folder, if it is still there."""
+        """Remove the folder if it still exists."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
@@ -51,11 +51,11 @@ class ScratchFolder:
 
 
 def sweep(folder: Path, prefix: str = PREFIX) -> None:
-    """Remove what processes that have ended left in ``folder``: folders of this user under that prefix."""
+    """Remove the folders in ``folder`` that processes of this user left under that prefix when they ended."""
     with suppress(OSError):
         found = [one for one in os.scandir(folder) if one.name.removeprefix(".new-").startswith(prefix)]
         for one in found:
-            with suppress(OSError):  # it went a moment ago, or is another user's
+            with suppress(OSError):  # it was just removed, or belongs to another user
                 if _is_left_behind(Path(one.path), is_new=one.name.startswith(".new-")):
                     shutil.rmtree(one.path, ignore_errors=True)
 

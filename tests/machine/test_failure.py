@@ -43,7 +43,7 @@ def error(rank: int, message: str, time: float = 0.0, of: int = 4, cause: str | 
     ("errors", "status", "log", "words", "memory"),
     [
         ([], 1, "", "the training process ended with status 1", False),
-        ([], -9, "", "the system killed the training process, most often for lack of memory", True),
+        ([], -9, "", "the system killed the training process, most likely because memory ran out", True),
         ([], -11, "", "the training process ended with SIGSEGV", False),
         ([error(0, "bad\nmore", of=1)], 1, "", "RuntimeError: bad", False),
         ([error(0, "CUDA out of memory. Tried", of=1)], 1, "", "RuntimeError: CUDA out of memory. Tried", True),
@@ -53,7 +53,7 @@ def error(rank: int, message: str, time: float = 0.0, of: int = 4, cause: str | 
         ([error(2, "worse", 2.0), error(1, "bad", 1.0)], 1, "", "rank 1: RuntimeError: bad", False),
         ([error(0, LOST)], 1, "", f"rank 0: RuntimeError: {LOST}", False),
         ([error(0, LOST)], 1, SUMMARY.format(number=9, name="SIGKILL"),
-         "the system killed the process of rank 3, most often for lack of memory", True),
+         "the system killed the process of rank 3, most likely because memory ran out", True),
         ([], 1, SUMMARY.format(number=6, name="SIGABRT"), "the process of rank 3 ended with SIGABRT", False),
         ([error(0, LOST, cause="node 1 (b) has gone")], 1, SUMMARY.format(number=9, name="SIGKILL"), "node 1 (b) has gone", False),
         ([error(0, "bad")], -9, "", "rank 0: RuntimeError: bad", False),

@@ -410,7 +410,7 @@ def test_a_base_that_is_gone(tmp_path):
     )
     assert refusal(path) == [
         f"{path} was trained from /models/gone, which no longer exists. "
-        f"Looked for: /models/gone, {tmp_path}/gone. Name its base model: --base-model DIR"
+        f"Looked for: /models/gone, {tmp_path}/gone. Give its base model: --base-model DIR"
     ]
     base = make_model(tmp_path / "here")
     found = read_checkpoint(path, base_model=str(base))
@@ -432,7 +432,7 @@ def test_a_relative_base_that_is_gone_is_no_hub_id(tmp_path, monkeypatch):
 def test_a_base_nobody_wrote_down(tmp_path):
     path = make_adapter(tmp_path / "adapter")
     assert refusal(path) == [
-        f"{path} does not say which model it was trained from. Name its base model: --base-model DIR"
+        f"{path} does not say which model it was trained from. Give its base model: --base-model DIR"
     ]
 
 
@@ -452,7 +452,7 @@ def test_another_base_than_its_own(tmp_path):
     base = make_model(tmp_path / "base", hidden=1536)
     assert refusal(path, base_model=str(base)) == [
         f"{path} was not trained from {base}: model.layers.0.self_attn.q_proj is 896 x 896 in the adapter "
-        "and 1536 x 1536 in the model. Give its own base: --base-model DIR"
+        "and 1536 x 1536 in the model. Give the right base model: --base-model DIR"
     ]
 
 
@@ -559,12 +559,12 @@ def test_what_is_not_whole_is_passed_over(output):
     (run / "checkpoint-110" / "adapter_config.json").unlink()
     assert find_checkpoint(run) == (
         run / "checkpoint-100",
-        "last whole checkpoint (not whole: checkpoint-110)",
+        "last complete checkpoint (incomplete: checkpoint-110)",
     )
     (run / "checkpoint-100" / "adapter_model.safetensors").write_bytes(b"")
     assert find_checkpoint(output) == (
         output / "v9-20260101-235959" / "checkpoint-5",
-        "newest run with a whole checkpoint, v9-20260101-235959, last checkpoint",
+        "newest run with a complete checkpoint, v9-20260101-235959, last checkpoint",
     )
 
 

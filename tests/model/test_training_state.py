@@ -115,7 +115,7 @@ def test_each_rank_has_its_random_state(tmp_path: Path) -> None:
     assert messages(path) == []
     (path / "rng_state_1.pth").unlink()
     assert messages(path) == [
-        f"{path} is not whole: there is no rng_state_1.pth. Resume from an earlier checkpoint."
+        f"{path} is incomplete: there is no rng_state_1.pth. Resume from an earlier checkpoint."
     ]
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_the_model_only(checkpoint: Path) -> None:
         (checkpoint / name).unlink()
     assert messages(checkpoint) == [
         f"{checkpoint} was saved with save_only_model: it has no optimizer, scheduler or random state. "
-        'Its weights can start a new training: set "resume_only_model" to true beside "resume_from_checkpoint".'
+        'Its weights can start a new training: set "resume_only_model" to true together with "resume_from_checkpoint".'
     ]
 
 

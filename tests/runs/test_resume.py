@@ -54,7 +54,7 @@ def test_the_newest_whole_checkpoint(run: Path, place: str) -> None:
     point = found(run.parent / place)
     assert (point.directory, point.checkpoint, point.step) == (run, run / "checkpoint-2", 2)
     assert list(point.lines()) == [
-        f"Skipping a checkpoint: {run}/checkpoint-3 is not whole: there is no trainer_state.json.",
+        f"Skipping a checkpoint: {run}/checkpoint-3 is incomplete: there is no trainer_state.json.",
         f"Resuming from {run}/checkpoint-2, step 2.",
     ]
 
@@ -70,7 +70,7 @@ def test_an_earlier_checkpoint_begins_a_new_run(run: Path) -> None:
 
 
 def test_a_torn_checkpoint_that_is_named(run: Path) -> None:
-    with pytest.raises(RequestError, match=r"checkpoint-3 is not whole: there is no trainer_state\.json"):
+    with pytest.raises(RequestError, match=r"checkpoint-3 is incomplete: there is no trainer_state\.json"):
         resume.find_resumable(run / "checkpoint-3")
 
 

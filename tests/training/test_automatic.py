@@ -66,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, **has: Any) -> None:
         ({"gpus": 2}, "1,1", 'cpu (CUDA_VISIBLE_DEVICES names "1" twice, which hides every GPU)'),
         ({"gpus": 4}, "GPU-3a2b3c4d,GPU-1a2", "2 × cuda (NVIDIA A100)"),
         ({"gpus": 4}, "GPU-9", 'cpu (CUDA_VISIBLE_DEVICES names "GPU-9", which is not a GPU of this machine)'),
-        ({"gpus": 2, "build": "cpu"}, None, "cpu (the installed torch is a CPU build, the GPU stays unused)"),
+        ({"gpus": 2, "build": "cpu"}, None, "cpu (the installed torch is a CPU build and cannot use the GPU)"),
         ({"gpus": 8, "mig": 1}, None, "cuda (NVIDIA A100, a process can use only one MIG instance)"),
         ({"gpus": 8, "mig": 1}, "2,3", "2 × cuda (NVIDIA A100)"),
         ({"gpus": 1, "mig": 1}, "MIG-1f2e,MIG-3a4b", "cuda (NVIDIA A100, a process can use only one MIG instance)"),

@@ -205,7 +205,7 @@ def test_a_killed_rank_ends_all(endless: Trainer) -> None:
     assert seconds < FAST
     first = endless.said()[endless.said().index("Training failed") :].splitlines()[0]
     assert first == (
-        "Training failed: the system killed the process of rank 1, most often for lack of memory. "
+        "Training failed: the system killed the process of rank 1, most likely because memory ran out. "
         f"Full log: {endless.run_directory}/train.log"
     )
     assert result(endless.run_directory)["status"] == "failed"

@@ -1,1 +1,1 @@
-"""What a checkpoint is, where it is, whether it is whole."""
+"""What a checkpoint contains, how it is found, whether it is complete."""

@@ -1,7 +1,7 @@
-"""Whether an adapter is usable and belongs to its base, judged by the headers of their safetensors files.
+"""Whether an adapter is usable and matches its base model, judged by the headers of their safetensors files.
 
-PEFT loads an adapter whose layers have other names with no more than a warning: the base then answers as "tuned". The
-rest fails only after the model is loaded, or gives answers of nothing but one token.
+PEFT only warns when it loads an adapter whose layers have other names, and the untuned base model then answers. Other
+mismatches fail only after the model is loaded, or produce answers that repeat a single token.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from swift_toolkit.model.checkpoints.recorded import AdapterConfig, RecordedArgu
 from swift_toolkit.model.files import adapter_root, read_json, safetensors_header
 from swift_toolkit.problems import Problem
 
-OWN_BASE = "Give its own base: --base-model DIR"
+OWN_BASE = "Give the right base model: --base-model DIR"
 
 SAMPLED_TENSORS, SAMPLED_VALUES = 64, 256
-"""How many tensors are looked into for values that are not numbers, and how many values of each."""
+"""How many tensors are checked for NaN and infinity, and how many values of each."""
 
-_NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00}  # the exponent of infinity and of what is not a number
+_NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00}  # the exponent bits of infinity and NaN
 _FLOATS = ("F32", *_NOT_FINITE)
 
 # base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight
@@ -38,11 +38,11 @@ class Tensor:
     """One weight in a safetensors file, as its header describes it.
 
     Args:
-        shape: its size in every dimension.
-        dtype: as safetensors names it, e.g. ``BF16``.
-        file: where it is.
+        shape: its size in each dimension.
+        dtype: safetensors' name of the type, e.g. ``BF16``.
+        file: the file that holds it.
         start: its first byte in the file.
-        length: how many bytes it has.
+        length: its size in bytes.
     """
 
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
         header = safetensors_header(file)
         if header is None:
-            continue  # `model.files` says so
+            continue  # reported by `model.files`
         for name, one in header.tensors.items():
             start, end = one["data_offsets"]
             found[name] = Tensor(tuple(one["shape"]), one["dtype"], file, header.start + start, end - start)
@@ -71,14 +71,14 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 def adapter_fit(
     path: Path, base: Path | None, args: RecordedArguments, do: str = OWN_BASE
 ) -> Iterator[Problem]:
-    """What keeps a whole adapter from being used with its base: weights that are empty, not numbers, of another rank
-    than its own configuration says or of other layers than the base has.
+    """Why a complete adapter cannot be used with its base model: its weights are empty or not finite, or do not match
+    the rank in its own configuration or the layers of the base model.
 
     Args:
         path: the adapter.
-        base: the model it is for; None, or no directory, to look at the adapter alone.
-        args: of its training.
-        do: what to do about another base.
+        base: its base model; None, or a path that is not a directory, to check the adapter alone.
+        args: the arguments of its training.
+        do: the advice if the base model is a different one.
     """
     root = adapter_root(path) or path
     config = AdapterConfig.read(path)
@@ -124,7 +124,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _other_rank(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    """LoRA's A has a row for each rank. Not of AdaLoRA, which drops ranks, nor of parameters of several experts."""
+    """LoRA's A has one row per rank. AdaLoRA, which drops ranks, and parameters of several experts are not checked."""
     if config.peft_type != "LORA" or config.has_parameters:
         return
     for name, tensor in tensors.items():
@@ -136,25 +136,25 @@ def _other_rank(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]
 
 
 class _Fit:
-    """An adapter beside the model it is for."""
+    """An adapter and its base model."""
 
     def __init__(
         self, path: Path, base: Path, adapter: Mapping[str, Tensor], model: Mapping[str, Tensor], grown: bool
     ) -> None:
         self.path, self.base, self.adapter, self.model = path, base, adapter, model
-        self.grown = grown  # tokens were added, and are again when it is loaded
+        self.grown = grown  # tokens were added, and are added again when it is loaded
         self.modules = {name.rpartition(".")[0] for name in model}
         matches = ((_MATRIX.fullmatch(name) or _EMBEDDING.fullmatch(name)) for name in adapter)
         self.layers = dict.fromkeys(match[1] for match in matches if match)
 
     def problems(self) -> Iterator[Problem]:
-        """The first thing of each kind that does not fit."""
+        """The first mismatch of each kind."""
         found = [*self._names(), *self._matrices()]
         yield from found[:1]
         yield from self._saved()
 
     def _in_model(self, layer: str) -> str | None:
-        """What the layer is called in the model's files, which may lack the names of its outermost modules."""
+        """The layer's name in the model's files, which may lack the names of its outermost modules."""
         parts = layer.split(".")
         names = (".".join(parts[index:]) for index in range(len(parts)))
         return next((name for name in names if name in self.modules), None)
@@ -180,12 +180,12 @@ class _Fit:
         return _INDEX.sub(".N.", layer)
 
     def _alike(self, layer: str) -> list[str]:
-        """The model's modules with the same last name, a few."""
+        """A few of the model's modules that have the same last name."""
         last = layer.rpartition(".")[2]
         return [one for one in self.modules if one.rpartition(".")[2] == last][:64]
 
     def _fits_loosely(self, layers: list[str]) -> bool:
-        """Whether a model of several parts has such layers: transformers renames those parts as it loads them."""
+        """Whether a model of several parts has such layers: transformers renames those parts when it loads them."""
         config = read_json(self.base / "config.json")[0] or {}
         if not any(isinstance(value, dict) and name.endswith("_config") for name, value in config.items()):
             return False
@@ -193,8 +193,8 @@ class _Fit:
         return any(_tail(layer) in tails for layer in layers)
 
     def _matrices(self) -> Iterator[Problem]:
-        """A LoRA of rank r over a weight of shape (out, in) is A of shape (r, in) and B of shape (out, r); see
-        https://arxiv.org/abs/2106.09685, section 4.1. Weights that a quantisation packs cannot be compared.
+        """A LoRA of rank r on a weight of shape (out, in) is A of shape (r, in) and B of shape (out, r); see
+        https://arxiv.org/abs/2106.09685, section 4.1. Packed weights of a quantised model cannot be compared.
         """
         for name, a in self.adapter.items():
             match = _MATRIX.fullmatch(name)
@@ -204,15 +204,13 @@ class _Fit:
                 continue
             assert weight is not None
             expected = (b.shape[0], a.shape[1])
-            if sorted(weight.shape) != sorted(
-                expected
-            ):  # either way round: GPT-2 keeps its weights transposed
+            if sorted(weight.shape) != sorted(expected):  # or transposed, as in GPT-2
                 what = f"{match[1]} is {expected[0]} x {expected[1]} in the adapter and {weight} in the model"
                 yield self._problem(what)
                 return
 
     def _saved(self) -> Iterator[Problem]:
-        """Layers that were trained whole (``modules_to_save``) and embeddings."""
+        """Fully trained layers (``modules_to_save``) and embeddings."""
         for name, tensor in self.adapter.items():
             match = _SAVED.fullmatch(name)
             if match is None or _OF_ANOTHER_MODULE.search(name):
@@ -231,13 +229,13 @@ class _Fit:
 
 
 _MADE = ("lm_head", "score", "classifier", "output", "v_head")
-"""Layers that a model may have without weights of their own: shared with the embedding, or made for a task."""
+"""Layers that may have no weights of their own in the model: shared with the embedding, or created for a task."""
 
 _INDEX = re.compile(r"\.\d+\.")
 
 
 def _tail(module: str) -> str:
-    """A module's name from its first number on."""
+    """A module's name, from its first number on."""
     return _INDEX.split(f".{module}", maxsplit=1)[-1]
 
 

@@ -1,7 +1,7 @@
-"""What a checkpoint is, what it came from, and which one of a training is meant.
+"""What a checkpoint is, what it was trained from, and where its base model is.
 
-Everything is read from files that ms-swift left: args.json (versions 3 and 4), sft_args.json (1 and 2),
-adapter_config.json and trainer_state.json. Whether the weights are whole is `model_files`' part.
+Everything is read from files that ms-swift wrote: args.json (versions 3 and 4), sft_args.json (1 and 2),
+adapter_config.json and trainer_state.json. `model.files` checks whether the weights are complete.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint and what its files say about it.
+    """A complete checkpoint and what its files say about it.
 
     Args:
         path: its directory, absolute.
-        kind: ``lora`` (an adapter of any sort), ``full`` or ``merged``.
+        kind: ``lora`` (an adapter of any kind), ``full`` or ``merged``.
         tuner_type: how it was trained (``lora``, ``full``, ``adalora``, ...), if known.
-        base: the model it was trained from: an absolute directory, a hub id or a ``builtin/`` name. Always
-            known for an adapter that is on this machine.
-        base_source: where the base was learned, as a phrase.
-        model_type: the architecture, by the name it has in that generation of ms-swift; None for 1 and 2,
-            where the name meant something else.
-        template: the chat format, by the name it has in that generation of ms-swift.
+        base: the model it was trained from: an absolute directory, a hub id or a ``builtin/`` name. Always known for a
+            local adapter.
+        base_source: which file or flag names the base, as a phrase.
+        model_type: the architecture, under its name in that generation of ms-swift; None for 1 and 2, where the name
+            had another meaning.
+        template: the chat format, under its name in that generation of ms-swift.
         system: the system prompt it was trained with, if not its template's own.
-        lora_rank: the greatest rank of the adapter's matrices.
+        lora_rank: the highest rank of the adapter's matrices.
         task_type: ``causal_lm``, ``seq_cls``, ``embedding``, ...
         torch_dtype: the type of the weights in training, e.g. ``bfloat16``.
-        generation: which generation of ms-swift wrote it, if one did.
+        generation: the generation of ms-swift that wrote it, None if another program did.
         args: the arguments of its training.
-        trusted: whether Python code that it brings may run.
+        trusted: whether its own Python code may run.
     """
 
     path: Path
@@ -74,25 +74,25 @@ class Checkpoint:
 
     @property
     def code(self) -> list[Code]:
-        """The Python code that it and its base name."""
+        """The Python code that the files of the checkpoint and of its base model name."""
         return list(code_in([self.path, *([Path(self.base)] if self.base else [])]))
 
     @property
     def generates(self) -> bool:
-        """Whether it writes text; else it is a classifier, a reward or an embedding model, or the like."""
+        """Whether it generates text; otherwise it is a classifier, a reward model, an embedding model or similar."""
         return self.task_type in (None, "causal_lm")
 
 
 def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:
-    """What the directory ``path`` holds, checked to be whole together with its base.
+    """What the directory ``path`` holds, after checking that it and its base model are complete.
 
     Args:
         path: a checkpoint, a merged model or any model directory.
         base_model: the base to use instead of the recorded one: a directory, a hub id or a ``builtin/`` name.
-        trust_code: accept Python code that it or its base brings.
+        trust_code: accept Python code in it or in its base model.
 
     Raises:
-        RequestError: every reason why it cannot be used.
+        RequestError: it cannot be used; lists every reason.
     """
     with readable(path):
         return _read(path.resolve(), base_model, trust_code)
@@ -103,7 +103,7 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     problems = damage(path)
     if kind is None:
         raise RequestError(problems)
-    # ms-swift 1 and 2 wrote their arguments to the run's directory alone
+    # ms-swift 1 and 2 wrote their arguments only to the run's directory
     args, fault = read_arguments([path, path.parent] if CHECKPOINT.fullmatch(path.name) else [path])
     problems += [Problem(*fault)] if fault is not None else []
     adapter = AdapterConfig.read(path)
@@ -137,12 +137,12 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
 
 
 def given_base_problems(base: str | None, key: str = "--base-model") -> list[Problem]:
-    """What is wrong with a base model that was named with the flag ``key``; nothing if none was."""
+    """What is wrong with a base model that was given with the flag ``key``; nothing if none was."""
     return [replace(problem, key=key) for problem in _given_base(base)[1]] if base is not None else []
 
 
 def hub_model(model: str, trust_code: bool = False) -> Checkpoint:
-    """The model with the hub id ``model``: nothing is known of it before ms-swift has fetched it."""
+    """The model with the hub id ``model``; nothing else is known before ms-swift has downloaded it."""
     return Checkpoint(Path(model), "full", trusted=trust_code)
 
 
@@ -153,15 +153,15 @@ def hub_adapter(adapter: str, base: str | None, trust_code: bool = False) -> Che
 
 
 def _form_problems(path: Path, adapter: AdapterConfig) -> list[Problem]:
-    """An adapter in the own form of ms-swift 1 that is not plain LoRA: nothing loads it any more."""
+    """Why an adapter in ms-swift 1's own format that is not plain LoRA cannot be used: no current version loads it."""
     if adapter.swift_form in ("", "LORA"):
         return []
-    what = f"{path} holds an adapter of ms-swift 1 that nothing loads today: {adapter.swift_form}"
+    what = f"{path} holds an adapter of ms-swift 1 that no current version loads: {adapter.swift_form}"
     return [Problem(what, "Train it again.")]
 
 
 def _task_type(path: Path, args: RecordedArguments, adapter: AdapterConfig) -> str | None:
-    """What the model is made for, as ms-swift names it: recorded, or seen from PEFT's name or the architecture."""
+    """The model's task, by ms-swift's name: as recorded, or derived from PEFT's name or the architecture."""
     if args.task_type:
         return args.task_type
     config, _ = read_json(path / "config.json")
@@ -199,7 +199,7 @@ def _base(
     else:
         what = f"{path} was trained from {recorded[0][0]}, which no longer exists"
         where = f"Looked for: {', '.join(dict.fromkeys(looked_at))}. "
-    return None, [Problem(what, where + "Name its base model: --base-model DIR")]
+    return None, [Problem(what, where + "Give its base model: --base-model DIR")]
 
 
 def _given_base(given: str) -> tuple[_Base | None, list[Problem]]:
@@ -215,7 +215,7 @@ def _given_base(given: str) -> tuple[_Base | None, list[Problem]]:
 
 
 def _recorded_bases(args: RecordedArguments, adapter: AdapterConfig) -> list[tuple[str, str]]:
-    """The base as each file names it, with where it stands, the surest first."""
+    """The base model under each recorded name, with where it is recorded, the most reliable first."""
     recorded = [
         (args.model, "model in args.json"),
         (args.model_cache_dir, "model_cache_dir in sft_args.json"),
@@ -227,7 +227,7 @@ def _recorded_bases(args: RecordedArguments, adapter: AdapterConfig) -> list[tup
 
 
 def _places(value: str, path: Path, args: RecordedArguments) -> Iterator[str]:
-    """Where the directory ``value`` may be, as seen from the training, from here and from the checkpoint."""
+    """Where the directory ``value`` may be: relative to the training, to this directory or to the checkpoint."""
     value = str(Path(value).expanduser())
     trained_in = Path(args.output_dir) if args.output_dir and Path(args.output_dir).is_absolute() else None
     checkpoint = path.resolve()
@@ -238,10 +238,10 @@ def _places(value: str, path: Path, args: RecordedArguments) -> Iterator[str]:
         return
     yield value
     if trained_in is not None and len(Path(os.path.commonpath([value, trained_in])).parts) > 1:
-        # the project was moved as a whole: the base lies as far from the run as it did
+        # the whole project was moved: the path from the run to the base is unchanged
         yield str(checkpoint.parent / os.path.relpath(value, trained_in))
 
 
 def _legacy_model(args: RecordedArguments) -> str | None:
-    """The hub id of a model type of ms-swift 1 or 2, which named one model each."""
+    """The hub id of a model type of ms-swift 1 or 2, where each named one model."""
     return renames.legacy_model(args.model_type) if args.is_old and args.model_type else None

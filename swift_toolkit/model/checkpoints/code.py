@@ -1,8 +1,8 @@
-"""Python code that a checkpoint brings, and pickles that are code, found before anything of it runs.
+"""Python code in a checkpoint, and pickles that run code, found before any of it runs.
 
 Hugging Face's configuration files name Python files under ``auto_map``; ms-swift loads every model with
-``trust_remote_code``, which runs them. Where transformers has code of its own for the model, the checkpoint's is not
-needed, and `swift_toolkit.machine.msswift.refuse_remote_code` keeps it from running.
+``trust_remote_code``, which runs them. If transformers has its own code for the model, the checkpoint's code is not
+needed, and `swift_toolkit.machine.msswift.refuse_remote_code` prevents it from running.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ CONFIG_FILES = {
     "feature_extractor_config.json": "feature_extractor_type",
     "generation_config.json": "",
 }
-"""File -> the key that names the class transformers would use instead of the checkpoint's."""
+"""File -> the key that names the class that transformers uses in place of the checkpoint's."""
 
 ARGS_KEYS = ("external_plugins", "custom_register_path")
-"""What ms-swift imports as Python files when it reads a checkpoint's args.json."""
+"""Arguments in a checkpoint's args.json that ms-swift imports as Python files."""
 
 CUSTOM_GENERATE = "custom_generate/generate.py"
 
 
 @dataclass(frozen=True)
 class Code:
-    """Python code that one file of a checkpoint names.
+    """Python code that a file of a checkpoint names.
 
     Args:
         named_in: that file.
-        key: under which key of it.
+        key: the key in that file.
         files: the Python files, as written there.
-        needed: whether the checkpoint cannot be loaded without them; else transformers has code of its own.
+        needed: whether the checkpoint cannot be loaded without them; otherwise transformers has its own code.
     """
 
     named_in: Path
@@ -55,24 +55,24 @@ class Code:
     needed: bool
 
     def problem(self) -> Problem:
-        """That it would run when the checkpoint is loaded."""
+        """That the code would run when the checkpoint is loaded."""
         what = f"names Python code that is run when the model is loaded: {', '.join(self.files)}"
         return Problem(what, TRUST, self.key, str(self.named_in))
 
 
 def code_problems(directories: Sequence[Path], with_args: bool = True) -> Iterator[Problem]:
-    """What of the code in these directories would have to run, none of which is trusted.
+    """The untrusted code in these directories that would have to run.
 
     Args:
-        directories: a checkpoint and its base, the one whose args.json is read first; what is no directory (an id
-            on a hub) is skipped.
+        directories: a checkpoint and its base, first the one whose args.json is read; anything that is not a directory
+            (an id on a hub) is skipped.
         with_args: whether ms-swift reads that args.json.
     """
     yield from (code.problem() for code in code_in(directories, with_args) if code.needed)
 
 
 def code_in(directories: Sequence[Path], with_args: bool = True) -> Iterator[Code]:
-    """The Python code that the files in these directories name; arguments as in `code_problems`."""
+    """The Python code that the files in these directories name; for the arguments see `code_problems`."""
     args = next((one / "args.json" for one in directories if (one / "args.json").is_file()), None)
     if args is not None and with_args:
         yield from _in_args(args)
@@ -82,7 +82,7 @@ def code_in(directories: Sequence[Path], with_args: bool = True) -> Iterator[Cod
 
 
 def code_phrase(codes: Iterable[Code], trusted: bool) -> str | None:
-    """What a plan says of the code, None if there is none."""
+    """What a plan says about the code, None if there is none."""
     found = list(codes)
     names = ", ".join(dict.fromkeys(name for code in found for name in code.files))
     if not found:
@@ -120,7 +120,7 @@ def _python_files(auto_map: Any) -> Iterator[str]:
 
 
 def _has_own(content: JsonObject, key: str) -> bool:
-    """Whether transformers has classes for what a configuration file describes."""
+    """Whether transformers has classes for the model in a configuration file."""
     named = content.get(key) if key else None
     names = named if isinstance(named, list) else [named]
     if key == "architectures":
@@ -129,7 +129,7 @@ def _has_own(content: JsonObject, key: str) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    """Whether transformers' tables of its own models name this model type or class."""
+    """Whether transformers' tables of its own models contain this model type or class."""
     package = package_of("transformers")
     folder = package / "models/auto" if package else Path()
     quoted = re.compile(rf"""["']{re.escape(name.removesuffix("Fast"))}(?:Fast)?["']""")
@@ -150,7 +150,7 @@ _PICKLED_WEIGHTS = (
 
 
 def pickle_problems(directories: Iterable[Path]) -> Iterator[Problem]:
-    """Weights that are pickles and would run code when they are loaded, or are damaged."""
+    """Pickled weights that would run code when loaded, or are damaged."""
     for directory in directories:
         for file in sorted(
             {one for name in _PICKLED_WEIGHTS for one in directory.glob(name) if one.is_file()}

@@ -1,4 +1,4 @@
-"""The checkpoint that a path means."""
+"""Finds the checkpoint that a path refers to."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class Found(NamedTuple):
-    """A checkpoint that was looked for: its directory, and in a few words why it is this one."""
+    """A checkpoint that was found: its directory, and a short reason why it was chosen."""
 
     path: Path
     why: str
 
 
 def find_checkpoint(path: Path) -> Found:
-    """The checkpoint that ``path`` means.
+    """The checkpoint that ``path`` refers to.
 
     Args:
-        path: a checkpoint; a run directory, which holds checkpoint-N; an output directory, which holds runs
-            (vN-<time>): of the newest run the best checkpoint, or else the last; or
-            ``<output>/checkpoint-N``, looked for in the runs there.
+        path: a checkpoint; a run directory, which contains checkpoint-N; an output directory, which contains runs
+            (vN-<time>), for the best checkpoint of the newest run, or else the last; or
+            ``<output>/checkpoint-N``, which is searched for in those runs.
 
     Raises:
-        RequestError: there is none, with what lies near.
+        RequestError: there is none; names similar paths.
     """
     with readable(path):
         return _find(path)
@@ -57,7 +57,7 @@ def _find(path: Path) -> Found:
     for run in runs:
         found = _choose(run)
         if found is not None:
-            newest = "newest run" if run == runs[0] else "newest run with a whole checkpoint,"
+            newest = "newest run" if run == runs[0] else "newest run with a complete checkpoint,"
             return Found(found.path, f"{newest} {run.name}, {found.why}")
     found = _choose(path)
     if found is not None:
@@ -68,7 +68,7 @@ def _find(path: Path) -> Found:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into words."""
+    """Turn errors of the file system into a RequestError."""
     try:
         yield
     except OSError as error:
@@ -76,12 +76,12 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def runs_of(path: Path) -> list[Path]:
-    """The runs in an output directory, the newest first."""
+    """The runs in an output directory, newest first."""
     return _numbered(path, RUN)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run, the last step first."""
+    """The checkpoints of a run, last step first."""
     return _numbered(run, CHECKPOINT)
 
 
@@ -105,7 +105,7 @@ def _numbered(path: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 
 def _choose(run: Path) -> Found | None:
-    """The best checkpoint of ``run`` that is whole, or else the last."""
+    """The best checkpoint of ``run`` that is complete, or else the last."""
     checkpoints = checkpoints_of(run)
     best = _best(run, checkpoints)
     if best is not None and not damage(best):
@@ -114,13 +114,14 @@ def _choose(run: Path) -> Found | None:
         if not damage(checkpoint):
             skipped = ", ".join(damaged.name for damaged in checkpoints[:index])
             return Found(
-                checkpoint, f"last whole checkpoint (not whole: {skipped})" if skipped else "last checkpoint"
+                checkpoint,
+                f"last complete checkpoint (incomplete: {skipped})" if skipped else "last checkpoint",
             )
     return None
 
 
 def _best(run: Path, checkpoints: list[Path]) -> Path | None:
-    """The checkpoint that a ``best`` link in or beside the run points at, or that the trainer called so."""
+    """The checkpoint that a ``best`` link in the run or next to it points to, or that the trainer recorded as best."""
     names = [
         link.resolve().name
         for link in (run / "best", run.parent / "best")
@@ -139,7 +140,7 @@ def damage(path: Path) -> list[Problem]:
 
 
 def _no_checkpoint(path: Path) -> Problem:
-    """``path`` is there and holds nothing to use; name what lies a level below."""
+    """``path`` exists but holds nothing usable; suggests paths one level below."""
     below = (
         sorted(child for child in path.iterdir() if runs_of(child) or checkpoints_of(child))
         if path.is_dir()

@@ -1,8 +1,8 @@
-"""LoRA adapters as ms-swift 1 wrote them, in the form that PEFT loads.
+"""LoRA adapters written by ms-swift 1, in the format that PEFT loads.
 
-Until 2.0 ms-swift saved adapters in a form of its own: in the folder ``default`` of the checkpoint, under names without
-PEFT's prefix, with a ``swift_type``. Today's ms-swift cannot load them beside today's PEFT. The processes that load
-a model call `as_peft`; copies are kept in the user's cache.
+Before 2.0, ms-swift saved adapters in its own format: in the folder ``default`` of the checkpoint, under names without
+PEFT's prefix, with a ``swift_type``. Today's ms-swift cannot load them with today's PEFT. The processes that load a
+model call `as_peft`; copies are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PREFIX = "base_model.model."
 
 
 def is_old(path: Path) -> bool:
-    """Whether the checkpoint ``path`` holds an adapter in the form of ms-swift 1."""
+    """Whether the checkpoint ``path`` holds an adapter in the format of ms-swift 1."""
     try:
         return (path / OLD_FOLDER / "adapter_config.json").is_file()
     except OSError:
@@ -34,7 +34,7 @@ def is_old(path: Path) -> bool:
 
 
 def as_peft(path: str) -> str:
-    """The directory ``path``, or if it holds an adapter of ms-swift 1, a copy of that which PEFT loads."""
+    """The directory ``path``, or, if it holds an adapter of ms-swift 1, a copy that PEFT can load."""
     if not is_old(Path(path)):
         return path
     import platformdirs
@@ -51,19 +51,19 @@ def as_peft(path: str) -> str:
                 beside.mkdir()
                 _write(source, weights, beside)
         except OSError:
-            if not target.is_dir():  # another process may have been first
+            if not target.is_dir():  # another process may have made it first
                 raise
     return str(target)
 
 
 def with_peft_adapters(words: Iterable[str]) -> list[str]:
-    """An argument list in which the adapters (``--adapters=DIR``, ``NAME=DIR``) are what `as_peft` says."""
+    """An argument list with the adapters in it (``--adapters=DIR``, ``NAME=DIR``) replaced by `as_peft`."""
     parts = [word.rpartition("=") for word in words]
     return [name + equals + as_peft(value) for name, equals, value in parts]
 
 
 def name_in_peft(name: str) -> str:
-    """What PEFT calls the weight that ms-swift 1 called ``name``."""
+    """PEFT's name for the weight that ms-swift 1 called ``name``."""
     name = _EMBEDDING.sub(r"\1", _MATRIX.sub(r"\1.weight", name))
     return name if name.startswith(_PREFIX) else _PREFIX + name
 

@@ -1,8 +1,8 @@
-"""Whether a file that torch wrote (``.pt``, ``.pth``) is whole, and whether reading it would run code.
+"""Whether a file that torch wrote (``.pt``, ``.pth``) is complete, and whether reading it would run code.
 
 Such a file is a zip archive of uncompressed entries: one pickle, and the bytes of each tensor; see
-https://docs.pytorch.org/docs/stable/notes/serialization.html. Nothing is unpickled here: the operations of the pickle
-are only listed.
+https://docs.pytorch.org/docs/stable/notes/serialization.html. This module only lists the operations of the pickle and
+never unpickles it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _OF_NUMPY = (
 _OF_DEEPSPEED = r"deepspeed\.[\w.]+ \w+"
 
 HARMLESS = re.compile("|".join((_TORCH, _OF_TORCH, _OF_PYTHON, _OF_NUMPY, _OF_DEEPSPEED)))
-"""What a training state may name: what ``torch.load(weights_only=True)`` accepts, numpy's arrays, as transformers
-accepts them, and DeepSpeed's own classes."""
+"""What a training state may import: what ``torch.load(weights_only=True)`` accepts, numpy arrays, which transformers
+accepts too, and DeepSpeed's own classes."""
 
 _BY_STACK = ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")  # torch neither writes nor reads these
 
 
 def fault(file: Path, every_byte: bool = False) -> Fault | None:
-    """What is wrong with ``file``; None if nothing.
+    """What is wrong with ``file``; None if nothing is.
 
     Args:
-        file: what ``torch.save`` wrote.
-        every_byte: compare the checksum of every entry, which reads all of the file (about 1 GiB/s from memory);
-            otherwise its directory, the head of every entry and the pickle.
+        file: a file that ``torch.save`` wrote.
+        every_byte: compare the checksum of every entry, which reads the whole file (about 1 GiB/s from memory);
+            otherwise only its directory, the header of every entry and the pickle are checked.
     """
     if file.stat().st_size == 0:
         return f"{file} is empty", AGAIN
     with file.open("rb") as content:
-        if content.read(1) == b"\x80":  # torch before 1.6 wrote pickles, which do not tell their length
+        if content.read(1) == b"\x80":  # torch before 1.6 wrote pickles, whose length is unknown
             return None
     try:
         with zipfile.ZipFile(file) as archive:
@@ -65,7 +65,7 @@ def _entries_fault(file: Path, archive: zipfile.ZipFile, every_byte: bool) -> Fa
             if is_pickle:
                 pickles.append(content.read())
             while every_byte and content.read(1 << 20):
-                pass  # at its end the checksum is compared
+                pass  # zipfile compares the checksum at the end
     if not pickles:
         return f"{file} is damaged: it holds no data.pkl", AGAIN
     unsafe = sorted(

@@ -1,4 +1,4 @@
-"""What stands beside weights: ms-swift's arguments of the training, and PEFT's configuration of an adapter."""
+"""What is recorded with the weights: ms-swift's arguments of the training, and PEFT's configuration of an adapter."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _OLD_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # ms-s
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedArguments:
-    """The arguments of a training, as far as this toolkit needs them: an args.json also holds keys and tokens.
+    """The arguments of a training that this toolkit needs; an args.json also holds keys and tokens.
 
-    None is what was not written down, or is of another type than it must be.
+    A value that is not recorded, or has the wrong type, is None.
 
     Args:
-        generation: which generation of ms-swift wrote them, if one did.
+        generation: the generation of ms-swift that wrote them, None if another program did.
         model: the model it was trained from, as the user named it.
         model_cache_dir: its directory (ms-swift 1 and 2).
         model_id_or_path: its name (ms-swift 1 and 2).
-        model_dir: where ms-swift found it.
-        model_type: the architecture; of 1 and 2 the name of one model.
+        model_dir: where ms-swift found the model.
+        model_type: the architecture; in 1 and 2 the name of a single model.
         template: the chat format.
         system: the system prompt, if not the template's own.
         task_type: ``causal_lm``, ``seq_cls``, ``embedding``, ...
@@ -35,10 +35,10 @@ class RecordedArguments:
         tuner_type: how it was trained: ``lora``, ``full``, ...
         quant_method: how the model was quantised.
         new_special_tokens: whether tokens were added.
-        output_dir: where it wrote.
-        zero_stage: the stage of DeepSpeed's ZeRO, if that is known.
+        output_dir: the output directory of the training.
+        zero_stage: the stage of DeepSpeed's ZeRO, if known.
         deepspeed: whether DeepSpeed was used.
-        processes: how many took part.
+        processes: number of training processes.
         num_train_epochs: as given.
         max_steps: as given.
     """
@@ -65,12 +65,12 @@ class RecordedArguments:
 
     @property
     def is_old(self) -> bool:
-        """Whether ms-swift 1 or 2 wrote them, where ``model_type`` and others meant something else."""
+        """Whether ms-swift 1 or 2 wrote them, where ``model_type`` and others have another meaning."""
         return self.generation in ("v1", "v2")
 
     @classmethod
     def of(cls, content: JsonObject, is_old_file: bool = False) -> RecordedArguments:
-        """Those in the content of an args.json or, with ``is_old_file``, of an sft_args.json."""
+        """The arguments in the content of an args.json or, with ``is_old_file``, of an sft_args.json."""
         dtype = _typed(content, "dtype", str) or ""
         texts = "model model_cache_dir model_id_or_path model_dir model_type system task_type quant_method output_dir"
         deepspeed = content.get("deepspeed")
@@ -97,13 +97,13 @@ class AdapterConfig:
     """The adapter_config.json of an adapter.
 
     Args:
-        peft_type: ``LORA``, ``ADALORA``, ...; empty without one.
-        task_type: what PEFT says the model is made for, e.g. ``SEQ_CLS``; empty without.
-        base: the model it was trained from, as it was named.
-        rank: the rank of its matrices, where it has one.
+        peft_type: ``LORA``, ``ADALORA``, ...; "" if not given.
+        task_type: PEFT's name for the task of the model, e.g. ``SEQ_CLS``; "" if not given.
+        base: the model it was trained from, as it was given.
+        rank: the rank of its matrices, if it has one.
         own_ranks: the ranks of the layers that have their own.
         has_parameters: it adapts parameters that are not layers, such as those of several experts.
-        swift_form: the form of ms-swift 1's own adapters, empty for PEFT's: ``LORA`` for plain LoRA.
+        swift_form: the type of an adapter in ms-swift 1's own format, ``LORA`` for plain LoRA; "" for PEFT's format.
     """
 
     peft_type: str = ""
@@ -116,7 +116,7 @@ class AdapterConfig:
 
     @classmethod
     def of(cls, content: JsonObject) -> AdapterConfig:
-        """That in the content of an adapter_config.json."""
+        """The configuration in the content of an adapter_config.json."""
         pattern = content.get("rank_pattern")
         ranks = pattern.values() if isinstance(pattern, dict) else ()
         form = str(content.get("swift_type") or "")
@@ -133,7 +133,7 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, path: Path) -> AdapterConfig:
-        """That of the adapter in the directory ``path``; an empty one where there is none."""
+        """The configuration of the adapter in the directory ``path``; an empty one if there is none."""
         root = adapter_root(path)
         content, _ = read_json(root / "adapter_config.json") if root is not None else (None, None)
         return cls.of(content or {})
@@ -145,7 +145,7 @@ class AdapterConfig:
 
 
 def read_arguments(directories: Sequence[Path]) -> tuple[RecordedArguments, Fault | None]:
-    """The arguments in the first of these directories that has some, and what is wrong with their file."""
+    """The arguments from the first of these directories that has any, and what is wrong with their file."""
     for file in (directory / name for directory in directories for name in ARGS_FILES):
         if file.is_file():
             content, fault = read_json(file)

@@ -1,8 +1,8 @@
 """Whether a checkpoint is complete enough to resume from: weights, optimizer, scheduler, random state.
 
-transformers writes the weights first and ``trainer_state.json`` last, each in place: a process that is killed in
-between leaves a directory that looks like a checkpoint. DeepSpeed keeps the optimizer in ``global_step<N>``, a file a
-process; FSDP in ``optimizer_0``.
+transformers writes the weights first and ``trainer_state.json`` last, each in place, so a process that is killed in
+between leaves a directory that looks like a checkpoint. DeepSpeed keeps the optimizer in ``global_step<N>``, one file
+per process; FSDP keeps it in ``optimizer_0``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from swift_toolkit.problems import Problem
 
 STATE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
-"""CRC-32 of the weights by file name, which a safetensors file itself does not hold."""
+"""CRC-32 of the weights by file name; safetensors files have no checksum of their own."""
 
 SMALL_ENOUGH = 1 << 30
-"""Bytes of a weight file up to which its checksum is written and compared, which takes about a second."""
+"""Size in bytes up to which a weight file's checksum is recorded and compared, which takes about a second."""
 
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 _EARLIER = "Resume from an earlier checkpoint."
@@ -40,16 +40,16 @@ _EARLIER = "Resume from an earlier checkpoint."
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where the training stood that wrote a checkpoint.
+    """The state of the training that wrote a checkpoint.
 
     Args:
         path: the checkpoint.
         step: optimiser steps done.
-        max_steps: those the training was to take.
+        max_steps: the planned number of optimiser steps.
         logs: what it had logged: losses by step, and evaluations.
         best: the name of the best checkpoint so far, e.g. ``checkpoint-40``; None without evaluation.
-        processes: how many took part; None if it is not known.
-        deepspeed: DeepSpeed wrote the optimizer.
+        processes: number of training processes; None if not known.
+        deepspeed: whether DeepSpeed wrote the optimizer.
         args: the arguments of the training.
     """
 
@@ -69,7 +69,7 @@ class TrainingState:
 
 
 def read_state(path: Path) -> TrainingState:
-    """The state of the checkpoint ``path``, which `problems` found whole."""
+    """The state of the checkpoint ``path``, which `problems` has found complete."""
     state, _ = read_json(path / STATE)
     state, (args, _) = state or {}, read_arguments([path])
     best = state.get("best_model_checkpoint")
@@ -87,7 +87,7 @@ def read_state(path: Path) -> TrainingState:
 
 
 def training_state_problems(path: Path, every_byte: bool = False) -> list[Problem]:
-    """Why the checkpoint ``path`` is not complete; none if a training can resume from it.
+    """Why the checkpoint ``path`` is incomplete; nothing if a training can resume from it.
 
     Args:
         path: a directory ``checkpoint-N``.
@@ -96,7 +96,7 @@ def training_state_problems(path: Path, every_byte: bool = False) -> list[Proble
     try:
         if not (path / STATE).exists():
             do = f"Either the training ended while it was written, or it is not a training checkpoint. {_EARLIER}"
-            return [Problem(f"{path} is not whole: there is no {STATE}", do)]
+            return [Problem(f"{path} is incomplete: there is no {STATE}", do)]
         if is_model_only(path):
             return [_only_the_model(path)]
         found = weight_problems(path) + [Problem(*fault) for fault in _state_faults(path, every_byte)]
@@ -106,27 +106,27 @@ def training_state_problems(path: Path, every_byte: bool = False) -> list[Proble
 
 
 def weight_problems(path: Path) -> list[Problem]:
-    """Why the weights of the checkpoint ``path`` cannot be loaded; FSDP's shards are not looked at."""
+    """Why the weights of the checkpoint ``path`` cannot be loaded; FSDP's shards are not checked."""
     if any(path.glob("pytorch_model_fsdp*")):
         return []
     return adapter_problems(path) if checkpoint_kind(path) == "lora" else model_problems(path)
 
 
 def is_model_only(path: Path) -> bool:
-    """Whether ``path`` was saved with ``save_only_model``, which leaves out what a training needs to resume."""
+    """Whether ``path`` was saved with ``save_only_model``, which omits what a training needs to resume."""
     parts = (*_OPTIMIZERS, "scheduler.pt", "latest", "rng_state*.pth", "optimizer_*", "global_step*")
     return not any(found for name in parts for found in path.glob(name))
 
 
 def _only_the_model(path: Path) -> Problem:
-    do = 'Its weights can start a new training: set "resume_only_model" to true beside "resume_from_checkpoint".'
+    do = 'Its weights can start a new training: set "resume_only_model" to true together with "resume_from_checkpoint".'
     return Problem(
         f"{path} was saved with save_only_model: it has no optimizer, scheduler or random state", do
     )
 
 
 def write_checksums(path: Path) -> None:
-    """Note the CRC-32 of each weight file of the checkpoint ``path`` that is small enough."""
+    """Record the CRC-32 of each weight file of the checkpoint ``path`` that is small enough."""
     files.write_json(path / CHECKSUMS, {file.name: _checksum(file) for file in _weights(path)})
 
 
@@ -141,7 +141,7 @@ def _state_faults(path: Path, every_byte: bool) -> Iterator[Fault]:
         yield f"{path / STATE} has no global_step", ""
     for file in _pickled_files(path, read_arguments([path])[0]):
         if not file.is_file():
-            yield f"{path} is not whole: there is no {file.relative_to(path)}", ""
+            yield f"{path} is incomplete: there is no {file.relative_to(path)}", ""
         elif (found := pickled.fault(file, every_byte)) is not None:
             yield found
     if every_byte:
@@ -149,7 +149,7 @@ def _state_faults(path: Path, every_byte: bool) -> Iterator[Fault]:
 
 
 def _pickled_files(path: Path, args: RecordedArguments) -> Iterator[Path]:
-    """The files a training of this kind has in its checkpoint, beside the weights."""
+    """The files that a training of this kind has in its checkpoint in addition to the weights."""
     processes = _processes(path, args) or 1
     if _sharded_by_deepspeed(path, args):
         yield from _deepspeed_files(path, processes, args)
@@ -165,7 +165,7 @@ def _pickled_files(path: Path, args: RecordedArguments) -> Iterator[Path]:
 
 
 def _deepspeed_files(path: Path, processes: int, args: RecordedArguments) -> Iterator[Path]:
-    """ZeRO's files: the optimizer of each process, and the weights of one, or in stage 3 of each."""
+    """ZeRO's files: the optimizer of each process, and the weights of one process, or in stage 3 of each."""
     latest = path / "latest"
     step = latest.read_text(encoding="utf-8").strip() if latest.is_file() else f"global_step{path.name[11:]}"
     folder = path / step
@@ -189,13 +189,13 @@ def _sharded_by_deepspeed(path: Path, args: RecordedArguments) -> bool:
 
 
 def _random(path: Path) -> list[int]:
-    """The ranks whose random state is there; of a single process, 0."""
+    """The ranks whose random state is saved; 0 for a single process."""
     found = [re.fullmatch(r"rng_state(?:_(\d+))?\.pth", file.name) for file in path.glob("rng_state*.pth")]
     return sorted(int(match[1] or 0) for match in found if match)
 
 
 def _processes(path: Path, args: RecordedArguments) -> int | None:
-    """How many processes wrote the checkpoint: by args.json, else by the random states that are there."""
+    """How many processes wrote the checkpoint: by args.json, else by the saved random states."""
     if args.processes is not None:
         return args.processes
     ranks = _random(path)
@@ -223,4 +223,4 @@ def _changed_weights(path: Path) -> Iterator[Fault]:
     noted, _ = read_json(path / CHECKSUMS) if (path / CHECKSUMS).is_file() else (None, None)
     for file in _weights(path) if noted else ():
         if noted is not None and noted.get(file.name, "") not in ("", _checksum(file)):
-            yield f"{file} is damaged: its content is not what was written", ""
+            yield f"{file} is damaged: its checksum differs from the recorded one", ""
