@@ -1,4 +1,4 @@
-"""The one door to what differs between the versions of ms-swift."""
+"""Everything that depends on the version of ms-swift, and the patches of ms-swift."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Command = Literal["sft", "pt", "rlhf", "infer", "deploy", "export", "eval"]
 Line = Literal["v3", "v4"]
 COMMANDS: tuple[Command, ...] = get_args(Command)
 LINES: tuple[Line, ...] = get_args(Line)
-"""Oldest first, the order of lists that hold one value for each."""
+"""Oldest first; lists with one value per generation use this order."""
 
 _T = TypeVar("_T")
 
 Generating = dict[str, Any]
-"""What ms-swift hands its engine for a batch, by name."""
+"""The arguments that ms-swift passes to its engine for a batch, by name."""
 
 
 INSTALL = f"{packages.install('ms_swift')}."
@@ -43,11 +43,11 @@ INSTALL = f"{packages.install('ms_swift')}."
 
 @dataclass(frozen=True)
 class SwiftInstall:
-    """The ms-swift of this environment.
+    """The installed ms-swift.
 
     Args:
         version: e.g. ``4.6.0``.
-        line: ``v3`` for 3.12 and later 3.x, ``v4`` for what came after.
+        line: ``v3`` for 3.12 and later 3.x, ``v4`` for 4.0 and later.
         transformers_version: e.g. ``5.19.0``; empty if transformers is not installed.
         location: the directory of the package ``swift``.
     """
@@ -64,32 +64,32 @@ class SwiftInstall:
 
     @property
     def own_engine(self) -> str:
-        """What ``infer_backend`` calls ms-swift's own engine: ``pt`` until ms-swift 4.0."""
+        """The value of ``infer_backend`` for ms-swift's own engine: ``pt`` until ms-swift 4.0."""
         return self._either("pt", "transformers")
 
     @property
     def guesses_template(self) -> bool:
-        """Whether a model type of several templates needs none to be named: until ms-swift 4.0 the first was taken."""
+        """Whether the template is optional for a model type with several: until ms-swift 4.0 the first one was used."""
         return self._either(True, False)
 
     @property
     def sources(self) -> Sources:
-        """Where its source says what models, templates, data sets and trainers there are."""
+        """Where its source lists models, templates, data sets and trainers."""
         return self._either(_SOURCES_OF_3, _SOURCES_OF_4)
 
     @property
     def teaches_itself(self) -> bool:
-        """Whether the model can be its own teacher (GKD with a column ``teacher_prompt``): not until ms-swift 4.0."""
+        """Whether the model can be its own teacher (GKD with a column ``teacher_prompt``): only since ms-swift 4.0."""
         return self._either(False, True)
 
     def foreign_generation(self, generation: Generation | None) -> str | None:
         """The generation of ms-swift that wrote an adapter's checkpoint, if this one cannot load its optimizer state.
 
-        Until ms-swift 4.0 the parameters of an adapter are divided into two groups, since then there is one; torch
-        refuses a state with other groups.
+        Until ms-swift 4.0 the parameters of an adapter formed two groups, since then one; torch refuses a state with
+        other groups.
 
         Args:
-            generation: what `recorded_generation` says of the checkpoint's args.json.
+            generation: the result of `recorded_generation` for the checkpoint's args.json.
         """
         wrote = next((line for line in LINES if line == generation), self.line)
         return None if wrote == self.line else wrote.removeprefix("v")
@@ -100,13 +100,13 @@ class SwiftInstall:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the source of ms-swift says what there is, below its package directory.
+    """Where the source of ms-swift lists its parts, relative to its package directory.
 
     Args:
         model_constants: the file with the names of model types.
         models: the directory of the files that register models.
         template_constants: the file with the names of templates.
-        template_at: which positional argument of ``ModelMeta`` the template is.
+        template_at: the position of the template among the arguments of ``ModelMeta``.
         datasets: the directory of the files that register data sets.
         trainers: the directory of the trainers of ``rlhf``.
         columns: the file with the class ``RowPreprocessor``, which names the columns of a row.
@@ -144,13 +144,13 @@ Generation = Literal["v1", "v2", "v3", "v4"]
 
 
 def recorded_generation(args: Collection[str], is_old_file: bool) -> Generation | None:
-    """Which generation of ms-swift wrote these arguments; None if that does not show.
+    """The generation of ms-swift that wrote these arguments; None if it cannot be determined.
 
-    4 names itself. 2 has ``custom_register_path``, which 1 does not have.
+    Version 4 records its own name. Version 2 has ``custom_register_path``, which 1 does not have.
 
     Args:
         args: the names in an args.json or sft_args.json.
-        is_old_file: it is an sft_args.json, which 1 and 2 wrote.
+        is_old_file: whether it is an sft_args.json, which 1 and 2 wrote.
     """
     if is_old_file:
         return "v2" if "custom_register_path" in args else "v1"
@@ -160,7 +160,7 @@ def recorded_generation(args: Collection[str], is_old_file: bool) -> Generation 
 
 
 def installed() -> SwiftInstall:
-    """Finds the installed ms-swift without importing it.
+    """Find the installed ms-swift without importing it.
 
     Raises:
         RequestError: it is not installed, or older than 3.12.
@@ -172,14 +172,14 @@ def installed_in(package: Path | None) -> SwiftInstall:
     """The ms-swift whose package ``swift`` is this directory.
 
     Raises:
-        RequestError: it is none, or older than 3.12.
+        RequestError: the directory is not ms-swift's, or its version is older than 3.12.
     """
     version = _version(package / "version.py") if package else ""
     if package is None or not version:
         raise RequestError([Problem("ms-swift is not installed", INSTALL)])
     major, minor = (int(number) for number in re.findall(r"\d+", version)[:2])
     if (major, minor) < (3, 12):
-        what = f"ms-swift {version} is older than 3.12, the oldest that works"
+        what = f"ms-swift {version} is older than 3.12, the oldest supported version"
         raise RequestError([Problem(what, INSTALL)])
     transformers = package_of("transformers")
     transformers_version = _version(transformers / "__init__.py") if transformers else ""
@@ -187,9 +187,9 @@ def installed_in(package: Path | None) -> SwiftInstall:
 
 
 def version_problems() -> Iterator[Problem]:
-    """Installed packages of a version that the installed ms-swift does not accept, by its own metadata."""
+    """Installed packages whose version the installed ms-swift does not accept, by its own metadata."""
     record = packages.record_of("ms-swift")
-    if record is None:  # a copy of its source
+    if record is None:  # a source checkout
         return
     versions = {name: version for name in _SHARED if (version := packages.version(name))}
 
@@ -211,7 +211,7 @@ def version_problems() -> Iterator[Problem]:
 
 
 _SHARED = ("transformers", "trl", "peft", "datasets")
-"""Packages whose versions ms-swift limits, because it relies on their insides."""
+"""Packages whose versions ms-swift limits because it relies on their internals."""
 
 
 # ------------------------------------------------------------------------------------------ what is installed
@@ -224,18 +224,20 @@ def package_of(name: str) -> Path | None:
 
 
 def _version(file: Path) -> str:
-    """What a source file assigns to ``__version__``; empty if nothing."""
+    """The value that a source file assigns to ``__version__``; "" if it assigns none."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return next((line.split("=")[1].strip(" '\"") for line in lines if line.startswith("__version__ =")), "")
 
 
 def _module(*names: str) -> Any:
-    """The first of these modules that there is: ms-swift 4.0 moved them."""
+    """The first of these modules that exists: ms-swift 4.0 moved them."""
     for name in names[:-1]:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if not name.startswith(error.name or "?"):  # not this module is missing, but what it needs
+            if not name.startswith(
+                error.name or "?"
+            ):  # the module exists, but one that it imports is missing
                 raise
     return importlib.import_module(names[-1])
 
@@ -247,13 +249,13 @@ def _public() -> Any:
 
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Import ms-swift without what takes a quarter of the time: the garbage collector visits all objects made so far
+    """Import ms-swift without two things that take a quarter of the time: the garbage collector visits all objects
     again and again, none of which is garbage, and several libraries read the metadata of all installed packages.
     """
     if "swift" in sys.modules:
         yield
         return
-    metadata: Any = importlib.import_module("importlib.metadata")  # itself slow to import
+    metadata: Any = importlib.import_module("importlib.metadata")  # slow to import
     read, collects = metadata.packages_distributions, gc.isenabled()
     read_once = functools.cache(read)
     metadata.packages_distributions = lambda: dict(read_once())
@@ -262,7 +264,7 @@ def _importing() -> Iterator[None]:
         yield
     finally:
         metadata.packages_distributions = read
-        gc.freeze()  # modules stay: later collections need not visit them
+        gc.freeze()  # modules are permanent: later collections need not visit them
         if collects:
             gc.enable()
 
@@ -271,20 +273,20 @@ def _importing() -> Iterator[None]:
 
 
 TRUST_VARIABLE = "SWIFT_TOOLKIT_TRUST_CODE"
-"""Environment variable of the processes that import ms-swift: "1" lets them run code of a checkpoint."""
+"""Environment variable for processes that import ms-swift: "1" lets them run the code of a checkpoint."""
 
 
 def trust(code: bool) -> dict[str, str]:
-    """The environment of a child process that may, or may not, run code of a checkpoint."""
+    """Environment variables that allow or forbid a child process to run the code of a checkpoint."""
     return {TRUST_VARIABLE: "1" if code else "0"}
 
 
 def refuse_remote_code() -> None:
-    """Keep transformers from running Python code of a checkpoint, unless the environment trusts it.
+    """Prevent transformers from running Python code of a checkpoint, unless the environment allows it.
 
-    ms-swift loads everything with ``trust_remote_code``. From here on that is as if it were not given: transformers
-    uses its own code for a model, and fails where it has none. Called before anything of ms-swift is imported; until
-    ms-swift takes ``trust_remote_code`` as an argument.
+    ms-swift loads everything with ``trust_remote_code``. After this call that argument has no effect: transformers uses
+    its own code for a model, and fails if it has none. Call it before importing ms-swift. Needed until ms-swift takes
+    ``trust_remote_code`` as an argument.
     """
     if os.environ.get(TRUST_VARIABLE) == "1":
         return
@@ -316,10 +318,10 @@ _UNTRUSTED = (
 
 @_importing()
 def tolerate_failed_login() -> None:
-    """Keep a login at ModelScope that fails, as without network, from ending a run that may not need it.
+    """Do not let a failed login at ModelScope, for example without network, end a run that may not need it.
 
-    ms-swift logs in whenever MODELSCOPE_API_TOKEN is set. What needs the login, such as pushing a model, tries again
-    and fails with its own error. Until ms-swift logs in only where it must.
+    ms-swift logs in whenever MODELSCOPE_API_TOKEN is set. Actions that need the login, such as pushing a model, log in
+    again and fail with their own error. Needed until ms-swift logs in only when necessary.
     """
     hub = _module("swift.hub.hub").MSHub
     log_in, create = hub.try_login.__func__, hub.create_model_repo.__func__
@@ -329,7 +331,7 @@ def tolerate_failed_login() -> None:
             return bool(log_in(cls, token))
         except Exception as error:
             print(
-                f"The login at ModelScope failed ({type(error).__name__}); going on without it.", flush=True
+                f"The login at ModelScope failed ({type(error).__name__}); continuing without it.", flush=True
             )
             return False
 
@@ -341,11 +343,11 @@ def tolerate_failed_login() -> None:
 
 
 def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """ms-swift's ``get_processor`` and ``get_template`` with the arguments they have in 4.x. Until ms-swift 4.0 the
-    first came with ``get_model_tokenizer``, and the second took the type before the processor.
+    """ms-swift's ``get_processor`` and ``get_template`` with their arguments of 4.x. Until ms-swift 4.0 the first was
+    part of ``get_model_tokenizer``, and the second took the type before the processor.
 
     Args:
-        trust_code: let them run Python code of a model.
+        trust_code: let them run the Python code of a model.
     """
     spare_imports()
     if not trust_code:
@@ -365,13 +367,13 @@ def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateFacts:
-    """What the template of a model adds to answers, and what its tokenizer reads as special tokens.
+    """What the template of a model adds to answers, and which strings its tokenizer reads as special tokens.
 
     Args:
-        end: the tokens behind the last answer.
+        end: the tokens after the last answer.
         stops: tokens that end an answer.
-        specials: texts that become one special token.
-        empty_thought: put before an answer without a thinking block; "" if nothing is.
+        specials: strings that become one special token.
+        empty_thought: text put before an answer without a thinking block; "" if there is none.
     """
 
     end: tuple[int, ...]
@@ -381,7 +383,7 @@ class TemplateFacts:
 
 
 def template_facts(template: Any) -> TemplateFacts:
-    """What is known of one of ms-swift's templates, which 3.12 and 4.x keep under the same names."""
+    """The fields of ms-swift's templates that 3.12 and 4.x have under the same names."""
     meta, tokenizer = template.template_meta, template.tokenizer
     end = tuple(template._encode_context_list(meta.suffix)[0]) if meta.suffix else ()
     added = {one.content: number for number, one in tokenizer.added_tokens_decoder.items() if one.special}
@@ -399,7 +401,7 @@ def template_facts(template: Any) -> TemplateFacts:
 
 @_importing()
 def inference_api() -> SimpleNamespace:
-    """What asking a model uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
+    """The parts of ms-swift needed to query a model. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
     refuse_remote_code()
     tolerate_failed_login()
@@ -411,7 +413,7 @@ def inference_api() -> SimpleNamespace:
 
 @_importing()
 def serving_api() -> SimpleNamespace:
-    """What serving uses of ms-swift. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
+    """The parts of ms-swift needed to serve a model. Until ms-swift 4.0 its pipelines were in ``swift.llm``."""
     spare_imports()
     refuse_remote_code()
     tolerate_failed_login()
@@ -434,13 +436,14 @@ def export_function() -> Callable[[list[str]], Any]:
     return main
 
 
-# ------------------------------------------------------------------------------------------ the start
+# ------------------------------------------------------------------------------------------ faster imports
 
 
 def spare_imports() -> None:
-    """Import what ms-swift imports without what its libraries import only for other models and other runs; once,
-    before ms-swift. Nothing is hidden: what is spared is imported when it is first used. Until transformers imports the
-    losses of object detectors when they are used, and bitsandbytes compiles its kernels then.
+    """Import modules that ms-swift imports, without those that its libraries need only for other models and other runs.
+
+    Call it once, before importing ms-swift. A skipped module is imported when it is first used. Needed until
+    transformers imports the losses of object detectors on first use and bitsandbytes compiles its kernels on first use.
     """
     if "swift" in sys.modules:
         return
@@ -452,7 +455,7 @@ def spare_imports() -> None:
 
 
 def _import_losses() -> None:
-    """transformers' table of losses, without the modules of the object detectors in it, which import scipy."""
+    """Import transformers' table of losses without the modules of its object detectors, which import scipy."""
     spec = importlib.util.find_spec("transformers.loss")
     folders = spec.submodule_search_locations if spec else None
     files = [file for folder in folders or () for file in Path(folder).glob("loss_*.py")]
@@ -467,7 +470,7 @@ def _import_losses() -> None:
 
 
 def _stand_in(module: str) -> ModuleType:
-    """A module whose functions import the real one when they are called."""
+    """A module whose functions import the real module when they are called."""
 
     def later(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -484,8 +487,8 @@ def _stand_in(module: str) -> ModuleType:
 
 
 def _import_bitsandbytes() -> None:
-    """bitsandbytes, which compiles functions when it is imported and so imports all of ``torch._inductor``; here each
-    is compiled at its first call."""
+    """Import bitsandbytes, which compiles functions on import and so imports all of ``torch._inductor``; here each
+    function is compiled when first called."""
     import torch
 
     compile_now = torch.compile
@@ -504,14 +507,14 @@ def _import_bitsandbytes() -> None:
 
 
 _MAINS = {"sft": ("sft_main",), "pt": ("pretrain_main", "pt_main"), "rlhf": ("rlhf_main",)}
-"""Command -> the function that carries it out; the second name of it is until ms-swift 4.0."""
+"""Command -> the function that carries it out; the second name is the one until ms-swift 4.0."""
 
 
 @_importing()
 def train_function(command: str, arguments: list[str]) -> Any:
-    """ms-swift's function that trains: the one of ``command``, sft, pt or rlhf."""
+    """ms-swift's training function for ``command``: sft, pt or rlhf."""
     if "--tuner_backend=unsloth" in arguments:
-        import unsloth  # noqa: F401  # it must come before transformers
+        import unsloth  # noqa: F401  # must be imported before transformers
     spare_imports()
     refuse_remote_code()
     tolerate_failed_login()
@@ -520,17 +523,18 @@ def train_function(command: str, arguments: list[str]) -> Any:
 
 
 def default_callbacks() -> list[Any]:
-    """The list of the callbacks that every Trainer gets. ms-swift replaces it when its trainers are imported, in
-    ``swift.trainers.callback`` until ms-swift 4.0: what is appended afterwards stays."""
+    """The list of callbacks that every Trainer gets. ms-swift replaces it when its trainers are imported (until
+    ms-swift 4.0 in ``swift.trainers.callback``), so append to it only afterwards."""
     _module("swift.trainers.patcher", "swift.trainers.callback")
     callbacks: list[Any] = _module("transformers.trainer").DEFAULT_CALLBACKS
     return callbacks
 
 
 def argument_parser(command: Command) -> tuple[type, Any]:
-    """ms-swift's class of a command's arguments and its parser for them.
+    """ms-swift's class for a command's arguments, and its parser for them.
 
-    The annotations of the class cannot be read without what ms-swift lays over them; until transformers reads them.
+    The annotations of the class can be read only with ms-swift's patch of transformers; needed until transformers can
+    read them itself.
     """
     module, name = arguments_class(command, installed().line)
     cls = getattr(importlib.import_module(module), name)
@@ -554,32 +558,33 @@ def arguments_class(command: Command, line: Line) -> tuple[str, str]:
     return {"v3": "swift.llm.argument", "v4": "swift.arguments"}[line], _CLASSES[command][line]
 
 
-# ------------------------------------------------------------------------------------------ laid over ms-swift
+# ------------------------------------------------------------------------------------------ patches of ms-swift
 
 
 def log_as_it_is(args: Any) -> None:
-    """Log a loss that is not a number as such; transformers replaces it by an average of the others.
+    """Log a loss that is NaN or infinite as such; transformers replaces it by an average of the others.
 
-    Until ms-swift sets ``logging_nan_inf_filter`` itself.
+    Needed until ms-swift sets ``logging_nan_inf_filter`` itself.
     """
     args.logging_nan_inf_filter = False
 
 
 def keep_newest_checkpoint(args: Any) -> None:
-    """With ``save_total_limit`` 1 and an evaluation, keep the newest checkpoint beside the best.
+    """With ``save_total_limit`` 1 and an evaluation, keep both the newest and the best checkpoint.
 
-    transformers removes one of them: until 5.0 the best with each save, since then the newest at the end.
+    transformers removes one of them: before 5.0 the best one at each save, since then the newest one at the end.
     """
     if args.save_total_limit == 1 and str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
         args.save_total_limit = 2
 
 
 def encode_through(dataset: Callable[..., Any], row: Callable[..., Any]) -> None:
-    """Let ms-swift turn rows into tokens through two functions. Until ms-swift reports which rows it drops, and why.
+    """Let ms-swift tokenise rows through two functions. Needed until ms-swift reports which rows it drops, and why.
 
     Args:
-        dataset: called as ``dataset(encode, arguments, train, val, ...)``; ``encode(train, val, ...)`` is ms-swift's.
-        row: called as ``row(encode, row, ...)``, also in worker processes; ``encode(row, ...)`` is ms-swift's.
+        dataset: called as ``dataset(encode, arguments, train, val, ...)``; ``encode(train, val, ...)`` is ms-swift's
+            own.
+        row: called as ``row(encode, row, ...)``, also in worker processes; ``encode(row, ...)`` is ms-swift's own.
     """
     pipeline = importlib.import_module(train_function("sft", []).__module__)
     sft, lazy, encode = pipeline.SwiftSft, pipeline.LazyLLMDataset, pipeline.EncodePreprocessor
@@ -599,7 +604,7 @@ def encode_through(dataset: Callable[..., Any], row: Callable[..., Any]) -> None
 
 def limit_ppo(args: Any) -> None:
     """Let PPO take ``max_steps`` steps: TRL counts answers (``total_episodes``), and ms-swift has no argument for that.
-    Until ms-swift hands ``max_steps`` on.
+    Needed until ms-swift passes ``max_steps`` on.
 
     Args:
         args: ms-swift's own arguments.
@@ -611,15 +616,15 @@ def limit_ppo(args: Any) -> None:
 
 
 def reward_function(name: str, args: Any) -> Any | None:
-    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will take this very one; None where
-    it needs the tokenizer of the model. Until ms-swift 4.0 a function was given the arguments that it names.
+    """One of ms-swift's reward functions, made as its GRPO trainer makes it, which will use this same object; None if
+    it needs the model's tokenizer. Until ms-swift 4.0 a function received only the arguments that it names.
 
     Args:
-        name: among ``reward_funcs``.
+        name: its name in ``reward_funcs``.
         args: ms-swift's own arguments.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no function of that name.
     """
     functions, given = _module("swift.rewards", "swift.plugin").orms, args.training_args
     if installed().line == "v4":
@@ -634,16 +639,16 @@ def reward_function(name: str, args: Any) -> Any | None:
 
 
 def trainer_state() -> Any:
-    """The state of a training that has not begun."""
+    """The state of a training that has not started."""
     return _module("transformers").TrainerState()
 
 
 def before_the_model(look: Callable[[Any, Callable[[], Any]], None]) -> None:
-    """Let ``look`` look at what a training run would do before its model is loaded, once. Until ms-swift reads its data
-    before the model.
+    """Call ``look`` once, before the model is loaded, to examine what a training run would do. Needed until ms-swift
+    reads its data before the model.
 
     Args:
-        look: is given ms-swift's own arguments, and what makes a template of its own by them.
+        look: receives ms-swift's own arguments, and a function that makes a separate template from them.
     """
     sft = _module("swift.pipelines.train.sft", "swift.llm.train.sft").SwiftSft
     rlhf = _module("swift.pipelines.train.rlhf", "swift.llm.train.rlhf").SwiftRLHF
@@ -667,11 +672,11 @@ def before_the_model(look: Callable[[Any, Callable[[], Any]], None]) -> None:
 
 
 def keep_rows(open_folder: Callable[[Any, Any], Path | None], give_up: Callable[[], None]) -> None:
-    """Let ms-swift find the rows that it has converted before in a folder of the caller's choice. Until ms-swift names
-    what it keeps by all that it depends on: 4.6 knows a file by its path and time, and a plugin by its name.
+    """Let ms-swift keep the rows that it converted in a folder of the caller's choice. Needed until ms-swift's cache
+    keys cover everything that the rows depend on: 4.6 identifies a file by its path and time, and a plugin by its name.
 
     Args:
-        open_folder: from ms-swift's arguments and template to the folder; None leaves the rows to ms-swift.
+        open_folder: from ms-swift's arguments and template to the folder; None lets ms-swift decide.
         give_up: called when the disk of the folder is full, before all rows are read and converted again elsewhere.
     """
     pipeline = importlib.import_module(train_function("sft", []).__module__)
@@ -699,7 +704,7 @@ def keep_rows(open_folder: Callable[[Any, Any], Path | None], give_up: Callable[
 
 @contextlib.contextmanager
 def _rows_kept_in(folder: Path) -> Iterator[None]:
-    """Arrow files that ms-swift makes go to ``folder`` instead of ModelScope's cache."""
+    """Write the Arrow files that ms-swift makes to ``folder`` instead of ModelScope's cache."""
     readers = [
         _module("swift.dataset.loader", "swift.llm.dataset.loader"),
         _module("swift.dataset.preprocessor.core", "swift.llm.dataset.preprocessor.core"),
@@ -715,7 +720,7 @@ def _rows_kept_in(folder: Path) -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a disk has no room left."""
+    """Whether an error, or one of its causes, says that a disk is full."""
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         if full or os.strerror(errno.ENOSPC) in str(error):
@@ -725,11 +730,13 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def stop_generating(template: Any, gone: Callable[[], Callable[[], bool]]) -> None:
-    """Let a generation of the engine pt end at its next token. Until ms-swift takes stopping criteria with a request.
+    """Let a generation of the engine pt end at its next token. Needed until ms-swift takes stopping criteria with a
+    request.
 
     Args:
-        template: what generates.
-        gone: asked when a generation begins; what it returns is asked at every token, and ends it by True.
+        template: the template that generates.
+        gone: called when a generation starts; it returns a function that is called at every token and ends the
+            generation by returning True.
     """
     prepare = template.prepare_generate_kwargs
 
@@ -746,18 +753,18 @@ def stop_generating(template: Any, gone: Callable[[], Callable[[], bool]]) -> No
 
 
 def fetch_through(engine: Any, fetch: Callable[[], Any]) -> Callable[[], Any]:
-    """Let the worker of ms-swift's own engine take its next batch from ``fetch``; returns its own way. Until ms-swift
-    answers together what comes together."""
+    """Let the worker of ms-swift's own engine take its next batch from ``fetch``; returns the original method. Needed
+    until ms-swift batches requests that arrive together."""
     own: Callable[[], Any] = engine._fetch_infer_requests
     engine._fetch_infer_requests = fetch
     return own
 
 
 def repair_generation(template: Any) -> None:
-    """Make ms-swift generate for batches under an adapter, and end a stream whose generation failed.
+    """Make ms-swift generate batches with an adapter, and end a stream whose generation failed.
 
-    It names the adapter once for a whole batch, where PEFT wants it for every sequence; and of a generation that
-    failed it would wait for tokens for ever. Until ms-swift does both; 4.6 does neither.
+    ms-swift names the adapter once per batch, but PEFT needs it for every sequence; and after a failed generation
+    ms-swift waits forever for tokens. Needed until ms-swift fixes both; 4.6 fixes neither.
     """
     generate = template.generate
 
@@ -778,27 +785,27 @@ def repair_generation(template: Any) -> None:
 
 
 class _Failed:
-    """Stands in the stream where tokens should be, and raises when it is looked at."""
+    """Takes the place of tokens in the stream, and raises when it is read."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
 
     @property
     def ndim(self) -> int:
-        """Of tokens, 1 or 2."""
+        """Dimensions of the tokens, 1 or 2."""
         raise self._error
 
 
 def keep_random_numbers(evaluated: bool) -> None:
-    """Let a training that goes on from a checkpoint draw the random numbers that it would have drawn uninterrupted.
+    """Let a resumed training draw the random numbers that it would have drawn without the interruption.
 
     torch draws one number when the workers of a data loader start. Workers are persistent, so an uninterrupted training
-    draws it at its first epoch and at its first evaluation only; one that goes on would draw it again at the first use
-    in the new process, after the random state was restored, and drop out other neurons from there on. Until torch or
-    transformers gives each loader random numbers of its own.
+    draws it only at its first epoch and its first evaluation; a resumed training would draw it again at the first use
+    in the new process, after the random state was restored, and its dropout would differ from there on. Needed until
+    torch or transformers gives each loader its own random numbers.
 
     Args:
-        evaluated: the training had evaluated before the checkpoint.
+        evaluated: whether the training had evaluated before the checkpoint.
     """
     from torch import get_rng_state, set_rng_state
     from torch.utils.data import dataloader
@@ -824,8 +831,8 @@ def keep_random_numbers(evaluated: bool) -> None:
 
 
 def read_random_states_of_numpy_1() -> None:
-    """Let torch read the random state that a checkpoint holds where numpy 1 wrote it; numpy 2 calls the function that
-    makes an array by another name. Until transformers allows both."""
+    """Let torch read the random state of a checkpoint that numpy 1 wrote; numpy 2 has another name for the function
+    that makes an array. Needed until transformers allows both."""
     from numpy import empty
     from torch.serialization import add_safe_globals
 
@@ -834,8 +841,8 @@ def read_random_states_of_numpy_1() -> None:
 
 
 def keep_running_means() -> None:
-    """Let a checkpoint hold what was summed up since the last log, so that the first loss that is logged after a resume
-    is the mean over all of its steps. Until transformers 5 saves the sum, and ms-swift that of its own metrics."""
+    """Save in checkpoints what was summed up since the last log, so that the first loss logged after a resume is the
+    mean over all of its steps. Needed until transformers 5 saves the sum, and ms-swift that of its own metrics."""
     from transformers import Trainer
 
     save, load = Trainer._save_rng_state, Trainer._load_rng_state
@@ -868,8 +875,8 @@ def _running_means(trainer: Any, checkpoint: str) -> Path:
 
 
 def keep_epoch() -> None:
-    """Let a training that goes on within an epoch take the rows of that epoch that are left. ms-swift 3 makes a new
-    data loader to skip rows, which begins with the order of the first epoch. Until ms-swift 4."""
+    """Let a training that resumes within an epoch use the remaining rows of that epoch. To skip rows, ms-swift 3 makes
+    a new data loader, which starts with the order of the first epoch. Needed until ms-swift 4."""
     module: Any = importlib.import_module("swift.trainers.mixin")
     if hasattr(module.SwiftMixin, "_restore_dataloader_epoch"):
         return
@@ -886,13 +893,13 @@ def keep_epoch() -> None:
 
 
 ABANDONED_SECONDS = 120.0
-"""Age at which the lock of a build that no process of this machine holds open is taken to be left by a killed one; a
-process of another machine that shares the directory may hold it until then."""
+"""Age in seconds from which a build lock that no process of this machine holds open counts as abandoned; until then a
+process of another machine that shares the directory may hold it."""
 
 
 def take_over_build_locks() -> None:
-    """Let DeepSpeed build its extensions although an earlier process was killed while it did: whoever finds the lock
-    that it left waits for ever. Until torch's ``FileBaton`` knows whether its owner lives."""
+    """Let DeepSpeed build its extensions although an earlier process was killed during the build: other processes would
+    wait forever for the lock it left. Needed until torch's ``FileBaton`` checks that the owner is alive."""
     from torch.utils.file_baton import FileBaton
 
     acquire = FileBaton.try_acquire
@@ -901,7 +908,7 @@ def take_over_build_locks() -> None:
         lock = Path(self.lock_file_path)
         while not acquire(self):
             if _is_open(lock):
-                return False  # somebody is building
+                return False  # another process is building
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - lock.stat().st_mtime > ABANDONED_SECONDS:
                     lock.unlink()
@@ -912,7 +919,7 @@ def take_over_build_locks() -> None:
 
 
 def _is_open(file: Path) -> bool:
-    """Whether a process of this machine has ``file`` open; false where that cannot be seen."""
+    """Whether a process of this machine has ``file`` open; False if that cannot be determined."""
     for handle in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             if handle.readlink() == file:
@@ -920,22 +927,22 @@ def _is_open(file: Path) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------ patches
+# ------------------------------------------------------------------------------------------ patches for micro-batches
 
 Partition = Callable[[Sequence[int], int, int], list[list[list[int]]]]
-"""From the tokens of the rows of an optimiser step in ms-swift's order, the ranks, and the rows of a micro-batch to the
-micro-batches of each rank, as indices."""
+"""Takes the tokens of an optimiser step's rows in ms-swift's order, the number of ranks and the rows per micro-batch;
+returns the micro-batches of each rank, as indices."""
 
 
 def share_rows(choose: Callable[[Any], tuple[Partition, Sequence[int]] | None]) -> None:
-    """Let a function say which rows of an optimiser step share a micro-batch, and on which rank: until ms-swift
-    balances rows within a step itself (4.6 has ``group_by_length``, which changes the rows of the steps).
+    """Let a function decide which rows of an optimiser step share a micro-batch, and on which rank. Needed until
+    ms-swift balances rows within a step itself (4.6 has ``group_by_length``, which changes the rows of the steps).
 
-    The rows of every step stay those of ms-swift's sampler, also after a resume in the middle of an epoch.
+    Every step keeps the rows of ms-swift's sampler, also after a resume within an epoch.
 
     Args:
-        choose: from a trainer, when it makes its data loader, to the function and the tokens of all rows; None keeps
-            ms-swift's order.
+        choose: called with a trainer when it makes its data loader; returns the function and the tokens of all rows, or
+            None to keep ms-swift's order.
     """
     module: Any = importlib.import_module("swift.trainers.mixin")
     loader, sampler = module.DataLoaderMixin, module.BatchSamplerShard
@@ -956,11 +963,11 @@ def share_rows(choose: Callable[[Any], tuple[Partition, Sequence[int]] | None]) 
 
 
 def row_lengths(dataset: Any, estimate: Callable[[Sequence[str]], int] | None = None) -> list[int] | None:
-    """Tokens of every row, of the longer one of a pair; None where they are unknown. 3.12 calls the column ``length``.
+    """Tokens of every row (the longer one of a pair); None if not known. 3.12 calls the column ``length``.
 
     Args:
-        dataset: what a trainer trains on.
-        estimate: tells the tokens of texts, for rows that ms-swift has not counted (``lazy_tokenize``).
+        dataset: the dataset of a trainer.
+        estimate: estimates the tokens of texts, for rows that ms-swift has not counted (``lazy_tokenize``).
     """
     rows = _rows_of(dataset)
     names = getattr(rows, "column_names", None) or ()
@@ -980,15 +987,15 @@ def _estimated(row: Any, estimate: Callable[[Sequence[str]], int]) -> int:
 
 
 def _rows_of(dataset: Any) -> Any:
-    """The rows with their columns, also of a LazyLLMDataset, which encodes them when they are needed."""
+    """The rows with their columns, also of a LazyLLMDataset, which encodes rows only on access."""
     return dataset if hasattr(dataset, "column_names") else getattr(dataset, "dataset", dataset)
 
 
 def _micro_batches(sampler: Any, iterate: Callable[[Any], Iterator[list[int]]]) -> Iterator[list[int]]:
-    """This rank's micro-batches of an epoch; empty ones in place of the steps that the data loader will skip."""
+    """This rank's micro-batches of an epoch, with empty ones for the steps that the data loader will skip."""
     partition, lengths, arguments, skipped = sampler.shared
     ranks, accumulation = sampler.world_size, arguments.gradient_accumulation_steps
-    whole = copy.copy(sampler)  # as if there were one rank, with the rows of all
+    whole = copy.copy(sampler)  # as if a single rank had all rows
     whole.__class__ = type("Whole", (type(sampler),), {"rank": 0, "world_size": 1})
     whole.total_samples, whole.batch_size = sampler.total_samples * ranks, sampler.batch_size * ranks
     batches = iterate(whole)
@@ -1006,17 +1013,18 @@ def _micro_batches(sampler: Any, iterate: Callable[[Any], Iterator[list[int]]]) 
 
 
 def ignore_file_tags(template: Any) -> None:
-    """Keep ms-swift from opening files that a text names as ``<img>file</img>``.
+    """Prevent ms-swift from opening files that a text names as ``<img>file</img>``.
 
-    Needed until ms-swift asks whether it may (4.6 does it for every multimodal model whose request has no image).
+    Needed until this can be switched off in ms-swift (4.6 does it for every multimodal model if a request has no
+    image).
     """
     template._replace_image_tags = lambda inputs: None
 
 
 def encode_plain_texts(template: Any) -> None:
-    """Make ``template.encode`` take a request with ``plain`` set as a text to go on from, without the chat format.
+    """Make ``template.encode`` treat a request with ``plain`` set as a text to continue, without the chat format.
 
-    Needed until an engine of ms-swift takes a request without a chat template (4.6 has one template an engine).
+    Needed until ms-swift's engines accept a request without a chat template (4.6 has one template per engine).
     """
     encode, plain = template.encode, copy.copy(template)
     plain.template_meta = template.template_meta.to_generate_template_meta()
@@ -1036,7 +1044,7 @@ def encode_plain_texts(template: Any) -> None:
 
 
 Hook = Callable[[Generating], Generating]
-"""Called with what a batch is generated from; returns it."""
+"""Called with the inputs of a batch before generation; returns them, possibly changed."""
 
 
 def sampling_hook(
@@ -1048,17 +1056,17 @@ def sampling_hook(
     stop: Sequence[str],
     seed: int | None,
 ) -> Hook:
-    """A hook that sets what ms-swift's RequestConfig lacks or does not hand on.
+    """A hook that sets what ms-swift's RequestConfig lacks or does not pass on.
 
-    Needed until RequestConfig has these fields for every engine (4.6 hands ``min_p`` and ``seed`` to vLLM only).
+    Needed until RequestConfig passes these fields to every engine (4.6 passes ``min_p`` and ``seed`` only to vLLM).
 
     Args:
-        backend: ``pt`` or ``vllm``; others have none of these.
-        min_p: least probability, as a share of the likeliest token's.
-        min_tokens: shortest answer, in tokens.
-        ignore_eos: go on after the end of the answer.
-        stop: the request's own stop texts.
-        seed: of the random numbers.
+        backend: ``pt`` or ``vllm``; others support none of these.
+        min_p: minimum probability, relative to the most likely token's.
+        min_tokens: minimum length of the answer, in tokens.
+        ignore_eos: continue after the end of the answer.
+        stop: the request's own stop strings.
+        seed: seed of the random numbers.
     """
 
     def set_vllm(kwargs: Generating) -> Generating:
@@ -1077,7 +1085,7 @@ def sampling_hook(
         if min_tokens:
             config.min_new_tokens = min_tokens
         if ignore_eos:
-            config.eos_token_id = [-1]  # None would be the model's own
+            config.eos_token_id = [-1]  # None would mean the model's own
             config.stop_words = list(stop) or [_NEVER_SAID]
         if seed is not None:
             torch.manual_seed(seed)
@@ -1087,11 +1095,11 @@ def sampling_hook(
 
 
 _NEVER_SAID = "\0\0never said\0\0"
-"""Stands for an empty list of stop words, which ms-swift would fill with the template's."""
+"""Stands for an empty list of stop strings, which ms-swift would fill with the template's."""
 
 
 def longest_token(tokenizer: Any) -> int:
-    """Bytes of text that one token can stand for at most."""
+    """The largest number of bytes of text that one token can stand for."""
     tokens = list(tokenizer.get_vocab())
     length = max(map(len, tokens))
     long = [one for one in tokens if 4 * len(one) >= length]
@@ -1101,9 +1109,9 @@ def longest_token(tokenizer: Any) -> int:
 
 
 def keep_first_space() -> None:
-    """Keep ms-swift from dropping the space that a streamed answer begins with.
+    """Prevent ms-swift from dropping the space at the start of a streamed answer.
 
-    It counts the spaces at the beginning before there is a token. Needed until it counts them with the first one.
+    It counts the leading spaces before there is a token. Needed until it counts them with the first one.
     """
     try:
         from swift.llm.infer.infer_engine.utils import InferStreamer  # ms-swift 3
@@ -1118,12 +1126,12 @@ def keep_first_space() -> None:
 
 
 def has_agent_template(template: Any) -> bool:
-    """Whether a template has a form for functions and their results; ms-swift 3 has one for every template."""
+    """Whether a template has a tool format; in ms-swift 3 every template has one."""
     return getattr(template, "_agent_template", "react_en") is not None
 
 
 def dropping_hook(engine: Any, alias: str) -> Hook:
-    """A hook that drops an adapter's weights in the thread that generates, between two batches."""
+    """A hook that removes an adapter's weights between two batches, in the thread that generates."""
 
     def drop(kwargs: Generating) -> Generating:
         if engine._adapters_pool.pop(alias, None) is not None:
@@ -1134,5 +1142,5 @@ def dropping_hook(engine: Any, alias: str) -> Hook:
 
 
 async def drop_from_vllm(engine: Any, alias: str) -> None:
-    """Drop an adapter from the processes of vLLM."""
+    """Remove an adapter from the processes of vLLM."""
     await engine.engine.remove_lora(engine._adapters_pool[alias].lora_int_id)

@@ -129,7 +129,7 @@ def test_install_is_found_without_import(source_tree: Path) -> None:
     [
         (
             "3.11.3",
-            'ms-swift 3.11.3 is older than 3.12, the oldest that works. Run: pip install "ms-swift==4.6.0".',
+            'ms-swift 3.11.3 is older than 3.12, the oldest supported version. Run: pip install "ms-swift==4.6.0".',
         ),
         (None, 'ms-swift is not installed. Run: pip install "ms-swift==4.6.0".'),
     ],
