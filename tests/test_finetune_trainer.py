@@ -227,7 +227,7 @@ def test_python_reports_problems_as_an_exception() -> None:
         FineTuner({"model": "a/b"}, lora_rnak=8)
     assert str(caught.value) == (
         '"lora_rnak" is not a setting. Did you mean "lora_rank"?\n'
-        '"dataset" is missing. Name a data file or data set, e.g. "data/train.jsonl".'
+        '"dataset" is missing. Give a data file or data set, e.g. "data/train.jsonl".'
     )
 
 

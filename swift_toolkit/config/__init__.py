@@ -1,1 +1,1 @@
-"""From a file or flags to ms-swift's arguments: settings, presets, rules, the names of every generation."""
+"""From a config file or flags to ms-swift's arguments: settings, presets, rules, names of all ms-swift generations."""

@@ -1,12 +1,12 @@
-"""The arguments the installed ms-swift takes, read from its source; nothing of it is imported.
+"""The arguments of the installed ms-swift, read from its source without importing it.
 
-Importing ms-swift to ask its argument classes takes 8 to 12 seconds, reading the twenty source files that
-define them some 0.1 seconds, and reading the result again out of the user's cache a few milliseconds.
+Importing ms-swift to inspect its argument classes takes 8 to 12 s, reading the twenty source files that define them
+about 0.1 s, and reading the cached result a few milliseconds.
 
     fields("sft")["lora_rank"]  # Field(name="lora_rank", kind="int", ..., default="8")
 
-``python -m swift_toolkit.config.fields sft`` imports ms-swift and prints as JSON what its own argument parser
-takes: for sources that cannot be followed, and what the tests compare with.
+``python -m swift_toolkit.config.fields sft`` imports ms-swift and prints the arguments of its own parser as JSON. It is
+the fallback for sources that cannot be followed, and the reference for the tests.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from swift_toolkit.problems import Problem, RequestError
 
 @dataclass(frozen=True)
 class Field:
-    """One argument, as the argument parser of ms-swift takes it.
+    """One argument, as ms-swift's argument parser takes it.
 
     Args:
         name: exact name.
-        kind: what one value is: ``bool``, ``int``, ``float``, ``str``, or ``dict`` (a JSON object or string).
-            Of a union it is what the parser converts to: ``str | bool`` is a bool, while
-            ``str | list[str] | None`` is one string. With choices it is the kind of the first
+        kind: the type of one value: ``bool``, ``int``, ``float``, ``str``, or ``dict`` (a JSON object or string).
+            For a union it is the type that the parser converts to: ``str | bool`` is a bool, while
+            ``str | list[str] | None`` is one string. With choices it is the type of the first one
             (``quant_bits``, which takes 4 and ``float8``, is an int).
         is_list: takes one or more values.
         optional: None is allowed.
-        choices: the only values allowed; None if any is. None itself is never among them, see ``optional``.
+        choices: the only values allowed; None if any value is. None itself is never listed, see ``optional``.
         default: source text of the default, see `default_value`.
     """
 
@@ -61,7 +61,7 @@ class Field:
 
     @property
     def default_value(self) -> Any:
-        """What ms-swift takes where nothing is given; None where it decides while it runs."""
+        """The value that ms-swift uses if none is given; None if ms-swift decides it during the run."""
         if self.default in ("list", "dict"):
             return [] if self.default == "list" else {}
         try:
@@ -72,16 +72,16 @@ class Field:
 
 @cache
 def default(name: str, command: Command, install: SwiftInstall) -> Any:
-    """The default value of an argument of ``command``; None if it takes no such argument."""
+    """The default value of an argument of ``command``; None if the command has no such argument."""
     found = fields(command, install).get(name)
     return found.default_value if found else None
 
 
 def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, Field]:
-    """The arguments of one command of ms-swift by name, in the order they are declared.
+    """The arguments of one command of ms-swift by name, in the order of their declaration.
 
     Raises:
-        RequestError: ms-swift is not installed, or can neither be read nor imported.
+        RequestError: ms-swift is not installed, or can be neither read nor imported.
     """
     install = install or installed()
 
@@ -121,7 +121,7 @@ class UnresolvedError(Exception):
 
 
 class _Module:
-    """The classes and imports of one source file, those inside top-level if, try and with blocks too."""
+    """The classes and imports of one source file, including those inside top-level if, try and with blocks."""
 
     def __init__(self, name: str, file: Path) -> None:
         self.name = name
@@ -142,7 +142,7 @@ class _Module:
                 self._collect(getattr(node, "orelse", []))
 
     def _absolute(self, node: ast.ImportFrom) -> str:
-        """The module an import statement names, without leading dots."""
+        """The module that an import statement names, without leading dots."""
         parts = self.name.split(".") if node.level else []
         up = node.level - (self.file.name == "__init__.py")
         return ".".join([*parts[: len(parts) - up], *filter(None, [node.module])])
@@ -161,19 +161,19 @@ class _Source:
         return [module.file for module in self._modules.values()]
 
     def fields(self, module: str, name: str) -> list[Field]:
-        """The fields of a dataclass that are arguments, inherited ones included, in declaration order."""
+        """The fields of a dataclass that are arguments, including inherited ones, in the order of their declaration."""
         found: dict[str, Field | None] = {}
         for cls in reversed(self._stand_in(*self._find(module, name)).__mro__[:-1]):
             for key, field in self._own_fields(vars(cls)["module"], vars(cls)["node"]):
                 inherited = found.get(key)
                 if field and inherited and field.kind == "str" and not field.choices:
-                    # declared anew as a plain string, yet the class below still turns it into its enum
+                    # redeclared as a plain string, but the base class still converts it to its enum
                     field = replace(field, choices=inherited.choices)
                 found[key] = field
         return [field for field in found.values() if field]
 
     def _stand_in(self, module: _Module, node: ast.ClassDef) -> type:
-        """An empty class with the same ancestors, so that Python itself puts them in order."""
+        """An empty class with the same ancestors, so that Python itself orders them."""
         key = f"{module.name}.{node.name}"
         if key not in self._stand_ins:
             bases = [_name(base) for base in node.bases if not _is_standard(module, _name(base))]
@@ -182,7 +182,7 @@ class _Source:
         return self._stand_ins[key]
 
     def _own_fields(self, module: _Module, node: ast.ClassDef) -> Iterator[tuple[str, Field | None]]:
-        """Name and field of what a dataclass itself declares; None if it is not an argument."""
+        """Name and field of each declaration in a dataclass itself; None if it is not an argument."""
         if not any(_name(decorator) == "dataclass" for decorator in node.decorator_list):
             return
         for line in node.body:
@@ -215,7 +215,7 @@ class _Source:
         return "str", False, optional, self._enum_values(module, name)
 
     def _enum_values(self, module: _Module, name: str) -> tuple[Any, ...] | None:
-        """The values of a class if it is an enum."""
+        """The values of a class if it is an enum, else None."""
         if _is_standard(module, name):
             return None
         _, node = self._find(module.name, name)
@@ -224,7 +224,7 @@ class _Source:
         return tuple(ast.literal_eval(line.value) for line in node.body if isinstance(line, ast.Assign))
 
     def _find(self, module_name: str, name: str) -> tuple[_Module, ast.ClassDef]:
-        """The class that a name means in a module, and the module that defines it."""
+        """The class that a name refers to in a module, and the module that defines it."""
         module = self._module(module_name)
         if name in module.classes:
             return module, module.classes[name]
@@ -247,13 +247,13 @@ class _Source:
 
 
 def _is_standard(module: _Module, name: str) -> bool:
-    """Whether a name in a module is a builtin or comes from the standard library."""
+    """Whether a name in a module is a builtin or imported from the standard library."""
     origin = module.imports.get(name, ("builtins", ""))[0]
     return name not in module.classes and origin.split(".")[0] in sys.stdlib_module_names
 
 
 def _members(annotation: ast.expr) -> Iterator[ast.expr]:
-    """The members of ``Union[A, B]``, ``Optional[A]`` or ``A | B``; anything else is its own one member."""
+    """The members of ``Union[A, B]``, ``Optional[A]`` or ``A | B``; any other annotation is its own only member."""
     if isinstance(annotation, ast.BinOp):
         parts = [annotation.left, annotation.right]
     elif isinstance(annotation, ast.Subscript) and _name(annotation) in ("Optional", "Union"):
@@ -268,7 +268,7 @@ def _members(annotation: ast.expr) -> Iterator[ast.expr]:
 
 
 def _name(node: ast.expr) -> str:
-    """The last name in an expression: ``field`` of ``dataclasses.field(default=1)``."""
+    """The last component of an expression: ``field`` of ``dataclasses.field(default=1)``."""
     if isinstance(node, ast.Call):
         return _name(node.func)
     if isinstance(node, ast.Subscript):
@@ -277,7 +277,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _declaration(value: ast.expr | None) -> tuple[str, bool, tuple[Any, ...] | None]:
-    """What is right of a field's ``=``: default, whether the constructor takes it, choices if listed."""
+    """The right-hand side of a field: its default, whether the constructor takes it, its choices if listed."""
     if not isinstance(value, ast.Call) or _name(value) != "field":
         return ast.unparse(value) if value else "", True, None
     keywords = {keyword.arg: keyword.value for keyword in value.keywords}
@@ -298,7 +298,7 @@ def _declaration(value: ast.expr | None) -> tuple[str, bool, tuple[Any, ...] | N
 
 
 def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]:
-    """The fields as a second Python process finds them by importing ms-swift, some 10 seconds."""
+    """The fields as a second Python process finds them by importing ms-swift, in about 10 s."""
     run = subprocess.run(
         [sys.executable, "-m", __name__, command],
         cwd=Path(__file__).parents[2],
@@ -313,7 +313,7 @@ def _ask_another_process(command: Command, install: SwiftInstall) -> list[Field]
 
 
 def _fields_by_import(command: Command) -> Iterator[Field]:
-    """The fields as ms-swift's own argument parser takes them. Imports ms-swift."""
+    """The fields of ms-swift's own argument parser. Imports ms-swift."""
     cls, parser = argument_parser(command)
     actions = {action.dest: action for action in reversed(parser._actions)}
     for name, hint in get_type_hints(cls).items():

@@ -1,7 +1,7 @@
-"""Read one JSON or YAML file of settings, knowing on which line each setting stands.
+"""Read one JSON or YAML file of settings, with the line of each setting.
 
-JSON is read by the standard library, YAML 1.2 by ruamel.yaml's safe loader (there ``1e-4`` is a number and
-``no`` is a word). Whatever is wrong with the file itself is a RequestError that names the line.
+JSON is read by the standard library, YAML 1.2 by ruamel.yaml's safe loader (in which ``1e-4`` is a number and ``no`` is
+a string). Every error in the file itself is a RequestError that names the line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from swift_toolkit.problems import Problem, RequestError, first_line
 
 EXTENSIONS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
 Values = dict[str, Any]
-"""Settings as a user gives them: a name of any generation of ms-swift, and what JSON can hold."""
+"""Settings as a user gives them: names of any generation of ms-swift, and values that JSON can hold."""
 
-MAX_BYTES = 4 << 20  # no config is this long; a data file given by mistake is
+MAX_BYTES = 4 << 20  # larger files are probably data files given by mistake
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ConfigFile:
 
     Args:
         path: the file, as the user spelled it.
-        values: every top-level key with its value.
-        lines: the line, counted from 1, on which each key stands.
+        values: the value of every top-level key.
+        lines: the line of each key, counted from 1.
     """
 
     path: str
@@ -44,7 +44,7 @@ def read_config_file(path: str | Path) -> ConfigFile:
     """Read the settings in ``path``.
 
     Raises:
-        RequestError: the file is missing, is not UTF-8 JSON or YAML, holds no object, or gives a key twice.
+        RequestError: the file is missing, is not UTF-8 JSON or YAML, is not an object, or gives a key twice.
     """
     name = str(path)
     text = _read_text(Path(path), name)
@@ -89,26 +89,26 @@ def read_small(path: Path, name: str) -> bytes:
 
     Args:
         path: the file.
-        name: what to call it in messages.
+        name: its name in messages.
 
     Raises:
-        RequestError: there is none, or it cannot be read.
+        RequestError: it does not exist, or cannot be read.
     """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise _stop("is a directory", "Name a .json, .yaml or .yml file.", name)
+            raise _stop("is a directory", "Give a .json, .yaml or .yml file.", name)
         if not stat.S_ISREG(status.st_mode):
-            raise _stop("is not a regular file", "Name a .json, .yaml or .yml file.", name)
+            raise _stop("is not a regular file", "Give a .json, .yaml or .yml file.", name)
         if status.st_size > MAX_BYTES:
-            raise _stop("is over 4 MiB, too long for a config", "Is it a data file?", name)
+            raise _stop("is over 4 MiB, too large for a config", "Is it a data file?", name)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise _stop("no such file", _near_files(path), name) from None
     except OSError as error:
         raise _stop(f"cannot be read ({error.strerror})", "", name) from None
     except ValueError:
-        raise _stop("no such file", "A path holds no NUL characters.", name) from None
+        raise _stop("no such file", "A path cannot contain NUL characters.", name) from None
 
 
 def _near_files(path: Path) -> str:
@@ -129,8 +129,8 @@ def _read_json(text: str, name: str) -> tuple[Values, list[tuple[str, int]]]:
     except json.JSONDecodeError as error:
         raise _json_error(text, error, name) from None
     except RecursionError:
-        raise _stop("is nested too deeply", "Settings are flat.", name) from None
-    except ValueError:  # Python reads no numbers of more than 4,300 digits
+        raise _stop("is nested too deeply", "Settings cannot be nested.", name) from None
+    except ValueError:  # Python rejects numbers of more than 4,300 digits
         raise _stop("holds a number that is too long", "", name) from None
     except _TwiceInsideError as error:
         raise _stop(
@@ -143,7 +143,7 @@ def _read_json(text: str, name: str) -> tuple[Values, list[tuple[str, int]]]:
 
 
 class _TwiceInsideError(Exception):
-    """A key stands twice in an object below the top one."""
+    """A key is given twice in an object below the top level."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -154,7 +154,7 @@ class _TwiceInsideError(Exception):
 
 
 class _Pairs(Values):
-    """A JSON object that still knows its pairs, so that a key given twice is not lost."""
+    """A JSON object that keeps its pairs, so that duplicate keys are not lost."""
 
     pairs: list[tuple[str, Any]]
 
@@ -196,20 +196,20 @@ def _line_of(text: str, token: str, start: int = 0) -> int:
 
 
 def _json_error(text: str, error: json.JSONDecodeError, name: str) -> RequestError:
-    """What a person would say of this JSON error."""
+    """A readable message for this JSON error."""
     before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
     line = error.lineno
     if after.startswith(("//", "#", "/*")):
-        return _stop("JSON takes no comments", "Remove it, or save the file as .yaml.", name, line)
+        return _stop("JSON does not allow comments", "Remove it, or save the file as .yaml.", name, line)
     if before.endswith(",") and after[:1] in ("}", "]"):
         line = before.count("\n") + 1
         return _stop(f'has a comma before the closing "{after[0]}"', "Remove the comma.", name, line)
-    if after.startswith(",") and after[1:].lstrip()[:1] in ("}", "]"):  # where Python 3.13 points
+    if after.startswith(",") and after[1:].lstrip()[:1] in ("}", "]"):  # the position in Python 3.13
         return _stop(
             f'has a comma before the closing "{after[1:].lstrip()[0]}"', "Remove the comma.", name, line
         )
     if after.startswith("'"):
-        return _stop("JSON quotes with \", not with '", 'Use ".', name, line)
+        return _stop("JSON uses double quotes, not single quotes", 'Use ".', name, line)
     if after.startswith(("True", "False", "None")):
         return _stop("JSON writes true, false and null", "Use these, in lower case.", name, line)
     if not after:
@@ -257,14 +257,14 @@ def _read_yaml(text: str, name: str) -> tuple[Values, list[tuple[str, int]]]:
         line = mark.line + 1 if mark else None
         raise _stop(f"is not valid YAML ({error.problem or error.context})", "", name, line) from None
     except RecursionError:
-        raise _stop("is nested too deeply", "Settings are flat.", name) from None
+        raise _stop("is nested too deeply", "Settings cannot be nested.", name) from None
     except (YAMLError, ValueError, TypeError) as error:
         raise _stop(f"is not valid YAML ({first_line(error)})", "", name) from None
     return dict(zip((key for key, _ in keys), values, strict=True)), keys
 
 
 def _yaml_key(node: Any, name: str) -> tuple[str, int]:
-    """The text and the line of a key."""
+    """The text of a key, and its line."""
     line = node.start_mark.line + 1
     if node.id != "scalar":
         raise _stop("has a key that is not a name", "Use plain names.", name, line)
@@ -272,17 +272,17 @@ def _yaml_key(node: Any, name: str) -> tuple[str, int]:
 
 
 def _refuse_yaml_extras(event: Any, name: str) -> None:
-    """Stop at tags (they ask for code) and aliases (they can grow without bound)."""
+    """Reject tags (they request code) and aliases (they can grow without bound)."""
     line = event.start_mark.line + 1
     tag = getattr(event, "tag", None)
     if tag is not None:
-        raise _stop(f'uses the YAML tag "{tag}"', "Only plain values are read: remove it.", name, line)
+        raise _stop(f'uses the YAML tag "{tag}"', "Only plain values are supported: remove it.", name, line)
     if type(event).__name__ == "AliasEvent":
-        raise _stop(f'uses the YAML alias "*{event.anchor}"', "Write the value out.", name, line)
+        raise _stop(f'uses the YAML alias "*{event.anchor}"', "Write the value itself.", name, line)
 
 
 def _refuse_repeats_inside(root: Any, name: str) -> None:
-    """Stop at a key given twice in an object below the top one."""
+    """Reject a key that is given twice in an object below the top level."""
     below = [value for _, value in root.value] if root is not None and root.id == "mapping" else []
     while below:
         node = below.pop()

@@ -1,4 +1,4 @@
-"""Files that settings name, read before a run starts: prompts, tokens, tables of data sets, DeepSpeed's settings."""
+"""Files that settings name, checked before a run starts: prompts, tokens, tables of data sets, DeepSpeed's settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.problems import Problem
 
 DEEPSPEED = tuple("zero0 zero1 zero2 zero3 zero2_offload zero3_offload".split())
-"""The configurations that come with ms-swift."""
+"""The DeepSpeed configurations included in ms-swift."""
 _TEXTS = ("system", "new_special_tokens")
 _TABLES = ("custom_dataset_info",)
 _SHARED = """
@@ -25,7 +25,7 @@ scheduler.params.warmup_max_lr   learning_rate
 fp16.enabled                     fp16
 bf16.enabled                     bf16
 """
-"""What DeepSpeed's file and the settings both say; transformers stops where they differ (HfTrainerDeepSpeedConfig)."""
+"""Settings that DeepSpeed's file has too; transformers fails if they differ (HfTrainerDeepSpeedConfig)."""
 
 
 def named_file_problems(config: Config) -> Iterator[Problem]:
@@ -42,13 +42,15 @@ def named_file_problems(config: Config) -> Iterator[Problem]:
             if isinstance(found, Problem):
                 yield config.problem(name, found.what, found.do)
             elif not isinstance(found, list):
-                yield config.problem(name, f'names the file "{path}", which holds no list of data sets')
+                yield config.problem(
+                    name, f'names the file "{path}", which does not hold a list of data sets'
+                )
     for name in ("deepspeed", "teacher_deepspeed"):
         yield from _deepspeed(config, name)
 
 
 def _paths(config: Config, name: str, suffix: str) -> Iterator[str]:
-    """The files that a setting names: texts with an ending that ms-swift takes for a file."""
+    """The files that a setting names: strings with an extension that ms-swift reads as a file."""
     value = config.get(name) or []
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, str) and one.endswith(suffix) and "\n" not in one:
@@ -56,7 +58,7 @@ def _paths(config: Config, name: str, suffix: str) -> Iterator[str]:
 
 
 def _text(path: str) -> str | Problem:
-    """The text of a file, or what keeps it from being read."""
+    """The text of a file, or why it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -68,7 +70,7 @@ def _text(path: str) -> str | Problem:
 
 
 def _json(path: str) -> Any:
-    """What a JSON file holds, or the Problem that keeps it from being read."""
+    """The content of a JSON file, or why it cannot be read."""
     text = _text(path)
     if isinstance(text, Problem):
         return text
@@ -87,20 +89,22 @@ def _deepspeed(config: Config, name: str) -> Iterator[Problem]:
     if isinstance(content, Problem):
         yield config.problem(name, content.what, content.do)
     elif is_path and not isinstance(content, dict):
-        yield config.problem(name, f'names the file "{value}", which holds no object', "Fix the file.")
+        yield config.problem(
+            name, f'names the file "{value}", which does not hold an object', "Fix the file."
+        )
     elif isinstance(content, dict) and name == "deepspeed":
         yield from _contradictions(config, content, value)
 
 
 def _contradictions(config: Config, content: dict[str, object], path: str) -> Iterator[Problem]:
-    """Values of DeepSpeed's file that are not those of the settings."""
+    """Values in DeepSpeed's file that differ from the settings."""
     for row in _SHARED.strip().splitlines():
         key, setting = row.split()
         theirs, ours = _inside(content, key), _ours(config, setting)
         if theirs in (None, "auto") or ours is None or theirs == ours:
             continue
         what = f'is {json.dumps(ours)}, and {path} has "{key}": {json.dumps(theirs)}'
-        yield config.problem(setting, what, f'Write "{key}": "auto" there, and it follows the setting.')
+        yield config.problem(setting, what, f'Write "{key}": "auto" there to use the value of the setting.')
     yield from _dtypes(config, content, path)
     stage = _inside(content, "zero_optimization.stage")
     if stage == 3 and config.get("device_map"):
@@ -110,15 +114,15 @@ def _contradictions(config: Config, content: dict[str, object], path: str) -> It
 
 
 def _ours(config: Config, setting: str) -> Any:
-    """The value of a setting that is known before the run; a batch has one row where nothing is said."""
+    """The value of a setting that is known before the run; a batch has one row by default."""
     if setting == "per_device_train_batch_size":
         return config.value(setting)
     return config.get(setting)
 
 
 def _dtypes(config: Config, content: dict[str, Any], path: str) -> Iterator[Problem]:
-    """A number format that DeepSpeed's file switches on and ``torch_dtype`` does not have (ms-swift makes ``fp16`` and
-    ``bf16`` of it)."""
+    """A number format that DeepSpeed's file enables but that is not ``torch_dtype`` (ms-swift sets ``fp16`` and
+    ``bf16`` from it)."""
     dtype = config.get("torch_dtype")
     for kind, name in (("fp16", "float16"), ("bf16", "bfloat16")):
         is_on = _inside(content, f"{kind}.enabled") is True
@@ -128,15 +132,15 @@ def _dtypes(config: Config, content: dict[str, Any], path: str) -> Iterator[Prob
             and dtype not in (None, name, "float32" if kind == "fp16" else name)
         ):
             do = f'Write "enabled": "auto" there, or set "torch_dtype" to "{name}".'
-            yield config.problem("torch_dtype", f'is "{dtype}", and {path} switches {kind} on', do)
+            yield config.problem("torch_dtype", f'is "{dtype}", but {path} enables {kind}', do)
 
 
 def batch_contradictions(config: Config, world_size: int) -> Iterator[Problem]:
-    """``train_batch_size`` of DeepSpeed's file, which must be the rows of a step.
+    """``train_batch_size`` in DeepSpeed's file if it is not the number of rows per step.
 
     Args:
         config: the request.
-        world_size: processes of all machines.
+        world_size: number of processes on all machines.
     """
     value = config.get("deepspeed")
     content = _json(value) if isinstance(value, str) and value.endswith(".json") else None
@@ -147,7 +151,7 @@ def batch_contradictions(config: Config, world_size: int) -> Iterator[Problem]:
     rows = config.value("per_device_train_batch_size")
     ours = rows * accumulated * world_size
     if ours != theirs:
-        what = f'says "train_batch_size": {theirs}, and {rows} × {accumulated} × {world_size} process(es) are {ours}'
+        what = f'says "train_batch_size": {theirs}, and {rows} × {accumulated} × {world_size} process(es) make {ours}'
         yield config.problem(
             "deepspeed", f'names "{value}", which {what}', 'Write "train_batch_size": "auto" there.'
         )

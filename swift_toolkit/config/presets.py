@@ -1,6 +1,6 @@
-"""The presets: which defaults each one brings, and what it does not go together with.
+"""The presets: their defaults, and the settings they cannot be combined with.
 
-A preset says what ms-swift would not decide the same way by itself, or what the user should see decided.
+A preset contains what ms-swift would decide differently, or what the user should see explicitly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Preset:
     """One preset.
 
     Args:
-        says: what it is for, in a phrase.
-        tuners: the tuners it goes with, its own default first.
-        defaults: values it brings for what the user left open; names as ms-swift 4 has them.
-        refuses: argument names, or beginnings of names ending in ``*``, that do not go with it.
-        because: the reason, completing ``cannot be used with preset "full", which ...``.
+        says: its purpose, in a phrase.
+        tuners: the tuners it supports, its default first.
+        defaults: values for settings that the user did not set; names as in ms-swift 4.
+        refuses: argument names, or prefixes of names followed by ``*``, that it cannot be combined with.
+        because: the reason, which completes ``cannot be used with preset "full", which ...``.
     """
 
     says: str
@@ -35,7 +35,7 @@ class Preset:
 
 
 ADAPTER_RATE, FULL_RATE = 1e-4, 1e-5
-"""Learning rates for adapters and for all weights, ms-swift's own defaults (``SftArguments.learning_rate``)."""
+"""Learning rates for adapters and for full training, ms-swift's own defaults (``SftArguments.learning_rate``)."""
 
 _QUANTISATION = ("quant_method", "quant_bits", "bnb_*", "hqq_*")
 _ADAPTER = tuple(
@@ -46,7 +46,7 @@ _MULTIMODAL = ("freeze_vit", "freeze_aligner", "freeze_llm", "vit_lr", "aligner_
 
 PRESETS: dict[str, Preset] = {
     "lora": Preset(
-        says="LoRA: small adapters beside frozen weights",
+        says="LoRA: small adapters on frozen weights",
         tuners=("lora",),
         refuses=_MULTIMODAL,
         because='trains text models; preset "multimodal" takes it',
@@ -80,12 +80,12 @@ _FULL_REFUSALS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The preset in force and what follows from it.
+    """The preset in use and its results.
 
     Args:
-        preset: its name, None where the tuner has none or the name is unknown.
-        settings: the user's settings with the preset's defaults laid under them.
-        notices: one line for what was translated.
+        preset: its name, None if the tuner has none or the name is unknown.
+        settings: the user's settings, completed with the preset's defaults.
+        notices: one line for each translation.
         problems: what is wrong.
     """
 
@@ -96,12 +96,12 @@ class Choice:
 
 
 def choose(settings: Mapping[str, Setting], chosen: Setting | None, tuner_name: str) -> Choice:
-    """Choose the preset of a request, lay its defaults under the settings and check what it refuses.
+    """Choose the preset of a request, add its defaults to the settings and check what it refuses.
 
     Args:
-        settings: what the user gave, None included, the tuner still ``qlora`` where asked.
+        settings: what the user gave, including None values and the tuner ``qlora``.
         chosen: the ``preset`` key, None if not given.
-        tuner_name: what the installed ms-swift calls the argument that chooses the tuner.
+        tuner_name: the installed ms-swift's name for the argument that chooses the tuner.
     """
     given = _Given(dict(settings), tuner_name)
     conflict = _conflict(given, chosen)
@@ -146,8 +146,8 @@ def _is_preset(value: Any) -> bool:
 
 
 def _conflict(given: _Given, chosen: Setting | None) -> str:
-    """Which of preset and tuner gives way where they do not agree: the one in the file to the one on the command line;
-    "both" where they were given in the same place, empty where they agree."""
+    """Which of preset and tuner is overridden if they conflict: the command line overrides the file; "both" if they
+    were given in the same place, "" if they do not conflict."""
     tuner = given.settings.get(given.tuner_name)
     if chosen is None or tuner is None or not _is_preset(chosen.value):
         return ""
@@ -167,7 +167,7 @@ def _conflict_problems(given: _Given, chosen: Setting | None) -> Iterator[Proble
 
 
 def _tuner_notice(given: _Given) -> tuple[str, ...]:
-    """What to say where a preset was named as the tuner, which then is LoRA."""
+    """The notice for a preset that was given as the tuner, which then is LoRA."""
     if given.tuner not in PRESETS_OF_LORA:
         return ()
     written = given.settings[given.tuner_name].written
@@ -214,7 +214,7 @@ def _matching(name: str, patterns: Iterable[str]) -> str | None:
 
 
 def _defaults(given: _Given, name: str) -> dict[str, Setting]:
-    """What the preset brings."""
+    """The settings that the preset adds."""
     preset = PRESETS[name]
     tuner = given.tuner or preset.tuners[0]
     rate = FULL_RATE if tuner == "full" else ADAPTER_RATE
@@ -223,4 +223,4 @@ def _defaults(given: _Given, name: str) -> dict[str, Setting]:
 
 
 PRESETS_OF_LORA = ("qlora", "multimodal")
-"""Values of the tuner setting that name a preset instead; these presets start from LoRA."""
+"""Values of the tuner setting that name a preset instead; these presets use LoRA."""

@@ -1,10 +1,10 @@
-"""The shared config module: settings from a file, flags or Python, laid over a preset and checked.
+"""The shared config module: settings from a file, flags or Python, combined with a preset and checked.
 
-``load_config`` is the one way in. Every value of the Config it returns is spelled and typed as the installed
-ms-swift takes it and knows where it came from; every mistake of the request is in the one RequestError it raises.
+Call ``load_config``. Every value of the Config that it returns has the name and type that the installed ms-swift
+takes, and knows its source; the RequestError that it raises lists every mistake in the request.
 
 Precedence: command line or call > config file > preset > automatic setting > ms-swift's own default.
-``null`` in a file (``None`` from Python) means "leave this one to ms-swift".
+``null`` in a file (``None`` from Python) lets ms-swift decide.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem, RequestError
 
 _OF_A_RUN = frozenset("rank local_rank global_world_size local_world_size".split())
-"""Keys that only the args.json of a run of ms-swift has, and no request."""
+"""Keys that occur only in the args.json of a run of ms-swift, never in a request."""
 _RUN_ADVICE = 'Repeat the run with the settings under "config" in the result.json beside it.'
 _ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size", "balance")
-"""The toolkit's own keys that are not an argument of ms-swift under another name."""
+"""The toolkit's own keys, except those that are only new names for arguments of ms-swift."""
 
 
 def load_config(
@@ -47,10 +47,10 @@ def load_config(
 
     Args:
         source: a JSON or YAML file, a mapping, or None when ``overrides`` hold everything.
-        overrides: settings laid over ``source``; ``-`` and ``_`` are alike in names.
-        command: the ms-swift command that will take the arguments. For ``sft`` the keys ``task`` and ``rlhf_type``
-            can make it ``pt`` or ``rlhf``.
-        overrides_from: what to call the overrides in messages.
+        overrides: settings that override ``source``; ``-`` and ``_`` are equivalent in names.
+        command: the ms-swift command that takes the arguments. The keys ``task`` and ``rlhf_type`` can turn ``sft``
+            into ``pt`` or ``rlhf``.
+        overrides_from: the name of the overrides in messages.
 
     Raises:
         RequestError: with every problem of the request.
@@ -68,7 +68,7 @@ def read_request(
     command: Command = "sft",
     overrides_from: Literal["command line", "call"] = "call",
 ) -> tuple[Config, list[Problem]]:
-    """``load_config`` for callers that look further before they stop: the request as far as it is good, and its
+    """``load_config`` for callers that do further checks before they stop: the valid part of the request, and all
     problems.
 
     Raises:
@@ -121,7 +121,7 @@ def _given(
     overrides: Mapping[str, object],
     overrides_from: Literal["command line", "call"],
 ) -> list[dict[str, Setting]]:
-    """The layers the user gave, weakest first."""
+    """The layers that the user gave, lowest precedence first."""
     layers = []
     if isinstance(source, (str, Path)):
         read = read_config_file(source)
@@ -144,7 +144,7 @@ def _plain(name: str) -> str:
 
 
 def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> Command:
-    """The command of ms-swift that ``task`` names, or that follows from ``rlhf_type``."""
+    """The command of ms-swift given as ``task``, or implied by ``rlhf_type``."""
     task = own["task"].value if "task" in own else None
     if (row := _named_task(own)) is not None:
         return row.command
@@ -155,7 +155,7 @@ def _task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> Comman
 
 
 def _named_task(own: Mapping[str, Setting]) -> tasks.Task | None:
-    """The task that ``task`` names, if it names one and not a command of ms-swift."""
+    """The task given as ``task``, if it is a task and not a command of ms-swift."""
     name = own["task"].value if "task" in own else None
     return next(
         (row for row in tasks.TASKS.values() if row.name == name and name not in tasks.TRAINING_COMMANDS),
@@ -164,7 +164,7 @@ def _named_task(own: Mapping[str, Setting]) -> tasks.Task | None:
 
 
 def _with_task(own: Mapping[str, Setting], given: list[dict[str, Setting]]) -> list[dict[str, Setting]]:
-    """The layers, with ms-swift's own setting for the task that is named beside its name."""
+    """The layers, with ms-swift's own setting for a task added next to its name."""
     row = _named_task(own)
     if row is None:
         return given
@@ -218,10 +218,10 @@ def _balance(given: Setting | None) -> Setting | None:
 
 @dataclass(frozen=True)
 class _Read:
-    """Settings as far as they are good, and what was said about the others.
+    """The valid settings, and the messages about all others.
 
     Args:
-        rejected: names of settings whose values cannot be what they must be.
+        rejected: names of settings whose values have the wrong type.
     """
 
     settings: dict[str, Setting]
@@ -232,14 +232,14 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Translates and types the settings of one request."""
+    """Translates and converts the settings of one request."""
 
     command: Command
     install: msswift.SwiftInstall
     fields: Mapping[str, Field]
 
     def merged(self, layers: list[dict[str, Setting]]) -> _Read:
-        """All layers in the names of the installed ms-swift, later ones laid over earlier ones."""
+        """All layers in the names of the installed ms-swift, merged by precedence."""
         whole = _Read({}, [])
         for layer in layers:
             others = {n: s.value for other in layers if other is not layer for n, s in other.items()}
@@ -254,8 +254,8 @@ class _Reader:
         """One layer in the names of the installed ms-swift.
 
         Args:
-            layer: the settings; ``null`` and an empty list leave one to ms-swift.
-            beside: what the other layers give.
+            layer: the settings; ``null`` and an empty list let ms-swift decide.
+            beside: the settings in the other layers.
         """
         unset = {name for name, setting in layer.items() if setting.value in (None, [])}
         values = {
@@ -279,7 +279,7 @@ class _Reader:
         return name in self.fields or renames.is_known(name, self.command)
 
     def _named(self, name: str, done: translate.Translation, layer: Mapping[str, Setting]) -> Setting:
-        """The setting that came out of a translation, with the place of the one it came from."""
+        """The setting that results from a translation, with the source of the original one."""
         if name in done.added:
             return Setting(done.values[name], Source("automatic", done.added[name]), name)
         origin = done.origin[name][0]
@@ -287,7 +287,7 @@ class _Reader:
         return layer[origin] if is_preset else replace(layer[origin], value=done.values[name])
 
     def _unknown(self, setting: Setting, name: str, place: int) -> Problem:
-        """The problem of a name that is not a setting; the first fifty get a suggestion, which takes time."""
+        """The problem of an unknown name; only the first fifty get a suggestion, which takes time."""
         dashes = "--" if setting.source.kind == "command line" else ""
         if known := renames.foreign(name):
             right, project = known
@@ -304,7 +304,7 @@ class _Reader:
         return field.kind != "bool" and not (field.choices and True in field.choices)
 
     def typed(self, settings: Mapping[str, Setting]) -> _Read:
-        """The settings with every value in the type its field takes."""
+        """The settings, with every value converted to the type of its field."""
         good, problems = {}, []
         for name, setting in settings.items():
             if setting.value is True and setting.source.kind == "command line" and self._takes_a_value(name):
@@ -318,14 +318,14 @@ class _Reader:
 
 
 def _holding(name: str, known: Iterable[str]) -> list[str]:
-    """The names that hold all words of ``name``, where it is at most two: ``lr_scheduler_type`` for ``scheduler``."""
+    """The names, at most two, that contain all words of ``name``: ``lr_scheduler_type`` for ``scheduler``."""
     words = set(name.lower().split("_"))
     found = [one for one in known if words <= set(one.split("_"))]
     return found if len(found) <= 2 else []
 
 
 _ENVIRONMENT = frozenset("nproc_per_node nnodes node_rank master_addr master_port".split())
-"""What launches processes, which is a flag of the script or a variable of the environment."""
+"""Launcher settings, which are flags of the script or environment variables."""
 
 
 def _environment_advice(name: str) -> str:
@@ -336,5 +336,5 @@ def _environment_advice(name: str) -> str:
 
 
 def _names_preset(name: str, setting: Setting) -> bool:
-    """Whether the tuner's place holds a preset, which `presets.choose` reads."""
+    """Whether the tuner setting holds a preset, which `presets.choose` handles."""
     return name in TUNER_NAMES and setting.value in PRESETS_OF_LORA

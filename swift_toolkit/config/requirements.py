@@ -1,6 +1,6 @@
-"""What settings need, what they exclude, and what is legal and probably not meant.
+"""What settings require and exclude, and what is legal but probably a mistake.
 
-ms-swift lets most of this pass and fails after its import, after the model is loaded, or not at all. The tables are
+ms-swift accepts most of this and fails after its import, after the model is loaded, or not at all. The tables come from
 its own assertions (``arguments/`` and ``rlhf_trainers/`` of 3.12 and 4.6) and those of transformers and PEFT.
 """
 
@@ -21,9 +21,9 @@ _DATA = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
 
 @dataclass(frozen=True)
 class Condition:
-    """``setting=value``: it has the value, is a list with it, or with ``*`` is given and not false.
+    """``setting=value``: the setting has this value, is a list that contains it, or with ``*`` is set and not false.
 
-    ``task`` and ``tuner`` stand for what they are in the end.
+    ``task`` and ``tuner`` stand for their final values.
     """
 
     setting: str
@@ -35,14 +35,14 @@ class Condition:
         return cls(setting, value or "*")
 
     def holds(self, config: Config) -> bool:
-        """Whether it is so in ``config``."""
+        """Whether the condition holds in ``config``."""
         given = _value(config, self.setting)
         if self.value == "*":
             return given not in (None, False, "no", [], {})
         return self.value in [str(one) for one in (given if isinstance(given, list) else [given])]
 
     def blamed(self, config: Config) -> str:
-        """The setting to blame."""
+        """The setting to name in the message."""
         names = {"task": "task_type" if config.get("task_type") else "rlhf_type", "tuner": config.tuner_name}
         return names.get(self.setting, self.setting)
 
@@ -64,7 +64,7 @@ def _value(config: Config, name: str) -> Any:
 
 
 def has_validation(config: Config) -> bool:
-    """Whether the run has data to validate on; a stream cannot be split."""
+    """Whether the run has validation data; a stream cannot be split."""
     return any(
         config.get(name)
         for name in _VALIDATION
@@ -84,7 +84,7 @@ lr_scheduler_type=cosine_with_min_lr         lr_scheduler_kwargs.min_lr lr_sched
 lr_scheduler_type=cosine_warmup_with_min_lr  lr_scheduler_kwargs.min_lr lr_scheduler_kwargs.min_lr_rate
 lr_scheduler_type=warmup_stable_decay        lr_scheduler_kwargs.num_decay_steps
 """
-"""A condition and the settings of which one must be given."""
+"""A condition, and the settings of which one must be given."""
 
 
 def needs(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
@@ -118,9 +118,9 @@ def _needs_validation(config: Config, rejected: Collection[str]) -> Iterator[Pro
             continue
         if dropped:
             what = 'needs validation data, and ms-swift drops "split_dataset_ratio" with "streaming"'
-            yield config.problem(name, what, 'Name a file as "val_dataset", or remove it.')
+            yield config.problem(name, what, 'Set "val_dataset" to a file, or remove it.')
         else:
-            yield config.problem(name, "needs validation data, and there is none", _DATA)
+            yield config.problem(name, "needs validation data, but there is none", _DATA)
 
 
 def _needs_steps(config: Config) -> Iterator[Problem]:
@@ -142,7 +142,7 @@ async_generate           multi_turn_scheduler
 device_map               deepspeed=zero3
 device_map               deepspeed=zero3_offload
 """
-"""Two conditions that cannot hold together."""
+"""Pairs of conditions that cannot both hold."""
 _FLASH = ("packing", "padding_free")
 
 
@@ -159,7 +159,7 @@ def excludes(config: Config) -> Iterator[Problem]:
 
 
 def _algorithm(config: Config) -> Iterator[Problem]:
-    """What one algorithm or tuner cannot do and others can."""
+    """What one algorithm or tuner does not support and others do."""
     task = config.task
     name = f'"{task.name}"'
     if (config.get("lisa_activated_layers") or 0) > 0 and config.tuner != "full":
@@ -205,24 +205,24 @@ def rewards(config: Config) -> Iterator[Problem]:
 
 
 def processes(config: Config, world_size: int) -> Iterator[Problem]:
-    """How the processes share a sequence, which takes ``sequence_parallel_size`` of them.
+    """How processes share a sequence: ``sequence_parallel_size`` of them form a group.
 
     Args:
         config: the request.
-        world_size: processes of all machines.
+        world_size: number of processes on all machines.
     """
     size = config.value("sequence_parallel_size") or 1
     if size > 1 and world_size % size:
-        what = f"is {size}, and the {world_size} process(es) cannot be divided into groups of {size}"
+        what = f"is {size}, but {world_size} process(es) cannot be divided into groups of {size}"
         yield config.problem("sequence_parallel_size", what, f"Start e.g. {size} (--nproc-per-node {size}).")
 
 
 def generations(config: Config, world_size: int) -> Iterator[Problem]:
-    """How GRPO's answers share a batch (``RolloutTrainerArgumentsMixin`` and TRL's GRPOConfig).
+    """How GRPO's answers are divided into batches (``RolloutTrainerArgumentsMixin`` and TRL's GRPOConfig).
 
     Args:
         config: the request.
-        world_size: processes of all machines.
+        world_size: number of processes on all machines.
     """
     if config.task.batch_of != "answers":
         return
@@ -233,7 +233,7 @@ def generations(config: Config, world_size: int) -> Iterator[Problem]:
     if count > 1 and size % count:
         yield config.problem(
             "num_generations",
-            f"is {count}, and generation_batch_size {size} is not a multiple of it",
+            f"is {count}, but generation_batch_size {size} is not a multiple of it",
             _divisible(config, size, count),
         )
     batch = config.value("per_device_train_batch_size") * world_size
@@ -257,7 +257,7 @@ def _divisible(config: Config, size: int, count: int) -> str:
 
 
 def generation_batch(config: Config, world_size: int) -> int:
-    """Answers that GRPO generates at once."""
+    """Number of answers that GRPO generates at once."""
     batch = config.value("per_device_train_batch_size") * world_size
     steps = config.get("steps_per_generation") or config.get("gradient_accumulation_steps") or 1
     return int(config.get("generation_batch_size") or batch * steps)
@@ -267,7 +267,7 @@ def generation_batch(config: Config, world_size: int) -> int:
 
 
 def best_model(config: Config) -> Iterator[Problem]:
-    """``load_best_model_at_end``: saved and evaluated at the same times."""
+    """``load_best_model_at_end`` requires saving and evaluating at the same steps."""
     if not config.get("load_best_model_at_end") or not has_validation(config):
         return
     saved = config.value("save_strategy")
@@ -275,7 +275,7 @@ def best_model(config: Config) -> Iterator[Problem]:
     if saved == "best":
         return
     if saved != evaluated:
-        what = f'is "{evaluated}" and "save_strategy" is "{saved}"'
+        what = f'is "{evaluated}", but "save_strategy" is "{saved}"'
         do = 'With "load_best_model_at_end" they must be the same.'
         name = "eval_strategy" if "eval_strategy" in config.settings else "save_strategy"
         yield config.problem(name, what if name == "eval_strategy" else f'is "{saved}"', do)
@@ -302,19 +302,19 @@ warmup_ratio         -           0.5   0 to 0.1 (ms-swift's default: 0)
 max_grad_norm        -           100   0.3 to 1 (transformers' default: 1; Dettmers et al. 2023: 0.3)
 neftune_noise_alpha  -           50    5 to 15 (Jain et al. 2023)
 """
-"""Setting, condition, the value above which it is said, and the usual range with its source."""
+"""Setting, condition, the value above which a warning is given, and the usual range with its source."""
 MOST_SCALE = 64
-"""lora_alpha over lora_rank; ms-swift's default is 4, and 1 to 8 are usual."""
+"""lora_alpha divided by lora_rank; ms-swift's default is 4, and 1 to 8 are usual."""
 
 
 def warnings(config: Config) -> Iterator[Problem]:
-    """What is legal and probably not meant."""
+    """What is legal but probably a mistake."""
     for row in _USUAL.strip().splitlines():
         name, condition, limit, usual = row.split(maxsplit=3)
         value = config.get(name)
         applies = condition == "-" or Condition.parse(condition).holds(config)
         if applies and isinstance(value, (int, float)) and value > float(limit):
-            yield config.problem(name, f"is {value:g}; usual is {usual}", "Was it meant?")
+            yield config.problem(name, f"is {value:g}; usual is {usual}", "Is this intended?")
     yield from _adapter_warnings(config)
     yield from _evaluation_warnings(config)
     if config.get("save_strategy") == "no":
@@ -325,7 +325,7 @@ def warnings(config: Config) -> Iterator[Problem]:
 
 
 def warmup_warnings(config: Config, steps: int | None) -> Iterator[Problem]:
-    """A warm-up that is as long as the run.
+    """A warm-up as long as the run or longer.
 
     Args:
         config: the request.
@@ -333,7 +333,9 @@ def warmup_warnings(config: Config, steps: int | None) -> Iterator[Problem]:
     """
     warmup = config.get("warmup_steps") or 0
     if 0 < (steps or 0) <= warmup:
-        what = f"is {warmup:g}, and the run has {steps:,} steps: the learning rate never reaches its value"
+        what = (
+            f"is {warmup:g}, and the run has {steps:,} steps: the learning rate never reaches its full value"
+        )
         yield config.problem("warmup_steps", what)
 
 
@@ -342,7 +344,7 @@ _OF_GENERATED = "rouge-1 rouge-2 rouge-l bleu-4".split()
 
 
 def _metric_warnings(config: Config) -> Iterator[Problem]:
-    """A metric by which the best model is chosen and that an evaluation of plain training does not have."""
+    """A metric for choosing the best model that an evaluation of plain training does not produce."""
     name = config.get("metric_for_best_model")
     plain = config.task.name in ("sft", "pt") and not (
         config.get("eval_metric") or config.get("external_plugins") or config.get("eval_use_evalscope")
@@ -352,7 +354,7 @@ def _metric_warnings(config: Config) -> Iterator[Problem]:
     measured = _OF_GENERATED if config.get("predict_with_generate") else _MEASURED
     if str(name).removeprefix("eval_") not in (*measured, "loss"):
         what = f'is "{name}", which this run does not measure: it has {", ".join(measured[:4])}'
-        do = did_you_mean(str(name), measured, "Name one of them.")
+        do = did_you_mean(str(name), measured, "Use one of them.")
         yield config.problem("metric_for_best_model", what, do)
 
 
@@ -363,7 +365,7 @@ def _adapter_warnings(config: Config) -> Iterator[Problem]:
     if alpha is not None and rank > 0 and alpha / rank > MOST_SCALE and not config.get("use_rslora"):
         factor = alpha / rank
         what = f"is {alpha:g} with rank {rank:g}: a factor of {factor:g}; usual is 1 to 8 (ms-swift's default: 4)"
-        yield config.problem("lora_alpha", what, "Was it meant?")
+        yield config.problem("lora_alpha", what, "Is this intended?")
     trained = {*(config.get("modules_to_save") or []), *(config.get("target_modules") or [])}
     if config.get("new_special_tokens") and trained.isdisjoint({"embed_tokens", "all-embedding", "wte"}):
         what = "adds tokens that the model cannot learn: adapters do not train their embeddings"
@@ -377,7 +379,7 @@ def _evaluation_warnings(config: Config) -> Iterator[Problem]:
         return
     if config.get("streaming") and config.get("split_dataset_ratio"):
         what = 'has no effect: with "streaming" ms-swift sets it to 0, so nothing is evaluated'
-        yield config.problem("split_dataset_ratio", what, 'Name a file as "val_dataset".')
+        yield config.problem("split_dataset_ratio", what, 'Set "val_dataset" to a file.')
     elif config.get("eval_steps"):
         what = "has no effect: there is no validation data, so nothing is evaluated"
         yield config.problem("eval_steps", what)

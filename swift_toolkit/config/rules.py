@@ -1,7 +1,7 @@
-"""What values make sense, alone and together, for a training run.
+"""Which values make sense, alone and together, for a training run.
 
-Types and Literal choices are checked by `request` from ms-swift's own source. Here is what ms-swift lets pass, or
-notices only after minutes: each rule is a row of a table or a small function that yields problems.
+`request` checks types and Literal choices from ms-swift's own source. This module checks what ms-swift accepts, or
+reports only after minutes: each rule is a row of a table or a small function that yields problems.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from swift_toolkit.problems import Problem
 
 @dataclass(frozen=True)
 class Bounds:
-    """A number must be ``low < x`` (or ``low <= x`` if closed) and, if ``high`` is given, below or at it alike."""
+    """Limits of a number: ``low < x`` (``low <= x`` if closed), and the same for ``high`` if it is given."""
 
     low: float
     closed: bool = False
@@ -33,7 +33,7 @@ class Bounds:
     words: str = ""
 
     def hold(self, number: float) -> bool:
-        """Whether ``number`` is inside."""
+        """Whether ``number`` is within the bounds."""
         above = number >= self.low if self.closed else number > self.low
         if self.high is None:
             return above
@@ -84,7 +84,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
             dagshub flyte dvclive kubeflow""",
     }.items()
 }
-"""Words that ms-swift's source leaves open and its code does not."""
+"""Values that ms-swift's source allows but its code does not."""
 SECRETS: dict[str, tuple[str, ...]] = {
     "hub_token": ("MODELSCOPE_API_TOKEN", "HF_TOKEN"),
     "push_to_hub_token": ("HF_TOKEN",),
@@ -95,7 +95,9 @@ SECRETS: dict[str, tuple[str, ...]] = {
 """Arguments that ms-swift would print and save in plain text, with the environment variables that replace them."""
 
 
-MODULES: dict[tuple[str, str], str] = {  # (argument, value; "*" for any that is not false) -> what it needs
+MODULES: dict[
+    tuple[str, str], str
+] = {  # (argument, value; "*" for any that is not false) -> the module it needs
     ("quant_method", "bnb"): "bitsandbytes",
     ("quant_method", "hqq"): "hqq",
     ("quant_method", "eetq"): "eetq",
@@ -120,11 +122,11 @@ MODULES: dict[tuple[str, str], str] = {  # (argument, value; "*" for any that is
 
 
 def rule_problems(config: Config, rejected: Collection[str] = ()) -> Iterator[Problem]:
-    """Every problem of sense in a translated and typed request.
+    """Every problem with the values of a translated and typed request.
 
     Args:
         config: the request.
-        rejected: names whose values are already reported; they count as given.
+        rejected: names whose values have already been reported; they count as given.
     """
     wrong = set()
     for rule in (_required, _numbers, _choices, _secrets, _requirements, _quantisation, _attention):
@@ -145,10 +147,10 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
 def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     given = {*config.settings, *rejected}
     if "model" not in given and not config.get("resume_only_model"):
-        yield config.problem("model", "is missing", 'Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".')
+        yield config.problem("model", "is missing", 'Give a model, e.g. "Qwen/Qwen2.5-7B-Instruct".')
     if not given & {"dataset", "cached_dataset"}:
         yield config.problem(
-            "dataset", "is missing", 'Name a data file or data set, e.g. "data/train.jsonl".'
+            "dataset", "is missing", 'Give a data file or data set, e.g. "data/train.jsonl".'
         )
 
 
@@ -170,7 +172,7 @@ def _numbers(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
 
 
 def _intervals(config: Config) -> Iterator[Problem]:
-    """Steps between two events, which are a whole number, or below 1 a share of the run."""
+    """Steps between two events, which must be a whole number, or a share of the run if below 1."""
     for name in ("save_steps", "eval_steps", "logging_steps"):
         number = config.get(name)
         if number is not None and number > 1 and number != int(number):
@@ -202,12 +204,12 @@ _DEVICE_MAP = re.compile(
 
 
 def _is_hub_kernel(value: str) -> bool:
-    """Whether transformers takes this for a kernel of a hub: ``owner/name``, also with a version and a function."""
+    """Whether transformers reads this as a kernel on a hub: ``owner/name``, maybe with a version and a function."""
     return re.fullmatch(r"(?:paged\|)?[\w.-]+/[\w.-]+(?:@[\w.-]+)?(?::\w+)?", value) is not None
 
 
 def _deepspeed(config: Config) -> Iterator[Problem]:
-    """A configuration of DeepSpeed by a name that ms-swift does not have."""
+    """A DeepSpeed configuration under a name that ms-swift does not have."""
     value = config.get("deepspeed")
     if isinstance(value, str) and "/" not in value and not value.endswith(".json") and value not in DEEPSPEED:
         yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
@@ -217,14 +219,14 @@ _PLACEHOLDER = re.compile(r"(?i)<.*|\$.*|\.\.\.|x+|(?:hf_)?x+|your.*|.*(?:sdk[-_
 
 
 def unused_secrets(config: Config) -> Iterator[tuple[str, str]]:
-    """Names of secrets that are of no use in a request and can be dropped, each with what to say."""
+    """Names of secrets that have no use in a request and can be dropped, each with a notice."""
     token, pushes = config.get("hub_token"), config.get("push_to_hub")
     if token is not None and not pushes and (pushes is False or _PLACEHOLDER.fullmatch(str(token))):
         yield "hub_token", "hub_token is dropped: nothing is pushed to a hub"
 
 
 def secret_advice(name: str) -> str:
-    """What to do instead of giving the secret ``name`` as a setting, empty where there is nothing."""
+    """What to do instead of giving the secret ``name`` as a setting, "" if there is no alternative."""
     variables = SECRETS[name]
     return f"Remove it and set the environment variable {' or '.join(variables)}." if variables else ""
 
@@ -234,7 +236,7 @@ def _secrets(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
 
 
 def secret_problems(config: Config) -> Iterator[Problem]:
-    """Settings that are secrets or hold one."""
+    """Settings that are secrets or contain one."""
     written = "and ms-swift writes it in plain text to its log and args.json"
     for name in SECRETS:
         if config.get(name) is not None:
@@ -247,20 +249,20 @@ def secret_problems(config: Config) -> Iterator[Problem]:
 def _advice_for_part(name: str, place: secrets.Place) -> str:
     if place.in_url:
         return "Remove it; ~/.netrc can hold user and password."
-    if name == "model_kwargs":  # ms-swift makes environment variables of them
+    if name == "model_kwargs":  # ms-swift turns them into environment variables
         return f"Remove it and set the environment variable {place.key.upper()}."
     return "Remove it."
 
 
 def _quantisation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     method, bits = config.get("quant_method"), config.get("quant_bits")
-    if config.preset == "full":  # refuses both already
+    if config.preset == "full":  # already refuses both
         return
     if config.preset == "qlora" and method not in (None, "bnb"):
         do = 'Remove it, or set "preset" to "lora" to use it.'
-        yield config.problem("quant_method", f'is "{method}", but preset "qlora" is bnb', do)
+        yield config.problem("quant_method", f'is "{method}", but preset "qlora" uses bnb', do)
     elif method == "bnb" and bits not in (None, 4, 8):
-        yield config.problem("quant_bits", f"is {bits}, but bnb has 4 and 8", "Use 4 or 8.")
+        yield config.problem("quant_bits", f"is {bits}, but bnb supports only 4 and 8", "Use 4 or 8.")
     elif method is None and bits is not None:
         what = f'is {json.dumps(bits)} without "quant_method": ms-swift would ignore it'
         yield config.problem("quant_bits", what, 'Add "quant_method".')
@@ -286,7 +288,7 @@ def _packages(config: Config) -> Iterator[Problem]:
 
 
 def slow_dtype(config: Config, device: Device) -> Iterator[Problem]:
-    """bfloat16 that was asked for on a CPU without its arithmetic: legal, and not meant by anybody who knows."""
+    """bfloat16 requested on a CPU without bfloat16 instructions, which is legal but hardly ever intended."""
     if device.kind != "cpu" or config.get("torch_dtype") != "bfloat16" or cpu_computes_bfloat16():
         return
     what = f"is bfloat16, which takes about {BFLOAT16_FACTOR} times as long as float32 on this CPU"

@@ -13,25 +13,25 @@ from swift_toolkit.machine.msswift import Command
 from swift_toolkit.problems import Problem
 
 OWN_KEYS = {
-    "preset": "`lora`, `qlora`, `full` or `multimodal`; without it `train_type` decides",
-    "train_type": "a preset's name or another tuner of ms-swift: what ms-swift 4 calls `tuner_type`",
-    "task": "what is trained: `sft` (default), `pt`, `dpo`, `grpo`, `seq_cls` … see docs/tasks.md",
-    "effective_batch_size": "rows an optimiser step, on any number of devices: batch and accumulation follow from it",
-    "balance": "rows of a step share micro-batches with rows of about their length: `true` or `false`",
+    "preset": "`lora`, `qlora`, `full` or `multimodal`; by default, `train_type` decides",
+    "train_type": "a preset's name or another tuner of ms-swift (`tuner_type` in ms-swift 4)",
+    "task": "training task: `sft` (default), `pt`, `dpo`, `grpo`, `seq_cls` … see docs/tasks.md",
+    "effective_batch_size": "rows per optimiser step on any number of devices; sets batch size and accumulation",
+    "balance": "whether a micro-batch holds rows of similar length: `true` or `false`",
 }
-"""The keys that are the toolkit's own, with what they take; all others are ms-swift's."""
+"""The toolkit's own keys, with their values; all others are ms-swift's."""
 
 
 TUNER_NAMES = ("tuner_type", "train_type", "sft_type")
-"""The names that the generations of ms-swift gave the argument that chooses the tuner, newest first."""
+"""The names of the argument that chooses the tuner in the generations of ms-swift, newest first."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a value came from.
+    """The source of a value.
 
     Args:
-        kind: the layer it was given in.
+        kind: the layer that contains it.
         detail: the preset's name, or the reason of an automatic setting.
         file: the config file, as the user spelled it.
         line: line in that file, counted from 1.
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Setting:
-    """One value with its source and the name under which the user gave it."""
+    """One value, with its source and the name under which the user gave it."""
 
     value: Any
     source: Source
@@ -73,17 +73,17 @@ class Config:
     """A checked request, in the names and types of the installed ms-swift.
 
     Args:
-        command: the ms-swift command whose arguments these are.
-        install: the ms-swift that is installed.
-        preset: the preset in force, None for commands and tuners that have none.
-        settings: exact argument name -> Setting; None values are already gone.
-        notices: one line for each translation that was made.
-        left_alone: names given as null, which no automatic setting may fill.
-        path: the config file, None without one.
+        command: the ms-swift command that takes the arguments.
+        install: the installed ms-swift.
+        preset: the preset in use, None for commands and tuners that have none.
+        settings: exact argument name -> Setting, without None values.
+        notices: one line for each translation.
+        left_alone: names given as null, which no automatic setting may set.
+        path: the config file, None if there is none.
         effective_batch: the requested rows per optimiser step; None if not requested.
-        preset_asked: the preset was named, not only derived from other settings.
-        warnings: what is legal and probably not meant.
-        balance: whether the rows of a step are shared out by length, None where that is left to the plan.
+        preset_asked: the preset was given, not derived from other settings.
+        warnings: what is legal but probably a mistake.
+        balance: whether rows of a step are grouped by length; None lets the plan decide.
     """
 
     command: Command
@@ -104,7 +104,7 @@ class Config:
 
     @property
     def task(self) -> Task:
-        """What is trained; of other commands, what the model was made for."""
+        """The training task; for other commands, the task that the model was made for."""
         return task_of(
             self.command if self.command in TRAINING_COMMANDS else "sft",
             self.get("rlhf_type"),
@@ -117,12 +117,12 @@ class Config:
 
     @property
     def tuner_name(self) -> str:
-        """What the installed ms-swift calls the argument that chooses the tuner."""
+        """The installed ms-swift's name for the argument that chooses the tuner."""
         return self.install.tuner_argument
 
     @property
     def tuner(self) -> str:
-        """The tuner in force; ``lora`` is ms-swift's own default."""
+        """The tuner in use; ``lora`` is ms-swift's own default."""
         return str(self.value(self.tuner_name))
 
     def problem(self, name: str, what: str, do: str = "") -> Problem:
@@ -132,12 +132,12 @@ class Config:
         return Problem(what, do, name, self.path)
 
     def fill(self, name: str, value: Any, reason: str) -> None:
-        """Set ``name`` automatically unless somebody decided it already."""
+        """Set ``name`` automatically unless the user or the preset set it."""
         if name not in self.settings and name not in self.left_alone:
             self.settings[name] = Setting(value, Source("automatic", reason), name)
 
     def replace(self, name: str, value: Any) -> None:
-        """Replace the value of ``name``, if it is set; the source stays."""
+        """Replace the value of ``name`` if it is set; its source is unchanged."""
         if name in self.settings:
             self.settings[name] = replace(self.settings[name], value=value)
 
@@ -151,7 +151,7 @@ class Config:
         for name, setting in self.settings.items():
             values = setting.value if isinstance(setting.value, list) else [setting.value]
             words = [word_of(value) for value in values]
-            # with "=", so that a value may begin with "-"
+            # with "=", so that a value may start with "-"
             result[name] = [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
         return result
 

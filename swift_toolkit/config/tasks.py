@@ -1,6 +1,6 @@
-"""What a training task is: its command, the rows it learns from, the models it needs, what comes out.
+"""The properties of a training task: its command, its rows, the models it needs, its output.
 
-One row of ``TASKS`` a task. Code that depends on the task reads its row instead of its name.
+``TASKS`` has one row per task. Code that depends on the task reads its row instead of its name.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ class Task:
     """One training task.
 
     Args:
-        name: its name here.
+        name: its name in the toolkit.
         rows: what a row holds: ``answer`` a conversation that ends with the answer to learn, ``text`` plain text,
-            ``preference`` an answer and a rejected one, ``judged`` an answer with the label true or false, ``prompt``
-            a conversation to answer, ``class`` a text with its class, ``documents`` a query with documents that fit
-            and do not fit, ``decision`` a state with questions.
+            ``preference`` an answer and a rejected one, ``judged`` an answer labelled true or false, ``prompt``
+            a conversation to answer, ``class`` a text with its class, ``documents`` a query with matching and
+            non-matching documents, ``decision`` a state with questions.
         command: the command of ms-swift that trains it.
-        rlhf_type: ms-swift's ``rlhf_type``, empty without one.
+        rlhf_type: ms-swift's ``rlhf_type``, "" if it has none.
         task_type: ms-swift's ``task_type``.
         needs: settings of which one must be given.
         excludes: settings that cannot be used with it.
         packs: rows can share a sequence (``packing``, ``padding_free``).
         splits_rows: a row can be spread over devices (``sequence_parallel_size``).
-        own_models: only models that ms-swift makes for it can learn it.
+        own_models: only models that ms-swift makes for it support it.
         several_losses: ``loss_type`` takes several, with ``loss_weights``.
-        output: what the trained model gives.
-        sequences: sequences that one row becomes, negatives of a query aside.
-        has_negatives: a row also brings up to MAX_NEGATIVE_SAMPLES documents that do not fit.
-        keeps_negatives: of rows without documents that do not fit ms-swift wants an empty list.
+        output: the output of the trained model.
+        sequences: number of sequences that one row becomes, without the negatives of a query.
+        has_negatives: a row also has up to MAX_NEGATIVE_SAMPLES non-matching documents.
+        keeps_negatives: ms-swift needs an empty list in rows without non-matching documents.
         logits: the tokens of a row that have logits over the vocabulary.
         generates: answers are generated during training.
-        follows_prompt: what is generated is trained on, behind the prompt.
-        has_reference: a second copy of the model judges unless adapters are trained.
-        has_values: a model of the values is trained, too.
-        has_teacher: a teacher's logits stand beside the model's own.
+        follows_prompt: generated text is trained on, after the prompt.
+        has_reference: a second copy of the model is the reference unless adapters are trained.
+        has_values: a value model is trained, too.
+        has_teacher: a teacher's logits are held in addition to the model's own.
         batch_of: what ``per_device_train_batch_size`` counts.
-        trainer: the trainer whose source names the loss types, empty where ``loss_type`` is not an algorithm's.
-        loss_over: what the loss is the mean of in one optimiser step: all ``tokens`` that are learned, however they
-            are spread over devices and accumulated batches, or ``rows``: the mean of the means of the batches.
+        trainer: the trainer whose source names the loss types, "" if ``loss_type`` does not belong to an algorithm.
+        loss_over: what the loss of one optimiser step is averaged over: all learned ``tokens``, across devices and
+            accumulated batches, or ``rows``: the mean of the batches' means.
     """
 
     name: TaskName
@@ -80,7 +80,7 @@ class Task:
 
     @property
     def setting(self) -> tuple[str, str]:
-        """The argument of ms-swift that chooses the task, beside the command, and its value."""
+        """The argument of ms-swift that chooses the task, in addition to the command, and its value."""
         return ("rlhf_type", self.rlhf_type) if self.rlhf_type else ("task_type", self.task_type)
 
     @property
@@ -163,7 +163,7 @@ TRAINING_COMMANDS = tuple(dict.fromkeys(task.command for task in _ROWS))
 
 
 def task_of(command: str = "sft", rlhf_type: str | None = None, task_type: str | None = None) -> Task:
-    """The task that decides what a row must hold, from ms-swift's own settings.
+    """The task that determines what a row must hold, from ms-swift's own settings.
 
     Args:
         command: one of `COMMANDS`.

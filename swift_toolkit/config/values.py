@@ -1,4 +1,4 @@
-"""Values as they are typed in files and flags, in the types of ms-swift's arguments."""
+"""Values from files and flags, converted to the types of ms-swift's arguments."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": 
 
 
 _ALSO_BOOL = ("init_weights", "fsdp")
-"""Texts that may be ``true`` or ``false``."""
+"""Strings that may mean ``true`` or ``false``."""
 
 
 def typed_value(field: Field, value: Any) -> Any:
-    """``value`` in the type that ``field`` takes.
+    """``value`` in the type of ``field``.
 
-    Words from a command line are understood like the values of a file: ``"8"`` is 8 for a number, ``"true"`` is
-    True for a switch, ``'["a", "b"]'`` is a list.
+    Strings from a command line are read like the values of a file: ``"8"`` is 8 for a number, ``"true"`` is True for a
+    switch, ``'["a", "b"]'`` is a list.
 
     Raises:
         ValueError: with two arguments, what is wrong and what to do.
@@ -45,7 +45,7 @@ def _typed_list(field: Field, value: Any) -> list[Any]:
     else:
         values = [value]
     if not values:
-        raise ValueError("is an empty list", "Name at least one, or remove it.")
+        raise ValueError("is an empty list", "Give at least one, or remove it.")
     return [_typed_one(field, one) for one in values]
 
 
@@ -63,7 +63,7 @@ def _typed_one(field: Field, value: Any) -> Any:
 
 
 def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
-    """What to say of a value that is not among the ``choices``."""
+    """What is wrong with a value that is not among the ``choices``, and what to do."""
     words = [str(choice) for choice in choices]
     return f"cannot be {shown(value)}", did_you_mean(str(value), words, f"Use one of {', '.join(words)}.")
 
@@ -87,7 +87,7 @@ def _int(value: Any) -> int:
 
 
 def _float(value: Any) -> float:
-    """A number; a whole one given as such stays an int, to be shown as it was written."""
+    """A number; a whole number given as such stays an int, so that it is shown as it was written."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError, OverflowError):

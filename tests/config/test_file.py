@@ -54,10 +54,14 @@ BAD = [
     (
         "a.json",
         '{"a": 1, // why\n}',
-        "a.json:1: JSON takes no comments. Remove it, or save the file as .yaml.",
+        "a.json:1: JSON does not allow comments. Remove it, or save the file as .yaml.",
     ),
-    ("a.json", '# why\n{"a": 1}', "a.json:1: JSON takes no comments. Remove it, or save the file as .yaml."),
-    ("a.json", "{'a': 1}", 'a.json:1: JSON quotes with ", not with \'. Use ".'),
+    (
+        "a.json",
+        '# why\n{"a": 1}',
+        "a.json:1: JSON does not allow comments. Remove it, or save the file as .yaml.",
+    ),
+    ("a.json", "{'a': 1}", 'a.json:1: JSON uses double quotes, not single quotes. Use ".'),
     ("a.json", '{"a": True}', "a.json:1: JSON writes true, false and null. Use these, in lower case."),
     ("a.json", '{"a": 1\n "b": 2}', "a.json:1: lacks a comma after this line's value. Add the comma."),
     ("a.json", '{"a": NaN}', "a.json:1: NaN is not a JSON value. Use a number or null."),
@@ -71,11 +75,11 @@ BAD = [
     ),
     ("a.json", "[1]", 'a.json: holds a list, not an object. Write {"model": ..., "dataset": ...}.'),
     ("a.json", "3", 'a.json: holds the value 3, not an object. Write {"model": ..., "dataset": ...}.'),
-    ("a.json", "[" * 5000, "a.json: is nested too deeply. Settings are flat."),
+    ("a.json", "[" * 5000, "a.json: is nested too deeply. Settings cannot be nested."),
     ("a.json", " \n", 'a.json: is empty. It needs at least "model" and "dataset".'),
     ("a.json", b'{"a":\n"\xff"}', "a.json:2: is not UTF-8 text (byte 0xff). Save it as UTF-8."),
     ("a.json", '{"a": 1}'.encode("utf-16"), "a.json: is UTF-16 text. Save it as UTF-8."),
-    ("a.json", " " * (4 << 20) + "{}", "a.json: is over 4 MiB, too long for a config. Is it a data file?"),
+    ("a.json", " " * (4 << 20) + "{}", "a.json: is over 4 MiB, too large for a config. Is it a data file?"),
     ("a.toml", "a = 1", "a.toml: has an unknown extension. Use .json, .yaml or .yml."),
     ("a.yaml", "a: 1\na: 2", 'a.yaml:2: "a" is given twice (first on line 1). Keep one of the two.'),
     ("a.yaml", "a: {b: 1,\n b: 2}", 'a.yaml:2: "b" is given twice in one object. Keep one of the two.'),
@@ -88,9 +92,9 @@ BAD = [
         "a.yaml",
         "a: 1\nb: !!python/object/apply:os.system [ls]",
         'a.yaml:2: uses the YAML tag "tag:yaml.org,2002:python/object/apply:os.system". '
-        "Only plain values are read: remove it.",
+        "Only plain values are supported: remove it.",
     ),
-    ("a.yaml", "a: &x 1\nb: *x", 'a.yaml:2: uses the YAML alias "*x". Write the value out.'),
+    ("a.yaml", "a: &x 1\nb: *x", 'a.yaml:2: uses the YAML alias "*x". Write the value itself.'),
     ("a.yaml", "a: 1\n---\nb: 2", "a.yaml:2: is not valid YAML (but found another document)."),
 ]
 
@@ -123,4 +127,4 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         read_config_file(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: is a directory. Name a .json, .yaml or .yml file."
+    assert str(caught.value) == f"{tmp_path}: is a directory. Give a .json, .yaml or .yml file."

@@ -139,12 +139,12 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         (
             inference_test,
             ["--from-command", "swift sft --model a"],
-            '"swift sft --model a" is a command for another script. Give it to finetune_trainer.py.',
+            '"swift sft --model a" is a command for another script. Pass it to finetune_trainer.py.',
         ),
         (
             deploy_model,
             ["--from-command", "python -m swift.cli.infer --model a"],
-            '"python -m swift.cli.infer --model a" is a command for another script. Give it to inference_test.py.',
+            '"python -m swift.cli.infer --model a" is a command for another script. Pass it to inference_test.py.',
         ),
         (
             deploy_model,

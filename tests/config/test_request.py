@@ -209,14 +209,14 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"preset": "lora", "train_type": "qlora"}, '"train_type" is "qlora", but preset "lora" takes "lora". Change one of the two.'),
     ({"optim": "adamw"}, '"optim" cannot be "adamw". Did you mean "adamw_torch"?'),
     ({"preset": "qlora", "train_type": "full"}, '"train_type" is "full", but preset "qlora" takes "lora". Change one of the two.'),
-    ({"train_type": "qlora", "quant_method": "hqq", "quant_bits": 4}, '"quant_method" is "hqq", but preset "qlora" is bnb. Remove it, or set "preset" to "lora" to use it.'),
-    ({"train_type": "qlora", "quant_bits": 2}, '"quant_bits" is 2, but bnb has 4 and 8. Use 4 or 8.'),
+    ({"train_type": "qlora", "quant_method": "hqq", "quant_bits": 4}, '"quant_method" is "hqq", but preset "qlora" uses bnb. Remove it, or set "preset" to "lora" to use it.'),
+    ({"train_type": "qlora", "quant_bits": 2}, '"quant_bits" is 2, but bnb supports only 4 and 8. Use 4 or 8.'),
     ({"train_type": "adalora", "quant_bits": 4}, '"quant_bits" is 4 without "quant_method": ms-swift would ignore it. Add "quant_method".'),
     # together
     ({"warmup_ratio": 0.1, "warmup_steps": 10}, '"warmup_steps" cannot be used with "warmup_ratio". Keep one of the two.'),
     ({"streaming": True}, '"streaming" needs "max_steps". Add "max_steps": the length of a stream is not known.'),
     ({"packing": True}, '"packing" needs flash attention. Add "attn_impl": "flash_attn".'),
-    ({"eval_strategy": "steps"}, '"eval_strategy" needs validation data, and there is none. Add "val_dataset" or "split_dataset_ratio", or remove it.'),
+    ({"eval_strategy": "steps"}, '"eval_strategy" needs validation data, but there is none. Add "val_dataset" or "split_dataset_ratio", or remove it.'),
     ({"load_best_model_at_end": True, "split_dataset_ratio": 0.1, "eval_steps": 30, "save_steps": 100}, '"save_steps" is 100, not a multiple of eval_steps 30. With "load_best_model_at_end" it must be.'),
     ({"fp16": True, "bf16": True}, '"fp16" cannot be used with "bf16". Keep one of the two.'),
     # secrets and packages
@@ -225,7 +225,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"dataset": "https://me:word@host/a.jsonl"}, '"dataset" holds a secret in a URL, and ms-swift writes it in plain text to its log and args.json. Remove it; ~/.netrc can hold user and password.'),
     ({"report_to": "swanlab"}, '"report_to" needs the package swanlab, which is not installed. Run: pip install swanlab'),
     ({"attn_impl": "flash_attn"}, '"attn_impl" needs the package flash-attn, which is not installed. Run: pip install flash-attn --no-build-isolation'),
-    ({"model": None, "dataset": None}, '"model" is missing. Name a model, e.g. "Qwen/Qwen2.5-7B-Instruct".\n"dataset" is missing. Name a data file or data set, e.g. "data/train.jsonl".'),
+    ({"model": None, "dataset": None}, '"model" is missing. Give a model, e.g. "Qwen/Qwen2.5-7B-Instruct".\n"dataset" is missing. Give a data file or data set, e.g. "data/train.jsonl".'),
 ]  # fmt: skip
 
 

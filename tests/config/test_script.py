@@ -98,8 +98,8 @@ def test_what_cannot_be_known_is_said() -> None:
     found = from_command("swift sft --model $MODEL --output_dir out/$(date +%F) > log.txt")
     assert found.values == {"model": "$MODEL", "output_dir": "out/$(date +%F)"}
     assert found.left_out == [
-        "$MODEL is not known here and kept as it stands",
-        "$(date +%F) is not known here and kept as it stands",
+        "$MODEL is not known here and is kept unchanged",
+        "$(date +%F) is not known here and is kept unchanged",
         "> log.txt",
     ]
     assert from_command("swift sft stray --a 1").left_out == ["stray belongs to no setting"]
@@ -123,7 +123,7 @@ def test_the_wanted_command_of_several() -> None:
     [
         (
             "swift sft --a 1\n\nswift rlhf --b 2",
-            "run.sh: several commands of ms-swift are in it: swift sft in line 1, swift rlhf in line 3. "
+            "run.sh: contains several commands of ms-swift: swift sft in line 1, swift rlhf in line 3. "
             "Keep one of them.",
         ),
         (
@@ -138,11 +138,11 @@ def test_the_wanted_command_of_several() -> None:
         ),
         (
             "echo swift",
-            "run.sh: no command of ms-swift is in it. Give a line with swift sft, swift pt or swift rlhf.",
+            "run.sh: contains no command of ms-swift. Give a line with swift sft, swift pt or swift rlhf.",
         ),
         (
             "",
-            "run.sh: no command of ms-swift is in it. Give a line with swift sft, swift pt or swift rlhf.",
+            "run.sh: contains no command of ms-swift. Give a line with swift sft, swift pt or swift rlhf.",
         ),
     ],
 )
@@ -182,7 +182,7 @@ swift sft --model a/b "${ARGS[@]}" --lora_alpha ${SIZES[0]} --max_steps $SIZES $
         "max_steps": ["8", "8", "4"],
     }
     assert from_command("swift sft --model a ${NONE[@]}", TRAINING).left_out == [
-        "${NONE[@]} is not known here and kept as it stands"
+        "${NONE[@]} is not known here and is kept unchanged"
     ]
 
 
@@ -254,7 +254,7 @@ def test_comments_behind_a_backslash() -> None:
         ("swift sft --save_total_limit −1", 'run.sh:1: "−1" begins with a long dash. Write -1.'),
         (
             "swift sft --system “You are”",
-            'run.sh:1: "“" is a quotation mark of a word processor, which the shell takes for a letter. Write " or \'.',
+            'run.sh:1: "“" is a typographic quotation mark, which the shell reads as a letter. Write " or \'.',
         ),
     ],
 )

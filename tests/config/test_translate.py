@@ -452,9 +452,9 @@ def test_old_defaults_are_kept_for_old_requests() -> None:
         "num_train_epochs 1 added: the default before ms-swift 3.0",
         "max_length 2048 added: the default before ms-swift 3.0",
         "warmup_ratio 0.05 added: the default before ms-swift 3.0",
-        "defaults that were different and are not set here: weight_decay 0.01 before 2.0, adam_beta2 0.999 before 2.3, "
+        "defaults that were different and are not set in this request: weight_decay 0.01 before 2.0, adam_beta2 0.999 before 2.3, "
         "max_grad_norm 0.5 from 1.4 to 2.2, lr_scheduler_type linear from 1.6 to 2.1, truncation_strategy left before "
-        "1.4, target_modules the query, key and value layers. Set them to repeat a run of before ms-swift 3.0",
+        "1.4, target_modules the query, key and value layers. Set them to repeat a run from before ms-swift 3.0",
     ]
     assert result.origin["max_length"] == ("sft_type",)
     assert spelled(dataset="a.jsonl", train_type="lora").values.keys().isdisjoint(added)
@@ -497,7 +497,7 @@ def test_gone_names_and_values() -> None:
         ),
         (
             "loss_type",
-            'is "long-ce", which ms-swift no longer has',
+            'is "long-ce", which ms-swift no longer supports',
             "Remove it: ms-swift 3 took this loss out.",
         ),
     ]
@@ -507,7 +507,7 @@ def test_gone_names_and_values() -> None:
 def test_a_value_that_4_no_longer_has() -> None:
     do = "Remove it: ms-swift 4 does not learn from the teacher's answers."
     result = spelled("rlhf", seq_kd=True)
-    assert result.errors == [("seq_kd", "is true, which ms-swift no longer has", do)]
+    assert result.errors == [("seq_kd", "is true, which ms-swift no longer supports", do)]
     assert spelled("rlhf", seq_kd=False).values == {"seq_kd": False}
 
 

@@ -71,9 +71,9 @@ def test_yaml_keeps_its_order_and_comments(tmp_path: Path) -> None:
         "custom_val_dataset_path → val_dataset",
         "dataset_test_ratio → split_dataset_ratio",
         "warmup_ratio 0.05 added: the default before ms-swift 3.0",
-        "defaults that were different and are not set here: weight_decay 0.01 before 2.0, adam_beta2 0.999 before 2.3, "
+        "defaults that were different and are not set in this request: weight_decay 0.01 before 2.0, adam_beta2 0.999 before 2.3, "
         "max_grad_norm 0.5 from 1.4 to 2.2, lr_scheduler_type linear from 1.6 to 2.1, truncation_strategy left before "
-        "1.4. Set them to repeat a run of before ms-swift 3.0",
+        "1.4. Set them to repeat a run from before ms-swift 3.0",
     ]
     assert new.read_text() == NEW_YAML
     assert load_config(new).notices == []
@@ -135,7 +135,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("mine")
     with pytest.raises(RequestError) as caught:
         upgrade({"lora_rank": 8}, tmp_path / "b.json")
-    assert str(caught.value) == f"{tmp_path}/b.json: exists already. Name a new file."
+    assert str(caught.value) == f"{tmp_path}/b.json: already exists. Give a new file."
     assert (tmp_path / "b.json").read_text() == "mine"
 
 

@@ -1,1 +1,1 @@
-"""The names that the installed ms-swift takes, and those of its other generations."""
+"""The setting names of the installed ms-swift and of its other generations."""

@@ -1,8 +1,8 @@
 """The names in ms-swift's own registries, read from its source: optimizers, rewards, losses, metrics and others.
 
 A registry is a table in the source, ``orms = {"accuracy": MathAccuracy, ...}``. ms-swift looks a name up in it after
-its import or after the model is loaded; here a wrong one is found at once. Nothing of ms-swift is imported. Plugins
-(``external_plugins``) may add names, so their source is read as well.
+its import or after the model is loaded; this module finds a wrong name at once, without importing ms-swift. Plugins
+(``external_plugins``) may add names, so their source is read too.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ context_manager       -                                           plugin.context
 tuner_type            tuner_plugin.mapping:tuners_map             -
 train_type            -                                           plugin.tuner:extra_tuners
 """
-"""Where the names of a setting are: module below ``swift`` and variable."""
+"""Where the names of a setting are defined: module inside ``swift`` and variable."""
 
 _TUNERS = tuple("lora full longlora adalora llamapro adapter vera boft fourierft reft bone".split())
 
 
 @dataclass(frozen=True)
 class Registries:
-    """The names of every registry.
+    """The names in every registry.
 
     Args:
         names: setting -> its names, in the order of the source.
-        columns: name of a reward function -> columns of the data that it demands.
-        datasets: names of data sets that have no owner.
+        columns: name of a reward function -> data columns that it requires.
+        datasets: names of data sets without an owner.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -71,7 +71,7 @@ def places(line: Line) -> Iterator[tuple[str, str, str]]:
 
 
 _SCHEDULER = "lr_scheduler_kwargs of "
-"""Before the name of a scheduler: the keys that it takes."""
+"""Prefix of the name of a scheduler, for the keys that it takes."""
 
 
 def registries(install: SwiftInstall) -> Registries:
@@ -90,7 +90,7 @@ def registries(install: SwiftInstall) -> Registries:
 
 
 def read_registries(install: SwiftInstall) -> tuple[Registries, list[Path]]:
-    """The registries in the source of ``install``, and the files they were read from."""
+    """The registries in the source of ``install``, and the files that were read."""
     names: dict[str, tuple[str, ...]] = {}
     columns: dict[str, tuple[str, ...]] = {}
     files = [Path(__file__)]
@@ -136,7 +136,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def _entries(tree: ast.Module, variable: str) -> Iterator[tuple[str, str]]:
-    """The names in a table of a module, each with the name of what it stands for."""
+    """The names in a table of a module, each with the name of the object it refers to."""
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if not any(isinstance(target, ast.Name) and target.id == variable for target in targets):
@@ -151,7 +151,7 @@ def _entries(tree: ast.Module, variable: str) -> Iterator[tuple[str, str]]:
 
 
 def _columns(tree: ast.AST, name: str) -> list[str]:
-    """The columns that a reward function demands: what its ``__call__`` takes without a default."""
+    """The columns that a reward function requires: the parameters of its ``__call__`` without a default."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:
             calls = [one for one in node.body if _is_function(one) and one.name == "__call__"]  # type: ignore[attr-defined]
@@ -181,7 +181,7 @@ def _demanded(function: Any) -> list[str]:
 
 
 def _trainer_files(install: SwiftInstall, trainer: str) -> list[Path]:
-    """The sources of the trainer of an algorithm: ms-swift's, and TRL's where that computes the loss."""
+    """The sources of the trainer of an algorithm: ms-swift's, and TRL's if that computes the loss."""
     files = [install.location / install.sources.trainers / f"{trainer}_trainer.py"]
     trl = package_of("trl")
     if trl is not None and trainer != "grpo":  # ms-swift computes GRPO's loss itself
@@ -190,7 +190,7 @@ def _trainer_files(install: SwiftInstall, trainer: str) -> list[Path]:
 
 
 def _init_names() -> tuple[list[str], list[Path]]:
-    """What initialises LoRA: the names in the annotation of PEFT's LoraConfig, and ms-swift's own."""
+    """The values for initialising LoRA: those in the annotation of PEFT's LoraConfig, and ms-swift's own."""
     peft = package_of("peft")
     file = peft / "tuners/lora/config.py" if peft else Path()
     if not file.is_file():
@@ -206,11 +206,11 @@ def _init_names() -> tuple[list[str], list[Path]]:
 
 _OF_EVERY_SCHEDULER = frozenset("optimizer num_warmup_steps num_training_steps last_epoch".split())
 _WITHOUT_KEYS = ("constant", "constant_with_warmup")
-"""Schedulers that transformers gives no ``lr_scheduler_kwargs``."""
+"""Schedulers to which transformers does not pass ``lr_scheduler_kwargs``."""
 
 
 def _scheduler_keys() -> tuple[dict[str, list[str]], list[Path]]:
-    """What each scheduler of transformers takes in ``lr_scheduler_kwargs``; those that take any key are not there."""
+    """The keys that each scheduler of transformers takes in ``lr_scheduler_kwargs``; omits those that take any key."""
     package = package_of("transformers")
     file = package / "optimization.py" if package else Path()
     if not file.is_file():
@@ -235,7 +235,7 @@ def _texts(tree: ast.AST) -> list[str]:
 
 
 def _compared(files: Iterable[Path], name: str) -> set[str]:
-    """The texts that a variable or attribute is compared with."""
+    """The strings that a variable or attribute is compared with."""
     found = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_bytes())):
@@ -256,14 +256,14 @@ class Plugins:
 
     Args:
         trees: their syntax trees.
-        complete: all that they run is in them: they were read and import nothing that lies beside them.
+        complete: whether the trees are all of their source: all were read, and none imports a module next to it.
     """
 
     trees: tuple[ast.Module, ...]
     complete: bool
 
     def added(self, variable: str) -> dict[str, ast.expr] | None:
-        """The names they add to a registry, None where the source does not say."""
+        """The names that they add to a registry, None if the source does not show them."""
         if not self.complete:
             return None
         found: dict[str, ast.expr] = {}
@@ -274,12 +274,12 @@ class Plugins:
                 if entry is not None:
                     found |= entry
                     mentions -= 1
-            if mentions > 0:  # used in another way, such as in a loop
+            if mentions > 0:  # used in some other way, such as in a loop
                 return None
         return found
 
     def mention(self, *names: str) -> bool:
-        """Whether they may use one of these functions and tables: they name it, or the source does not say."""
+        """Whether they may use one of these functions and tables: they name it, or their source is incomplete."""
         return not self.complete or any(
             _last_name(node) in names for tree in self.trees for node in ast.walk(tree)
         )
@@ -292,7 +292,7 @@ def _last_name(node: ast.AST) -> str:
 
 
 def _addition(node: ast.AST, variable: str) -> dict[str, ast.expr] | None:
-    """The names that ``table["name"] = value`` or ``table.update({...})`` adds; None for anything else."""
+    """The names that ``table["name"] = value`` or ``table.update({...})`` adds; None for any other statement."""
     if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Subscript):
         target = node.targets[0]
         key = target.slice
@@ -374,7 +374,7 @@ def registry_problems(config: Config) -> Iterator[Problem]:
 
 
 def _unknown(config: Config, setting: str, values: Any, words: Iterable[str] | None) -> Iterator[Problem]:
-    """The values that are none of ``words``, which are not known if empty."""
+    """The values that are not among ``words``; nothing if ``words`` is empty, which means not known."""
     allowed = tuple(words or ())
     for value in (values if isinstance(values, list) else [values]) if allowed else []:
         if value not in allowed:
@@ -392,7 +392,7 @@ _DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zst|zip)$", re.
 
 
 def _dataset_problems(config: Config, known: tuple[str, ...]) -> Iterator[Problem]:
-    """Data sets without an owner that are neither a file nor a name ms-swift registers. Hugging Face has some."""
+    """Data sets without an owner that are neither a file nor a name that ms-swift registers. Hugging Face has some."""
     use_hf = config.get("use_hf") or os.environ.get("USE_HF", "").lower() in ("1", "true")
     for setting in ("dataset", "val_dataset"):
         for text in config.get(setting) or []:
@@ -408,7 +408,7 @@ def _dataset_problems(config: Config, known: tuple[str, ...]) -> Iterator[Proble
             ):
                 continue
             if not machine_files.exists(name):
-                do = _near_data(name, known) or "Name a file, or a data set of a hub as owner/name."
+                do = _near_data(name, known) or "Give a file, or a data set on a hub as owner/name."
                 yield config.problem(
                     setting, f'names "{text}", which is neither a file nor a known data set', do
                 )
@@ -429,7 +429,7 @@ def _init_weights(config: Config) -> Iterator[Problem]:
 
 
 def _scheduler_problems(config: Config) -> Iterator[Problem]:
-    """Keys that the scheduler does not take: transformers finds out at the first step."""
+    """Keys that the scheduler does not take, which transformers would report only at the first step."""
     given, name = config.get("lr_scheduler_kwargs"), str(config.value("lr_scheduler_type"))
     keys = registries(config.install).names.get(f"{_SCHEDULER}{name}")
     for key in given if isinstance(given, dict) and keys is not None else []:
@@ -441,7 +441,7 @@ def _scheduler_problems(config: Config) -> Iterator[Problem]:
 
 
 def demanded_columns(config: Config) -> dict[str, tuple[str, ...]]:
-    """The columns that the reward functions of a request demand of each row, by the function's name."""
+    """The columns that the reward functions of a request require in each row, by the function's name."""
     if not config.get("reward_funcs"):
         return {}
     columns, plugins = registries(config.install).columns, plugins_of(config)

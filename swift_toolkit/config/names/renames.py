@@ -1,38 +1,38 @@
-"""The tables of renamed arguments, and the rules by which old values become new ones.
+"""The tables of renamed arguments, and the rules that convert old values into new ones.
 
-ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``renames.json`` holds one row
-for each name that changed its spelling, its values or its meaning, and ``legacy_names.json`` the models,
-templates and data sets that had names of their own before 3.0, with the families of models by their names in 3 and 4
-(``families``, and ``moved``: the same name for another family). Adding a rename is adding a row:
+ms-swift renamed its arguments in 2.0, 3.0 and 4.0 and kept no aliases. ``renames.json`` has one row for each name whose
+spelling, values or meaning changed; ``legacy_names.json`` has the models, templates and data sets that had their own
+names before 3.0, and the families of models by their names in 3 and 4 (``families``; ``moved`` lists names that were
+reused for another family). To add a rename, add a row:
 
-    for     the commands that know the name, or "all"
-    old     the name; it may still be in use, when only its values or its meaning changed
-    v3, v4  what it is called in ms-swift 3.12 and in ms-swift 4; null where it has no successor
-    since   the first ms-swift that had the old name; "-" for a name of another tool
-    until   the first that no longer had it
-    sure    "certain", or "likely" where the successor does nearly the same
-    values  old value -> new value; null leaves the setting to ms-swift, an object stands for several
-            settings, "*" is any other value and "$" the value given
+    for     the commands that have the name, or "all"
+    old     the name; it may still be in use if only its values or its meaning changed
+    v3, v4  its name in ms-swift 3.12 and in ms-swift 4; null if it has no successor
+    since   the first ms-swift that had the old name; "-" for a name from another tool
+    until   the first ms-swift that no longer had it
+    sure    "certain", or "likely" if the successor does nearly the same
+    values  old value -> new value; null lets ms-swift decide, an object stands for several settings, "*" is any
+            other value and "$" the given value
     values_v3, values_v4    the same, for one of the two
     refused old value -> what to do, for values without a successor; refused_v3, refused_v4 for one of the two
-    warned  old value -> what is not as it was with the new one
-    split   what separates several values written as one string
-    rule    one of ``RULES``, for what depends on other settings
-    join    several old names add up to one list
-    gone    what to say when the name has no successor
-    error   [what is wrong, what to do] where leaving the setting out would change the result; what is new in
-            ms-swift 4 and has no "gone" is an error in ms-swift 3
+    warned  old value -> how the new one differs
+    split   the separator of several values written as one string
+    rule    one of ``RULES``, for names that depend on other settings
+    join    several old names are merged into one list
+    gone    the message if the name has no successor
+    error   [what is wrong, what to do] if skipping the setting would change the result; a name that is new
+            in ms-swift 4 and has no "gone" is an error in ms-swift 3
     note    for the maintainer
 
-``defaults`` holds the defaults that changed the result when ms-swift changed them. A request with names from
-before then, and none from 3.0 or later, gets the old one: ``name`` and ``value``, ``until`` the ms-swift that
-changed it, ``with`` the settings it matters to and ``unless`` those that make it void.
+``defaults`` has the defaults whose change in ms-swift changed the result. A request with names from before the change,
+and none from 3.0 or later, gets the old default: ``name`` and ``value``, ``until`` the ms-swift that changed it,
+``with`` the settings it matters to and ``unless`` those that make it irrelevant.
 
-``said`` holds the defaults of before 3.0 that no name of a request dates: they are named, not kept. ``was`` is the old
-default and when, ``tuner`` the only tuner it is for.
+``said`` has the defaults from before 3.0 that cannot be dated by a name in the request: they are reported, not kept.
+``was`` is the old default and its version, ``tuner`` the only tuner it applies to.
 
-Names and values made by a row are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
-settings more, and then, for ms-swift 4, ``tuner_type "lora"``.
+Names and values that a row produces are looked up again: ``sft_type "qlora"`` becomes ``train_type "lora"`` and two
+more settings, and then, for ms-swift 4, ``tuner_type "lora"``.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ _OPTIONAL = ("until", "rule", "split", "join", "gone")
 
 
 class Work(Protocol):
-    """What a rule knows of the translation it is part of, see `translate.Translator`."""
+    """The parts of the translation that a rule can use, see `translate.Translator`."""
 
     given: Values
     command: Command
     line: Line
 
     def take(self, name: str) -> Any:
-        """The value of a setting, which now belongs to the one being translated; None if not given."""
+        """The value of a setting, None if not given; the setting then counts as translated."""
 
     def older_than(self, version: str) -> list[str]:
-        """The names that show a request from before ``version``."""
+        """The names that date a request to before ``version``."""
 
     def written_before(self, version: str) -> list[str]:
-        """The same, without names that people still use from habit."""
+        """The same, without names that people still use out of habit."""
 
     def fail(self, what: str, do: str, name: str = "") -> None:
         """Report an error of the setting ``name``."""
@@ -84,21 +84,21 @@ def foreign(name: str) -> tuple[str, str] | None:
 
 
 def legacy_model(model_type: str) -> str | None:
-    """The hub id of a ``model_type`` of ms-swift 1 or 2, which named one model each."""
+    """The hub id of a ``model_type`` of ms-swift 1 or 2, where each named one model."""
     names = legacy_names()["models"].get(model_type)
     return names[0] if names else None
 
 
 def in_other_line(setting: str, value: str, line: Line) -> str | None:
-    """A ``model_type`` or ``template`` that the other of ms-swift 3 and 4 wrote, where ``line`` gives its name to
-    another one: by its name in ``line``, None where there are several. Else ``value`` itself.
+    """A ``model_type`` or ``template`` written by the other generation (ms-swift 3 or 4), whose name means a
+    different one in ``line``: its name in ``line``, None if there are several. Otherwise ``value`` itself.
     """
     return legacy_names()["moved"][setting][line].get(value, value)
 
 
 @dataclass(frozen=True)
 class Rename:
-    """One row of the table; the module's docstring says what each part is."""
+    """One row of the table; the module's docstring explains each field."""
 
     commands: tuple[Command, ...]
     old: str
@@ -120,7 +120,7 @@ OldDefault = TypedDict(
     "OldDefault",
     {"for": str, "name": str, "value": object, "until": str, "with": list[str], "unless": list[str]},
 )
-"""One of the ``defaults``; the module's docstring says what each part is."""
+"""One of the ``defaults``; the module's docstring explains each field."""
 
 
 class RenamesTable(TypedDict):
@@ -133,7 +133,7 @@ class RenamesTable(TypedDict):
 
 
 class LegacyNames(TypedDict):
-    """The content of ``legacy_names.json``: lists hold a name for each hub and then for each line of ms-swift."""
+    """The content of ``legacy_names.json``: lists have one name per hub and then one per generation of ms-swift."""
 
     models: dict[str, list[str]]
     families: dict[Line, dict[str, str | None]]
@@ -182,12 +182,12 @@ def rows() -> dict[tuple[Command, str], Rename]:
 
 
 def is_known(name: str, command: Command) -> bool:
-    """Whether a command of some ms-swift takes or took an argument of this name that was renamed."""
+    """Whether some ms-swift command has or had an argument of this name that was renamed."""
     return (command, name) in rows()
 
 
 def current_name(name: str, command: Command, line: Line) -> str:
-    """What an argument is called in ``line``: itself if it was not renamed, or has no successor."""
+    """The name of an argument in ``line``; unchanged if it was not renamed or has no successor."""
     seen = {name}
     while (row := rows().get((command, name))) and (new := row.names[line]) and new not in seen:
         name = new
@@ -205,7 +205,7 @@ def as_table_key(value: Any) -> str:
 
 
 def filled_in(setting: Any, value: Any) -> Any:
-    """Puts the value given where the table says ``$``."""
+    """Replace ``$`` in the table's value by the given value."""
     if isinstance(setting, dict):
         return {name: filled_in(item, value) for name, item in setting.items()}
     return value if setting == "$" else setting
@@ -216,7 +216,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def split_text(value: Any, separator: str) -> Any:
-    """A list out of one string with separators, anything else unchanged."""
+    """A list from one string with separators; other values unchanged."""
     items = _list(value)
     if len(items) == 1 and isinstance(items[0], str) and separator in items[0]:
         return [item.strip() for item in items[0].split(separator) if item.strip()]
@@ -224,7 +224,7 @@ def split_text(value: Any, separator: str) -> Any:
 
 
 def one_of_both(first: Any, second: Any, join: bool) -> Any:
-    """One value out of two for the same setting; ``MISSING`` if they contradict each other."""
+    """One value from two for the same setting; ``MISSING`` if they contradict each other."""
     if as_table_key(first) == as_table_key(second):
         return first
     if isinstance(first, dict) and isinstance(second, dict) and not first.keys() & second.keys():
@@ -243,17 +243,17 @@ def value_text(value: Any) -> str:
 
 # --- rules --------------------------------------------------------------------------------------------------
 #
-# A rule gets the translation under way, the name and the value, and returns settings still to be spelled, or
-# None where the row's table decides.
+# A rule receives the translation in progress, the name and the value. It returns settings that are looked up again, or
+# None to use the row's table.
 
 
 def _model_path(work: Work, name: str, value: Any) -> Values | None:
-    """``model_cache_dir``, where given, held the weights and ``model_id_or_path`` only their name."""
+    """If ``model_cache_dir`` was given, it held the weights, and ``model_id_or_path`` only their name."""
     return {"model": work.take("model_cache_dir") or work.take("model_id_or_path")}
 
 
 def _model_type(work: Work, name: str, value: Any) -> Values | None:
-    """Before 3.0 a model type was one model and its template, since then it is a family of models."""
+    """Before 3.0 a model type was one model with its template; since then it is a family of models."""
     legacy = legacy_names()["models"].get(str(value))
     if legacy is None:
         families = legacy_names()["families"][work.line]
@@ -278,7 +278,7 @@ def _model_type(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _template(work: Work, name: str, value: Any) -> Values | None:
-    """``*-generation`` were the templates of base models: the text as it is, without roles."""
+    """``*-generation`` were the templates of base models: the text unchanged, without roles."""
     if "-generation" in str(value):
         return {"use_chat_template": False}
     if as_table_key(value) == "auto":
@@ -301,18 +301,18 @@ _TUNERS: dict[str, Values] = {
     "galore": {"train_type": "full", "use_galore": True},
     "lisa": {"train_type": "full", "lisa_activated_layers": 2},
 }
-"""Ways to train by the names people use for them: what ms-swift calls them. The ratio of LoRA+ is its paper's (Hayou et
-al. 2024, section 4), the layers of LISA its paper's (Pan et al. 2024, table 2)."""
+"""Training methods by their usual names, with ms-swift's settings for them. The ratio of LoRA+ is from its paper (Hayou
+et al. 2024, section 4), the layers of LISA from its paper (Pan et al. 2024, table 2)."""
 
 
 def _tuner(work: Work, name: str, value: Any) -> Values | None:
-    """QLoRA is LoRA on weights quantised by bitsandbytes, to four bits if nothing else is said."""
+    """QLoRA is LoRA on weights quantised by bitsandbytes, to four bits by default."""
     if (known := _TUNERS.get(as_table_key(value))) is not None:
         return dict(known)
     if as_table_key(value) != "qlora":
         return None
     settings: Values = {"train_type": "lora"}
-    if _is_stored(work):  # LoRA on weights that are quantised already
+    if _is_stored(work):  # LoRA on weights that are already quantised
         return settings
     if not {"quant_method", "load_in_4bit", "load_in_8bit"} & work.given.keys():
         settings["quant_method"] = "bnb"
@@ -322,7 +322,7 @@ def _tuner(work: Work, name: str, value: Any) -> Values | None:
 
 
 _STORED = ("gptq", "awq", "aqlm")
-"""Methods by which a model is stored; ms-swift finds them, and the bits, in its config.json."""
+"""Methods by which a model is stored quantised; ms-swift reads them, and the bits, from its config.json."""
 
 
 def _is_stored(work: Work) -> bool:
@@ -330,12 +330,12 @@ def _is_stored(work: Work) -> bool:
 
 
 def _quant_bits(work: Work, name: str, value: Any) -> Values | None:
-    """Of a model that is stored quantised its own; 0 meant none."""
+    """A stored quantised model keeps its own bits; 0 meant none."""
     return {} if as_table_key(value) == "0" or _is_stored(work) else {"quant_bits": value}
 
 
 def _quantization_bit(work: Work, name: str, value: Any) -> Values | None:
-    """ms-swift 2 chose the method by the number of bits where none was named."""
+    """ms-swift 2 chose the method by the number of bits if none was given."""
     if as_table_key(value) == "0" or _is_stored(work):
         return {}
     if "quant_method" in work.given or as_table_key(work.given.get("sft_type")) == "qlora":
@@ -344,7 +344,7 @@ def _quantization_bit(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _checkpoint(work: Work, name: str, value: Any) -> Values | None:
-    """A checkpoint is an adapter or a whole model; without the directory, its name and the tuner tell."""
+    """A checkpoint is an adapter or a full model; if its directory is missing, its name and the tuner decide."""
     path = Path(str(value))
     if exists(path):
         marks = ("adapter_config.json", "default/adapter_config.json", "reft")
@@ -364,7 +364,7 @@ def _checkpoint(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _train_data(work: Work, name: str, value: Any) -> Values | None:
-    """The training data and its size were spread over six settings."""
+    """The training data and its size used to be spread over six settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("dataset")))]
     sets += map(str, _list(split_text(work.take("custom_train_dataset_path"), ",")))
     sets = _sampled(work, "train_dataset_sample", sets)
@@ -373,7 +373,7 @@ def _train_data(work: Work, name: str, value: Any) -> Values | None:
     if work.take("train_dataset_mix_ratio") is not None:
         work.warn(
             "train_dataset_mix_ratio",
-            'is gone: say how many rows of each data set to take, as in "name#1000"',
+            'no longer exists: give the number of rows of each data set, as in "name#1000"',
         )
     cognition = _count(work, "self_cognition_sample")
     if cognition > 0:
@@ -382,28 +382,28 @@ def _train_data(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _val_data(work: Work, name: str, value: Any) -> Values | None:
-    """The validation data and its size were spread over three settings."""
+    """The validation data and its size used to be spread over three settings."""
     sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
     sets += map(str, _list(split_text(work.take("custom_val_dataset_path"), ",")))
-    if work.command in tasks.TRAINING_COMMANDS:  # the others still have the setting
+    if work.command in tasks.TRAINING_COMMANDS:  # other commands still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
     return _as_given("val_dataset", sets, work)
 
 
 def _as_given(name: str, sets: list[str], work: Work) -> Values:
-    """The data sets under their one name, as they were given if nothing changed."""
+    """The data sets under their one current name, unchanged if nothing was translated."""
     if not sets:
         return {}
     return {name: work.given[name] if _list(work.given.get(name)) == sets else sets}
 
 
 def _sampled(work: Work, name: str, sets: list[str]) -> list[str]:
-    """Appends the number of rows that a setting of its own used to say: ``file.jsonl#1000``."""
+    """Append the number of rows, which used to be a separate setting: ``file.jsonl#1000``."""
     count = _count(work, name)
     if count <= 0:
         return sets
     if not sets:
-        work.warn(name, "limits data that is not named here and is skipped")
+        work.warn(name, "limits data that is not in this request and is skipped")
         return sets
     if len(sets) > 1:
         work.warn(
@@ -413,7 +413,7 @@ def _sampled(work: Work, name: str, sets: list[str]) -> list[str]:
 
 
 def _count(work: Work, name: str) -> int:
-    """A number of rows that a setting says; 0 if it says none."""
+    """The number of rows in a setting; 0 if there is none."""
     value = work.take(name)
     try:
         return int(value or 0)
@@ -429,7 +429,7 @@ def _split_datasets(value: Any) -> Any:
 
 
 def _dataset(item: Any, work: Work) -> str:
-    """A data set that had a short name before 3.0 (``alpaca-zh:subset#1000``) by its id on the hub."""
+    """The hub id of a data set that had a short name before 3.0 (``alpaca-zh:subset#1000``)."""
     parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
     ids = legacy_names()["datasets"].get(parts[1]) if parts else None
     if not parts or not ids or exists(item) or exists(parts[1]):
@@ -441,7 +441,7 @@ def _dataset(item: Any, work: Work) -> str:
 
 
 def _freeze_parameters(work: Work, name: str, value: Any) -> Values | None:
-    """ms-swift 1 froze a share of the parameters, later ones those with a given name."""
+    """ms-swift 1 froze a share of the parameters, later versions those with a given name."""
     try:
         (share,) = _list(value)
         return {"freeze_parameters_ratio": float(share)}
@@ -450,7 +450,7 @@ def _freeze_parameters(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _deepspeed(work: Work, name: str, value: Any) -> Values | None:
-    """The configurations that came with ms-swift, by their path in its repository."""
+    """The configurations included in ms-swift, by their path in its repository."""
     shipped = re.fullmatch(r".*?(zero[0123])(?:[-_](offload))?\.json", str(value))
     if shipped is None or exists(value):
         return None
@@ -458,7 +458,7 @@ def _deepspeed(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _do_sample(work: Work, name: str, value: Any) -> Values | None:
-    """Without sampling the temperature did not matter; now it says so itself."""
+    """Without sampling the temperature did not matter; now temperature 0 means no sampling."""
     if as_table_key(value) != "false":
         return {}
     work.take("temperature")
@@ -466,7 +466,7 @@ def _do_sample(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _vllm_length(work: Work, name: str, value: Any) -> Values | None:
-    """``max_model_len`` was vLLM's before 3.7, since then it is the model's own."""
+    """``max_model_len`` was vLLM's limit before 3.7; since then it is the model's own."""
     return {"vllm_max_model_len": value} if work.older_than("3.7") else None
 
 
@@ -475,12 +475,12 @@ def _result_dir(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _max_memory(work: Work, name: str, value: Any) -> Values | None:
-    """One limit for each device in order."""
+    """One limit per device, in order."""
     return {"max_memory": {str(device): limit for device, limit in enumerate(_list(value))}}
 
 
 def _use_vllm(work: Work, name: str, value: Any) -> Values | None:
-    """Where nothing was said, vLLM ran beside the training, and elsewhere if an address was given."""
+    """By default vLLM ran in the training process, and on a server if an address was given."""
     if as_table_key(value) != "true" or "vllm_mode" in work.given:
         return None
     is_elsewhere = not {"vllm_server_host", "vllm_server_base_url"}.isdisjoint(work.given)
@@ -488,7 +488,7 @@ def _use_vllm(work: Work, name: str, value: Any) -> Values | None:
 
 
 def _few_shot(work: Work, name: str, value: Any) -> Values | None:
-    """The number of examples is now said for each data set."""
+    """The number of examples is now part of each data set's name."""
     sets = _list(work.given.get("eval_dataset"))
     return {"eval_dataset_args": {str(item): {"few_shot_num": value} for item in sets}}
 

@@ -1,4 +1,4 @@
-"""The names of every ms-swift generation, spelled for the installed one by the tables of `renames`."""
+"""Translates setting names of every ms-swift generation to the installed one, by the tables in `renames`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from swift_toolkit.config.settings import TUNER_NAMES
 from swift_toolkit.config.tasks import TRAINING_COMMANDS
 from swift_toolkit.machine.msswift import LINES, Command, Line
 
-_SINCE_3 = frozenset({"model", "train_type", "tuner_type"})  # names that no request of before 3.0 can do with
+_SINCE_3 = frozenset({"model", "train_type", "tuner_type"})  # names that no request from before 3.0 has
 
 
 @dataclass(frozen=True)
 class Translation:
-    """Settings in the names of the installed ms-swift, and what has to be said about them.
+    """Settings in the names of the installed ms-swift, and the messages about the translation.
 
     Args:
-        values: exact argument name -> value, as given or as the table says; types are not coerced.
+        values: exact argument name -> value, as given or as in the table; types are not converted.
         origin: argument name -> the names it came from, itself if unchanged.
         notices: one line for each translation.
-        warnings: (old name, text) of what has no successor and is skipped.
+        warnings: (old name, text) for names without a successor, which are skipped.
         errors: (old name, what is wrong, what to do).
         unknown: names that no ms-swift ever had.
-        added: what an older ms-swift did where nothing was said: argument name -> where it comes from.
+        added: defaults of an older ms-swift that were added: argument name -> reason.
     """
 
     values: Values
@@ -59,24 +59,24 @@ def translate(
     fields: Mapping[str, Field],
     beside: Mapping[str, object] | None = None,
 ) -> Translation:
-    """Spells settings of any ms-swift generation for the installed one.
+    """Translate settings of any ms-swift generation to the installed one.
 
     Args:
-        values: name -> value; values may be of their type or strings as on a command line, and none is None.
+        values: name -> value; values are typed or strings as on a command line, and none is None.
         command: the command of ms-swift they are for.
-        line: which generation is installed.
-        fields: the arguments the command takes there.
-        beside: settings that the same request gives elsewhere, and that are translated by themselves; what
-            depends on several settings takes notice of them.
+        line: the installed generation.
+        fields: the arguments of the command in the installed ms-swift.
+        beside: settings that the same request gives elsewhere and that are translated separately; rules that depend on
+            several settings take them into account.
     """
     return Translator(values, command, line, fields, beside or {}).run()
 
 
 class Translator:
-    """One translation under way.
+    """One translation in progress.
 
-    ``given`` is the whole request, those beside included. Each name in ``values`` is translated in turn; a rule
-    may ``take`` others along with it, which then are not translated again.
+    ``given`` is the whole request, including the settings in ``beside``. Each name in ``values`` is translated in turn;
+    a rule may ``take`` other names, which then are not translated again.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Translator:
         self.line = line
         self.fields = fields
         self.result = Translation({}, {}, [], [], [], [], {})
-        # names with a rule first, in the order of RULES: a rule may take others along
+        # names with a rule first, in the order of RULES: a rule may take other names
         self._left = dict(sorted(values.items(), key=lambda item: self._turn(item[0])))
         self._taken: Values = {}
         self._made: Values = {}
@@ -126,13 +126,13 @@ class Translator:
         return row.rule if row else ""
 
     def take(self, name: str) -> Any:
-        """The value of a setting, None if not given; it now belongs to the one being translated."""
+        """The value of a setting, None if not given; the setting then counts as translated."""
         if name in self._left:
             self._taken[name] = self._left.pop(name)
         return self._taken.get(name)
 
     def older_than(self, version: str) -> list[str]:
-        """The names in the request that show it was written for an ms-swift before a version."""
+        """The names in the request that show that it was written for an ms-swift before a version."""
         found = [rows().get((self.command, name)) for name in self.given]
         names = [
             row.old for row in found if row and row.until and version_of(row.until) <= version_of(version)
@@ -141,7 +141,7 @@ class Translator:
         return [*names, "model_type"] if is_legacy else names
 
     def written_before(self, version: str) -> list[str]:
-        """The same, but a name from before 3.0 beside one from since then is a habit and shows nothing."""
+        """The same, but an old name in a request with names from 3.0 or later is a habit and shows nothing."""
         habits = self.older_than("3.0") if not _SINCE_3.isdisjoint(self.given) else []
         return [name for name in self.older_than(version) if name not in habits]
 
@@ -167,10 +167,12 @@ class Translator:
                 self._spell(new, setting)
 
     def _read(self, row: Rename, value: Any) -> Values:
-        """What a row makes of a value, as settings still to be spelled."""
+        """The settings that a row makes from a value; they are looked up again."""
         refused = row.refused[self.line]
         if as_table_key(value) in refused:
-            self.fail(f"is {value_text(value)}, which ms-swift no longer has", refused[as_table_key(value)])
+            self.fail(
+                f"is {value_text(value)}, which ms-swift no longer supports", refused[as_table_key(value)]
+            )
             return {}
         single = value[0] if isinstance(value, list) and len(value) == 1 else value
         if as_table_key(single) in row.warned:
@@ -224,7 +226,7 @@ class Translator:
             self.warn(row.old, "has no successor in ms-swift and is skipped")
 
     def _notice(self) -> None:
-        """One line for the settings just translated; a value that stayed the same is not shown."""
+        """One line for the settings just translated; an unchanged value is not shown."""
         if self._made == self._taken:
             return
         before, after = ({value_text(value) for value in side.values()} for side in (self._taken, self._made))
@@ -242,7 +244,7 @@ class Translator:
         self._notices[next(iter(self._taken))] = f"{old} → {new or 'left to ms-swift'}{close}"
 
     def _keep_defaults(self) -> None:
-        """Says what an older ms-swift did where nothing was said, if that was something else than today."""
+        """Add the defaults of an older ms-swift that differ from today's."""
         values = self.result.values
         for default in renames_table()["defaults"]:
             name, until = default["name"], default["until"]
@@ -260,7 +262,7 @@ class Translator:
         self._say_defaults()
 
     def _say_defaults(self) -> None:
-        """Names the defaults of before 3.0 that a request from then would get changed and does not set."""
+        """Report the defaults from before 3.0 that such a request does not set and that are different today."""
         old_names = [old for old in self.written_before("3.0") if old in self.values]
         if self.command not in TRAINING_COMMANDS or not old_names:
             return
@@ -273,5 +275,5 @@ class Translator:
             if one["name"] not in said and one.get("tuner") in (None, *tuners)
         ]
         if others:
-            text = f"defaults that were different and are not set here: {', '.join(others)}"
-            self.result.notices.append(f"{text}. Set them to repeat a run of before ms-swift 3.0")
+            text = f"defaults that were different and are not set in this request: {', '.join(others)}"
+            self.result.notices.append(f"{text}. Set them to repeat a run from before ms-swift 3.0")

@@ -1,1 +1,1 @@
-"""Shell lines and scripts that start ms-swift, and old requests in today's names."""
+"""Shell commands and scripts that start ms-swift, and old requests rewritten with current names."""

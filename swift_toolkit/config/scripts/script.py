@@ -1,12 +1,12 @@
-"""A shell line or script that starts ms-swift, read as a command with settings.
+"""A shell command or script that starts ms-swift, read as a command with settings.
 
     from_command("CUDA_VISIBLE_DEVICES=0 swift sft --model a/b --dataset c.jsonl d.jsonl --packing")
     # "sft", {"CUDA_VISIBLE_DEVICES": "0"},
     # {"model": "a/b", "dataset": ["c.jsonl", "d.jsonl"], "packing": True}
 
-Nothing is run. Variables that the script assigns are put in; comments, continued lines, quotes, redirections
-and the ways to start ms-swift of all its generations (``swift sft``, ``torchrun … swift/cli/sft.py``,
-``python llm_sft.py``) are understood. Loops and conditions are not followed.
+Nothing is run. Variables that the script assigns are substituted; comments, continued lines, quotes, redirections and
+all ways to start ms-swift in any generation (``swift sft``, ``torchrun … swift/cli/sft.py``, ``python llm_sft.py``) are
+supported. Loops and conditions are not evaluated.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class SwiftCommand(NamedTuple):
     """One command of ms-swift.
 
     Args:
-        command: which one.
-        env: the environment variables the script sets for it.
-        values: setting -> text, list of texts, or True for a flag without a value; ``config`` is the file
-            that ms-swift was to read more of them from.
-        left_out: one line for each thing in the script that is not part of it, or could not be worked out.
+        command: its name.
+        env: the environment variables that the script sets for it.
+        values: setting -> string, list of strings, or True for a flag without a value; ``config`` is the file from
+            which ms-swift would read more of them.
+        left_out: one line for each part of the script that does not belong to it, or could not be evaluated.
         notices: messages for the user.
     """
 
@@ -52,15 +52,15 @@ class SwiftCommand(NamedTuple):
 
 
 def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | None = None) -> SwiftCommand:
-    """Reads the one command of ms-swift in a shell line or script.
+    """Read the only command of ms-swift in a shell command or script.
 
     Args:
-        text: the line or script.
+        text: the command or script.
         wanted: the commands to look for; others in the script are skipped.
-        file: where the text comes from, for error messages.
+        file: the source of the text, for error messages.
 
     Raises:
-        RequestError: there is no such command in it, or there are several.
+        RequestError: the script has no such command, or several.
     """
     if strange := list(shell.shell_problems(text, file)):
         raise RequestError(strange)
@@ -97,21 +97,21 @@ def _not_one(
     wanted: Collection[Command],
     file: str | None,
 ) -> Problem:
-    """What to say of a script with no command or with several."""
+    """The problem of a script with no command or with several."""
     if found:
         places = ", ".join(f"swift {command.command} in line {line}" for line, command in found)
-        return Problem(f"several commands of ms-swift are in it: {places}", "Keep one of them.", file=file)
+        return Problem(f"contains several commands of ms-swift: {places}", "Keep one of them.", file=file)
     for other, command in others:
         if command is not None and command.command in _SCRIPTS:
             what = f'"{other}" is a command for another script'
-            do = f"Give it to {_SCRIPTS[command.command]}."
+            do = f"Pass it to {_SCRIPTS[command.command]}."
             return Problem(what, do, file=file, line=other.line)
         if command is not None or _is_swift(other):
             what = f'"{other}" is a command that cannot be run here'
             raw, instead = command and _for_the_installed(command), _instead(other)
             do = " ".join(filter(None, [instead, raw])) or _which(wanted)
             return Problem(what, do, file=file, line=other.line)
-    return Problem("no command of ms-swift is in it", _which(wanted), file=file)
+    return Problem("contains no command of ms-swift", _which(wanted), file=file)
 
 
 _SCRIPTS: dict[Command, str] = {
@@ -127,7 +127,7 @@ _INSTEAD = {
     "merge-lora": "Here: deploy_model.py and inference_test.py --checkpoint DIR --merge-lora merge and use the result.",
     "eval": "Here: inference_test.py --checkpoint DIR --questions-file FILE asks and scores your own questions.",
 }
-"""What does here what other commands of ms-swift do."""
+"""The toolkit's equivalents of other commands of ms-swift."""
 
 
 def _instead(statement: Statement) -> str:
@@ -139,7 +139,7 @@ def _instead(statement: Statement) -> str:
 
 
 def _for_the_installed(command: SwiftCommand) -> str:
-    """How to run the command with ms-swift itself, in the names of the installed one; empty if that cannot be said."""
+    """How to run the command with the installed ms-swift itself; "" if it cannot be translated."""
     install = msswift.installed()
     fields = config_fields.fields(command.command, install)
     done = translate.translate(command.values, command.command, install.line, fields)
@@ -154,7 +154,7 @@ def _for_the_installed(command: SwiftCommand) -> str:
 
 
 def _is_swift(statement: Statement) -> bool:
-    """Whether a statement runs a command of ms-swift that is none of ours: ``megatron sft``, ``swift app``."""
+    """Whether a statement runs a command of ms-swift that the toolkit lacks: ``megatron sft``, ``swift app``."""
     first, *rest = statement.words
     return _base_name(first) in ("megatron", "swift") or any(word.startswith("swift.cli.") for word in rest)
 
@@ -177,7 +177,7 @@ accelerate  main_process_port=MASTER_PORT gpu_ids=CUDA_VISIBLE_DEVICES
 deepspeed   num_gpus=NPROC_PER_NODE num_nodes=NNODES node_rank=NODE_RANK master_addr=MASTER_ADDR
 deepspeed   master_port=MASTER_PORT
 """
-"""The flags of launchers and the environment variables that ms-swift reads."""
+"""Flags of launchers, and the environment variables that ms-swift reads instead."""
 
 
 def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftCommand | None:
@@ -210,7 +210,7 @@ def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftComma
 
 
 def _command_settings(name: str) -> tuple[Command, Values] | None:
-    """The command of today behind a name, and the setting it implies."""
+    """The current command for a name, and the setting it implies."""
     if name in _RLHF_TYPES:
         return "rlhf", {"rlhf_type": name}
     if name in ("merge-lora", "merge_lora"):
@@ -219,7 +219,7 @@ def _command_settings(name: str) -> tuple[Command, Values] | None:
 
 
 def _arguments(words: list[str]) -> tuple[Values, list[str]]:
-    """Settings out of ``--name value ...``, ``--name=value`` and ``--flag``; and the words of none."""
+    """Settings from ``--name value ...``, ``--name=value`` and ``--flag``; and the words that belong to none."""
     values: Values = {}
     stray: list[str] = []
     given: list[str] = stray
@@ -238,14 +238,14 @@ def _value(texts: list[str]) -> Any:
 
 
 class _Launched(NamedTuple):
-    """Environment variables that ms-swift reads, and what could not be said by them."""
+    """Environment variables that ms-swift reads, and notes on what they cannot express."""
 
     env: dict[str, str]
     notes: list[str]
 
 
 def _launched(words: list[str]) -> _Launched:
-    """What a launcher in front of ms-swift is given."""
+    """The arguments of a launcher in front of ms-swift."""
     launcher = next(
         (one for word in words if (one := _base_name(word)) in ("accelerate", "deepspeed")), "torchrun"
     )
@@ -261,7 +261,7 @@ def _launched(words: list[str]) -> _Launched:
         else:
             env[variable] = str(value)
     machines, processes = env.get("NNODES", "1"), env.get("NPROC_PER_NODE", "")
-    if launcher == "accelerate" and processes.isdecimal() and machines.isdecimal():  # it counts all of them
+    if launcher == "accelerate" and processes.isdecimal() and machines.isdecimal():  # it counts all processes
         env["NPROC_PER_NODE"] = str(max(1, int(processes) // max(1, int(machines))))
     if (
         included := re.fullmatch(r"localhost:([\d,]+)", str(values.get("include")))
@@ -279,7 +279,7 @@ def _variables(launcher: str) -> dict[str, str]:
 
 
 def _one_process(command: Command, env: Mapping[str, str]) -> _Launched:
-    """One process over several devices (ms-swift's ``device_map``), where a script names them and no launcher."""
+    """One process over several devices (ms-swift's ``device_map``), if a script names them and uses no launcher."""
     devices = env.get("CUDA_VISIBLE_DEVICES", env.get("ASCEND_RT_VISIBLE_DEVICES", ""))
     count = len(devices.split(","))
     launched = {"NPROC_PER_NODE", "NNODES"} & (env.keys() | os.environ.keys())
@@ -294,12 +294,12 @@ def _base_name(word: str) -> str:
 
 
 class Given(NamedTuple):
-    """What a command line of one of the scripts gives.
+    """The input on a command line of one of the scripts.
 
     Args:
-        source: a config file or the settings of a line for ms-swift; None without both.
-        settings: those laid over it.
-        environment: the variables that a line or script for ms-swift sets.
+        source: a config file or the settings of an ms-swift command; None if neither is given.
+        settings: those that override it.
+        environment: the variables that an ms-swift command or script sets.
         notices: sentences for the user.
     """
 
@@ -310,16 +310,16 @@ class Given(NamedTuple):
 
 
 def given(options: argparse.Namespace, settings: Mapping[str, object], wanted: Sequence[Command]) -> Given:
-    """Where the settings come from: a config file, a line or script that starts ms-swift, or flags alone.
+    """The source of the settings: a config file, a command or script that starts ms-swift, or flags only.
 
     Args:
         options: with the flags of `Parser.add_sources`.
         settings: those given as flags.
-        wanted: the commands of ms-swift that the script stands for. A ``task`` in the result says which of several was
+        wanted: the commands of ms-swift that the script covers. A ``task`` in the result tells which of several was
             found.
 
     Raises:
-        RequestError: several sources are named, or there is not one such command in the line or script.
+        RequestError: several sources are given, or the command or script does not contain exactly one such command.
     """
     named = [flag for flag in ("config", "from_command", "from_script") if getattr(options, flag)]
     if len(named) > 1:

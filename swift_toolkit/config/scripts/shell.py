@@ -1,8 +1,7 @@
-"""A shell script as simple commands, without running any of it.
+"""A shell script parsed into simple commands, without running any of it.
 
-Variables, arrays and sums that the script assigns are put in, and what the directory of the script or the user's
-environment tells; comments, continued lines, quotes and redirections are understood. Loops and conditions are not
-followed.
+Variables, arrays and sums that the script assigns are substituted, also from the script's directory and the user's
+environment; comments, continued lines, quotes and redirections are supported. Loops and conditions are not evaluated.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from swift_toolkit.console.command_line import LONG_DASH, long_dash
 from swift_toolkit.console.words import short
 from swift_toolkit.problems import Problem
 
-# A backslash continues a line, even with a comment behind it.
+# A backslash continues a line, even before a comment.
 _CONTINUED = r"[ \t\r]*(?:[ \t]\#[^\n]*)?\n"
 _SUBSTITUTED = r"\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 # Within a word: 'quoted', "quoted", $(substituted), `substituted`, $variable, ${variable}, escaped, ordinary.
@@ -60,7 +59,7 @@ _CD_PWD = re.compile(
 )
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSW", re.IGNORECASE)
 LEAST_SECRET = 6
-"""Characters; shorter values of variables such as ``MAX_TOKENS=2048`` are shown."""
+"""Number of characters; shorter values of variables such as ``MAX_TOKENS=2048`` are shown."""
 _DECLARES = {"export", "env", "declare", "local", "readonly", "typeset"}
 _FOR_OTHER_SHELLS = (
     (re.compile(r"(?m)(?<=[ \t])\^[ \t\r]*$"), '"^" continues lines in cmd.exe'),
@@ -71,7 +70,7 @@ _TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
 
 @dataclass
 class Statement:
-    """One simple command of a script: where it begins, the variables set for it alone, its words.
+    """One simple command of a script: where it starts, the variables set only for it, its words.
 
     ``str`` shows it without secrets; ``secrets`` are those that the script assigns to variables.
     """
@@ -87,15 +86,15 @@ class Statement:
         return short(text)
 
     def without_secrets(self, text: str) -> str:
-        """``text`` as it may be shown."""
+        """``text`` without the secrets."""
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = text.replace(secret, secrets.HIDDEN)
         return secrets.masked(text)
 
 
 def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
-    """What no shell of Linux reads as it was meant: the line ends of other shells, the dashes and quotes of a word
-    processor or web page."""
+    """Syntax that no Linux shell reads as intended: line continuations of other shells, and dashes and quotes from a
+    word processor or web page."""
     for pattern, what in _FOR_OTHER_SHELLS:
         if found := pattern.search(text):
             yield Problem(
@@ -107,7 +106,7 @@ def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
             yield long_dash(word, dashed, file, _line(text, token.start()))
         plain = [piece for piece in _PIECE.findall(word) if piece in _TYPED_QUOTES]
         if plain:
-            what = f'"{plain[0]}" is a quotation mark of a word processor, which the shell takes for a letter'
+            what = f'"{plain[0]}" is a typographic quotation mark, which the shell reads as a letter'
             yield Problem(what, "Write \" or '.", file=file, line=_line(text, token.start()))
 
 
@@ -116,12 +115,12 @@ def _line(text: str, position: int) -> int:
 
 
 class Script:
-    """The simple commands of a script, with the variables it assigns put in.
+    """The simple commands of a script, with the variables it assigns substituted.
 
     Args:
         text: the script.
-        file: where it is, for ``$(dirname "$0")``; a line of the user's has no place of its own.
-        environment: the variables that are set around it.
+        file: its path, for ``$(dirname "$0")``; None for a command of the user's.
+        environment: the variables that are set outside it.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class Script:
         self._statement = Statement(secrets=self._secrets)
 
     def statements(self) -> Iterator[Statement]:
-        """The simple commands in order, those that run nothing included."""
+        """The simple commands in order, including those that run nothing."""
         redirected = ""
         for token in _TOKEN.finditer(self.text):
             if token["redirection"]:
@@ -178,14 +177,14 @@ class Script:
                 self._secrets.add(text)
         elif (array := _ARRAY.fullmatch(word)) and array["name"] in self.arrays:
             self._statement.words += self.arrays[array["name"]]
-        elif _VARIABLE.fullmatch(word):  # not quoted: the shell makes words of what is in it
+        elif _VARIABLE.fullmatch(word):  # not quoted: the shell splits its value into words
             text = self._with_variables(word)
             self._statement.words += [text] if "$(" in text else text.split()
         else:
             self._statement.words.append("".join(self._pieces(word)))
 
     def _assign(self) -> None:
-        """Keep the variables of a statement that runs nothing."""
+        """Store the variables of a statement that runs nothing."""
         words = self._statement.words
         declares = bool(words) and words[0] in _DECLARES - {"env"}
         if declares or not words:
@@ -194,7 +193,7 @@ class Script:
             self._statement.words = []
 
     def _pieces(self, word: str) -> Iterator[str]:
-        """The parts of a word as the shell would hand them over."""
+        """The parts of a word as the shell would pass them on."""
         for match in _PIECE.finditer(word):
             piece = match[0]
             if piece.startswith("'"):
@@ -207,15 +206,15 @@ class Script:
                 yield self._with_variables(piece)
 
     def _with_variables(self, text: str) -> str:
-        """The text with places, variables and sums worked out; what cannot be is noted and kept."""
+        """The text with paths, variables and sums substituted; what is not known is noted and kept."""
         text = self._with_places(text)
         text = _SUM.sub(self._sum, _VARIABLE.sub(self._variable, text))
         for left in re.findall(r"(?<!\\)(?:\$\(.*\)|`.*?`|\$\{.*?\}|\$\w+)", text):
-            self._statement.notes.append(f"{left} is not known here and kept as it stands")
+            self._statement.notes.append(f"{left} is not known here and is kept unchanged")
         return text
 
     def _with_places(self, text: str) -> str:
-        """The text with the directory of the script and the current one."""
+        """The text with the script's directory and the current directory substituted."""
         here = str(Path(self.directory).absolute())
         text = _CD_PWD.sub(lambda match: os.path.normpath(here + match["below"]), text)
         text = _DIRNAME.sub(lambda _: self.directory, text)
@@ -230,7 +229,7 @@ class Script:
 
     def _sum(self, match: re.Match[str]) -> str:
         terms = match["sum"] or match["expr"] or match["old"]
-        if match["sum"]:  # where variables need no dollar sign
+        if match["sum"]:  # in which variables need no dollar sign
             terms = re.sub(r"[A-Za-z_]\w*", lambda name: self.variables.get(name[0], name[0]), terms)
         terms = terms.replace("\\", "").replace("/", "//").strip()
         try:
@@ -248,7 +247,7 @@ class Script:
 
 
 def _value_of(node: ast.expr) -> int:
-    """The value of a sum of whole numbers."""
+    """The value of a sum of integers."""
     if isinstance(node, ast.BinOp):
         return _ARITHMETIC[type(node.op)](_value_of(node.left), _value_of(node.right))
     return int(ast.literal_eval(node))

@@ -1,7 +1,7 @@
-"""Write a request of any ms-swift generation as a config file in today's names.
+"""Rewrite a request of any ms-swift generation as a config file with current names.
 
-The order of the keys stays, and so do the comments of a YAML file. Values are those that the request gave; what the
-vocabulary adds or drops is said.
+The order of the keys and the comments of a YAML file are kept. Values are those of the request; whatever the
+translation adds or drops is reported.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def upgrade(source: str | Path | Mapping[str, object], target: str | Path) -> li
             [Problem("has an unknown extension", "Use .json, .yaml or .yml.", file=str(target))]
         )
     if path.exists():
-        raise RequestError([Problem("exists already", "Name a new file.", file=str(target))])
+        raise RequestError([Problem("already exists", "Give a new file.", file=str(target))])
     settings = _settings(source)
     file = None if isinstance(source, Mapping) else str(source)
     done = _translated(settings, file)
@@ -54,10 +54,10 @@ def upgrade(source: str | Path | Mapping[str, object], target: str | Path) -> li
 
 
 def _settings(source: str | Path | Mapping[str, object]) -> Any:
-    """The settings; of a YAML file with its comments."""
+    """The settings; for a YAML file with its comments."""
     if isinstance(source, Mapping):
         return dict(source)
-    read = read_config_file(source)  # says what is wrong with the file
+    read = read_config_file(source)  # raises if the file is invalid
     if Path(source).suffix.lower() == ".json":
         return read.values
     from ruamel.yaml import YAML
@@ -66,7 +66,7 @@ def _settings(source: str | Path | Mapping[str, object]) -> Any:
 
 
 def _translated(settings: Mapping[str, object], file: str | None) -> translate.Translation:
-    """The settings in today's names, each value in the type its argument takes."""
+    """The settings under current names, each value in the type of its argument."""
     install = msswift.installed()
     command = _command(settings)
     fields = config_fields.fields(command, install)
@@ -108,7 +108,7 @@ def _plain(name: object) -> str:
 
 
 def _in_order(settings: Mapping[str, object], done: translate.Translation) -> dict[str, list[str]]:
-    """For each key of the request the names that come in its place; under "" what is added at the end."""
+    """For each key of the request the names that replace it; under "" the names added at the end."""
     names: dict[str, list[str]] = {}
     for name, value in settings.items():
         made = [new for new, origins in done.origin.items() if origins[0] == _plain(name)]
@@ -135,7 +135,7 @@ def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, obje
                 from ruamel.yaml import YAML
 
                 yaml = YAML()
-                yaml.width = 1000  # no value is folded
+                yaml.width = 1000  # do not fold values
                 yaml.dump(content, file)
     except OSError as error:
         raise RequestError([Problem(f"cannot be written ({error.strerror})", file=str(path))]) from None
@@ -145,7 +145,7 @@ def _write(settings: Any, names: dict[str, list[str]], values: Mapping[str, obje
 
 
 def _replace(content: Any, name: str, new: Mapping[str, object]) -> None:
-    """Replace a setting by others and keep its comments, which without others move to the setting before it."""
+    """Replace a setting by others and keep its comments; without others they move to the preceding setting."""
     keys = list(content)
     place, comment = keys.index(name), _take_comment(content, name)
     del content[name]
@@ -163,7 +163,7 @@ def _replace(content: Any, name: str, new: Mapping[str, object]) -> None:
 
 
 def _on_one_line(value: Any) -> Any:
-    """The value so that a comment may follow it."""
+    """The value in a form that a comment may follow."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
     if not isinstance(value, (list, dict)):
@@ -174,7 +174,7 @@ def _on_one_line(value: Any) -> Any:
 
 
 def _take_comment(content: Any, name: str) -> str:
-    """What stands behind a setting and between it and the next; also within its value, if that is several lines."""
+    """The comments between a setting and the next one, including those inside a value of several lines."""
     value = content[name]
     texts = [_take_comment(value, key) for key in _places(value)]
     found = content.ca.items.pop(name, None) if hasattr(content, "ca") else None
@@ -188,18 +188,18 @@ def _places(value: Any) -> list[Any]:
 
 
 def _text(tokens: Any) -> str:
-    """The text of comment tokens, however they are nested."""
+    """The text of nested comment tokens."""
     if isinstance(tokens, list):
         return "".join(map(_text, tokens))
     return str(tokens.value) if tokens is not None else ""
 
 
 def _add_comment(content: Any, name: str, text: str, on_its_line: bool = True) -> None:
-    """Append ``text`` to what stands behind a setting: its first line beside the setting, or below it."""
+    """Append ``text`` to the comments of a setting: its first line on the same line as the setting, or below it."""
     if not text:
         return
     holder, key = content, name
-    while _places(holder[key]) and not holder[key].fa.flow_style():  # several lines: behind the last of them
+    while _places(holder[key]) and not holder[key].fa.flow_style():  # several lines: after the last of them
         holder, key = holder[key], _places(holder[key])[-1]
     before = _text(holder.ca.items.pop(key, None))
     if before:
