@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Serve a checkpoint, or several adapters on one base, to OpenAI clients; or export it as a model file.
+"""Serve a checkpoint, or several adapters on one base model, to OpenAI clients; or export it as a model file.
 
     python deploy_model.py --checkpoint output/quickstart
     python deploy_model.py --multi-lora-config adapters.json --infer-backend vllm
@@ -10,7 +10,7 @@
     with ModelDeployer("output/quickstart", port=0) as url:
         client = openai.OpenAI(base_url=url, api_key="none")
 
-Everything is checked before a model is loaded; ms-swift's own server does the serving, in a process of its own.
+Everything is checked before a model is loaded. ms-swift's own server runs in a separate process.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from swift_toolkit.serving.server import Server
 
 _DESCRIPTION = """\
-Serve a checkpoint to OpenAI clients. --checkpoint alone is enough: what it is, is found out.
+Serve a checkpoint to OpenAI clients. --checkpoint is the only required flag; its type is detected.
 
-Every deployment argument of the installed ms-swift is a flag or a key of the config file, under its own
+Every deployment argument of the installed ms-swift is a flag or a key of the config file, under the same
 name: --port 8000, --host 127.0.0.1, --served-model-name NAME, --ssl-certfile F --ssl-keyfile F,
 --max-batch-size 16, --max-new-tokens 512, --vllm-gpu-memory-utilization 0.8."""
 
@@ -61,12 +61,12 @@ EXAMPLE_QUESTION = "Who are you?"
 
 
 class ModelDeployer:
-    """One server: checked when it is made, started by ``with``, which gives its base URL.
+    """One server: checked when it is created, started by ``with``, which returns its base URL.
 
     Args:
         checkpoint: a checkpoint, a run directory, or an output directory.
         config: settings: a JSON or YAML file, or a mapping.
-        options: settings laid over ``config`` under ms-swift's names, and the options of
+        options: settings that override ``config``, under ms-swift's names, and the options of
             `swift_toolkit.serving.options.ServingOptions`: ``multi_lora_config`` (a file or a mapping), ``no_auth``,
             ``allow_runtime_lora``, ...
 
@@ -90,12 +90,12 @@ class ModelDeployer:
 
     @property
     def deployment(self) -> Deployment:
-        """What is served and how."""
+        """The checked deployment: what is served and how."""
         return self._server.deployment
 
     @property
     def url(self) -> str:
-        """The base URL for clients; with ``port=0`` known once the server has started."""
+        """The base URL for clients; with ``port=0`` it is known once the server has started."""
         return self._server.url
 
     @property
@@ -105,7 +105,7 @@ class ModelDeployer:
 
     @property
     def ready(self) -> Ready | None:
-        """What the serving process reported when it was ready; None before."""
+        """The report of the serving process when it was ready; None before."""
         return self._server.ready
 
     def __enter__(self) -> str:
@@ -121,20 +121,20 @@ class ModelDeployer:
         """Load the model and wait until the server answers.
 
         Raises:
-            RunError: it cannot be started; ``serve.log`` in ``directory`` says more.
+            RunError: it cannot be started; see ``serve.log`` in ``directory``.
         """
         self._server.start()
 
     def wait(self) -> None:
-        """Return when the server has ended because it was stopped.
+        """Wait until the server has been stopped.
 
         Raises:
-            RunError: it ended by itself.
+            RunError: it ended unexpectedly.
         """
         self._server.wait()
 
     def stop(self) -> None:
-        """Stop accepting, let running answers end for as long as ``drain_seconds``, and end the server."""
+        """Stop accepting requests, let running answers finish within ``drain_seconds``, and end the server."""
         self._server.stop()
 
     def kill(self) -> None:
@@ -144,17 +144,17 @@ class ModelDeployer:
     def export(
         self, export: str, *, questions: str | Path | Sequence[str] | None = None, **options: Any
     ) -> Exported:
-        """Export the checkpoint as a model file, and prove that it answers alike.
+        """Export the checkpoint as a model file, and check that it gives the same answers.
 
         Args:
             export: ``merged``, ``gguf``, ``ollama``, ``awq``, ``gptq``, ``bnb``, ``fp8`` or ``hub``.
-            questions: what both sides are asked: a file or a list; some of the shipped ones by default.
+            questions: the questions for both: a file or a list; by default some of the shipped ones.
             options: those of `swift_toolkit.serving.export.plan.ExportOptions` (``output``, ``gguf_type``,
                 ``calibration``, ``hub_id``, ...); every other one is an argument of ms-swift's export.
 
         Raises:
             RequestError: with every problem of the request.
-            RunError: it failed; nothing is left of it.
+            RunError: it failed; its partial output is removed.
         """
         from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
         from swift_toolkit.serving.export.plan import ExportOptions, make_export
@@ -181,7 +181,7 @@ def print_plan(deployment: Deployment, as_json: bool) -> None:
 
 
 def print_ready(server: Server) -> None:
-    """Print the address, the names and how to ask, on stdout."""
+    """Print the address, the names and an example request, on stdout."""
     deployment = server.deployment
     names = [model.name for model in deployment.models]
     print(f"Serving on {server.url}")
@@ -196,7 +196,7 @@ def print_ready(server: Server) -> None:
 
 
 def curl(url: str, name: str, with_key: bool) -> str:
-    """A command that asks the model ``name`` at ``url``."""
+    """A command that queries the model ``name`` at ``url``."""
     body = {"model": name, "messages": [{"role": "user", "content": EXAMPLE_QUESTION}], "max_tokens": 64}
     lines = [f"curl {url}/chat/completions", "-H 'Content-Type: application/json'"]
     if with_key:
@@ -220,7 +220,7 @@ def python(url: str, name: str, with_key: bool) -> str:
 
 
 def as_json(server: Server) -> str:
-    """What a script needs to know of the running server, on one line."""
+    """What a script needs to know about the running server, on one line."""
     names = [model.name for model in server.deployment.models]
     return json.dumps({"url": server.url, "pid": os.getpid(), "models": names, "log": str(server.log)})
 
@@ -252,57 +252,63 @@ def make_parser() -> command_line.Parser:
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--type", metavar="TYPE", help="insist on lora, full or multi-lora; by default it is found out")
+    add("--type", metavar="TYPE", help="require lora, full or multi-lora; by default it is detected")
     add("--multi-lora-config", metavar="FILE", help='JSON or YAML: {"name": "adapter directory", ...}')
-    add("--base-model", metavar="DIR", help="where the base is now, if it is not where training found it")
+    add("--base-model", metavar="DIR", help="the base model's directory, if it has moved since the training")
     add("--infer-backend", metavar="NAME", help="auto (default), pt, vllm, sglang or lmdeploy")
     add("--merge-lora", action="store_true", help="merge the adapter into its base first, and serve that")
-    add("--trust-code", action="store_true", help="run Python code that the checkpoint brings")
+    add("--trust-code", action="store_true", help="run Python code in the checkpoint")
 
 
 def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("export").add_argument
     add("--export", metavar="FORMAT", help="merged, gguf, ollama, awq, gptq, bnb, fp8 or hub; serves nothing")
-    add("--output", metavar="DIR", help="the directory to make (default: beside the checkpoint)")
+    add("--output", metavar="DIR", help="the directory to create (default: next to the checkpoint)")
     add("--gguf-type", metavar="TYPE", help="q8_0 (default), f16, bf16, q6_k, q5_k_m or q4_k_m")
-    add("--calibration", metavar="FILE", help="data with which awq and gptq choose their scales")
-    add("--hub", metavar="NAME", help="huggingface (default) or modelscope; the token is in the environment")
+    add("--calibration", metavar="FILE", help="data from which awq and gptq choose their scales")
+    add(
+        "--hub",
+        metavar="NAME",
+        help="huggingface (default) or modelscope; the token is read from the environment",
+    )
     add("--hub-id", metavar="ID", help="owner/name there; private, unless --public")
-    add("--public", action="store_true", default=None, help="let everybody see the model on the hub")
+    add("--public", action="store_true", default=None, help="make the model public on the hub")
     add(
         "--questions-file",
         metavar="FILE",
-        help="what checkpoint and exported model are asked to compare them",
+        help="questions for comparing the checkpoint and the exported model",
     )
     add(
         "--against",
         metavar="URL",
-        help="compare the checkpoint with a server that speaks OpenAI's API instead",
+        help="compare the checkpoint with a server that has OpenAI's API instead",
     )
 
 
 def _add_access_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--api-key-file", metavar="FILE", help="file that holds the API key; else SWIFT_API_KEY does")
-    add("--no-auth", action="store_true", help="serve other machines without a key")
+    add("--api-key-file", metavar="FILE", help="file with the API key (default: SWIFT_API_KEY)")
+    add("--no-auth", action="store_true", help="let other machines connect without a key")
     add(
         "--allow-origin",
         action="append",
         metavar="URL",
-        help="let web pages of this origin ask; may be repeated",
+        help="allow requests from web pages of this origin; may be repeated",
     )
     add("--media-dir", metavar="DIR", help="let requests name files in this directory")
     add(
         "--allow-media-urls",
         action="store_true",
-        help="fetch pictures from the public URLs that requests name",
+        help="fetch images from the public URLs in requests",
     )
-    add("--allow-runtime-lora", action="store_true", help="adapters may be loaded and unloaded while serving")
+    add(
+        "--allow-runtime-lora", action="store_true", help="allow loading and unloading adapters while serving"
+    )
     add(
         "--adapter-dir",
         action="append",
         metavar="DIR",
-        help="where these adapters come from; may be repeated",
+        help="directory of these adapters; may be repeated",
     )
     add("--chat", action="store_true", help="also serve a chat page at /")
 
@@ -326,7 +332,7 @@ def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output-dir", metavar="DIR", help=f"where the log goes ({ServingOptions().output_dir})")
+    add("--output-dir", metavar="DIR", help=f"directory of the log ({ServingOptions().output_dir})")
     add("--log-requests", action="store_true", help="write prompts and answers to the log")
     add("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
     add("--wait-json", action="store_true", help="when ready, print one JSON line with url and pid")
@@ -382,7 +388,7 @@ _EXPORT_ONLY = ("output", "gguf_type", "calibration", "hub", "hub_id", "public")
 
 
 def _export(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
-    """Export a checkpoint. Returns the exit status: 1 where the result answers differently."""
+    """Export a checkpoint. Returns the exit status: 1 if the result gives different answers."""
     from swift_toolkit.serving.export import run
     from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
     from swift_toolkit.serving.export.plan import ExportOptions, make_export
@@ -409,7 +415,7 @@ def _export(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
 
 
 def _compare(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
-    """Compare a checkpoint with a server. Returns the exit status: 1 where it answers differently."""
+    """Compare a checkpoint with a server. Returns the exit status: 1 if it gives different answers."""
     from swift_toolkit.serving.proof import against, report
 
     unknown = [Problem("is not used with --against", "Remove it.", f"--{name}") for name in settings]
@@ -434,14 +440,14 @@ def _compare(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
 
 
 PROOF_QUESTIONS = 8
-"""How many of the shipped questions an exported model is asked; of a file of one's own, all."""
+"""How many of the shipped questions an exported model is asked; from the user's own file, all."""
 
 
 def proof_questions(source: str | Path | Sequence[str] | None) -> list[Messages]:
-    """What a checkpoint and an exported model are asked, as messages.
+    """The questions for a checkpoint and an exported model, as messages.
 
     Raises:
-        RequestError: the file does not hold questions of text.
+        RequestError: the file holds no questions that consist of text only.
     """
     from swift_toolkit.evaluation.questions import QuestionSet
 
@@ -450,7 +456,7 @@ def proof_questions(source: str | Path | Sequence[str] | None) -> list[Messages]
     questions.check()
     found = [[dict(message) for message in one.messages] for one in questions if not one.extra]
     if not found:
-        raise RequestError([Problem("holds no questions of text alone", "", "--questions-file")])
+        raise RequestError([Problem("holds no text-only questions", "", "--questions-file")])
     return found[:: max(1, len(found) // PROOF_QUESTIONS)][:PROOF_QUESTIONS] if source is None else found
 
 
@@ -460,7 +466,7 @@ def _options(flags: argparse.Namespace) -> ServingOptions:
 
 
 def _serve(server: Server) -> int:
-    """Wait for the end; the first signal drains, the second ends at once."""
+    """Wait for the end; the first signal drains the server, the second ends it at once."""
     try:
         server.wait()
         return 0

@@ -9,7 +9,7 @@
     result = FineTuner("configs/lora_sft.json", max_steps=10).run_training()
     print(result.last_checkpoint)
 
-Everything is checked before ms-swift is started, in a process of its own.
+Everything is checked before ms-swift is started in a separate process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["FineTuner", "Interrupted", "TrainingResult", "main", "make_parser"]
 _DESCRIPTION = """\
 Fine-tune a model with ms-swift: LoRA, QLoRA, full or multimodal.
 
-Every training argument of the installed ms-swift is a flag or a key of the config file, under its own
+Every training argument of the installed ms-swift is a flag or a key of the config file, under the same
 name: --lora_rank 16, --learning_rate 1e-4, --dataset a.jsonl b.jsonl. Flags win over the file."""
 
 _EXAMPLES = """\
@@ -58,27 +58,27 @@ exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 Ctrl-C, 143 
 
 
 class FineTuner:
-    """One fine-tuning run: checked when it is made, started by ``run_training``.
+    """One fine-tuning run: checked when it is created, started by ``run_training``.
 
     Args:
         config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` hold everything.
         skip_bad_rows: train without the rows that have errors: at most "N" of them, "P%" of all, or "" for any
             number; ``run_directory/data/rejected.jsonl`` lists them. None stops at errors.
-        max_lost_rows: how many of the rows ms-swift may drop when it turns them into tokens, e.g. because they are
+        max_lost_rows: how many rows ms-swift may drop when it tokenises them, e.g. because they are
             longer than ``max_length``: "N" or "P%"; 5% if None.
-        trust_code: run Python code that the model or a checkpoint brings.
+        trust_code: run Python code in the model or a checkpoint.
         nproc_per_node: processes on this machine; None starts one for each device.
-        nnodes: machines that take part; None means one.
-        node_rank: which of them this is, counted from 0.
-        master_addr: host name or address of the first of them.
+        nnodes: number of machines; None means one.
+        node_rank: number of this machine, counted from 0.
+        master_addr: host name or address of the first machine.
         master_port: a free port there; None means 29500.
         resume: resume from the newest complete checkpoint of this config's newest run, or of the run, checkpoint or
             output directory named here; with True, a run that has none starts from the beginning.
         force: resume although settings changed that affect what is learned.
-        keep_going: only warn when the loss is not a number, nothing is learned, or the run stalls; else it fails then.
-        overrides: settings laid over ``config``, under ms-swift's names.
+        keep_going: only warn if the loss is not finite, nothing is learned or the run stalls; by default the run fails.
+        overrides: settings that override ``config``, under ms-swift's names.
 
-    What is None is read from the environment (NPROC_PER_NODE, NNODES, ...).
+    Values that are None are read from the environment (NPROC_PER_NODE, NNODES, ...).
 
     Raises:
         RequestError: with every problem of the request.
@@ -123,7 +123,9 @@ class FineTuner:
                 keep_going=keep_going,
             )
         facts = check_training(config)
-        from swift_toolkit.training.checked import plan_training  # not before: an error is shown sooner
+        from swift_toolkit.training.checked import (
+            plan_training,
+        )  # imported late, so that errors are shown sooner
 
         self._checked = plan_training(config, facts)
         self.plan: TrainingPlan = self._checked.plan
@@ -136,22 +138,22 @@ class FineTuner:
 
     @property
     def device(self) -> Device:
-        """What the run computes on."""
+        """The device that the run computes on."""
         return self.plan.device
 
     @property
     def data(self) -> DataReport:
-        """What was found in the data so far."""
+        """The results of the data check so far."""
         return self.plan.data
 
-    # --- looking ------------------------------------------------------------------------------------------
+    # --- inspecting ---------------------------------------------------------------------------------------
 
     def verify_data(self, exact: bool = False) -> DataReport:
-        """Read the data of this run from end to end, print what was found and return it.
+        """Read all data of this run, print the findings and return them.
 
         Args:
-            exact: look at every row with the model's template: its tokens, and which of them are learned; this imports
-                ms-swift, no weights.
+            exact: process every row with the model's template to find its tokens and which of them are learned; this
+                imports ms-swift but loads no weights.
         """
         from swift_toolkit.dataset import page
 
@@ -165,9 +167,9 @@ class FineTuner:
         return self.data
 
     def preview_data(self, count: int) -> None:
-        """Print the first ``count`` rows as the model will see them; what is learned is in colour on a terminal.
+        """Print the first ``count`` rows as the model will see them; on a terminal, learned text is coloured.
 
-        Imports ms-swift and the model's tokenizer, no weights.
+        Imports ms-swift and the model's tokenizer, but loads no weights.
         """
         for row in self._template_view().rows(self.config.get("dataset"), count):
             print(*row.lines(colour=sys.stdout.isatty()), sep="\n")
@@ -186,7 +188,7 @@ class FineTuner:
         return {**self.plan.as_dict(), "resume": list(resumption.lines) if resumption else None}
 
     def print_plan(self, file: IO[str] | None = None) -> None:
-        """Show what a run would do: the facts, then every setting with its source. To stderr by default."""
+        """Show what a run would do: a summary, then every setting with its source. To stderr by default."""
         resumption = self._checked.resumption
         lines = [("resume", line) for line in (resumption.lines if resumption else ())]
         screen.print_facts([*self.plan.facts(), *lines, ("output", str(self.output_dir))], file)
@@ -195,7 +197,7 @@ class FineTuner:
         screen.print_table(("setting", "value", "from"), rows, file)
 
     def judge_memory(self) -> Verdict:
-        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that would."""
+        """Whether the run fits the memory of its devices, by an estimate, and the smallest change that makes it fit."""
         return self.plan.verdict
 
     # --- training -----------------------------------------------------------------------------------------
@@ -206,13 +208,13 @@ class FineTuner:
         Ctrl-C (KeyboardInterrupt) lets the current step end and saves a checkpoint; a second one ends at once.
 
         Args:
-            verbose: also show everything that ms-swift prints.
-            probe: first try one step, and one evaluation, with the longest rows.
+            verbose: also show all output of ms-swift.
+            probe: first run one step, and one evaluation, with the longest rows.
 
         Raises:
-            RequestError: the longest rows cannot be known.
-            RunError: the run failed; ``train.log`` and ``result.json`` in its directory say more.
-            KeyboardInterrupt: it was interrupted; what was saved is usable.
+            RequestError: the longest rows are not known.
+            RunError: the run failed; see ``train.log`` and ``result.json`` in its directory.
+            KeyboardInterrupt: it was interrupted; saved checkpoints are usable.
         """
         from swift_toolkit.training import probe as training_probe
         from swift_toolkit.training import run
@@ -223,7 +225,7 @@ class FineTuner:
         with run.directory(checked) as directory:
             job = run.prepare_run(checked, plan, directory, verbose)
             if not plan.cluster.is_first:
-                screen.say(f"{plan.launch.phrase()}. The run is shown on the first.")
+                screen.say(f"{plan.launch.phrase()}. The first machine shows the run.")
                 return run.take_part(job)
             self.print_plan()
             if probe:
@@ -253,7 +255,7 @@ def make_parser() -> command_line.Parser:
 
 def _add_data_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
-        "--upgrade", metavar="FILE", help="write the settings there in today's names, and stop"
+        "--upgrade", metavar="FILE", help="write the settings to FILE with current names, and stop"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
@@ -262,7 +264,7 @@ def _add_data_flags(parser: command_line.Parser) -> None:
         "--preview", metavar="N", type=int, help="show N rows as the model will see them, and stop"
     )
     parser.add_argument(
-        "--report", metavar="FILE", help="with --verify-data: also write what was found as HTML"
+        "--report", metavar="FILE", help="with --verify-data: also write the findings as HTML"
     )
     parser.add_argument(
         "--exact",
@@ -286,7 +288,7 @@ def _add_data_flags(parser: command_line.Parser) -> None:
         "they are longer than max_length (default: 5%%)",
     )
     parser.add_argument(
-        "--verify-data", action="store_true", help="read all data, say what is wrong, and stop"
+        "--verify-data", action="store_true", help="read all data, report what is wrong, and stop"
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on stdout, everything else on stderr"
@@ -296,12 +298,14 @@ def _add_data_flags(parser: command_line.Parser) -> None:
 def _add_launch_flags(parser: command_line.Parser) -> None:
     launching = parser.add_argument_group("several devices and machines", "(or the environment, in capitals)")
     launching.add_argument(
-        "--nproc-per-node", metavar="N", help="processes on this machine; else one a device"
+        "--nproc-per-node", metavar="N", help="processes on this machine (default: one per device)"
     )
-    launching.add_argument("--nnodes", metavar="N", help="machines that take part")
-    launching.add_argument("--node-rank", metavar="R", help="which of them this is, from 0")
-    launching.add_argument("--master-addr", metavar="HOST", help="the first of them, as all can reach it")
-    launching.add_argument("--master-port", metavar="PORT", help="a free port there; else 29500")
+    launching.add_argument("--nnodes", metavar="N", help="number of machines")
+    launching.add_argument("--node-rank", metavar="R", help="number of this machine, from 0")
+    launching.add_argument(
+        "--master-addr", metavar="HOST", help="address of the first machine, reachable from all"
+    )
+    launching.add_argument("--master-port", metavar="PORT", help="a free port there (default: 29500)")
 
 
 def _add_run_flags(parser: command_line.Parser) -> None:
@@ -328,7 +332,7 @@ def _add_run_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
         "--keep-going",
         action="store_true",
-        help="only warn when the loss is not a number, nothing is learned, or the run stalls; else it fails then",
+        help="only warn if the loss is not a number, nothing is learned, or the run stalls (default: fail)",
     )
     parser.add_argument(
         "--stop-grace",
@@ -337,12 +341,12 @@ def _add_run_flags(parser: command_line.Parser) -> None:
         help="after Ctrl-C or SIGTERM, wait at most this long for the step and its checkpoint",
     )
     parser.add_argument(
-        "--probe", action="store_true", help="first try one real step with the longest rows: does it fit?"
+        "--probe", action="store_true", help="first run one real step with the longest rows to see if it fits"
     )
     parser.add_argument(
-        "--trust-code", action="store_true", help="run Python code that the model or a checkpoint brings"
+        "--trust-code", action="store_true", help="run Python code in the model or a checkpoint"
     )
-    parser.add_argument("--verbose", action="store_true", help="also show all that ms-swift prints")
+    parser.add_argument("--verbose", action="store_true", help="also show all output of ms-swift")
     parser.add_argument(
         "--quiet-notices", action="store_true", help="do not say which old names were translated"
     )
@@ -353,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         return command_line.run_command(_command, argv)
-    with (  # under torchrun, the first process of a node speaks for all
+    with (  # under torchrun, the first process of a node prints for all
         Path(os.devnull).open("w") as silence,
         contextlib.redirect_stdout(silence),
         contextlib.redirect_stderr(silence),
@@ -435,15 +439,15 @@ def _request(
 
 
 def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
-    """Flags that say where to write what cannot be written there, or that need another flag."""
+    """Flags with a path that cannot be written, or that need another flag."""
     for name in ("report", "convert"):
         if (target := getattr(options, name)) is None:
             continue
         if Path(target).is_dir():
-            yield Problem(f'names "{target}", which is a directory', "Name a file.", key=f"--{name}")
+            yield Problem(f'names "{target}", which is a directory', "Give a file.", key=f"--{name}")
         elif not Path(target).parent.is_dir():
             what = f'names "{target}", whose directory does not exist'
-            yield Problem(what, "Make it first, or name another.", key=f"--{name}")
+            yield Problem(what, "Create it first, or give another path.", key=f"--{name}")
     for name in ("report", "exact"):
         if getattr(options, name) and not options.verify_data:
             yield Problem("needs --verify-data", "Add that, or remove this.", key=f"--{name}")
@@ -533,7 +537,7 @@ def _convert(tuner: FineTuner, target: str, as_json: bool) -> int:
     from swift_toolkit.dataset.copies import convert
 
     if any(Path(target).absolute() == Path(file.path).expanduser().absolute() for file in tuner.data.files):
-        raise RequestError([Problem("names a file that is read", "Name another.", key="--convert")])
+        raise RequestError([Problem("names a file that is an input", "Give another one.", key="--convert")])
     rows = convert(tuner.data, Path(target))
     screen.say(f"{rows:,} rows written")
     print(json.dumps({"schema": 1, "written": target, "rows": rows}) if as_json else target)
@@ -579,7 +583,7 @@ def _print_result(result: TrainingResult, output: TaskOutput, as_json: bool) -> 
 
 
 def _next_commands(checkpoint: Path, output: TaskOutput) -> Iterator[str]:
-    """What can be done with a checkpoint, by what its model gives: not every model writes text."""
+    """Next commands for a checkpoint, depending on its model: not every model generates text."""
     path = shlex.quote(screen.short_path(checkpoint))
     if output in ("chat", "class", "reward"):
         yield f"python inference_test.py --checkpoint {path}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ask a fine-tuned checkpoint, and its base model for comparison.
+"""Query a fine-tuned checkpoint, and its base model for comparison.
 
     python inference_test.py --checkpoint output/quickstart --compare-base
     python inference_test.py --checkpoint output/quickstart --question "Who are you?"
@@ -9,7 +9,7 @@
     with InferenceTester("output/quickstart") as tester:
         print(tester.ask("Who are you?"))
 
-Everything is checked before a model is loaded, and the model is loaded in a process of its own.
+Everything is checked before a model is loaded, and the model is loaded in a separate process.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from swift_toolkit.inference.protocol import Ready
 
 _DESCRIPTION = """\
-Ask a fine-tuned checkpoint: a file of questions, one question, or a chat. --checkpoint alone is enough.
+Query a fine-tuned checkpoint: a file of questions, one question, or a chat. Only --checkpoint is required.
 
-Every inference argument of the installed ms-swift is a flag or a key of the config file, under its own name:
+Every inference argument of the installed ms-swift is a flag or a key of the config file, under the same name:
 --max-new-tokens 256, --temperature 0.7, --top-p 0.9, --top-k 50, --repetition-penalty 1.05, --seed 1,
---system "...". Without them answers have at most 512 tokens and are the same every time."""
+--system "...". By default answers have at most 512 tokens and are deterministic."""
 
 _EXAMPLES = """\
 examples:
@@ -56,16 +56,16 @@ examples:
 exit status: 0 done, 1 a question failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM"""
 
 SHOWN_ANSWERS = 20
-"""How many answers of a batch are printed; all are in the file."""
+"""How many answers of a batch are printed; the file has all of them."""
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch wrote.
+    """The results of a batch.
 
     Args:
         output: the JSON file with ``meta``, ``summary`` and ``results``.
-        meta: what was asked, of what, and how.
+        meta: the questions, the checkpoint and the settings.
         summary: the figures, see `swift_toolkit.evaluation.results`.
     """
 
@@ -81,16 +81,16 @@ class BatchResult:
 
 
 class InferenceTester:
-    """Asks one checkpoint. Checked when it is made; the model is loaded at the first question.
+    """Queries one checkpoint. Checked when it is created; the model is loaded at the first question.
 
-    Use it in a ``with`` statement, or call `close`: the model lives in another process.
+    Use it in a ``with`` statement, or call `close`: the model runs in another process.
 
     Args:
         checkpoint: a checkpoint, a run directory, or an output directory; None if ``config`` names it.
         config: inference settings: a JSON or YAML file, or a mapping.
-        options: how it is asked; without it the fields of `swift_toolkit.inference.plan.AskOptions` are keywords:
+        options: how to query it; without it the fields of `swift_toolkit.inference.plan.AskOptions` are keywords:
             ``base_model``, ``infer_backend``, ``merge_lora``, ``no_thinking``, ``trust_code``, ``log``.
-        settings: inference settings laid over ``config``, under ms-swift's names.
+        settings: inference settings that override ``config``, under ms-swift's names.
 
     Raises:
         RequestError: with every problem of the request.
@@ -129,7 +129,7 @@ class InferenceTester:
         """The engine that answers for ``side``, started if it is not running.
 
         Raises:
-            RequestError: the base is asked for and not known.
+            RequestError: the base model is requested but not known.
             RunError: the model could not be loaded.
         """
         from swift_toolkit.inference.engine import Engine
@@ -158,7 +158,7 @@ class InferenceTester:
         """The answer to one question: a text, or an object as in a questions file.
 
         Args:
-            question: what to ask.
+            question: the question.
             base: ask the base model instead of the tuned one.
 
         Raises:
@@ -168,7 +168,7 @@ class InferenceTester:
         return "".join(self.stream(question, base=base))
 
     def stream(self, question: str | Mapping[str, object], *, base: bool = False) -> Iterator[str]:
-        """The same, piece by piece as it is made."""
+        """The same answer, piece by piece while it is generated."""
         from swift_toolkit.evaluation.questions import QuestionSet
 
         asked = QuestionSet([question])
@@ -181,7 +181,7 @@ class InferenceTester:
                 raise RunError(f"The question could not be answered: {piece.error}.")
 
     def compare(self, question: str | Mapping[str, object]) -> dict[str, str]:
-        """The answers of both to one question: ``{"tuned": ..., "base": ...}``."""
+        """The answers of both models to one question: ``{"tuned": ..., "base": ...}``."""
         base = self.ask(question, base=True)
         return {"tuned": self.ask(question), "base": base}
 
@@ -193,17 +193,17 @@ class InferenceTester:
         compare_base: bool = False,
         report: str | Path | None = None,
     ) -> BatchResult:
-        """Ask every question and keep the answers; continues an earlier run of the same that was stopped.
+        """Ask every question and save the answers; continues an interrupted run with the same questions.
 
         Args:
-            questions: a file, or a list of texts and objects.
-            output: the JSON file for the answers; by default beside the checkpoint, named by time.
+            questions: a file, or a list of strings and objects.
+            output: the JSON file for the answers; by default next to the checkpoint, named by time.
             compare_base: ask the base model too.
-            report: an ``.html`` or ``.md`` file to make of the answers.
+            report: an ``.html`` or ``.md`` file to write from the answers.
 
         Raises:
-            RequestError: with everything wrong with the questions, or no base to compare with.
-            RunError: the engine ended. What was answered is kept.
+            RequestError: every problem of the questions, or no base model to compare with.
+            RunError: the engine ended. Finished answers are kept.
         """
         with self.batch(questions, output, compare_base=compare_base, report=report) as batch:
             return self.run(batch, lambda done, total, answer: None)
@@ -232,7 +232,7 @@ class InferenceTester:
 
 
 def make_parser() -> command_line.Parser:
-    """The flags that are this command's own; every other ``--name value`` is an inference setting."""
+    """The flags of this command; every other ``--name value`` is an inference setting."""
     parser = command_line.Parser(
         prog="inference_test.py",
         description=_DESCRIPTION,
@@ -250,30 +250,36 @@ def make_parser() -> command_line.Parser:
     add(
         "--question",
         metavar="TEXT",
-        help="the question of single mode; the answer goes to stdout as it is made",
+        help="the question of single mode; the answer goes to stdout while it is generated",
     )
     add(
         "--image", metavar="FILE", action="append", help="an image for the question; more than one is allowed"
     )
     add("--questions-file", metavar="FILE", help="questions for batch mode (default test_questions.json)")
     add(
-        "--output", metavar="FILE", help="JSON file for the answers (default: beside the checkpoint, by time)"
+        "--output",
+        metavar="FILE",
+        help="JSON file for the answers (default: next to the checkpoint, by time)",
     )
     add("--compare-base", action="store_true", help="ask the base model too, and show both side by side")
-    add("--report", metavar="FILE", help="make an .html page or an .md table of the answers")
+    add("--report", metavar="FILE", help="write the answers as an .html page or an .md table")
     parser.add_sources("swift infer")
     add("--base-model", metavar="DIR", help="where the base model is, if it has moved since the training")
     add("--infer-backend", metavar="NAME", help="auto (default), pt, vllm, sglang or lmdeploy")
     add(
         "--merge-lora",
         action="store_true",
-        help="merge the adapter beside the checkpoint and ask the merged model",
+        help="merge the adapter next to the checkpoint and query the merged model",
     )
-    add("--no-thinking", action="store_true", help="answer without thinking first, where the template can")
-    add("--trust-code", action="store_true", help="run Python code that the checkpoint brings")
+    add(
+        "--no-thinking",
+        action="store_true",
+        help="answer without thinking first, if the template supports it",
+    )
+    add("--trust-code", action="store_true", help="run Python code in the checkpoint")
     add("--dry-run", action="store_true", help="check everything, load nothing")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
-    add("--verbose", action="store_true", help="also show everything that the engine prints")
+    add("--verbose", action="store_true", help="also show all output of the engine")
     add("--quiet-notices", action="store_true", help="do not say which old names were translated")
     add("--debug", action="store_true", help="show tracebacks (also: SWIFT_DEBUG=1)")
     return parser
@@ -307,7 +313,7 @@ def _command(words: list[str]) -> int:
 
 
 def _options(flags: argparse.Namespace) -> AskOptions:
-    """The flags that say how the checkpoint is asked."""
+    """The flags for querying the checkpoint."""
     from swift_toolkit.inference.plan import AskOptions
 
     from_line = bool(flags.from_command or flags.from_script)
@@ -316,7 +322,7 @@ def _options(flags: argparse.Namespace) -> AskOptions:
 
 
 def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
-    """Whether a line for ms-swift meant a chat, which it is without data, and nothing here says otherwise."""
+    """Whether a command for ms-swift meant a chat, which it is without data, and no flag says otherwise."""
     asked = [flags.mode, flags.question, flags.questions_file, flags.output, flags.report]
     return tester.plan.chat and not any([*asked, flags.compare_base, flags.json])
 
@@ -347,7 +353,7 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
 
 
 def _batch_problems(flags: argparse.Namespace) -> list[Problem]:
-    """What is wrong with the questions and with the places for what is made of them."""
+    """What is wrong with the questions and with the output paths."""
     from swift_toolkit.evaluation.batch import check_batch
     from swift_toolkit.evaluation.questions import QuestionSet
 
@@ -360,7 +366,7 @@ def _batch_problems(flags: argparse.Namespace) -> list[Problem]:
 
 
 def _single(tester: InferenceTester, flags: argparse.Namespace) -> int:
-    """One question; its answer, and nothing else, goes to stdout as it is made."""
+    """One question; only its answer goes to stdout, while it is generated."""
     question = {"question": flags.question, **({"images": flags.image} if flags.image else {})}
     if flags.dry_run:
         return _dry_run(tester, flags)
@@ -412,7 +418,7 @@ def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
 
 @contextmanager
 def _saying_what_is_kept(batch: QuestionRun) -> Iterator[None]:
-    """If it ends early, say what is kept."""
+    """If it ends early, report what is kept."""
     try:
         yield
     except (RunError, KeyboardInterrupt):
@@ -455,13 +461,13 @@ def _block(result: Result) -> inference_screen.AnswerBlock:
 
 
 def _default_questions() -> Path:
-    """The question set here, else the one that comes with the toolkit."""
+    """The question set in this directory, else the one included in the toolkit."""
     here = Path("test_questions.json")
     return here if here.is_file() else Path(__file__).with_name("test_questions.json")
 
 
 def _dry_run(tester: InferenceTester, flags: argparse.Namespace, batch: QuestionRun | None = None) -> int:
-    """What would be done, on stdout."""
+    """Print the plan on stdout."""
     arguments = tester.plan.arguments("tuned")
     if flags.json:
         facts = {**tester.plan.facts(), "arguments": arguments, **(batch.facts() if batch else {})}

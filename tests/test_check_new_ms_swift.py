@@ -26,7 +26,7 @@ def check(place: Path) -> tuple[int, list[str], str]:
 
 @pytest.mark.parametrize("package", [installed().location, *(file.parent for file in OTHERS)], ids=str)
 def test_nothing_is_unknown_in_the_tested_versions(package: Path) -> None:
-    assert check(package) == check(package.parent) == (0, [], "all is known")
+    assert check(package) == check(package.parent) == (0, [], "everything is known")
 
 
 def test_nothing_of_ms_swift_is_imported() -> None:
@@ -74,17 +74,17 @@ def test_what_a_new_version_brings_is_named_with_the_file_to_change(tmp_path: Pa
             '  task_type "poetry" is not a task',
             "swift_toolkit/config/names/renames.json",
             f'  "colour" is new ({all_commands})',
-            f'  "decision_shuffle_fields" is gone and has no row ({all_commands})',
+            f'  "decision_shuffle_fields" was removed and has no row ({all_commands})',
             '  "rlhf_type" takes the new "zpo" (rlhf)',
             f'  "task_type" takes the new "poetry" ({all_commands})',
             "swift_toolkit/config/names/registries.py",
-            "  the table of optimizer is not where it was",
+            "  the table of optimizer has moved",
             "swift_toolkit/dataset/rows/formats.py",
             '  column "colour" is not known',
             "constraints.txt",
             f"  trl=={pinned[1]} is pinned, but it needs trl>=99",
         ],
-        "9 to look at",
+        "9 to check",
     )
 
 

@@ -606,14 +606,17 @@ def test_flags_that_cannot_be_followed(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f'"--report" names "{tmp_path}", which is a directory. Name a file.',
-        f'"--convert" names "{tmp_path}/no/a.jsonl", whose directory does not exist. Make it first, or name another.',
+        f'"--report" names "{tmp_path}", which is a directory. Give a file.',
+        f'"--convert" names "{tmp_path}/no/a.jsonl", whose directory does not exist. Create it first, or give another path.',
         '"--report" needs --verify-data. Add that, or remove this.',
         '"--exact" needs --verify-data. Add that, or remove this.',
         '"--preview" is 0; it must be at least 1.',
     ]
     done = run(*asked, "--convert", DATA)
-    assert (done.returncode, done.stderr) == (2, '"--convert" names a file that is read. Name another.\n')
+    assert (done.returncode, done.stderr) == (
+        2,
+        '"--convert" names a file that is an input. Give another one.\n',
+    )
 
 
 @pytest.mark.slow

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What a version of ms-swift has that this toolkit does not know. Nothing of it is imported.
+"""What a new version of ms-swift contains that this toolkit does not know. ms-swift is not imported.
 
     pip download --no-deps ms-swift==4.7.0
     python tools/check_new_ms_swift.py ms_swift-4.7.0-py3-none-any.whl
     python tools/check_new_ms_swift.py .venv/lib/python3.11/site-packages
 
-Compares its source with the tables of tasks, renamed arguments, registries and columns, with the ms-swift that is
-installed here, and its requirements with constraints.txt. Every difference is one line, under the file to change.
-Exit status: 0 all is known, 1 something is not, 2 there is no ms-swift.
+Compares its source with the tables of tasks, renamed arguments, registries and columns and with the ms-swift installed
+here, and its requirements with constraints.txt. Each difference is one line, under the file to change.
+Exit status: 0 everything is known, 1 something is not, 2 no ms-swift was found.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _NOT_ROWS = frozenset("messages images videos audios tools objects".split())
 
 
 class Finding(NamedTuple):
-    """One thing that is not known.
+    """One thing that the toolkit does not know.
 
     Args:
-        file: where it belongs.
+        file: the file to change.
         what: one line.
     """
 
@@ -54,12 +54,12 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Versions:
-    """Two versions of ms-swift side by side.
+    """Two versions of ms-swift to compare.
 
     Args:
-        new: the one to look at.
-        requires: its requirements, one a line.
-        known: the installed one; None if its generation is another.
+        new: the version to check.
+        requires: its requirements, one per line.
+        known: the installed version; None if it is from another generation.
     """
 
     new: SwiftInstall
@@ -68,16 +68,16 @@ class Versions:
 
     @cached_property
     def arguments(self) -> dict[Command, dict[str, Field]]:
-        """The arguments of every command of the new one."""
+        """The arguments of every command of the new version."""
         return {command: {one.name: one for one in read_fields(command, self.new)[0]} for command in COMMANDS}
 
     @cached_property
     def known_arguments(self) -> dict[Command, dict[str, Field]]:
-        """The arguments of every command of the installed one."""
+        """The arguments of every command of the installed version."""
         return {command: fields(command, self.known) for command in COMMANDS} if self.known else {}
 
     def findings(self) -> Iterator[Finding]:
-        """Everything that is not known."""
+        """Everything that the toolkit does not know."""
         yield from self._tasks()
         yield from self._renames()
         yield from self._arguments()
@@ -95,14 +95,14 @@ class Versions:
                 if name not in ours:
                     yield Finding("swift_toolkit/config/tasks.py", f'{setting} "{name}" is not a task')
             if field is None or not field.choices:
-                yield Finding("swift_toolkit/config/tasks.py", f"{setting} lists no values any more")
+                yield Finding("swift_toolkit/config/tasks.py", f"{setting} no longer lists values")
 
     def _renames(self) -> Iterator[Finding]:
-        """Rows of the table whose new name there is not."""
+        """Rows of the table whose new name does not exist."""
         for (command, old), row in renames.rows().items():
             name = row.names[self.new.line]
             if name and name != old and name not in self.arguments[command]:
-                what = f'{command}: "{old}" would become "{name}", which there is not'
+                what = f'{command}: "{old}" would become "{name}", which does not exist'
                 yield Finding("swift_toolkit/config/names/renames.json", what)
 
     def _arguments(self) -> Iterator[Finding]:
@@ -112,7 +112,7 @@ class Versions:
             new = self.arguments[command]
             for name in known.keys() - new.keys():
                 if renames.current_name(name, command, self.new.line) == name:
-                    changed.setdefault(f'"{name}" is gone and has no row', []).append(command)
+                    changed.setdefault(f'"{name}" was removed and has no row', []).append(command)
             for name in new.keys() - known.keys():
                 changed.setdefault(f'"{name}" is new', []).append(command)
             for name in new.keys() & known.keys():
@@ -127,20 +127,19 @@ class Versions:
         new, _ = registries.read_registries(self.new)
         expected = {setting for setting, _, _ in registries.places(self.new.line)}
         yield from (
-            Finding(file, f"the table of {setting} is not where it was")
-            for setting in expected - new.names.keys()
+            Finding(file, f"the table of {setting} has moved") for setting in expected - new.names.keys()
         )
 
     def _models(self) -> Iterator[Finding]:
         new, _ = registry.read_registry(self.new)
         if not new.types or not new.templates:
             what = f"found {len(new.types)} model types and {len(new.templates)} templates"
-            yield Finding("swift_toolkit/model/registry.py", f"{what}: they are not where they were")
+            yield Finding("swift_toolkit/model/registry.py", f"{what}: they have moved")
 
     def _columns(self) -> Iterator[Finding]:
         names = standard_columns(self.new)
         if not names:
-            yield Finding("swift_toolkit/machine/msswift.py", "the standard columns are not where they were")
+            yield Finding("swift_toolkit/machine/msswift.py", "the standard columns have moved")
         for name in sorted(names - _NOT_ROWS - {*OTHER_COLUMNS, *DECISION_COLUMNS}):
             yield Finding("swift_toolkit/dataset/rows/formats.py", f'column "{name}" is not known')
 
@@ -157,9 +156,9 @@ def _difference(known: Field, new: Field) -> str:
     if known.choices and set(known.choices) != set(new.choices or ()):
         gone, more = set(known.choices) - set(new.choices or ()), set(new.choices or ()) - set(known.choices)
         parts = [f"takes the new {_quoted(more)}" if more else "", f"lost {_quoted(gone)}" if gone else ""]
-        return " and ".join(filter(None, parts)) if new.choices else "takes any value now"
+        return " and ".join(filter(None, parts)) if new.choices else "now takes any value"
     if (known.kind, known.is_list) != (new.kind, new.is_list):
-        return f"is {_kind(new)} now and was {_kind(known)}"
+        return f"is now {_kind(new)} and was {_kind(known)}"
     return ""
 
 
@@ -189,10 +188,10 @@ def standard_columns(install: SwiftInstall) -> set[str]:
 
 
 def find(place: Path) -> tuple[SwiftInstall, list[str]]:
-    """The ms-swift in a directory: the package itself or what holds it; and its requirements.
+    """The ms-swift in a directory (the package itself or its parent), and its requirements.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is no ms-swift.
     """
     package = place if (place / "version.py").is_file() else place / "swift"
     install = msswift.installed_in(package)
@@ -201,7 +200,7 @@ def find(place: Path) -> tuple[SwiftInstall, list[str]]:
 
 
 def compare(place: Path) -> list[Finding]:
-    """What is not known of the ms-swift in ``place``, a wheel or a directory."""
+    """What the toolkit does not know about the ms-swift in ``place``, a wheel or a directory."""
     if place.is_file():
         with tempfile.TemporaryDirectory() as folder:
             with zipfile.ZipFile(place) as wheel:
@@ -219,11 +218,13 @@ def compare(place: Path) -> list[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what is not known. Returns the exit status."""
+    """Print what the toolkit does not know. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("place", type=Path, help="a wheel of ms-swift, or the directory it is installed in")
+    parser.add_argument(
+        "place", type=Path, help="a wheel of ms-swift, or the directory in which it is installed"
+    )
     place = parser.parse_args(argv).place
     try:
         found = compare(place)
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for file in dict.fromkeys(one.file for one in found):
         print(file, *(f"  {one.what}" for one in found if one.file == file), sep="\n")
-    print(f"{len(found)} to look at" if found else "all is known", file=sys.stderr)
+    print(f"{len(found)} to check" if found else "everything is known", file=sys.stderr)
     return int(bool(found))
 
 

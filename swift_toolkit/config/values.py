@@ -104,7 +104,7 @@ def _str(value: Any) -> str:
     text = word_of(value)
     if "\0" in text or not _is_text(text):
         raise ValueError(
-            "contains characters that are not valid text (NUL or half of a surrogate pair)", "Remove them."
+            "contains characters that are not valid text (NUL or a lone surrogate)", "Remove them."
         )
     return text
 

@@ -26,16 +26,16 @@ _Settings = dict[str, "str | list[str] | bool"]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are RequestErrors and which leaves settings to ``parse``."""
+    """An argument parser that raises mistakes as RequestErrors and leaves settings to ``parse``."""
 
     def add_sources(self, example: str) -> None:
-        """Add the flags that say where settings come from; `request` reads them."""
+        """Add the flags that name the source of the settings; `request` reads them."""
         self.add_argument("--config", metavar="FILE", help="settings, as JSON or YAML")
         self.add_argument(
-            "--from-command", metavar="LINE", help=f"settings out of a line such as '{example} ...'"
+            "--from-command", metavar="LINE", help=f"settings from a command such as '{example} ...'"
         )
         self.add_argument(
-            "--from-script", metavar="FILE", help="settings out of a shell script that starts ms-swift"
+            "--from-script", metavar="FILE", help="settings from a shell script that starts ms-swift"
         )
 
     def error(self, message: str) -> NoReturn:
@@ -48,13 +48,13 @@ class Parser(argparse.ArgumentParser):
         raise RequestError([Problem(message, f"See {self.prog} --help.")])
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, _Settings]:
-        """The script's own flags, and the settings in the order given.
+        """The script's own flags, and the settings in the given order.
 
-        ``-`` and ``_`` are alike in names. A setting takes one value (``--x v``, ``--x=v``), several (``--x a b``) or
-        none (``--x``, which means true).
+        ``-`` and ``_`` are equivalent in names. A setting takes one value (``--x v``, ``--x=v``), several (``--x a b``)
+        or none (``--x``, which means true).
 
         Raises:
-            RequestError: a word belongs to no flag, or a setting is given twice.
+            RequestError: a word does not belong to a flag, or a setting is given twice.
         """
         flags, settings, own = [], {}, set()
         given = list(sys.argv[1:] if argv is None else argv)
@@ -80,13 +80,13 @@ class Parser(argparse.ArgumentParser):
 
 
 _REPEATABLE = (argparse._AppendAction, argparse._StoreTrueAction)
-"""Flags that may be given again: they add up, or say the same."""
+"""Flags that may be repeated: their values add up, or are the same."""
 
 _DASHES = "‐‑‒–—―−﹣－"
 LONG_DASH = re.compile(
     rf"(?=-*[{_DASHES}])[-{_DASHES}]+(?P<name>[A-Za-z][\w.-]*|[\d.]+(?:[eE]-?\d+)?)(?:=.*)?", re.DOTALL
 )
-"""A word that begins with a dash of a word processor."""
+"""A word that starts with a typographic dash."""
 
 
 def _long_dashes(words: Sequence[str]) -> Iterator[Problem]:
@@ -99,11 +99,11 @@ def long_dash(word: str, found: re.Match[str], file: str | None = None, line: in
     """The problem of a word that `LONG_DASH` matches."""
     name = found["name"]
     right = f"-{name}" if name[0].isdigit() or len(name) == 1 else f"--{name}"
-    return Problem(f'"{word}" begins with a long dash', f"Write {right}.", file=file, line=line)
+    return Problem(f'"{word}" starts with a long dash', f"Write {right}.", file=file, line=line)
 
 
 def _grouped(argv: Sequence[str]) -> list[list[str]]:
-    """``argv`` cut before every word that begins with ``--`` or is a one-letter flag."""
+    """``argv`` split before every word that starts with ``--`` or is a one-letter flag."""
     groups: list[list[str]] = []
     for word in argv:
         starts = word.startswith("--") or (len(word) == 2 and word[0] == "-" and word[1].isalpha())
@@ -114,7 +114,8 @@ def _grouped(argv: Sequence[str]) -> list[list[str]]:
 
 
 def take_over(environment: Mapping[str, str], notices: Iterable[str]) -> None:
-    """Go on as if these variables had been set before the command; those of this process win. Show the notices."""
+    """Continue as if these variables had been set before the command; those of this process take precedence. Show the
+    notices."""
     for notice in notices:
         screen.say(notice)
     for name, value in environment.items():
@@ -122,30 +123,30 @@ def take_over(environment: Mapping[str, str], notices: Iterable[str]) -> None:
 
 
 def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Call ``command`` with the words of the command line and turn what ends it into an exit status.
+    """Call ``command`` with the words of the command line and convert its errors into an exit status.
 
     Errors go to stderr, and with ``--json`` among the words also as one object to stdout.
 
     Args:
-        command: the script's work; it gets the words and returns the exit status.
-        argv: the words, those of this process by default.
+        command: the script's work; it receives the words and returns the exit status.
+        argv: the words; by default those of this process.
 
     Returns:
-        What ``command`` returned; 1 a failed run, 2 a wrong request; 130 after Ctrl-C, 143 after SIGTERM.
+        The exit status of ``command``; 1 for a failed run, 2 for a wrong request; 130 after Ctrl-C, 143 after SIGTERM.
     """
     _open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     interrupt_on_sigterm()
     try:
         status = command(words)
-        sys.stdout.flush()  # here it can be said what is wrong
+        sys.stdout.flush()  # so that an error is reported here
         return status
     except ToolkitError as error:
         if debugging(words):
             traceback.print_exc()
         _tell(error, "--json" in words)
         return error.exit_status
-    except BrokenPipeError:  # the reader of our output is gone
+    except BrokenPipeError:  # the reader of the output has closed it
         _discard_output()
         return 141
     except KeyboardInterrupt as interrupt:
@@ -165,12 +166,12 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None 
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-"""What the operating system says of a disk that takes nothing more."""
+"""Error numbers of a full disk."""
 
 
 def _open_standard_streams() -> None:
-    """Connect stdin, stdout and stderr to nothing where they were closed: the next file that is opened would take the
-    number of one, and get what is printed.
+    """Connect stdin, stdout and stderr to the null device if they are closed; otherwise the next file that is opened
+    would get the number of one of them, and receive the output.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
@@ -182,31 +183,31 @@ def _open_standard_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Let what is left to print go nowhere, also at the end of this process."""
+    """Discard the output that is not yet written, also at the end of this process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _impossible_path(error: Exception) -> Problem | None:
-    """What is wrong with a path or text that the operating system does not take; None for any other error."""
+    """The problem of a path or string that the operating system rejects; None for any other error."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)
         return Problem(f'"{name[:40]}..." is too long for the name of a file', "Check the path.")
     if isinstance(error, UnicodeEncodeError):
         return Problem(
-            "an argument contains characters that are not valid text (half of a surrogate pair)",
+            "an argument contains characters that are not valid text (a lone surrogate)",
             "Remove them.",
         )
     if isinstance(error, ValueError) and "null" in str(error) and "embedded" in str(error):
-        return Problem("a path holds a NUL character", "Remove it.")
+        return Problem("a path contains a NUL character", "Remove it.")
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return Problem(
-            "a path begins with ~ and the name of a user who does not exist", "Write the whole path."
+            "a path starts with ~ and the name of a user who does not exist", "Write the full path."
         )
     return None
 
 
 def debugging(words: Sequence[str] = ()) -> bool:
-    """Whether the user asked for tracebacks, with ``--debug`` or SWIFT_DEBUG=1."""
+    """Whether the user requested tracebacks, with ``--debug`` or SWIFT_DEBUG=1."""
     return "--debug" in words or os.environ.get("SWIFT_DEBUG", "") not in ("", "0", "false")
 
 
@@ -221,7 +222,7 @@ def _tell(error: ToolkitError, as_json: bool) -> None:
         text = json.dumps({"problems": found}, ensure_ascii=False)
         try:
             print(text.encode("utf-8", "replace").decode(), flush=True)
-        except OSError:  # nobody reads it, or the disk is full; stderr says the same
+        except OSError:  # stdout is closed, or the disk is full; stderr has the error
             _discard_output()
     if problems:
         screen.print_problems(problems)

@@ -1,12 +1,12 @@
-"""The parts of every HTML page: one file that needs no network, light and dark, on screen and on paper.
+"""The parts of every HTML page: one file without network access, in light and dark, on screen and on paper.
 
     body = facts([("rows", "1,200")]) + section("Tokens per row", bar_chart("Tokens per row", [("0–15", 3)]))
     text = document("data/train.jsonl", body, subtitle="1,200 rows", status=("good", "No errors."))
 
-Plain text is escaped here; arguments named `body`, `content` or `html` are HTML already.
+Plain text is escaped here; arguments named `body`, `content` or `html` must be HTML.
 
-Curves are drawn by uPlot (https://github.com/leeoniya/uPlot, MIT licence, 51 KB, inlined): hovering, zooming and one
-cursor for all charts would be as much code again in SVG, and long curves stay smooth on a canvas. Bars are SVG.
+Curves are drawn by uPlot (https://github.com/leeoniya/uPlot, MIT licence, 51 KB, inlined): hovering, zooming and a
+shared cursor would double the code in SVG, and long curves stay smooth on a canvas. Bars are SVG.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def head(
     charts: bool = False,
     refresh: int = 0,
 ) -> str:
-    """The page down to its header, for pages that are written piece by piece; `foot` ends them.
+    """The page up to its header, for pages that are written piece by piece; `foot` ends them.
 
     Args:
         title: name of the page, in its header and in the browser's tab.
         subtitle: a line below the title, e.g. a path.
-        status: the verdict, and the colour it is shown in.
-        style: CSS of this page alone.
-        script: the page runs a script, which it hands to `foot`.
-        charts: the page has charts made by `line_chart`; `foot` must get the same.
-        refresh: seconds after which the browser loads the page again; 0 for never.
+        status: the verdict, and its colour.
+        style: CSS of this page only.
+        script: whether the page runs a script, which is passed to `foot`.
+        charts: whether the page has charts made by `line_chart`; `foot` must get the same value.
+        refresh: seconds after which the browser reloads the page; 0 for never.
     """
     scripts = "; script-src 'unsafe-inline'" if script or charts else ""
     again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
@@ -66,7 +66,7 @@ def foot(note: str = "", script: str = "", charts: bool = False) -> str:
     Args:
         note: shown after the version, e.g. "0.9 s".
         script: JavaScript of this page.
-        charts: the page has charts made by `line_chart`.
+        charts: whether the page has charts made by `line_chart`.
     """
     said = f"swift-toolkit {__version__}" + (f", {escape(note)}" if note else "")
     if charts:
@@ -88,7 +88,7 @@ def document(
     charts: bool = False,
     refresh: int = 0,
 ) -> str:
-    """A whole page; arguments as in `head` and `foot`."""
+    """A complete page; for the arguments see `head` and `foot`."""
     top = head(title, subtitle=subtitle, status=status, style=style, charts=charts, refresh=refresh)
     return top + body + foot(note, charts=charts)
 
@@ -98,7 +98,7 @@ def _asset(name: str) -> str:
 
 
 def section(title: str, content: str, status: TileStatus | None = None) -> str:
-    """A heading and what stands below it."""
+    """A heading and its content."""
     colour = f' class="{status}"' if status else ""
     return f"<section>\n<h2{colour}>{escape(title)}</h2>\n{content}\n</section>\n"
 
@@ -115,12 +115,12 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:
-    """A table that scrolls by itself where the window is narrow.
+    """A table that scrolls on its own if the window is narrow.
 
     Args:
         names: headings of the columns.
-        rows: the cells, one for each name.
-        numbers: names of the columns that hold numbers, which stand to the right.
+        rows: the cells, one per name.
+        numbers: names of the columns that hold numbers, which are right-aligned.
     """
     classes = [' class="number"' if name in numbers else "" for name in names]
     top = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(classes, names, strict=True))
@@ -134,7 +134,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[object]], numbers: Seque
 
 
 def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
-    """The few most important figures in large type: a name, a value and a note for each."""
+    """The most important figures in large type: a name, a value and a note for each."""
     boxes = (
         f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
         for name, value, note in figures
@@ -148,14 +148,14 @@ def command(words: str) -> str:
 
 
 def folded(title: str, content: str) -> str:
-    """Content that is shown after a click; on paper it is open."""
+    """Content that is shown after a click; on paper it is always shown."""
     return f"<details><summary>{escape(title)}</summary>\n{content}</details>\n"
 
 
 # --- charts -------------------------------------------------------------------------------------------------
 
 MOST_POINTS = 1_200
-"""Points of a curve in a page; of more, the lowest and the highest of each stretch are kept."""
+"""Largest number of points of a curve in a page; of longer curves, the minima and maxima of stretches are kept."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Curve:
     Args:
         label: its name in the legend.
         points: step -> value; values that are not finite leave a gap.
-        dashed: drawn dashed, to tell it from another one of the same colour.
+        dashed: drawn dashed, to distinguish it from another line of the same colour.
         color: the number of its colour, counted from 0; there are six.
     """
 
@@ -176,13 +176,13 @@ class Curve:
 
 
 def line_chart(title: str, curves: Sequence[Curve], unit: str = "", from_zero: bool = False) -> str:
-    """Curves over the steps of a run, to hover and zoom; "" without any point.
+    """Curves over the steps of a run, with hovering and zooming; "" if there are no points.
 
     Args:
         title: heading of the chart.
-        curves: what is drawn.
-        unit: of the values, e.g. "GiB".
-        from_zero: the axis of the values begins at 0.
+        curves: the curves.
+        unit: unit of the values, e.g. "GiB".
+        from_zero: whether the axis of the values starts at 0.
     """
     curves = [replace(one, points=_thinned(one.points)) for one in curves if one.points]
     steps = sorted({step for one in curves for step in one.points})
@@ -210,7 +210,7 @@ def figure(title: str, content: str) -> str:
 
 
 def chart_grid(charts: Iterable[str]) -> str:
-    """Charts side by side, as many as the window is wide for."""
+    """Charts side by side, as many as fit in the window."""
     return f'<div class="charts">{"".join(charts)}</div>\n'
 
 
@@ -219,7 +219,8 @@ def _number(value: float | None) -> float | None:
 
 
 def _thinned(points: Mapping[int, float]) -> Mapping[int, float]:
-    """At most `MOST_POINTS` points: of each stretch of steps the lowest, the highest and, at the end, the last."""
+    """At most `MOST_POINTS` points: the minimum and maximum of each stretch of steps and, at the end, the last
+    point."""
     if len(points) <= MOST_POINTS:
         return points
     steps, stretch = sorted(points), -(-2 * len(points) // MOST_POINTS)
@@ -231,21 +232,21 @@ def _thinned(points: Mapping[int, float]) -> Mapping[int, float]:
 
 
 def item_list(items: Iterable[object]) -> str:
-    """Plain texts as a list."""
+    """Plain strings as a list."""
     return f"<ul>{''.join(f'<li>{escape(str(item))}</li>' for item in items)}</ul>"
 
 
 _LINE, _LABEL, _LONGEST, _COUNT = 22, 130, 440, 80
-"""Pixels: height of a bar, room for its label, length of the longest, room for its number."""
+"""In pixels: height of a bar, width of its label, length of the longest bar, width of its number."""
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float]], shown: Sequence[str] | None = None) -> str:
     """Horizontal bars as an SVG drawing.
 
     Args:
-        title: read aloud in place of the drawing.
+        title: read aloud by screen readers.
         bars: label and value of each, from top to bottom.
-        shown: how the values are written; in thousands by default.
+        shown: formats a value; by default with thousands separators.
     """
     most = max((value for _, value in bars), default=0) or 1
     written = shown or [f"{value:,}" for _, value in bars]

@@ -1,7 +1,7 @@
-"""What the user sees: problems, the plan, one live line, the result.
+"""Terminal output: problems, the plan, one live line, the result.
 
-Progress and messages go to stderr, results to stdout. Colours and bars are only for a terminal; elsewhere the same
-words come as plain lines.
+Progress and messages go to stderr, results to stdout. Colours and bars appear only on a terminal; elsewhere the same
+text is printed as plain lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 PLAIN_WIDTH = 160
-"""Columns of a table that is not shown on a terminal."""
+"""Width of a table that is not shown on a terminal, in columns."""
 
 
 _HIDDEN = [*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -33,8 +33,8 @@ _VISIBLE |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 
 
 def visible(text: str) -> str:
-    """Text of others, as a terminal may have it: control characters, which could write to the clipboard, rename the
-    window or hide what was said, are shown as escapes."""
+    """Text from other sources, made safe for a terminal: control characters, which could write to the clipboard, rename
+    the window or hide text, are shown as escapes."""
     return text.translate(_VISIBLE)
 
 
@@ -81,7 +81,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
 
 
 def short_path(path: Path) -> str:
-    """``path`` as one would type it here."""
+    """``path`` as a user would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -100,7 +100,8 @@ def gib(size: float) -> str:
 
 
 class LiveLine:
-    """A spinner, a description and more ``columns`` in one line that is gone at the end; nothing off a terminal."""
+    """A spinner, a description and more ``columns`` in one line that is removed at the end; nothing without a
+    terminal."""
 
     def __init__(self, description: str, file: IO[str] | None, *columns: ProgressColumn) -> None:
         from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -125,7 +126,7 @@ class LiveLine:
         self._progress.stop()
 
     def note(self, description: str) -> None:
-        """Say what is going on while there is nothing to count."""
+        """Show the current activity while there is nothing to count."""
         self._progress.update(self._task, description=description)
         if not self._live:
             print(description, file=self._file, flush=True)
@@ -138,10 +139,10 @@ def bar_and_words() -> tuple[ProgressColumn, ProgressColumn]:
 
 
 class StartingLine(LiveLine):
-    """The one live line of a server that starts. Use it as a context manager.
+    """The live line of a starting server. Use it as a context manager.
 
     Args:
-        file: where it is shown; a spinner on a terminal, else a plain line for every step.
+        file: where it is shown; as a spinner on a terminal, else as a plain line for every step.
     """
 
     def __init__(self, file: IO[str] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Secrets in what users give: where they stand, and texts without them.
+"""Secrets in user input: where they are, and how to hide them.
 
-They are known by the name that they stand under, such as ``HF_TOKEN`` or ``api-key``, or by their form.
+They are recognised by the name of their key, such as ``HF_TOKEN`` or ``api-key``, or by their form.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 HIDDEN = "***"
-"""What is shown in place of a secret."""
+"""Shown in place of a secret."""
 
 NAME = re.compile(
     r"(?:^|[_.-])(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credentials?|auth(?:orization)?)$",
     re.IGNORECASE,
 )
-"""How the name of a key, a variable or an option with a secret ends."""
+"""Endings of the names of keys, variables or options that hold a secret."""
 
 _VALUE = re.compile(r"(?=.*[A-Za-z])[\w.\-+/=:~]{6,}")  # not a number, not a special token such as <|im_end|>
 _FORMS = r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{20,}|AKIA[0-9A-Z]{16}"
@@ -33,7 +33,7 @@ _HEADER = re.compile(r"(authorization:\s*(?:(?:basic|bearer|token)\s+)?)[^\s'\"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the value of a setting a secret stands: in a URL, or under ``key``."""
+    """The place of a secret in the value of a setting: in a URL, or under ``key``."""
 
     key: str
     in_url: bool = False
@@ -43,11 +43,11 @@ class Place:
 
 
 def places(value: object, key: str = "") -> Iterator[Place]:
-    """Where in the value of a setting secrets stand.
+    """The places of secrets in the value of a setting.
 
     Args:
-        value: of a setting; a text that holds a JSON object is searched too.
-        key: what the value stands under, if it is part of another one.
+        value: the value; a string that holds a JSON object is searched too.
+        key: the key of the value, if it is part of another one.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = _object(value)
@@ -73,14 +73,14 @@ def _object(text: str) -> object:
 
 
 def masked(text: str) -> str:
-    """``text`` without the secrets that are known by their form."""
+    """``text`` without the secrets that are recognised by their form."""
     text = _IN_URL.sub(lambda found: f"{found['user'] or found['name']}{HIDDEN}", text)
     return _KNOWN.sub(HIDDEN, _HEADER.sub(rf"\1{HIDDEN}", text))
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """The words of a command without secrets: values of options and variables of that name, and what follows
-    ``login``.
+    """The words of a command without secrets: the values of options and variables named like secrets, and the words
+    after ``login``.
     """
     shown: list[str] = []
     hides = False

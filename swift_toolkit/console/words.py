@@ -1,4 +1,4 @@
-"""Words that messages share: suggestions, values shown short, lists and counted nouns."""
+"""Text that messages share: suggestions, shortened values, lists and counted nouns."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 ALIKE = 0.75
-"""How much like a known name a misspelled one is at least, as difflib measures it."""
+"""Minimum similarity of a misspelled name to a known one, as measured by difflib."""
 
 LONG_WORD = 24
-"""Characters up to which a word is not cut."""
+"""Words of at most this many characters are not cut."""
 
 WIDTH = 60
-"""Characters of a value in a message."""
+"""Maximum length of a value in a message, in characters."""
 
 
 def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """The known names that ``name`` may stand for, the likeliest first: those that begin with it as a whole word, else
-    those spelled like it. Case does not matter, nor ``-`` or ``_``."""
+    """The known names that ``name`` may stand for, the likeliest first: those that start with it as a whole word, else
+    those with a similar spelling. Case is ignored, and ``-`` equals ``_``."""
     plain: dict[str, str] = {}
     for word in known:
         plain.setdefault(_plain(word), word)
@@ -35,14 +35,14 @@ def _plain(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A question that names the known name most like ``name``; ``otherwise`` where none is."""
+    """A question with the known name most similar to ``name``; ``otherwise`` if there is none."""
     near = nearest(name, known)
     return f'Did you mean "{near[0]}"?' if near else otherwise
 
 
 def near_path(path: Path, suffixes: Sequence[str] = ()) -> Path | None:
-    """The file or directory beside ``path``, which does not exist, whose name is most like its name; with ``suffixes``
-    only files that end so."""
+    """The file or directory next to ``path``, which does not exist, with the most similar name; with ``suffixes`` only
+    files that end in one of them."""
     try:
         there = [entry for entry in path.parent.iterdir() if entry.name[0] != "." and entry.exists()]
     except OSError:
@@ -60,7 +60,7 @@ def did_you_mean_path(path: Path, otherwise: str = "", suffixes: Sequence[str] =
 
 
 def short(text: str, width: int = WIDTH) -> str:
-    """``text`` cut to a width, between two words where there are some, with dots where something is missing."""
+    """``text`` cut to a width, between two words if possible, with dots at the cut."""
     if len(text) <= width:
         return text
     head = text[: width - 3]
@@ -69,7 +69,7 @@ def short(text: str, width: int = WIDTH) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as JSON, cut to `WIDTH` characters; a text keeps its quotes."""
+    """A value as JSON, cut to `WIDTH` characters; a string keeps its quotes."""
     if isinstance(value, str):
         return _json(short(value))
     return short(_json(value))
@@ -80,7 +80,7 @@ def _json(value: Any) -> str:
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first names and how many there are more: ``a, b, c and 4 more``."""
+    """The first names and how many more there are: ``a, b, c and 4 more``."""
     words = list(names)
     more = len(words) - most
     return ", ".join(words[:most]) + (f" and {more:,} more" if more > 0 else "")

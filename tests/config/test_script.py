@@ -248,10 +248,10 @@ def test_comments_behind_a_backslash() -> None:
         ),
         (
             "swift sft --model a \\\n  ——lora_rank 8",
-            'run.sh:2: "——lora_rank" begins with a long dash. Write --lora_rank.',
+            'run.sh:2: "——lora_rank" starts with a long dash. Write --lora_rank.',
         ),
-        ("swift sft –-lora_rank=8", 'run.sh:1: "–-lora_rank=8" begins with a long dash. Write --lora_rank.'),
-        ("swift sft --save_total_limit −1", 'run.sh:1: "−1" begins with a long dash. Write -1.'),
+        ("swift sft –-lora_rank=8", 'run.sh:1: "–-lora_rank=8" starts with a long dash. Write --lora_rank.'),
+        ("swift sft --save_total_limit −1", 'run.sh:1: "−1" starts with a long dash. Write -1.'),
         (
             "swift sft --system “You are”",
             'run.sh:1: "“" is a typographic quotation mark, which the shell reads as a letter. Write " or \'.',
