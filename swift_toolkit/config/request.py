@@ -31,7 +31,7 @@ from swift_toolkit.problems import Problem, RequestError
 
 _OF_A_RUN = frozenset("rank local_rank global_world_size local_world_size".split())
 """Keys that occur only in the args.json of a run of ms-swift, never in a request."""
-_RUN_ADVICE = 'Repeat the run with the settings under "config" in the result.json beside it.'
+_RUN_ADVICE = 'Repeat the run with the settings under "config" in the result.json next to it.'
 _ABOUT_THE_REQUEST = ("preset", "task", "effective_batch_size", "balance")
 """The toolkit's own keys, except those that are only new names for arguments of ms-swift."""
 

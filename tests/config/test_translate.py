@@ -492,13 +492,13 @@ def test_gone_names_and_values() -> None:
         ("train_dataset_sample", 'is not a number of rows: "many"', "Give a whole number."),
         (
             "ref_model_free",
-            "has no successor in ms-swift, and without it the loss is another",
+            "has no successor in ms-swift, and without it the loss is different",
             'Remove it, or use rlhf_type "simpo" or "orpo", which need no reference model.',
         ),
         (
             "loss_type",
             'is "long-ce", which ms-swift no longer supports',
-            "Remove it: ms-swift 3 took this loss out.",
+            "Remove it: ms-swift 3 removed this loss.",
         ),
     ]
 

@@ -119,7 +119,7 @@ def read_registries(install: SwiftInstall) -> tuple[Registries, list[Path]]:
 
 
 def _dataset_names(files: Iterable[Path]) -> list[str]:
-    """The names under which ``register_dataset`` registers data sets beside their ids on the hubs."""
+    """The names under which ``register_dataset`` registers data sets, in addition to their hub ids."""
     keywords = (
         node
         for file in files
