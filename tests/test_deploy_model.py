@@ -115,7 +115,7 @@ def test_the_type_can_be_insisted_on(
     ]
     assert refusals(capsys, "--port", 0, "--type", "multi-lora") == [
         '"--type" is "multi-lora" without a list of adapters. '
-        'Name a file of {"name": "adapter directory"}: --multi-lora-config FILE'
+        'Give a file with {"name": "adapter directory", ...}: --multi-lora-config FILE'
     ]
 
 
@@ -161,7 +161,7 @@ def test_a_list_of_adapters_in_the_wrong_form(capsys: pytest.CaptureFixture[str]
         ("a.json", '["a"]', "holds a list, not an object"),
         ("a.yaml", "- a", "holds a list, not settings"),
         ("b.yaml", "# nothing", "is empty"),
-        ("b.json", "{}", "names no adapter"),
+        ("b.json", "{}", "does not list any adapter"),
     ):
         (tmp_path / name).write_text(content)
         assert refusals(capsys, "--multi-lora-config", tmp_path / name, "--port", 0) == [
@@ -176,9 +176,9 @@ def test_adapters_that_do_not_go_together(
     two = make_adapter(tiny_model, tmp_path / "b", 2, template="llama3")
     file = write(tmp_path / "adapters.json", {"tiny-llama": str(one), "two words": str(two)})
     assert refusals(capsys, "--multi-lora-config", file, "--port", 0) == [
-        '"two words" cannot be the name of a model. '
-        "Use at most 128 letters, digits and . _ : / -, a letter or digit first.",
-        '"tiny-llama" is the name of the base model and of an adapter. Choose another name for the adapter.',
+        '"two words" is not a valid model name. '
+        "Use at most 128 letters, digits and . _ : / -, starting with a letter or digit.",
+        '"tiny-llama" is the name of both the base model and an adapter. Choose another name for the adapter.',
         "The adapters differ in their template: chatml for tiny-llama, llama3 for two words. Serve them separately.",
     ]
 
@@ -188,7 +188,7 @@ def test_a_path_that_ms_swift_would_cut(
 ) -> None:
     path = make_adapter(tiny_model, tmp_path / "lr=1e-4", 1)
     assert refusals(capsys, "--checkpoint", path, "--port", 0) == [
-        f'{path} has a "=" in its path, which ms-swift takes for the end of the name. Rename the directory.'
+        f'{path} has a "=" in its path, which ms-swift reads as the end of the name. Rename the directory.'
     ]
 
 
@@ -219,7 +219,7 @@ def test_an_address_that_others_reach_needs_a_key(
     words = ("--checkpoint", adapter, "--host", "0.0.0.0", "--port", 0)
     assert refusals(capsys, *words) == [
         '"--host" is "0.0.0.0", which other machines can reach, and there is no key. '
-        "Set SWIFT_API_KEY or --api-key-file, or serve everybody with --no-auth."
+        "Set SWIFT_API_KEY or --api-key-file, or allow access without a key with --no-auth."
     ]
     assert plan(capsys, *words[:4], "--no-auth")["authentication"] is False
     monkeypatch.setenv("SWIFT_API_KEY", KEY)
@@ -233,7 +233,7 @@ def test_an_address_that_others_reach_needs_a_key(
 
 def test_the_key_never_stands_on_the_command_line(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
     assert refusals(capsys, "--checkpoint", adapter, "--port", 0, "--api-key", KEY) == [
-        '"--api_key" is a secret, and others could read it there. '
+        '"--api_key" is a secret that others could read there. '
         "Set the environment variable SWIFT_API_KEY, or use --api-key-file."
     ]
 
@@ -304,10 +304,10 @@ def test_all_mistakes_at_once(capsys: pytest.CaptureFixture[str], adapter: Path,
         "Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.",
         '"--max-tokens-limit" must be at least 1, not 0.',
         '"--allow-runtime-lora" needs --adapter-dir. '
-        "Name the directories that adapters may come from: --adapter-dir DIR",
+        "Name the directories from which adapters may be loaded: --adapter-dir DIR",
         f"{tmp_path}/gone does not exist. {tmp_path} holds nothing.",
         '"--allow-runtime-lora" needs a key. Set SWIFT_API_KEY or --api-key-file.',
-        '"--port" is 70000; it must be from 0 (any that is free) to 65535.',
+        '"--port" is 70000; it must be from 0 (any free port) to 65535.',
     ]
 
 

@@ -1,1 +1,1 @@
-"""What is served and to whom: the plan, the gateway, the worker process."""
+"""Serving models: the plan, the gateway, the worker process."""

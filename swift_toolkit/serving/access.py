@@ -25,7 +25,7 @@ MIN_KEY_LENGTH = 8
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is reached from this machine only."""
+    """Whether ``host`` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -35,15 +35,15 @@ def is_loopback(host: str) -> bool:
 
 
 ORIGIN = re.compile(r"https?://[\w.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", re.IGNORECASE)
-"""How a browser names the site of a page."""
+"""The form in which a browser names the origin of a page."""
 
 
 def host_names(host: str, origins: Sequence[str]) -> Iterator[str]:
-    """The names under which clients reach a server; IP addresses are always accepted.
+    """Host names under which clients reach a server; IP addresses are always accepted.
 
     Args:
-        host: the address that it listens on.
-        origins: of pages that may ask it.
+        host: address that the server listens on.
+        origins: origins of the pages that may send requests.
     """
     yield "localhost"
     yield host.strip("[]").lower()
@@ -54,10 +54,10 @@ def host_names(host: str, origins: Sequence[str]) -> Iterator[str]:
 
 
 def find_key(file: str | None) -> str | None:
-    """The API key: the content of ``file``, else the environment's; None if there is none.
+    """Read the API key from ``file`` or else from the environment; None if neither has one.
 
     Raises:
-        RequestError: it is not a key; the message does not show it.
+        RequestError: the content is not a valid key; the message does not show it.
     """
     if file is None:
         key = os.environ.get(KEY_VARIABLE) or None
@@ -82,7 +82,7 @@ def _is_key(text: str) -> bool:
 
 
 def access_problems(config: Config, options: ServingOptions, has_key: bool) -> Iterator[Problem]:
-    """What is wrong with who may reach the server; ``has_key``: a key is given, even one that cannot be used."""
+    """Problems with the access settings; ``has_key``: a key is given, even if it is not valid."""
     needs_key = f"Set {KEY_VARIABLE} or --api-key-file"
     if options.no_auth and has_key:
         do = f"Remove it, or unset {KEY_VARIABLE} and --api-key-file."
@@ -90,7 +90,7 @@ def access_problems(config: Config, options: ServingOptions, has_key: bool) -> I
     host = str(config.get("host"))
     if not is_loopback(host) and not has_key and not options.no_auth:
         what = f'is "{host}", which other machines can reach, and there is no key'
-        yield config.problem("host", what, f"{needs_key}, or serve everybody with --no-auth.")
+        yield config.problem("host", what, f"{needs_key}, or allow access without a key with --no-auth.")
     for origin in options.allow_origin:
         if not ORIGIN.fullmatch(origin):
             do = "Write scheme, name and port as a browser does: https://example.org or http://localhost:3000"
@@ -100,7 +100,7 @@ def access_problems(config: Config, options: ServingOptions, has_key: bool) -> I
 
 
 def tls_problems(config: Config) -> Iterator[Problem]:
-    """What is wrong with the certificate and its key."""
+    """Problems with the certificate and its key."""
     names = ("ssl_certfile", "ssl_keyfile")
     files = {name: Path(config.get(name)).expanduser() for name in names if config.get(name)}
     if len(files) == 1:
@@ -129,16 +129,16 @@ def _certificate_problems(config: Config, certificate: Path, key: Path) -> Itera
 
 
 def port_problems(config: Config) -> Iterator[Problem]:
-    """Why this process cannot listen where it should."""
+    """Reasons why this process cannot listen on the address."""
     host, port = str(config.get("host")), int(config.get("port"))
     if not 0 <= port <= 65535:
-        yield config.problem("port", f"is {port}; it must be from 0 (any that is free) to 65535")
+        yield config.problem("port", f"is {port}; it must be from 0 (any free port) to 65535")
         return
     try:
         listening_socket(host, port).close()
     except PermissionError:
         yield config.problem("port", f"is {port}: permission denied", "Use a port of at least 1024.")
-    except (OSError, UnicodeError) as error:  # a name is looked up as IDNA
+    except (OSError, UnicodeError) as error:  # a host name is encoded as IDNA
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             yield config.problem("port", f"is {port}, which {_user_of(port)} already uses", "Choose another.")
         else:
@@ -146,10 +146,10 @@ def port_problems(config: Config) -> Iterator[Problem]:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not listening yet.
+    """Return a socket that is bound to the address but not listening yet.
 
     Raises:
-        OSError: it cannot be bound.
+        OSError: the address cannot be bound.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -165,7 +165,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def _user_of(port: int) -> str:
-    """The process that listens on ``port``, as far as this user may know."""
+    """The process that listens on ``port``, if this user is allowed to see it."""
     import psutil
 
     try:

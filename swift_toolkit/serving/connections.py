@@ -1,4 +1,4 @@
-"""Connections of clients: how many are allowed, and how long each may take."""
+"""Limits of client connections: their number and their timeouts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import time
 from typing import Any
 
 HEADER_SECONDS = 20.0
-"""Time for the head of a request to arrive, from the connection or the request before it on."""
+"""Seconds for the head of a request to arrive, counted from the connection or the previous request."""
 
 IDLE_SECONDS = 5
-"""Time that a connection may be idle between two requests."""
+"""Seconds that a connection may be idle between two requests."""
 
 MAX_CONNECTIONS = 1000
-"""Connections at a time, if the system allows as many descriptors."""
+"""Most concurrent connections, if the system allows that many file descriptors."""
 
 SPARE_DESCRIPTORS = 128
-"""Descriptors that are kept for files, pipes and the engine."""
+"""File descriptors reserved for files, pipes and the engine."""
 
 
 def connection_limit() -> int:
-    """How many connections are allowed at a time; raises the limit of descriptors as far as the system allows."""
+    """Raise the limit of file descriptors as far as the system allows; return the most concurrent connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -33,10 +33,10 @@ def connection_limit() -> int:
 
 
 def protocol(limit: int) -> type[Any]:
-    """uvicorn's HTTP protocol with a limit of connections and a time for the head of a request.
+    """uvicorn's HTTP protocol with a limit of connections and a timeout for the head of a request.
 
     Args:
-        limit: connections at a time; one more is closed.
+        limit: most concurrent connections; any further connection is closed.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 

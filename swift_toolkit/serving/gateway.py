@@ -1,6 +1,6 @@
-"""The HTTP side of the server: who may ask, what may be asked, what is counted, how an error looks.
+"""The HTTP side of the server: access checks, routes, metrics, error responses.
 
-``Gateway`` is an ASGI application in front of an engine. It knows nothing of engines and imports nothing heavy.
+``Gateway`` is an ASGI application in front of an engine. It does not depend on any engine and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from swift_toolkit.serving.api.request import ApiError, ApiRequest, Facts, Limit
 from swift_toolkit.serving.api.schema import Answer, AnswerPiece, JsonObject
 
 ASGIMessage = MutableMapping[str, Any]
-"""Of a connection, see https://asgi.readthedocs.io/en/latest/specs/www.html."""
+"""The scope of a connection, see https://asgi.readthedocs.io/en/latest/specs/www.html."""
 
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_SECONDS = 60.0
-"""Time for the body of a request to arrive."""
+"""Seconds for the body of a request to arrive."""
 
 SEND_SECONDS = 60.0
-"""Time for a client to take a piece of its answer."""
+"""Seconds for a client to receive one piece of its answer."""
 
 LAST_SEND_SECONDS = 1.0
-"""Time for a client to take the event that says that its answer was cut."""
+"""Seconds for a client to receive the event which says that its answer was cut off."""
 
 
 class Scope(TypedDict):
-    """What ASGI says of a request."""
+    """The part of an ASGI scope that is used here."""
 
     type: str
     method: str
@@ -52,18 +52,18 @@ class Scope(TypedDict):
 
 @dataclass
 class Exchange:
-    """One request in progress; whatever answers it fills in what it learns.
+    """One request in progress; the code that answers it fills in the fields.
 
     Args:
-        method: of the request.
-        path: of the URL.
-        id: names the request in the log and in the header ``x-request-id``.
-        model: that is asked for, once known.
+        method: HTTP method.
+        path: path of the URL.
+        id: identifies the request in the log and in the header ``x-request-id``.
+        model: the requested model, once known.
         status: HTTP status of the response, once known.
         first_token: seconds until the first piece of the answer.
-        prompt_tokens, completion_tokens: once answered.
-        failure: the unexpected exception, and where it was raised.
-        cut: the server shut down before the answer was finished.
+        prompt_tokens, completion_tokens: token counts, once answered.
+        failure: the unexpected exception and where it was raised.
+        cut: the server shut down before the answer was complete.
     """
 
     method: str
@@ -80,52 +80,52 @@ class Exchange:
 
     @property
     def seconds(self) -> float:
-        """Since the request came."""
+        """Seconds since the request arrived."""
         return time.monotonic() - self.began
 
 
 class Observer(Protocol):
-    """What sees every request."""
+    """Is notified of every request."""
 
     def began(self, one: Exchange) -> None:
-        """A checked request goes on to the engine."""
+        """Called when a checked request is passed to the engine."""
 
     def ended(self, one: Exchange) -> None:
-        """The response was sent, or the client has disconnected."""
+        """Called when the response was sent or the client has disconnected."""
 
     def exposition(self) -> tuple[bytes, str]:
-        """What /metrics answers, and its content type."""
+        """The response of /metrics and its content type."""
 
 
 class ServingEngine(Protocol):
-    """What answers checked requests."""
+    """Answers checked requests."""
 
     @property
     def models(self) -> Mapping[str, object]:
-        """The names that are served; may change while serving."""
+        """The names of the served models; may change while serving."""
 
     @property
     def facts(self) -> Facts:
-        """What requests are checked against."""
+        """The properties of the model that requests are checked against."""
 
     async def answer(self, request: ApiRequest, one: Exchange) -> Answer | AsyncGenerator[AnswerPiece, None]:
-        """The whole answer, or its pieces.
+        """Return the whole answer, or a generator of its pieces.
 
         Raises:
-            ApiError: it cannot be answered.
+            ApiError: the request cannot be answered.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the gateway enforces.
+    """The rules that the gateway enforces.
 
     Args:
-        key: the API key, None for none.
-        limits: of one request.
-        hosts: names under which the server is reached; an IP address always is one. Only without a key.
-        origins: web pages of these origins may ask, as well as the server's own.
-        page: the chat page, None for none.
+        key: the API key, None for no key.
+        limits: limits of one request.
+        hosts: accepted host names, checked only without a key; IP addresses are always accepted.
+        origins: origins whose web pages may send requests, in addition to the server's own.
+        page: the chat page, None for no page.
     """
 
     key: str | None
@@ -140,7 +140,7 @@ Action = Callable[[JsonObject], Awaitable[str]]
 
 @dataclass(frozen=True)
 class _Http:
-    """One HTTP request as ASGI hands it over."""
+    """One HTTP request as ASGI provides it."""
 
     scope: Scope
     receive: Receive
@@ -153,13 +153,13 @@ class _Http:
 
 @dataclass(frozen=True)
 class Route:
-    """One address of the server.
+    """One route of the server.
 
     Args:
         method: GET or POST.
-        path: of the URL; one that ends with ``/`` stands for all below it.
-        answer: answers it.
-        is_open: it needs no key.
+        path: path of the URL; one that ends with ``/`` includes all paths below it.
+        answer: handler.
+        is_open: whether no key is required.
     """
 
     method: str
@@ -168,7 +168,7 @@ class Route:
     is_open: bool = False
 
     def fits(self, path: str) -> bool:
-        """Whether it answers for ``path``."""
+        """Whether the route handles ``path``."""
         if self.path.endswith("/") and len(self.path) > 1:
             return path.startswith(self.path) and path != self.path
         return path == self.path
@@ -179,9 +179,9 @@ class Gateway:
 
     Args:
         engine: answers checked requests.
-        policy: what is enforced.
-        observer: sees every request.
-        actions: paths of POST requests that change the engine.
+        policy: the rules to enforce.
+        observer: is notified of every request.
+        actions: handlers of POST requests that change the engine, by path.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Gateway:
         )
 
     def cut_answers(self) -> None:
-        """End the answers that are still running, each with an error that says so."""
+        """End all running answers with an error that states the reason."""
         self._cut.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,20 +214,20 @@ class Gateway:
         except ApiError as error:
             await http.response.refuse(error)
         except (ConnectionError, asyncio.TimeoutError):
-            pass  # the client has disconnected, or does not read
+            pass  # the client has disconnected or does not read
         except Exception as error:
             one.failure = place_of(error)
             await http.response.refuse(
-                ApiError(500, f"The server failed to answer; its log names request {one.id}.")
+                ApiError(500, f"The server failed to answer; see request {one.id} in its log.")
             )
         finally:
             self._observer.ended(one)
 
     async def _answer_in_time(self, one: Exchange, http: _Http) -> None:
-        """Answer, unless the time for running answers ends before.
+        """Answer, unless the shutdown cuts the answer off first.
 
         Raises:
-            ApiError: it was cut, or refused.
+            ApiError: the answer was cut off, or the request refused.
         """
         answering = asyncio.ensure_future(self._answer(one, http))
         if await _first(answering, self._cut.wait()):
@@ -239,7 +239,7 @@ class Gateway:
             return
         one.cut = True
         http.response.patience = LAST_SEND_SECONDS
-        raise ApiError(503, "The server is shutting down and cut this answer.")
+        raise ApiError(503, "The server is shutting down and cut off this answer.")
 
     async def _answer(self, one: Exchange, http: _Http) -> None:
         self._check_host(http)
@@ -256,26 +256,24 @@ class Gateway:
             raise _no_such_route(method, path, fitting)
         await route.answer(one, http)
 
-    # --- who may ask ----------------------------------------------------------------------------------------
+    # --- access checks --------------------------------------------------------------------------------------
 
     def _check_host(self, http: _Http) -> None:
-        """Without a key, refuse a name that is not the server's: a page of another site may have made it lead here."""
+        """Without a key, refuse unknown host names: a page of another site may have rebound one to this server."""
         host = http.header(b"host")
         if self._policy.key is not None or host is None:
             return
         name = _host_name(host)
         if name not in self._policy.hosts and not _is_address(name):
-            raise ApiError(403, "This server does not answer under this Host. Allow it with --allow-origin.")
+            raise ApiError(403, "This Host is not allowed. Allow it with --allow-origin.")
 
     def _check_origin(self, http: _Http) -> None:
         origin = http.header(b"origin")
         if origin is None:
             return
-        own = (http.header(b"host") or "").lower()  # behind a proxy that speaks TLS the scheme is another one
+        own = (http.header(b"host") or "").lower()  # behind a proxy that terminates TLS the scheme differs
         if origin.lower().partition("://")[2] != own and origin.lower() not in self._policy.origins:
-            raise ApiError(
-                403, "This server does not answer pages of this Origin. Allow it with --allow-origin."
-            )
+            raise ApiError(403, "Pages of this Origin are not allowed. Allow them with --allow-origin.")
         http.response.headers += [
             (b"access-control-allow-origin", origin.encode("latin-1")),
             (b"vary", b"origin"),
@@ -289,7 +287,7 @@ class Gateway:
         if not right or scheme.lower() != "bearer":
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
 
-    # --- what is answered -----------------------------------------------------------------------------------
+    # --- routes ---------------------------------------------------------------------------------------------
 
     async def _health(self, one: Exchange, http: _Http) -> None:
         await http.response.send(200, b"", "text/plain")
@@ -343,7 +341,7 @@ class Gateway:
             await http.response.end_stream()
 
     async def _body(self, http: _Http) -> JsonObject:
-        """The JSON object of a request."""
+        """Read the JSON object of a request."""
         kind = (http.header(b"content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, "The Content-Type must be application/json.")
@@ -400,7 +398,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def place_of(error: BaseException) -> str:
-    """The kind of an error and the place of its cause: a line for the log that holds nothing of the request."""
+    """The type of an error and where its cause was raised: a log line without any content of the request."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -425,17 +423,17 @@ _PAGE_HEADERS: Headers = [
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode(
         "utf-8", "replace"
-    )  # a text may hold half a character
+    )  # text may contain a lone surrogate
 
 
 class _Response:
-    """One response: whole, or a stream of events.
+    """One response: sent whole, or as a stream of events.
 
     Args:
-        one: the exchange it belongs to, which gets its status.
-        send: of ASGI.
+        one: the exchange it belongs to; its status is set.
+        send: ASGI's send function.
 
-    ``ended`` says whether its last part is out; ``patience`` is the time for a client to take a part, in seconds.
+    ``ended``: the last part was sent. ``patience``: seconds for a client to receive one part.
     """
 
     def __init__(self, one: Exchange, send: Send) -> None:
@@ -449,7 +447,7 @@ class _Response:
             await _within(self.patience, self._raw(message))
         except asyncio.TimeoutError:
             raise
-        except Exception as error:  # h11 does not send on a connection whose client broke the protocol
+        except Exception as error:  # h11 refuses to send after the client violated the protocol
             raise ConnectionError from error
 
     async def _start(self, status: int, kind: str, more: Headers) -> None:
@@ -465,7 +463,7 @@ class _Response:
         await self._send({"type": "http.response.body", "body": body})
 
     async def json(self, value: Any) -> None:
-        """Send a whole answer."""
+        """Send a whole answer as JSON."""
         await self.send(200, _json(value), "application/json")
 
     async def begin_stream(self) -> None:
@@ -477,7 +475,7 @@ class _Response:
         await self._data(_json(value), more=True)
 
     async def end_stream(self) -> None:
-        """Say that the stream is whole."""
+        """Send the event that marks the stream as complete."""
         await self._data(b"[DONE]", more=False)
 
     async def _data(self, data: bytes, more: bool) -> None:
@@ -487,7 +485,7 @@ class _Response:
         )
 
     async def refuse(self, error: ApiError) -> None:
-        """Send an error; a stream that has begun ends with an event that says so."""
+        """Send an error; a stream that has begun ends with an event that contains it."""
         if self.ended:
             return
         with suppress(ConnectionError, asyncio.TimeoutError):
@@ -496,7 +494,7 @@ class _Response:
                 await self._data(error.body(), more=False)
                 return
             more = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
-            if error.status in (408, 413):  # what is left of the body is not read
+            if error.status in (408, 413):  # the rest of the body is not read
                 more.append((b"connection", b"close"))
             await self.send(error.status, error.body(), "application/json", more)
 
@@ -511,7 +509,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _first(work: asyncio.Future[None], *others: Coroutine[Any, Any, Any]) -> bool:
-    """Whether ``work`` ends before the others; they are ended."""
+    """Whether ``work`` ends before the others, which are cancelled."""
     rest = [asyncio.ensure_future(one) for one in others]
     try:
         await asyncio.wait([work, *rest], return_when=asyncio.FIRST_COMPLETED)
@@ -531,13 +529,13 @@ async def _end(work: asyncio.Future[Any]) -> None:
 
 
 async def _within(seconds: float, work: Awaitable[_Value]) -> _Value:
-    """The result of ``work``.
+    """Return the result of ``work``.
 
-    ``asyncio.wait_for`` ignores that it is cancelled when ``work`` has ended in the same turn of the event loop (until
-    Python 3.12): a stream that nothing can end.
+    Before Python 3.12, ``asyncio.wait_for`` loses a cancellation that arrives in the same iteration of the event loop
+    in which ``work`` ends; a stream could then never be ended.
 
     Raises:
-        asyncio.TimeoutError: it took longer.
+        asyncio.TimeoutError: it took longer than ``seconds``.
     """
     task = asyncio.ensure_future(work)
     try:

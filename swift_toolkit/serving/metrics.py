@@ -1,6 +1,6 @@
-"""What the server counts, for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""Metrics of the server, for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
-Labels hold names that the server knows, never what a client made up.
+Labels only contain names that the server knows, never text from a client.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from swift_toolkit.serving.api.fields import ENDPOINTS
 from swift_toolkit.serving.gateway import Exchange
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
-"""Bounds of the latency histograms, in seconds."""
+"""Bucket bounds of the latency histograms, in seconds."""
 
 
 class Metrics:
-    """The counters of one server; see `gateway.Observer`.
+    """The metrics of one server; see `gateway.Observer`.
 
     Args:
-        log: called with every request that asked a model, after it was answered, and with every failure.
+        log: called with every failure and, once answered, every request to a model.
     """
 
     def __init__(self, log: Callable[[Exchange], None]) -> None:
@@ -30,20 +30,20 @@ class Metrics:
         def counter(name: str, says: str, labels: list[str]) -> Counter:
             return Counter(f"swift_{name}", says, labels, registry=registry)
 
-        self._requests = counter("requests", "Requests that asked a model.", ["model", "path", "status"])
+        self._requests = counter("requests", "Requests to a model.", ["model", "path", "status"])
         self._errors = counter("errors", "Requests that were refused or failed.", ["model", "status"])
-        self._prompt = counter("prompt_tokens", "Tokens read.", ["model"])
-        self._answer = counter("completion_tokens", "Tokens written.", ["model"])
+        self._prompt = counter("prompt_tokens", "Prompt tokens.", ["model"])
+        self._answer = counter("completion_tokens", "Generated tokens.", ["model"])
         self._latency = Histogram(
             "swift_request_seconds",
-            "Time to the whole answer.",
+            "Time until the answer is complete.",
             ["model"],
             buckets=SECONDS,
             registry=registry,
         )
         self._first = Histogram(
             "swift_first_token_seconds",
-            "Time to the first token of a streamed answer.",
+            "Time until the first token of a streamed answer.",
             ["model"],
             buckets=SECONDS,
             registry=registry,
@@ -54,12 +54,12 @@ class Metrics:
         self._open: set[int] = set()
 
     def began(self, one: Exchange) -> None:
-        """A checked request goes on to the engine."""
+        """Called when a checked request is passed to the engine."""
         self._open.add(id(one))
         self._queue.labels(one.model).inc()
 
     def ended(self, one: Exchange) -> None:
-        """The response was sent, or the client has disconnected."""
+        """Called when the response was sent or the client has disconnected."""
         if id(one) in self._open:
             self._open.remove(id(one))
             self._queue.labels(one.model).dec()
@@ -67,7 +67,7 @@ class Metrics:
             if one.failure:
                 self._log(one)
             return
-        status = str(one.status or 499)  # as nginx has it: the client has disconnected
+        status = str(one.status or 499)  # nginx's status for a client that has disconnected
         self._requests.labels(one.model, one.path, status).inc()
         if status != "200":
             self._errors.labels(one.model, status).inc()
@@ -80,7 +80,7 @@ class Metrics:
         self._log(one)
 
     def exposition(self) -> tuple[bytes, str]:
-        """What /metrics answers, and its content type."""
+        """The response of /metrics and its content type."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

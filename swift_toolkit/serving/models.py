@@ -31,20 +31,20 @@ TYPES: tuple[Type, ...] = ("lora", "full", "multi-lora")
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
-"""A model name that every client and every backend can take."""
+"""A model name that every client and backend accepts."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One name that clients can ask for.
+    """One model name that clients can request.
 
     Args:
         name: the name.
-        kind: what answers to it.
+        kind: the kind of model behind it.
         path: the directory of the adapter or model, or a hub id.
-        base: the model under an adapter.
-        system: the system prompt a request without one gets; None for the template's own.
-        rank: of an adapter.
+        base: the base model of an adapter.
+        system: system prompt for requests without one; None for the template's default.
+        rank: LoRA rank of an adapter.
     """
 
     name: str
@@ -65,17 +65,17 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the settings and options name together.
+    """The models that the settings and options name.
 
     Args:
-        type: that the user insists on.
+        type: the type the user requires.
         checkpoint: one checkpoint, model or hub id.
         several: a file, or a mapping, of several adapters.
-        on_hub: what ``checkpoint`` is the hub id of, "" if it is a directory.
-        base: the base model, if it is named.
+        on_hub: what the hub id ``checkpoint`` refers to, "" if it is a directory.
+        base: the base model, if given.
         backend: ``auto`` or a backend.
         merge: merge the adapter first.
-        trust_code: accept code of a checkpoint.
+        trust_code: accept Python code in a checkpoint.
     """
 
     type: str | None
@@ -89,7 +89,7 @@ class Asked:
 
 
 def take_asked(config: Config, options: ServingOptions) -> Asked:
-    """What is asked for; the settings it comes from are taken out of ``config``. ms-swift's own ``adapters`` and
+    """Find out what to serve and remove the settings that name it from ``config``. ms-swift's own ``adapters`` and
     ``model`` stand for a checkpoint and its base.
     """
     named = _named_adapters(config)
@@ -121,27 +121,27 @@ def take_asked(config: Config, options: ServingOptions) -> Asked:
 
 
 def _named_adapters(config: Config) -> dict[str, str]:
-    """Name -> directory of the adapters, where ms-swift's ``adapters`` names them: ``name=directory``."""
+    """Name -> directory of the adapters, if ms-swift's ``adapters`` gives names: ``name=directory``."""
     adapters = config.value("adapters")
     return dict(one.split("=", 1) for one in adapters if "=" in one and not Path(one).exists())
 
 
 def adapter_name_problems(config: Config) -> Iterator[Problem]:
-    """Several adapters in ``config`` that do not all have a name."""
+    """A problem if ``config`` has several adapters and not all of them have a name."""
     adapters = config.value("adapters")
     if len(adapters) > 1 and len(_named_adapters(config)) < len(adapters):
-        do = "Write name=DIR for each: clients ask for an adapter by its name."
+        do = "Write name=DIR for each: clients request an adapter by its name."
         yield config.problem("adapters", "has several adapters, and not every one has a name", do)
 
 
 @dataclass(frozen=True)
 class FoundModels:
-    """What is served, as the checkpoints say.
+    """The checkpoints to serve, as read.
 
     Args:
-        type: what the checkpoints are together.
-        names: of several adapters.
-        checkpoints: in the order of the names; of one adapter or model that one.
+        type: what is served: ``lora``, ``full`` or ``multi-lora``.
+        names: names of several adapters.
+        checkpoints: in the order of the names; one element for a single adapter or model.
     """
 
     type: Type
@@ -150,7 +150,7 @@ class FoundModels:
 
 
 def read_models(asked: Asked) -> FoundModels:
-    """Read the checkpoints that are asked for.
+    """Read the requested checkpoints.
 
     Raises:
         RequestError: with everything that is wrong with them.
@@ -160,7 +160,7 @@ def read_models(asked: Asked) -> FoundModels:
     if asked.several is not None:
         return _read_several(asked.several, asked)
     if asked.type == "multi-lora":
-        do = 'Name a file of {"name": "adapter directory"}: --multi-lora-config FILE'
+        do = 'Give a file with {"name": "adapter directory", ...}: --multi-lora-config FILE'
         raise RequestError([Problem('is "multi-lora" without a list of adapters', do, "--type")])
     if asked.checkpoint is None:
         raise RequestError(
@@ -188,7 +188,7 @@ def _checkpoint(path: str, base: str | None, trust_code: bool) -> Checkpoint:
         return replace(read_checkpoint(materialise(path)), base=path)
     if loading.is_on_hub(path):
         if base is None:
-            do = "Name the model it was trained from: --base-model NAME"
+            do = "Name the model it was trained on: --base-model NAME"
             raise RequestError([Problem(f"{path} is an adapter on a hub, and its base is not known", do)])
         return hub_adapter(path, base, trust_code)
     try:
@@ -199,10 +199,10 @@ def _checkpoint(path: str, base: str | None, trust_code: bool) -> Checkpoint:
 
 
 def read_adapter(path: str) -> Checkpoint:
-    """The adapter that ``path`` means.
+    """Read the adapter at ``path``.
 
     Raises:
-        RequestError: it cannot be served.
+        RequestError: it cannot be served as an adapter.
     """
     checkpoint = _checkpoint(path, None, False)
     if checkpoint.kind != "lora":
@@ -211,7 +211,7 @@ def read_adapter(path: str) -> Checkpoint:
 
 
 def _read_several(several: str | Mapping[str, str], asked: Asked) -> FoundModels:
-    """The adapters that a file (or, from Python, a mapping) names."""
+    """Read the adapters that a file (or, from Python, a mapping) lists."""
     listed = _read_list(several) if isinstance(several, str) else _Listed(None, dict(several), {})
     problems = [*_other_names(asked)]
     checkpoints = []
@@ -222,17 +222,17 @@ def _read_several(several: str | Mapping[str, str], asked: Asked) -> FoundModels
         except RequestError as error:
             problems += [replace(where, what=one.what, do=one.do) for one in error.problems]
     if not listed.values:
-        problems.append(Problem("names no adapter", _LIST_FORM, file=listed.file))
+        problems.append(Problem("does not list any adapter", _LIST_FORM, file=listed.file))
     if problems:
         raise RequestError(problems)
     return FoundModels("multi-lora", tuple(listed.values), tuple(checkpoints))
 
 
 def _other_names(asked: Asked) -> Iterator[Problem]:
-    """What is named as well as a list of adapters."""
+    """Problems with settings that name a model in addition to a list of adapters."""
     for name, value in (("--type", asked.type), ("--checkpoint", asked.checkpoint)):
         if value not in (None, "multi-lora"):
-            what = f'is "{value}", but --multi-lora-config names several adapters'
+            what = f'is "{value}", but --multi-lora-config lists several adapters'
             yield Problem(what, "Remove one of the two.", name)
 
 
@@ -253,7 +253,7 @@ def _listed_adapter(path: object, asked: Asked) -> Checkpoint:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The adapters of a list: names and directories, and the lines they stand in."""
+    """The adapters of a list: names and directories, and their line numbers."""
 
     file: str | None
     values: Mapping[str, object]
@@ -276,7 +276,7 @@ def _with_form(problem: Problem) -> Problem:
 
 
 def served_models(found: FoundModels, config: Config, merge: str) -> tuple[ServedModel, ...]:
-    """The names to serve: of adapters, the base's own first. ``served_model_name`` is taken out of ``config``."""
+    """The models to serve; with adapters, the base comes first. Removes ``served_model_name`` from ``config``."""
     first, asked = found.checkpoints[0], config.settings.pop("served_model_name", None)
     base_name = Path(str(first.base)).name
     given = str(asked.value) if asked else None
@@ -292,7 +292,7 @@ def served_models(found: FoundModels, config: Config, merge: str) -> tuple[Serve
 
 
 def _own_name(path: Path) -> str:
-    """What to call a model: its directory, or of ``<output>/<run>/checkpoint-N`` the output directory."""
+    """The name of a model: its directory, or for ``<output>/<run>/checkpoint-N`` the output directory."""
     return path.parent.parent.name if path.name.startswith("checkpoint-") else path.name
 
 
@@ -303,22 +303,22 @@ def _adapter(name: str, checkpoint: Checkpoint) -> ServedModel:
 
 
 def name_problems(models: Sequence[ServedModel]) -> Iterator[Problem]:
-    """Names and paths that clients or ms-swift cannot take."""
+    """Problems with names and paths that clients or ms-swift do not accept."""
     for model in models:
         if not NAME.fullmatch(model.name):
-            do = "Use at most 128 letters, digits and . _ : / -, a letter or digit first."
-            yield Problem(f"{json.dumps(model.name)} cannot be the name of a model", do)
+            do = "Use at most 128 letters, digits and . _ : / -, starting with a letter or digit."
+            yield Problem(f"{json.dumps(model.name)} is not a valid model name", do)
         if model.kind == "lora" and "=" in model.path:
-            what = f'{model.path} has a "=" in its path, which ms-swift takes for the end of the name'
+            what = f'{model.path} has a "=" in its path, which ms-swift reads as the end of the name'
             yield Problem(what, "Rename the directory.")
     base, adapters = models[0], models[1:]
     if any(model.name == base.name for model in adapters):
         do = "Choose another name for the adapter."
-        yield Problem(f'"{base.name}" is the name of the base model and of an adapter', do)
+        yield Problem(f'"{base.name}" is the name of both the base model and an adapter', do)
 
 
 def adapters_together(found: FoundModels, backend: Backend) -> Iterator[Problem]:
-    """Why several adapters cannot be served side by side."""
+    """Reasons why several adapters cannot be served together."""
     if found.type != "multi-lora":
         return
     first, names = found.checkpoints[0], found.names
@@ -333,7 +333,9 @@ def adapters_together(found: FoundModels, backend: Backend) -> Iterator[Problem]
         return
     for name, checkpoint in zip(names, found.checkpoints, strict=True):
         if not backend.serves_adapter(checkpoint):
-            what = f'"{name}" cannot be served by {backend.name}, which takes only plain LoRA up to rank 512'
+            what = (
+                f'"{name}" cannot be served by {backend.name}, which supports only plain LoRA up to rank 512'
+            )
             yield Problem(what, "Use --infer-backend pt.")
 
 

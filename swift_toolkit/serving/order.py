@@ -1,4 +1,4 @@
-"""The order that goes to the process that serves, and what that reports."""
+"""The order sent to the serving process, and the reports it sends back."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from swift_toolkit.serving.models import ServedModel
 
 @dataclass(frozen=True, kw_only=True)
 class ServingOrder:
-    """All that the serving process needs to know; sent over its stdin, the key included.
+    """Everything the serving process needs, sent over its stdin, including the key.
 
     Args:
-        arguments: for ms-swift's DeployArguments.
+        arguments: argument list for ms-swift's DeployArguments.
         backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
         host: address to listen on.
-        port: port to listen on, 0 for any that is free.
-        ssl_certfile: certificate, None for plain HTTP.
-        ssl_keyfile: its key.
-        models: the names that are served, the base or whole model first.
-        system: the system prompt that the settings ask for.
-        limits: of one request.
-        max_batch_size: requests that pt answers together; None to find out.
-        default_tokens: longest answer where a request names none; None for the limit.
-        key: the API key, None without one.
+        port: port to listen on, 0 for any free port.
+        ssl_certfile: certificate file, None for plain HTTP.
+        ssl_keyfile: private key of the certificate.
+        models: the served models, the base or whole model first.
+        system: the system prompt of the settings.
+        limits: limits of one request.
+        max_batch_size: most requests that pt answers together; None to find out.
+        default_tokens: longest answer to a request without a limit, in tokens; None for the server's limit.
+        key: the API key, None for no key.
         log_requests: write prompts and answers to the log.
         allow_runtime_lora: load and unload adapters while serving.
-        adapter_dirs: directories that these adapters come from.
-        hosts: names under which the server is reached.
-        origins: web pages of these origins may ask.
+        adapter_dirs: directories below which these adapters must be.
+        hosts: host names under which clients reach the server.
+        origins: origins whose web pages may send requests.
         media_folder: directory for the files of running requests.
         chat: serve the chat page.
-        drain_seconds: time for running answers at the end, in seconds.
+        drain_seconds: seconds that running answers have to finish at shutdown.
     """
 
     arguments: tuple[str, ...]
@@ -62,10 +62,10 @@ class ServingOrder:
 
     @classmethod
     def read(cls, line: str) -> ServingOrder:
-        """The order in a line of JSON.
+        """Parse an order from a line of JSON.
 
         Raises:
-            ValueError: it is not an order.
+            ValueError: the line is not an order.
         """
         import msgspec
 
@@ -79,17 +79,17 @@ class Importing:
 
 @dataclass(frozen=True)
 class Loading:
-    """It is loading the model."""
+    """The process is loading the model."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """It answers.
+    """The server accepts requests.
 
     Args:
-        port: it listens on.
-        pid: of the process.
-        max_batch_size: requests that pt answers together; None for other backends.
+        port: port it listens on.
+        pid: process id.
+        max_batch_size: most requests that pt answers together; None for other backends.
     """
 
     port: int
@@ -99,14 +99,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Stopped:
-    """It has shut down as asked; ``cut`` answers were not finished."""
+    """The server has shut down on request; ``cut`` answers were cut off."""
 
     cut: int
 
 
 @dataclass(frozen=True)
 class Failed:
-    """It ends because of an error."""
+    """The process ends because of an error."""
 
     type: str
     message: str
@@ -120,15 +120,15 @@ _REPORTS: dict[str, type[Report]] = {
 
 
 def send_report(reporter: Reporter, report: Report) -> None:
-    """Send what `read_report` reads."""
+    """Send a report in the form that `read_report` reads."""
     reporter(type(report).__name__.lower(), **asdict(report))
 
 
 def read_report(event: Mapping[str, object]) -> Report:
-    """What the serving process reports.
+    """Parse a report of the serving process.
 
     Raises:
-        ValueError: it is not a report.
+        ValueError: the event is not a report.
     """
     import msgspec
 

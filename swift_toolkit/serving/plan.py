@@ -1,7 +1,6 @@
-"""What a server serves and how, decided before anything heavy starts: models, names, address, limits.
+"""The plan of a server, made before anything heavy starts: models, names, address, limits.
 
-``make_deployment`` is the one way in. It reads the checkpoints and the settings and raises everything that is wrong
-with them at once.
+``make_deployment`` is the entry point. It reads the checkpoints and the settings and raises all problems together.
 """
 
 from __future__ import annotations
@@ -53,21 +52,22 @@ Merge = Literal["no", "beside", "aside"]
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A checked server that is not started yet.
+    """A checked server that has not been started.
 
     Args:
         type: what is served: one adapter on its base, one whole model, or several adapters on one base.
-        models: the names, the base or whole model first.
-        checkpoints: what was read, in the order of the adapters.
-        config: the settings, without what the checkpoints decide.
-        backend: what generates.
-        backend_why: why it is this backend.
-        device: what it runs on.
-        merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
-        limits: of one request.
-        key: the API key, None without one. Never shown.
-        options: the toolkit's own, as given.
-        log: where an engine that merges the adapter writes.
+        models: the served models, the base or whole model first.
+        checkpoints: the checkpoints, in the order of the adapters.
+        config: the settings, without those that the checkpoints determine.
+        backend: the engine that generates.
+        backend_why: why this backend was chosen.
+        device: the device it runs on.
+        merge: ``no``; ``beside`` to keep the merged model next to the checkpoint; ``aside`` to merge for this run
+            only, because the backend cannot load the adapter.
+        limits: limits of one request.
+        key: the API key, None for no key. Never shown.
+        options: the toolkit's own options, as given.
+        log: log file for merging the adapter.
     """
 
     type: Type
@@ -85,7 +85,7 @@ class Deployment:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, of several adapters the first."""
+        """The checkpoint; the first one if there are several adapters."""
         return self.checkpoints[0]
 
     @property
@@ -95,35 +95,35 @@ class Deployment:
 
     @property
     def port(self) -> int:
-        """The port to listen on; 0 for any that is free."""
+        """The port to listen on; 0 for any free port."""
         return int(self.config.get("port"))
 
     @property
     def tls(self) -> bool:
-        """Whether clients must speak TLS."""
+        """Whether clients must use TLS."""
         return self.config.get("ssl_certfile") is not None
 
     def url(self, port: int | None = None) -> str:
-        """The base URL for clients; an address that means every interface is named by this machine's loopback."""
+        """The base URL for clients, with the loopback address if the server listens on every interface."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return f"http{'s' if self.tls else ''}://{host}:{port or self.port}/v1"
 
     def arguments(self, model: str | None = None) -> list[str]:
-        """The argument list for ms-swift's DeployArguments; ``model`` stands in for the recorded model."""
+        """The argument list for ms-swift's DeployArguments; ``model`` replaces the recorded model."""
         config, first = deepcopy(self.config), self.models[0]
         with_adapters = any(one.kind == "lora" for one in self.models)
-        # the system prompt of an adapter goes with its name: see Router
+        # Router applies the system prompt of each adapter by its name
         checkpoint = replace(self.checkpoint, system=None) if with_adapters else self.checkpoint
         loading.fill_model(config, checkpoint, model=model or first.path, adapter=None)
         adapters = [f"{one.name}={one.path}" for one in self.models if one.kind == "lora"]
         if adapters:
-            config.fill("adapters", adapters, "named, so that the name asked for decides")
+            config.fill("adapters", adapters, "named, so that requests select one by name")
         config.fill("served_model_name", first.name, "")
         return config.arguments()
 
     def order(self, model: str, media_folder: str) -> ServingOrder:
-        """What the serving process needs to know, the key included; ``model`` as for `arguments`."""
+        """The order for the serving process, including the key; ``model`` as for `arguments`."""
         options = self.options
         return ServingOrder(
             arguments=tuple(self.arguments(model)),
@@ -150,7 +150,7 @@ class Deployment:
 
     @property
     def code(self) -> str | None:
-        """What becomes of the Python code that the checkpoints and their base bring, None without any."""
+        """How Python code in the checkpoints and their base is handled; None if there is no code."""
         found = dict.fromkeys(code for one in self.checkpoints for code in one.code)
         return code_phrase(found, any(one.trusted for one in self.checkpoints))
 
@@ -160,7 +160,7 @@ class Deployment:
         reach = "this machine only" if is_loopback(self.host) else "other machines"
         rows = [(one.name, str(one)) for one in self.models]
         rows += [
-            ("address", f"{self.url() if self.port else 'a port that is free'} ({reach}, {access})"),
+            ("address", f"{self.url() if self.port else 'any free port'} ({reach}, {access})"),
             ("backend", f"{self.backend.name} ({self.backend_why}) on {self.device}"),
         ]
         if self.merge != "no":
@@ -192,7 +192,7 @@ class Deployment:
 
 
 MERGING = {
-    "beside": "kept beside the checkpoint",
+    "beside": "kept next to the checkpoint",
     "aside": "for this run: the backend cannot load this adapter",
 }
 
@@ -203,16 +203,16 @@ def make_deployment(
     overrides_from: Literal["command line", "call"],
     options: ServingOptions,
 ) -> Deployment:
-    """Check what is asked and decide how.
+    """Check the request and make the plan.
 
     Args:
-        source: a file of settings, or a mapping.
-        overrides: settings laid over it.
-        overrides_from: what to call the overrides in messages.
-        options: the toolkit's own.
+        source: settings, as a file or a mapping.
+        overrides: settings that override ``source``.
+        overrides_from: how messages refer to the overrides.
+        options: the toolkit's own options.
 
     Raises:
-        RequestError: with everything that is wrong.
+        RequestError: with all problems.
     """
     config, problems = read_request(source, overrides, command="deploy", overrides_from=overrides_from)
     problems += [
@@ -245,7 +245,7 @@ _Value = TypeVar("_Value")
 def _collect(
     problems: list[Problem], find: Callable[[], _Value | None], instead: _Value | None = None
 ) -> _Value | None:
-    """What ``find`` returns; ``instead`` where it raises, with its problems added to ``problems``."""
+    """Return the result of ``find``; if it raises, add its problems to ``problems`` and return ``instead``."""
     try:
         return find()
     except RequestError as error:
@@ -256,10 +256,10 @@ def _collect(
 def _decide(
     config: Config, options: ServingOptions, asked: Asked, found: FoundModels, key: str | None
 ) -> Deployment:
-    """The deployment of a request whose parts are right.
+    """Make the deployment of a request whose parts are valid.
 
     Raises:
-        RequestError: they do not go together.
+        RequestError: the parts cannot be combined.
     """
     device = find_device()
     backend, why = choose_backend(asked.backend, found.checkpoints, device)
@@ -301,7 +301,7 @@ def _limits(options: ServingOptions) -> Limits:
 def _merge_problems(found: FoundModels) -> Iterable[Problem]:
     if found.type == "lora":
         return merging_problems(found.checkpoints[0])
-    do = "Remove it." if found.type == "full" else "Remove it: merged adapters are models of their own."
+    do = "Remove it." if found.type == "full" else "Remove it: a merged adapter is a separate model."
     return [Problem("needs one adapter", do, "--merge-lora")]
 
 
@@ -312,7 +312,7 @@ def _fill(
     models: Sequence[ServedModel],
     options: ServingOptions,
 ) -> None:
-    """Fill in settings that the server needs and that are not set."""
+    """Fill in unset settings that the server needs."""
     backend.fill(config, [model.rank or 0 for model in models if model.kind == "lora"])
     config.fill("verbose", options.log_requests, "prompts are logged only with --log-requests")
     config.fill("log_interval", -1, "the server has /metrics")
@@ -322,11 +322,11 @@ def _fill(
         )
 
 
-# --- settings that have another way here --------------------------------------------------------------------
+# --- settings that have an equivalent option ----------------------------------------------------------------
 
 _OTHER_WAYS = {
     **dict.fromkeys(("dataset", "val_dataset", "result_path", "stream", "metric"), "Remove it."),
-    "load_args": "Remove it: what the checkpoint says is always read.",
+    "load_args": "Remove it: the checkpoint's own settings are always read.",
     "verbose": "Use --log-requests.",
 }
 
@@ -334,7 +334,7 @@ _OTHER_WAYS = {
 def _other_ways(config: Config, options: ServingOptions) -> Iterator[Problem]:
     if "api_key" in config.settings:
         do = f"Set the environment variable {KEY_VARIABLE}, or use --api-key-file."
-        yield config.problem("api_key", "is a secret, and others could read it there", do)
+        yield config.problem("api_key", "is a secret that others could read there", do)
     yield from plan.other_ways(config, _OTHER_WAYS, options.from_line)
     yield from secret_problems(config)
 
@@ -351,14 +351,14 @@ def _option_problems(options: ServingOptions) -> Iterator[Problem]:
         if not _is_directory(directory):
             yield Problem(f"names the directory {directory}, which does not exist", key=flag)
     if options.allow_runtime_lora and not options.adapter_dir:
-        do = "Name the directories that adapters may come from: --adapter-dir DIR"
+        do = "Name the directories from which adapters may be loaded: --adapter-dir DIR"
         yield Problem("needs --adapter-dir", do, "--allow-runtime-lora")
 
 
 def _is_directory(path: str) -> bool:
     try:
         return Path(path).expanduser().is_dir()
-    except (OSError, ValueError, RuntimeError):  # such as ~nobody, or a name of 300 letters
+    except (OSError, ValueError, RuntimeError):  # such as ~nobody, or a name with 300 characters
         return False
 
 

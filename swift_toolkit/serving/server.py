@@ -1,4 +1,4 @@
-"""A server from outside: starts the process that serves, waits for it, ends it, and keeps its record."""
+"""Starts, awaits and stops the serving process, and keeps its record."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from swift_toolkit.serving.order import Failed, Loading, Ready, Report, Stopped,
 from swift_toolkit.serving.plan import Deployment
 
 GRACE_SECONDS = 5.0
-"""Time that the process may take to end after the last answer, in seconds."""
+"""Seconds that the process may take to end after the last answer."""
 
 
 class Server:
     """One server; `start` it, `wait` for it, `stop` it.
 
     Args:
-        deployment: what is served and how.
+        deployment: the plan of the server.
 
-    ``cut`` is the number of answers that its end has cut, known once it has stopped.
+    ``cut`` is the number of answers that the shutdown cut off, known once the server has stopped.
     """
 
     def __init__(self, deployment: Deployment) -> None:
@@ -51,10 +51,10 @@ class Server:
         self._reports: Iterator[Report | None]
 
     def start(self) -> None:
-        """Load the model and wait until the server answers; what goes on is shown on stderr.
+        """Load the model and wait until the server accepts requests; show the progress on stderr.
 
         Raises:
-            RunError: it cannot be started; ``log`` says more.
+            RunError: the server cannot be started; see ``log``.
         """
         self._started = time.time()
         try:
@@ -73,7 +73,7 @@ class Server:
             raise
 
     def _model(self, line: screen.StartingLine) -> AbstractContextManager[str | Path | None]:
-        """The model to load, merged first where needed."""
+        """The model to load, merged first if needed."""
         if self.deployment.merge != "no":
             line.note("merging the adapter into its base")
             return merged(replace(self.deployment, log=self.log))
@@ -105,10 +105,10 @@ class Server:
         raise self._failure(None)
 
     def wait(self) -> None:
-        """Return when the server has ended because it was stopped.
+        """Wait until the server has been stopped.
 
         Raises:
-            RunError: it ended by itself.
+            RunError: the server ended unexpectedly.
         """
         last = None
         for report in self._reports:
@@ -116,10 +116,10 @@ class Server:
         self._note_end(last)
 
     def stop(self) -> None:
-        """Stop accepting, let running answers end for as long as ``drain_seconds``, and end the server.
+        """Stop accepting requests, let running answers finish for up to ``drain_seconds``, and end the server.
 
         Raises:
-            RunError: it had ended by itself, or does not end; running answers were lost.
+            RunError: the server had ended unexpectedly, or did not end; running answers were lost.
         """
         if self.ready is None or self._over:
             self._end(None)
@@ -128,17 +128,17 @@ class Server:
         patience = self.deployment.options.drain_seconds + GRACE_SECONDS
         deadline = time.monotonic() + patience
         last = None
-        for report in _reports(self._child):  # those of `wait` end with the interrupt that ended it
+        for report in _reports(self._child):  # the iterator in `wait` ended with the interrupt
             last = report or last
             if time.monotonic() > deadline:
                 break
         self._note_end(last, patience)
 
     def _note_end(self, last: Report | None, patience: float = 0.0) -> None:
-        """End with what the process reported last; one that still runs after ``patience`` seconds is killed.
+        """Record the last report of the process; kill the process if it still runs after ``patience`` seconds.
 
         Raises:
-            RunError: it did not report that it stopped.
+            RunError: the process did not report that it stopped.
         """
         if isinstance(last, Stopped):
             self.cut = last.cut
@@ -153,7 +153,7 @@ class Server:
         return RunError(f"{what} Full log: {self.log}")
 
     def kill(self) -> None:
-        """End the server at once."""
+        """Kill the server."""
         self._child.end(patience=0)
         self._end(None)
 
@@ -166,7 +166,7 @@ class Server:
             self._record("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
 
     def _failure(self, last: Report | None) -> RunError:
-        """Why the server does not run, from what its process reported last."""
+        """The error of a server that does not run, from the last report of its process."""
         where = f"Full log: {self.log}"
         what = "The server could not be started" if self.ready is None else "The server has ended"
         if isinstance(last, Failed):
@@ -174,7 +174,7 @@ class Server:
             return RunError(f"{what}: {cause.rstrip('.')}. {where}")
         status = self._child.process.wait()
         if status == -signal.SIGKILL:
-            return RunError(f"{what}: it was killed, most often for lack of memory. {where}")
+            return RunError(f"{what}: it was killed, most likely because memory ran out. {where}")
         return RunError(f"{what}: its process ended with status {status}. {where}")
 
     def _record(self, status: str, error: str | None = None) -> None:
@@ -191,6 +191,6 @@ class Server:
 
 
 def _reports(child: Child) -> Iterator[Report | None]:
-    """What the serving process reports until it ends; None while there is nothing."""
+    """Yield the reports of the serving process until it ends; None while there are none."""
     for event in child.events():
         yield None if event is None else read_report(event)

@@ -1,8 +1,8 @@
 """The process in which one server runs.
 
-Started by server.py through machine/process.py, which writes the order, the API key included, to its stdin. It builds
+Started by server.py through machine/process.py, which writes the order, including the API key, to its stdin. It builds
 ms-swift's own ``SwiftDeploy`` from an argument list, puts `gateway.Gateway` in front of its engine and serves it with
-uvicorn on a socket that it has held since before anything was loaded. SIGTERM lets running answers end.
+uvicorn on a socket that it binds before it loads anything. On SIGTERM, running answers may finish.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from swift_toolkit.serving.order import (
 )
 
 RUNTIME_SLOTS = 4
-"""How many more adapters than at the start vLLM can hold where they may be loaded while serving."""
+"""Slots that vLLM reserves for adapters loaded while serving."""
 
 CLOSE_SECONDS = 2.0
-"""Time after the last answer was cut in which clients may take what was sent."""
+"""Seconds after the last answer was cut off in which clients may still receive data."""
 
 LINES_PER_SECOND = 100
-"""Lines of the log about requests; what is more is counted."""
+"""Most log lines about requests per second; the others are only counted."""
 
 
 def main(report: Reporter) -> int:
-    """Serve what the first line of stdin orders. Returns the exit status."""
+    """Serve the order in the first line of stdin. Returns the exit status."""
     report.end_with_starter()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     order = ServingOrder.read(sys.stdin.readline())
     if not order.log_requests:
         os.environ.pop("SWIFT_DEBUG", None)  # makes ms-swift log prompts
@@ -73,24 +73,24 @@ def main(report: Reporter) -> int:
 
 
 def _make_server(order: ServingOrder, report: Reporter) -> Any:
-    """ms-swift's server with its engine loaded, not serving yet."""
-    # a second line behind the checks of media; of nothing but a folder that cannot be there, no file is allowed
+    """Create ms-swift's server with its engine loaded, not serving yet."""
+    # a second safeguard after the media checks; a directory that cannot exist means that no file is allowed
     allowed = [one for one in (order.limits.media_dir, order.media_folder) if one]
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = ",".join(allowed)
     swift = serving_api()
     send_report(report, Loading())
-    # a file for results that is named makes no folders beside the model; nothing is written to it
+    # with a result file named, ms-swift creates no directories next to the model; nothing is written to it
     words = [*with_peft_adapters(order.arguments), f"--result_path={os.devnull}"]
     arguments, unknown = swift.parse_args(swift.DeployArguments, words)
     if unknown:
-        raise ValueError(f"ms-swift does not know {' '.join(unknown)}")
+        raise ValueError(f"ms-swift does not accept {' '.join(unknown)}")
     if arguments.adapter_mapping:
-        arguments.system = order.system  # read from the first adapter, it would be every model's
+        arguments.system = order.system  # ms-swift would use the first adapter's for every model
     arguments.result_path = None
     BACKENDS[order.backend].reserve_adapters(arguments, RUNTIME_SLOTS if order.allow_runtime_lora else 0)
     server = swift.SwiftDeploy(arguments)
     server.jsonl_writer = None
-    server.infer_engine.strict = False  # a request that cannot be rendered fails alone, not its whole batch
+    server.infer_engine.strict = False  # a request that cannot be rendered must not fail its whole batch
     return server
 
 
@@ -98,7 +98,7 @@ def _make_server(order: ServingOrder, report: Reporter) -> Any:
 
 
 async def _serve(router: Router, order: ServingOrder, listening: socket.socket, report: Reporter) -> None:
-    """Serve until SIGTERM, then let running answers end."""
+    """Serve until SIGTERM, then let running answers finish."""
     asyncio.get_running_loop().set_exception_handler(_log_failure)
     await router.warm_up()
     if not order.log_requests:
@@ -118,7 +118,7 @@ async def _serve(router: Router, order: ServingOrder, listening: socket.socket, 
             raise RuntimeError(f"the engine of {router.backend.name} has died")
     serving.result()
     send_report(report, Stopped(log.cut))
-    # the engine's thread, still at an answer that was cut, finds no loop any more
+    # the engine's thread may still be generating an answer that was cut off, and its event loop is gone
     threading.excepthook = lambda _: None
 
 
@@ -144,7 +144,7 @@ def _http_server(gateway: Gateway, order: ServingOrder) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
-        def capture_signals(self) -> Any:  # uvicorn would die of the signal after a clean end
+        def capture_signals(self) -> Any:  # uvicorn would raise the signal again after a clean shutdown
             return nullcontext()
 
     return Server(
@@ -165,7 +165,7 @@ def _http_server(gateway: Gateway, order: ServingOrder) -> Any:
 
 
 def _stop(server: Any, gateway: Gateway, drain_seconds: int) -> None:
-    """Accept no more connections, and cut what is not answered in time."""
+    """Stop accepting connections, and cut off answers that do not finish in time."""
     server.should_exit = True
     loop = asyncio.get_running_loop()
     loop.call_later(drain_seconds, gateway.cut_answers)
@@ -173,7 +173,7 @@ def _stop(server: Any, gateway: Gateway, drain_seconds: int) -> None:
 
 
 def _close_connections(server: Any) -> None:
-    """Close what is left, such as the connection of a client that does not read: uvicorn would wait for it."""
+    """Close the remaining connections, such as those of clients that do not read; uvicorn would wait for them."""
     for connection in list(server.server_state.connections):
         connection.transport.abort()
 
@@ -185,21 +185,21 @@ _QUOTE_REQUESTS = frozenset("swift ms_swift transformers modelscope".split())
 
 
 def _quiet_engine() -> None:
-    """ms-swift's and transformers' warnings quote requests; vLLM's are left."""
+    """Silence the warnings of ms-swift and transformers, which quote requests; vLLM's are kept."""
     for name in logging.root.manager.loggerDict:
         if name.partition(".")[0] in _QUOTE_REQUESTS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _log_failure(loop: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
-    """One line for an error of a background task."""
+    """Log an error of a background task in one line."""
     error = context.get("exception")
     what = place_of(error) if isinstance(error, BaseException) else context.get("message")
     print(f"{time.strftime('%H:%M:%S')} in the background: {what}", flush=True)
 
 
 class _Log:
-    """One line for a request: never what it said."""
+    """Logs one line per request, without its content."""
 
     def __init__(self) -> None:
         self.cut = 0
@@ -212,7 +212,7 @@ class _Log:
             return
         now = time.strftime("%H:%M:%S")
         if held:
-            print(f"{now} {held} more requests are not listed", flush=True)
+            print(f"{now} {held} more requests were not logged", flush=True)
         tokens = f" {one.prompt_tokens}+{one.completion_tokens} tokens" if one.completion_tokens else ""
         failure = f" {one.failure}" if one.failure else ""
         what = f"{one.id} {one.status or 499} {one.method[:8]} {_known(one)} {one.model or '-'}"
@@ -220,7 +220,7 @@ class _Log:
 
 
 def _known(one: Exchange) -> str:
-    """The path if it is one of ours; a client may write anything there."""
+    """The path if it is one of the server's; a client may send any text."""
     return one.path if one.status not in (401, 403, 404, 405) else "-"
 
 

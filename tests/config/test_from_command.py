@@ -164,14 +164,14 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         (
             deploy_model,
             ["--from-command", "swift deploy --model a --api_key secret"],
-            '"--api_key" is a secret, and others could read it there. '
+            '"--api_key" is a secret that others could read there. '
             "Set the environment variable SWIFT_API_KEY, or use --api-key-file.",
         ),
         (
             deploy_model,
             ["--from-command", "swift deploy --adapters a=x y"],
             '"--adapters" has several adapters, and not every one has a name. '
-            "Write name=DIR for each: clients ask for an adapter by its name.",
+            "Write name=DIR for each: clients request an adapter by its name.",
         ),
         (
             inference_test,

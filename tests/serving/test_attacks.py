@@ -138,7 +138,7 @@ def test_a_path_is_not_in_the_log_either(deployer: ModelDeployer) -> None:
 
 # --- adapters -----------------------------------------------------------------------------------------------
 
-REFUSED = "lora_path is not an adapter below a directory of --adapter-dir."
+REFUSED = "lora_path is not an adapter below one of the --adapter-dir directories."
 
 
 def test_adapters_only_come_from_the_allowed_directory(deployer: ModelDeployer, adapters: Path) -> None:

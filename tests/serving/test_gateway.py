@@ -86,7 +86,7 @@ def test_what_breaks_is_one_line_with_the_id_of_the_request(said: str, stream: b
     response, (one,) = chat(said, stream=stream)
     text = response.text.strip().split("\n\n")[-1].removeprefix("data: ")
     assert json.loads(text)["error"] == {
-        "message": f"The server failed to answer; its log names request {one.id}.",
+        "message": f"The server failed to answer; see request {one.id} in its log.",
         "type": "server_error",
         "param": None,
         "code": None,
@@ -172,7 +172,7 @@ def test_answers_that_are_cut_say_so() -> None:
     assert one.cut
     assert sent[-1]["more_body"] is False
     last = json.loads(sent[-1]["body"].decode().removeprefix("data: "))
-    assert last["error"]["message"] == "The server is shutting down and cut this answer."
+    assert last["error"]["message"] == "The server is shutting down and cut off this answer."
 
 
 class Streaming(Engine):
@@ -215,7 +215,7 @@ def test_a_cut_is_not_lost_in_the_middle_of_a_send(steps: int) -> None:
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
     asyncio.run(engine.layer(scope, receive, send))
     assert [one.cut for one in seen] == [True]
-    assert b"cut this answer" in sent[-1]["body"]
+    assert b"cut off this answer" in sent[-1]["body"]
     assert len(sent) < 40
 
 

@@ -1,1 +1,1 @@
-"""How a checked request reaches a model."""
+"""Passing checked requests to a model."""

@@ -1,4 +1,4 @@
-"""Adapters that come and go while the server runs."""
+"""Loading and unloading adapters while the server runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class RuntimeAdapters:
     """Loads and unloads adapters of a running server.
 
     Args:
-        router: whose models change.
-        directories: adapters are only taken from below these.
+        router: the router whose models change.
+        directories: adapters are only loaded from below these.
     """
 
     def __init__(self, router: Router, directories: tuple[str, ...]) -> None:
@@ -36,7 +36,7 @@ class RuntimeAdapters:
         """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``.
 
         Raises:
-            ApiError: it cannot be loaded.
+            ApiError: the adapter cannot be loaded.
         """
         name, path = _texts(body, "lora_name", "lora_path")
         if not models.NAME.fullmatch(name):
@@ -65,8 +65,10 @@ class RuntimeAdapters:
             raise ApiError(400, "The adapter cannot be loaded.", "lora_path") from error
 
     def _read(self, name: str, path: str) -> ServedModel:
-        """The adapter at ``path``; the error for one that is not allowed does not reveal what exists."""
-        wrong = ApiError(400, "lora_path is not an adapter below a directory of --adapter-dir.", "lora_path")
+        """Read the adapter at ``path``; the error for a path that is not allowed does not reveal what exists."""
+        wrong = ApiError(
+            400, "lora_path is not an adapter below one of the --adapter-dir directories.", "lora_path"
+        )
         try:
             there = Path(path).resolve()
             allowed = any(there.is_relative_to(one) for one in self._directories)
@@ -82,7 +84,7 @@ class RuntimeAdapters:
         if not any(resolved.is_relative_to(one) for one in self._directories):
             raise wrong
         if not any(resolved.rglob("*.safetensors")):
-            raise ApiError(400, "lora_path holds weights that are not safetensors.", "lora_path")
+            raise ApiError(400, "lora_path has weights that are not safetensors.", "lora_path")
         self._check(path, checkpoint)
         peft = as_peft(str(checkpoint.path))
         return ServedModel(name, "lora", peft, checkpoint.base, checkpoint.system, checkpoint.lora_rank)
@@ -91,23 +93,23 @@ class RuntimeAdapters:
         router = self._router
         if not router.backend.serves_adapter(checkpoint):
             raise ApiError(
-                400, f"{router.backend.name} only takes plain LoRA, which lora_path is not.", "lora_path"
+                400, f"{router.backend.name} only supports plain LoRA, which lora_path is not.", "lora_path"
             )
         highest = router.backend.highest_rank(router.server.args)
         if highest is not None and (checkpoint.lora_rank or 0) > highest:
             what = (
-                f"lora_path has rank {checkpoint.lora_rank}, and the server was started for at most {highest}"
+                f"lora_path has rank {checkpoint.lora_rank}, but the server was started for at most {highest}"
             )
             raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
         base = router.models[router.first]
         if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
-            raise ApiError(400, "lora_path was trained from another base model.", "lora_path")
+            raise ApiError(400, "lora_path was trained on a different base model.", "lora_path")
 
     async def unload(self, body: JsonObject) -> str:
-        """``POST /v1/unload_lora_adapter``, with ``lora_name``; answers on their way are finished first.
+        """``POST /v1/unload_lora_adapter``, with ``lora_name``; running answers finish first.
 
         Raises:
-            ApiError: there is no such adapter.
+            ApiError: the adapter does not exist.
         """
         (name,) = _texts(body, "lora_name")
         router = self._router

@@ -1,4 +1,4 @@
-"""Which requests the engine pt answers together."""
+"""Batching of requests for the pt engine."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from swift_toolkit.machine.msswift import fetch_through, stop_generating
 
 GATHER_SECONDS = 0.004
-"""How long nothing more must have come before a batch begins; ms-swift itself waits 5 ms on average."""
+"""Seconds without a new request before a batch begins; ms-swift itself waits 5 ms on average."""
 
 GATHER_AT_MOST = 0.05
-"""How long a request may wait for others."""
+"""Most seconds that a request waits for others."""
 
 
 class Batches:
-    """Makes ms-swift answer requests together that arrive together, and skip those whose client has disconnected.
+    """Makes ms-swift batch requests that arrive together and skip those whose client has disconnected.
 
-    Its worker looks every 10 ms and begins with what is there: of 32 requests it may see three, and the others wait
-    until those are answered. It would also finish an answer whose client has disconnected.
+    ms-swift's worker polls every 10 ms and starts with the requests it finds: of 32 requests it may see three, and the
+    others wait until those are answered. It would also finish an answer whose client has disconnected.
 
     Args:
-        engine: whose worker takes requests from ``_queue`` into ``_task_pool`` and from there a batch.
-        template: what generates for it.
+        engine: the engine whose worker moves requests from ``_queue`` to ``_task_pool`` and takes batches from there.
+        template: the template with which the engine generates.
     """
 
     def __init__(self, engine: Any, template: Any) -> None:
-        self.came = 0.0  # when the last request came
+        self.came = 0.0  # time of the last request
         self._engine = engine
         self._batch: list[Any] = []
         self._fetch = fetch_through(engine, self._next)
@@ -51,7 +51,7 @@ class Batches:
         return ({**kwargs, "infer_requests": self._batch}, [queue for _, queue in wanted]) if wanted else None
 
     def _begun(self) -> Callable[[], bool]:
-        """For the batch that is about to be generated: whether all clients have disconnected."""
+        """For the batch about to be generated: a function that says whether all its clients have disconnected."""
         batch = self._batch
         return lambda: all(map(_gone, batch))
 

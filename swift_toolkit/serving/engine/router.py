@@ -1,4 +1,4 @@
-"""Passes checked requests on to the model they name."""
+"""Passes checked requests to the model they name."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from swift_toolkit.serving.models import ServedModel
 from swift_toolkit.serving.order import ServingOrder
 
 TEMPLATE_TOKENS = 1024
-"""More tokens than a chat format and its system prompt add to a short text."""
+"""Upper bound of the tokens that a chat format and its system prompt add to a short text."""
 
 
 class Router:
-    """Passes checked requests on to the engine: under the right adapter, with its system prompt, and counted.
+    """Passes checked requests to the engine with the right adapter and system prompt, and counts them.
 
     Args:
         server: ms-swift's SwiftDeploy, whose engine answers.
-        order: what is served.
+        order: the order of the server.
     """
 
     def __init__(self, server: Any, order: ServingOrder) -> None:
@@ -83,10 +83,10 @@ class Router:
     # --- requests -------------------------------------------------------------------------------------------
 
     async def answer(self, request: ApiRequest, one: Exchange) -> Answer | AsyncGenerator[AnswerPiece, None]:
-        """The whole answer to a request, or its pieces; what is wrong shows before the first piece.
+        """Return the whole answer to a request or a generator of its pieces; errors are raised before the first piece.
 
         Raises:
-            ApiError: it cannot be answered.
+            ApiError: the request cannot be answered.
         """
         if self._log_requests:
             self._log(one, [list(asked.messages) for asked in request.conversations])
@@ -121,7 +121,7 @@ class Router:
             await pieces.aclose()
 
     async def _all(self, request: ApiRequest) -> list[Any]:
-        """The engine's answers to all conversations; where one fails, the others end."""
+        """The engine's answers to all conversations; if one fails, the others are cancelled."""
         tasks = [asyncio.ensure_future(self._whole(request, one)) for one in request.conversations]
         try:
             return list(await asyncio.gather(*tasks))
@@ -160,7 +160,7 @@ class Router:
                 yield form.last(usage)
 
     async def _prepared(self, conversation: Conversation, stack: AsyncExitStack) -> Any:
-        """ms-swift's InferRequest of a conversation, its media in files as long as ``stack`` is open."""
+        """ms-swift's InferRequest of a conversation; its media files exist while ``stack`` is open."""
         paths = await stack.enter_async_context(self._media.files(conversation.media))
         media: dict[str, list[str]] = {}
         for one, path in zip(conversation.media, paths, strict=True):
@@ -178,26 +178,26 @@ class Router:
         messages = [dict(one) for one in conversation.messages]
         asked = self.api.InferRequest(messages=messages, **media, **given)
         asked.plain = conversation.plain
-        stack.callback(setattr, asked, "abandoned", True)  # the client has disconnected, or has its answer
+        stack.callback(setattr, asked, "abandoned", True)  # the client has disconnected or has its answer
         return asked
 
     async def ask(
         self, name: str, asked: Any, sampling: Sampling, *, stream: bool = False, hook: Any = None
     ) -> Any:
-        """What the engine says.
+        """Ask the engine.
 
         Args:
-            name: of the model.
+            name: name of the model.
             asked: ms-swift's InferRequest.
-            sampling: how it answers.
-            stream: piece by piece.
+            sampling: sampling parameters.
+            stream: return the answer piece by piece.
             hook: called by the engine's thread before the batch with this request.
 
         Raises:
-            ApiError: it cannot be answered, in words for a client.
+            ApiError: the request cannot be answered; the message is written for the client.
         """
         model = self.models.get(name)
-        if model is None:  # it was unloaded a moment ago
+        if model is None:  # it has just been unloaded
             raise ApiError(404, f"The model {name} does not exist.", "model", "model_not_found")
         try:
             return await self._ask(model, asked, sampling, stream, hook)
@@ -216,7 +216,7 @@ class Router:
         kwargs: dict[str, Any] = dict(self.server.infer_kwargs)
         if model.kind == "lora":
             kwargs["adapter_request"] = self.api.AdapterRequest(self.aliases[model.name], model.path)
-            config.adapter = self.aliases[model.name]  # else ms-swift 3 batches it with other adapters
+            config.adapter = self.aliases[model.name]  # otherwise ms-swift 3 batches it with other adapters
         kwargs["pre_infer_hook"] = hook or msswift.sampling_hook(
             self.backend.name,
             min_p=sampling.min_p,
@@ -234,23 +234,23 @@ class Router:
         return _checked(answer)
 
     def _request_config(self, sampling: Sampling, stream: bool) -> Any:
-        """ms-swift's RequestConfig, with the settings of the server where the request has none."""
+        """ms-swift's RequestConfig, with the settings of the server as defaults."""
         known = self.api.RequestConfig.__dataclass_fields__
         asked = {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__ if name in known}
         config = self.api.RequestConfig(**{**asked, "stop": list(sampling.stop), "stream": stream})
         self.server._set_request_config(config)
-        # what ms-swift does not know keeps requests that differ in it out of one batch
+        # an attribute unknown to ms-swift still keeps requests with different values out of one batch
         config.more = (sampling.min_tokens, sampling.ignore_eos, sampling.min_p)
         if sampling.seed is not None and self.backend.in_process:
             config.alone = time.monotonic_ns()
         return config
 
     async def _fit(self, asked: Any, config: Any) -> None:
-        """Shorten the answer to what the context leaves.
+        """Limit the answer to the remaining context.
 
-        Of a batch ms-swift shortens all answers to what the longest prompt leaves, and fails all if that is
-        nothing; so what cannot have its whole answer must not share a batch with others. Only prompts that may be
-        too long are rendered for this: a token is at least a byte.
+        ms-swift limits all answers of a batch to the context that the longest prompt leaves, and fails them all if
+        nothing is left; a request whose answer must be limited therefore must not share a batch. Only prompts that
+        may be too long are rendered for this: a token is at least one byte.
         """
         room = self.engine.max_model_len
         if not self.backend.in_process or room is None or self.engine.task_type != "causal_lm":
@@ -264,12 +264,12 @@ class Router:
         length = len(encoded["input_ids"])
         if length >= room:
             raise _too_long(
-                f"The prompt has {length:,} tokens; prompt and answer together may have {room:,}."
+                f"The prompt has {length:,} tokens; prompt and answer together may have at most {room:,}."
             )
         config.max_tokens = min(config.max_tokens, room - length)
 
     async def warm_up(self) -> None:
-        """Ask every model for one token: adapters are loaded now, and what is broken is found out now."""
+        """Ask every model for one token, so that adapters are loaded and errors appear now."""
         for name in self.models:
             await self.touch(name)
 
@@ -295,10 +295,10 @@ async def _chained(first: Any, pieces: AsyncIterator[Any]) -> AsyncGenerator[Any
 
 
 def _checked(answer: Any) -> Any:
-    """``answer``.
+    """Return ``answer``.
 
     Raises:
-        Exception: it is one, as ms-swift 3 hands back what it could not render.
+        Exception: ``answer`` is an exception; ms-swift 3 returns rendering errors this way.
     """
     if isinstance(answer, Exception):
         raise answer
@@ -318,13 +318,13 @@ _OF_THE_REQUEST = (
     OSError,
     RecursionError,
 )
-"""What ms-swift raises when a request cannot be rendered; generating raises RuntimeErrors."""
+"""Exceptions that ms-swift raises when a request cannot be rendered; generating raises RuntimeErrors."""
 
 
 def as_api_error(error: Exception, has_media: bool = True) -> ApiError | None:
-    """What the engine says, as a client may see it; None for a failure that is not the request's.
+    """Translate an error of the engine for the client; None for a failure that the request did not cause.
 
-    Where a request has media, what ms-swift says may name files of this machine, and does not reach the client.
+    If a request has media, ms-swift's messages may name files of this machine and are not passed to the client.
     """
     if isinstance(error, ApiError):
         return error
@@ -332,18 +332,18 @@ def as_api_error(error: Exception, has_media: bool = True) -> ApiError | None:
     if name == "MaxLengthError" or "leaves no room" in text or "maximum context length" in text:
         return _too_long(f"The prompt is too long: {text}")
     if name == "UnidentifiedImageError":
-        return ApiError(400, "A picture of the request is in no known format, or is not whole.", "messages")
+        return ApiError(400, "An image in the request is truncated or not in a known format.", "messages")
     if name == "EngineDeadError":
         return ApiError(503, "The engine has died, and the server is shutting down.")
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ApiError(503, "The server does not have enough memory for this request.")
     if "query_role" in text or "response_role" in text or "roles must alternate" in text:
-        order = "messages of user (or tool) and assistant must alternate after the first of system"
-        return ApiError(400, f"The messages are in an order that the model cannot take: {order}.", "messages")
+        order = "after an optional system message, messages from user (or tool) and assistant must alternate"
+        return ApiError(400, f"The model does not support this order of messages: {order}.", "messages")
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, _OF_THE_REQUEST) or "TemplateError" in kinds:  # jinja2's, of a chat template
         what = name if has_media or not text else text
         return ApiError(
-            400, f"The request cannot be put in the form of the model: {what.rstrip('.')}.", "messages"
+            400, f"The request cannot be rendered with the model's template: {what.rstrip('.')}.", "messages"
         )
     return None
