@@ -257,7 +257,7 @@ def test_pictures_that_are_too_large_cost_nothing(tiny_llava: Path, tmp_path: Pa
         before = server.memory_info().rss
         for _ in range(4):
             status, said = about(as_data(bomb(30_000, 30_000)))
-            assert (status, said) == (400, "The pictures have more than 50,000,000 pixels together.")
+            assert (status, said) == (400, "The images have more than 50,000,000 pixels in total.")
         assert server.memory_info().rss - before < 200 << 20
         assert about("https://site.example/a.png")[1].endswith(
             "which this server does not fetch. Send a data: URI."

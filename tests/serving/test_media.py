@@ -114,7 +114,7 @@ def test_a_public_address() -> None:
 )
 def test_this_machine_is_not_asked(url: str) -> None:
     assert refusal(url) in (
-        "images: the URL does not lead to a public address.",
+        "images: the URL does not point to a public address.",
         "images: the URL cannot be fetched.",  # a system that does not read such a number as an address
     )
 
@@ -137,24 +137,24 @@ def test_every_redirect_is_checked(site: str, names: dict[str, list[str]]) -> No
     ):
         ROUTES["to"] = to
         assert refusal(f"{site}/to/there") in (
-            "images: the URL does not lead to a public address.",
-            "images: only http and https URLs without a user name are fetched.",
+            "images: the URL does not point to a public address.",
+            "images: only http and https URLs without a user name can be fetched.",
         )
     ROUTES["to"] = "/to/again"
     assert refusal(f"{site}/to/again") == "images: the URL is redirected more than 3 times."
 
 
 def test_size_and_time_are_bounded(site: str, names: dict[str, list[str]]) -> None:
-    assert refusal(f"{site}/long") == "images: what the URL leads to has more than 100,000 bytes."
+    assert refusal(f"{site}/long") == "images: the content of the URL is larger than 100,000 bytes."
     began = time.monotonic()
     assert refusal(f"{site}/slow", seconds=0.5) in (
         "images: the URL was not fetched in time.",
         "images: the URL cannot be fetched.",
     )
     assert time.monotonic() - began < 3
-    assert refusal(f"{site}/none") == "images: the URL is answered with status 404."
+    assert refusal(f"{site}/none") == "images: the URL returns status 404."
     assert refusal("http://user:word@site.example/") == (
-        "images: only http and https URLs without a user name are fetched."
+        "images: only http and https URLs without a user name can be fetched."
     )
 
 
@@ -208,7 +208,7 @@ def test_a_picture_is_there_while_it_is_needed(tmp_path: Path) -> None:
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, pictures: list[bytes]) -> None:
     with pytest.raises(ApiError) as caught:
         prepare(tmp_path, *map(as_data, pictures))
-    assert caught.value.message == "The pictures have more than 50,000,000 pixels together."
+    assert caught.value.message == "The images have more than 50,000,000 pixels in total."
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_is_not_a_picture(tmp_path: Path, content: bytes) -> None:
         prepare(tmp_path, as_data(content))
     assert (
         caught.value.message
-        == "images is not a whole picture in one of the formats PNG, JPEG, WEBP, GIF, BMP."
+        == "images is not a complete image in one of the formats PNG, JPEG, WEBP, GIF, BMP."
     )
 
 

@@ -79,7 +79,7 @@ def test_the_model_must_be_there() -> None:
     with pytest.raises(ApiError) as caught:
         api_request.check_model({"model": "c"}, NAMES)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
-    assert caught.value.message == 'The model "c" does not exist. This server has one, two.'
+    assert caught.value.message == 'The model "c" does not exist. Available models: one, two.'
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_model_must_be_there() -> None:
         ({"messages": []}, "messages must be a list of at least one message.", "messages"),
         ({"messages": "hi"}, "messages must be a list of at least one message.", "messages"),
         ({"messages": ["hi"]}, "messages[0] must be an object with role and content.", "messages[0]"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content must be text, or a list of parts.",
+        ({"messages": [{"role": "user"}]}, "messages[0].content must be a string or a list of parts.",
          "messages[0].content"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]},
          'The last message must not be from "assistant".', "messages"),
@@ -97,9 +97,9 @@ def test_the_model_must_be_there() -> None:
          "messages[2].role is system; only the first messages may be from system.",
          "messages[2].role"),
         ({"messages": [{"role": "user", "content": "a\ud800"}]},
-         "The text holds half a character (a lone surrogate), which no model reads.", "messages"),
+         "The text contains a lone surrogate (half a character), which no model can read.", "messages"),
         ({"max_tokens": -5}, "max_tokens must be a whole number of at least 1, not -5.", "max_tokens"),
-        ({"max_tokens": 101}, "max_tokens is 101; this server answers with at most 100 tokens.", "max_tokens"),
+        ({"max_tokens": 101}, "max_tokens is 101; this server generates at most 100 tokens.", "max_tokens"),
         ({"max_completion_tokens": True}, "max_completion_tokens must be a whole number of at least 1, not true.",
          "max_completion_tokens"),
         ({"temperature": 3}, "temperature must be a number from 0 to 2, not 3.", "temperature"),
@@ -112,14 +112,14 @@ def test_the_model_must_be_there() -> None:
         ({"n": 2, "temperature": 0}, "n above 1 needs a temperature above 0: without it all answers are the same.", "n"),
         ({"stream": "yes"}, 'stream must be true or false, not "yes".', "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options needs stream to be true.", "stream_options"),
-        ({"stop": [1]}, "stop must be a text or a list of at most 16 texts.", "stop"),
+        ({"stop": [1]}, "stop must be a string or a list of at most 16 strings.", "stop"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported here.", "response_format"),
         ({"guided_json": {"type": "object"}}, "guided_json is not supported here.", "guided_json"),
         ({"presence_penalty": 1}, "presence_penalty is not supported here: only with vllm and sglang.",
          "presence_penalty"),
         ({"logit_bias": {"1": 2}}, "logit_bias is not supported here.", "logit_bias"),
-        ({"tools": [{}]}, "tools must be a list of functions with names.", "tools"),
-        ({**DEEP, "tool_choice": "required"}, 'tool_choice can only be "none" or "auto" here.',
+        ({"tools": [{}]}, "tools must be a list of functions that have names.", "tools"),
+        ({**DEEP, "tool_choice": "required"}, 'tool_choice must be "none" or "auto".',
          "tool_choice"),
         ({"top_logprobs": 3}, "top_logprobs needs logprobs to be true.", "top_logprobs"),
         ({"temprature": 1}, '"temprature" is not a field of /v1/chat/completions. Did you mean "temperature"?', "temprature"),
@@ -140,17 +140,14 @@ def test_what_the_model_cannot_do() -> None:
     ]
     text = Facts()
     assert refusal(facts=text, messages=picture) == (
-        "This model only takes text, not images.",
+        "This model only accepts text, not image input.",
         "messages[0].content[0].image_url",
     )
-    assert (
-        refusal(EMBEDDINGS, text, input="x")[0]
-        == "This model has no embeddings: it was not trained for them."
-    )
+    assert refusal(EMBEDDINGS, text, input="x")[0] == "This model was not trained to make embeddings."
     vectors = Facts(task="embedding")
-    assert refusal(facts=vectors)[0] == "This model only makes embeddings: ask /v1/embeddings."
+    assert refusal(facts=vectors)[0] == "This model only makes embeddings: use /v1/embeddings."
     assert refusal(COMPLETIONS, Facts(task="seq_cls"), prompt="x")[0] == (
-        "This model does not generate text: ask /v1/chat/completions."
+        "This model does not generate text: use /v1/chat/completions."
     )
     assert len(check(EMBEDDINGS, facts=vectors, input=["a", "b"]).conversations) == 2
 
@@ -159,7 +156,7 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_length() -> None:
     facts = Facts(prompt_bytes=1000)
     assert chat(facts=facts, messages=[{"role": "user", "content": "x" * 1000}])
     assert refusal(facts=facts, messages=[{"role": "user", "content": "é" * 501}]) == (
-        "The prompt is too long: it has 1,002 bytes, and the context holds at most 1,000.",
+        "The prompt is too long: it has 1,002 bytes; the context holds at most 1,000.",
         "messages",
     )
 
@@ -216,7 +213,7 @@ def test_a_completion_is_a_text_to_go_on_from() -> None:
     assert all(one.plain for one in request.conversations)
     assert (request.sampling.logprobs, request.sampling.top_logprobs) == (True, 2)
     assert refusal(COMPLETIONS, prompt=[[1, 2]])[0] == (
-        "prompt must be a text that is not empty, or a list of such texts."
+        "prompt must be a non-empty string or a list of non-empty strings."
     )
     assert refusal(COMPLETIONS, prompt="x", echo=True)[0] == "echo is not supported here."
 
@@ -292,7 +289,7 @@ def test_a_tag_that_names_a_file_is_refused_however_it_is_cut(tag: str, places: 
     if how == "parts":
         messages = [{"role": "user", "content": [{"type": "text", "text": piece} for piece in pieces]}]
     assert refusal(messages=messages)[0] == (
-        "The text holds <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
+        "The text contains <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
     )
     assert chat(facts=Facts(), messages=messages)  # to a model that only reads text it is text
 
@@ -321,10 +318,10 @@ def test_media_come_from_the_user_and_in_one_way() -> None:
     messages = [{"role": "assistant", "content": parts}, *HELLO]
     assert (
         refusal(messages=messages)[0]
-        == "messages[0] is from assistant; only messages from user may hold media."
+        == "messages[0] is from assistant; only messages from user may contain media."
     )
     assert refusal(messages=image("data:image/png;base64,AA"), images=["data:image/png;base64,AA"])[0] == (
-        "Media must be either parts of messages or lists beside them."
+        "Media must be either parts of messages or separate lists, not both."
     )
 
 

@@ -201,7 +201,7 @@ def test_what_is_asked_is_heeded(client: openai.OpenAI) -> None:
     assert client.models.retrieve("v2.0").id == "v2.0"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("v3.0")
-    with pytest.raises(openai.BadRequestError, match="This model has no embeddings"):
+    with pytest.raises(openai.BadRequestError, match="This model was not trained to make embeddings"):
         client.embeddings.create(model="one", input="x")
 
 
@@ -275,16 +275,16 @@ LONG = [{"role": "user", "content": "word " * 9000}]
     ("request_", "kind", "code", "message"),
     [
         ({"model": "none"}, openai.NotFoundError, "model_not_found",
-         'The model "none" does not exist. This server has tiny-llama, one, v2.0.'),
+         'The model "none" does not exist. Available models: tiny-llama, one, v2.0.'),
         ({"messages": []}, openai.BadRequestError, None, "messages must be a list of at least one message."),
         ({"max_tokens": -5}, openai.BadRequestError, None,
          "max_tokens must be a whole number of at least 1, not -5."),
         ({"max_tokens": 65}, openai.BadRequestError, None,
-         "max_tokens is 65; this server answers with at most 64 tokens."),
+         "max_tokens is 65; this server generates at most 64 tokens."),
         ({"messages": LONG}, openai.BadRequestError, "context_length_exceeded", None),
         ({"messages": LONG, "stream": True}, openai.BadRequestError, "context_length_exceeded", None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}]},
-         openai.BadRequestError, None, "This model only takes text, not images."),
+         openai.BadRequestError, None, "This model only accepts text, not image input."),
         ({"messages": [{"role": "user", "content": "x" * 2_000_000}]}, openai.APIStatusError, None,
          "The request is larger than 1,048,576 bytes, the limit of this server."),
     ],

@@ -1,1 +1,1 @@
-"""OpenAI's requests and answers."""
+"""Requests and responses of the OpenAI API."""

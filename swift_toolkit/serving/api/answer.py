@@ -33,13 +33,13 @@ from swift_toolkit.serving.api.schema import (
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a prompt and of its answers."""
+    """Token counts of a prompt and its answers."""
 
     prompt_tokens: int
     completion_tokens: int
 
     def counts(self) -> UsageCounts:
-        """OpenAI's format."""
+        """The counts in OpenAI's format."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -53,7 +53,7 @@ class Usage:
 
 
 def usage_of(answers: Iterable[Any]) -> Usage:
-    """The usage of several answers of the engine together."""
+    """The total usage of several answers of the engine."""
     total = Usage(0, 0)
     for one in answers:
         total += Usage(one.usage.prompt_tokens, one.usage.completion_tokens)
@@ -62,13 +62,13 @@ def usage_of(answers: Iterable[Any]) -> Usage:
 
 @dataclass(frozen=True)
 class Form:
-    """How the answers to one request look.
+    """Formats the answers to one request.
 
     Args:
-        request: that is answered.
+        request: the request.
         with_tools: the request offers functions.
-        id: of the answer.
-        created: when it was begun, in seconds since 1970.
+        id: id of the answer.
+        created: start of the answer, in seconds since 1970.
     """
 
     request: ApiRequest
@@ -81,7 +81,7 @@ class Form:
         return self.request.path == COMPLETIONS
 
     def whole(self, answers: Sequence[Any]) -> WholeAnswer:
-        """The answer to a request that does not stream; ``answers`` are the engine's, one for each prompt."""
+        """The answer to a request that does not stream; ``answers`` has one answer of the engine per prompt."""
         choices = [*enumerate(choice for one in answers for choice in one.choices)]
         made: list[TextChoice] | list[ChatChoice]
         if self._plain:
@@ -117,7 +117,7 @@ class Form:
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def _cut(self, content: Any, reason: str | None) -> tuple[Any, str | None]:
-        """The content before the first stop text; that of a classifier is not text."""
+        """Cut the content before the first stop text; a classifier's content is not text."""
         if not isinstance(content, str):
             return content, reason
         stop = StopText(self.request.sampling.stop)
@@ -128,12 +128,12 @@ class Form:
         return [asdict(one) for one in message.tool_calls or []] if self.with_tools else []  # type: ignore[misc]
 
     def piece(self, choice: Any, text: str, reason: str | None) -> AnswerPiece:
-        """One event of a stream.
+        """Format one event of a stream.
 
         Args:
             choice: the engine's piece.
-            text: what of it is shown.
-            reason: why the answer ends here; None if it does not.
+            text: the part of it to show.
+            reason: the finish reason; None if the answer continues.
         """
         if self._plain:
             logprobs = text_logprobs(choice.logprobs, None, reason)
@@ -194,7 +194,7 @@ class Form:
 
 
 def _trimmed(logprobs: ChatLogprobs | None, content: object) -> ChatLogprobs | None:
-    """The log probabilities of the tokens that ``content`` still holds after it was cut."""
+    """The log probabilities of the tokens that remain in ``content`` after it was cut."""
     if not logprobs or not isinstance(content, str):
         return logprobs
     tokens, length = logprobs.get("content") or [], 0
@@ -206,7 +206,7 @@ def _trimmed(logprobs: ChatLogprobs | None, content: object) -> ChatLogprobs | N
 
 
 def text_logprobs(logprobs: ChatLogprobs | None, text: str | None, reason: str | None) -> TextLogprobs | None:
-    """Log probabilities in the form of completions, which differs from that of chats."""
+    """Log probabilities in the format of completions, which differs from that of chats."""
     kept = _trimmed(logprobs, text) if reason == "stop" else logprobs
     if not kept:
         return None

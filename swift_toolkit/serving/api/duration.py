@@ -1,4 +1,4 @@
-"""How long sounds and films are by their headers: nothing is decoded."""
+"""Duration of audio and video files, read from their headers without decoding."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import IO
 
 HEAD_BYTES = 1 << 20
-"""Of a file, in which a header that comes first is looked for."""
+"""Bytes at the beginning of a file in which its header is searched for."""
 
 MOST_BOXES = 1000
-"""Boxes beside each other in an MP4 file; a film has about ten, and one for each of its tracks."""
+"""Most boxes on one level of an MP4 file; a video has about ten, and one more per track."""
 
 
 def seconds_of(path: Path) -> float | None:
-    """The duration that a WAV, FLAC, MP4 or QuickTime file states; infinite for one that no decoder can plan for, None
-    for other formats.
+    """The duration in seconds that a WAV, FLAC, MP4 or QuickTime file states; infinite if the header is not usable,
+    None for other formats.
     """
     with path.open("rb") as file:
         head = file.read(12)
@@ -33,7 +33,7 @@ def seconds_of(path: Path) -> float | None:
 
 
 def _of_wav(file: IO[bytes], size: int) -> float:
-    """Bytes of samples by the rate; decoders resample, so that a rate of 1 Hz makes thousands of samples of one."""
+    """Sample bytes divided by a rate; decoders resample, so a rate of 1 Hz turns one sample into thousands."""
     position = 12
     while position < min(size, HEAD_BYTES):
         file.seek(position)
@@ -53,7 +53,7 @@ def _of_flac(file: IO[bytes]) -> float:
 
 
 def _of_mp4(file: IO[bytes], size: int) -> float:
-    """The longest of what the film and its tracks state."""
+    """The longest duration that the movie header and the tracks state."""
     moov = next((one for one in _boxes(file, 0, size) if one[0] == b"moov"), None)
     if moov is None:
         return float("inf")
@@ -67,7 +67,7 @@ _TIMED = (b"mvhd", b"mdhd")
 def _inside(
     file: IO[bytes], start: int, end: int, within: bytes = b"moov"
 ) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of a film and of its tracks."""
+    """The boxes of a movie and its tracks."""
     for name, inner, last in _boxes(file, start, end):
         yield name, inner, last
         if (within, name) in ((b"moov", b"trak"), (b"trak", b"mdia")):
@@ -75,7 +75,7 @@ def _inside(
 
 
 def _boxes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of the content of each box."""
+    """Yield the name of each box, and the start and end of its content."""
     for _ in range(MOST_BOXES):
         if start + 8 > end:
             return

@@ -22,16 +22,16 @@ FIELD_BACKENDS = ("pt", "vllm", "sglang", "lmdeploy")
 NOWHERE: tuple[str, ...] = ()
 
 Check = Callable[[Any], str | None]
-"""What is wrong with a value, as the end of a sentence that begins with the name of the field; None if nothing is."""
+"""Returns the problem with a value, as the end of a sentence that begins with the field name; None if it is valid."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A check: a number in bounds.
+    """A check: a number within bounds.
 
     Args:
-        low: the least value.
-        high: the greatest value.
+        low: the minimum.
+        high: the maximum.
         whole: it must be an integer.
         above_low: ``low`` itself is not allowed.
     """
@@ -42,7 +42,7 @@ class Number:
     above_low: bool = False
 
     def __call__(self, value: Any) -> str | None:
-        """What is wrong with ``value``."""
+        """The problem with ``value``, None if it is valid."""
         kinds = (int,) if self.whole else (int, float)
         fits = isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
         if fits and not (self.above_low and value == self.low):
@@ -64,15 +64,15 @@ def boolean(value: Any) -> str | None:
 
 
 def stop_texts(value: Any) -> str | None:
-    """A check: a text or a list of texts."""
+    """A check: a string or a list of strings."""
     texts = [value] if isinstance(value, str) else value
     fits = isinstance(texts, list) and len(texts) <= 16 and all(isinstance(one, str) and one for one in texts)
-    return None if fits else "must be a text or a list of at most 16 texts"
+    return None if fits else "must be a string or a list of at most 16 strings"
 
 
 def text(value: Any) -> str | None:
-    """A check: text."""
-    return None if isinstance(value, str) else f"must be text, not {shown(value)}"
+    """A check: a string."""
+    return None if isinstance(value, str) else f"must be a string, not {shown(value)}"
 
 
 def mapping(value: Any) -> str | None:
@@ -85,13 +85,13 @@ def stream_options(value: Any) -> str | None:
     fits = isinstance(value, dict) and value.keys() <= {"include_usage", "include_obfuscation"}
     if fits and not value.get("include_obfuscation") and isinstance(value.get("include_usage", False), bool):
         return None
-    return 'can only be {"include_usage": true} or {"include_usage": false}'
+    return 'must be {"include_usage": true} or {"include_usage": false}'
 
 
 def tools(value: Any) -> str | None:
     """A check: a list of functions."""
     fits = isinstance(value, list) and all(map(_is_function, value))
-    return None if fits else "must be a list of functions with names"
+    return None if fits else "must be a list of functions that have names"
 
 
 def _is_function(tool: Any) -> bool:
@@ -102,27 +102,27 @@ def _is_function(tool: Any) -> bool:
 
 
 def one_of(*choices: str) -> Check:
-    """A check: one of some texts."""
+    """A check: one of several strings."""
     listed = " or ".join(map(json.dumps, choices))
-    return lambda value: None if value in choices else f"can only be {listed} here"
+    return lambda value: None if value in choices else f"must be {listed}"
 
 
 def anything(value: Any) -> str | None:
-    """A check that every value passes: a later check reads it."""
+    """A check that accepts every value, because a later check validates it."""
     return None
 
 
 @dataclass(frozen=True)
 class RequestField:
-    """One field.
+    """One field of a request.
 
     Args:
-        name: of the field.
-        endpoints: where it exists: ``chat``, ``completions``, ``embeddings``.
-        backends: that apply it; the others refuse it.
-        check: what its value must be.
-        neutral: values that ask for nothing, which every backend takes; null always does.
-        note: what else to know, for the documentation.
+        name: name of the field.
+        endpoints: endpoints that have it: ``chat``, ``completions``, ``embeddings``.
+        backends: backends that apply it; the others refuse it.
+        check: the check of its value.
+        neutral: values without effect, which every backend accepts; null is always one.
+        note: further information for the documentation.
     """
 
     name: str
@@ -135,21 +135,21 @@ class RequestField:
 
 _TEXT = ("chat", "completions")
 _ALL = ("chat", "completions", "embeddings")
-_MEDIA_NOTE = "ms-swift's own list beside the messages; only for a model that takes them"
+_MEDIA_NOTE = "ms-swift's own list, separate from the messages; only for a model that accepts such media"
 
 FIELDS = (
-    RequestField("model", _ALL, note="one of those that `GET /v1/models` lists"),
+    RequestField("model", _ALL, note="one of the models that `GET /v1/models` lists"),
     RequestField("messages", ("chat",),
-          note="messages of `system` and `developer` may only stand at the beginning; they are joined"),
+          note="messages from `system` and `developer` are only allowed at the beginning; they are joined"),
     RequestField("prompt", ("completions",),
-          note="a text or a list of texts; the answer goes on from it, without a chat template"),
+          note="a string or a list of strings; the answer continues it, without a chat template"),
     RequestField("input", ("embeddings",),
-          note="a text or a list of texts; only for a model that was trained for embeddings"),
+          note="a string or a list of strings; only for a model that was trained for embeddings"),
     RequestField("encoding_format", ("embeddings",), check=one_of("float", "base64")),
     RequestField("max_tokens", _TEXT, check=Number(1, whole=True), note="at most `--max-tokens-limit`"),
     RequestField("max_completion_tokens", ("chat",), check=Number(1, whole=True),
-          note="the newer name of `max_tokens`; it wins"),
-    RequestField("temperature", _TEXT, check=Number(0, 2), note="below 0.01 it is 0: always the likeliest token"),
+          note="the newer name of `max_tokens`; it takes precedence"),
+    RequestField("temperature", _TEXT, check=Number(0, 2), note="below 0.01 it means 0: greedy decoding"),
     RequestField("top_p", _TEXT, check=Number(0, 1, above_low=True)),
     RequestField("top_k", _TEXT, check=Number(-1, whole=True)),
     RequestField("min_p", _TEXT, ("pt", "vllm"), Number(0, 1), (0,)),
@@ -162,9 +162,9 @@ FIELDS = (
           "above 1 not with `stream`, nor with temperature 0"),
     RequestField("best_of", ("completions",), NOWHERE, neutral=(1,)),
     RequestField("seed", _TEXT, ("pt", "vllm"), Number(-(2**63), 2**63 - 1, whole=True),
-          note="on pt such a request is answered alone"),
+          note="pt does not batch such a request with others"),
     RequestField("stop", _TEXT, check=stop_texts, neutral=([],),
-          note="up to 16 texts; the answer ends before the first of them"),
+          note="up to 16 strings; the answer ends before the first of them"),
     RequestField("stop_token_ids", _TEXT, NOWHERE, neutral=([],)),
     RequestField("include_stop_str_in_output", _TEXT, NOWHERE, neutral=(False,)),
     RequestField("min_tokens", _TEXT, ("pt", "vllm"), Number(0, whole=True), (0,)),
@@ -182,7 +182,7 @@ FIELDS = (
     RequestField("logit_bias", _TEXT, NOWHERE, neutral=({},)),
     RequestField("response_format", _TEXT, NOWHERE, neutral=({"type": "text"},)),
     RequestField("structured_outputs_regex", _TEXT, ("vllm",), text,
-          note="ms-swift's own: the answer matches the expression"),
+          note="ms-swift's own: the answer matches the regular expression"),
     RequestField("guided_json", _TEXT, NOWHERE),
     RequestField("guided_regex", _TEXT, NOWHERE),
     RequestField("guided_choice", _TEXT, NOWHERE, neutral=([],)),
@@ -199,7 +199,7 @@ FIELDS = (
     RequestField("audios", _ALL, note=_MEDIA_NOTE, neutral=([],)),
     RequestField("videos", _ALL, note=_MEDIA_NOTE, neutral=([],)),
     RequestField("objects", ("chat",), check=mapping, neutral=({}, []),
-          note="ms-swift's own: boxes and references of grounding"),
+          note="ms-swift's own: boxes and references for grounding"),
     RequestField("modalities", ("chat",), NOWHERE, neutral=(["text"],)),
     RequestField("audio", ("chat",), NOWHERE),
     RequestField("prediction", ("chat",), NOWHERE),
@@ -217,16 +217,16 @@ FIELDS = (
 
 
 FieldFault = tuple[str, str]
-"""A field and a whole sentence about it."""
+"""A field and a complete sentence about it."""
 
 
 def field_faults(request: JsonObject, path: str, backend: str) -> Iterator[FieldFault]:
-    """What is wrong with the fields of a request, one by one.
+    """Check the fields of a request one by one and yield the problems.
 
     Args:
         request: the body, without fields that are null.
         path: the endpoint, e.g. ``/v1/completions``.
-        backend: that answers.
+        backend: the backend that answers.
     """
     known = {one.name: one for one in FIELDS if ENDPOINTS[path] in one.endpoints}
     for name, value in request.items():
@@ -257,16 +257,16 @@ def _unknown(name: str, path: str, known: Mapping[str, RequestField]) -> str:
 _TITLE = """\
 # Fields of a request
 
-What the server does with every field of OpenAI's requests, and with those of vLLM and ms-swift that clients send:
-**yes**: it is applied; **-**: it is refused with status 400 unless its value asks for nothing. `null` always asks for
-nothing. A field that is not in the table is refused too. Made from `swift_toolkit/serving/api/fields.py` by
+How the server handles every field of OpenAI's requests, and those of vLLM and ms-swift that clients send. **yes**: the
+field is applied; **-**: it is refused with status 400 unless its value has no effect. `null` never has an effect.
+Fields that are not in the table are refused too. Generated from `swift_toolkit/serving/api/fields.py` by
 `python -m swift_toolkit.serving.api.fields`.
 """
 
 
 def as_markdown() -> str:
     """The table of all fields."""
-    head = ["field", "endpoints", *FIELD_BACKENDS, "asks for nothing", ""]
+    head = ["field", "endpoints", *FIELD_BACKENDS, "no effect", ""]
     lines = [head, ["---"] * len(head), *map(_row, FIELDS)]
     return _TITLE + "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

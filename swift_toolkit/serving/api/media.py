@@ -1,7 +1,7 @@
-"""Pictures, sounds and films of a request, brought into files that the engine reads.
+"""Stores the images, audio and video of a request in files that the engine reads.
 
-Nothing but these files is opened for a request. What comes from a URL is fetched here, not by ms-swift: from a public
-address that was looked up once, within a time and a size, and the same for every redirect.
+No other file is opened for a request. URLs are fetched here, not by ms-swift: from a public address that is resolved
+once, with a timeout and a size limit. The same applies to every redirect.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from swift_toolkit.serving.api.duration import seconds_of
 from swift_toolkit.serving.api.request import ApiError, Limits, Media, is_base64
 
 FETCH_SECONDS = 20.0
-"""Time for one picture to arrive, redirects included."""
+"""Seconds to fetch one URL, including redirects."""
 
 REDIRECTS = 3
-"""Redirects that are followed."""
+"""Most redirects that are followed."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Formats of pictures that are decoded; others of PIL's start programs (EPS) or are hardly ever used."""
+"""Image formats that are decoded; PIL's other formats start programs (EPS) or are rarely used."""
 
 FETCHES = 8
-"""Media that are prepared at a time; others wait."""
+"""Requests whose media are prepared at the same time; others wait."""
 
 _SUFFIXES = {"image": ".img", "audio": ".wav", "video": ".mp4"}
 
@@ -47,8 +47,8 @@ class MediaStore:
     """Prepares the media of requests in a directory.
 
     Args:
-        directory: where the files of running requests are.
-        limits: of one request.
+        directory: directory for the files of running requests.
+        limits: limits of one request.
     """
 
     def __init__(self, directory: Path, limits: Limits) -> None:
@@ -57,10 +57,10 @@ class MediaStore:
 
     @asynccontextmanager
     async def files(self, media: Sequence[Media]) -> AsyncIterator[list[Path]]:
-        """The files of ``media``, there as long as the block is.
+        """Provide the files of ``media`` for the duration of the block.
 
         Raises:
-            ApiError: one cannot be had, or is not a picture of a known format, or all together are too large.
+            ApiError: one is not available or not an image in a known format, or together they are too large.
         """
         if not media:
             yield []
@@ -79,11 +79,11 @@ class MediaStore:
             path = self._file(one, folder / f"{index}{_SUFFIXES[one.kind]}")
             seconds += 0 if one.kind == "image" else seconds_of(path) or 0
             if seconds > self._limits.max_seconds:
-                message = f"The sounds and films are longer than {self._limits.max_seconds:g} s together."
+                message = f"The audio and video are longer than {self._limits.max_seconds:g} s in total."
                 raise ApiError(400, message, one.where)
             pixels += count_pixels(path, one.where) if one.kind == "image" else 0
             if pixels > self._limits.max_pixels:
-                message = f"The pictures have more than {self._limits.max_pixels:,} pixels together."
+                message = f"The images have more than {self._limits.max_pixels:,} pixels in total."
                 raise ApiError(400, message, one.where)
             paths.append(path)
         return paths
@@ -110,10 +110,10 @@ def _decoded(source: str, where: str) -> bytes:
 
 
 def count_pixels(path: Path, where: str) -> int:
-    """The pixels of a picture, read from its header: nothing is decoded.
+    """The number of pixels of an image, read from its header without decoding.
 
     Raises:
-        ApiError: it is not a picture of a known format.
+        ApiError: it is not an image in a known format.
     """
     from PIL import Image
 
@@ -122,17 +122,19 @@ def count_pixels(path: Path, where: str) -> int:
             return int(picture.width * picture.height)
     except Image.DecompressionBombError:
         return sys.maxsize
-    except Exception:  # PIL's readers raise whatever a strange file makes them raise
+    except Exception:  # PIL's readers raise many kinds of exceptions for malformed files
         known = ", ".join(FORMATS)
-        raise ApiError(400, f"{where} is not a whole picture in one of the formats {known}.", where) from None
+        raise ApiError(
+            400, f"{where} is not a complete image in one of the formats {known}.", where
+        ) from None
 
 
-# --- what is fetched ----------------------------------------------------------------------------------------
+# --- fetching -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Where one step of a fetch goes: a URL, and the address that its name had."""
+    """The target of one step of a fetch: a URL and the address that its host resolved to."""
 
     url: SplitResult
     address: str
@@ -143,16 +145,16 @@ class _Target:
 
 
 def fetch(url: str, max_bytes: int, where: str, seconds: float = FETCH_SECONDS) -> bytes:
-    """The content of an http(s) URL.
+    """Fetch the content of an http(s) URL.
 
     Args:
-        url: what is fetched.
-        max_bytes: the longest content.
+        url: the URL.
+        max_bytes: largest content, in bytes.
         where: the field of the request, for messages.
-        seconds: the time for all of it.
+        seconds: timeout for the whole fetch.
 
     Raises:
-        ApiError: it is not on a public address, too long, too slow, or not there.
+        ApiError: the address is not public, or the content is too large, too slow or not available.
     """
     deadline = time.monotonic() + seconds
     for _ in range(REDIRECTS + 1):
@@ -171,11 +173,11 @@ def fetch(url: str, max_bytes: int, where: str, seconds: float = FETCH_SECONDS) 
 def _target(url: str, where: str) -> _Target:
     split = urlsplit(url)
     if split.scheme not in ("http", "https") or not split.hostname or split.username is not None:
-        raise ApiError(400, "only http and https URLs without a user name are fetched.", where)
+        raise ApiError(400, "only http and https URLs without a user name can be fetched.", where)
     found = socket.getaddrinfo(split.hostname, split.port or 0, type=socket.SOCK_STREAM)
     addresses = [str(one[4][0]) for one in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise ApiError(400, "the URL does not lead to a public address.", where)
+        raise ApiError(400, "the URL does not point to a public address.", where)
     return _Target(split, addresses[0])
 
 
@@ -183,7 +185,7 @@ _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind NAT64 (RFC 605
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where it stands for an IPv4 address."""
+    """Whether an IP address is on the public internet; an embedded IPv4 address is checked too."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -195,10 +197,10 @@ def is_public(address: str) -> bool:
 
 
 def _step(target: _Target, max_bytes: int, deadline: float) -> bytes | str:
-    """The content, or where it is redirected to."""
+    """Return the content, or the URL of a redirect."""
     plain = socket.create_connection((target.address, target.port), _rest(deadline))
     sockets: list[socket.socket] = [plain]
-    # a time-out of the socket itself begins anew with every byte
+    # the socket's own timeout restarts with every byte
     ending = threading.Timer(_rest(deadline), _shut, [sockets])
     ending.start()
     connection = http.client.HTTPConnection(target.url.hostname or "", target.port)
@@ -206,7 +208,7 @@ def _step(target: _Target, max_bytes: int, deadline: float) -> bytes | str:
         if target.url.scheme == "https":
             sockets.append(secured := _secured(plain, target))
             secured.do_handshake()
-        connection.sock = sockets[-1]  # to the address that was looked up, not to the name
+        connection.sock = sockets[-1]  # connected to the resolved address; the name is not resolved again
         path = (target.url.path or "/") + (f"?{target.url.query}" if target.url.query else "")
         connection.request("GET", path, headers={"Host": target.url.netloc, "User-Agent": "swift-toolkit"})
         response = connection.getresponse()
@@ -214,16 +216,16 @@ def _step(target: _Target, max_bytes: int, deadline: float) -> bytes | str:
         if response.status in (301, 302, 303, 307, 308) and location:
             return location
         if response.status != 200:
-            raise ApiError(400, f"the URL is answered with status {response.status}.")
+            raise ApiError(400, f"the URL returns status {response.status}.")
         content = response.read(max_bytes + 1)
     finally:
         ending.cancel()
         connection.close()
         for one in sockets:
             one.close()
-    _rest(deadline)  # content that was cut by the timer may look whole
+    _rest(deadline)  # content that the timer cut off may look complete
     if len(content) > max_bytes:
-        raise ApiError(400, f"what the URL leads to has more than {max_bytes:,} bytes.")
+        raise ApiError(400, f"the content of the URL is larger than {max_bytes:,} bytes.")
     return content
 
 

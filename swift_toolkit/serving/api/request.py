@@ -1,9 +1,9 @@
-"""What a request to the OpenAI-compatible server says, and how a refusal is worded.
+"""Parses and checks requests to the OpenAI-compatible server, and formats refusals.
 
-A request is checked before the engine sees it: what ms-swift would answer with a 500, would ignore or would read from
-this machine's disk is a 4xx here, in the format that OpenAI's own clients turn into their typed errors
-(https://platform.openai.com/docs/guides/error-codes). The texts of a message are joined here as ms-swift would join
-them, so that what is checked is what the model gets.
+A request is checked before the engine sees it: whatever ms-swift would answer with a 500, ignore, or read from this
+machine's disk is refused with a 4xx, in the format that OpenAI's own clients turn into their typed errors
+(https://platform.openai.com/docs/guides/error-codes). The text parts of a message are joined here as ms-swift would
+join them, so that the checked text is the text that the model gets.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS, Fiel
 from swift_toolkit.serving.api.schema import JsonObject, Message
 
 DEEPEST = 64
-"""Levels of nesting in a body; JSON schemas of tools need about ten."""
+"""Most levels of nesting in a body; JSON schemas of tools need about ten."""
 
 LONGEST_PATH = 4096
-"""Characters; no file name is longer (PATH_MAX), so that longer text without a scheme can only be base64."""
+"""Most characters of a path (PATH_MAX); longer text without a scheme can only be base64."""
 
 MOST_MEDIA = 32
-"""Pictures, sounds and films of one request."""
+"""Most images, audio and video of one request."""
 
 MEDIA_KINDS = ("image", "audio", "video")
 MEDIA_PARTS = ("image", "audio", "video", "image_url", "audio_url", "video_url")
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
 
 FILE_TAGS = ("<img>", "<audio>")
-"""Between one of them and its end, ms-swift, or the code of a model such as Qwen-VL, takes text for a file to open."""
+"""ms-swift, or the code of a model such as Qwen-VL, opens the text between one of these tags and its end as a file."""
 
 LEAST_TEMPERATURE = 0.01
-"""Below it, dividing by the temperature overflows: 0, which always takes the likeliest token, is what is meant."""
+"""Dividing by a lower temperature overflows; such values are treated as 0 (greedy decoding)."""
 
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """A refusal, as a client sees it.
+    """A refusal as the client sees it.
 
     Args:
         status: HTTP status.
-        message: what is wrong, in whole sentences.
-        param: the field of the request it is about.
-        code: OpenAI's name for it, where it has one.
+        message: the problem, in complete sentences.
+        param: the field of the request that causes it.
+        code: OpenAI's error code, if there is one.
     """
 
     status: int
@@ -58,11 +58,11 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """The JSON of OpenAI's error format."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}).encode()  # ASCII: the text may hold half a character
+        return json.dumps({"error": error}).encode()  # ASCII, as the text may contain a lone surrogate
 
     @property
     def type(self) -> str:
-        """OpenAI's name for the kind of error."""
+        """OpenAI's error type."""
         if self.status >= 500:
             return "server_error"
         return {401: "authentication_error", 404: "not_found_error"}.get(self.status, "invalid_request_error")
@@ -74,15 +74,15 @@ def _refuse(message: str, param: str | None = None, code: str | None = None) -> 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request.
 
     Args:
-        max_tokens: longest answer, in tokens; also the length where a request names none.
-        max_body: bytes of a request, and of a picture that is fetched.
-        media_dir: the only directory from which requests may name files; None for no files at all.
-        urls: media are fetched from the public addresses that requests name.
-        max_pixels: pixels of all pictures of a request together.
-        max_seconds: of all sounds and films of a request together, as far as their headers state it.
+        max_tokens: longest answer, in tokens; also the default for requests without a limit.
+        max_body: largest body of a request, and largest fetched file, in bytes.
+        media_dir: the only directory whose files requests may name; None for no files.
+        urls: fetch media from the public addresses that requests name.
+        max_pixels: most pixels of all images of a request together.
+        max_seconds: longest audio and video of a request together, in seconds, as stated in their headers.
     """
 
     max_tokens: int = 4096
@@ -95,15 +95,15 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a request is checked against, apart from its limits: the model that is served.
+    """The properties of the served model that requests are checked against.
 
     Args:
-        backend: that generates.
-        task: what the model was made for: ``causal_lm``, ``embedding``, ``seq_cls``, ...
-        multimodal: it takes pictures, sounds or films.
-        tools: its template has a form for functions and their results.
-        prompt_bytes: no text with more bytes fits into the context; None if that is not known.
-        default_tokens: longest answer where a request names none; None for the limit.
+        backend: the backend that generates.
+        task: task type of the model: ``causal_lm``, ``embedding``, ``seq_cls``, ...
+        multimodal: it accepts images, audio or video.
+        tools: its template supports functions and their results.
+        prompt_bytes: no prompt with more bytes fits into the context; None if that is not known.
+        default_tokens: longest answer to requests without a limit, in tokens; None for ``Limits.max_tokens``.
     """
 
     backend: str = "pt"
@@ -116,8 +116,8 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is generated; None leaves it to the model's own defaults. The names are those of OpenAI's
-    fields, see fields.py.
+    """Sampling parameters; None leaves one to the model's own defaults. The names are those of OpenAI's fields, see
+    fields.py.
     """
 
     max_tokens: int = 0
@@ -142,7 +142,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Media:
-    """A picture, a sound or a film of a request.
+    """An image, audio or video of a request.
 
     Args:
         kind: ``image``, ``audio`` or ``video``.
@@ -157,15 +157,15 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """What the model is to answer.
+    """A conversation that the model answers.
 
     Args:
-        messages: role and text each, with ms-swift's tags where media belong.
+        messages: messages with role and text, with ms-swift's tags in place of media.
         media: in the order of the tags.
         tools: functions that the model may call.
-        objects: boxes and references of grounding.
-        chat_template_kwargs: switches of the chat template.
-        plain: the one message is a text to go on from, without a chat template.
+        objects: boxes and references for grounding.
+        chat_template_kwargs: arguments of the chat template.
+        plain: the only message is a text to continue, without a chat template.
     """
 
     messages: tuple[Message, ...]
@@ -182,12 +182,12 @@ class ApiRequest:
 
     Args:
         path: its endpoint.
-        model: that is asked.
-        conversations: one; of completions and embeddings one for each text.
-        sampling: how the answer is generated.
-        stream: the answer is sent piece by piece.
-        include_usage: a stream ends with the usage.
-        base64: embeddings are sent as base64 of 32-bit floats.
+        model: the requested model.
+        conversations: one for a chat; one per text for completions and embeddings.
+        sampling: sampling parameters.
+        stream: send the answer piece by piece.
+        include_usage: end a stream with the usage.
+        base64: send embeddings as base64 of 32-bit floats.
     """
 
     path: str
@@ -203,10 +203,10 @@ class ApiRequest:
 
 
 def parse(body: bytes) -> JsonObject:
-    """The JSON object in ``body``.
+    """Parse the JSON object in ``body``.
 
     Raises:
-        ApiError: there is none.
+        ApiError: the body is not a valid JSON object.
     """
     try:
         value = json.loads(body)
@@ -238,39 +238,39 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def check_model(request: JsonObject, names: Iterable[str]) -> str:
-    """The model that is asked for.
+    """Return the requested model.
 
     Raises:
-        ApiError: none is named, or it is not served.
+        ApiError: no model is named, or it is not served.
     """
     model = request.get("model")
     if not isinstance(model, str) or not model:
-        raise _refuse("model is missing: name one of those that GET /v1/models lists.", "model")
+        raise _refuse("model is missing. GET /v1/models lists the available models.", "model")
     if model not in names:
         raise no_such_model(model, names)
     return model
 
 
 def no_such_model(model: str, names: Iterable[str]) -> ApiError:
-    """The refusal of a name that is not served."""
-    message = f"The model {shown(model)} does not exist. This server has {', '.join(names)}."
+    """The refusal for a model that is not served."""
+    message = f"The model {shown(model)} does not exist. Available models: {', '.join(names)}."
     return ApiError(404, message, "model", "model_not_found")
 
 
 def check_request(
     path: str, body: JsonObject, names: Iterable[str], limits: Limits, facts: Facts
 ) -> ApiRequest:
-    """What a request to one of the endpoints asks.
+    """Check a request to one of the endpoints.
 
     Args:
         path: the endpoint.
-        body: the JSON object that was sent.
-        names: the models that are served.
-        limits: of one request.
-        facts: of the model that is served.
+        body: the JSON object of the request.
+        names: the served models.
+        limits: limits of one request.
+        facts: properties of the served model.
 
     Raises:
-        ApiError: it cannot be answered.
+        ApiError: the request is refused.
     """
     asked = {name: value for name, value in body.items() if value is not None}
     model = check_model(asked, names)
@@ -298,15 +298,15 @@ def _raise_first(faults: Iterator[FieldFault]) -> None:
 
 def _task_faults(path: str, facts: Facts) -> Iterator[FieldFault]:
     if path == EMBEDDINGS and facts.task != "embedding":
-        yield "model", "This model has no embeddings: it was not trained for them."
+        yield "model", "This model was not trained to make embeddings."
     if path != EMBEDDINGS and facts.task == "embedding":
-        yield "model", f"This model only makes embeddings: ask {EMBEDDINGS}."
+        yield "model", f"This model only makes embeddings: use {EMBEDDINGS}."
     if path == COMPLETIONS and facts.task not in ("causal_lm", "embedding"):
-        yield "model", f"This model does not generate text: ask {CHAT}."
+        yield "model", f"This model does not generate text: use {CHAT}."
 
 
 def _combination_faults(request: JsonObject) -> Iterator[FieldFault]:
-    """Fields that do not go together."""
+    """Yield problems with combinations of fields."""
     beams, stream, n = request.get("num_beams", 1), request.get("stream"), request.get("n", 1)
     if stream and n != 1:
         yield "n", "n must be 1 with stream."
@@ -321,10 +321,10 @@ def _combination_faults(request: JsonObject) -> Iterator[FieldFault]:
     if request.get("top_logprobs") and not request.get("logprobs"):
         yield "top_logprobs", "top_logprobs needs logprobs to be true."
     if stream and len(request["prompt"] if isinstance(request.get("prompt"), list) else [""]) != 1:
-        yield "prompt", "prompt must be one text with stream."
+        yield "prompt", "prompt must be a single string with stream."
 
 
-# --- what is asked ------------------------------------------------------------------------------------------
+# --- conversations ------------------------------------------------------------------------------------------
 
 
 def _chat(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
@@ -337,7 +337,7 @@ def _chat(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversati
         raise _refuse(f'The last message must not be from "{messages[-1]["role"]}".', "messages")
     parts, listed = [one for _, media in read for one in media], [*_listed_media(request)]
     if parts and listed:
-        raise _refuse("Media must be either parts of messages or lists beside them.", listed[0].where)
+        raise _refuse("Media must be either parts of messages or separate lists, not both.", listed[0].where)
     _check_all_media([*parts, *listed], limits, facts)
     offers_tools = request.get("tool_choice") != "none"
     conversation = Conversation(
@@ -360,7 +360,7 @@ _RESERVED = frozenset(
      "max_pixels", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
      "tokenizer_kwargs", "tools", "truncation")
 )  # fmt: skip
-"""Arguments of transformers' apply_chat_template that are not switches of a template."""
+"""Arguments of transformers' apply_chat_template that are not passed to the template."""
 
 
 def _template_switches(request: JsonObject) -> JsonObject | None:
@@ -372,7 +372,7 @@ def _template_switches(request: JsonObject) -> JsonObject | None:
         if name in _RESERVED:
             raise _refuse(f"{where} is not supported.", where)
         if not isinstance(value, str | int | float):
-            raise _refuse(f"{where} must be text, a number, true or false.", where)
+            raise _refuse(f"{where} must be a string, a number, true or false.", where)
     return given
 
 
@@ -400,16 +400,16 @@ _CONVERSATIONS: dict[str, Callable[[JsonObject, Limits, Facts], tuple[Conversati
 }
 
 MOST_TEXTS = 128
-"""Prompts or inputs of one request."""
+"""Most prompts or inputs of one request."""
 
 
 def _texts(request: JsonObject, name: str) -> list[str]:
     given = request.get(name)
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(one, str) and one for one in texts):
-        raise _refuse(f"{name} must be a text that is not empty, or a list of such texts.", name)
+        raise _refuse(f"{name} must be a non-empty string or a list of non-empty strings.", name)
     if len(texts) > MOST_TEXTS:
-        raise _refuse(f"{name} has {len(texts):,} texts; at most {MOST_TEXTS} are answered together.", name)
+        raise _refuse(f"{name} has {len(texts):,} strings; a request may have at most {MOST_TEXTS}.", name)
     return [str(one) for one in texts]
 
 
@@ -417,7 +417,7 @@ def _texts(request: JsonObject, name: str) -> list[str]:
 
 
 def _message(message: Any, where: str) -> tuple[Message, list[Media]]:
-    """One message as ms-swift takes it, its parts joined, and its media."""
+    """Convert one message to ms-swift's format, with its parts joined; also return its media."""
     if not isinstance(message, dict):
         raise _refuse(f"{where} must be an object with role and content.", where)
     role, content = message.get("role"), message.get("content")
@@ -431,23 +431,23 @@ def _message(message: Any, where: str) -> tuple[Message, list[Media]]:
         checked["content"] = content
         return checked, []
     if not isinstance(content, list) or not content:
-        raise _refuse(f"{where}.content must be text, or a list of parts.", f"{where}.content")
+        raise _refuse(f"{where}.content must be a string or a list of parts.", f"{where}.content")
     parts = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
     media = [one for one in parts if isinstance(one, Media)]
     if media and role != "user":
-        raise _refuse(f"{where} is from {role}; only messages from user may hold media.", media[0].where)
+        raise _refuse(f"{where} is from {role}; only messages from user may contain media.", media[0].where)
     checked["content"] = "".join(f"<{one.kind}>" if isinstance(one, Media) else one for one in parts)
     return checked, media
 
 
 def _add_calls(checked: Message, message: JsonObject, where: str) -> None:
-    """Take over the fields of a message that say which function was called."""
+    """Copy the fields of a message that describe function calls."""
     if isinstance(message.get("tool_call_id"), str):
         checked["tool_call_id"] = message["tool_call_id"]
     calls = message.get("tool_calls")
     if calls and message.get("role") == "assistant":
         if not isinstance(calls, list) or not all(map(_is_call, calls)):
-            raise _refuse(f"{where}.tool_calls must be a list of calls of functions.", f"{where}.tool_calls")
+            raise _refuse(f"{where}.tool_calls must be a list of function calls.", f"{where}.tool_calls")
         checked["tool_calls"] = calls
 
 
@@ -464,7 +464,7 @@ def _part(part: Any, where: str) -> str | Media:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
-            raise _refuse(f"{where}.text must be text.", where)
+            raise _refuse(f"{where}.text must be a string.", where)
         return str(part["text"])
     if kind not in MEDIA_PARTS:
         raise _refuse(f"{where}.type must be one of text, {', '.join(MEDIA_PARTS)}.", where)
@@ -474,12 +474,12 @@ def _part(part: Any, where: str) -> str | Media:
 
 
 def _text_or_nothing(value: Any) -> str:
-    """``value`` if it is text; the check of sources refuses what is empty."""
+    """``value`` if it is a string, else an empty one, which the check of sources refuses."""
     return value if isinstance(value, str) else ""
 
 
 def _with_one_system(messages: Sequence[Message]) -> list[Message]:
-    """The messages with those of the system at the beginning joined into one."""
+    """Join the system messages at the beginning into one."""
     roles = [one["role"] for one in messages]
     count = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
     if "system" in roles[count:]:
@@ -492,34 +492,34 @@ def _with_one_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def _check_conversation(conversation: Conversation, facts: Facts) -> None:
-    """What is true of all messages together."""
+    """Check all messages together."""
     uses_tools = conversation.tools or any(one["role"].startswith("tool") for one in conversation.messages)
     if uses_tools and not facts.tools:
-        message = "The template of this model has no form for tools. Start the server with --agent_template."
+        message = "The template of this model does not support tools. Start the server with --agent_template."
         raise _refuse(message, "tools")
     _check_text("".join(str(one["content"]) for one in conversation.messages), facts)
 
 
 def _check_text(text: str, facts: Facts) -> None:
-    """What is true of the texts of all messages, one after the other; in time that grows with their length."""
+    """Check the concatenated text of all messages, in linear time."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        message = "The text holds half a character (a lone surrogate), which no model reads."
+        message = "The text contains a lone surrogate (half a character), which no model can read."
         raise _refuse(message, "messages") from None
     if facts.prompt_bytes is not None and size > facts.prompt_bytes:
         most = f"the context holds at most {facts.prompt_bytes:,}"
-        message = f"The prompt is too long: it has {size:,} bytes, and {most}."
+        message = f"The prompt is too long: it has {size:,} bytes; {most}."
         raise _refuse(message, "messages", "context_length_exceeded")
     if facts.multimodal and _names_a_file(text):
         message = (
-            "The text holds <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
+            "The text contains <img>...</img> or <audio>...</audio>, which names a file. Send media as parts."
         )
         raise _refuse(message, "messages")
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether there is something between one of the tags and its end, however far away."""
+    """Whether there is any text between one of the tags and its end tag."""
     for tag in FILE_TAGS:
         start = text.find(tag)
         if start >= 0 and text.rfind(tag.replace("<", "</")) > start + len(tag):
@@ -531,7 +531,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def _listed_media(request: JsonObject) -> Iterator[Media]:
-    """The media in ms-swift's own lists beside the messages."""
+    """The media in ms-swift's own lists, separate from the messages."""
     for kind in MEDIA_KINDS:
         values = request.get(f"{kind}s") or []
         for value in values if isinstance(values, list) else [values]:
@@ -540,18 +540,18 @@ def _listed_media(request: JsonObject) -> Iterator[Media]:
 
 def _check_all_media(media: Sequence[Media], limits: Limits, facts: Facts) -> None:
     if media and not facts.multimodal:
-        raise _refuse(f"This model only takes text, not {media[0].kind}s.", media[0].where)
+        raise _refuse(f"This model only accepts text, not {media[0].kind} input.", media[0].where)
     if len(media) > MOST_MEDIA:
-        raise _refuse(f"A request may have at most {MOST_MEDIA} media.", media[0].where)
+        raise _refuse(f"A request may have at most {MOST_MEDIA} media files.", media[0].where)
     for one in media:
         check_source(one.source, one.where, limits)
 
 
 def check_source(value: str, where: str, limits: Limits) -> None:
-    """Check where a picture, sound or film comes from: a data: URI, base64, a URL, or the allowed directory.
+    """Check the source of an image, audio or video: a data: URI, base64, a URL, or the allowed directory.
 
     Raises:
-        ApiError: it may not come from there.
+        ApiError: the source is not allowed.
     """
     if not value.strip():
         raise _refuse(f"{where} must be a data: URI.", where)
@@ -602,7 +602,9 @@ def _sampling(request: JsonObject, limits: Limits, facts: Facts) -> Sampling:
 
 
 def _logprobs(request: JsonObject) -> tuple[bool, int | None]:
-    """Whether, and how many of each token; OpenAI has a number in completions, a switch and a number in chats."""
+    """Whether to return log probabilities, and how many per token. OpenAI uses a number in completions, and a boolean
+    and a number in chats.
+    """
     given = request.get("logprobs", False)
     if isinstance(given, bool):
         return given, request.get("top_logprobs")
@@ -613,13 +615,11 @@ def _logprobs(request: JsonObject) -> tuple[bool, int | None]:
 
 
 def _max_tokens(request: JsonObject, limits: Limits, facts: Facts) -> int:
-    """The longest answer that is asked for; the newer name of the field wins, as at OpenAI."""
+    """The longest answer requested, in tokens; the newer field name takes precedence, as in OpenAI's API."""
     name = "max_completion_tokens" if "max_completion_tokens" in request else "max_tokens"
     asked = request.get(name)
     if asked is None:
         return min(facts.default_tokens or limits.max_tokens, limits.max_tokens)
     if asked > limits.max_tokens:
-        raise _refuse(
-            f"{name} is {asked}; this server answers with at most {limits.max_tokens} tokens.", name
-        )
+        raise _refuse(f"{name} is {asked}; this server generates at most {limits.max_tokens} tokens.", name)
     return int(asked)

@@ -1,4 +1,4 @@
-"""The JSON that goes over the wire (https://platform.openai.com/docs/api-reference)."""
+"""The JSON of requests and responses (https://platform.openai.com/docs/api-reference)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 JsonObject: TypeAlias = Mapping[str, Any]
-"""What a client sent: the body of a request, or an object within it."""
+"""JSON from a client: the body of a request, or an object within it."""
 
-# --- requests, once they are checked ------------------------------------------------------------------------
+# --- checked requests ---------------------------------------------------------------------------------------
 
 
 class _OfTools(TypedDict, total=False):
@@ -17,7 +17,7 @@ class _OfTools(TypedDict, total=False):
 
 
 class Message(_OfTools):
-    """One message as ms-swift takes it; ``content`` has tags where media belong."""
+    """One message in ms-swift's format; ``content`` has tags in place of media."""
 
     role: str
     content: str
@@ -35,7 +35,7 @@ class UsageCounts(TypedDict):
 
 
 class TopLogprob(TypedDict):
-    """A token that could have been written."""
+    """A candidate token."""
 
     token: str
     logprob: float
@@ -49,13 +49,13 @@ class TokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(TypedDict):
-    """Log probabilities in the form of chats, which is also ms-swift's."""
+    """Log probabilities in the format of chats, which is also ms-swift's."""
 
     content: Sequence[TokenLogprob] | None
 
 
 class TextLogprobs(TypedDict):
-    """Log probabilities in the form of completions."""
+    """Log probabilities in the format of completions."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -64,14 +64,14 @@ class TextLogprobs(TypedDict):
 
 
 class FunctionCall(TypedDict):
-    """The function that a model wants to call; ``arguments`` is JSON, as far as the model writes it so."""
+    """A function call that the model requests; ``arguments`` is text that should be JSON."""
 
     name: str
     arguments: str
 
 
 class ToolCall(TypedDict):
-    """A call that a model wants made."""
+    """A tool call that the model requests."""
 
     id: str
     type: str
@@ -79,7 +79,7 @@ class ToolCall(TypedDict):
 
 
 class ToolCallPiece(ToolCall):
-    """The same in a stream."""
+    """A tool call in a stream."""
 
     index: int
 
@@ -93,7 +93,7 @@ class _MessageParts(_Reasoning, total=False):
 
 
 class AnswerMessage(_MessageParts):
-    """What the model says; ``content`` of a classifier is a class or a list of scores."""
+    """The message of the model; ``content`` of a classifier is a class or a list of scores."""
 
     role: str
     content: object
@@ -104,7 +104,7 @@ class _DeltaParts(_Reasoning, total=False):
 
 
 class Delta(_DeltaParts):
-    """A piece of what the model says."""
+    """A piece of the message of the model."""
 
     role: str
     content: str
@@ -162,7 +162,7 @@ class AnswerPiece(_Head, _EventUsage):
 
 
 class Vector(TypedDict):
-    """An embedding; as base64 it is packed 32-bit floats."""
+    """An embedding, as a list or as base64 of packed 32-bit floats."""
 
     object: str
     index: int
@@ -170,7 +170,7 @@ class Vector(TypedDict):
 
 
 class VectorUsage(TypedDict):
-    """Tokens of the texts that were embedded."""
+    """Token counts of the embedded texts."""
 
     prompt_tokens: int
     total_tokens: int
@@ -186,7 +186,7 @@ class Vectors(TypedDict):
 
 
 class ModelEntry(TypedDict):
-    """One model that is served."""
+    """One served model."""
 
     id: str
     object: str
@@ -195,11 +195,11 @@ class ModelEntry(TypedDict):
 
 
 class ModelList(TypedDict):
-    """All that are served."""
+    """All served models."""
 
     object: str
     data: list[ModelEntry]
 
 
 Answer: TypeAlias = WholeAnswer | Vectors
-"""What a request that does not stream gets."""
+"""The response to a request that does not stream."""
