@@ -85,7 +85,7 @@ def test_the_plan_as_json(capsys: pytest.CaptureFixture[str], adapter: Path) -> 
         (["--export", "gguf", "--gguf-type", "q4"], '"--gguf-type" cannot be "q4".'),
         (["--export", "awq"], '"--export" is "awq", which needs an NVIDIA GPU. Export on a machine with one.'),
         (["--export", "awq"], '"--calibration" is needed.'),
-        (["--export", "hub"], '"--hub-id" is needed. Name the model there: --hub-id owner/name'),
+        (["--export", "hub"], '"--hub-id" is needed. Name the repository on the hub: --hub-id owner/name'),
         (["--export", "hub", "--hub-id", "nova"], '"--hub-id" is "nova". Write owner/name.'),
         (["--export", "hub", "--hub-id", "a/b"], '"--hub" needs a token for huggingface. Set the environment variable HF_TOKEN.'),
         (["--export", "merged", "--quant-method", "bnb"], '"--quant_method" is not used here. Use --export.'),
@@ -122,14 +122,14 @@ def test_a_full_disk_is_known_before(
     usage = shutil.disk_usage(adapter)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     status, _, err = run(capsys, "--checkpoint", str(adapter), "--export", "merged")
-    assert status == 2 and "MiB of disk, and " in err
+    assert status == 2 and "MiB of disk, but " in err
 
 
 def test_a_whole_model_is_not_merged(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     words = ("--checkpoint", str(tiny_model), "--export", "merged")
     words += ("--model-type", "llama", "--template", "chatml")
     status, _, err = run(capsys, *words)
-    assert status == 2 and "holds a whole model already. Use it as it is." in err
+    assert status == 2 and "already contains a whole model. Use it as it is." in err
 
 
 def test_a_gguf_file_is_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_gguf_file_is_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_pat
     status, out, _ = run(capsys, *words, "--dry-run")
     assert status == 0 and f"{folder} (full)" in out
     status, _, err = run(capsys, *words, "--export", "merged")
-    assert status == 2 and "it holds a GGUF file. Export the checkpoint that it was made of." in err
+    assert status == 2 and "it contains a GGUF file. Export the checkpoint it was made from." in err
     (folder / "nova.gguf").write_bytes(b"version https://git-lfs")
     status, _, err = run(capsys, *words, "--dry-run")
     assert status == 2 and "nova.gguf is not a GGUF file. Download it again." in err
@@ -335,7 +335,7 @@ def test_a_hub_that_refuses_is_told_without_the_token(
         hub.HUBS["huggingface"], upload=lambda *_: (_ for _ in ()).throw(OSError("403 for hf_secret"))
     )
     monkeypatch.setitem(hub.HUBS, "huggingface", refusing)
-    with pytest.raises(RunError, match=r"did not take me/nova: 403 for \*\*\*\n"):
+    with pytest.raises(RunError, match=r"cannot upload me/nova to huggingface: 403 for \*\*\*\n"):
         hub.upload("huggingface", "me/nova", tmp_path, public=False)
 
 

@@ -1,1 +1,1 @@
-"""A checkpoint as a model file for elsewhere."""
+"""Exporting a checkpoint as a model for other programs."""

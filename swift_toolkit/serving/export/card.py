@@ -1,4 +1,4 @@
-"""The README.md of an exported model, which is also its model card on a hub: made from the run's own record."""
+"""The README.md of an exported model, which is also its model card on a hub; made from the record of the run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SHOWN_METRICS = "final_loss best_loss train_loss eval_loss token_acc eval_token_
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says.
+    """The content of a model card.
 
     Args:
-        name: of the model.
-        checkpoint: what it was made of.
-        license: of the base, None if it does not say.
-        format: what it is.
-        notes: what was added to the files of the training.
-        proof: whether it answers like the checkpoint.
+        name: name of the model.
+        checkpoint: the exported checkpoint.
+        license: licence of the base, None if it does not state one.
+        format: description of the format.
+        notes: additions to the files of the training.
+        proof: comparison of its answers with those of the checkpoint.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Card:
     proof: Proof
 
     def text(self) -> str:
-        """The whole card."""
+        """The card as Markdown."""
         return "\n".join(
             [*self._head(), *self._origin(), *self._training(), *self._parity(), *self._asking()]
         )
@@ -66,7 +66,7 @@ class Card:
         checkpoint = self.checkpoint
         yield f"{self.format[0].upper()}{self.format[1:]}, fine-tuned with ms-swift.\n"
         yield f"- Base: {_shown_base(checkpoint.base)}"
-        yield f"- Licence of the base: {self.license or 'not stated there; look at its own card'}"
+        yield f"- Licence of the base: {self.license or 'not stated; see its own card'}"
         where = "`chat_template.jinja` or `tokenizer_config.json`"
         yield f"- Chat format: {checkpoint.template or 'of its tokenizer'} ({where})"
         system = shown(checkpoint.system) if checkpoint.system else "none"
@@ -88,11 +88,11 @@ class Card:
             yield f"- Metrics: {', '.join(shown_metrics)}"
 
     def _parity(self) -> Iterator[str]:
-        yield "\n## Does it answer like the checkpoint?\n"
+        yield "\n## Comparison with the checkpoint\n"
         yield f"{self.proof.verdict}: {self.proof.why}. Details: `export.json`."
 
     def _asking(self) -> Iterator[str]:
-        yield "\n## Asking it\n"
+        yield "\n## Usage\n"
         yield "```bash"
         yield f"python deploy_model.py --checkpoint {self.name}"
         yield "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\"
@@ -106,19 +106,19 @@ class Card:
 
 
 def _shown_base(base: str | None) -> str:
-    """The base without the directories of the machine that it lay on."""
+    """The base without the directories of the machine it was on."""
     if base is None:
         return "not known"
     return Path(base).name if Path(base).is_absolute() else base
 
 
 def run_record(checkpoint: Checkpoint) -> JsonObject:
-    """The result.json of the run that made the checkpoint; empty without one."""
+    """The result.json of the run that made the checkpoint; empty if there is none."""
     return read_json(checkpoint.path.parent / "result.json")[0] or {}
 
 
 def _data(record: JsonObject) -> Iterator[str]:
-    """The files of the training with their rows, and the SHA-256 of those that are still as they were."""
+    """The training files with their rows, and the SHA-256 of those that have not changed."""
     for file in (record.get("data") or {}).get("files") or []:
         path = Path(str(file.get("path")))
         unchanged = path.is_file() and path.stat().st_size == file.get("bytes")

@@ -1,5 +1,5 @@
-"""What goes along with the weights: the tokenizer's and processor's files of the training, byte for byte, and what they
-leave out: the chat template, the system prompt and the token that ends an answer.
+"""Files beside the weights: the tokenizer and processor files used in training, byte for byte, and what they lack: the
+chat template, the system prompt and the end token of the training.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CARRIED = (
     "image_processor_config.json",
     "video_preprocessor_config.json",
 )
-"""Files that transformers writes anew when it saves a model, sometimes in a form that older versions cannot read."""
+"""Files that transformers rewrites when it saves a model, sometimes in a form that older versions cannot read."""
 
 TEMPLATE = "chat_template.jinja"
 
 
 def source_of(checkpoint: Checkpoint) -> Path | None:
-    """Where the training had its tokenizer from: the checkpoint, where it has one of its own, else the base; None where
-    neither is on this machine, or tokens were added that only the merged model has.
+    """The directory of the tokenizer used in training: the checkpoint if it has one, else the base; None if neither is
+    on this machine, or if only the merged model has the added tokens.
     """
     base = Path(local(checkpoint.base) or "") if checkpoint.base else None
     for place in (checkpoint.path, *([base] if base else [])):
@@ -46,7 +46,7 @@ def source_of(checkpoint: Checkpoint) -> Path | None:
 
 
 def carry_files(source: Path, model: Path) -> list[str]:
-    """Put the files of ``source`` in the place of those that were written anew in ``model``. Returns their names."""
+    """Replace the files that were rewritten in ``model`` with those of ``source``. Returns their names."""
     for name in present(model):
         (model / name).unlink()
     names = list(present(source))
@@ -56,20 +56,20 @@ def carry_files(source: Path, model: Path) -> list[str]:
 
 
 def present(folder: Path) -> Iterator[str]:
-    """The names of those files in ``folder``."""
+    """The names of these files in ``folder``."""
     found = {file.name for pattern in CARRIED for file in folder.glob(pattern) if file.is_file()}
     yield from sorted(found)
 
 
 def carry_chat(original: Side, model: Path) -> list[str]:
-    """Add to ``model`` what its files leave out of the training. Returns what was added, a sentence each."""
+    """Add to ``model`` the chat settings of the training that its files lack. Returns a sentence per addition."""
     notes = []
     chat = original.chat
     if chat is not None and chat.jinja:
         with whole_text(model / TEMPLATE) as out:
             out.write(chat.jinja)
         told = f", with the system prompt {shown(chat.system)}" if chat.system else ""
-        notes.append(f"{TEMPLATE} is that of the training{told}; the base's own renders other prompts")
+        notes.append(f"{TEMPLATE} is that of the training{told}; the base's own renders different prompts")
     if original.end is not None:
         notes += _carry_end(original.end, model / "generation_config.json")
     return notes
@@ -82,4 +82,4 @@ def _carry_end(end: tuple[str, int], file: Path) -> Iterator[str]:
     ends = [] if told is None else [told] if isinstance(told, int) else list(told)
     if number not in ends:
         write_json(file, {**config, "eos_token_id": [*ends, number] if ends else number})
-        yield f"{file.name} also ends answers at {shown(text)}, as the training taught"
+        yield f"{file.name} also ends answers at {shown(text)}, as in training"

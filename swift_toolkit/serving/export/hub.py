@@ -1,4 +1,4 @@
-"""Uploading an exported model: private unless asked otherwise, with a token from the environment only."""
+"""Uploading an exported model: private by default, with a token from the environment only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from swift_toolkit.model.checkpoints.checkpoint import HUB_ID
 from swift_toolkit.problems import Problem, RunError, first_line
 
 LOCAL = ("args.json", "merged_from.json", "export.json")
-"""Files that stay here: they name directories of this machine, and args.json may hold keys. What they say of the model
-is in its README.md, its chat template and its config."""
+"""Files that are not uploaded: they name directories of this machine, and args.json may contain keys. Their information
+about the model is in its README.md, chat template and config."""
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub of models.
+    """A model hub.
 
     Args:
-        variables: that may hold the token.
-        module: of its client.
-        upload: uploads a directory; takes id, directory, token and whether everybody may see it, and returns the
-            address.
+        variables: environment variables that may contain the token.
+        module: module of its client.
+        upload: uploads a directory; takes the id, directory, token and whether it is public, and returns the address.
     """
 
     variables: tuple[str, ...]
@@ -67,12 +66,12 @@ HUBS = {
 
 
 def problems(hub: str, name: str | None) -> Iterator[Problem]:
-    """What keeps a model from being uploaded."""
+    """Yield the reasons why a model cannot be uploaded."""
     if hub not in HUBS:
         yield Problem(*not_one_of(hub, HUBS), key="--hub")
         return
     if name is None:
-        yield Problem("is needed", "Name the model there: --hub-id owner/name", "--hub-id")
+        yield Problem("is needed", "Name the repository on the hub: --hub-id owner/name", "--hub-id")
     elif HUB_ID.fullmatch(name) is None:
         yield Problem(f'is "{name}"', "Write owner/name.", "--hub-id")
     if token_of(hub) is None:
@@ -84,7 +83,7 @@ def problems(hub: str, name: str | None) -> Iterator[Problem]:
 
 
 def token_of(hub: str) -> str | None:
-    """The token in the environment, None without one."""
+    """The token in the environment, None if there is none."""
     return next((os.environ[name] for name in HUBS[hub].variables if os.environ.get(name)), None)
 
 
@@ -98,12 +97,12 @@ def upload(hub: str, name: str, folder: Path, public: bool) -> str:
     """Upload ``folder`` and return its address.
 
     Raises:
-        RunError: the hub refuses, or cannot be reached.
+        RunError: the hub refuses the upload or cannot be reached.
     """
     token = token_of(hub)
-    assert token is not None  # `problems` looked
+    assert token is not None  # checked by `problems`
     try:
         return HUBS[hub].upload(name, folder, token, public)
-    except Exception as error:  # each client has its own family of errors
+    except Exception as error:  # each client has its own exception types
         said = first_line(error).replace(token, "***")
-        raise RunError(f"{hub} did not take {name}: {said}\nThe exported model is in {folder}.") from None
+        raise RunError(f"cannot upload {name} to {hub}: {said}\nThe exported model is in {folder}.") from None

@@ -1,7 +1,7 @@
-"""A Modelfile for Ollama: the chat format of the training as a Go template, its system prompt and its stop words.
+"""Writes a Modelfile for Ollama: the chat format of the training as a Go template, its system prompt and stop words.
 
-https://github.com/ollama/ollama/blob/main/docs/modelfile.md. ms-swift's own writes ``repeat_penalty None``, a stop word
-with a line break in it, and no system prompt.
+https://github.com/ollama/ollama/blob/main/docs/modelfile.md. ms-swift's own export writes ``repeat_penalty None``, a
+stop word that contains a line break, and no system prompt.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ PARAMETERS = {
     "repetition_penalty": "repeat_penalty",
     "min_p": "min_p",
 }
-"""generation_config.json -> Ollama."""
+"""Keys of generation_config.json -> parameters of Ollama."""
 
 
 def modelfile(chat: ChatFormat, gguf: str, model: Path) -> str:
     """The text of the Modelfile.
 
     Args:
-        chat: the format of the training.
-        gguf: name of the file beside it.
-        model: the model directory, for its generation_config.json and its length.
+        chat: the chat format of the training.
+        gguf: name of the GGUF file in the same directory.
+        model: the model directory, for its generation_config.json and context length.
     """
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{go_template(chat)}"""']
     if chat.system:
@@ -49,12 +49,12 @@ def _parameters(model: Path) -> list[tuple[str, object]]:
     if not told.get("do_sample") and "temperature" not in told:
         found.append(("temperature", 0))
     if "repetition_penalty" not in told:
-        found.append(("repeat_penalty", 1.0))  # Ollama's own is 1.1
+        found.append(("repeat_penalty", 1.0))  # Ollama's default is 1.1
     return found
 
 
 def go_template(chat: ChatFormat) -> str:
-    """The format for Ollama's template engine, which hands over .System and .Messages."""
+    """The format for Ollama's template engine, which provides .System and .Messages."""
     system = (chat.system_prefix or chat.prefix).replace("{{SYSTEM}}", "{{ .System }}")
     question = chat.prompt.replace("{{QUERY}}", "{{ .Content }}")
     begin = f"{{{{ if .System }}}}{system}{{{{ else }}}}{chat.prefix}{{{{ end }}}}"

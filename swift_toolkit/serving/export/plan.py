@@ -1,7 +1,6 @@
-"""What is exported and how, decided before anything heavy starts: format, place, size, memory, packages.
+"""The plan of an export, made before anything heavy starts: format, output, size, memory, packages.
 
-``make_export`` is the one way in. It reads the checkpoint and the settings, and raises everything that is wrong with
-both at once.
+``make_export`` is the entry point. It reads the checkpoint and the settings and raises all problems together.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES, Format, Gg
 from swift_toolkit.serving.proof.exchange import Messages
 
 RECORD = "export.json"
-"""The file beside an artefact that says what it was made of and whether it answers alike."""
+"""The file in an artefact that records how it was made and how its answers compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """The options of an export; their defaults stand here and nowhere else.
+    """The options of an export. Their defaults are defined only here.
 
     Args:
         export: the format, a key of `EXPORTS`.
-        output: the directory to make; beside the checkpoint by default.
-        base_model: where the base is now, if it is not where training found it.
-        trust_code: accept Python code that the checkpoint or its base brings.
+        output: the directory to create; next to the checkpoint by default.
+        base_model: location of the base, if it is no longer where training found it.
+        trust_code: accept Python code in the checkpoint or its base.
         gguf_type: how a GGUF file stores its weights.
-        calibration: a data set with which awq and gptq choose their scales.
-        hub: where ``hub`` uploads to.
-        hub_id: ``owner/name`` there.
-        public: let everybody see it.
-        proof_tokens: longest answer of the proof, in tokens.
-        overrides_from: what messages call the settings.
+        calibration: a dataset from which awq and gptq choose their scales.
+        hub: the hub that ``hub`` uploads to.
+        hub_id: repository on the hub, ``owner/name``.
+        public: make the repository public.
+        proof_tokens: longest answer of the comparison, in tokens.
+        overrides_from: how messages refer to the settings.
     """
 
     export: str
@@ -70,15 +69,15 @@ OPTION_NAMES = frozenset(one.name for one in fields(ExportOptions)) - {"override
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A checked export that is not started yet.
+    """A checked export that has not been started.
 
     Args:
-        format: what is made.
-        options: as given.
-        plan: how the checkpoint is asked for the proof.
+        format: the format.
+        options: the options, as given.
+        plan: how the checkpoint is run for the comparison.
         config: settings for ms-swift's own export.
-        output: the directory to make.
-        questions: what both sides are asked, messages each.
+        output: the directory to create.
+        questions: the messages of each question that both sides answer.
     """
 
     format: Format
@@ -90,12 +89,12 @@ class Export:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What is exported."""
+        """The checkpoint to export."""
         return self.plan.checkpoint
 
     @property
     def log(self) -> Path:
-        """What ms-swift and the converters print; beside the output."""
+        """The log of ms-swift and the converters, next to the output."""
         return self.output.with_name(f"{self.output.name}.log")
 
     @property
@@ -105,26 +104,26 @@ class Export:
 
     @property
     def threshold(self) -> str:
-        """The row of the table of thresholds."""
+        """The key of the row in the table of thresholds."""
         if self.format.name == "bnb" and self.config.get("quant_bits") == 8:
             return "8 bits"
         return self.gguf_type.threshold if self.format.gguf else self.format.threshold
 
     @property
     def parameters(self) -> int | None:
-        """How many weights the model has, None if nothing tells."""
+        """The number of weights of the model, None if not known."""
         shape = find_shape(self.checkpoint.base or str(self.checkpoint.path))
         return shape.parameters if shape else None
 
     @property
     def size(self) -> int | None:
-        """Bytes of the artefact, None if nothing tells."""
+        """Bytes of the artefact, None if not known."""
         bits = self.gguf_type.bits if self.format.gguf else self.format.bits or self._stored_bits()
         return None if self.parameters is None else int(self.parameters * bits / 8)
 
     @property
     def disk(self) -> int | None:
-        """Bytes that are written on the way, the artefact included: the merged model, and a 16-bit GGUF file."""
+        """Bytes of disk the export needs: the artefact, the merged model, and a 16-bit GGUF file."""
         if self.parameters is None or self.size is None:
             return None
         merging = self.checkpoint.kind == "lora" and self.format.name not in ("merged", "hub")
@@ -134,7 +133,7 @@ class Export:
 
     @property
     def memory(self) -> int | None:
-        """Bytes of memory that the model takes while it is merged and asked."""
+        """Bytes of memory that merging and running the model need."""
         bits = 32 if self.plan.device.kind == "cpu" else self._stored_bits()
         return None if self.parameters is None else int(self.parameters * bits / 8 * 1.1)
 
@@ -154,7 +153,7 @@ class Export:
         rows.append(("output", str(self.output)))
         if self.size is not None and self.disk is not None and self.memory is not None:
             needs = f"{size_of(self.disk)} of disk, {size_of(self.memory)} of memory"
-            rows.append(("size", f"about {size_of(self.size)}; on the way {needs}"))
+            rows.append(("size", f"about {size_of(self.size)}; the export needs {needs}"))
         if self.format.name == "hub":
             visible = "public" if self.options.public else "private"
             rows.append(("upload", f"to {self.options.hub} as {self.options.hub_id}, {visible}"))
@@ -179,7 +178,7 @@ class Export:
         }
 
     def files(self) -> list[tuple[str, int]]:
-        """What will be uploaded, names and sizes in bytes; that of the weights is about right until they are there."""
+        """Names and sizes in bytes of the files to upload; the size of the weights is estimated until they exist."""
         if (self.output / RECORD).is_file():
             return [(name, size) for name, size in hub.files_of(self.output) if name not in hub.LOCAL]
         source = source_of(self.checkpoint)
@@ -194,17 +193,17 @@ def make_export(
     options: ExportOptions,
     questions: Sequence[Messages],
 ) -> Export:
-    """Check what is asked and decide how.
+    """Check the request and make the plan.
 
     Args:
         checkpoint: a checkpoint, a run directory or an output directory.
         config: settings for ms-swift's export: a file or a mapping.
-        settings: laid over it.
-        options: the toolkit's own.
-        questions: what both sides are asked.
+        settings: settings that override ``config``.
+        options: the toolkit's own options.
+        questions: the questions that both sides answer.
 
     Raises:
-        RequestError: with everything that is wrong.
+        RequestError: with all problems.
     """
     asked, problems = read_request(config, settings, command="export", overrides_from=options.overrides_from)
     problems += other_ways(asked, _OTHER_WAYS, from_line=False)
@@ -231,7 +230,7 @@ def make_export(
 
 
 def _plan(checkpoint: str | None, options: ExportOptions, asked: Config) -> Plan:
-    """How the checkpoint is asked: with pt, and on a CPU in float32, so that only the weights differ."""
+    """The plan to run the checkpoint: with pt, and on a CPU in float32, so that only the weights differ."""
     settings = {name: asked.get(name) for name in ("model_type", "template", "system") if asked.get(name)}
     if find_device().kind == "cpu":
         settings["torch_dtype"] = "float32"
@@ -255,7 +254,8 @@ _OTHER_WAYS = {
     **dict.fromkeys(("quant_method", "merge_lora", "to_ollama", "push_to_hub"), "Use --export."),
     **dict.fromkeys(("model", "adapters", "load_args"), "Use --checkpoint and --base-model."),
     **dict.fromkeys(
-        ("hub_model_id", "hub_private_repo"), "Use --hub-id; it is private unless --public is given."
+        ("hub_model_id", "hub_private_repo"),
+        "Use --hub-id; the repository is private unless --public is given.",
     ),
     "hub_token": "Set the environment variable HF_TOKEN or MODELSCOPE_API_TOKEN.",
     "output_dir": "Use --output.",
@@ -273,7 +273,9 @@ def _option_problems(options: ExportOptions) -> Iterator[Problem]:
         yield from gguf.problems(options.gguf_type)
     if made.calibrated and options.calibration is None:
         yield Problem(
-            "is needed", f"{made.name} chooses its scales by data like that of the training.", "--calibration"
+            "is needed",
+            f"{made.name} chooses its scales from data like that of the training.",
+            "--calibration",
         )
     if options.calibration is not None and not Path(options.calibration).expanduser().is_file():
         yield Problem(f"{options.calibration} does not exist", "", "--calibration")
@@ -284,26 +286,26 @@ def _option_problems(options: ExportOptions) -> Iterator[Problem]:
 
 
 def _export_problems(made: Export) -> Iterator[Problem]:
-    """What the checkpoint, the place and the machine make impossible."""
+    """Yield problems with the checkpoint, the output and the machine."""
     checkpoint = made.checkpoint
     if not checkpoint.path.is_absolute() or is_on_hub(str(checkpoint.path)):
         what = f"cannot export {checkpoint.path}: it is on a hub"
-        yield Problem(what, "Download it, and name its directory.", "--checkpoint")
+        yield Problem(what, "Download it and name its directory.", "--checkpoint")
         return
     if gguf_in(checkpoint.path) is not None:
-        what = f"cannot export {checkpoint.path}: it holds a GGUF file"
-        yield Problem(what, "Export the checkpoint that it was made of.", "--checkpoint")
+        what = f"cannot export {checkpoint.path}: it contains a GGUF file"
+        yield Problem(what, "Export the checkpoint it was made from.", "--checkpoint")
     if not checkpoint.generates:
         what = f"cannot export {checkpoint.path}: it was trained for {checkpoint.task_type}"
-        yield Problem(what, "Export models that write text.", "--checkpoint")
+        yield Problem(what, "Only models that generate text can be exported.", "--checkpoint")
     if made.format.name == "merged" and checkpoint.kind != "lora":
-        what = f'is "merged", but {checkpoint.path} holds a whole model already'
+        what = f'is "merged", but {checkpoint.path} already contains a whole model'
         yield Problem(what, "Use it as it is.", "--export")
     yield from _place_problems(made)
 
 
 def _place_problems(made: Export) -> Iterator[Problem]:
-    """What keeps the output from being written, and the model from being loaded."""
+    """Yield the reasons why the output cannot be written or the model cannot be loaded."""
     elsewhere = "Name another directory with --output."
     if made.output.exists() and not is_own(made.output):
         what = f"cannot write {made.output}: it exists and was not made by this command"
@@ -313,11 +315,11 @@ def _place_problems(made: Export) -> Iterator[Problem]:
         yield Problem(f"cannot write {made.output}: permission denied", elsewhere, "--output")
     free = shutil.disk_usage(parent).free
     if made.disk is not None and made.disk > free:
-        what = f"needs {size_of(made.disk)} of disk, and {parent} has {size_of(free)}"
-        yield Problem(what, f"Free some. {elsewhere}", "--export")
+        what = f"needs {size_of(made.disk)} of disk, but {parent} has {size_of(free)} free"
+        yield Problem(what, f"Free some space. {elsewhere}", "--export")
     if made.plan.device.kind == "cpu" and made.memory is not None and made.memory > free_memory():
-        what = f"needs {size_of(made.memory)} of memory, and {size_of(free_memory())} are free"
-        yield Problem(what, "Export on a larger machine.", "--export")
+        what = f"needs {size_of(made.memory)} of memory, but only {size_of(free_memory())} is free"
+        yield Problem(what, "Export on a machine with more memory.", "--export")
 
 
 def size_of(size: int) -> str:
@@ -326,7 +328,7 @@ def size_of(size: int) -> str:
 
 
 def is_own(path: Path) -> bool:
-    """Whether this toolkit made the directory ``path``, so that it may be made anew."""
+    """Whether this toolkit made the directory ``path``, so that it may be replaced."""
     return any((path / name).is_file() for name in (RECORD, "merged_from.json"))
 
 

@@ -1,8 +1,8 @@
-"""A process of its own: llama.cpp's quantiser through its library, as its command ``llama-quantize`` calls it.
+"""Runs llama.cpp's quantiser through its library in a separate process, like the command ``llama-quantize``.
 
     python -m swift_toolkit.serving.export.quantise IN.gguf OUT.gguf NUMBER
 
-NUMBER is that of ``enum llama_ftype``. The library comes with llama-cpp-python or llama-cpp-py-sync.
+NUMBER is a value of ``enum llama_ftype``. The library comes with llama-cpp-python or llama-cpp-py-sync.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""An export carried out: the original is asked, the adapter merged, the format written, the artefact asked, and only
-then does the artefact take its name. Ctrl-C at any time leaves what was there before.
+"""Runs an export: ask the original, merge the adapter, write the format, ask the artefact, and only then rename the
+artefact to its final name. Ctrl-C at any time leaves an earlier export unchanged.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export left behind.
+    """The result of an export.
 
     Args:
-        export: what was asked for.
-        path: the artefact's directory.
-        file: in it the GGUF file, None for other formats.
-        proof: whether it answers like the checkpoint.
-        notes: what was added to the files of the training.
-        seconds: wall clock of each part.
-        address: on a hub, None elsewhere.
+        export: the export.
+        path: directory of the artefact.
+        file: the GGUF file in it, None for other formats.
+        proof: comparison of its answers with those of the checkpoint.
+        notes: additions to the files of the training.
+        seconds: wall-clock seconds of each step.
+        address: address on the hub, None without an upload.
     """
 
     export: Export
@@ -59,7 +59,7 @@ class Exported:
     address: str | None = None
 
     def as_json(self) -> dict[str, object]:
-        """What export.json holds."""
+        """The content of export.json."""
         return {
             "schema": SCHEMA,
             **self.export.as_json(),
@@ -75,7 +75,7 @@ class Exported:
 
 
 class _Clock:
-    """The wall clock of the parts, and the live line that says which one it is."""
+    """Measures the wall-clock time of the steps and shows the current one on the live line."""
 
     def __init__(self, line: screen.StartingLine) -> None:
         self._line = line
@@ -90,10 +90,10 @@ class _Clock:
 
 
 def carry_out(export: Export) -> Exported:
-    """Make the artefact and prove it. It is there whatever the verdict, which is written beside it.
+    """Make the artefact and compare it with the checkpoint. It is kept whatever the verdict, which is recorded in it.
 
     Raises:
-        RunError: a part failed; nothing is left of it.
+        RunError: a step failed; nothing of the artefact is left.
     """
     with screen.StartingLine() as line:
         clock = _Clock(line)
@@ -113,7 +113,7 @@ def carry_out(export: Export) -> Exported:
 
 
 def _put_in_place(new: Path, path: Path) -> None:
-    """Let ``new`` take the name ``path``; what had it before is gone only then."""
+    """Rename ``new`` to ``path``; an earlier ``path`` is only removed afterwards."""
     if path.exists():
         old = new.with_name("old")
         path.rename(old)
@@ -155,7 +155,7 @@ def _made_from(export: Export, path: Path, clock: _Clock, told: Told) -> Exporte
 
 
 def _whole_model(export: Export, path: Path, clock: _Clock, told: Told) -> tuple[Path, list[str]]:
-    """The unquantised model that the format is made of: ``path`` itself where that is what is asked for."""
+    """The unquantised model that the format is made from; ``path`` itself if that is the requested format."""
     final = not (export.format.gguf or export.format.quantised)
     model = path if final else path.with_name("model")
     with clock.part("merging", "merging the adapter into its base"):
@@ -170,7 +170,7 @@ def _whole_model(export: Export, path: Path, clock: _Clock, told: Told) -> tuple
 
 
 def _link_or_copy(source: str, target: str) -> str:
-    """A weight file is not copied where it need not be; what is written later replaces a file, never its content."""
+    """Hard-link a weight file, or copy it if that fails; later steps replace files and never modify their content."""
     if source.endswith((".safetensors", ".bin")):
         Path(target).symlink_to(Path(source).resolve())
         return target
@@ -183,7 +183,7 @@ def _carry(export: Export, model: Path, told: Told) -> Iterator[str]:
         names = carry_files(source, model)
         yield f"from {source.name}, byte for byte: {', '.join(names)}"
     else:
-        yield "the tokenizer is the one that ms-swift wrote: that of the training is not on this machine"
+        yield "the tokenizer was written by ms-swift: that of the training is not on this machine"
     yield from carry_chat(told.side, model)
 
 
@@ -202,7 +202,7 @@ def _write_gguf(export: Export, model: Path, path: Path, clock: _Clock, told: To
 
 
 def _recorded(export: Export) -> dict[str, object]:
-    """What this toolkit and ms-swift need to know of a GGUF file, under the names of a training's args.json."""
+    """What this toolkit and ms-swift need to know about a GGUF file, with the keys of a training's args.json."""
     checkpoint = export.checkpoint
     return {
         "swift_version": packages.version("ms-swift"),
@@ -216,7 +216,7 @@ def _recorded(export: Export) -> dict[str, object]:
 
 
 def _tell_converter(model: Path) -> None:
-    """Put the chat template where llama.cpp's converter looks first: it would take the base's own."""
+    """Put the chat template where llama.cpp's converter looks first; it would use the base's own otherwise."""
     template, file = model / TEMPLATE, model / "tokenizer_config.json"
     config = read_json(file)[0]
     if template.is_file() and config is not None:
@@ -228,7 +228,7 @@ def _model_name(export: Export) -> str:
 
 
 def _quantise(export: Export, model: Path, path: Path, clock: _Clock) -> None:
-    """By ms-swift's own export, from the merged model."""
+    """Quantise the merged model with ms-swift's own export."""
     config = replace(export.config, settings=dict(export.config.settings))
     whole = replace(export.checkpoint, path=model, kind="merged", tuner_type=None, args=RecordedArguments())
     fill_model(config, whole, model=str(model), adapter=None)
@@ -262,12 +262,12 @@ def _write_records(made: Exported) -> None:
 
 def _upload(export: Export) -> str:
     options = export.options
-    assert options.hub_id is not None  # the plan looked
+    assert options.hub_id is not None  # checked by the plan
     return hub.upload(options.hub, options.hub_id, export.output, options.public)
 
 
 def print_result(made: Exported) -> None:
-    """The verdict and where the artefact is: on stdout."""
+    """Print the verdict and the location of the artefact to stdout."""
     report.print_proof(made.proof)
     size = sum(size for _, size in hub.files_of(made.path))
     rows = [("note", note) for note in made.notes]
