@@ -349,7 +349,7 @@ def test_a_comparison_is_checked_and_a_dry_run_starts_nothing(
     capsys: pytest.CaptureFixture[str], adapter: Path, tmp_path: Path
 ) -> None:
     assert refusals(capsys, "--checkpoint", tmp_path / "none", "--against", "0") == [
-        '"--against" is "0", which is not the URL of a server. Write it as clients do: http://127.0.0.1:8000/v1',
+        '"--against" is "0", which is not the URL of a server. Write it as http://127.0.0.1:8000/v1',
         f"{tmp_path / 'none'} does not exist. {tmp_path} holds nothing.",
     ]
     words = ["--checkpoint", str(adapter), "--against", "http://127.0.0.1:9/v1", "--dry-run", "--json"]

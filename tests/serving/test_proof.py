@@ -214,19 +214,19 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
     "wrong template": (wrong_template, "template", "2 prompts differ"),
     "missing system prompt": (missing_system, "prompt", f'system prompt of the training is missing: "{SYSTEM}"'),
     "dropped EOS": (dropped_eos, "stop tokens", '"<|im_end|>" does not end an answer'),
-    "wrong base": (wrong_base, "weights", "it was merged into another model"),
+    "wrong base": (wrong_base, "weights", "it was merged into a different model"),
     "unmerged module": (with_weight(lambda _, base: base), "weights", "q_proj.weight: the adapter was not merged"),
     "transposed adapter": (
         with_weight(lambda merged, base: base + (merged - base).T), "weights", "q_proj.weight: the adapter was added transposed",
     ),
     "another scale": (
-        with_weight(lambda merged, base: base + 2 * (merged - base)), "weights", "added with another scale",
+        with_weight(lambda merged, base: base + 2 * (merged - base)), "weights", "added with a different scale",
     ),
     "truncated file": (truncated, "weights", "cannot be read: "),
-    "another added token": (another_token, "tokenizer", "splits the same text into other tokens"),
+    "another added token": (another_token, "tokenizer", "splits the same text into different tokens"),
     "wrong rope setting": (wrong_rope, "weights", "rope_theta in config.json is 123.0"),
     "wrong dtype": (wrong_dtype, "weights", "the weights are float16, those of the training float32"),
-    "stale merge": (stale, "weights", "it was merged from the adapter as it was before"),
+    "stale merge": (stale, "weights", "it was merged from an earlier version of the adapter"),
 }  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def test_missing_modules_to_save_are_named(tiny_model: Path, tmp_path: Path) -> 
     proof = tuned.prove(path)
     assert proof.verdict == "different"
     assert [one.what for one in proof.faults if one.cause == "weights"][:1] == [
-        "model.norm.weight: modules_to_save of the adapter are missing, the base's own are there"
+        "model.norm.weight: the adapter's modules_to_save are missing, the base's weights are there instead"
     ]
 
 

@@ -1,1 +1,1 @@
-"""Does a model file answer like the checkpoint it was made of."""
+"""Comparing the answers of an exported model with those of its checkpoint."""

@@ -1,4 +1,4 @@
-"""A checkpoint compared with a running server: why does my server answer differently?"""
+"""Compares a checkpoint with a running server, to find out why the server answers differently."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MAX_TOKENS = 32
 
 @dataclass(frozen=True)
 class AgainstOptions:
-    """How a server is compared.
+    """The options of a comparison with a server.
 
     Args:
-        url: its base URL.
-        base_model: where the base of the checkpoint is now.
-        trust_code: accept Python code that the checkpoint brings.
+        url: base URL of the server.
+        base_model: location of the base, if it is no longer where training found it.
+        trust_code: accept Python code in the checkpoint.
     """
 
     url: str
@@ -36,10 +36,10 @@ class AgainstOptions:
 
 
 def make_comparison(checkpoint: str | None, options: AgainstOptions) -> Plan:
-    """Check what is to be compared; the plan of asking the checkpoint.
+    """Check the request; return the plan to run the checkpoint.
 
     Raises:
-        RequestError: with everything that is wrong.
+        RequestError: with all problems.
     """
     settings = {"torch_dtype": "float32"} if find_device().kind == "cpu" else {}
     how = AskOptions(base_model=options.base_model, trust_code=options.trust_code, infer_backend="pt")
@@ -60,20 +60,20 @@ def _url_problems(url: str) -> Iterator[Problem]:
     except ValueError:
         is_url = False
     if not is_url:
-        do = "Write it as clients do: http://127.0.0.1:8000/v1"
+        do = "Write it as http://127.0.0.1:8000/v1"
         yield Problem(f"is {shown(url)}, which is not the URL of a server", do, "--against")
 
 
 def rows(plan: Plan, options: AgainstOptions) -> list[tuple[str, str]]:
-    """What is compared, as names and values for the screen."""
+    """The comparison as names and values for the screen."""
     return [*plan.rows()[:3], ("server", options.url)]
 
 
 def compare(plan: Plan, options: AgainstOptions, questions: Sequence[Messages]) -> Proof:
-    """Ask both, and judge.
+    """Ask both sides and compare the answers.
 
     Raises:
-        RunError: one of the two does not answer.
+        RunError: one of the sides does not answer.
     """
     screen.print_facts(rows(plan, options))
     with screen.StartingLine() as line:

@@ -1,8 +1,8 @@
 """A chat template (Jinja) that renders prompts as the training did.
 
-The base's own template is kept wherever it does. It often does not: ms-swift trains with a template of its own, puts
-the system prompt of the training before every conversation that has none, and leaves out the one that many models'
-templates put there.
+The base's own template is kept if it does so. Often it does not: ms-swift trains with its own template, adds the system
+prompt of the training to every conversation that has none, and omits the default system prompt of many models'
+templates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FROM_FORMAT = """\
 
 
 def candidates(chat: ChatFormat, own: str | None) -> Iterator[str]:
-    """Templates that may render as the training did, the one nearest to the base's ``own`` first."""
+    """Yield templates that may render as the training did, the one closest to the base's ``own`` first."""
     if own and chat.system:
         yield _WITH_SYSTEM.replace("SYSTEM", json.dumps(chat.system, ensure_ascii=False)) + own
     yield jinja(chat)
@@ -66,7 +66,7 @@ def _around(text: str, placeholder: str, name: str) -> str:
 
 
 def probes(questions: tuple[Messages, ...]) -> Iterator[Messages]:
-    """Conversations that tell templates apart: the questions, one with its own system prompt, one of two turns."""
+    """Conversations that distinguish templates: the questions, one with a system prompt, and one with two turns."""
     yield from questions
     first = {"role": "user", "content": "Hello"}
     yield [{"role": "system", "content": "You are brief."}, first]

@@ -1,4 +1,4 @@
-"""What goes to the process that asks a model for the proof, and what comes back."""
+"""The order sent to the process that asks one side, and the result it returns."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Literal
 Cause = Literal["prompt", "weights", "tokenizer", "template", "stop tokens"]
 
 POSITIONS = 16
-"""Tokens of each answer at which the distributions of the next token are compared, the first one included. Later ones
-repeat what the first have shown; a vocabulary of 150,000 takes 0.6 MB a position."""
+"""Positions of each answer, from the first on, at which the next-token distributions are compared. Later positions add
+little information; a vocabulary of 150,000 takes 0.6 MB per position."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """One reason why an artefact answers otherwise than its checkpoint.
+    """One reason why an artefact answers differently from its checkpoint.
 
     Args:
-        cause: the part that is to blame.
-        what: what is wrong with it, a sentence without its full stop.
+        cause: the part that causes it.
+        what: the problem, a sentence without its full stop.
     """
 
     cause: Cause
@@ -28,21 +28,21 @@ class Deviation:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What one side made of one question.
+    """The response of one side to one question.
 
     Args:
         prompt: the prompt as the model sees it.
-        prompt_ids: its tokens.
-        plain_ids: the tokens of the last message alone, without any template.
+        prompt_ids: tokens of the prompt.
+        plain_ids: tokens of the last message alone, without a template.
         answer: the greedy answer.
-        answer_ids: its tokens, without the one that ends it.
-        ended: whether the model ended it; else the limit did.
-        kl: of the next token at the first positions of the original's answer, in nats, measured against the
-            original; of the original itself nothing.
-        gap: how far the original preferred its own token to the artefact's where the answers part, in nats; None where
-            they do not.
-        margins: of the original: how far it preferred each of the first tokens to the next best one, in nats.
-        offsets: of the original: where each token of the answer ends in its text.
+        answer_ids: tokens of the answer, without the end token.
+        ended: whether the model ended the answer itself, before the length limit.
+        kl: divergence of the next-token distributions from the original's at the first positions of the original's
+            answer, in nats; empty for the original itself.
+        gap: how much more likely the original's own token was than the artefact's where the answers diverge, in nats of
+            the original; None if they do not diverge.
+        margins: for the original: how much more likely each of the first tokens was than the next best, in nats.
+        offsets: for the original: the end of each token of the answer in its text.
     """
 
     prompt: str
@@ -62,15 +62,16 @@ class ChatFormat:
     """The chat format of the training, as text; the fields are those of ms-swift's TemplateMeta.
 
     Args:
-        prefix: what a conversation without a system prompt begins with.
-        system_prefix: the same with one, ``{{SYSTEM}}`` in its place; None where the format has none.
-        prompt: a question, ``{{QUERY}}`` in its place, and how the answer begins.
-        chat_sep: what follows an answer before the next question; None where there is only one.
-        suffix: what follows the last answer.
-        system: the system prompt of a conversation that brings none, "" for none.
-        stop: the texts that end an answer.
-        tokenizer_template: whether the chat template of the tokenizer renders every prompt as the training did.
-        jinja: a chat template that does, where that of the tokenizer does not; "" where none was found.
+        prefix: beginning of a conversation without a system prompt.
+        system_prefix: beginning of a conversation with a system prompt, marked by ``{{SYSTEM}}``; None if the format
+            does not support one.
+        prompt: a question, marked by ``{{QUERY}}``, and the beginning of the answer.
+        chat_sep: separator between an answer and the next question; None if the format has only one turn.
+        suffix: end of the last answer.
+        system: default system prompt of a conversation, "" for none.
+        stop: texts that end an answer.
+        tokenizer_template: whether the tokenizer's chat template renders every prompt as the training did.
+        jinja: a chat template that does so, if the tokenizer's does not; "" if none was found.
     """
 
     prefix: str
@@ -86,18 +87,18 @@ class ChatFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A model that was asked.
+    """One side of the comparison, after it was asked.
 
     Args:
-        asked: what it made of each question.
-        vocabulary: how many tokens it knows.
-        added: the tokens beside the vocabulary's own, and their numbers.
-        stop_ids: the tokens that end its answers.
-        end: of the original: the text and number of the token that training taught to end an answer.
-        dtype: of its weights as they are stored.
-        chat: of the original: its chat format.
-        faults: what was seen in the files of an artefact.
-        read_by: the program that read it.
+        asked: its response to each question.
+        vocabulary: number of tokens in its vocabulary.
+        added: added tokens and their ids.
+        stop_ids: ids of the tokens that end its answers.
+        end: for the original: text and id of the end token used in training.
+        dtype: dtype of the stored weights.
+        chat: for the original: its chat format.
+        faults: for an artefact: problems found in its files.
+        read_by: the program that ran it.
     """
 
     asked: tuple[Response, ...]
@@ -116,17 +117,17 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a process is to ask.
+    """The order for a process that asks one side.
 
     Args:
-        questions: the messages of each.
-        max_tokens: of an answer.
-        folder: where the distributions of the original are written or read.
-        arguments: for ms-swift's InferArguments: the original. Empty for an artefact.
-        path: of the artefact, a directory or a GGUF file.
-        original: what the original answered.
+        questions: messages of each question.
+        max_tokens: longest answer, in tokens.
+        folder: directory where the original's distributions are written or read.
+        arguments: argument list for ms-swift's InferArguments, for the original; empty for an artefact.
+        path: path of the artefact, a directory or a GGUF file.
+        original: the original's result.
         base: directory of the base of a merged artefact, "" for none.
-        adapter: directory of the adapter that was merged into it, "" for none.
+        adapter: directory of the adapter merged into it, "" for none.
         device: ``cpu``, ``cuda``, ...
     """
 

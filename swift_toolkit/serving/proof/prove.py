@@ -1,4 +1,4 @@
-"""The proof, from outside: both sides are asked, each in a process of its own, and judged."""
+"""Runs the comparison: asks both sides, each in its own process, and judges the answers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from swift_toolkit.serving.proof.exchange import Deviation, Messages, Order, Sid
 from swift_toolkit.serving.proof.verdict import Proof, judge
 
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
-"""Keys of config.json that say where a token stands."""
+"""Keys of config.json that determine token positions."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """The original, asked once.
+    """The answers of the original.
 
     Args:
-        plan: how it was asked.
-        order: what it was asked.
+        plan: how the original was run.
+        order: the order with the questions.
         side: its answers.
     """
 
@@ -41,16 +41,16 @@ class Told:
 
     @property
     def questions(self) -> list[str]:
-        """The last message of each."""
+        """The last message of each question."""
         return [messages[-1]["content"] for messages in self.order.questions]
 
 
 @contextmanager
 def ask_original(plan: Plan, questions: Sequence[Messages], max_tokens: int) -> Iterator[Told]:
-    """Ask the checkpoint; what it answered is there as long as the block.
+    """Ask the checkpoint; its answers are available for the duration of the block.
 
     Raises:
-        RunError: it cannot be loaded.
+        RunError: the checkpoint cannot be loaded.
     """
     with ScratchFolder() as folder, plan.order("tuned") as engine:
         order = Order(
@@ -64,16 +64,16 @@ def ask_original(plan: Plan, questions: Sequence[Messages], max_tokens: int) -> 
 
 
 def prove(told: Told, path: Path, kind: str, merged_from: Checkpoint | None = None) -> Proof:
-    """Ask the artefact the same, and judge.
+    """Ask the artefact the same questions and judge the answers.
 
     Args:
-        told: the original.
+        told: the answers of the original.
         path: the artefact: a model directory or a GGUF file.
-        kind: what its weights are stored in, a key of `THRESHOLDS`.
-        merged_from: the checkpoint whose adapter was merged into it, unquantised; None to leave the tensors alone.
+        kind: how its weights are stored, a key of `THRESHOLDS`.
+        merged_from: the checkpoint whose adapter was merged into it, unquantised; None to skip the check of tensors.
 
     Raises:
-        RunError: the process that asks ended without an answer.
+        RunError: the process that asks the artefact ended without an answer.
     """
     seen = list(_file_faults(path, merged_from))
     if seen and seen[0].what.startswith("cannot be read"):
@@ -86,7 +86,7 @@ def prove(told: Told, path: Path, kind: str, merged_from: Checkpoint | None = No
 
 
 def artefact_order(told: Told, path: Path, merged_from: Checkpoint | None) -> Order:
-    """What to ask the artefact at ``path``."""
+    """The order for the artefact at ``path``."""
     base = adapter = ""
     if merged_from is not None and merged_from.kind == "lora":
         base, adapter = local(merged_from.base) or "", str(merged_from.path)
@@ -95,7 +95,7 @@ def artefact_order(told: Told, path: Path, merged_from: Checkpoint | None) -> Or
 
 
 def _file_faults(path: Path, merged_from: Checkpoint | None) -> Iterator[Deviation]:
-    """What the files of a model directory show without loading it."""
+    """Yield problems in the files of a model directory that are visible without loading it."""
     if not path.is_dir():
         return
     for problem in model_problems(path):
@@ -104,25 +104,27 @@ def _file_faults(path: Path, merged_from: Checkpoint | None) -> Iterator[Deviati
         return
     mark = read_json(path / MARK)[0]
     if mark is not None and mark != made_of(merged_from):
-        yield Deviation("weights", "it was merged from the adapter as it was before, or from another one")
+        yield Deviation(
+            "weights", "it was merged from an earlier version of the adapter, or from a different one"
+        )
     base = Path(local(merged_from.base) or "") if merged_from.kind == "lora" else merged_from.path
     mine, told = (read_json(one / "config.json")[0] or {} for one in (path, base))
     if not told:
         return
     for key in ROPE:
         if key in told and key in mine and told[key] != mine[key]:
-            yield Deviation("weights", f"{key} in config.json is {mine[key]}, that of the base {told[key]}")
+            yield Deviation("weights", f"{key} in config.json is {mine[key]}, but {told[key]} in the base")
     wanted = merged_from.torch_dtype
     stored = mine.get("dtype") or mine.get("torch_dtype")
     if wanted and stored and wanted != stored:
-        yield Deviation("weights", f"the weights are {stored}, those of the training {wanted}")
+        yield Deviation("weights", f"the weights are {stored}, but {wanted} in training")
 
 
 def run(order: Order, variables: Mapping[str, str], log: Path) -> Side:
-    """Ask one side in a process of its own.
+    """Ask one side in a separate process.
 
     Raises:
-        RunError: it failed.
+        RunError: the process failed.
     """
     import msgspec
 

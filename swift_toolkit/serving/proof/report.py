@@ -1,4 +1,4 @@
-"""A proof as tables on the screen and as JSON."""
+"""Shows a comparison as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def as_json(proof: Proof) -> dict[str, object]:
 
 
 def print_proof(proof: Proof) -> None:
-    """The comparison as tables on stdout."""
+    """Print the comparison as tables to stdout."""
     if rows := proof_rows(proof):
         screen.print_table(("question", "prompt", "answer", "mean KL", "ended"), rows, sys.stdout)
     screen.print_facts(verdict_rows(proof), sys.stdout)
@@ -29,7 +29,7 @@ def proof_rows(proof: Proof) -> list[Sequence[str]]:
         (
             pair.question,
             "equal" if pair.original.prompt_ids == pair.artefact.prompt_ids else "differs",
-            "equal" if pair.divergence is None else f"parts at token {pair.divergence + 1}",
+            "equal" if pair.divergence is None else f"differs from token {pair.divergence + 1}",
             f"{sum(pair.artefact.kl) / len(pair.artefact.kl):.2g}" if pair.artefact.kl else "-",
             _ended(pair.original.ended, pair.artefact.ended),
         )
@@ -39,12 +39,12 @@ def proof_rows(proof: Proof) -> list[Sequence[str]]:
 
 def _ended(original: bool, artefact: bool) -> str:
     if original == artefact:
-        return "both" if original else "neither, cut"
+        return "both" if original else "neither (cut off)"
     return "only the checkpoint" if original else "only the artefact"
 
 
 def verdict_rows(proof: Proof) -> list[tuple[str, str]]:
-    """The verdict and its causes."""
+    """The verdict and its causes, as names and values for the screen."""
     rows = [("verdict", f"{proof.verdict} ({proof.why})")]
     rows += [(fault.cause, fault.what) for fault in proof.faults]
     if proof.mean_kl is not None and proof.max_kl is not None:

@@ -1,4 +1,4 @@
-"""A side that is a running server: any that speaks OpenAI's chat completions."""
+"""Compares with a running server that supports OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.verdict import Proof, judge
 
 SECONDS = 300
-"""How long an answer may take."""
+"""Seconds that an answer may take."""
 
 
 def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> Proof:
-    """Ask a server what the checkpoint was asked, and judge.
+    """Ask a server the same questions as the checkpoint and judge the answers.
 
     Args:
-        told: the checkpoint.
-        url: its base URL, ``http://host:port/v1``.
-        model: the name to ask for; the first that it serves by default.
-        key_variable: of the environment, which may hold the API key.
+        told: the answers of the checkpoint.
+        url: base URL of the server, ``http://host:port/v1``.
+        model: the model name to request; None for the first one it serves.
+        key_variable: environment variable that may contain the API key.
 
     Raises:
-        RunError: it does not answer.
+        RunError: the server does not answer.
     """
     server = _Server(url, os.environ.get(key_variable))
     name = model or server.first_model()
@@ -59,11 +59,11 @@ class _Server:
     def first_model(self) -> str:
         models = self._json("/models", None).get("data") or []
         if not models:
-            raise RunError(f"{self._url} serves no model.")
+            raise RunError(f"{self._url} does not serve any model.")
         return str(models[0]["id"])
 
     def answer(self, model: str, messages: Messages, max_tokens: int) -> Any:
-        """The reply, as the server sends it."""
+        """Request an answer; return the response of the server."""
         body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
         return self._json("/chat/completions", body)
 
@@ -78,7 +78,7 @@ class _Server:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
             said = first_line(error.read(500).decode("utf-8", "replace"))
-            raise RunError(f"{self._url}{path} answered {error.code}: {said}") from None
+            raise RunError(f"{self._url}{path} returned status {error.code}: {said}") from None
         except (OSError, ValueError) as error:
             raise RunError(f"{self._url} does not answer: {getattr(error, 'reason', error)}") from None
 
@@ -98,7 +98,7 @@ def _asked(server: _Server, model: str, messages: Messages, told: Response, max_
 
 
 def _as_tokens(text: str, told: Response) -> tuple[int, ...]:
-    """The checkpoint's own tokens as far as the texts agree, then one that is none of its vocabulary."""
+    """The checkpoint's own tokens as far as the texts agree, then one that is not in its vocabulary."""
     if text.strip() == told.answer.strip():
         return told.answer_ids
     alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, told.answer, strict=False)))
@@ -107,12 +107,12 @@ def _as_tokens(text: str, told: Response) -> tuple[int, ...]:
 
 
 def _same_prompt(told: Response, asked: Response) -> Response:
-    """A server tells how many tokens a prompt has; what differs in them is said by `_prompt_faults`."""
+    """Assume that the prompts are equal: a server only returns their number of tokens, see `_prompt_faults`."""
     return replace(asked, prompt=told.prompt, prompt_ids=told.prompt_ids)
 
 
 def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Response]) -> list[Deviation]:
-    """What the numbers of prompt tokens show."""
+    """Find problems from the numbers of prompt tokens."""
     for messages, one, other in zip(told.order.questions, told.side.asked, asked, strict=True):
         here, there = len(one.prompt_ids), len(other.prompt_ids)
         if not there or here == there:
@@ -122,11 +122,11 @@ def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Resp
             more = [{"role": "system", "content": system}, *messages]
             if (server.answer(model, more, 1).get("usage") or {}).get("prompt_tokens") == here:
                 return [Deviation("prompt", "the server does not add the system prompt of the training")]
-        return [Deviation("template", f"a prompt has {there} tokens there, {here} in training")]
+        return [Deviation("template", f"a prompt has {there} tokens on the server, but {here} in training")]
     return []
 
 
 def _stop_ids(told: Side, asked: Sequence[Response]) -> tuple[int, ...]:
-    """The checkpoint's, unless no answer that it ended was ended there."""
+    """The checkpoint's stop tokens; none if the server ended none of the answers that the checkpoint ended."""
     ended = [other.ended for one, other in zip(told.asked, asked, strict=True) if one.ended]
     return told.stop_ids if not ended or any(ended) else ()

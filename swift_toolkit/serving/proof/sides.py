@@ -1,6 +1,6 @@
-"""The sides of the proof, each with its own way to tokenise a prompt, to answer and to give distributions.
+"""The sides of the comparison, each with its own way to tokenise a prompt, answer, and compute distributions.
 
-Imported by the worker; torch, transformers, ms-swift and llama.cpp are imported where a side is made.
+Imported by the worker; torch, transformers, ms-swift and llama.cpp are imported when a side is created.
 """
 
 from __future__ import annotations
@@ -29,45 +29,49 @@ from swift_toolkit.serving.proof.weights import weight_faults
 
 
 class Reader(ABC):
-    """A side that is loaded."""
+    """A loaded side."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
 
     @abstractmethod
     def prompt(self, messages: Messages) -> tuple[str, list[int]]:
-        """The prompt of a conversation as text and tokens."""
+        """Render a conversation; return the prompt as text and tokens."""
 
     @abstractmethod
     def tokens(self, text: str) -> list[int]:
-        """The tokens of a text without any template."""
+        """Tokenise a text without a template."""
 
     @abstractmethod
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Decode tokens."""
 
     @abstractmethod
     def answer(self, prompt: Sequence[int]) -> list[int]:
-        """The greedy answer, the token that ends it included."""
+        """Generate the greedy answer, including the end token."""
 
     @abstractmethod
     def log_probabilities(self, tokens: Sequence[int], first: int) -> Any:
-        """Of the next token after each of ``tokens`` from the one at ``first`` on: a float32 tensor."""
+        """Log probabilities of the next token after each of ``tokens`` from index ``first`` on.
+
+        Returns:
+            A float32 tensor of shape (len(tokens) - first, vocabulary).
+        """
 
     @abstractmethod
     def knows(self, tokens: Sequence[int]) -> bool:
-        """Whether the model has a row for each of the tokens."""
+        """Whether the model has an embedding for each of the tokens."""
 
     @abstractmethod
     def facts(self) -> Side:
-        """What is known of the model, with nothing asked."""
+        """The properties of the model, without any answers."""
 
     def distribution(self, index: int) -> Path:
-        """The file of the original's distributions for a question."""
+        """The file with the original's distributions for a question."""
         return Path(self.order.folder) / f"{index}.npy"
 
     def side(self) -> Side:
-        """All the questions asked."""
+        """Ask all questions."""
         facts = self.facts()
         asked = tuple(self._asked(index, one, facts) for index, one in enumerate(self.order.questions))
         return replace(facts, asked=asked)
@@ -90,7 +94,7 @@ class Reader(ABC):
         )
 
     def _compared(self, index: int, answer: Sequence[int]) -> tuple[tuple[float, ...], float | None]:
-        """KL of the original's distributions to these on the original's own tokens, and the gap where answers part."""
+        """KL divergence from the original on the original's own tokens, and the gap where the answers diverge."""
         import numpy
         import torch
 
@@ -102,7 +106,7 @@ class Reader(ABC):
             return (), None
         mine = self.log_probabilities(tokens, len(told.prompt_ids) - 1)
         theirs = torch.from_numpy(numpy.load(self.distribution(index)))
-        known = min(mine.shape[-1], theirs.shape[-1])  # one may have rows that no token uses
+        known = min(mine.shape[-1], theirs.shape[-1])  # one may have padding rows that no token uses
         share, mine = theirs[:, :known], mine[:, :known]
         divergence = share.exp() * (share - mine)
         kl = divergence.sum(-1).clamp(min=0)
@@ -110,7 +114,7 @@ class Reader(ABC):
 
 
 def _gap(theirs: Any, told: Sequence[int], answer: Sequence[int]) -> float | None:
-    """How far the original preferred its token to the other's where two answers part."""
+    """How much more likely the original's token was than the other's where two answers diverge, in nats."""
     for position, (one, other) in enumerate(zip(told, answer, strict=False)):
         if one != other:
             seen = position < theirs.shape[0] and other < theirs.shape[1]
@@ -119,7 +123,7 @@ def _gap(theirs: Any, told: Sequence[int], answer: Sequence[int]) -> float | Non
 
 
 class _Torch(Reader):
-    """A model in this process, in torch."""
+    """A torch model in this process."""
 
     model: Any
     tokenizer: Any
@@ -134,7 +138,7 @@ class _Torch(Reader):
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def answer(self, prompt: Sequence[int]) -> list[int]:
-        """By transformers, without any of the model's own habits (temperature, penalties)."""
+        """Generate with transformers, without the model's own sampling settings (temperature, penalties)."""
         import torch
         from transformers import GenerationConfig
 
@@ -161,7 +165,7 @@ class _Torch(Reader):
         return torch.log_softmax(logits[0, first:].float(), -1).cpu()
 
     def knows(self, tokens: Sequence[int]) -> bool:
-        """By its embeddings."""
+        """Check the size of the embeddings."""
         return max(tokens) < int(self.model.get_input_embeddings().weight.shape[0])
 
     def _facts(self, stop_ids: Sequence[int], **more: Any) -> Side:
@@ -181,12 +185,12 @@ class Original(_Torch):
         self.stop_ids = tuple(self._stop_ids())
 
     def prompt(self, messages: Messages) -> tuple[str, list[int]]:
-        """By ms-swift's own template."""
+        """Render with ms-swift's own template."""
         ids = list(self.template.encode(self.request(messages=messages))["input_ids"])
         return self.text(ids), ids
 
     def side(self) -> Side:
-        """Also keeps the distributions for the other side, and says how sure each token was."""
+        """Ask all questions; also store the distributions for the other side and compute the margins."""
         side = super().side()
         asked = tuple(self._kept(index, one) for index, one in enumerate(side.asked))
         return replace(side, asked=asked)
@@ -203,14 +207,14 @@ class Original(_Torch):
         return replace(one, margins=tuple(margins), offsets=tuple(ends))
 
     def facts(self) -> Side:
-        """Also the token that training taught to end an answer, and the chat format."""
+        """The properties of the model, including the end token used in training and the chat format."""
         meta = self.template.template_meta
         end = getattr(meta, "stop_token_id", None)
         known = None if end is None else (str(self.text([end])), int(end))
         return self._facts(self.stop_ids, end=known, chat=self._chat())
 
     def _stop_ids(self) -> Iterator[int]:
-        """The stop words of the template that are one token, as ms-swift's engine takes them."""
+        """The stop words of the template that are a single token; ms-swift's engine uses these."""
         for word in dict.fromkeys(map(str, self._stop_words())):
             ids = self.tokens(word)
             if len(ids) == 1:
@@ -240,7 +244,7 @@ class Original(_Torch):
         return replace(chat, tokenizer_template=False, jinja=next(fitting, ""))
 
     def _joined(self, parts: Sequence[Any]) -> str:
-        """A part of a format as text: ms-swift mixes texts and lists of tokens."""
+        """A part of a format as text; ms-swift mixes texts and lists of tokens."""
         return "".join(one if isinstance(one, str) else self.text(one) for one in parts if one)
 
     def _renders(self, template: str, wanted: Sequence[tuple[Messages, list[int]]]) -> bool:
@@ -248,7 +252,7 @@ class Original(_Torch):
             return all(
                 self.tokens(_render(self.tokenizer, messages, template)) == ids for messages, ids in wanted
             )
-        except Exception:  # whatever a template of others raises: it does not fit
+        except Exception:  # a template that raises anything does not match
             return False
 
 
@@ -282,14 +286,14 @@ class Transformers(_Torch):
         return {} if quantised else {"dtype": "float32"}
 
     def prompt(self, messages: Messages) -> tuple[str, list[int]]:
-        """By the artefact's own chat template; nothing where it has none."""
+        """Render with the artefact's own chat template; an empty prompt if it has none."""
         if not self.tokenizer.chat_template:
             return "", []
         text = _render(self.tokenizer, messages)
         return text, self.tokens(text)
 
     def facts(self) -> Side:
-        """Also what is wrong with its weights, where it was merged."""
+        """The properties of the model, including problems with its weights if it was merged."""
         faults: tuple[Deviation, ...] = ()
         if self.order.adapter and self.order.base:
             faults = tuple(weight_faults(*map(Path, (self.order.path, self.order.base, self.order.adapter))))
@@ -297,7 +301,7 @@ class Transformers(_Torch):
         return self._facts(self.stop_ids, dtype=dtype, faults=faults)
 
     def _stop_ids(self) -> list[int]:
-        """What ends an answer for those who know nothing of ms-swift: the generation config and the tokenizer."""
+        """The stop tokens without ms-swift: those of the generation config and the tokenizer."""
         told = self.model.generation_config.eos_token_id
         told = [] if told is None else [told] if isinstance(told, int) else list(told)
         own = self.tokenizer.eos_token_id
@@ -320,11 +324,11 @@ class LlamaCpp(Reader):
 
     @classmethod
     def is_installed(cls) -> bool:
-        """Whether its package is there."""
+        """Whether its package is installed."""
         return packages.is_installed(cls.module)
 
     def prompt(self, messages: Messages) -> tuple[str, list[int]]:
-        """By the chat template in the file, as llama.cpp's server renders it with --jinja."""
+        """Render with the chat template in the file, as llama.cpp's server does with --jinja."""
         template = self._fields.get("tokenizer.chat_template")
         if not template:
             return "", []
@@ -346,15 +350,15 @@ class LlamaCpp(Reader):
         )
 
     def tokens(self, text: str) -> list[int]:
-        """With special tokens read as such, as for a rendered prompt."""
+        """Tokenise with special tokens recognised, as for a rendered prompt."""
         return list(self.llama.tokenize(text, add_special=False, parse_special=True)) if text else []
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Special tokens included."""
+        """Decode tokens, including special tokens."""
         return str(self.llama.detokenize(list(tokens)))
 
     def answer(self, prompt: Sequence[int]) -> list[int]:
-        """Token after token, the likeliest each time."""
+        """Generate token by token, each time the most likely one."""
         ends = set(self._stop_ids())
         answer: list[int] = []
         logits = self._logits(prompt, len(prompt) - 1)
@@ -372,7 +376,7 @@ class LlamaCpp(Reader):
         return torch.log_softmax(torch.from_numpy(self._logits(tokens, first)), -1)
 
     def _logits(self, tokens: Sequence[int], first: int, past: int = 0) -> Any:
-        """Logits after each of ``tokens`` from ``first`` on; ``past`` tokens are in the cache already."""
+        """Logits after each of ``tokens`` from ``first`` on; ``past`` tokens are already in the cache."""
         import numpy
 
         lib, ffi, context = self.llama._lib, self.llama._ffi, self.llama._ctx
@@ -396,11 +400,11 @@ class LlamaCpp(Reader):
         return numpy.stack(rows)
 
     def knows(self, tokens: Sequence[int]) -> bool:
-        """By the header of the file."""
+        """Check the vocabulary in the header of the file."""
         return max(tokens) < int(self.llama.n_vocab)
 
     def facts(self) -> Side:
-        """What the header of the file says."""
+        """The properties stated in the header of the file."""
         tokens, kinds = (
             self._fields["tokenizer.ggml.tokens"],
             self._fields.get("tokenizer.ggml.token_type", []),
@@ -415,7 +419,7 @@ class LlamaCpp(Reader):
         )
 
     def _stop_ids(self) -> Iterator[int]:
-        """What ends an answer for llama.cpp."""
+        """The tokens that llama.cpp treats as the end of an answer."""
         lib, vocabulary = self.llama._lib, self.llama._vocab
         ends = lib.llama_vocab_is_eog
         yield from (number for number in range(self.llama.n_vocab) if ends(vocabulary, number))

@@ -1,4 +1,4 @@
-"""Whether two sides answer alike: the causes that are seen, the thresholds of each format, the verdict."""
+"""Judges whether two sides answer alike: the causes found, the thresholds of each format, the verdict."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Word = Literal["same", "close", "different"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What may lie between a checkpoint and an artefact of one format.
+    """The difference allowed between a checkpoint and an artefact of one format.
 
     Args:
-        same: mean KL up to which the two are the same, in nats, where every answer is equal too.
-        close: mean KL up to which they are close.
-        reason: where the figures come from.
+        same: highest mean KL for the verdict ``same``, in nats; every answer must be equal as well.
+        close: highest mean KL for the verdict ``close``, in nats.
+        reason: source of the figures.
     """
 
     same: float
@@ -28,26 +28,26 @@ class Thresholds:
     reason: str
 
 
-_LARGE = "llama.cpp's scoreboard for Llama 3 8B has"
-_SMALL = "a model of 100 million weights loses some times as much"
+_LARGE = "llama.cpp's scoreboard for Llama 3 8B reports"
+_SMALL = "a model with 100 million weights loses several times as much"
 
 THRESHOLDS = {
     "whole": Thresholds(
         1e-3, 1e-2, "rounding of merged weights to bfloat16 gives 1e-6 to 5e-4, to float32 1e-7"
     ),
-    "f16": Thresholds(1e-3, 1e-2, "16 bits a weight, and llama.cpp computes in another order"),
-    "bf16": Thresholds(1e-3, 1e-2, "16 bits a weight, and llama.cpp computes in another order"),
+    "f16": Thresholds(1e-3, 1e-2, "16 bits per weight, and llama.cpp computes in a different order"),
+    "bf16": Thresholds(1e-3, 1e-2, "16 bits per weight, and llama.cpp computes in a different order"),
     "q8_0": Thresholds(2e-3, 5e-2, f"{_LARGE} 0.0014; {_SMALL}"),
     "6 bits": Thresholds(2e-3, 0.1, f"{_LARGE} 0.0055 (q6_k) and 0.011 (q5_k_m); {_SMALL}"),
     "4 bits": Thresholds(2e-3, 0.5, f"{_LARGE} 0.031 (q4_k_m); {_SMALL}"),
-    "8 bits": Thresholds(2e-3, 0.1, "8 bits a weight, activations rounded too (LLM.int8, fp8)"),
-    "server": Thresholds(0, 0, "a server gives no distributions: the answers decide"),
+    "8 bits": Thresholds(2e-3, 0.1, "8 bits per weight, activations rounded too (LLM.int8, fp8)"),
+    "server": Thresholds(0, 0, "a server returns no distributions, so the answers decide"),
 }
-"""Thresholds by what the weights of the artefact are stored in. llama.cpp's: ``tools/perplexity/README.md``."""
+"""Thresholds by storage type of the artefact's weights. llama.cpp's figures: ``tools/perplexity/README.md``."""
 
 
 NEAR = 0.5
-"""Nats between the two likeliest tokens up to which 16-bit arithmetic may choose either."""
+"""Largest margin between the two most likely tokens, in nats, at which 16-bit arithmetic may choose either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Pair:
 
     Args:
         question: the last message.
-        original, artefact: what the sides made of it.
+        original, artefact: the responses of the sides.
     """
 
     question: str
@@ -65,7 +65,7 @@ class Pair:
 
     @property
     def divergence(self) -> int | None:
-        """The first token, counted from 0, at which the answers part; None where they are equal."""
+        """Index from 0 of the first token at which the answers differ; None if they are equal."""
         one, other = self.original.answer_ids, self.artefact.answer_ids
         for place, (here, there) in enumerate(zip(one, other, strict=False)):
             if here != there:
@@ -77,16 +77,16 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What asking both sides has shown.
+    """The result of a comparison.
 
     Args:
         verdict: ``same``, ``close`` or ``different``.
-        why: the verdict in a sentence.
-        faults: what is to blame.
-        pairs: every question.
-        mean_kl, max_kl: of the next token, in nats; None where a side gives no distributions.
-        thresholds: those of the format.
-        read_by: what read the artefact.
+        why: the reason in a sentence.
+        faults: the causes.
+        pairs: the responses to every question.
+        mean_kl, max_kl: KL divergence of the next token, in nats; None if a side returns no distributions.
+        thresholds: the thresholds of the format.
+        read_by: the program that ran the artefact.
     """
 
     verdict: Word
@@ -107,14 +107,14 @@ class Proof:
 def judge(
     original: Side, artefact: Side, questions: Sequence[str], kind: str, seen: Sequence[Deviation] = ()
 ) -> Proof:
-    """The verdict on two sides that were asked the same.
+    """Judge two sides that were asked the same questions.
 
     Args:
         original: the checkpoint.
-        artefact: what was made of it.
-        questions: the last message of each.
-        kind: what the artefact's weights are stored in, a key of `THRESHOLDS`.
-        seen: faults that its files have shown.
+        artefact: the exported model.
+        questions: the last message of each question.
+        kind: how the artefact's weights are stored, a key of `THRESHOLDS`.
+        seen: problems already found in its files.
     """
     pairs = tuple(
         Pair(question=question, original=one, artefact=other)
@@ -131,7 +131,9 @@ def judge(
             )
         )
     if mean is None and not faults and any(not _near_tie(pair) for pair in pairs):
-        faults.append(Deviation("weights", "answers to the same prompts part where the checkpoint was sure"))
+        faults.append(
+            Deviation("weights", "answers to equal prompts differ where the checkpoint was certain")
+        )
     verdict, why = _verdict(pairs, mean, thresholds, faults)
     return Proof(
         verdict=verdict,
@@ -146,7 +148,7 @@ def judge(
 
 
 def _near_tie(pair: Pair) -> bool:
-    """Whether the answers are equal, or part where rounding alone can decide."""
+    """Whether the answers are equal, or diverge where rounding alone can decide."""
     place, margins = pair.divergence, pair.original.margins
     return place is None or place >= len(margins) or margins[place] < NEAR
 
@@ -162,7 +164,7 @@ def _verdict(
     if mean is None and equal == len(pairs):
         return "same", answers
     if mean is None:
-        return "close", f"{answers}, the others part where two tokens were nearly as likely"
+        return "close", f"{answers}, the others differ where two tokens were almost equally likely"
     measured = f"{answers}, mean KL {mean:.2g}"
     if mean <= thresholds.same and equal == len(pairs):
         return "same", f"{measured} (at most {thresholds.same:g})"
@@ -170,7 +172,7 @@ def _verdict(
 
 
 def faults_of(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator[Deviation]:
-    """What tokens, prompts and ends show to be wrong."""
+    """Yield problems visible in the tokens, the prompts and the ends of answers."""
     tokenizer = list(_tokenizer_faults(original, artefact, pairs))
     yield from tokenizer
     prompts = [pair for pair in pairs if pair.original.prompt_ids != pair.artefact.prompt_ids]
@@ -179,26 +181,26 @@ def faults_of(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator
         yield from _prompt_faults(original, prompts)
     end = original.end
     if end is not None and end[1] not in artefact.stop_ids:
-        yield Deviation("stop tokens", f"{shown(end[0])} does not end an answer, as the training taught")
+        yield Deviation("stop tokens", f"{shown(end[0])} does not end an answer, but did in training")
 
 
 def _tokenizer_faults(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator[Deviation]:
     if any(pair.original.plain_ids != pair.artefact.plain_ids for pair in pairs):
-        yield Deviation("tokenizer", "it splits the same text into other tokens")
+        yield Deviation("tokenizer", "it splits the same text into different tokens")
     if not original.added or not artefact.added:
         return
     missing = [one for one, number in original.added.items() if artefact.added.get(one) != number]
     more = [one for one in artefact.added if one not in original.added]
     if missing:
         yield Deviation(
-            "tokenizer", f"tokens are missing or have another number: {listed(map(shown, missing))}"
+            "tokenizer", f"tokens are missing or have a different id: {listed(map(shown, missing))}"
         )
     if more and len(artefact.added) != len(original.added):
         yield Deviation("tokenizer", f"tokens were added: {listed(map(shown, more))}")
 
 
 def _prompt_faults(original: Side, pairs: Sequence[Pair]) -> Iterator[Deviation]:
-    """Which parts of the prompts are others."""
+    """Yield differences of the prompts."""
     told, other = pairs[0].original.prompt, pairs[0].artefact.prompt
     system = original.chat.system if original.chat else ""
     if not other:

@@ -1,7 +1,7 @@
-"""Whether the weights of a merged model are those of its base with this adapter, tensor by tensor.
+"""Checks tensor by tensor whether the weights of a merged model are those of its base plus the adapter.
 
-A model that was merged wrongly often still talks, and the distributions say only that it is another one. The tensors
-say what went wrong. Runs in the worker: it needs torch.
+A wrongly merged model often still produces fluent text, and the distributions only show that it differs. The tensors
+show what went wrong. Runs in the worker, as it needs torch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from swift_toolkit.model.files import JsonObject, adapter_root, read_json
 from swift_toolkit.serving.proof.exchange import Deviation
 
 ROUNDING = {"torch.bfloat16": 2**-8, "torch.float16": 2**-11, "torch.float32": 2**-23}
-"""Half the distance of two neighbours of a number, as a share of it (IEEE 754)."""
+"""Largest relative rounding error of each dtype (IEEE 754)."""
 
 SHARE = 0.05
-"""How far a merged weight may be from base + adapter, as a share of what the adapter adds: ms-swift may add in another
-type than this comparison."""
+"""Largest difference of a merged weight from base + adapter, as a share of the adapter's change: ms-swift may add in a
+different dtype than this comparison."""
 
 
 class _Tensors:
-    """Every tensor in the safetensors files of a directory, read one at a time, as float32."""
+    """The tensors in the safetensors files of a directory, read one at a time as float32."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
@@ -46,7 +46,7 @@ class _Tensors:
 
 
 class _Adapter:
-    """What an adapter of PEFT adds to each weight of its base."""
+    """The change that a PEFT adapter makes to each weight of its base."""
 
     def __init__(self, path: Path) -> None:
         root = adapter_root(path) or path
@@ -65,15 +65,15 @@ class _Adapter:
 
     @property
     def plain(self) -> bool:
-        """Whether base + B·A is all there is to it."""
+        """Whether the adapter is plain LoRA, so that the merged weight is base + B·A."""
         return self.config.get("peft_type") == "LORA" and not self.config.get("use_dora")
 
     def whole(self, tensor: str) -> Any:
-        """A tensor that was trained as a whole."""
+        """A tensor that was trained in full."""
         return self._tensors.stored(self.saved[tensor])
 
     def added(self, module: str) -> Any:
-        """B·A, scaled, in the shape of the weight."""
+        """The scaled B·A, in the shape of the weight."""
         prefix = self.modules[module]
         if f"{prefix}.lora_embedding_A" in self._tensors:
             a, b = (self._tensors.stored(f"{prefix}.lora_embedding_{one}").float() for one in "AB")
@@ -91,7 +91,7 @@ class _Adapter:
 
 
 def weight_faults(merged: Path, base: Path, adapter: Path) -> Iterator[Deviation]:
-    """What is wrong with the weights in ``merged``; nothing is said where the layers of the two have other names."""
+    """Yield problems with the weights in ``merged``; none if its layers are named differently from the base's."""
     original, artefact = _Tensors(base), _Tensors(merged)
     change = _Adapter(Path(as_peft(str(adapter))))
     shared = [name for name in original.names() if name in artefact]
@@ -109,13 +109,13 @@ def weight_faults(merged: Path, base: Path, adapter: Path) -> Iterator[Deviation
 
 
 _WORDS = {
-    "base": "{names}: {count} of {all} weights are not those of the base: it was merged into another model",
+    "base": "{names}: {count} of {all} weights are not those of the base: it was merged into a different model",
     "unmerged": "{names}: the adapter was not merged into it",
     "transposed": "{names}: the adapter was added transposed",
-    "scaled": "{names}: the adapter was added with another scale (lora_alpha, rslora)",
-    "saved": "{names}: modules_to_save of the adapter are missing, the base's own are there",
+    "scaled": "{names}: the adapter was added with a different scale (lora_alpha, rslora)",
+    "saved": "{names}: the adapter's modules_to_save are missing, the base's weights are there instead",
     "missing": "{names}: missing",
-    "shape": "{names}: another shape than in the base",
+    "shape": "{names}: the shape differs from the base's",
     "other": "{names}: neither the base with this adapter nor the base alone",
 }
 
@@ -127,7 +127,7 @@ def _as_faults(found: Mapping[str, list[str]], count: int) -> Iterator[Deviation
 
 
 def _kind(name: str, base: Any, merged: Any, change: _Adapter) -> str:
-    """What a merged tensor is, "" if it is what it should be."""
+    """The kind of problem with a merged tensor, "" if it is correct."""
     if name in change.saved:
         whole = change.whole(name)
         return "" if _close(merged.float(), whole.float(), merged, 0) else "saved"
@@ -162,7 +162,7 @@ def _kind_of_difference(difference: Any, added: Any, noise: float) -> str:
 
 
 def _noise(base: Any, merged: Any) -> float:
-    """What rounding to the types of both can change, at most, as a norm."""
+    """Norm of the largest change that rounding to the dtypes of both can cause."""
     coarser = max(ROUNDING.get(str(one.dtype), 0.0) for one in (base, merged))
     return coarser * float(merged.float().norm()) + 1e-12
 
@@ -175,5 +175,5 @@ def _close(one: Any, other: Any, stored: Any, more: float) -> bool:
 
 
 def _resized(base: Any, merged: Any) -> bool:
-    """Whether only rows were added: tokens that the training brought."""
+    """Whether only rows were added, for tokens added in training."""
     return bool(base.dim() == 2 and merged.shape[0] > base.shape[0] and merged.shape[1] == base.shape[1])

@@ -1,8 +1,8 @@
 """The process that asks one side: the checkpoint through ms-swift, or the artefact without it.
 
-It reads one `Order` as JSON from stdin and reports one ``asked`` or ``failed`` event. An artefact is asked as a
-stranger would ask it: with its own tokenizer, chat template and stop tokens, by transformers, or by llama.cpp where
-that is installed and the artefact is a GGUF file.
+It reads one `Order` as JSON from stdin and reports one ``asked`` or ``failed`` event. An artefact is run as other users
+would run it, with its own tokenizer, chat template and stop tokens: in transformers, or in llama.cpp if that is
+installed and the artefact is a GGUF file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from swift_toolkit.serving.proof.sides import LlamaCpp, Original, Reader, Transf
 
 
 def reader_of(order: Order) -> Reader:
-    """What reads the side that ``order`` is about."""
+    """Create the reader for the side in ``order``."""
     if order.arguments:
         return Original(order)
     if Path(order.path).suffix == ".gguf" and LlamaCpp.is_installed():
