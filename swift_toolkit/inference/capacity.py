@@ -1,4 +1,4 @@
-"""How many sequences are generated at once."""
+"""The number of sequences to generate at once."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from typing import Any
 from swift_toolkit.machine.device import free_memory
 
 CACHE_SHARE = 0.5
-"""Of the free memory, what the cache of a batch may take: the rest is for activations and for what else
-runs.
-"""
+"""Share of the free memory that the cache of a batch may use; the rest is for activations and other processes."""
 
 
 def largest_batch(device: str) -> int:
-    """Sequences generated together at most. On a CPU more than 32 bring no more tokens per second (measured,
+    """The most sequences to generate together. On a CPU, more than 32 do not increase the tokens per second (measured,
     SmolLM2-135M).
     """
     return 32 if device == "cpu" else 128
 
 
 def sequences_that_fit(model: Any, tokens: int, most: int) -> int:
-    """How many sequences of ``tokens`` tokens pt can generate together in the memory that is free, 1 to ``most``.
+    """The number of sequences of ``tokens`` tokens that pt can generate together in the free memory, 1 to ``most``.
 
     Keys and values of every layer and the widest activations take ``(2 * layers * kv_heads * head_dim + 4 * (hidden +
-    intermediate)) * bytes`` a token.
+    intermediate)) * bytes`` per token.
     """
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -36,7 +34,7 @@ def sequences_that_fit(model: Any, tokens: int, most: int) -> int:
 
 
 def _free_memory(model: Any) -> int:
-    """Free bytes on the device of ``model``, of the fullest where it is spread over several."""
+    """Free bytes on the device of ``model``; on the fullest one if it is spread over several."""
     import torch
 
     if model.device.type != "cuda":

@@ -36,15 +36,15 @@ class Turn:
 
 @dataclass
 class Chat:
-    """The state of a chat and what its commands do to it.
+    """The state of a chat and its commands.
 
     Args:
-        plan: what is asked and how.
-        engine: gives the engine that answers for a side.
+        plan: the plan of the model.
+        engine: returns the engine for a side.
         system: the system prompt; None for that of the checkpoint.
-        turns: what was said so far.
+        turns: the turns so far.
         images: the images for the next question.
-        side: who answers.
+        side: the side that answers.
     """
 
     plan: Plan
@@ -55,7 +55,7 @@ class Chat:
     side: Side = "tuned"
 
     def messages(self) -> list[ChatMessage]:
-        """The chat so far, as a training row has it."""
+        """The chat so far, in the format of a training row."""
         messages: list[ChatMessage] = []
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
@@ -65,7 +65,7 @@ class Chat:
         return messages
 
     def ask(self, text: str) -> None:
-        """Ask, show the answer as it is made, and remember both."""
+        """Ask a question, show the answer as it is generated, and remember both."""
         engine = self.engine(self.side)
         asked = Turn(text, self.images, "")
         self.turns.append(asked)
@@ -84,7 +84,7 @@ class Chat:
                     self.images = []
         print("\n")
 
-    # --- commands: each takes what stands after its name and returns what to say ----------------------------
+    # --- commands: each takes the text after its name and returns the message to show -----------------------
 
     def help(self, _: str) -> str:
         """this list"""
@@ -95,14 +95,14 @@ class Chat:
         return "\n".join(rows)
 
     def set_system(self, text: str) -> str:
-        """use another system prompt; without a text show it"""
+        """set the system prompt; without a text, show it"""
         if not text:
             return self.system if self.system is not None else str(self.engine(self.side).ready.system)
         self.system = text
         return "The system prompt is set."
 
     def clear(self, _: str) -> str:
-        """forget what was said"""
+        """start over with an empty chat"""
         self.turns, self.images = [], []
         return "Cleared."
 
@@ -128,7 +128,7 @@ class Chat:
         return f"Saved to {name}."
 
     def set(self, words: str) -> str:
-        """change a setting: /set temperature 0.3; without a name show them"""
+        """change a setting: /set temperature 0.3; without a name, show all"""
         name, _, value = words.partition(" ")
         if value.strip():
             self.plan.change_generation(name.replace("-", "_"), value.strip())
@@ -136,13 +136,13 @@ class Chat:
         return self.plan.settings()
 
     def image(self, name: str) -> str:
-        """show an image with the next question"""
+        """send an image with the next question"""
         if not name:
             return "Name a file: /image photo.png"
         if flaw := image_flaw(name):
             return f"{flaw.what}."
         self.images.append(str(Path(name).expanduser()) if "://" not in name else name)
-        return f"{name} goes with the next question."
+        return f"{name} will be sent with the next question."
 
     def base(self, _: str) -> str:
         """switch between the tuned model and its base"""
@@ -152,7 +152,7 @@ class Chat:
         return f"Now the {'tuned model' if side == 'tuned' else 'base model'} answers."
 
     def commands(self) -> dict[str, tuple[str, Callable[[str], str]]]:
-        """Name -> what it takes, and what it does."""
+        """Name -> its argument and its function."""
         return {
             "/system": ("TEXT", self.set_system),
             "/clear": ("", self.clear),
@@ -165,11 +165,11 @@ class Chat:
         }
 
     def command(self, line: str) -> str:
-        """Carry out a line that begins with a slash; returns what to say."""
+        """Run a line that begins with a slash; returns the message to show."""
         name, _, argument = line.partition(" ")
         known = self.commands()
         if name not in known:
-            return f"{name} is not a command. /help shows the commands."
+            return f"{name} is not a command. /help lists the commands."
         try:
             return known[name][1](argument.strip())
         except RequestError as error:
@@ -180,12 +180,12 @@ def run_chat(plan: Plan, engine: Callable[[Side], Engine]) -> int:
     """Chat until Ctrl-D. Returns the exit status.
 
     Args:
-        plan: what is asked and how.
-        engine: gives the engine that answers for a side.
+        plan: the plan of the model.
+        engine: returns the engine for a side.
 
     Raises:
         RequestError: there is no terminal.
-        RunError: the model could not be loaded, or the engine ended.
+        RunError: the model cannot be loaded, or the engine ended unexpectedly.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         do = "Ask one question with --question, or many with --questions-file."
@@ -208,7 +208,7 @@ def run_chat(plan: Plan, engine: Callable[[Side], Engine]) -> int:
 
 
 def _session(chat: Chat) -> PromptSession[str]:
-    """Line editing with recall; Enter sends, Alt-Enter or a backslash before Enter makes a new line."""
+    """Line editing with history; Enter sends, Alt-Enter or a backslash before Enter starts a new line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -234,7 +234,7 @@ def _session(chat: Chat) -> PromptSession[str]:
 
 @contextmanager
 def _stopped_by_ctrl_c(engine: Engine) -> Iterator[None]:
-    """Let Ctrl-C end the answer that is streaming, and nothing else."""
+    """Make Ctrl-C end only the answer that is streaming."""
     before = signal.signal(signal.SIGINT, lambda signum, frame: engine.stop())
     try:
         yield

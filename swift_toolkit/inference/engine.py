@@ -1,7 +1,7 @@
-"""The command's side of ms-swift's inference engines.
+"""Controls ms-swift's inference engines from the command's process.
 
 An engine runs in its own process (worker.py): its output goes to a log, a crash does not end the command, and its
-memory is free before the next engine is loaded.
+memory is freed before the next engine is loaded.
 
     with Engine(order, log) as engine:
         for index, answer in engine.answers(questions, "tuned"):
@@ -28,16 +28,16 @@ from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import RunError
 
 DRAIN_SECONDS = 60.0
-"""How long an answer may take to stop, which it does at its next token, before its engine is ended."""
+"""Seconds that an answer may take to stop, normally at its next token, before its engine is killed."""
 
 
 class Engine:
-    """A running engine. Use it in a ``with`` statement: on leaving, nothing of it is left running.
+    """A running engine. Use it in a ``with`` statement, which ends all its processes on exit.
 
     Args:
-        order: what to load.
-        log: file to which all that the engine prints is appended.
-        echo: also write that here.
+        order: the order with the model to load.
+        log: file to which the output of the engine is appended.
+        echo: stream to which the output is also written.
     """
 
     def __init__(self, order: EngineOrder, log: Path, echo: IO[str] | None = None) -> None:
@@ -65,16 +65,16 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the engine and everything it started."""
+        """End the engine and all processes it started."""
         if not self.closed:
             self.closed = True
             self._child.__exit__(None, None, None)
 
     def loading(self) -> Iterator[str]:
-        """What is going on until the engine is ready: ``importing``, ``loading``, several times a second.
+        """Yield the state until the engine is ready, ``importing`` or ``loading``, several times a second.
 
         Raises:
-            RunError: it cannot be loaded.
+            RunError: the model cannot be loaded.
         """
         state = "importing"
         while self._ready is None:
@@ -87,10 +87,10 @@ class Engine:
 
     @property
     def ready(self) -> protocol.Ready:
-        """What was loaded. Waits until it is.
+        """Wait until the model is loaded; return its description.
 
         Raises:
-            RunError: it cannot be loaded.
+            RunError: the model cannot be loaded.
         """
         for _ in self.loading():
             pass
@@ -98,16 +98,16 @@ class Engine:
         return self._ready
 
     def set_generation(self, generation: Generation) -> None:
-        """Use other settings from here on."""
+        """Change the settings for all further answers."""
         self._send(protocol.Settings(generation=generation))
 
     def answers(self, questions: Iterable[Question], side: Side) -> Iterator[tuple[int, Answer] | None]:
-        """Ask all the questions; their indices and answers as they come, and None while there is none.
+        """Ask all questions; yield indices and answers as they complete, and None while there are none.
 
-        Never more questions are held than the engine looks at to put like lengths together.
+        Holds no more questions in memory than the engine considers when it groups questions of similar length.
 
         Raises:
-            RunError: the engine ended.
+            RunError: the engine ended unexpectedly.
         """
         window = self.ready.window
         waiting = iter(questions)
@@ -131,14 +131,14 @@ class Engine:
         finally:
             if (
                 open_questions
-            ):  # left before the end: what is still to come must not be taken for other answers
+            ):  # the caller stopped early: the remaining events must not be read as later answers
                 self.close()
 
     def stream(self, question: Question, side: Side) -> Iterator[str | Answer]:
-        """The pieces of an answer as they come, then the whole `Answer`. `stop` ends it early.
+        """Yield the pieces of an answer as they come, then the whole `Answer`. `stop` ends it early.
 
         Raises:
-            RunError: the engine ended.
+            RunError: the engine ended unexpectedly.
         """
         _ = self.ready
         self._send(protocol.Stream(side=side, question=protocol.asked(question)))
@@ -151,12 +151,12 @@ class Engine:
                     text += event.text
                     yield event.text
         finally:
-            if not isinstance(event, protocol.Streamed) and not self.closed:  # left before the end
+            if not isinstance(event, protocol.Streamed) and not self.closed:  # the caller stopped early
                 self._drain()
         yield _answer(event, None if event.error is not None else text)
 
     def _drain(self) -> None:
-        """Stop the answer that is streaming and read the rest of it; end an engine that does not stop."""
+        """Stop the answer that is streaming and read the rest of it; kill the engine if it does not stop."""
         self.stop()
         deadline = time.monotonic() + DRAIN_SECONDS
         for event in self._events:
@@ -167,11 +167,11 @@ class Engine:
         self.close()
 
     def stop(self) -> None:
-        """Let the answer that is streaming end at its next token."""
+        """End the answer that is streaming at its next token."""
         self._send(protocol.Stop())
 
     def render(self, question: Question) -> str | None:
-        """The prompt as the model sees it, None if it cannot be made."""
+        """The prompt as the model sees it, None if it cannot be rendered."""
         _ = self.ready
         self._send(protocol.Render(question=protocol.asked(question)))
         while not isinstance(event := self._next(), protocol.Rendered):
@@ -179,14 +179,14 @@ class Engine:
         return event.text
 
     def _send(self, order: protocol.Load | protocol.Order) -> None:
-        with suppress(BrokenPipeError):  # what it reported before it ended says more, and is read next
+        with suppress(BrokenPipeError):  # its last report, which is read next, gives the reason
             self._child.send(msgspec.to_builtins(order, enc_hook=str))
 
     def _next(self) -> protocol.Report | None:
         """The next report, None if there is none yet.
 
         Raises:
-            RunError: the engine has failed, or ended.
+            RunError: the engine failed or ended unexpectedly.
         """
         event = next(self._events, ENDED)
         if event is None:
@@ -202,7 +202,7 @@ class Engine:
 
 
 def start(log: Path, environment: Mapping[str, str], echo: IO[str] | None = None) -> Child:
-    """Start the process of an engine, which waits for its order; arguments as in `Engine`."""
+    """Start the process of an engine, which then waits for its order; arguments as in `Engine`."""
     command = [sys.executable, "-m", "swift_toolkit.inference.worker"]
     return Child(command, log, environment=environment, echo=echo, listens=True)
 

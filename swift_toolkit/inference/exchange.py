@@ -1,4 +1,4 @@
-"""What goes to an engine and what comes back: orders, questions, answers."""
+"""The data exchanged with an engine: orders, questions, answers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one question.
+    """The answer to one question.
 
     Args:
         text: the answer, None if there is none.
         finish_reason: ``stop`` (the model ended it) or ``length`` (``max_new_tokens`` did).
-        prompt_tokens: tokens of the rendered prompt.
-        completion_tokens: tokens of the answer.
-        seconds: from asking to the answer's end. Questions that are asked together end together.
-        share: seconds since the answer before it was complete; all of them sum to the time the engine was
-            busy.
-        error: why the question could not be answered.
+        prompt_tokens: number of tokens of the rendered prompt.
+        completion_tokens: number of tokens of the answer.
+        seconds: time from asking until the answer is complete; the questions of a batch end together.
+        share: seconds since the previous answer was complete; the sum is the time that the engine was busy.
+        error: the reason why the question was not answered.
     """
 
     text: str | None
@@ -33,7 +32,7 @@ class Answer:
 
 
 ChatMessage: TypeAlias = dict[str, Any]
-"""``{"role": ..., "content": ...}`` as ms-swift takes it; content is text or a list of parts."""
+"""``{"role": ..., "content": ...}`` in ms-swift's format; content is text or a list of parts."""
 
 Inputs: TypeAlias = Mapping[str, Any]
 """Further inputs of a question by ms-swift's names: ``images``, ``videos``, ``audios`` (lists of files or addresses),
@@ -43,14 +42,14 @@ Inputs: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One question, ready to be asked.
+    """One question.
 
     Args:
-        index: its place in the set, from 0.
-        id: its name in the results: the one given, else its place counted from 1.
-        messages: what the model is shown; the first may be from ``system``, the last is not from ``assistant``.
+        index: its index in the set, from 0.
+        id: its id in the results: the given id, else its number counted from 1.
+        messages: messages for the model; the first may be from ``system``, the last is not from ``assistant``.
         reference: the expected answer, if known.
-        category: what to group it under, if given.
+        category: the category it belongs to, if given.
         extra: further inputs.
     """
 
@@ -63,7 +62,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The last turn: what a table shows as the question."""
+        """The last turn, which tables show as the question."""
         content = self.messages[-1]["content"]
         return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
@@ -85,21 +84,21 @@ class Generation:
     seed: int | None = None
 
     def given(self) -> dict[str, object]:
-        """What is not None."""
+        """The parameters that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class EngineOrder:
-    """What an engine is started with.
+    """The order that starts an engine.
 
     Args:
-        arguments: for ms-swift's own InferArguments parser.
+        arguments: argument list for ms-swift's own InferArguments parser.
         backend: ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``.
-        generation: how it answers.
+        generation: generation parameters.
         environment: variables for the engine's process, added to this one's.
-        adapter: the adapter that can be switched off, None if there is none to switch.
-        largest_batch: questions asked together at most; None to choose it from the device.
+        adapter: the adapter that can be switched off, None if there is none.
+        largest_batch: most questions asked together; None to choose it by device.
     """
 
     arguments: list[str]
@@ -111,16 +110,16 @@ class EngineOrder:
 
 
 class AskedOf(TypedDict):
-    """What the results say about what was asked.
+    """The description of the model in the results.
 
     Keys:
         checkpoint, base: directories or names; the base is None where it is not known.
-        train_type: how it was trained; ``full`` or ``merged`` where that is not known.
-        backend, device: what it ran with, by name.
-        code: what became of Python code that the checkpoint brings, None without any.
+        train_type: how it was trained; ``full`` or ``merged`` if that is not known.
+        backend, device: names of the backend and the device.
+        code: how Python code in the checkpoint was handled, None if there is no code.
         merged: the adapter was merged into its base.
-        generation: the settings of an answer that were set.
-        seed: of the draws.
+        generation: the generation settings that were set.
+        seed: seed of the sampling.
     """
 
     checkpoint: str

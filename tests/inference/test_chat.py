@@ -67,7 +67,7 @@ def test_settings_and_commands_that_are_wrong(chat):
     say(chat, "/set model x", '"model" is not a setting of an answer.')
     say(chat, "/image nothing.png", '"nothing.png" does not exist.')
     say(chat, "/image README.md", '"README.md" is not an image that can be read.')
-    say(chat, "/sing", "/sing is not a command. /help shows the commands.")
+    say(chat, "/sing", "/sing is not a command. /help lists the commands.")
     say(chat, "/help", "/system TEXT", "/set NAME VALUE", "/base")
 
 

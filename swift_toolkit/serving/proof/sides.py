@@ -130,11 +130,11 @@ class _Torch(Reader):
     stop_ids: tuple[int, ...]
 
     def tokens(self, text: str) -> list[int]:
-        """By the tokenizer."""
+        """Use the tokenizer of the model."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, tokens: Sequence[int]) -> str:
-        """By the tokenizer."""
+        """Use the tokenizer of the model."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def answer(self, prompt: Sequence[int]) -> list[int]:
@@ -156,7 +156,7 @@ class _Torch(Reader):
         return [int(one) for one in out[0, ids.shape[1] :]]
 
     def log_probabilities(self, tokens: Sequence[int], first: int) -> Any:
-        """In one pass."""
+        """Compute all of them in one forward pass."""
         import torch
 
         ids = torch.tensor([list(tokens)], device=self.model.device)
@@ -370,7 +370,7 @@ class LlamaCpp(Reader):
         return answer
 
     def log_probabilities(self, tokens: Sequence[int], first: int) -> Any:
-        """In one pass."""
+        """Compute all of them in one forward pass."""
         import torch
 
         return torch.log_softmax(torch.from_numpy(self._logits(tokens, first)), -1)
