@@ -57,7 +57,7 @@ def test_everything_wrong_is_said_at_once(output, tmp_path, capsys):
     assert found == [
         '"--output" is for batch mode, not for single. Remove it.',
         f'{config}:2: "max_new_token" is not a setting. Did you mean "max_new_tokens"?',
-        '"--result_path" is not used here. Say where the answers go with --output.',
+        '"--result_path" is not used here. Name the file for the answers with --output.',
         '"--temperature" must be 0 or more, not -1.0.',
         f'{config}:1: "top_p" must be above 0 and at most 1, not 1.5.',
         '"--infer-backend" cannot be "vlm". Did you mean "vllm"?',
@@ -131,7 +131,7 @@ def test_a_full_checkpoint_needs_its_base_to_be_compared(tmp_path, capsys):
     model = make_model(tmp_path / "model")
     (found,) = errors(capsys, "--checkpoint", model, "--compare-base", "--question", "a")
     assert found == (
-        f'"--compare-base" needs to know which model {model} was trained from. Name it with --base-model DIR.'
+        f'"--compare-base" needs the model that {model} was trained on. Name it with --base-model DIR.'
     )
 
 
@@ -350,7 +350,7 @@ def test_a_question_that_fails_is_recorded_and_the_others_answered(tester, tmp_p
     assert (result.summary["answered"], result.summary["failed"]) == (1, 2)
     failed, answered, blind = result.results()
     assert failed["answer"] is None and failed["error"]
-    assert blind["error"] == "ValueError: the model takes only text, no images, videos or audios"
+    assert blind["error"] == "ValueError: the model accepts only text, no images, video or audio"
     assert TAUGHT in answered["answer"] and "error" not in answered
 
 
@@ -558,15 +558,15 @@ def made_for(output, task):
 def test_an_embedding_model_is_not_asked(output, capsys):
     made_for(output, "embedding")
     assert errors(capsys, "--checkpoint", output, "--question", "a") == [
-        f"{output}/{RUN}/checkpoint-20 was trained for embedding and answers no questions. "
-        "Serve it with deploy_model.py and ask for /v1/embeddings."
+        f"{output}/{RUN}/checkpoint-20 was trained for embedding and cannot answer questions. "
+        "Serve it with deploy_model.py and use /v1/embeddings."
     ]
 
 
 def test_a_classifier_has_no_base_to_compare_with(output, capsys):
     made_for(output, "seq_cls")
     assert errors(capsys, "--checkpoint", output, "--question", "a", "--compare-base") == [
-        '"--compare-base" has nothing to compare: the base of a classifier has a head of random weights. Remove it.'
+        '"--compare-base" cannot compare with the base: the base of a classifier has a randomly initialised head. Remove it.'
     ]
 
 

@@ -1,7 +1,6 @@
-"""What an engine is to load, decided before anything heavy starts: backend, model, adapter, settings.
+"""The plan of an engine, made before anything heavy starts: backend, model, adapter, settings.
 
-``make_plan`` is the one way in. It reads the checkpoint and the settings, and raises everything that is wrong
-with both at once.
+``make_plan`` is the entry point. It reads the checkpoint and the settings and raises all problems together.
 """
 
 from __future__ import annotations
@@ -40,30 +39,30 @@ from swift_toolkit.model.merge import merged
 from swift_toolkit.problems import Problem, RequestError
 
 MAX_NEW_TOKENS = 512
-"""Longest answer by default, in tokens; ms-swift itself would go on to the end of the context."""
+"""Default limit of an answer, in tokens; ms-swift itself would continue to the end of the context."""
 
 GENERATION = (
     *("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "stop_words"),
     "seed",
 )
-"""The settings that an answer depends on, by ms-swift's names."""
+"""The generation settings, by their names in ms-swift."""
 
 
 def generation_of(config: Config) -> Generation:
-    """How the answers to an infer request are generated."""
+    """The generation parameters of an infer request."""
     names = {"max_new_tokens": "max_tokens", "stop_words": "stop"}
     return Generation(**{names.get(name, name): config.get(name) for name in GENERATION})
 
 
 def fill_generation(config: Config) -> None:
-    """Fill in what is not set: answers of bounded length, the same every time."""
-    config.fill("max_new_tokens", MAX_NEW_TOKENS, "an answer must end")
+    """Fill in unset settings so that answers have limited length and are the same every time."""
+    config.fill("max_new_tokens", MAX_NEW_TOKENS, "limits the answer")
     config.fill("temperature", 0.0, "the same answers every time")
     config.fill("seed", 42, "")
 
 
 def generation_problems(config: Config) -> list[Problem]:
-    """Generation settings that make no sense."""
+    """Problems with the values of the generation settings."""
     limits: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         ("max_new_tokens", lambda value: value >= 1, "must be at least 1"),
         ("temperature", lambda value: value >= 0, "must be 0 or more"),
@@ -85,17 +84,16 @@ class AskOptions:
     """The toolkit's own options; everything else is a setting of ms-swift.
 
     Args:
-        base_model: where the base is now, if it is not where training found it.
-        infer_backend: ``auto``, ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``; None for what the settings say, else
-            ``auto``.
-        merge_lora: merge an adapter into its base beside the checkpoint, and ask that.
-        no_thinking: answer without thinking first, where the template can.
-        trust_code: accept Python code that the checkpoint or its base brings.
-        output: where the answers go, as given; the log goes beside them.
-        log: file for what the engine prints; ``infer.log`` beside the checkpoint by default.
-        verbose: also write to stderr what the engine prints.
-        from_line: the settings are those of a line or script that starts ms-swift.
-        overrides_from: what messages call the settings laid over a config file.
+        base_model: location of the base, if it is no longer where training found it.
+        infer_backend: ``auto``, ``pt``, ``vllm``, ``sglang`` or ``lmdeploy``; None to use the settings, else ``auto``.
+        merge_lora: merge an adapter into its base next to the checkpoint, and use the merged model.
+        no_thinking: answer without thinking first, if the template supports it.
+        trust_code: accept Python code in the checkpoint or its base.
+        output: file for the answers, as given; the log is written next to it.
+        log: file for the output of the engine; ``infer.log`` next to the checkpoint by default.
+        verbose: also write the output of the engine to stderr.
+        from_line: the settings come from a command line or script that starts ms-swift.
+        overrides_from: how messages refer to the settings that override a config file.
     """
 
     base_model: str | None = None
@@ -116,26 +114,27 @@ class AskOptions:
 
 
 _MERGING = {
-    "beside": "the adapter into its base, kept beside the checkpoint",
+    "beside": "the adapter into its base, kept next to the checkpoint",
     "aside": "the adapter into its base for this run: {self.backend.name} cannot load this adapter",
 }
 
 
 @dataclass
 class Plan:
-    """What is asked and how.
+    """A checked plan to run a checkpoint.
 
     Args:
-        checkpoint: what is asked.
-        why: why it is this checkpoint.
-        config: the settings, without what the checkpoint decides.
-        backend: what generates.
-        backend_why: why it is this backend.
-        device: what it runs on.
-        merge: ``no``; ``beside`` the checkpoint, to be kept; ``aside``, because the backend takes no adapter.
-        log: file for what the engine prints.
-        questions: the file of questions that a line for ms-swift named.
-        chat: whether a line for ms-swift named no data, which means a chat.
+        checkpoint: the checkpoint.
+        why: why this checkpoint was chosen.
+        config: the settings, without those that the checkpoint determines.
+        backend: the backend that generates.
+        backend_why: why this backend was chosen.
+        device: the device it runs on.
+        merge: ``no``; ``beside`` to keep the merged model next to the checkpoint; ``aside`` to merge for this run
+            only, because the backend cannot load the adapter.
+        log: file for the output of the engine.
+        questions: the file of questions named in a command line for ms-swift.
+        chat: whether a command line for ms-swift names no data, which means a chat.
     """
 
     checkpoint: Checkpoint
@@ -151,31 +150,31 @@ class Plan:
 
     @property
     def one_engine(self) -> bool:
-        """Whether one loaded model answers for tuned and base, its adapter on and off."""
+        """Whether one loaded model answers for both sides, with its adapter on or off."""
         return self.checkpoint.kind == "lora" and self.merge == "no"
 
     @property
     def generation(self) -> Generation:
-        """How answers are generated."""
+        """The generation parameters."""
         return generation_of(self.config)
 
     def model_of(self, side: Side) -> str | None:
-        """The model to load for ``side``, before any merging; None if only an adapter on a hub names it."""
+        """The model to load for ``side``, before any merge; None if only an adapter on a hub names it."""
         base = side == "base" or self.checkpoint.kind == "lora"
         return self.checkpoint.base if base else str(self.checkpoint.path)
 
     def base_problems(self) -> list[Problem]:
-        """Why the base cannot be asked too."""
+        """Reasons why the base cannot be asked too."""
         if not self.checkpoint.generates:
-            what = "has nothing to compare: the base of a classifier has a head of random weights"
+            what = "cannot compare with the base: the base of a classifier has a randomly initialised head"
             return [Problem(what, "Remove it.", "--compare-base")]
         if self.checkpoint.base is not None:
             return []
-        what = f"needs to know which model {self.checkpoint.path} was trained from"
+        what = f"needs the model that {self.checkpoint.path} was trained on"
         return [Problem(what, "Name it with --base-model DIR.", "--compare-base")]
 
     def arguments(self, side: Side, model: str | None = None) -> list[str]:
-        """The argument list for ms-swift's InferArguments; ``model`` stands in for `model_of`."""
+        """The argument list for ms-swift's InferArguments; ``model`` replaces `model_of`."""
         config = deepcopy(self.config)
         adapter = self.checkpoint.path if self.one_engine else None
         if self.device.kind == "cpu" and not cpu_computes_bfloat16():
@@ -186,7 +185,7 @@ class Plan:
 
     @contextmanager
     def order(self, side: Side) -> Iterator[EngineOrder]:
-        """What to start the engine of ``side`` with; a temporary merged model exists for as long as the block."""
+        """The order for the engine of ``side``; a temporary merged model exists for the duration of the block."""
         merging = self.merge != "no" and side == "tuned"
         with merged(self) if merging else opened(self.model_of(side), self.log) as model:
             yield EngineOrder(
@@ -219,27 +218,27 @@ class Plan:
         return [*rows, ("settings", self.settings())]
 
     def settings(self) -> str:
-        """What was set or chosen, e.g. "temperature 0.3, seed 42"."""
+        """The settings that were set or chosen, e.g. "temperature 0.3, seed 42"."""
         return ", ".join(f"{name} {setting.value}" for name, setting in self.config.settings.items())
 
     def change_generation(self, name: str, value: str) -> None:
-        """Set one generation setting from here on.
+        """Change one generation setting for all further answers.
 
         Raises:
-            RequestError: the setting does not exist, or does not take this value.
+            RequestError: the setting does not exist or does not accept this value.
         """
         changed, problems = read_request(None, {name: value}, command="infer", overrides_from="call")
         problems += generation_problems(changed)
         if not problems and name not in GENERATION:
             problems.append(
-                Problem("is not a setting of an answer", f"Use one of {', '.join(GENERATION)}.", name)
+                Problem("is not a generation setting", f"Use one of {', '.join(GENERATION)}.", name)
             )
         if problems:
             raise RequestError(problems)
         self.config.settings.update(changed.settings)
 
     def facts(self) -> AskedOf:
-        """What the results say about what was asked."""
+        """The description of the model for the results."""
         checkpoint = self.checkpoint
         return AskedOf(
             checkpoint=str(checkpoint.path),
@@ -254,7 +253,7 @@ class Plan:
         )
 
     def identity(self) -> dict[str, object]:
-        """What distinguishes these answers from others, as JSON: the weights, the settings, the backend."""
+        """The data that identifies these answers, as JSON: the weights, the settings, the backend."""
         kinds = ("**/*.safetensors", "*.bin", "*.gguf")
         weights = [path for kind in kinds for path in sorted(self.checkpoint.path.glob(kind))]
         states = [(path, path.stat()) for path in weights]
@@ -277,16 +276,16 @@ def make_plan(
     overrides: Mapping[str, object],
     options: AskOptions,
 ) -> Plan:
-    """Check what is asked and decide how.
+    """Check the request and make the plan.
 
     Args:
         checkpoint: a checkpoint, a run directory or an output directory; None if the settings name it.
-        source: a file of settings, or a mapping.
-        overrides: settings laid over it.
-        options: the toolkit's own.
+        source: settings, as a file or a mapping.
+        overrides: settings that override ``source``.
+        options: the toolkit's own options.
 
     Raises:
-        RequestError: with everything that is wrong.
+        RequestError: with all problems.
     """
     config, problems = read_request(source, overrides, command="infer", overrides_from=options.overrides_from)
     chat = options.from_line and config.settings.keys().isdisjoint(_DATA)
@@ -315,7 +314,7 @@ def make_plan(
 
 
 def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[Problem]:
-    """What cannot be done with this checkpoint."""
+    """Yield requests that this checkpoint does not support."""
     if not checkpoint.generates:
         yield from _task_problems(checkpoint, asked.backend)
     if asked.merge and checkpoint.kind == "lora":
@@ -324,30 +323,30 @@ def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[
 
 
 def _task_problems(checkpoint: Checkpoint, backend: str) -> Iterator[Problem]:
-    """A model that does not write text: a classifier or reward model answers with a class or a score."""
+    """Yield problems with models that do not generate text; classifiers and reward models return a class or score."""
     task = str(checkpoint.task_type)
     if task != "seq_cls":
         do = _OTHER_TASKS.get(task, "Use ms-swift itself for it.")
-        yield Problem(f"{checkpoint.path} was trained for {task} and answers no questions", do)
+        yield Problem(f"{checkpoint.path} was trained for {task} and cannot answer questions", do)
     elif backend not in ("auto", PT.name, PT.alias):
-        yield Problem(f'is "{backend}", and a classifier is asked with pt', "Remove it.", "--infer-backend")
+        yield Problem(f'is "{backend}", but a classifier only runs with pt', "Remove it.", "--infer-backend")
 
 
 _OTHER_TASKS = {
-    "embedding": "Serve it with deploy_model.py and ask for /v1/embeddings.",
+    "embedding": "Serve it with deploy_model.py and use /v1/embeddings.",
     "reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
     "generative_reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
-    "decision": "Ask it in ms-swift itself: swift infer --val_dataset.",
+    "decision": "Run it in ms-swift itself: swift infer --val_dataset.",
 }
 
 
 def folder_of(checkpoint: Checkpoint) -> Path:
-    """Where answers go: beside the checkpoint; for a model on a hub, under ``output``."""
+    """The directory for answers: next to the checkpoint; for a model on a hub, under ``output``."""
     return checkpoint.path.parent if checkpoint.path.is_absolute() else Path("output", checkpoint.path.name)
 
 
 def _log(checkpoint: Checkpoint, output: str | Path | None) -> Path:
-    """Beside the answers, or beside the checkpoint; elsewhere if that cannot be written."""
+    """The log file: next to the answers or the checkpoint, or elsewhere if that directory is not writable."""
     folder = folder_of(checkpoint) if output is None else Path(output).absolute().parent
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         folder = Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
@@ -355,7 +354,7 @@ def _log(checkpoint: Checkpoint, output: str | Path | None) -> Path:
 
 
 def _read(asked: _Asked, trust_code: bool) -> tuple[tuple[str, Checkpoint] | None, list[Problem]]:
-    """Why it is this checkpoint, and the checkpoint; or what is wrong with it."""
+    """Read the checkpoint; return why it was chosen and the checkpoint, or the problems with it."""
     path = asked.checkpoint
     if path is None:
         do = "Name a checkpoint, a run or an output directory."
@@ -381,22 +380,22 @@ _OTHER_WAYS = {
     "val_dataset": "Give the questions with --questions-file.",
     "dataset": "Give the questions with --questions-file.",
     "val_dataset_sample": "Give a smaller --questions-file.",
-    "result_path": "Say where the answers go with --output.",
-    "metric": "Answers are scored wherever there are references.",
-    "stream": "Remove it: one question and a chat stream, a batch does not.",
-    "load_args": "Remove it: what the checkpoint says is always read.",
+    "result_path": "Name the file for the answers with --output.",
+    "metric": "Answers are scored whenever there are references.",
+    "stream": "Remove it: single questions and chats stream, batches do not.",
+    "load_args": "Remove it: the checkpoint's own settings are always read.",
     "load_data_args": "Give the questions with --questions-file.",
 }
 
 
 def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list[Problem]:
-    """Settings of ms-swift for which a command has another way: problems, unless they come from a line for ms-swift,
-    from which they are skipped with a notice.
+    """Problems for settings of ms-swift that have an equivalent option here. Settings from a command line for ms-swift
+    are skipped with a notice instead.
 
     Args:
         config: the request.
-        ways: setting -> what to do instead.
-        from_line: whether the settings are those of a line or script that starts ms-swift.
+        ways: setting -> instruction to the user.
+        from_line: whether the settings come from a command line or script that starts ms-swift.
     """
     found = [name for name in ways if name in config.settings]
     if not from_line:
@@ -409,7 +408,7 @@ def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list
 
 
 def _questions(config: Config) -> str | None:
-    """The one local file that ``val_dataset`` names, which is taken out of ``config``."""
+    """The single local file in ``val_dataset``, which is removed from ``config``."""
     setting = config.settings.get("val_dataset")
     if setting is None or len(setting.value) != 1 or not Path(setting.value[0]).expanduser().is_file():
         return None
@@ -417,13 +416,13 @@ def _questions(config: Config) -> str | None:
 
 
 def _taken(config: Config, name: str) -> Any:
-    """The value of a setting, which is taken out of ``config``."""
+    """The value of a setting, which is removed from ``config``."""
     setting = config.settings.pop(name, None)
     return None if setting is None else setting.value
 
 
 class _Asked(NamedTuple):
-    """What the options and, as in ms-swift's own commands, the settings ``adapters`` and ``model`` name together."""
+    """The model that the options and, as in ms-swift's own commands, the settings ``adapters`` and ``model`` name."""
 
     checkpoint: str | None
     base: str | None
@@ -433,7 +432,7 @@ class _Asked(NamedTuple):
 
 
 def _asked_for(config: Config, checkpoint: str | None, options: AskOptions) -> _Asked:
-    """What is asked; the settings that say it are taken out of ``config``."""
+    """Find out which model to use; the settings that name it are removed from ``config``."""
     adapters, model = config.settings.pop("adapters", None), _taken(config, "model")
     backend = _taken(config, "infer_backend")
     merge = bool(_taken(config, "merge_lora"))
@@ -446,6 +445,6 @@ def _asked_for(config: Config, checkpoint: str | None, options: AskOptions) -> _
     if adapters is None:
         return _Asked(model, base, "model" if is_on_hub(model) else "", *how)
     if len(adapters.value) > 1:
-        raise RequestError([adapters.problem("names several adapters", "Name one: it is asked alone.")])
+        raise RequestError([adapters.problem("names several adapters", "Name only one.")])
     adapter = str(adapters.value[0]).rpartition("=")[2]
     return _Asked(adapter, base or model, "adapter" if is_on_hub(adapter) else "", *how)

@@ -1,4 +1,4 @@
-"""What a command orders from the process of its engine, and what that reports: one JSON object a line each."""
+"""The orders to the process of an engine and its reports, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A question as an engine needs it; the fields are those of `exchange.Question`."""
+    """A question for an engine; the fields are those of `exchange.Question`."""
 
     index: int
     messages: Sequence[ChatMessage]
@@ -58,7 +58,7 @@ class Render(_Order, frozen=True, kw_only=True):
 
 
 class Settings(_Order, frozen=True, kw_only=True):
-    """Use other settings from here on."""
+    """Change the settings for all further answers."""
 
     generation: Generation
 
@@ -67,7 +67,7 @@ Order: TypeAlias = Ask | Stream | Stop | Render | Settings
 
 
 def asked(question: Question) -> Asked:
-    """What an engine needs of a question."""
+    """The part of a question that an engine needs."""
     return Asked(index=question.index, messages=question.messages, extra=question.extra)
 
 
@@ -86,14 +86,14 @@ class Ready(_Report, frozen=True, kw_only=True):
     """The model is loaded.
 
     Args:
-        template: of the model, by ms-swift's name.
+        template: template of the model, by its name in ms-swift.
         system: the template's own system prompt.
-        dtype: of the weights.
-        max_model_len: tokens of the context; None if that is not known.
+        dtype: dtype of the weights.
+        max_model_len: length of the context in tokens; None if that is not known.
         thinks: the template can think before it answers.
-        largest_batch: questions answered together at most.
-        window: questions that are looked at to put like lengths together.
-        versions: of the packages that answers depend on.
+        largest_batch: most questions answered together.
+        window: number of questions considered when grouping questions of similar length.
+        versions: versions of the packages that answers depend on.
     """
 
     template: str | None
@@ -107,7 +107,7 @@ class Ready(_Report, frozen=True, kw_only=True):
 
 
 class Rendered(_Report, frozen=True, kw_only=True):
-    """The prompt, None if it cannot be made."""
+    """The prompt, None if it cannot be rendered."""
 
     text: str | None
 
@@ -131,11 +131,11 @@ class Answered(_Report, frozen=True, kw_only=True):
 
 
 class Streamed(Answered, frozen=True, kw_only=True, tag="streamed"):
-    """The end of an answer that streamed; its text came in pieces."""
+    """The end of a streamed answer; its text was sent in pieces."""
 
 
 class Failed(_Report, frozen=True, kw_only=True):
-    """The engine cannot be loaded, or has failed."""
+    """The engine cannot be loaded or has failed."""
 
     type: str
     message: str

@@ -1,4 +1,4 @@
-"""What is shown while a model loads and answers."""
+"""Progress and answers on the screen."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from swift_toolkit.inference.engine import Engine
 
 SHOWN_OF_A_QUESTION = 400
-"""How many characters of a question are shown above its answer."""
+"""Most characters of a question that are shown above its answer."""
 
 
 class AnsweringLine(LiveLine):
-    """The one live line of a batch of questions. Use it as a context manager.
+    """The live line of a batch of questions. Use it as a context manager.
 
     Args:
-        file: where it is shown; a bar on a terminal, else a plain line now and then.
+        file: where it is shown: a bar on a terminal, otherwise a plain line from time to time.
     """
 
     def __init__(self, file: IO[str] | None = None) -> None:
@@ -31,7 +31,7 @@ class AnsweringLine(LiveLine):
         self._said = 0.0
 
     def loading(self, engine: Engine) -> None:
-        """Show what goes on until the engine is ready."""
+        """Show the state until the engine is ready."""
         said = ""
         for state in engine.loading():
             if state != said:
@@ -41,7 +41,7 @@ class AnsweringLine(LiveLine):
                     say(_LOADING[state])
 
     def show(self, done: int, total: int, answer: Answer | None) -> None:
-        """Take in the newest answer, None for none; ``done`` of ``total`` are there."""
+        """Add the newest answer, None for none, and show that ``done`` of ``total`` are complete."""
         if self._began is None:
             self._began, self._first = time.monotonic(), done - (answer is not None)
         if answer is None:
@@ -61,19 +61,19 @@ _LOADING = {"importing": "importing ms-swift", "loading": "loading the model"}
 
 
 def loading_line(engine: Engine) -> None:
-    """Show what goes on until the engine is ready, and nothing after."""
+    """Show the state until the engine is ready, then clear the line."""
     with AnsweringLine() as line:
         line.loading(engine)
 
 
 @dataclass(frozen=True)
 class AnswerBlock:
-    """One question and its answers, as they are printed.
+    """One question and its answers to print.
 
     Args:
-        id: of the question.
-        question: its text.
-        answers: the text of each side by its name; "" is the name of the only one.
+        id: id of the question.
+        question: text of the question.
+        answers: text of the answer by side; a single answer has the side "".
     """
 
     id: str
@@ -82,7 +82,7 @@ class AnswerBlock:
 
 
 def print_answers(blocks: Iterable[AnswerBlock], file: IO[str]) -> None:
-    """Print questions, each with its answer, or with the answers of both sides beside each other."""
+    """Print questions, each with its answer, or with the answers of both sides next to each other."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Answers that end before the text that stops them, as OpenAI and vLLM have it; ms-swift's own engine keeps it."""
+"""Ends answers before the stop text, like OpenAI and vLLM; ms-swift's own engine keeps the stop text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def as_text(content: object) -> str:
-    """An answer as text; a classifier's is the number of a class, several of them, or a score."""
+    """An answer as text; a classifier's answer is one or several class numbers, or a score."""
     if isinstance(content, (list, tuple)):
         return ", ".join(map(as_text, content))
     return f"{content:.6g}" if isinstance(content, float) else str(content)
 
 
 class StopText:
-    """Ends a text before the stop text that is complete first, also where it comes piece by piece.
+    """Ends a text, whole or in pieces, before the stop text that is complete first.
 
     Args:
         stops: the stop texts; an empty one ends nothing.
@@ -25,7 +25,7 @@ class StopText:
         self.found = False
 
     def feed(self, piece: str, last: bool = False) -> str:
-        """What may be shown once ``piece`` has come; ``last`` if nothing comes after it."""
+        """Add a piece and return the text that may be shown; ``last``: no further piece follows."""
         if self.found:
             return ""
         text = self._held + piece
@@ -39,7 +39,7 @@ class StopText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of ``text`` that a stop text begins with."""
+    """The length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
@@ -47,5 +47,5 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
-    """A whole text up to the stop text that is complete first."""
+    """The part of a whole text before the stop text that is complete first."""
     return StopText(stops).feed(text, last=True)

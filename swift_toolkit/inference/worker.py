@@ -1,7 +1,7 @@
-"""The process in which ms-swift's inference engine lives: started, fed and read by engine.py.
+"""The process that runs ms-swift's inference engine, controlled by engine.py.
 
-It reads orders from stdin, one JSON object a line, and reports through process.Reporter, see protocol.py. Everything
-that ms-swift, torch and vLLM print goes to the log.
+It reads orders from stdin, one JSON object per line, and reports through process.Reporter, see protocol.py. All output
+of ms-swift, torch and vLLM goes to the log.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from swift_toolkit.model.checkpoints.old_adapter import as_peft, with_peft_adapt
 from swift_toolkit.problems import first_line
 
 WINDOW = 8
-"""How many batches of questions are looked at to put like lengths together."""
+"""Number of batches considered when grouping questions of similar length."""
 
 
 def main(report: Reporter) -> int:
@@ -62,11 +62,11 @@ def main(report: Reporter) -> int:
 
 
 class Served:
-    """One loaded engine and what is asked of it.
+    """A loaded engine and its questions.
 
     Args:
-        order: what to load.
-        reporter: where answers go.
+        order: the order with the model to load.
+        reporter: receives the answers.
     """
 
     def __init__(self, order: protocol.Load, reporter: Reporter) -> None:
@@ -74,10 +74,10 @@ class Served:
         self.backend = BACKENDS[order.backend]
         self.swift = inference_api()
         self.report(protocol.Loading())
-        # a file for results that is named makes no folders beside the model; nothing is written to it
+        # with a result file named, ms-swift creates no directories next to the model; nothing is written to it
         words = [*with_peft_adapters(order.arguments), f"--result_path={os.devnull}"]
         self.engine = self.swift.SwiftInfer(words).infer_engine
-        self.engine.max_batch_size = 0  # no limit of its own: batches are made here
+        self.engine.max_batch_size = 0  # no limit in the engine: batches are made here
         self.template = (
             self.engine.template if hasattr(self.engine, "template") else self.engine.default_template
         )
@@ -96,11 +96,11 @@ class Served:
             stop_generating(self.template, lambda: self.stopped.is_set)
 
     def report(self, report: protocol.Report) -> None:
-        """Tell the starter."""
+        """Send a report to the parent process."""
         self._reporter(**msgspec.to_builtins(report, enc_hook=str))
 
     def description(self) -> protocol.Ready:
-        """What the starter needs to know of the loaded engine."""
+        """The description of the loaded engine for the parent process."""
         meta = self.template.template_meta
         thinks = bool(getattr(meta, "is_thinking", False) or getattr(meta, "non_thinking_prefix", ""))
         return protocol.Ready(
@@ -115,7 +115,7 @@ class Served:
         )
 
     def serve(self, orders: Any) -> None:
-        """Do what the lines of ``orders`` say, until they end."""
+        """Execute the orders in the lines of ``orders`` until they end."""
         inbox: queue.SimpleQueue[protocol.Order | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(orders, inbox), daemon=True).start()
         pool: list[_Job] = []
@@ -139,7 +139,7 @@ class Served:
         inbox.put(None)
 
     def _take(self, order: protocol.Order) -> list[_Job]:
-        """Carry out an order; what is left to do in batches is returned."""
+        """Execute an order; return the questions that remain to be asked in batches."""
         if isinstance(order, protocol.Settings):
             self.seed = order.generation.seed or 0
             given = order.generation.given()
@@ -164,23 +164,23 @@ class Served:
     # --- one question ---------------------------------------------------------------------------------------
 
     def _request(self, question: Asked) -> Any:
-        """The question as ms-swift takes it, which silently ignores media for a text model."""
+        """The question in ms-swift's format; refuse media for a text model, which ms-swift would silently ignore."""
         if not self.sees and any(question.extra.get(kind) for kind in MEDIA):
-            raise ValueError("the model takes only text, no images, videos or audios")
+            raise ValueError("the model accepts only text, no images, video or audio")
         return self.swift.InferRequest(messages=list(question.messages), **question.extra)
 
     def _render(self, question: Asked) -> None:
         try:
             tokens = self.template.encode(self._request(question))["input_ids"]
             self.report(protocol.Rendered(text=self.template.safe_decode(tokens)))
-        except Exception:  # a question that cannot be asked: its own answer will say so
+        except Exception:  # the answer to a question that cannot be rendered will contain the error
             self.report(protocol.Rendered(text=None))
 
     def _in_loop(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def _asking(self, index: int, side: Side, stream: bool = False) -> dict[str, Any]:
-        """How the question at ``index`` is put to an engine: the settings and, on vLLM, the adapter."""
+        """The arguments to ask the question at ``index``: the settings and, on vLLM, the adapter."""
         settings = {**vars(self.config), "stream": stream}
         if self.config.temperature != 0 and not self.backend.in_process:
             settings["seed"] = self.seed + index
@@ -192,7 +192,7 @@ class Served:
         return asking
 
     def _as(self, side: Side) -> AbstractContextManager[Any]:
-        """The model of pt as tuned, or with its adapter off."""
+        """A context in which pt's model runs as tuned, or with its adapter off."""
         if self.backend.in_process and side == "base" and self.adapter is not None:
             off: AbstractContextManager[Any] = self.engine.model.disable_adapter()
             return off
@@ -220,21 +220,21 @@ class Served:
         self.report(protocol.Streamed(**msgspec.structs.asdict(answer)))
 
     async def _stream_text(self, question: Asked, side: Side) -> Any:
-        """Report an answer as it is made; returns its last piece."""
+        """Report an answer as it is generated; returns its last piece."""
         stop, last = StopText(self.config.stop or []), None
         asking = self._asking(question.index, side, stream=True)
         pieces = await self.engine.infer_async(self._request(question), **asking)
         async for piece in pieces:
             last = piece
             self._report_piece(stop.feed(piece.choices[0].delta.content or ""))
-            if self.stopped.is_set() and not self.backend.in_process:  # else it is stopped where it generates
+            if self.stopped.is_set() and not self.backend.in_process:  # in-process generation stops by itself
                 await pieces.aclose()
                 break
         self._report_piece(stop.feed("", last=True))
         return last
 
     async def _stream_class(self, question: Asked, side: Side) -> Any:
-        """Report the class or score that comes at once."""
+        """Report a class or score, which comes in one piece."""
         asking = self._asking(question.index, side)
         whole = await self.engine.infer_async(self._request(question), **asking)
         self._report_piece(self._text(whole.choices[0]))
@@ -247,7 +247,7 @@ class Served:
     # --- batches of pt --------------------------------------------------------------------------------------
 
     def _measured(self, questions: Sequence[Asked], side: Side) -> Iterator[_Job]:
-        """The questions with the lengths of their prompts; what cannot be rendered is answered with its error."""
+        """Yield the questions with their prompt lengths; answer those that cannot be rendered with the error."""
         for question in questions:
             began = time.monotonic()
             try:
@@ -258,10 +258,10 @@ class Served:
             yield _Job(question, side, length)
 
     def _fits(self, longest: int) -> int:
-        """How many questions can be asked together when the longest prompt has ``longest`` tokens.
+        """The number of questions that can be asked together when the longest prompt has ``longest`` tokens.
 
-        Where the longest prompt leaves no room for ``max_tokens``, or no limit is set, it is asked alone:
-        ms-swift gives all that are asked together the room that the longest prompt leaves.
+        If the longest prompt leaves less context than ``max_tokens``, or no limit is set, it is asked alone: ms-swift
+        limits all answers of a batch to the context that the longest prompt leaves.
         """
         room, wanted = self.engine.max_model_len, self.config.max_tokens
         if wanted is None or (room and longest + wanted > room):
@@ -269,14 +269,14 @@ class Served:
         return sequences_that_fit(self.engine.model, longest + wanted, self.largest_batch)
 
     def _reseed(self, index: int) -> None:
-        """Make the draws of this question (and those asked with it) independent of what was asked before."""
+        """Make the sampling of this question (and its batch) independent of earlier questions."""
         if self.config.temperature != 0:
             import torch
 
             torch.manual_seed(self.seed + index)
 
     def _answers(self, batch: Sequence[_Job]) -> Iterator[Answered]:
-        """Ask a batch; if it fails, its halves, down to the question that is to blame."""
+        """Ask a batch; if it fails, ask its halves, down to the question that causes the failure."""
         import torch
 
         began = time.monotonic()
@@ -300,7 +300,7 @@ class Served:
             yield self._answer(job.question, response, began)
 
     def _answer(self, question: Asked, response: Any, began: float) -> Answered:
-        """What is reported of an answer; the text of a streamed one was reported before."""
+        """The report of an answer; the text of a streamed answer has already been reported."""
         choice = response.choices[0]
         return Answered(
             index=question.index,
@@ -316,7 +316,7 @@ class Served:
 
 
 def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
-    """Let vLLM hand over an answer once, at its end, and not at every token."""
+    """Make vLLM return an answer once, when it is complete, instead of at every token."""
     from vllm.sampling_params import RequestOutputKind
 
     asked["generation_config"].output_kind = RequestOutputKind.FINAL_ONLY
@@ -325,7 +325,7 @@ def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Job:
-    """A question that waits for a batch: its side, and the length of its prompt in tokens."""
+    """A question waiting for a batch: its side, and the length of its prompt in tokens."""
 
     question: Asked
     side: Side
@@ -333,7 +333,7 @@ class _Job:
 
 
 def _next_batch(pool: list[_Job], fits: Callable[[int], int]) -> list[_Job]:
-    """Take the longest questions out of ``pool``, as many as ``fits``, all of one side."""
+    """Remove the longest questions of one side from ``pool``, as many as ``fits`` allows, and return them."""
     pool.sort(key=lambda job: (job.side, job.length, -job.question.index))
     last = pool[-1]
     size = fits(last.length)
@@ -343,7 +343,7 @@ def _next_batch(pool: list[_Job], fits: Callable[[int], int]) -> list[_Job]:
 
 
 def _failed(question: Asked, error: Exception, began: float) -> Answered:
-    """The answer to a question that failed: the error in one line; the log gets all of it."""
+    """The answer to a failed question: the error in one line; the full error goes to the log."""
     traceback.print_exception(error)
     first, kind = first_line(str(error)), type(error).__name__
     said = f"{kind}: {first}" if first else kind

@@ -54,9 +54,9 @@ def test_infer_asks_what_the_line_names(folder: Path, planned: Any, monkeypatch:
         "skipped: line 1: tee infer.log",
         *BACKEND,
         'do_sample "false" → temperature 0',
-        "skipped: result_path. Say where the answers go with --output.",
-        "skipped: stream: one question and a chat stream, a batch does not.",
-        "skipped: load_args: what the checkpoint says is always read.",
+        "skipped: result_path. Name the file for the answers with --output.",
+        "skipped: stream: single questions and chats stream, batches do not.",
+        "skipped: load_args: the checkpoint's own settings are always read.",
     ]
     import os
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         (
             inference_test,
             ["--from-command", "swift infer --adapters x y"],
-            '"--adapters" names several adapters. Name one: it is asked alone.',
+            '"--adapters" names several adapters. Name only one.',
         ),
         (
             inference_test,

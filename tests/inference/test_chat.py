@@ -64,7 +64,7 @@ def test_a_chat(chat, tmp_path):
 def test_settings_and_commands_that_are_wrong(chat):
     say(chat, "/set temperature hot", '"temperature" must be a number, not "hot".')
     say(chat, "/set temprature 0.3", '"temprature" is not a setting. Did you mean "temperature"')
-    say(chat, "/set model x", '"model" is not a setting of an answer.')
+    say(chat, "/set model x", '"model" is not a generation setting.')
     say(chat, "/image nothing.png", '"nothing.png" does not exist.')
     say(chat, "/image README.md", '"README.md" is not an image that can be read.')
     say(chat, "/sing", "/sing is not a command. /help lists the commands.")

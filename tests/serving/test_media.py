@@ -283,6 +283,6 @@ def test_a_film_that_is_too_long_is_refused(tmp_path: Path) -> None:
             return len(found)
 
     assert asyncio.run(paths(mp4(1700, 1))) == 2
-    with pytest.raises(ApiError, match="longer than 3600 s together"):
+    with pytest.raises(ApiError, match="longer than 3600 s in total"):
         asyncio.run(paths(mp4(1900, 1)))
     assert list(tmp_path.iterdir()) == []
