@@ -70,7 +70,7 @@ def test_the_questions_are_among_everything_that_is_wrong(output, capsys):
     places = ("--questions-file", "none.json", "--output", "out.txt")
     assert errors(capsys, "--checkpoint", output, "--temprature", "1", *places) == [
         '"--temprature" is not a setting. Did you mean "--temperature" or "--template"?',
-        '"--output" has another ending: out.txt. Name a file that ends in .json.',
+        '"--output" has an unsupported extension: out.txt. Name a file that ends in .json.',
         "none.json: does not exist.",
     ]
 
@@ -95,8 +95,8 @@ def test_the_questions_are_checked_too(output, tmp_path, capsys):
         "r.pdf",
     )
     assert errors(capsys, *arguments) == [
-        '"--output" has another ending: out.txt. Name a file that ends in .json.',
-        '"--report" has another ending: r.pdf. Name a file that ends in .html or .md.',
+        '"--output" has an unsupported extension: out.txt. Name a file that ends in .json.',
+        '"--report" has an unsupported extension: r.pdf. Name a file that ends in .html or .md.',
         f'{questions}:2: "refrence" is not a key of a question. Did you mean "reference"?',
     ]
 
@@ -396,7 +396,7 @@ def test_kill_minus_nine_and_the_same_command_goes_on(tiny_checkpoint, tmp_path)
     kept = [json.loads(line) for line in partial.read_text().splitlines()[2:] if line.endswith("}")]
     assert 19 <= len(kept) < 300
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"(continuing: {len(kept)} of 300 are there)" in done.stderr
+    assert f"(continuing: {len(kept)} of 300 exist)" in done.stderr
     results = list(read_results(output)[2])
     assert [result["question"] for result in results] == texts
     assert all(results[line["index"]]["answer"] == line["text"] for line in kept)

@@ -1,10 +1,9 @@
-"""The answers of a run: appended one by one as they come, kept through any kill, made into one JSON file at
-the end.
+"""The answers file of a run: answers are appended one by one, survive a kill, and are written to one JSON file at the
+end.
 
-While a run goes on its answers are in ``<output>.partial``: a first line that says what is being asked of
-what, then one line per answer. The same request finds that file again and asks only what is missing. When
-nothing is missing, the answers are put in order into ``<output>``, whole or not at all, and the partial file
-goes.
+During a run the answers are in ``<output>.partial``: a first line that identifies the run, then one line per answer.
+The same request finds this file again and asks only the missing questions. When none is missing, the answers are
+written in order to ``<output>``, atomically, and the partial file is removed.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from swift_toolkit.machine.files import whole_text
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 PARTIAL = ".partial"
-DAMAGED = ".damaged"  # what a finished file that cannot be read is renamed to
-_FORMAT = 1  # of both files; another one is never continued
+DAMAGED = ".damaged"  # suffix added to a finished file that cannot be read
+_FORMAT = 1  # format version of both files; files of another version are never continued
 
 
 class AnswersFile:
-    """The answers of one run, on disk. Made by `open_answers`.
+    """The answers of one run, on disk. Created by `open_answers`.
 
     Args:
-        output: where the finished answers go.
-        run: what distinguishes this run from any other, as JSON.
-        sides: who is asked: ``("tuned",)`` or ``("tuned", "base")``.
-        count: how many questions there are.
+        output: file for the finished answers.
+        run: data that identifies this run, as JSON.
+        sides: the sides that are asked: ``("tuned",)`` or ``("tuned", "base")``.
+        count: number of questions.
 
     Attributes:
-        finished: all answers are there, in ``output``.
-        damaged: how many lines of an earlier run could not be read; what they held is missing.
-        meta: what was asked, of what, and how; None before `keep_meta`.
+        finished: ``output`` is complete.
+        damaged: number of lines of an earlier run that could not be read; their answers are missing.
+        meta: description of the run; None before `keep_meta`.
     """
 
     def __init__(self, output: Path, run: Mapping[str, object], sides: Sequence[Side], count: int) -> None:
@@ -62,26 +61,26 @@ class AnswersFile:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with suppress(OSError):  # what could not be written was reported when it was tried
+            with suppress(OSError):  # a failed write has already been reported
                 self._file.close()
             self._file = None
 
     def count_of(self, side: Side) -> int:
-        """How many questions have an answer, or a recorded failure, from ``side``."""
+        """The number of questions with an answer, or a recorded failure, from ``side``."""
         return self._kept[side]
 
     def keep_meta(self, meta: Meta) -> None:
-        """Keep what is known of the run, once."""
+        """Store the description of the run; later calls have no effect."""
         if self.meta is None:
             self.meta = meta
             self._append({"meta": meta})
 
     def missing(self, side: Side, index: int) -> bool:
-        """Whether the question at ``index`` has still to be put to ``side``."""
+        """Whether ``side`` has not been asked the question at ``index`` yet."""
         return self._offsets[side][index] < 0
 
     def append(self, index: int, side: Side, answer: Answer) -> None:
-        """Keep one answer. When this returns, no kill of this process can lose it."""
+        """Store one answer. Once this returns, killing this process does not lose it."""
         self._note(side, index, self._append({"index": index, "side": side, **asdict(answer)}))
 
     def _note(self, side: Side, index: int, offset: int) -> None:
@@ -89,7 +88,7 @@ class AnswersFile:
         self._offsets[side][index] = offset
 
     def _append(self, line: Mapping[str, object]) -> int:
-        """Write one line; returns where it begins.
+        """Write one line; return its offset.
 
         Raises:
             RunError: the disk does not take it.
@@ -113,17 +112,17 @@ class AnswersFile:
         return Answer(**line)
 
     def pairs(self, questions: Iterable[Question]) -> Iterator[tuple[Question, dict[Side, Answer]]]:
-        """Every question in order with its answers by side; one in memory at a time."""
+        """Yield every question in order with its answers by side, one in memory at a time."""
         for question in questions:
             found = {side: self.answer(question.index, side) for side in self.sides}
             yield question, {side: answer for side, answer in found.items() if answer is not None}
 
     def finish(self, results: Iterable[Result], summary: Callable[[], Figures]) -> None:
-        """Write the finished answers, whole or not at all, and remove the partial file.
+        """Write the finished answers atomically and remove the partial file.
 
         Args:
             results: one for each question, in order.
-            summary: gives the figures of all results; asked after the last of them.
+            summary: returns the figures of all results; called after the last result.
 
         Raises:
             RunError: the disk does not take them.
@@ -150,10 +149,10 @@ class AnswersFile:
                 file.write("\n]}\n")
 
     def start(self) -> None:
-        """Open the partial file: make it, or read what an earlier run left.
+        """Open the partial file: create it, or read that of an earlier run.
 
         Raises:
-            RequestError: another process holds it, or it cannot be written.
+            RequestError: another process has locked it, or it cannot be written.
             RunError: the disk is full.
         """
         try:
@@ -170,23 +169,21 @@ class AnswersFile:
         self._recover(self._file)
 
     def _recover(self, file: BinaryIO) -> None:
-        """Find the answers that exist. What a kill cut off at the end is dropped; a line in the middle that a power
-        cut filled with zeros, or that is damaged otherwise, is skipped, and what it held is asked again.
+        """Find the existing answers. An incomplete last line is dropped; a line in the middle that a power cut filled
+        with zeros, or that is damaged otherwise, is skipped, and its question is asked again.
         """
         offset = file.tell()
         while line := file.readline():
             if not line.endswith(b"\n"):
                 break
-            start = len(line) - len(
-                line.lstrip(b"\0")
-            )  # the next line may have been written behind the zeros
+            start = len(line) - len(line.lstrip(b"\0"))  # the next line may have been written after the zeros
             if not self._take(line[start:], offset + start):
                 self.damaged += 1
             offset += len(line)
         file.truncate(offset)
 
     def _take(self, line: bytes, offset: int) -> bool:
-        """Note what a line holds; whether it is whole."""
+        """Record the content of a line; return whether it is complete."""
         try:
             entry = json.loads(line)
             if "meta" in entry:
@@ -206,7 +203,7 @@ class AnswersFile:
 
 @contextmanager
 def unwritable_as_run_error(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a RunError that names ``path``."""
+    """Turn errors of the file system into a RunError that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -225,29 +222,31 @@ def _lock(file: BinaryIO, output: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         problem = Problem(
-            "is being written by another run of this command", "Wait for it, or stop it.", file=str(output)
+            "is being written by another run of this command",
+            "Wait for that run, or stop it.",
+            file=str(output),
         )
         file.close()
         raise RequestError([problem]) from None
 
 
 def fingerprint(run: Mapping[str, object]) -> str:
-    """What two runs have in common when one can go on where the other stopped."""
+    """A fingerprint; two runs with the same one can continue each other."""
     return hashlib.sha256(json.dumps([_FORMAT, run], sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def open_answers(
     output: Path | None, folder: Path, run: Mapping[str, object], sides: Sequence[Side], count: int
 ) -> AnswersFile:
-    """The answers file of a run: the one that the same run left unfinished, else a new one.
+    """Open the answers file of a run: the one that the same run left unfinished, else a new one.
 
     Args:
-        output: where the user wants the answers. If another run's answers are there already, ``-2``, ``-3``
-            ... is added to the name. None: a name by time in ``folder``.
-        folder: where answers go without ``output``.
-        run: what distinguishes this run from any other, as JSON.
-        sides: who is asked.
-        count: how many questions there are.
+        output: file for the answers. If it contains another run's answers, ``-2``, ``-3`` ... is added to the name.
+            None: a file in ``folder`` named after the time.
+        folder: directory for answers without ``output``.
+        run: data that identifies this run, as JSON.
+        sides: the sides that are asked.
+        count: number of questions.
 
     Raises:
         RequestError: it cannot be written, or another process is writing it.
@@ -268,7 +267,7 @@ def open_answers(
 
 
 def _is_whole(path: Path, count: int) -> bool:
-    """Whether a finished file can be read to its end, and holds all the results."""
+    """Whether a finished file can be read to its end and contains all results."""
     try:
         return sum(1 for _ in read_results(path)[2]) == count
     except (OSError, ValueError, KeyError):
@@ -301,7 +300,7 @@ def _by_time(folder: Path) -> Path:
 
 
 def _free(output: Path, mark: str) -> Path:
-    """``output``, or the first of its numbered neighbours, that is free or belongs to the run ``mark``."""
+    """The first of ``output`` and its numbered variants that is free or belongs to the run ``mark``."""
     place, number = output, 1
     while True:
         marks = [_mark_of_results(place), _mark_of_partial(_partial(place))]
@@ -312,9 +311,7 @@ def _free(output: Path, mark: str) -> Path:
 
 
 def _mark_of_partial(path: Path) -> str | None:
-    """Whose partial file this is: None where there is none (or one killed before its first line), "" if
-    unknown.
-    """
+    """The run that a partial file belongs to: None if there is no file (or no complete first line), "" if unknown."""
     try:
         with path.open("rb") as file:
             line = file.readline()
@@ -331,7 +328,7 @@ def _mark_of_partial(path: Path) -> str | None:
 
 
 def _mark_of_results(path: Path) -> str | None:
-    """Whose finished answers these are: None where there is nothing, "" if unknown."""
+    """The run that finished answers belong to: None if there is no file, "" if unknown."""
     if not path.exists():
         return None
     try:
@@ -341,10 +338,10 @@ def _mark_of_results(path: Path) -> str | None:
 
 
 def read_results(path: Path) -> tuple[FileMeta, Figures, Results]:
-    """``meta``, ``summary`` and the results, one at a time, of a finished answers file.
+    """Read ``meta``, ``summary`` and the results, one at a time, from a finished answers file.
 
     Raises:
-        ValueError: it is not such a file.
+        ValueError: it is not a finished answers file.
     """
     head = []
     with path.open(encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""A set of questions put to a checkpoint: asked, kept, summed up.
+"""Runs a set of questions on a checkpoint.
 
-The order of steps: the questions are read and checked; the answers file is found or made; what it lacks is
-asked, first of the tuned model, then of the base; the figures are summed and the finished file is written.
+The steps: read and check the questions; find or create the answers file; ask the missing questions, first the tuned
+model, then the base; compute the figures and write the finished file.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from swift_toolkit.inference.engine import Engine
 
 Progress = Callable[[int, int, "Answer | None"], None]
-"""Called several times a second: answers there, answers in all, and the newest one if there is one."""
+"""Called several times a second with the answers so far, all answers to expect, and the newest answer if any."""
 
 
 class QuestionRun:
     """One run over a set of questions. Use it in a ``with`` statement.
 
     Args:
-        plan: what is asked and how.
+        plan: the plan of the model.
         questions: the questions.
-        output: where the answers go; None for a name by time beside the checkpoint.
-        report: an ``.html`` or ``.md`` file to make of the answers, None for none.
-        compare_base: whether the base is asked too.
+        output: file for the answers; None for a file next to the checkpoint named after the time.
+        report: an ``.html`` or ``.md`` report of the answers, None for no report.
+        compare_base: whether to ask the base too.
 
     Raises:
-        RequestError: with everything wrong with the questions or the place of the answers.
+        RequestError: with all problems of the questions and the output files.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class QuestionRun:
 
     @property
     def total(self) -> int:
-        """How many answers the whole run has."""
+        """The number of answers of the whole run."""
         return self.overview.count * len(self.sides)
 
     def __enter__(self) -> QuestionRun:
@@ -76,13 +76,13 @@ class QuestionRun:
             self.answers.close()
 
     def facts(self) -> dict[str, object]:
-        """What is known before anything is asked, as JSON."""
+        """The description of the run before anything is asked, as JSON."""
         overview = self.overview
         known = {"questions": self.questions.name, "count": overview.count, "references": overview.references}
         return {**known, "categories": dict(overview.categories), "sides": list(self.sides)}
 
     def rows(self) -> list[tuple[str, str]]:
-        """The same as names and values for the screen, and where the answers go."""
+        """The description as names and values for the screen, with the file for the answers."""
         overview = self.overview
         parts = [f"{overview.count} from {self.questions.name}"]
         if overview.references:
@@ -96,30 +96,30 @@ class QuestionRun:
 
     @property
     def kept(self) -> int:
-        """How many answers exist."""
+        """The number of answers that exist."""
         return sum(self.answers.count_of(side) for side in self.sides) if self.answers else 0
 
     def _left_off(self) -> str:
-        """Where an earlier run stopped."""
+        """The state that an earlier run left, as text."""
         assert self.answers is not None
         if self.answers.finished:
-            return " (all answers are there already)"
+            return " (all answers already exist)"
         damaged = self.answers.damaged
-        parts = [f"continuing: {self.kept} of {self.total} are there"] if self.kept else []
+        parts = [f"continuing: {self.kept} of {self.total} exist"] if self.kept else []
         if damaged:
             lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
             parts.append(f"{lines} skipped and asked again")
         return f" ({'; '.join(parts)})" if parts else ""
 
     def run(self, engine: Callable[[Side], Engine], progress: Progress) -> tuple[Path, Meta, Figures]:
-        """Ask what is missing and write the finished file; its path, its ``meta`` and its ``summary``.
+        """Ask the missing questions and write the finished file; return its path, ``meta`` and ``summary``.
 
         Args:
-            engine: gives the engine that answers for a side.
-            progress: called with what happens.
+            engine: returns the engine for a side.
+            progress: called with the progress.
 
         Raises:
-            RunError: an engine ended, or the disk is full. What was answered is kept.
+            RunError: an engine ended unexpectedly, or the disk is full. Existing answers are kept.
         """
         answers = self.answers
         assert answers is not None
@@ -168,16 +168,16 @@ class QuestionRun:
 def check_batch(
     questions: QuestionSet, output: Path | None, report: Path | None, problems: Sequence[Problem] = ()
 ) -> Overview:
-    """Read the questions once and look at the places to write to.
+    """Read the questions once and check the output files.
 
     Args:
         questions: the questions.
-        output: where the answers go, None for beside the checkpoint.
-        report: where the report goes, None for none.
-        problems: what is known to be wrong already.
+        output: file for the answers, None for one next to the checkpoint.
+        report: file for the report, None for no report.
+        problems: problems found so far.
 
     Raises:
-        RequestError: with ``problems`` and everything wrong with the questions or the places.
+        RequestError: with ``problems`` and all problems of the questions and output files.
     """
     found = [*problems, *_place_problems(output, "--output", (".json",))]
     found += _place_problems(report, "--report", (".html", ".md"))
@@ -191,15 +191,17 @@ def check_batch(
 
 
 def _place_problems(place: Path | None, flag: str, suffixes: tuple[str, ...]) -> list[Problem]:
-    """Why a file cannot be written there."""
+    """Reasons why the file ``place`` cannot be written."""
     if place is None:
         return []
     folder = next((folder for folder in place.absolute().parents if folder.exists()), place)
     if place.is_dir() or place.suffix not in suffixes:
-        what = "is a directory" if place.is_dir() else "has another ending"
+        what = "is a directory" if place.is_dir() else "has an unsupported extension"
         return [Problem(f"{what}: {place}", f"Name a file that ends in {' or '.join(suffixes)}.", flag)]
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return [
-            Problem(f"cannot write {place}: no permission for {folder}", "Choose another directory.", flag)
+            Problem(
+                f"cannot write {place}: permission denied for {folder}", "Choose another directory.", flag
+            )
         ]
     return []

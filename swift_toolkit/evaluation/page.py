@@ -1,4 +1,4 @@
-"""Finished answers as a page to look at (HTML, one file, no network) or as a table (Markdown)."""
+"""Reports of finished answers: a page (HTML, one file, no network) or a table (Markdown)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from swift_toolkit.inference.exchange import Side
 from swift_toolkit.machine.files import whole_text
 
 SHOWN = 2_000
-"""How many results a report holds; a browser is slow with more, and all are in the answers file."""
+"""Most results in a report; browsers are slow with more, and the answers file contains all."""
 
 DIFFED_WORDS = 2_000
 """Longest answer whose differences are marked; finding them takes quadratic time."""
@@ -31,7 +31,7 @@ _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|\w+|\s+|.", re.DOTALL)
 
 
 def write_answers(answers: Path, report: Path) -> None:
-    """Make ``report``, whole or not at all, from a finished answers file.
+    """Write ``report`` atomically from a finished answers file.
 
     Args:
         answers: the answers file.
@@ -78,15 +78,15 @@ def _markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> It
 
 _MARKUP = re.compile(
     r"([\\`*_\[\]|])"
-)  # what Markdown would take for emphasis, code, links, pictures, columns
+)  # characters that Markdown reads as emphasis, code, links, images, columns
 
 
 def _cell(text: str) -> str:
-    """Text as it is, whatever marks of Markdown or HTML it holds: an answer makes no link and no picture."""
+    """Escape Markdown and HTML in a text, so that an answer cannot create links or images."""
     return _MARKUP.sub(r"\\\1", escape(visible(text), quote=False)).replace("\n", "<br>")
 
 
-# --- what both say ------------------------------------------------------------------------------------------
+# --- content of both formats --------------------------------------------------------------------------------
 
 
 def _facts(meta: Meta, summary: Figures) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def _facts(meta: Meta, summary: Figures) -> list[tuple[str, str]]:
 
 
 def _sides(meta: Meta) -> list[Side]:
-    """Who was asked, from left to right."""
+    """The sides that were asked, from left to right."""
     return [side for side in _SIDES if side in meta["sides"]]
 
 
@@ -160,7 +160,7 @@ _SIDES: tuple[Side, ...] = ("base", "tuned")
 
 
 def _score_charts(scores: Scores) -> str:
-    """One chart for each metric: a bar for each category and side, from 0 to 100."""
+    """One chart per metric, with a bar from 0 to 100 for each category and side."""
     return "".join(
         _figure(METRICS[metric], f"<table>{''.join(_score_rows(scores, metric))}</table>")
         for metric in (scores["all"]["tuned"] if scores else ())
@@ -182,11 +182,11 @@ def _score_rows(scores: Scores, metric: str) -> Iterator[str]:
 
 
 DOTS = 400
-"""How many answers of a side the latency chart shows, spread evenly over all of them."""
+"""Most answers of a side in the latency chart, chosen evenly from all of them."""
 
 
 def _latency_chart(latencies: Mapping[Side, Sequence[float]]) -> str:
-    """A dot for each answer and a line at their median, over an axis of seconds; one row a side."""
+    """A dot for each answer and a line at the median, over an axis in seconds; one row per side."""
     ticks = _ticks(max((value for values in latencies.values() for value in values), default=0.0))
     rows = "".join(
         _latency_row(side, sorted(values), ticks) for side, values in latencies.items() if len(values)
@@ -230,7 +230,7 @@ def _article(result: Result, sides: Sequence[Side]) -> str:
 
 
 def _history(result: Result) -> str:
-    """What came before the question, folded away."""
+    """The messages before the question, collapsed."""
     turns = result.get("messages", [])[:-1]
     said = "".join(f"<p><b>{escape(turn['role'])}</b> {_text(turn['content'])}</p>" for turn in turns)
     return f"<details><summary>before</summary>{said}</details>" if said else ""
@@ -241,7 +241,7 @@ def _text(content: object) -> str:
 
 
 def _marked(result: Result, sides: Sequence[Side]) -> dict[Side, str]:
-    """The answers as HTML: marked where the two differ, or where the only one differs from the reference."""
+    """The answers as HTML, with marks where the two differ, or where a single one differs from the reference."""
     tuned = shown_answer(result)
     if len(sides) == 2:
         left, right = mark_differences(shown_answer(result["base"]), tuned)

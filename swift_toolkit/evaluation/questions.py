@@ -1,12 +1,12 @@
-"""Questions to ask a model: read one at a time from JSON, JSONL, CSV, any training file, or a list.
+"""Questions for a model, read one at a time from JSON, JSONL, CSV, any training file, or a list.
 
 A question is a string, or an object ``{id, question | messages, system, reference, category, images, videos,
-audios}``. A training row is a question too: everything before its last assistant turn is asked, that turn is
-the reference.
+audios}``. A training row is also a question: everything before its last assistant turn is asked, and that turn is the
+reference.
 
     questions = QuestionSet("test_questions.json")
-    questions.check()           # reads it once, raises with all that is wrong
-    for question in questions:  # reads it again, one row in memory at a time
+    questions.check()           # reads the set once, raises with all problems
+    for question in questions:  # reads the set again, one row in memory at a time
         ...
 """
 
@@ -33,24 +33,24 @@ from swift_toolkit.problems import Problem, RequestError
 KEYS = ("id", "question", "messages", "system", "reference", "category", *MEDIA)
 """The keys of a question."""
 
-_OWN_KEYS = ("id", "reference", "category")  # the rest is read like a training row
+_OWN_KEYS = ("id", "reference", "category")  # the other keys are read as in a training row
 _PASSED_ON = (*MEDIA, "tools", "objects", "chat_template_kwargs")
 _ALLOWED = {*KEYS, *RESPONSE_COLUMNS, *_PASSED_ON, "image", "video", "audio", "history", "system_prompt"}
 
 SHOWN_PROBLEMS = 20
-"""How many problems of one set are printed; the rest is counted."""
+"""Most problems of one set that are printed; the others are counted."""
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What a set of questions holds, from one reading.
+    """A summary of a set of questions.
 
     Args:
-        count: how many questions.
-        digest: SHA-256 of the questions as read, to tell one set from another.
-        references: how many have a reference.
-        media: how many come with images, videos or audios.
-        categories: how many questions per category, in the order of their first appearance.
+        count: number of questions.
+        digest: SHA-256 of the questions as read; identifies the set.
+        references: number of questions with a reference.
+        media: number of questions with images, video or audio.
+        categories: number of questions per category, in the order of their first appearance.
     """
 
     count: int
@@ -61,7 +61,7 @@ class Overview:
 
 
 class QuestionSet:
-    """A set of questions that is read anew, one at a time, whenever it is iterated over.
+    """A set of questions that is read again, one question at a time, on every iteration.
 
     Args:
         source: a file, or a list of strings and objects.
@@ -72,7 +72,7 @@ class QuestionSet:
         self.name = str(source) if isinstance(source, (str, Path)) else "questions"
 
     def __iter__(self) -> Iterator[Question]:
-        """Every question in order.
+        """Yield every question in order.
 
         Raises:
             RequestError: at the first row that is not a question.
@@ -87,8 +87,8 @@ class QuestionSet:
         """Read the whole set once.
 
         Raises:
-            RequestError: with everything that is wrong: the file, rows that are not questions, media files
-                that do not exist, ids given twice.
+            RequestError: with all problems: the file, rows that are not questions, media files that do not exist,
+                duplicate ids.
         """
         reading = _Reading()
         problems: list[Problem] = []
@@ -104,19 +104,19 @@ class QuestionSet:
         if more:
             problems.append(Problem(f"has {more} more problems", file=self.name))
         if not reading.count and not problems:
-            problems.append(Problem("holds no questions", file=self.name))
+            problems.append(Problem("does not contain any questions", file=self.name))
         if problems:
             raise RequestError(problems)
         return reading.overview()
 
     def _rows(self) -> Iterator[tuple[int | None, Any]]:
-        """Every row with its line; what cannot be read comes as a `Flaw`."""
+        """Yield every row with its line number; a row that cannot be read is yielded as a `Flaw`."""
         if not isinstance(self.source, (str, Path)):
             yield from enumerate(self.source, start=1)
             return
         path = Path(self.source).expanduser()
         if not path.is_file():
-            what = "is a directory, not a file of questions" if path.is_dir() else "does not exist"
+            what = "is a directory, not a questions file" if path.is_dir() else "does not exist"
             raise RequestError([Problem(what, file=self.name)])
         try:
             file = look_at(path, self.name)
@@ -134,19 +134,19 @@ class QuestionSet:
 
 
 class _Reading:
-    """What is learned about a set while it is read."""
+    """Collects the summary of a set while it is read."""
 
     def __init__(self) -> None:
         self.count = self.references = self.media = 0
         self.digest = hashlib.sha256()
         self.categories: Counter[str] = Counter()
-        self.lines_of_ids: dict[str, int | None] = {}  # of the ids that were given
+        self.lines_of_ids: dict[str, int | None] = {}  # only of ids given in the file
 
     def add(self, row: Any, question: Question, line: int | None) -> None:
         if question.id in self.lines_of_ids:
             first = self.lines_of_ids[question.id]
             raise FlawError(
-                "columns", f'the id "{question.id}" was given before, in line {first}', "Give each its own."
+                "columns", f'the id "{question.id}" is already used in line {first}', "Use unique ids."
             )
         if isinstance(row, Mapping) and row.get("id") is not None:
             self.lines_of_ids[question.id] = line
@@ -167,29 +167,29 @@ class _Reading:
 
 
 def _question(index: int, row: Any, folder: Path) -> Question:
-    """The question that a row holds.
+    """Read the question in a row.
 
     Raises:
-        FlawError: it holds none.
+        FlawError: the row is not a question.
     """
     if isinstance(row, Flaw):
         raise FlawError(*row)
     if isinstance(row, str):
         row = {"question": row}
     if not isinstance(row, Mapping):
-        raise FlawError("not-a-row", "is neither text nor an object", 'Write a text, or {"question": ...}.')
+        raise FlawError("not-a-row", "is neither text nor an object", 'Write text or {"question": ...}.')
     own = {key: _text(row[key], key) for key in _OWN_KEYS if row.get(key) is not None}
     asked = {key: value for key, value in row.items() if key not in _OWN_KEYS}
     if "question" in asked:
         _refuse_other_keys(asked)
     if not asked:
-        raise FlawError("no-question", "nothing is asked", 'Write a "question" or "messages".')
+        raise FlawError("no-question", "has no question", 'Write a "question" or "messages".')
     standard = standard_row(asked, _layout(tuple(asked)))
     messages = standard["messages"]
     answer = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
     if not messages or messages[-1]["role"] == "system" or not messages[-1]["content"]:
         raise FlawError(
-            "no-question", "nothing is asked", 'Write a "question", or "messages" with a turn from "user".'
+            "no-question", "has no question", 'Write a "question", or "messages" with a turn from "user".'
         )
     extra = {key: standard[key] for key in _PASSED_ON if standard.get(key)}
     for kind in MEDIA:
@@ -211,14 +211,12 @@ def _layout(columns: tuple[str, ...]) -> Layout:
 
 
 def _refuse_other_keys(row: Mapping[str, object]) -> None:
-    """What is written as a question has a question's keys: a misspelled one would be passed over in
-    silence.
-    """
+    """Refuse unknown keys in a question: a misspelled key would be ignored silently."""
     if "messages" in row:
-        raise FlawError("columns", 'there are both "question" and "messages"', "Keep one of them.")
+        raise FlawError("columns", 'has both "question" and "messages"', "Keep one of them.")
     for key in row:
         if key not in _ALLOWED:
-            do = did_you_mean(key, KEYS, f"A question has {', '.join(KEYS)}.")
+            do = did_you_mean(key, KEYS, f"The keys of a question are {', '.join(KEYS)}.")
             raise FlawError("columns", f'"{key}" is not a key of a question', do)
 
 
@@ -231,8 +229,8 @@ def _text(value: Any, key: str) -> str:
 
 
 def _medium(item: Any, kind: str, folder: Path) -> Any:
-    """An image, video or audio: an address, the content itself, or a local file, seen from here or the
-    questions.
+    """An image, video or audio: a URL, the content itself, or a local file relative to the working directory or to the
+    questions file.
     """
     if not isinstance(item, str) or "://" in item or item.startswith("data:") or len(item) > 4096:
         return item

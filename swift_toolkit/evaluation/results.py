@@ -1,4 +1,4 @@
-"""What a finished answers file holds, as JSON: ``{"meta": Meta, "summary": Figures, "results": [Result, ...]}``."""
+"""The JSON of a finished answers file: ``{"meta": Meta, "summary": Figures, "results": [Result, ...]}``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from swift_toolkit.inference.exchange import AskedOf, ChatMessage, Side
 
 Column = Literal["base", "tuned", "difference"]
 COLUMNS: tuple[Column, ...] = ("base", "tuned", "difference")
-"""Of a table of scores, from left to right."""
+"""The columns of a table of scores, from left to right."""
 
 
 class CategoryScores(TypedDict, total=False):
-    """The mean scores of a category, from 0 to 100, by metric.
+    """The mean scores of a category by metric, from 0 to 100.
 
     Keys:
-        count: how many answers were scored.
-        tuned, base: of each side that was asked.
+        count: number of scored answers.
+        tuned, base: scores of each side that was asked.
         difference: tuned minus base, if both were asked.
     """
 
@@ -32,15 +32,15 @@ Scores: TypeAlias = Mapping[str, CategoryScores]
 
 
 class Meta(AskedOf):
-    """What was asked, of what, and how.
+    """The description of a run.
 
     Keys:
-        template, system, dtype: of the loaded model.
-        versions: of the packages that answers depend on.
-        questions: the file they are from.
-        sides: who was asked.
-        prompt: the first question as the model sees it.
-        started: when, as local time.
+        template, system, dtype: properties of the loaded model.
+        versions: versions of the packages that answers depend on.
+        questions: the questions file.
+        sides: the sides that were asked.
+        prompt: the first prompt as the model sees it.
+        started: local time of the start.
     """
 
     template: str | None
@@ -54,15 +54,15 @@ class Meta(AskedOf):
 
 
 class FileMeta(Meta):
-    """The same with the format of the file, and a fingerprint of the run that tells it from others."""
+    """The description with the format version of the file and the fingerprint of the run."""
 
     format: int
     fingerprint: str
 
 
 class Figures(TypedDict):
-    """The figures of all results. ``seconds`` is the time the engine was busy, over all sessions of a run that was
-    interrupted; latencies are in seconds.
+    """The figures of all results. ``seconds`` is the time that the engine was busy, in all sessions of an interrupted
+    run; latencies are in seconds.
     """
 
     asked: int
@@ -98,9 +98,9 @@ class _OfQuestion(TypedDict, total=False):
 
 
 class Result(SideResult, _OfQuestion):
-    """One question and the answer of the tuned model.
+    """One question and its answer from the tuned model.
 
-    ``base`` holds the answer of the base if that was asked too; ``messages`` the question if it has several.
+    ``base`` is the answer of the base if it was asked too; ``messages`` is the question if it has several messages.
     """
 
     id: str
@@ -110,7 +110,7 @@ class Result(SideResult, _OfQuestion):
 
 
 class Finished(TypedDict):
-    """All but the results."""
+    """The content of the file without the results."""
 
     meta: FileMeta
     summary: Figures
@@ -125,5 +125,5 @@ def side_of(result: Result, side: Side) -> SideResult:
 
 
 def shown_answer(result: SideResult) -> str:
-    """An answer, or why there is none."""
+    """An answer, or the reason why there is none."""
     return f"failed: {result['error']}" if result.get("error") is not None else str(result["answer"])

@@ -1,8 +1,8 @@
-"""Answers measured against references: exact match, ROUGE-L, BLEU, each from 0 to 100.
+"""Scores answers against references: exact match, ROUGE-L, BLEU, each from 0 to 100.
 
-Words of Chinese, Japanese and Korean are not separated by spaces, so these scripts are measured by character.
-ROUGE-L is the F-measure of Lin (2004) as the package rouge-score computes it, BLEU that of Papineni et al.
-(2002) as sacrebleu does, with effective order: of one answer, and over all answers of a category.
+Chinese, Japanese and Korean text is scored by character, as its words are not reliably separated by spaces. ROUGE-L
+is the F-measure of Lin (2004) as computed by the package rouge-score. BLEU is that of Papineni et al. (2002) as
+computed by sacrebleu with effective order, for one answer and over all answers of a category.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from swift_toolkit.inference.exchange import Side
 from swift_toolkit.machine import packages
 
 METRICS = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
-"""The scores, and what people call them."""
+"""The metrics and their display names."""
 
-SCORERS = ("rouge_score", "sacrebleu")  # what ROUGE-L and BLEU need
-ALL = "all"  # the category that every answer is in
+SCORERS = ("rouge_score", "sacrebleu")  # packages for ROUGE-L and BLEU
+ALL = "all"  # the category that contains every answer
 
-# Han, Kana, Hangul, and the forms that fill a character cell
+# Han, Kana, Hangul, and full-width forms
 _CJK = "\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
 _HAS_CJK = re.compile(f"[{_CJK}]")
 
 
 def tokens(text: str) -> list[str]:
-    """Words in lower case; each character of a script without spaces is a word."""
+    """Split a text into lower-case words; each Chinese, Japanese or Korean character is a word."""
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Whether the two say the same, whatever their capitals, spaces, and signs at the end."""
+    """Whether the two are equal apart from case, spaces and punctuation at the ends."""
     return _plain(answer) == _plain(reference)
 
 
@@ -45,14 +45,14 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """How near one answer is to its reference.
+    """The scores of one answer against its reference.
 
     Args:
         exact_match: 0 or 100.
-        rouge_l: 0 to 100, None where rouge-score is not installed.
-        bleu: 0 to 100, None where sacrebleu is not installed.
-        bleu_counts: matching n-grams, all n-grams (for n of 1 to 4), length of answer and reference in
-            tokens: what the BLEU of a corpus is summed from.
+        rouge_l: 0 to 100, None if rouge-score is not installed.
+        bleu: 0 to 100, None if sacrebleu is not installed.
+        bleu_counts: matching n-grams and all n-grams (for n from 1 to 4), and the lengths of answer and reference in
+            tokens; corpus BLEU is computed from their sums.
     """
 
     exact_match: float
@@ -66,7 +66,7 @@ class Score:
 
 
 class Scorer:
-    """Scores answers; holds the libraries' own scorers."""
+    """Scores answers with the libraries' own scorers."""
 
     def __init__(self) -> None:
         missing = packages.not_installed(SCORERS)
@@ -83,7 +83,7 @@ class Scorer:
                 self._bleus[cjk] = BLEU(tokenize="zh" if cjk else "13a", effective_order=True)
 
     def score(self, answer: str, reference: str) -> Score:
-        """How near ``answer`` is to ``reference``."""
+        """Score ``answer`` against ``reference``."""
         rouge = bleu = None
         counts: tuple[int, ...] = ()
         if self._rouge is not None:
@@ -96,7 +96,7 @@ class Scorer:
 
 
 class _Tokenizer:
-    """What rouge-score asks of a tokenizer."""
+    """A tokenizer with the interface that rouge-score requires."""
 
     def tokenize(self, text: str) -> list[str]:
         return tokens(text)
@@ -118,14 +118,14 @@ class _Sum:
 
 
 class ScoreBoard:
-    """The scores of a run, by side and category; its size does not grow with the number of answers."""
+    """The scores of a run by side and category, in memory that does not grow with the number of answers."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[Side, _Sum]] = {}
         self._without = packages.not_installed(SCORERS)
 
     def add(self, side: Side, category: str | None, score: Score) -> None:
-        """Count one score, under its category and under all."""
+        """Add one score to its category and to all answers."""
         for name in (ALL, category):
             if name is not None:
                 self._sums.setdefault(name, {}).setdefault(side, _Sum()).add(score)

@@ -1,4 +1,4 @@
-"""The result of each question, and the figures of all."""
+"""The result of each question and the figures of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from swift_toolkit.inference.exchange import Answer, Question, Side
 
 
 class Summary:
-    """The figures of a run, taken in one question at a time.
+    """Computes the figures of a run, one question at a time.
 
     Args:
-        sides: who was asked.
-        scorer: measures answers against references; None if there are no references.
+        sides: the sides that were asked.
+        scorer: scores answers against references; None if there are no references.
     """
 
     def __init__(self, sides: Sequence[Side], scorer: Scorer | None) -> None:
@@ -29,7 +29,7 @@ class Summary:
         self.latencies = array("d")
 
     def add(self, question: Question, answers: Mapping[Side, Answer]) -> Result:
-        """Take in one question and its answers; returns its result."""
+        """Add one question and its answers; returns its result."""
         self.asked += 1
         self.failed += any(answer.error is not None for answer in answers.values())
         for answer in answers.values():
@@ -41,9 +41,7 @@ class Summary:
         return _result(question, answers, self._scores(question, answers))
 
     def _scores(self, question: Question, answers: Mapping[Side, Answer]) -> dict[Side, Score]:
-        """The scores by side; none where a side has no answer, so that both are measured by the same
-        questions.
-        """
+        """The scores by side; none if a side has no answer, so that both sides are scored on the same questions."""
         if self.scorer is None or question.reference is None:
             return {}
         if any(answer.text is None for answer in answers.values()):
@@ -56,7 +54,7 @@ class Summary:
         return scores
 
     def figures(self) -> Figures:
-        """The figures of what was added so far."""
+        """The figures of the questions added so far."""
         ordered = sorted(self.latencies)
         return {
             "asked": self.asked,
@@ -73,7 +71,7 @@ class Summary:
 
 
 def _nearest_rank(ordered: Sequence[float], percent: int) -> float:
-    """The smallest value that at least ``percent``% of the values do not exceed; 0 if there are none."""
+    """The smallest value that is not exceeded by at least ``percent``% of the values; 0 if there are none."""
     return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else 0.0
 
 
@@ -104,7 +102,7 @@ def _side_result(answer: Answer, score: Score | None) -> SideResult:
 
 
 def score_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
-    """Scores as the heading and the rows of a table: a row for each category and metric, a column for each side."""
+    """The heading and rows of a table of scores: one row per category and metric, one column per side."""
     columns = [column for column in COLUMNS if any(column in of for of in scores.values())]
     rows = []
     for category, of in scores.items():

@@ -266,7 +266,7 @@ def test_two_at_once_are_refused(tmp_path):
         release.set()
         process.join()
     assert str(caught.value) == (
-        f"{tmp_path}/out.json: is being written by another run of this command. Wait for it, or stop it."
+        f"{tmp_path}/out.json: is being written by another run of this command. Wait for that run, or stop it."
     )
 
 

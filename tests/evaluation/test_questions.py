@@ -137,14 +137,14 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
         ' {"question": "a", "images": ["text.png"]}]',
     )
     assert refusal(path) == [
-        f'{path}:2: is neither text nor an object. Write a text, or {{"question": ...}}.',
+        f'{path}:2: is neither text nor an object. Write text or {{"question": ...}}.',
         f'{path}:3: "refrence" is not a key of a question. Did you mean "reference"?',
         f'{path}:4: no known format has the columns "system". Use "messages", "query" and "response", or '
         '"instruction", "input" and "output".',
-        f'{path}:5: nothing is asked. Write a "question", or "messages" with a turn from "user".',
+        f'{path}:5: has no question. Write a "question", or "messages" with a turn from "user".',
         f'{path}:6: message 1 has the unknown role "usr". Did you mean "user"?',
         f'{path}:7: "images" names no.png, which does not exist. Correct the path.',
-        f'{path}:9: the id "k" was given before, in line 8. Give each its own.',
+        f'{path}:9: the id "k" is already used in line 8. Use unique ids.',
         f'{path}:10: "{tmp_path}/text.png" is not an image that can be read. Replace the file.',
     ]
 
@@ -158,8 +158,8 @@ def test_many_problems_are_counted():
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("q.json", "[]", "holds no questions"),
-        ("q.jsonl", "", "holds no questions"),
+        ("q.json", "[]", "does not contain any questions"),
+        ("q.jsonl", "", "does not contain any questions"),
         ("q.txtx", "a", "is not a data file"),
         ("q.jsonl", '{"question": "a"}\n{"question": \n', ":2: "),
     ],
@@ -171,7 +171,7 @@ def test_files_that_hold_no_questions(tmp_path, name, content, said):
 
 def test_a_missing_file_and_a_directory(tmp_path):
     assert refusal(tmp_path / "no.json") == [f"{tmp_path}/no.json: does not exist."]
-    assert refusal(tmp_path) == [f"{tmp_path}: is a directory, not a file of questions."]
+    assert refusal(tmp_path) == [f"{tmp_path}: is a directory, not a questions file."]
 
 
 # --- its size does not matter -------------------------------------------------------------------------------
