@@ -218,7 +218,7 @@ def test_an_address_that_others_reach_needs_a_key(
 ) -> None:
     words = ("--checkpoint", adapter, "--host", "0.0.0.0", "--port", 0)
     assert refusals(capsys, *words) == [
-        '"--host" is "0.0.0.0", which other machines can reach, and there is no key. '
+        '"--host" is "0.0.0.0", which other machines can reach, but there is no key. '
         "Set SWIFT_API_KEY or --api-key-file, or allow access without a key with --no-auth."
     ]
     assert plan(capsys, *words[:4], "--no-auth")["authentication"] is False
@@ -241,10 +241,10 @@ def test_the_key_never_stands_on_the_command_line(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "does not hold a key. A key is at least 8 printable ASCII characters without a space."),
+        ("", "does not contain a valid key. A key has at least 8 printable ASCII characters and no spaces."),
         (
             "two words here",
-            "does not hold a key. A key is at least 8 printable ASCII characters without a space.",
+            "does not contain a valid key. A key has at least 8 printable ASCII characters and no spaces.",
         ),
         (None, "names {file}, which cannot be read: No such file or directory."),
     ],

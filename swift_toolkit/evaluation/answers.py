@@ -91,7 +91,7 @@ class AnswersFile:
         """Write one line; return its offset.
 
         Raises:
-            RunError: the disk does not take it.
+            RunError: the line cannot be written.
         """
         assert self._file is not None
         offset = self._file.seek(0, os.SEEK_END)
@@ -125,7 +125,7 @@ class AnswersFile:
             summary: returns the figures of all results; called after the last result.
 
         Raises:
-            RunError: the disk does not take them.
+            RunError: the file cannot be written.
         """
         with unwritable_as_run_error(self.output):
             self._write_results(results, summary)

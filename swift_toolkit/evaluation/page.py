@@ -25,7 +25,7 @@ SHOWN = 2_000
 """Most results in a report; browsers are slow with more, and the answers file contains all."""
 
 DIFFED_WORDS = 2_000
-"""Longest answer whose differences are marked; finding them takes quadratic time."""
+"""Most words of an answer in which differences are marked; finding them takes quadratic time."""
 
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|\w+|\s+|.", re.DOTALL)
 

@@ -35,7 +35,7 @@ ChatMessage: TypeAlias = dict[str, Any]
 """``{"role": ..., "content": ...}`` in ms-swift's format; content is text or a list of parts."""
 
 Inputs: TypeAlias = Mapping[str, Any]
-"""Further inputs of a question by ms-swift's names: ``images``, ``videos``, ``audios`` (lists of files or addresses),
+"""Further inputs of a question by their names in ms-swift: ``images``, ``videos``, ``audios`` (lists of files or URLs),
 ``tools``, ``objects``, ``chat_template_kwargs``.
 """
 
@@ -113,7 +113,7 @@ class AskedOf(TypedDict):
     """The description of the model in the results.
 
     Keys:
-        checkpoint, base: directories or names; the base is None where it is not known.
+        checkpoint, base: directories or names; the base is None if it is not known.
         train_type: how it was trained; ``full`` or ``merged`` if that is not known.
         backend, device: names of the backend and the device.
         code: how Python code in the checkpoint was handled, None if there is no code.

@@ -30,7 +30,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag=str.lower):
-    """One line after the first."""
+    """An order in any line after the first."""
 
 
 class Ask(_Order, frozen=True, kw_only=True):

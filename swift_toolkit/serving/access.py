@@ -1,4 +1,4 @@
-"""Who may reach a server: address, port, key, certificate."""
+"""Access to a server: address, port, key, certificate."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.options import ServingOptions
 
 KEY_VARIABLE = "SWIFT_API_KEY"
-"""Environment variable that holds the API key."""
+"""Environment variable that contains the API key."""
 
 MIN_KEY_LENGTH = 8
-"""Characters; a shorter key is a mistake, such as an empty file or a placeholder."""
+"""Fewest characters of a key; a shorter one is a mistake, such as an empty file or a placeholder."""
 
 
 def is_loopback(host: str) -> bool:
@@ -73,8 +73,8 @@ def find_key(file: str | None) -> str | None:
             ) from None
     if key is None or _is_key(key):
         return key
-    do = f"A key is at least {MIN_KEY_LENGTH} printable ASCII characters without a space."
-    raise RequestError([replace(where, what="does not hold a key", do=do)])
+    do = f"A key has at least {MIN_KEY_LENGTH} printable ASCII characters and no spaces."
+    raise RequestError([replace(where, what="does not contain a valid key", do=do)])
 
 
 def _is_key(text: str) -> bool:
@@ -89,11 +89,13 @@ def access_problems(config: Config, options: ServingOptions, has_key: bool) -> I
         yield Problem("cannot be used with a key", do, "--no-auth")
     host = str(config.get("host"))
     if not is_loopback(host) and not has_key and not options.no_auth:
-        what = f'is "{host}", which other machines can reach, and there is no key'
+        what = f'is "{host}", which other machines can reach, but there is no key'
         yield config.problem("host", what, f"{needs_key}, or allow access without a key with --no-auth.")
     for origin in options.allow_origin:
         if not ORIGIN.fullmatch(origin):
-            do = "Write scheme, name and port as a browser does: https://example.org or http://localhost:3000"
+            do = (
+                "Write the scheme, host and port like a browser: https://example.org or http://localhost:3000"
+            )
             yield Problem(f'is "{origin}", which is not an origin', do, "--allow-origin")
     if options.allow_runtime_lora and not has_key:
         yield Problem("needs a key", f"{needs_key}.", "--allow-runtime-lora")

@@ -374,7 +374,7 @@ async def _whole_body(receive: Receive, limit: int) -> bytes:
 
 def _no_such_route(method: str, path: str, fitting: list[Route]) -> ApiError:
     if fitting:
-        return ApiError(405, f"{path} takes {fitting[0].method}, not {method}.")
+        return ApiError(405, f"{path} requires {fitting[0].method}, not {method}.")
     return ApiError(404, f"{path} does not exist on this server.")
 
 

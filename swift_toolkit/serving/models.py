@@ -1,4 +1,4 @@
-"""The models that are served, and their names."""
+"""The served models and their names."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def adapter_name_problems(config: Config) -> Iterator[Problem]:
     adapters = config.value("adapters")
     if len(adapters) > 1 and len(_named_adapters(config)) < len(adapters):
         do = "Write name=DIR for each: clients request an adapter by its name."
-        yield config.problem("adapters", "has several adapters, and not every one has a name", do)
+        yield config.problem("adapters", "has several adapters, but not all of them have a name", do)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_models(asked: Asked) -> FoundModels:
     """Read the requested checkpoints.
 
     Raises:
-        RequestError: with everything that is wrong with them.
+        RequestError: with all problems of the checkpoints.
     """
     if asked.type is not None and asked.type not in TYPES:
         raise RequestError([Problem(*not_one_of(asked.type, TYPES), key="--type")])
@@ -189,7 +189,7 @@ def _checkpoint(path: str, base: str | None, trust_code: bool) -> Checkpoint:
     if loading.is_on_hub(path):
         if base is None:
             do = "Name the model it was trained on: --base-model NAME"
-            raise RequestError([Problem(f"{path} is an adapter on a hub, and its base is not known", do)])
+            raise RequestError([Problem(f"{path} is an adapter on a hub, but its base is not known", do)])
         return hub_adapter(path, base, trust_code)
     try:
         found = find_checkpoint(Path(path).expanduser())

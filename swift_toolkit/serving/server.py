@@ -61,7 +61,7 @@ class Server:
             self.directory = directory.claim_run_directory(self.directory).absolute()
         except OSError as error:
             raise RunError(
-                f"cannot make the run directory {self.directory}: {error.strerror or error}"
+                f"cannot create the run directory {self.directory}: {error.strerror or error}"
             ) from None
         self.log = self.directory / "serve.log"
         try:

@@ -170,7 +170,7 @@ def test_a_checkpoint_is_no_model_of_a_hub(script: Any, capsys: pytest.CaptureFi
         (
             deploy_model,
             ["--from-command", "swift deploy --adapters a=x y"],
-            '"--adapters" has several adapters, and not every one has a name. '
+            '"--adapters" has several adapters, but not all of them have a name. '
             "Write name=DIR for each: clients request an adapter by its name.",
         ),
         (

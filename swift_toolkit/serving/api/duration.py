@@ -87,7 +87,7 @@ def _boxes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, 
             begin += 8
         last = end if length == 0 else start + length
         if last < begin:
-            raise struct.error("a box that is shorter than its head")
+            raise struct.error("a box that is shorter than its header")
         yield name, begin, min(last, end)
         start = last
     raise struct.error("too many boxes")

@@ -40,14 +40,14 @@ class RuntimeAdapters:
         """
         name, path = _texts(body, "lora_name", "lora_path")
         if not models.NAME.fullmatch(name):
-            raise ApiError(400, "lora_name may only have letters, digits and . _ : / -.", "lora_name")
+            raise ApiError(400, "lora_name may only contain letters, digits and . _ : / -.", "lora_name")
         router = self._router
         async with self._changing:
             if name in router.models:
                 raise ApiError(400, f"A model {name} is already loaded.", "lora_name")
             most = router.backend.most_adapters(router.engine)
             if most is not None and len(router.models) > most:
-                raise ApiError(400, f"The server already holds {most} adapters, its maximum.")
+                raise ApiError(400, f"The server has already loaded {most} adapters, its maximum.")
             model = await asyncio.to_thread(self._read, name, path)
             await self._add(model)
         return f"Success: LoRA adapter '{name}' added successfully."

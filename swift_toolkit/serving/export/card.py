@@ -68,7 +68,7 @@ class Card:
         yield f"- Base: {_shown_base(checkpoint.base)}"
         yield f"- Licence of the base: {self.license or 'not stated; see its own card'}"
         where = "`chat_template.jinja` or `tokenizer_config.json`"
-        yield f"- Chat format: {checkpoint.template or 'of its tokenizer'} ({where})"
+        yield f"- Chat format: {checkpoint.template or 'that of the tokenizer'} ({where})"
         system = shown(checkpoint.system) if checkpoint.system else "none"
         yield f"- System prompt of the training: {system} (the default of the chat template)"
         yield from (f"- {note}" for note in self.notes)

@@ -69,7 +69,9 @@ def carry_chat(original: Side, model: Path) -> list[str]:
         with whole_text(model / TEMPLATE) as out:
             out.write(chat.jinja)
         told = f", with the system prompt {shown(chat.system)}" if chat.system else ""
-        notes.append(f"{TEMPLATE} is that of the training{told}; the base's own renders different prompts")
+        notes.append(
+            f"{TEMPLATE} is the template of the training{told}; the base's own renders different prompts"
+        )
     if original.end is not None:
         notes += _carry_end(original.end, model / "generation_config.json")
     return notes

@@ -134,8 +134,6 @@ def run(order: Order, variables: Mapping[str, str], log: Path) -> Side:
         events = (event for event in child.events() if event is not None)
         event = next((one for one in events if one["event"] in ("asked", "failed")), ENDED)
         if event["event"] != "asked":
-            what = (
-                "the checkpoint could not be asked" if order.arguments else "the artefact could not be asked"
-            )
+            what = "the checkpoint could not be run" if order.arguments else "the artefact could not be run"
             raise child_failure(event, what[0].upper() + what[1:], child, log)
         return msgspec.convert(event["side"], Side)

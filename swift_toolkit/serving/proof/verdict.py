@@ -100,7 +100,7 @@ class Proof:
 
     @property
     def equal_answers(self) -> int:
-        """How many answers are equal in every token."""
+        """The number of answers that are equal in every token."""
         return sum(pair.divergence is None for pair in self.pairs)
 
 

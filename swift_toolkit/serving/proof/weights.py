@@ -110,7 +110,7 @@ def weight_faults(merged: Path, base: Path, adapter: Path) -> Iterator[Deviation
 
 _WORDS = {
     "base": "{names}: {count} of {all} weights are not those of the base: it was merged into a different model",
-    "unmerged": "{names}: the adapter was not merged into it",
+    "unmerged": "{names}: the adapter was not merged",
     "transposed": "{names}: the adapter was added transposed",
     "scaled": "{names}: the adapter was added with a different scale (lora_alpha, rslora)",
     "saved": "{names}: the adapter's modules_to_save are missing, the base's weights are there instead",
