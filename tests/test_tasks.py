@@ -193,8 +193,8 @@ def test_a_reward_function_that_fails_stops_the_run_before_its_model_is_loaded(
     with pytest.raises(RequestError) as caught:
         FineTuner("configs/grpo.json", **given, max_steps=1).run_training()
     assert str(caught.value) == (
-        '"reward_funcs" "solution" fails on the first 8 rows (data/grpo.jsonl:1 ff.): ValueError: no numbers here. '
-        "Correct the function, or the columns that it reads; train.log holds the traceback."
+        '"reward_funcs" "solution" fails on the first 8 rows (from data/grpo.jsonl:1): ValueError: no numbers here. '
+        "Correct the function, or the columns that it reads. Full log: train.log."
     )
     (log,) = (tmp_path / "out").glob("*/train.log")
     assert "model_parameter_info" not in log.read_text(encoding="utf-8")
@@ -213,4 +213,4 @@ def test_a_run_that_would_learn_nothing_stops_before_its_model_is_loaded(
     assert str(caught.value) == (
         "none of 8 rows has a token to learn. max_length cuts every answer off: raise it."
     )
-    assert "(8 of 8 rows looked at)" in capsys.readouterr().err
+    assert "(8 of 8 inspected rows)" in capsys.readouterr().err

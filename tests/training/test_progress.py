@@ -96,8 +96,8 @@ def test_what_was_seen_before_the_model_is_said(clock: Clock) -> None:
         line.show(RewardTried(name="sum", own=[1.0, 0.5], other=[0.0, 0.0]))
         line.show(RewardTried(name="same", own=[1.0], other=[1.0]))
     assert shown.getvalue().splitlines()[-4:] == [
-        "warning: a.jsonl:3: row has no token to learn. Remove it. (2 of 40 rows looked at)",
+        "warning: a.jsonl:3: row has no token to learn. Remove it. (2 of 40 inspected rows)",
         "25% of the tokens of 40 rows are learned.",
         """reward "sum" on 2 rows: 0.75 for the rows' own answers, 0.00 for "I do not know.\"""",
-        """reward "same" on 1 row: 1.00 for the rows' own answers, 1.00 for "I do not know."; it does not tell them apart""",
+        """reward "same" on 1 row: 1.00 for the rows' own answers, 1.00 for "I do not know."; it does not distinguish them""",
     ]

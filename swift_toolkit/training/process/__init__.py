@@ -1,1 +1,1 @@
-"""The process in which a run, or one rank of it, takes place."""
+"""The processes that train: launch, events, worker."""

@@ -22,10 +22,10 @@ from swift_toolkit.runs.record import JsonObject
 
 
 class PeersOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What processes with different starters must agree on.
+    """What processes that were started separately must agree on.
 
     Args:
-        own_starter: each process has a starter of its own, as under torchrun.
+        own_starter: each process has its own starter, as under torchrun.
         automatic: names of the automatic settings; all processes use those of rank 0.
         node: name of this machine.
         given: the user's settings, as text.
@@ -42,21 +42,21 @@ class PeersOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataCheckFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Files of the data check: the first step waits for ``path``; ``lost`` gets a line for each dropped row."""
+    """Files of the data check: the first step waits for ``path``; each dropped row adds a line to ``lost``."""
 
     path: str
     lost: str
 
 
 class AuditOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that are looked at before the model is loaded.
+    """The request to inspect some rows before the model is loaded.
 
     Args:
-        task: what is trained.
+        task: the training task.
         data: the entries of ``dataset``.
         columns: ms-swift's ``columns``.
         multimodal: the model takes media.
-        answers_itself: the rows need no answers.
+        answers_itself: the model generates the answers, so the rows need none.
     """
 
     task: TaskName
@@ -67,7 +67,7 @@ class AuditOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rules(self) -> Rules:
-        """What the run asks of the rows."""
+        """The requirements of the run for its rows."""
         task = TASKS[self.task]
         task = replace(task, rows="prompt") if self.answers_itself else task
         return Rules(task, self.multimodal, columns=self.columns)
@@ -80,9 +80,9 @@ class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
         command: ms-swift's command.
         arguments: the command line words of each argument, by name.
         directory: the run directory.
-        peers: None if one starter starts all processes.
-        data_check: None if the first step does not wait.
-        audit: None if no rows are looked at.
+        peers: what the processes must agree on; None if one starter starts all of them.
+        data_check: files of the data check; None if the first step does not wait for it.
+        audit: the rows to inspect; None to inspect none.
     """
 
     command: str
@@ -97,7 +97,7 @@ class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
-    """Base of the events."""
+    """Base class of the events."""
 
 
 class Importing(_Event, frozen=True, kw_only=True):
@@ -107,7 +107,7 @@ class Importing(_Event, frozen=True, kw_only=True):
 
 
 class Ready(_Event, frozen=True, kw_only=True):
-    """The process ``pid`` of ``rank`` writes its Python stacks to a file when it gets the signal `STACKS_SIGNAL`."""
+    """The process ``pid`` of ``rank`` writes its Python stacks to a file on the signal `STACKS_SIGNAL`."""
 
     rank: int
     pid: int
@@ -129,18 +129,18 @@ class Refused(_Event, frozen=True, kw_only=True):
 
 
 class Loading(_Event, frozen=True, kw_only=True):
-    """ms-swift starts to load the model and the data."""
+    """ms-swift starts loading the model and the data."""
 
 
 class Audited(_Event, frozen=True, kw_only=True):
-    """Some rows were looked at by the template, before the model was loaded.
+    """The template encoded some rows before the model was loaded.
 
     Args:
-        rows: how many.
-        tokens: of those that are trained on.
-        learned: those that count for the loss; None if the task learns no tokens.
-        errors: why the run would be in vain.
-        warnings: what may not be meant, each with the number of rows.
+        rows: number of inspected rows.
+        tokens: number of tokens in the rows that are trained on.
+        learned: number of tokens that count for the loss; None if the task learns no tokens.
+        errors: why the run would be useless.
+        warnings: what may be unintended, each with its number of rows.
     """
 
     rows: int
@@ -150,26 +150,26 @@ class Audited(_Event, frozen=True, kw_only=True):
     warnings: Sequence[tuple[Problem, int]] = ()
 
     def sentences(self) -> Iterator[str]:
-        """What the user is told of them."""
+        """The result as lines for the user."""
         for problem, count in self.warnings:
             yield f"warning: {problem}" + (
-                f" ({count:,} of {self.rows:,} rows looked at)" if count > 1 else ""
+                f" ({count:,} of {self.rows:,} inspected rows)" if count > 1 else ""
             )
         if self.learned is not None and self.tokens and not self.errors:
             yield f"{self.learned / self.tokens:.0%} of the tokens of {counted(self.rows, 'row')} are learned."
 
 
 NO_ANSWER = "I do not know."
-"""What every reward function should score low."""
+"""An answer that every reward function should score low."""
 
 
 class RewardTried(_Event, frozen=True, kw_only=True):
-    """A reward function was run on a few rows, before the model was loaded.
+    """A reward function was tried on a few rows before the model was loaded.
 
     Args:
-        name: of the function.
-        own: its scores of the answers that the rows themselves hold; empty where they hold none.
-        other: its scores of `NO_ANSWER`.
+        name: name of the function.
+        own: its scores for the answers in the rows; empty if the rows have no answers.
+        other: its scores for `NO_ANSWER`.
         error: why it cannot be used.
     """
 
@@ -179,17 +179,17 @@ class RewardTried(_Event, frozen=True, kw_only=True):
     error: Problem | None = None
 
     def sentence(self) -> str:
-        """What the user is told of it."""
+        """The result as a line for the user."""
         told = ((self.own, "the rows' own answers"), (self.other, f'"{NO_ANSWER}"'))
         parts = [f"{sum(scores) / len(scores):.2f} for {whose}" for scores, whose in told if scores]
         rows = counted(max(len(self.own), len(self.other)), "row")
         same = self.own and list(self.own) == list(self.other)
-        apart = "; it does not tell them apart" if same else ""
+        apart = "; it does not distinguish them" if same else ""
         return f'reward "{self.name}" on {rows}: {", ".join(parts) or "no score"}{apart}'
 
 
 class RowsCounted(_Event, frozen=True, kw_only=True):
-    """Rows of each split that ms-swift read, and those it tokenized; None if it does so during training."""
+    """Rows of each split that ms-swift read, and that it tokenized; None if it does so during training."""
 
     loaded: Mapping[Split, int | None]
     used: Mapping[Split, int | None]
@@ -216,13 +216,13 @@ class Step(_Event, frozen=True, kw_only=True):
 
 
 class Evaluating(_Event, frozen=True, kw_only=True):
-    """A batch of the evaluation is done."""
+    """An evaluation batch is done."""
 
     step: int
 
 
 class Log(_Event, frozen=True, kw_only=True):
-    """Numbers that ms-swift logs; ``memory`` is the peak so far, in bytes."""
+    """Numbers that ms-swift logs; ``memory`` is the peak memory so far, in bytes."""
 
     step: int
     memory: int
@@ -230,7 +230,7 @@ class Log(_Event, frozen=True, kw_only=True):
 
 
 class CheckpointSaved(_Event, frozen=True, kw_only=True):
-    """A checkpoint was saved; ``best`` is the best so far, None without evaluation."""
+    """A checkpoint was saved; ``best`` is the best checkpoint so far, None without evaluation."""
 
     step: int
     checkpoint: str
@@ -265,7 +265,7 @@ class Done(_Event, frozen=True, kw_only=True):
 
 
 class Failed(_Event, frozen=True, kw_only=True):
-    """A process failed; ``cause`` says why, if another process ended the run."""
+    """A process failed; ``cause`` is the reason if another process ended the run."""
 
     rank: int
     of: int
@@ -282,12 +282,12 @@ RunEvent: TypeAlias = (
 
 
 def decode(report: Mapping[str, object]) -> RunEvent:
-    """The event that a training process reported."""
+    """Decode an event that a training process reported."""
     return msgspec.convert(report, RunEvent)  # type: ignore[no-any-return]
 
 
 def encode(event: RunEvent) -> JsonObject:
-    """Plain data; values that JSON does not know become text."""
+    """The event as plain data; values that JSON cannot represent become text."""
     return msgspec.to_builtins(event, enc_hook=str)  # type: ignore[no-any-return]
 
 
@@ -295,14 +295,14 @@ def encode(event: RunEvent) -> JsonObject:
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run, by its events.
+    """The state of a run, folded from its events.
 
     Args:
         pid: of the reporting process; 0 before the first event.
-        ranks: the process of each rank on this machine.
+        ranks: the process ID of each rank on this machine.
         steps: optimiser steps done.
         resumed: the step that it started from.
-        max_steps: planned steps; 0 before the first step.
+        max_steps: planned number of steps; 0 before the first step.
         memory: peak memory of one device, in bytes.
         begun: when the first step started.
         ended: when the last step ended.
@@ -314,7 +314,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
         failures: failures of all processes, in order of arrival.
         differences: how the requests of the processes differ.
         directory: the run directory of rank 0, once they agreed.
-        audit: what was seen of some rows; None if none were looked at.
+        audit: the result of inspecting some rows; None if none were inspected.
     """
 
     pid: int = 0

@@ -1,4 +1,4 @@
-"""Hooks into ms-swift's trainer: row counts, progress, stopping, sharing rows."""
+"""Hooks into ms-swift's trainer: row counts, progress, stopping, distribution of rows."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def _size(rows: Any) -> int | None:
 
 
 def _noting(lost: str, encode: Callable[..., Any], row: Any, **kwargs: Any) -> Any:
-    """``encode`` the row; if that fails, append the reason to the file ``lost``. Worker processes do so too."""
+    """``encode`` the row; if that fails, append the reason to the file ``lost``. Loader processes do so too."""
     try:
         return encode(row, **kwargs)
     except Exception as error:
         kind, words = type(error).__name__, first_line(str(error))
         reason = "too long for max_length" if kind == "MaxLengthError" else f"{kind}: {short(words, 100)}"
-        with open(lost, "a", encoding="utf-8") as file:  # noqa: PTH123  # one write a line: lines stay whole
+        with open(lost, "a", encoding="utf-8") as file:  # noqa: PTH123  # one write per line keeps lines whole
             file.write(json.dumps(reason) + "\n")
         raise
 
 
 def audit_rows(report: Callable[[RunEvent], None], order: events.AuditOrder) -> None:
-    """Look at some rows with ms-swift's template before the model is loaded, and report what is learned of them."""
+    """Encode some rows with ms-swift's template before the model is loaded, and report which tokens are learned."""
 
     def look(args: Any, make_template: Callable[[], Any]) -> None:
         if args.tuner_backend == "unsloth":  # has no tokenizer without its model
@@ -93,7 +93,7 @@ def audit_rows(report: Callable[[RunEvent], None], order: events.AuditOrder) -> 
             if not template.use_model:  # needs its model to encode
                 report(_audited(order, template, args))
         except Exception:
-            traceback.print_exc()  # whatever is wrong with the tokenizer or the data, ms-swift is about to find it
+            traceback.print_exc()  # ms-swift itself will report what is wrong with the tokenizer or the data
 
     msswift.before_the_model(look)
 
@@ -170,11 +170,11 @@ def add_callback(report: Callable[[RunEvent], None], stop: StopFlag, go: str | N
 
 
 def balance_rows(largest: float, lengths: Lengths) -> None:
-    """Group the rows of every optimiser step into micro-batches of similar length, where the gradient stays the same.
+    """Group the rows of every optimiser step into micro-batches of similar length if the gradient stays the same.
 
     Args:
         largest: size limit of a micro-batch, in rows of the longest length.
-        lengths: how many tokens a text has, for rows that ms-swift has not counted (``lazy_tokenize``).
+        lengths: estimates the tokens of rows that ms-swift has not counted (``lazy_tokenize``).
     """
     msswift.share_rows(functools.partial(_partition, largest, lengths))
 
@@ -182,8 +182,8 @@ def balance_rows(largest: float, lengths: Lengths) -> None:
 def _partition(
     largest: float, estimate: Lengths, trainer: Any
 ) -> tuple[msswift.Partition, Sequence[int]] | None:
-    """How the rows of a step are distributed, and the tokens of all rows; None if the gradient would change or the
-    lengths are unknown."""
+    """How the rows of a step are distributed, and the number of tokens of each row; None if the gradient would change
+    or the lengths are unknown."""
     args, template = trainer.args, trainer.template
     if template.packing or args.group_by_length or args.n_gpu > 1:
         return None

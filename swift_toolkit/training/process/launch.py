@@ -82,7 +82,7 @@ class Cluster:
         return f"rank{self.started_as.rank}" if self.started_as else f"node{self.node}"
 
 
-# --- what was asked for -------------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class _Said:
 ALLOCATOR, GROWING = "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
 """The environment variable of PyTorch's GPU allocator, and its value for expandable segments.
 
-One H100, torch 2.11, a Llama of 1.2 billion parameters, LoRA in bfloat16, 12 steps of 16 rows of 20 to 992 tokens: 13.2
-GiB reserved with it, 32.2 GiB without, of which 11.6 GiB were in use at the peak; as fast. Without gradient
-checkpointing 42.2 and 56.1 GiB.
+Measured on one H100 with torch 2.11, a Llama with 1.2 billion parameters, LoRA in bfloat16, 12 steps of 16 rows with 20
+to 992 tokens: 13.2 GiB reserved with it and 32.2 GiB without, for 11.6 GiB in use at the peak, at the same speed.
+Without gradient checkpointing: 42.2 and 56.1 GiB.
 """
 
 _SLURM = {"NNODES": "SLURM_STEP_NUM_NODES", "NODE_RANK": "SLURM_NODEID", "MASTER_ADDR": "SLURM_STEP_NODELIST"}
-# srun sets the names with STEP. In the batch script itself, and in salloc's shell, there is one node: this one.
+# srun sets the names with STEP. The batch script itself, and salloc's shell, run on a single node.
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class LaunchRequest:
     """The requested processes and machines.
 
     Args:
-        given: values by the names in `NAMES`, from flags or arguments; None if not given.
+        given: values from flags or arguments, keyed by the names in `NAMES`; None if not given.
         environ: the environment, for values that are not given.
         as_flags: messages name a given value by its flag.
     """
@@ -124,7 +124,7 @@ class LaunchRequest:
     as_flags: bool = False
 
     def cluster(self) -> Cluster:
-        """The requested cluster, as far as the request is valid."""
+        """The requested cluster; invalid values are ignored."""
         started = self._started_as()
         processes = self._said("nproc_per_node").number or None
         nodes, node = self._said("nnodes").number or 1, self._said("node_rank").number
@@ -138,7 +138,7 @@ class LaunchRequest:
         )
 
     def problems(self, device: Device) -> Iterator[Problem]:
-        """What is wrong with the request on this machine."""
+        """Problems of the request on this machine."""
         return self._outside_problems() if self._is_started() else self._own_problems(device)
 
     def _said(self, name: str) -> _Said:
@@ -224,7 +224,7 @@ def first_host(nodelist: str) -> str:
     return f"{found[1]}{found[2] or ''}{found[3] or ''}" if found else nodelist
 
 
-# --- what is started ----------------------------------------------------------------------------------------
+# --- the processes ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class Launch:
     def processes(self) -> int:
         """Training processes on this machine: as many as requested, else one per accelerator.
 
-        A model that is spread with ``device_map`` uses all of them in one process.
+        A model that is spread over devices with ``device_map`` uses all of them in one process.
         """
         if self.cluster.started_as:
             return self.cluster.started_as.local_world
@@ -299,7 +299,7 @@ class Launch:
         ]
 
     def grows_segments(self, environ: Mapping[str, str] | None = None) -> bool:
-        """Whether PyTorch's allocator uses expandable segments, so that rows of many lengths leave no gaps in memory.
+        """Whether PyTorch's allocator uses expandable segments, so that rows of varying length leave no gaps in memory.
 
         It does unless the user configured the allocator otherwise, or vLLM shares the GPU: its sleep mode needs memory
         pools, which exclude expandable segments.

@@ -31,7 +31,7 @@ BROKEN_SECONDS = 10.0
 
 
 class Store(Protocol):
-    """The part of torch.distributed.Store that is used here."""
+    """The subset of torch.distributed.Store that is used here."""
 
     def set(self, key: str, value: str, /) -> Any: ...
     def get(self, key: str, /) -> bytes: ...
@@ -45,8 +45,8 @@ class PeerRequest:
 
     Args:
         node: number and name of its machine, e.g. "node 1 (gpu07)".
-        given: the user's settings by name, as a user writes them.
-        automatic: the automatic settings by name, as arguments of ms-swift's command line.
+        given: the user's settings by name, as the user writes them.
+        automatic: the automatic settings by name, as ms-swift's command line arguments.
         data: fingerprints of the data files, by file name as given.
         versions: versions of the packages that must be the same on all nodes.
         directory: the run directory.
@@ -60,7 +60,7 @@ class PeerRequest:
     directory: str
 
     def differences(self, first: PeerRequest) -> list[str]:
-        """The differences from the request of rank 0, a sentence each, with what to do."""
+        """The differences from the request of rank 0, one sentence each, with advice."""
         lines = []
         for kind, do in (
             ("given", "Start every node with the same config and flags."),
@@ -118,11 +118,11 @@ class Peers:
             self.names = [store.get(f"name/{number}").decode() for number in range(self.nodes)]
         return first, lines
 
-    # --- while training -----------------------------------------------------------------------------------
+    # --- during training ----------------------------------------------------------------------------------
 
     def watch(self, on_loss: Callable[[str], None]) -> None:
-        """Start to watch the other nodes. When one is lost, another thread calls ``on_loss`` once, with a sentence that
-        says why the run cannot continue."""
+        """Start watching the other nodes. When one is lost, a thread calls ``on_loss`` once with a sentence that says
+        why the run cannot continue."""
         now = time.monotonic()
         self._heard = dict.fromkeys(set(range(self.nodes)) - {self.node}, now)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -144,7 +144,7 @@ class Peers:
             return reason
 
     def cause(self, message: str) -> str | None:
-        """The reason why another process ended the run, if ``message`` is only a consequence of that; else None.
+        """The reason why another process ended the run if ``message`` is only a consequence of it; else None.
 
         After an error about a broken connection this waits until the lost node is known.
         """

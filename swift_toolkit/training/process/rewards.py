@@ -1,4 +1,4 @@
-"""Reward functions on a few rows, before the model is loaded: do they run, and do they tell answers apart?"""
+"""Try the reward functions on a few rows before the model is loaded: do they run and distinguish answers?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunEvent
 
 ROWS = 8
-"""Rows that reward functions are tried on."""
+"""Number of rows on which reward functions are tried."""
 
 _SOLUTIONS = ("solution", "answer", "target", "ground_truth", "response", "output")
 _WIDTH = 300  # characters of an error
@@ -28,13 +28,13 @@ _WIDTH = 300  # characters of an error
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as a reward function is given it.
+    """A row as it is passed to a reward function.
 
     Args:
         place: file and line.
-        columns: beside the messages.
+        columns: the columns other than the messages.
         prompt: the messages before the answer.
-        own: an answer that the row itself holds; "" without one.
+        own: the answer in the row; "" if it has none.
     """
 
     place: str
@@ -43,7 +43,7 @@ class _Row:
     own: str
 
     def inputs(self, completion: str) -> dict[str, object]:
-        """What ms-swift hands to a function for this row, a column each."""
+        """The columns that ms-swift passes to a reward function for this row."""
         answer = {"role": "assistant", "content": completion}
         rest = {
             "finish_reason": "stop",
@@ -77,7 +77,7 @@ def _rows(order: events.AuditOrder) -> Iterator[_Row]:
 
 
 def _tried(name: str, rows: Sequence[_Row], args: Any) -> events.RewardTried | None:
-    """What a reward function says of the rows' own answers, where they have some, and of one that answers nothing."""
+    """A reward function's scores for the rows' own answers, if they have any, and for an answer that says nothing."""
     try:
         if (function := msswift.reward_function(name, args)) is None:
             return None
@@ -85,9 +85,9 @@ def _tried(name: str, rows: Sequence[_Row], args: Any) -> events.RewardTried | N
         other = _scores(function, rows, [events.NO_ANSWER] * len(rows))
     except Exception as error:
         traceback.print_exc()
-        what = f'"{name}" fails on the first {len(rows)} rows ({rows[0].place} ff.)'
+        what = f'"{name}" fails on the first {len(rows)} rows (from {rows[0].place})'
         reason = f"{type(error).__name__}: {first_line(error)}"[:_WIDTH]
-        do = "Correct the function, or the columns that it reads; train.log holds the traceback."
+        do = "Correct the function, or the columns that it reads. Full log: train.log."
         return events.RewardTried(
             name=name, error=Problem(f"{what}: {reason.rstrip('.')}", do, key="reward_funcs")
         )
@@ -95,10 +95,10 @@ def _tried(name: str, rows: Sequence[_Row], args: Any) -> events.RewardTried | N
 
 
 def _scores(function: Any, rows: Sequence[_Row], completions: Sequence[str]) -> list[float]:
-    """The finite scores of some answers.
+    """The finite scores among those of some answers.
 
     Raises:
-        ValueError: the function does not give one score for each.
+        ValueError: the function does not return one score per answer.
     """
     inputs = [row.inputs(completion) for row, completion in zip(rows, completions, strict=True)]
     names = dict.fromkeys(name for one in inputs for name in one)

@@ -1,4 +1,4 @@
-"""The process that trains: one run, or one rank of it.
+"""The training process: one run, or one rank of it.
 
 finetune_trainer.py starts it, directly or through torch.distributed.run, with the request in an environment variable.
 It calls ms-swift's ``sft_main`` (or ``pretrain_main``, ``rlhf_main``) with an argument list and reports every step.
@@ -35,9 +35,9 @@ REQUEST_VARIABLE = "SWIFT_TOOLKIT_TRAINING"
 """Environment variable that holds the `events.RunOrder` as JSON."""
 
 MEETING_SECONDS = 300
-"""Seconds that the processes wait for each other at the start."""
+"""How long the processes wait for each other at the start, in seconds."""
 
-_MESSAGE_LENGTH = 600  # so that a line stays whole in a pipe that several processes write to (PIPE_BUF)
+_MESSAGE_LENGTH = 600  # short enough to be written atomically to a pipe that processes share (PIPE_BUF)
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 class _Training:
-    """This process's part of a run."""
+    """The part of a run that this process does."""
 
     def __init__(self, request: events.RunOrder) -> None:
         self.command, self.directory = request.command, request.directory
@@ -63,7 +63,7 @@ class _Training:
     def carry_out(self) -> int:
         self.pipe.end_with_starter()
         signal.signal(signal.SIGTERM, self.stop.ask)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter handles Ctrl-C
         self.report(events.Importing(pid=os.getpid()))
         try:
             if self.asked is not None and not self._agree(self.asked):
@@ -108,7 +108,7 @@ class _Training:
             self.pipe(**events.encode(event))
 
     def _agree(self, asked: events.PeersOrder) -> bool:
-        """Compare this process's request with that of rank 0, and take over its automatic settings and directory.
+        """Compare this process's request with that of rank 0, and adopt rank 0's automatic settings and directory.
         False if the requests differ."""
         mine = peers.PeerRequest(
             node=asked.node,
@@ -134,7 +134,7 @@ class _Training:
         return True
 
     def _offer_stacks(self) -> None:
-        """Let the starter ask this rank for its Python stacks, also while it hangs in native code."""
+        """Let the starter request the Python stacks of this rank, even while it hangs in native code."""
         file = Path(self.directory) / "logs" / f"stacks-rank{self.rank}.txt"
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class _Training:
             self.pipe(**events.encode(events.Ready(rank=self.rank, pid=os.getpid())))
 
     def _prepare_resume(self) -> None:
-        """Make a resumed training use the same rows and random numbers as the training that wrote the checkpoint."""
+        """Make a resumed training use the rows and random numbers of the training that wrote the checkpoint."""
         msswift.keep_running_means()
         words = self.words.get("resume_from_checkpoint")
         if words and "--resume_only_model=true" not in self.words.get("resume_only_model", []):
@@ -172,7 +172,7 @@ class _Training:
         self._report_error(kind, message, cause)
 
     def _on_loss(self, reason: str) -> None:
-        """Another node is lost: end now, because collective operations would wait for it for hours."""
+        """End now that another node is lost: collective operations would wait for it for hours."""
         print(reason, file=sys.stderr, flush=True)
         self._report_error("", "", reason)
         _end_now()
