@@ -141,7 +141,7 @@ def test_a_loss_that_jumps() -> None:
 def test_memory_that_grows_towards_the_limit() -> None:
     peaks = [log(step, memory=int(GIB * (9 + step / 100)), loss=1.0, grad_norm=1.0) for step in range(1, 80)]
     assert said(after(*peaks, memory=10 * GIB)) == [
-        "21 memory: 9.2 GiB of 10.0 GiB memory are in use, and it still grows"
+        "21 memory: 9.2 GiB of 10.0 GiB memory are in use, and usage is still growing"
     ]
     assert said(after(*peaks, memory=20 * GIB)) == said(after(*peaks)) == []
 

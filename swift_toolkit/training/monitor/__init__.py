@@ -1,1 +1,1 @@
-"""What is watched while a run goes on: its data, its progress, its numbers."""
+"""Monitoring of a run: its data, progress and metrics."""

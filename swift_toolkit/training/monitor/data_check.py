@@ -1,8 +1,8 @@
-"""The data check before the first step: every row is good, and ms-swift uses enough of them.
+"""The data check before the first step: every row is valid, and ms-swift uses enough of them.
 
-Of large data only a sample is checked before the model is loaded. The rest is checked while it loads, and the first
-step waits for the result. It also waits for ms-swift's own count of the rows that are left after tokenizing, which
-drops rows longer than max_length, for example.
+Of large data sets only a sample is checked before the model is loaded. The rest is checked while the model loads, and
+the first step waits for the result. It also waits for ms-swift's own count of the rows that remain after tokenizing,
+which drops rows longer than max_length, for example.
 
 The training process waits until the file ``DataCheck.path`` exists. It appends a line to ``DataCheck.lost`` for each
 row that could not be tokenized.
@@ -30,11 +30,11 @@ REASONS = 5
 
 
 class DataCheck:
-    """Delays the first step of a run until its data is known to be good. Use it as a context manager.
+    """Delays the first step of a run until its data is known to be valid. Use it as a context manager.
 
     Args:
         report: what is known about the data.
-        verify: arguments of the `verify` that checks every row, if ``report`` covers a sample.
+        verify: arguments of the `verify` call that checks every row, if ``report`` covers a sample.
         expected: computes, from a report, the rows of each split that ms-swift should get; None where unknown.
         max_lost: how many training rows ms-swift may drop: "N" or "P%".
     """
@@ -71,12 +71,14 @@ class DataCheck:
         self._directory.cleanup()
 
     def take(self, event: RunEvent) -> str:
-        """Handle an event of the training process. Returns a sentence for the user, "" if there is none."""
+        """Handle an event of the training process. Returns a sentence for the user, or ""."""
         if isinstance(event, events.RowsCounted):
             self.count(event.loaded, event.used)
             return self.sentence()
         if isinstance(event, events.Waiting) and not self.counted:
-            self.count({}, {})  # the rows came another way, such as already tokenized
+            self.count(
+                {}, {}
+            )  # the rows bypassed this count, for example because they were already tokenized
         return ""
 
     def count(self, loaded: Mapping[Split, int | None], used: Mapping[Split, int | None]) -> None:
@@ -90,7 +92,8 @@ class DataCheck:
         self.reasons = self._reasons()
 
     def problems(self) -> list[Problem]:
-        """What stops the run, as far as it is known. Once everything is known and good, the first step may start."""
+        """The problems that stop the run, as far as they are known. Once all data is known to be good, the first step
+        may start."""
         if self._scan is not None and (report := self._scan.report()) is not None:
             self._scan.stop()
             self._scan = None
@@ -118,7 +121,7 @@ class DataCheck:
         return Problem(f"{self.sentence()}; at most {self.max_lost} may be dropped", do)
 
     def sentence(self) -> str:
-        """How many rows are used, and why not all; "" if all are used, or if that is unknown."""
+        """How many rows are used, and why not all of them; "" if all are used, or if that is unknown."""
         parts, unread = [], 0
         for split, verb in _VERBS.items():
             found, loaded, used = self._found(split), self.loaded.get(split), self.used.get(split)
@@ -132,7 +135,7 @@ class DataCheck:
         return f"ms-swift {' and '.join(parts)}" + (": " + ", ".join(why) if why else "")
 
     def last_sentence(self) -> str:
-        """A sentence about rows that turned out to be unusable during training; "" without any."""
+        """A sentence about rows that turned out to be unusable during training; "" if there are none."""
         replaced = self._reasons() - self.reasons
         if not replaced:
             return ""

@@ -1,4 +1,4 @@
-"""The end of a training run: its result, the reason if it failed, and what is raised."""
+"""The end of a training run: its result, the reason for a failure, and the exception."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Ending:
     """The outcome of the processes of a run.
 
     Args:
-        state: what they reported.
-        exit_status: of the process that was started; negative is the number of a signal.
+        state: the state that they reported.
+        exit_status: of the started process; a negative value is the number of a signal.
         directory: the run directory.
-        log: the file with everything that they printed.
+        log: the file with all their output.
         started: when the process was started, in seconds since the epoch.
         interrupt: Ctrl-C or SIGTERM that ended the run.
-        refused: what is wrong with the data.
+        refused: problems of the data.
         watch: signs that the run went wrong.
-        keeps_going: alarms do not end the run.
+        keeps_going: whether the run continues after alarms.
     """
 
     state: RunState
@@ -55,7 +55,7 @@ class Ending:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last step was taken."""
+        """Whether the last step is done."""
         return self.state.done is not None and self.state.steps >= self.state.max_steps
 
     def status(self, plan: TrainingPlan) -> Status:
@@ -90,7 +90,7 @@ class Ending:
         )
 
     def reason(self, plan: TrainingPlan, what: str = "Training") -> str:
-        """Why the run failed and what to do, one or several lines.
+        """Why the run failed and what to do, in one or more lines.
 
         Args:
             plan: the plan of the run, whose settings the advice refers to.
@@ -105,7 +105,7 @@ class Ending:
     def _reason(self, plan: TrainingPlan, what: str) -> Iterator[str]:
         if (alarm := self.alarm) is not None:
             yield f"{what} failed at step {alarm.step}: {alarm.what}. Full log: {self.log}"
-            yield f"{alarm.do} To train on regardless, add --keep-going."
+            yield f"{alarm.do} To continue despite this, add --keep-going."
             if self.state.last:
                 yield self._resume_line(self.state.last)
             return
@@ -128,7 +128,7 @@ class Ending:
         return f"To resume from {screen.short_path(Path(checkpoint))}, run the same command with --resume."
 
     def checkpoint_lines(self, do: str) -> Iterator[str]:
-        """The checkpoints that exist, and how to continue once ``do`` is done."""
+        """The existing checkpoints, and how to continue after the user has followed ``do``."""
         found = storage.checkpoints(self.directory)
         if found.torn:
             yield f"Incomplete checkpoints, to be deleted: {_listed(found.torn)}"
@@ -139,16 +139,16 @@ class Ending:
         yield f"{do} Then run the same command with --resume."
 
     def _cause(self, plan: TrainingPlan) -> tuple[str, bool]:
-        """The cause in one line, and whether it was a lack of memory."""
+        """The cause in one line, and whether memory ran out."""
         state, cluster = self.state, plan.cluster
         if not state.pid and cluster.nodes > 1:
-            return f"the nodes did not find each other at {cluster.address}:{cluster.port}", False
+            return f"the nodes could not connect to each other at {cluster.address}:{cluster.port}", False
         if state.done is not None:
             return f"it ended unexpectedly at step {state.steps} of {state.max_steps}", False
         return failure.reason(state.failures, self.exit_status, self.log)
 
     def raise_if_not_done(self, result: TrainingResult, reason: str) -> None:
-        """Raise an exception if the run is not done.
+        """Raise an exception if the run did not finish.
 
         Raises:
             RequestError: the data or the request was rejected.

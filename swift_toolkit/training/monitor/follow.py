@@ -1,4 +1,4 @@
-"""Following the processes of a run: their events are shown, recorded and watched until they end.
+"""Follow the processes of a run: show, record and watch their events until they end.
 
 The processes run `training.process.worker`. Their events are folded into a `RunState`.
 """
@@ -37,13 +37,13 @@ FAILED_FOR = 15.0
 """Seconds after the failure of a process until a run that does not end by itself is ended."""
 
 ONE_PRESS = 0.5
-"""Interrupts within this many seconds count as one: a wrapper such as timeout(1) sends each signal twice."""
+"""Interrupts within this number of seconds count as one: a wrapper such as timeout(1) sends each signal twice."""
 
 DISK_SECONDS = 10.0
-"""How often the free space of the disk is checked."""
+"""Interval between checks of the free disk space, in seconds."""
 
 STACKS_SECONDS = 2.0
-"""Seconds that the ranks of a stalled run may take to write their Python stacks."""
+"""How long the ranks of a stalled run may take to write their Python stacks, in seconds."""
 
 
 def follow(
@@ -89,7 +89,7 @@ def follow(
 
 
 def _remove_empty(logs: Path) -> None:
-    """Remove the files for Python stacks that no rank wrote, and their directory if nothing else is in it."""
+    """Remove the stack files that no rank wrote to, and their directory if it is otherwise empty."""
     for file in logs.glob("stacks-rank*.txt"):
         if file.stat().st_size == 0:
             file.unlink()
@@ -111,7 +111,7 @@ def _request(job: Job, check: DataCheck | None) -> events.RunOrder:
 
 
 def _audit(job: Job) -> events.AuditOrder:
-    """The rows that are looked at before the model is loaded."""
+    """The rows to inspect before the model is loaded."""
     config, rules = job.plan.config, job.plan.data.rules
     return events.AuditOrder(
         task=config.task.name,
@@ -123,8 +123,8 @@ def _audit(job: Job) -> events.AuditOrder:
 
 
 def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
-    """The size limit of a micro-batch, in rows of the longest length, and how many tokens a text has; an argument, so
-    that it is the same on all nodes."""
+    """The size limit of a micro-batch, in rows of the longest length, and the estimate of tokens per text; passed as an
+    argument, so that it is the same on all nodes."""
     if not plan.balances:
         return {}
     lengths = plan.data.rules.lengths
@@ -133,12 +133,12 @@ def _balance(plan: TrainingPlan) -> dict[str, list[str]]:
 
 
 def _keep_rows(plan: TrainingPlan) -> dict[str, list[str]]:
-    """Whether converted rows are kept for later runs, among the arguments."""
+    """The argument that says whether converted rows are kept for later runs."""
     return {"keep_rows": ["true"]} if plan.keeps_rows else {}
 
 
 def _peers(job: Job) -> events.PeersOrder:
-    """What must be the same in every process of the run."""
+    """The request that must be the same in every process of the run."""
     plan = job.plan
     settings = plan.config.settings.items()
     return events.PeersOrder(
@@ -152,7 +152,7 @@ def _peers(job: Job) -> events.PeersOrder:
 
 
 def _reached(point: ResumePoint | None) -> RunState:
-    """The state that a resumed training had reached; empty for a new one."""
+    """The state that a resumed training had reached; empty for a new training."""
     state = RunState()
     if point is None or point.state is None or point.directory is None:
         return state
@@ -188,10 +188,10 @@ class _Follower:
         self.watch, self.state, self.grace = watch, _reached(job.point), job.checked.request.stop_grace
         self.interrupt: KeyboardInterrupt | None = None
         self.refused: list[Problem] = []
-        self._failed = 0.0  # when the first failure was reported
+        self._failed = 0.0  # time of the first reported failure
         self._pressed = -ONE_PRESS
-        self._looked = 0.0  # when the disk was checked
-        self._checkpoint = 0  # bytes of the last one
+        self._looked = 0.0  # time of the last disk check
+        self._checkpoint = 0  # size of the last checkpoint in bytes
 
     def run(self) -> None:
         """Follow the processes until they end."""
@@ -234,7 +234,7 @@ class _Follower:
             self._heed(self.watch.after(event, time.monotonic()))
 
     def _look(self) -> None:
-        """Look for what no event shows: a run that stalls, a disk that fills up."""
+        """Check for problems that no event reports: a stalled run, a disk that fills up."""
         now = time.monotonic()
         if self.watch is not None and self.state.begun is not None and self.state.done is None:
             free = None
@@ -252,14 +252,14 @@ class _Follower:
                 self._write_stacks()
 
     def _write_stacks(self) -> None:
-        """Let the ranks of this machine write their Python stacks."""
+        """Make the ranks of this machine write their Python stacks."""
         for pid in self.state.ranks.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, events.STACKS_SIGNAL)
         time.sleep(STACKS_SECONDS)
 
     def _must_end(self) -> bool:
-        """Whether the processes must be ended: bad data, an alarm, a failed run that hangs, or a slow stop."""
+        """Whether to end the processes: because of bad data, an alarm, a failed run that hangs, or a slow stop."""
         if self.check is not None and not self.refused:
             self.refused = self.check.problems()
         self._look()
@@ -275,14 +275,16 @@ class _Follower:
         return not keeps and self.watch is not None and any(alarm.stops for alarm in self.watch.alarms)
 
     def _ends_now(self, interrupt: KeyboardInterrupt) -> bool:
-        """Handle Ctrl-C or SIGTERM. Returns whether the run ends at once, without a last checkpoint."""
+        """Handle Ctrl-C or SIGTERM. Returns whether the run ends immediately, without a last checkpoint."""
         if time.monotonic() - self._pressed < ONE_PRESS:
             return False
         self._pressed = time.monotonic()
         again, self.interrupt = self.interrupt is not None, interrupt
         if again or self.state.begun is None:
             return True
-        self.line.note("stopping after this step, then saving (Ctrl-C again ends at once)")
+        self.line.note(
+            "stopping after this step and saving a checkpoint (press Ctrl-C again to end immediately)"
+        )
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.state.pid, signal.SIGTERM)
         return False

@@ -11,7 +11,7 @@ from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunEvent
 
 WARM_UP = 2
-"""Steps before the time of a step is measured: the first ones also allocate memory and choose kernels."""
+"""Steps that are excluded from the time per step: the first ones also allocate memory and choose kernels."""
 
 
 _NOTES: dict[type[RunEvent], str] = {
@@ -30,7 +30,7 @@ margin    margin              margin {:.3f}
 accuracy  rewards/accuracies  accuracy {:.0%}
 accuracy  accuracy            accuracy {:.0%}
 """
-"""What is measured, by the names of ms-swift's logs, and how it is shown."""
+"""The metric, its name in ms-swift's logs, and its format."""
 _ORDER = ("loss", "reward", "margin", "accuracy")
 _OTHERS = (
     ("eval", "eval_loss", "eval loss {:.4f}"),
@@ -40,8 +40,8 @@ _OTHERS = (
 
 
 def measured(logs: Mapping[str, float]) -> dict[str, str]:
-    """What tells whether a model learns, in words: the loss, or the rewards where they say more than it: the loss of
-    GRPO is about 0 at every step."""
+    """The metrics that show whether a model learns: the loss, or the rewards where the loss says little (that of GRPO
+    is about 0 at every step)."""
     rows = [row.split(maxsplit=2) for row in _MEASURES.strip().splitlines()]
     words = {name: pattern.format(logs[key]) for name, key, pattern in rows if key in logs}
     if "reward" in words:
@@ -53,7 +53,7 @@ class TrainingLine(LiveLine):
     """The live line of a training run. Use it as a context manager.
 
     Args:
-        file: where it is shown: as a bar on a terminal, else as a plain line at every log of the run.
+        file: the output stream; a terminal gets a bar, any other file a plain line for every log of the run.
         row_tokens: approximate number of tokens of a row; None if unknown.
     """
 
@@ -65,7 +65,7 @@ class TrainingLine(LiveLine):
         self._words: dict[str, str] = {}
 
     def say(self, sentence: str) -> None:
-        """Print one line that stays."""
+        """Print a permanent line."""
         if self._live:
             self._progress.console.print(sentence, markup=False)
         else:
@@ -100,7 +100,7 @@ class TrainingLine(LiveLine):
 
     def _log(self, event: events.Log) -> None:
         logs = event.logs
-        self._step = max(self._step, event.step)  # PPO logs a step before it reports it
+        self._step = max(self._step, event.step)  # PPO logs a step before reporting it
         self._words |= measured(logs)
         for name, key, pattern in _OTHERS:
             if key in logs:
@@ -112,7 +112,7 @@ class TrainingLine(LiveLine):
             print(self.words(), file=self._file, flush=True)
 
     def words(self) -> str:
-        """The line without its bar: step, losses, learning rate, speed, time left (once measured), memory."""
+        """The line without its bar: step, losses, learning rate, speed, remaining time (once measured), memory."""
         parts = [f"step {self._step}/{self._total}"]
         parts += [self._words[name] for name in (*_ORDER, "eval", "rate") if name in self._words]
         done = self._step - self._first - WARM_UP
@@ -130,9 +130,9 @@ class TrainingLine(LiveLine):
 
 
 class NodeLine(TrainingLine):
-    """The live line of a process whose run is shown by rank 0."""
+    """The live line of a process that joins a run which rank 0 shows."""
 
     def show(self, event: RunEvent) -> None:
-        """Say which run this process has joined."""
+        """Show which run this process has joined."""
         if isinstance(event, events.Agreed):
             self.note(f"joined the run in {event.directory}")

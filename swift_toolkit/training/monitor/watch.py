@@ -1,6 +1,6 @@
-"""Signs that a run goes wrong, found in the events that its processes report.
+"""Detects problems of a run in the events that its processes report.
 
-`Watch` is immutable: `after` returns the watch after an event, `at` the watch after some time without one. Both add to
+`Watch` is immutable: `after` returns the watch after an event, `at` the watch at a time without an event. Both add to
 `Watch.alarms`. Each kind of alarm is raised once per run.
 """
 
@@ -23,23 +23,24 @@ STOPS: tuple[Kind, ...] = ("not a number", "learns nothing", "stall")
 """Alarms that end the run, unless the user asked to keep going."""
 
 WINDOW = 50
-"""Logs that the running median of the loss covers."""
+"""Window of the running median of the loss, in logs."""
 
 FEWEST_LOGS = 10
-"""Logs before the loss, and before the memory, is judged."""
+"""Number of logs before the loss and the memory are judged."""
 
 JUMP, LEAST_JUMP, JUMPING_LOGS = 3.0, 0.5, 3
-"""The loss jumps if it is this many times its running median, and this much above it, in so many logs in a row: a
+"""The loss jumps if it exceeds its running median by this factor and by this amount in this many consecutive logs: a
 single batch can be hard, and three times a loss near zero is still near zero."""
 
 ZERO_LOGS, REWARD_LOGS = 5, 20
-"""Logs in a row without a gradient after which a run learns nothing; the second with rewards, which can be rare."""
+"""Consecutive logs without a gradient after which a run learns nothing; the second with rewards, which can be rare."""
 
 SCALED_LOGS = 40
-"""Logs in a row without a finite gradient that loss scaling (float16) may need: it halves the scale each time."""
+"""Consecutive logs without a finite gradient that loss scaling (float16) may need: each one halves the scale."""
 
 FULL_SHARE, GROWING_LOGS = 0.92, 5
-"""Memory runs out if it takes this share of the device and grew in this many of the last `FEWEST_LOGS` logs."""
+"""Memory is about to run out if this share of the device is used and it grew in this many of the last `FEWEST_LOGS`
+logs."""
 
 LEAST_STALL, SAVE_STALL = 300.0, 3600.0
 """Seconds without progress that are always allowed: between steps, and while a checkpoint is saved."""
@@ -51,15 +52,15 @@ STEPS_BEFORE_STALL = 5
 """Steps before a run can stall: the first ones may compile kernels."""
 
 LEAST_DISK = 512 << 20
-"""A disk with less free space, in bytes, is nearly full."""
+"""A disk with less free space than this, in bytes, is nearly full."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something that goes wrong in a run.
+    """A problem of a running run.
 
     Args:
-        kind: what it is, in two words.
+        kind: the kind of problem.
         step: the step at which it was noticed.
         what: what is wrong.
         do: what to do, one or more sentences.
@@ -81,11 +82,11 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is normal for a run.
+    """The limits of normal behaviour of a run.
 
     Args:
         memory: bytes of a device for one process; 0 if unknown.
-        scales_loss: float16 is trained with loss scaling, which skips steps with an infinite gradient.
+        scales_loss: training in float16 with loss scaling, which skips steps with an infinite gradient.
         least_stall: seconds without progress that are always allowed between steps.
         save_stall: the same while a checkpoint is saved.
     """
@@ -98,22 +99,22 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What was noticed so far.
+    """The observations of a run so far.
 
     Args:
         limits: what is normal.
-        alarms: what went wrong, in order.
+        alarms: the alarms raised, in order.
         step: the last step.
         losses: the last training losses, at most `WINDOW`.
-        jumps: logs in a row with a loss far above the median.
-        zeros: logs in a row without a gradient.
-        infinite: logs in a row with a gradient that is not finite.
+        jumps: consecutive logs with a loss far above the median.
+        zeros: consecutive logs without a gradient.
+        infinite: consecutive logs with a gradient that is not finite.
         learned: whether any log had a gradient.
         finite: the step of the last training log with a finite loss and gradient.
-        memory: the last peaks of memory in bytes, at most `FEWEST_LOGS` + 1.
-        times: seconds that the last steps took, at most `WINDOW`.
-        stepped: when the last step ended; None before the first.
-        active: when something happened last; None before the first step.
+        memory: the last memory peaks in bytes, at most `FEWEST_LOGS` + 1.
+        times: durations of the last steps in seconds, at most `WINDOW`.
+        stepped: when the last step ended; None before the first step.
+        active: time of the last activity; None before the first step.
         saving: a checkpoint is being saved, or will be before the next step.
     """
 
@@ -136,8 +137,8 @@ class Watch:
         """The watch after ``event``.
 
         Args:
-            event: what a process reported.
-            now: the time in seconds, by any clock that does not jump.
+            event: an event that a process reported.
+            now: the time in seconds, by a monotonic clock.
         """
         match event:
             case events.Begin(step=step):
@@ -160,7 +161,7 @@ class Watch:
         Args:
             now: the time in seconds, by the same clock.
             free: bytes free on the disk of the run; None if unknown.
-            checkpoint: bytes of the last checkpoint; 0 without any.
+            checkpoint: bytes of the last checkpoint; 0 if there is none.
         """
         found = [self._stall(now), self._disk(free, checkpoint)]
         return self._with(*(alarm for alarm in found if alarm))
@@ -197,7 +198,7 @@ class Watch:
         )
 
     def _ended(self) -> Watch:
-        """The watch of a run that is over: it learned nothing if no log had a gradient, however few there were."""
+        """The watch of a finished run: it learned nothing if no log had a gradient, however few logs there are."""
         watch = replace(self, active=None)
         return watch._with(self._nothing()) if self.zeros and not self.learned else watch
 
@@ -221,12 +222,10 @@ class Watch:
             yield self._nothing() if not self.learned else self._no_gradient()
         if self.jumps >= JUMPING_LOGS:
             what = f"the loss is {logs['loss']:.4g}, more than {JUMP:.0f} times its median {self._median:.4g}"
-            do = 'Lower "learning_rate" or "max_grad_norm", or raise "warmup_ratio"; look at the rows of these steps.'
+            do = 'Lower "learning_rate" or "max_grad_norm", or raise "warmup_ratio"; check the rows of these steps.'
             yield Alarm("loss jump", self.step, what, do)
         if self._grows():
-            what = (
-                f"{gib(self.memory[-1])} of {gib(self.limits.memory)} memory are in use, and it still grows"
-            )
+            what = f"{gib(self.memory[-1])} of {gib(self.limits.memory)} memory are in use, and usage is still growing"
             do = 'If it runs out, halve "per_device_train_batch_size" and double "gradient_accumulation_steps".'
             yield Alarm("memory", self.step, what, do)
 
@@ -236,12 +235,12 @@ class Watch:
 
     def _nothing(self) -> Alarm:
         do = "Check that the rows have answers to learn from, that parameters are trainable, and, with rewards, that "
-        do += "the answers of a group get different ones."
+        do += "the answers of a group get different rewards."
         return Alarm("learns nothing", self.step, "the gradient has been zero since the first step", do)
 
     def _no_gradient(self) -> Alarm:
         what = f"the gradient was zero in the last {self.zeros} logs"
-        do = "Nothing is learned any more. Stop here, or use data with something left to learn."
+        do = "The model no longer learns. Stop here, or use data with something left to learn."
         return Alarm("zero gradient", self.step, what, do)
 
     def _grows(self) -> bool:
@@ -270,8 +269,8 @@ class Watch:
 
 
 def _is_zero(logs: Mapping[str, float]) -> bool:
-    """Whether a training log shows that nothing was learned: no gradient or, if that is not logged, no loss; with
-    rewards also that no group of answers had different ones."""
+    """Whether a training log shows that nothing was learned: no gradient (or no loss, if the gradient is not logged)
+    and, with rewards, no group of answers with different rewards."""
     if logs.get("frac_reward_zero_std") == 1:
         return True
     gradient = logs.get("grad_norm")
