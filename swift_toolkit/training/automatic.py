@@ -1,4 +1,4 @@
-"""Automatic settings: what the user left open and what does not change what is learned."""
+"""Automatic settings: settings that the user left open and that do not change what is learned."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.plan import TrainingPlan
 
 MEMORY_SHARE = 0.6
-"""Share of a device's memory up to which an estimate counts as fitting; it may be off by a third."""
+"""Share of a device's memory up to which an estimate counts as fitting; an estimate may be off by a third."""
 
 MOST_ROWS = 64
 """The largest batch on one device that is chosen automatically, in rows."""
 
 MANY_ROWS = 10_000
-"""Rows from which several processes read the data; fewer are read faster than processes start."""
+"""Number of rows from which several processes read the data; fewer are read faster than processes start."""
 
 
 def fill_automatic(plan: TrainingPlan) -> None:
-    """Fill in the open settings of ``plan``, each with its reason."""
+    """Set the open settings of ``plan``, each with its reason."""
     _fill_for_model(plan.config)
     if plan.device.kind == "cpu":
         _fill_for_cpu(plan)
@@ -48,7 +48,7 @@ def _fill_for_model(config: Config) -> None:
         config.fill("model_type", builtin.model_type, "as the embedded model needs it")
         config.fill("template", builtin.template, "as the embedded model needs it")
     if builtin is not None or Path(model).is_dir():
-        config.fill("check_model", False, "the model is local: there is nothing to look up on a hub")
+        config.fill("check_model", False, "the model is local, so a hub need not be checked")
 
 
 def _fill_for_cpu(plan: TrainingPlan) -> None:
@@ -69,12 +69,12 @@ def _fill_for_cpu(plan: TrainingPlan) -> None:
 _NO_BFLOAT16 = re.compile(
     r"\b([VPK]\d{2,3}|T4G?|M\d{2}|GTX|TITAN|RTX 20\d\d|Quadro (RTX|P|G))\b|Quadro [RGP]"
 )
-"""GPUs older than Ampere (compute capability below 8.0), by their names: NVIDIA's list of CUDA GPUs."""
+"""Names of GPUs older than Ampere (compute capability below 8.0), from NVIDIA's list of CUDA GPUs."""
 
 _FLASH_ATTENTION = re.compile(
     r"qwen[23](?!\.5|-next)|qwen2\.5|llama|mistral|internvl|glm-?4|yi-", re.IGNORECASE
 )
-"""Models that flash-attn supports; others have only one attention implementation, or need another."""
+"""Models that flash-attn supports; others have a single attention implementation, or need a different one."""
 
 
 def _fill_for_gpu(plan: TrainingPlan) -> None:
@@ -84,7 +84,7 @@ def _fill_for_gpu(plan: TrainingPlan) -> None:
         return
     half = config.get("torch_dtype", "bfloat16") in ("bfloat16", "float16")
     if half and _FLASH_ATTENTION.search(str(config.get("model"))) and packages.is_installed("flash_attn"):
-        config.fill("attn_impl", "flash_attn", "flash-attn is installed, and the model supports it")
+        config.fill("attn_impl", "flash_attn", "flash-attn is installed and the model supports it")
         _leave_padding_out(plan)
 
 
@@ -103,11 +103,11 @@ def _leave_padding_out(plan: TrainingPlan) -> None:
         or padding.padding_kind(config) == "equal"
     ):
         return
-    config.fill("padding_free", True, "flash-attn is installed: no computation is spent on padding")
+    config.fill("padding_free", True, "flash-attn is installed: no computation is wasted on padding")
 
 
 def _spread(plan: TrainingPlan) -> None:
-    """Spread a model that does not fit on one device."""
+    """Distribute a model that does not fit on one device."""
     config, device, cluster = plan.config, plan.device, plan.cluster
     taken = any(config.get(name) for name in ("deepspeed", "fsdp", "device_map")) or cluster.started_as
     alone = device.count == 1 and cluster.nodes == 1
@@ -119,14 +119,14 @@ def _spread(plan: TrainingPlan) -> None:
         return
     reason = f"one device would need about {needed / GIB:.0f} GiB and has {run.device_bytes / GIB:.0f}"
     if packages.is_installed("deepspeed") and not run.value("quant_bits"):
-        config.fill("deepspeed", "zero3", f"{reason}: its weights are divided")
+        config.fill("deepspeed", "zero3", f"{reason}; its weights are sharded")
     elif device.count > 1 and cluster.nodes == 1:
-        config.fill("device_map", "auto", f"{reason}: its layers are spread")
+        config.fill("device_map", "auto", f"{reason}; its layers are distributed")
 
 
 def _share_batch(plan: TrainingPlan) -> None:
     """Choose batch size and accumulation: for the requested effective batch, or for ms-swift's default batch if nothing
-    was requested and the loss does not depend on how it is divided."""
+    was requested and the loss does not depend on how the batch is divided."""
     config, wish, feeders = plan.config, plan.config.effective_batch, plan.batch.feeders
     open_names = {"per_device_train_batch_size", "gradient_accumulation_steps"} - config.settings.keys()
     if wish is None:
@@ -162,10 +162,10 @@ def _keep_own_step(plan: TrainingPlan) -> None:
 
 
 def _fastest_batch(rows: int, plan: TrainingPlan) -> tuple[int, str]:
-    """The fastest batch size that divides ``rows`` and fits on a device, and why."""
+    """The fastest batch size that divides ``rows`` and fits on a device, and the reason."""
     run = plan.memory_run
     if run is None or not run.device_bytes:
-        return 1, "its memory is unknown"
+        return 1, "its memory use is unknown"
     if run.rows.images or any(plan.config.get(name) for name in ("packing", "padding_free", "streaming")):
         return _largest_batch(rows, memory_run.filled(run))
     found = [
@@ -180,12 +180,12 @@ def _fastest_batch(rows: int, plan: TrainingPlan) -> tuple[int, str]:
     memory = f"about {best.bytes / GIB:.1f} of {run.device_bytes / GIB:.1f} GiB"
     return (
         best.rows,
-        memory if best is first else f"{best.time / first.time:.0%} of the time of 1 row each, {memory}",
+        memory if best is first else f"{best.time / first.time:.0%} of the time with single rows, {memory}",
     )
 
 
 LEAST_GAIN = 0.97
-"""Larger batches are chosen only if they take at most this share of the time of single rows."""
+"""A larger batch is chosen only if it takes at most this share of the time with single rows."""
 
 CHECKPOINTING_TIME = 4 / 3
 """Time of a step with checkpointing relative to one without: one more forward pass (Chen et al. 2016)."""
@@ -214,7 +214,7 @@ class _Candidate:
         self.time = (tokens + accumulation * plan.micro_batch_tokens) * self._passes(plan)
 
     def _passes(self, plan: TrainingPlan) -> float:
-        """The factor for checkpointing: if it is set, or if it is open and the rows do not fit without it."""
+        """The time factor for checkpointing, if it is on, or if it is open and the rows do not fit without it."""
         given = plan.config.get("gradient_checkpointing")
         needed = self._bytes(gradient_checkpointing=False) if given is None else 0
         return CHECKPOINTING_TIME if given or needed > MEMORY_SHARE * self.run.device_bytes else 1.0
@@ -228,7 +228,7 @@ class _Candidate:
 
 
 def _largest_batch(rows: int, run: memory_run.MemoryRun) -> tuple[int, str]:
-    """The largest batch size that divides ``rows`` and fits on a device, and why."""
+    """The largest batch size that divides ``rows`` and fits on a device, and the reason."""
     for batch in range(min(rows, MOST_ROWS), 0, -1):
         if rows % batch == 0:
             needed = estimate.estimate(run.but(per_device_train_batch_size=batch)).total
@@ -238,7 +238,7 @@ def _largest_batch(rows: int, run: memory_run.MemoryRun) -> tuple[int, str]:
 
 
 def _turn_checkpointing_off(plan: TrainingPlan) -> None:
-    """Turn checkpointing off if the longest rows fit without it; it adds a third to the time."""
+    """Turn checkpointing off if the longest rows fit without it; it takes a third more time."""
     run = plan.memory_run
     if run is None or not run.device_bytes or run.rows.images or run.value("fsdp"):
         return
@@ -251,8 +251,8 @@ def _turn_checkpointing_off(plan: TrainingPlan) -> None:
 
 
 def _use_cores(plan: TrainingPlan) -> None:
-    """More processes to convert the rows, before the training, and on a GPU to open images. On a CPU, loader processes
-    would take the cores that compute, and other random numbers would be drawn from the second epoch on."""
+    """Use several processes to convert the rows before training and, on a GPU, to open images. On a CPU, loader
+    processes would take cores from the training and change the random numbers from the second epoch on."""
     config, rows = plan.config, plan.data.train_rows or 0
     cores = cpu_cores() // max(1, plan.launch.processes)
     if config.get("streaming"):

@@ -22,14 +22,14 @@ from swift_toolkit.training.resume import Resumption, requested, resume
 
 @dataclass
 class CheckedRequest:
-    """A request without problems.
+    """A valid request.
 
     Args:
         request: the request.
         plan: the run, with the automatic settings.
         output: where it writes.
-        given: the user's settings as text; they must be the same on every node.
-        verify_arguments: arguments of `dataset.verify.verify` that check all of the data as given.
+        given: the user's settings as text, which must be the same on every node.
+        verify_arguments: arguments for `dataset.verify.verify` that check all of the given data.
         resumption: the earlier training that it resumes, if any.
     """
 
@@ -46,7 +46,7 @@ class CheckedRequest:
         return self.resumption.point.directory if self.resumption and self.resumption.point else None
 
     def begin(self, directory: Path) -> None:
-        """Prepare the run's directory: remove what is newer than the checkpoint, and write down the request.
+        """Prepare the run's directory: remove everything newer than the checkpoint, and write the request.
 
         Raises:
             RunError: the directory cannot be written to.
@@ -61,7 +61,7 @@ class CheckedRequest:
 
 
 def given_settings(config: Config) -> dict[str, object]:
-    """The settings that were given, as a config file holds them; without secrets."""
+    """The given settings in the form of a config file, without secrets."""
     settings = {
         name: one.value
         for name, one in config.settings.items()

@@ -18,8 +18,8 @@ class Job:
     Args:
         checked: the request.
         plan: the plan, with the run's directory among its settings.
-        directory: the run directory; a temporary one for a process that joins a run shown elsewhere.
-        left_out: the bad rows that are skipped, as `dataset.copies` reports them.
+        directory: the run directory; a temporary one for a process that joins a run shown by another process.
+        left_out: the skipped bad rows, as reported by `dataset.copies`.
         verbose: also show everything that ms-swift prints.
         point: the checkpoint that it resumes from; None if it starts from the beginning.
     """

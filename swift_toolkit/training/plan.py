@@ -1,4 +1,4 @@
-"""The plan of a run, made before anything expensive starts: its facts, and everything that follows from them.
+"""The plan of a run, made before anything expensive starts: its facts and everything derived from them.
 
 All facts come from files and the operating system; torch is not imported.
 """
@@ -31,18 +31,18 @@ from swift_toolkit.training.memory.run import Rows
 from swift_toolkit.training.process.launch import Cluster, Launch
 
 KEPT_ROWS = 2_000
-"""Rows from which on they are kept for later runs; ms-swift converts fewer in three seconds."""
+"""Number of rows from which converted rows are kept for later runs; ms-swift converts fewer in 3 s."""
 
 _MARGIN = 1.15
-"""How much larger the largest micro-batch may be than in the simulated steps; the partition enforces it."""
+"""Limit of the largest micro-batch relative to that of the simulated steps; the partition enforces it."""
 
 
 @dataclass
 class TrainingPlan:
     """One run: its settings and what is known about its model, device and data.
 
-    Facts are determined once. Settings can still be filled in and replaced, so everything that follows from them is
-    computed on each access, which takes microseconds.
+    Facts are determined once. Settings can still be added and replaced, so everything derived from them is computed
+    on each access, which takes microseconds.
 
     Args:
         config: the settings.
@@ -62,7 +62,7 @@ class TrainingPlan:
 
     @cached_property
     def shape(self) -> ModelShape | None:
-        """The sizes of the model; None if unknown."""
+        """The dimensions of the model; None if unknown."""
         model = str(self.config.get("model"))
         shape, stored = size.find_shape(model), quantized.stored(model)
         if shape and stored and quantized.is_unpacked(stored, self.device):
@@ -76,14 +76,14 @@ class TrainingPlan:
 
     @cached_property
     def other_models(self) -> int:
-        """Parameters of the teacher and of reward models, as far as known."""
+        """Parameters of the teacher and of reward models, if known."""
         given = [self.config.get(name) or [] for name in ("teacher_model", "reward_model")]
         names = [name for value in given for name in (value if isinstance(value, list) else [value])]
         return sum(shape.parameters for name in names if (shape := size.find_shape(str(name))))
 
     @cached_property
     def train_rows(self) -> int | None:
-        """Rows that ms-swift should train on; None if they cannot be counted beforehand."""
+        """Number of rows that ms-swift should train on; None if they cannot be counted in advance."""
         return preflight.expected_rows(self.config, self.data)["train"]
 
     # --- processes and batch ------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class TrainingPlan:
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether the rows, once converted and measured, are kept for later runs with the same data and settings."""
+        """Whether converted and measured rows are kept for later runs with the same data and settings."""
         config, given = self.config, self.config.get("load_from_cache_file")
         others = any(config.get(name) for name in ("streaming", "cached_dataset", "cached_val_dataset"))
         if given is False or others or self.data.unchecked or (self.shape and self.shape.encoder):
@@ -148,7 +148,7 @@ class TrainingPlan:
         return RowLengths.assumed(self.rows.mean, self.rows.longest)
 
     def padding_of(self, rows: Batch) -> Padding:
-        """The padding with these micro-batches, by a simulation."""
+        """The padding with these micro-batches, from a simulation."""
         hidden = self.shape.text.hidden if self.shape else 0
         sizes = (rows.feeders, rows.rows, rows.accumulation)
         return batches_padding.simulate(
@@ -165,7 +165,7 @@ class TrainingPlan:
 
     @property
     def may_balance(self) -> bool:
-        """Whether the rows of a step can be distributed by length and the user did not forbid it."""
+        """Whether the rows of a step can be distributed by length and the user did not disable it."""
         forbidden = self.config.balance is not None and not self.config.balance.value
         return not forbidden and batches_padding.obstacle(self.config) is None
 
@@ -191,7 +191,7 @@ class TrainingPlan:
 
     @property
     def memory_run(self) -> run.MemoryRun | None:
-        """What determines the memory of the run; None if the size of its model is unknown."""
+        """The inputs of the memory estimate; None if the size of the model is unknown."""
         if self.shape is None:
             return None
         settings = {name: setting.value for name, setting in self.config.settings.items()}
@@ -223,7 +223,7 @@ class TrainingPlan:
 
     @property
     def memory_advice(self) -> list[str]:
-        """What to change after memory ran out, least intrusive first, with the numbers of this run."""
+        """Changes to try after memory ran out, least intrusive first, with the numbers of this run."""
         return advice.when_memory_ran_out(self.memory_run, self.config)
 
     # --- what is shown ------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class TrainingPlan:
         return {**own, **trust(self.trust_code)}
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Names and values of the plan, in the order in which they are shown."""
+        """Names and values of the plan, in display order."""
         config, rows = self.config, self.batch
         yield "model", config.settings["model"].shown
         yield from self.data.plan_rows()
@@ -251,7 +251,7 @@ class TrainingPlan:
             yield "padding", str(self.padding)
         if self.keeps_rows:
             kept = f"{row_cache.size() / (1 << 20):,.0f} MiB so far"
-            yield "rows", f"kept for later runs in {row_cache.root()} ({kept})"
+            yield "rows", f"cached for later runs in {row_cache.root()} ({kept})"
         yield "steps", str(self.steps or "unknown until the data is read")
         yield "tokens", self._tokens_phrase()
         yield from self.verdict.lines()
@@ -262,13 +262,13 @@ class TrainingPlan:
 
     @cached_property
     def code(self) -> str | None:
-        """What happens to the Python code that comes with models and checkpoints; None without any."""
+        """What happens to the Python code that comes with models and checkpoints; None if there is none."""
         directories, reads_args = preflight.local_directories(self.config), bool(self.config.get("load_args"))
         return code_phrase(code_in(directories, reads_args), self.trust_code)
 
     def _tokens_phrase(self) -> str:
         known = "unknown" if self.tokens is None else f"about {self.tokens:,}"
-        return f"{known}; the remaining time is measured from the first steps on"
+        return f"{known}; the remaining time is estimated from the first steps"
 
     def as_dict(self) -> dict[str, object]:
         """The plan as plain data: exact arguments, their sources, notices, data, memory, launch."""

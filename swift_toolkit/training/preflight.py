@@ -28,16 +28,16 @@ from swift_toolkit.problems import Problem
 from swift_toolkit.runs import resume
 
 DATA_SECONDS = 2.0
-"""Seconds, roughly, for checking the data before a run; ``--verify-data`` checks all of it."""
+"""Approximate time for checking the data before a run, in seconds; ``--verify-data`` checks all of it."""
 
 _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
 _BASES = {"ref_adapters": "model", "teacher_adapters": "teacher_model", "reward_adapters": "reward_model"}
-"""Adapters that judge, each with the setting of its base."""
+"""Settings that name reward or reference adapters, each with the setting of its base model."""
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", *_BASES)
 
 
 def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]:
-    """What is wrong with the files that a training run reads and with the directory that it writes to.
+    """Problems of the files that a training run reads and of the directory that it writes to.
 
     Args:
         config: the request.
@@ -87,12 +87,12 @@ def _models(config: Config) -> Iterator[Problem]:
 
 
 _NO_OWNERS = frozenset("out output outputs checkpoint checkpoints ckpt ckpts models adapters weights".split())
-"""Names of directories that are not those of people."""
+"""First parts of paths that name a directory, not the owner of a hub model."""
 
 
 def _is_path(config: Config, name: str) -> bool:
-    """Whether a name means a directory here although none is there: its first part is a directory or usually one, and
-    ms-swift knows no model of a hub by the rest."""
+    """Whether a name means a local directory that does not exist: its first part is a directory, or usually is one, and
+    ms-swift does not know a hub model by the rest."""
     owner = name.partition("/")[0]
     return looks_local(name) or (
         (owner in _NO_OWNERS or Path(owner).is_dir())
@@ -109,7 +109,7 @@ def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
     where = config.problem(name, "")
     if name == "reward_model" and (root := adapter_root(path)) is not None:
         yield config.problem(
-            name, f'names the adapter "{model}", and ms-swift takes a whole model', _merge(root)
+            name, f'names the adapter "{model}", but ms-swift needs a complete model', _merge(root)
         )
         return
     yield from model_files.model_problems(path, where.key, where.file, where.line)
@@ -166,11 +166,11 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
 
 
 def check_data(config: Config, whole: bool = False, by_tokenizer: bool = True) -> verify.DataReport:
-    """What the data of a training run contains and what is wrong with it.
+    """The contents and problems of the data of a training run.
 
     Args:
         config: the request.
-        whole: check every row; otherwise about as many as ``DATA_SECONDS`` allow.
+        whole: check every row; otherwise about as many as fit into ``DATA_SECONDS``.
         by_tokenizer: count tokens with the model's tokenizer, which takes 0.1 s to load; otherwise estimate by bytes.
     """
     arguments = verify_arguments(config)
@@ -180,7 +180,7 @@ def check_data(config: Config, whole: bool = False, by_tokenizer: bool = True) -
 
 
 def _answers_itself(config: Config) -> bool:
-    """Whether all answers that GKD trains on are generated (``GKDTrainer.training_step``), so that rows need none."""
+    """Whether GKD trains on generated answers only (``GKDTrainer.training_step``), so that rows need none."""
     on_policy = config.task.name == "gkd" and config.value("lmbda") >= 1
     return on_policy and not requirements.has_validation(config)
 
@@ -227,7 +227,7 @@ def _tokenizer(model: str) -> Path | None:
 
 
 def column_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:
-    """Columns that the reward functions or the teacher need and the data files lack."""
+    """Columns that the reward functions or the teacher need but that the data files lack."""
     files = [file for file in report.files if file.split == "train" and file.columns]
     for name, wanted in registries.demanded_columns(config).items():
         for file in files:
@@ -246,7 +246,7 @@ def column_problems(config: Config, report: verify.DataReport) -> Iterator[Probl
 
 
 FINGERPRINT_BYTES = 1 << 26
-"""Bytes of a data file that its fingerprint covers."""
+"""Number of bytes of a data file that its fingerprint covers."""
 
 
 def fingerprints(report: verify.DataReport) -> dict[str, str]:
@@ -268,7 +268,7 @@ _ENDS = 1 << 20  # bytes at the beginning and at the end, where Parquet names it
 
 
 def _media(config: Config) -> Iterator[Problem]:
-    """The multimodal preset, chosen by name, for data without media."""
+    """A problem if the preset "multimodal" was chosen for data without media."""
     asked = config.preset == "multimodal" and config.preset_asked
     names = config.value("dataset") if asked else []
     files = [path for name in names if (path := Path(name.rpartition("#")[0] or name)).is_file()]
@@ -288,9 +288,10 @@ def _ends(path: Path) -> bytes:
 
 
 def expected_rows(config: Config, report: verify.DataReport) -> dict[verify.Split, int | None]:
-    """Rows of each split that ms-swift should get from this data, as its ``DatasetLoader.post_process`` counts: all
-    rows or "#N" of each data set, minus a share held out for validation. None if some are on a hub, or if
-    ``interleave_prob`` mixes them.
+    """Rows of each split that ms-swift should get from this data, counted as in its ``DatasetLoader.post_process``.
+
+    That is all rows or "#N" of each data set, minus the share held out for validation. None if some data is on a hub,
+    or if ``interleave_prob`` mixes the data sets.
     """
     train = val = 0
     known = bool(report.specs["train"]) and not config.get("interleave_prob")
@@ -312,11 +313,11 @@ def _held_out(config: Config, rows: int) -> int:
 
 
 def count_problems(config: Config, report: verify.DataReport) -> Iterator[Problem]:
-    """Numbers of rows that ms-swift cannot get from this data."""
+    """Requested numbers of rows that ms-swift cannot get from this data."""
     for spec, good in zip(report.specs["val"], report.good_rows("val"), strict=True):
         if good and spec.sample is not None and spec.sample > good:
-            what = f'asks for {spec.sample:,} rows of "{spec.path}", which has {good:,}'
-            yield config.problem("val_dataset", what, "ms-swift repeats only training rows.")
+            what = f'requests {spec.sample:,} rows of "{spec.path}", which has {good:,}'
+            yield config.problem("val_dataset", what, "ms-swift repeats training rows only.")
     for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
         if not good:
             continue
@@ -343,12 +344,12 @@ def _output(config: Config) -> Iterator[Problem]:
 
 def disk_problems(config: Config, steps: int | None, resumed: bool) -> Iterator[Problem]:
     """Why the disk is too small for the checkpoints that the run keeps: all of them for full training, one for an
-    adapter, whose size is only estimated.
+    adapter, because its size is only estimated.
 
     Args:
         config: the request.
         steps: optimiser steps of the run; None if unknown.
-        resumed: the run already has checkpoints, so that only the next one is counted.
+        resumed: the run already has checkpoints, so only the next one is counted.
     """
     count = _kept(config, steps) if config.tuner == "full" and not resumed else 1
     return _lack_of_disk(config, count)
@@ -376,7 +377,7 @@ def _lack_of_disk(config: Config, count: int) -> Iterator[Problem]:
 
 
 def _kept(config: Config, steps: int | None) -> int:
-    """The most checkpoints that exist at once. A new one is written before an old one is removed."""
+    """The maximum number of checkpoints at a time. A new one is written before an old one is removed."""
     if config.get("save_strategy") == "no":
         return 1
     every = float(config.get("save_steps") or 500)

@@ -1,4 +1,4 @@
-"""One real training step with the longest rows before the run, to see whether it fits in memory.
+"""Run one real training step with the longest rows before the run, to check whether it fits in memory.
 
 The longest rows are written to separate files. The same run is started with them for one step and, if there is
 validation data, one evaluation.
@@ -32,7 +32,7 @@ from swift_toolkit.training.process.launch import Cluster
 
 
 def probe_problems(report: DataReport, cluster: Cluster) -> Iterator[Problem]:
-    """Why the longest rows of a run cannot be tried."""
+    """Why a step with the longest rows of a run is not possible."""
     if report.unchecked:
         names = ", ".join(f'"{name}"' for name in report.unchecked)
         yield Problem(
@@ -50,7 +50,7 @@ def prepare_probe(config: Config, report: DataReport, folder: Path, processes: i
     Args:
         config: the settings of the whole run.
         report: what was found in its data.
-        folder: for the rows and the output of the step.
+        folder: where the rows and the output of the step are written.
         processes: the number of training processes.
     """
     # from the second micro-batch on, gradients already exist
@@ -100,7 +100,7 @@ def _filled(config: Config) -> int:
 
 
 def _write(report: DataReport, split: Split, folder: Path, rows: int, bytes_each: int, name: str = "") -> str:
-    """Write ``rows`` of the longest rows, repeated if there are fewer; with packing, ``bytes_each`` bytes for each."""
+    """Write the ``rows`` longest rows, repeated if there are fewer; with packing, ``bytes_each`` bytes for each."""
     sink = _Longest(rows)
     for file in report.files:
         if file.split == split:
@@ -118,7 +118,7 @@ def _write(report: DataReport, split: Split, folder: Path, rows: int, bytes_each
 
 
 class _Longest:
-    """Keeps the longest of the rows that it is given."""
+    """Keeps the longest of the rows that it receives."""
 
     wants_rows = True
 
@@ -143,16 +143,16 @@ class _Longest:
 
 
 def carry_out(job: Job) -> None:
-    """Take one step with the longest rows, in a directory that is kept only if it fails.
+    """Run one step with the longest rows, in a directory that is kept only if the step fails.
 
     Args:
         job: the whole run.
 
     Raises:
-        RunError: the step failed, most often for lack of memory.
+        RunError: the step failed, usually because memory ran out.
         Interrupted: it was interrupted.
     """
-    screen.say("Trying one step with the longest rows.")
+    screen.say("Running one step with the longest rows.")
     directory, plan = job.directory / "probe", job.plan
     config = prepare_probe(plan.config, plan.data, directory, plan.world_size)
     one_step = replace(plan, config=config)

@@ -1,4 +1,4 @@
-"""A request for a training run: it is read and checked as a whole; `checked` plans the run."""
+"""Read and check a request for a training run as a whole; `checked` plans the run."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class TrainingRequest:
     Args:
         config: a JSON or YAML file, a mapping of settings, or None if ``overrides`` hold everything.
         overrides: settings that take precedence over ``config``.
-        overrides_from: how messages name the origin of the overrides.
-        skip_bad_rows: train without the rows that have errors, see `dataset.copies.prepare`.
+        overrides_from: name of the origin of the overrides in messages.
+        skip_bad_rows: skip rows that have errors, see `dataset.copies.prepare`.
         max_lost_rows: how many rows ms-swift may drop: "N" or "P%".
         trust_code: run Python code that comes with the model or a checkpoint.
         launch: processes and machines, by the names in `launch.NAMES`; None if not given.
-        looking: only check the data, which may have errors.
-        resume: resume the newest run of the output directory, or of the path given here.
+        looking: only inspect the data, which may have errors.
+        resume: resume the newest run of the output directory, or of the given path.
         force: resume although settings changed that affect what is learned.
-        keep_going: do not end a run that goes wrong, only warn; see `monitor.watch`.
+        keep_going: only warn when an alarm would end the run; see `monitor.watch`.
         command: the command line; empty if the request comes from Python.
-        stop_grace: seconds that a run may take to save after it was asked to stop; None sets no limit.
+        stop_grace: how long a run may take to save after a request to stop, in seconds; None means no limit.
     """
 
     config: str | Path | Mapping[str, object] | None = None
@@ -60,12 +60,12 @@ class TrainingRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestFacts:
-    """The facts of a request without problems.
+    """The facts of a valid request.
 
     Args:
         config: the settings.
         device: the device of the run.
-        data: what was found in the data so far.
+        data: what is known about the data so far.
         cluster: the requested processes and machines.
     """
 
@@ -107,7 +107,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
 
 
 def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:
-    """What is wrong with the data, and with the numbers of rows that may be skipped or dropped."""
+    """Problems of the data, and of the numbers of rows that may be skipped or dropped."""
     numbers = {"skip_bad_rows": request.skip_bad_rows, "max_lost_rows": request.max_lost_rows}
     wrong = list(copies.number_problems(numbers, as_flags=request.overrides_from == "command line"))
     yield from wrong

@@ -1,4 +1,4 @@
-"""One restart with half the batch after the memory of the device ran out."""
+"""Restart a run once with half the micro-batch after the device ran out of memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swift_toolkit.training.resume import resume_from
 
 @dataclass(frozen=True)
 class Halved:
-    """A batch divided in another way: half as many rows at once, twice as often.
+    """A batch divided differently: half as many rows at once, twice as often.
 
     Args:
         rows: of a micro-batch.
@@ -27,14 +27,14 @@ class Halved:
 
 
 def halved(config: Config, lacks_memory: bool, tried: bool) -> Halved | None:
-    """How to go on after a run failed; None if it should not go on by itself.
+    """How to continue after a run failed; None if it should not restart automatically.
 
-    Only with ``effective_batch_size``: then the user said what a step learns from, and not how it is divided.
+    Only with ``effective_batch_size``: the user then chose the rows of a step, but not how they are divided.
 
     Args:
         config: the settings of the run that failed.
-        lacks_memory: it failed because the memory ran out.
-        tried: it was restarted before.
+        lacks_memory: it failed because memory ran out.
+        tried: it has already been restarted.
     """
     rows = int(config.value("per_device_train_batch_size"))
     if not lacks_memory or tried or config.effective_batch is None or rows < 2 or rows % 2:
@@ -43,7 +43,7 @@ def halved(config: Config, lacks_memory: bool, tried: bool) -> Halved | None:
 
 
 def lacks_memory(ending: Ending) -> bool:
-    """Whether a run ended because a process reported that its memory ran out."""
+    """Whether a run ended because a process reported that memory ran out."""
     failures = ending.state.failures
     if not failures or ending.interrupt is not None or ending.refused or ending.alarm:
         return False
@@ -51,15 +51,15 @@ def lacks_memory(ending: Ending) -> bool:
 
 
 def with_batch(plan: TrainingPlan, batch: Halved) -> TrainingPlan:
-    """``plan`` with another division of its batch."""
-    source = Source("automatic", "half the rows at once: the memory ran out")
+    """``plan`` with its batch divided differently."""
+    source = Source("automatic", "half the rows at once because memory ran out")
     values = {"per_device_train_batch_size": batch.rows, "gradient_accumulation_steps": batch.accumulation}
     settings = plan.config.settings | {name: Setting(value, source, name) for name, value in values.items()}
     return replace(plan, config=replace(plan.config, settings=settings))
 
 
 def restarted(job: Job, batch: Halved) -> Job:
-    """The run again in the same directory, from its newest complete checkpoint, with another division of its batch."""
+    """The run in the same directory, from its newest complete checkpoint, with its batch divided differently."""
     plan = with_batch(job.plan, batch)
     point = runs_resume.find_resumable(job.directory)
     if point is None:

@@ -1,4 +1,4 @@
-"""A request to resume an earlier training, checked against what that training was."""
+"""Check a request to resume an earlier training against that training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def requested(plan: TrainingPlan, command: Sequence[str] = ()) -> StoredRequest:
 
 
 def _marks(report: DataReport) -> dict[str, list[str]]:
-    """What identifies the data of each split: fingerprints of its files, names on hubs, numbers of rows."""
+    """Identification of the data of each split: fingerprints of its files, names on hubs, numbers of rows."""
     prints = preflight.fingerprints(report)
     marks: dict[str, list[str]] = {}
     for split, specs in report.specs.items():
@@ -56,13 +56,13 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
     """Find the checkpoint that ``plan`` resumes from; None if resuming was not requested.
 
     Args:
-        plan: the plan of the run; `resume_from` puts the checkpoint among its settings.
+        plan: the plan of the run; `resume_from` adds the checkpoint to its settings.
         output: where a new run would write.
-        asked: ``--resume``: True for the newest run of this output directory, or the path to look in.
+        asked: the value of ``--resume``: True for the newest run of this output directory, or the path to search.
         force: resume although settings changed that affect what is learned.
 
     Raises:
-        RequestError: it cannot be resumed, or would learn something else.
+        RequestError: it cannot be resumed, or what it learns would change.
     """
     explicit = plan.config.get("resume_from_checkpoint")
     if asked is not False and (problems := list(_at_odds(plan))):
@@ -71,7 +71,7 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
         return None
     wanted = requested(plan)
     place = Path(str(explicit or (output.root if asked is True else asked))).expanduser()
-    first = plan.cluster.is_first  # decides for all
+    first = plan.cluster.is_first  # the first process decides for all
     point = runs_resume.find_resumable(place, wanted, every_byte=first)
     if point is None:
         return _from_the_beginning(place, must_be_there=asked is not True)
@@ -97,9 +97,9 @@ def resume_from(plan: TrainingPlan, checkpoint: Path, reason: str) -> None:
 
 
 def _at_odds(plan: TrainingPlan) -> Iterator[Problem]:
-    """Settings that contradict ``--resume``."""
+    """Settings that conflict with ``--resume``."""
     for name, does in (
-        ("resume_from_checkpoint", "names a checkpoint, but --resume finds it by itself"),
+        ("resume_from_checkpoint", "names a checkpoint, but --resume finds it automatically"),
         ("resume_only_model", "skips the optimizer state, which --resume needs"),
     ):
         if plan.config.get(name):
@@ -114,7 +114,7 @@ def _from_the_beginning(place: Path, must_be_there: bool) -> Resumption:
 
 
 def _harmful(point: ResumePoint, changed: list[str]) -> Problem:
-    do = "Undo the change, or add --force to resume with it. Without --resume a new run starts."
+    do = "Undo the change, or add --force to resume with it. To start a new run, omit --resume."
     return Problem(
         f"settings that affect what is learned changed since {point.checkpoint}: {', '.join(changed)}", do
     )

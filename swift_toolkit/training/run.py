@@ -1,7 +1,7 @@
 """One training run, from the start of its processes to its result.
 
-The processes run `training.process.worker`. Their reports are folded into a `RunState`, which is shown as one live
-line, written to ``result.json``, and decides how the run ends.
+The processes run `training.process.worker`. Their reports are folded into a `RunState`, which is shown as a live line,
+written to ``result.json``, and determines how the run ends.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def directory(checked: CheckedRequest) -> Iterator[Path]:
 
 
 def prepare_run(checked: CheckedRequest, plan: TrainingPlan, directory: Path, verbose: bool = False) -> Job:
-    """Let the run write to ``directory``, and copy data that ms-swift cannot read as it is.
+    """Make the run write to ``directory``, and convert data that ms-swift cannot read directly.
 
     Raises:
         RequestError: the data has more bad rows than may be skipped.
@@ -82,10 +82,10 @@ def prepare_run(checked: CheckedRequest, plan: TrainingPlan, directory: Path, ve
 
 
 def train(job: Job) -> TrainingResult:
-    """Carry out a run that this process shows and records.
+    """Run a training that this process shows and records.
 
     Raises:
-        RequestError: the data was refused before the first step.
+        RequestError: the data was rejected before the first step.
         RunError: the run failed.
         Interrupted: it was interrupted.
     """
@@ -117,22 +117,18 @@ def train(job: Job) -> TrainingResult:
 def _restart_sentence(batch: restart.Halved, job: Job) -> str:
     where = f"from step {job.point.step}" if job.point and job.point.checkpoint else "from the beginning"
     parts = f"{batch.rows} rows at once × {batch.accumulation} accumulated"
-    return (
-        f"The memory ran out. Starting again {where} with {parts}: the effective batch size stays the same."
-    )
+    return f"Out of memory. Restarting {where} with {parts}; the effective batch size stays the same."
 
 
 def _without_damaged(ending: Ending, recorder: Recorder) -> Ending:
-    """After a loss that is not a number, set the checkpoints aside that may have been saved with such weights."""
+    """After a loss that is not a number, rename the checkpoints whose weights may not be numbers."""
     if ending.alarm is None or ending.alarm.kind != "not a number":
         return ending
     later = [one for one in checkpoints_of(recorder.directory) if step_of(one) > ending.watch.finite]
     aside = [runs_directory.set_aside(checkpoint) for checkpoint in later]
     if not aside:
         return ending
-    screen.say(
-        f"Set aside, because their weights may not be numbers: {', '.join(path.name for path in aside)}"
-    )
+    screen.say(f"Renamed, because their weights may contain NaN: {', '.join(path.name for path in aside)}")
     left, best = checkpoints_of(recorder.directory), ending.state.best
     last = str(left[0]) if left else None
     state = structs.replace(ending.state, last=last, best=best if best and Path(best).exists() else last)
@@ -148,7 +144,7 @@ def _watch(plan: TrainingPlan) -> Watch:
 
 
 def _say_unwritten(recorder: Recorder, error: OSError, ending: Ending, result: TrainingResult) -> None:
-    """Say that result.json cannot be written.
+    """Report that result.json cannot be written.
 
     Raises:
         RunError: the run did not fail otherwise.
@@ -158,11 +154,11 @@ def _say_unwritten(recorder: Recorder, error: OSError, ending: Ending, result: T
         screen.say(what)
         return
     lines = ending.checkpoint_lines("Make the directory writable.")
-    raise RunError("\n".join([f"All {result.steps} steps were taken, but {what}", *lines])) from None
+    raise RunError("\n".join([f"All {result.steps} steps are done, but {what}", *lines])) from None
 
 
 def take_part(job: Job) -> TrainingResult:
-    """Carry out this process's part of a run that another process shows and records.
+    """Run this process's part of a training that another process shows and records.
 
     Raises:
         RequestError: the processes have different requests.
@@ -179,20 +175,20 @@ def take_part(job: Job) -> TrainingResult:
 
 
 def _move_log(job: Job, logs: Path) -> Path:
-    """Move the log of this process's start to those of the ranks, and remove the temporary directory."""
+    """Move this process's startup log to the logs of the ranks, and remove the temporary directory."""
     before, log = job.directory / "train.log", logs / f"start-{job.plan.cluster.label}.log"
     try:
         logs.mkdir(parents=True, exist_ok=True)
         shutil.move(before, log)
     except OSError as error:
-        screen.say(f"cannot write {log}: {error.strerror}. The log stays in {before}.")
+        screen.say(f"cannot write {log}: {error.strerror}. The log remains in {before}.")
         return before
     shutil.rmtree(job.directory, ignore_errors=True)
     return log
 
 
 def _record(job: Job) -> RunPlan:
-    """What is written down before the run starts."""
+    """The contents of plan.json, which is written before the run starts."""
     plan, request = job.plan, stored_request(job.directory)
     return RunPlan(
         facts=list(plan.facts()),
@@ -235,7 +231,7 @@ def _details(job: Job, plan: TrainingPlan, ending: Ending, rows: Mapping[str, ob
 
 
 def _measured(plan: TrainingPlan, state: RunState) -> dict[str, float | None]:
-    """Steps, tokens, memory and speed of a run as it went."""
+    """Measured steps, tokens, memory and speed of a run."""
     done = state.steps - state.resumed
     seconds = (state.ended or time.time()) - state.begun if state.begun else None
     tokens = plan.row_tokens * plan.batch.effective * state.steps if plan.row_tokens else None

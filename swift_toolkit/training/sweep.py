@@ -1,6 +1,6 @@
-"""A sweep: the same training with several values of one or two settings, one run after the other.
+"""A sweep: the same training with several values of one or two settings, one run after another.
 
-Each run has an output directory of its own, ``<output_dir>/sweep/<key>=<value>``, and is resumed if it did not finish.
+Each run has its own output directory, ``<output_dir>/sweep/<key>=<value>``, and is resumed if it did not finish.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Point:
     """One run of a sweep.
 
     Args:
-        settings: the values that make it, by name.
+        settings: the values of the varied settings, by name.
         output: its output directory.
     """
 
@@ -36,7 +36,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The settings in one word, e.g. ``learning_rate=1e-4``."""
+        """The settings as a name, e.g. ``learning_rate=1e-4``."""
         return ",".join(f"{name}={value}" for name, value in self.settings.items())
 
     def request(self, whole: TrainingRequest) -> TrainingRequest:
@@ -46,7 +46,7 @@ class Point:
 
     @property
     def finished(self) -> Path | None:
-        """The directory of its run, if that is done."""
+        """The directory of its run, if the run is done."""
         runs = runs_of(self.output)
         return runs[0] if runs and read_run(runs[0]).state == "done" else None
 
@@ -98,10 +98,10 @@ def points(values: Mapping[str, Sequence[str]], root: Path) -> list[Point]:
 
 
 def check(whole: TrainingRequest, values: Mapping[str, Sequence[str]]) -> list[Point]:
-    """The runs of a sweep, each of which can be carried out.
+    """The runs of a sweep, after checking that each one can start.
 
     Raises:
-        RequestError: one of them cannot, several nodes take part, or a finished run had other settings.
+        RequestError: a run cannot start, several nodes take part, or a finished run had other settings.
     """
     plain = replace(whole, resume=False)
     first = {key: given[0] for key, given in values.items()}
@@ -132,12 +132,12 @@ def _check_point(point: Point, checked: CheckedRequest) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to.
+    """The result of a sweep.
 
     Args:
-        runs: the newest run of each point that has one, with the name of the point.
-        best: the point with the lowest loss of those that are done; None if none is.
-        comparison: the page that compares the runs; None with fewer than two.
+        runs: name and newest run of each point that has a run.
+        best: the finished point with the lowest loss; None if no point is finished.
+        comparison: the page that compares the runs; None with fewer than two runs.
     """
 
     runs: tuple[tuple[str, RunEntry], ...]

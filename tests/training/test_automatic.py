@@ -244,7 +244,7 @@ def test_a_model_too_large_for_one_gpu_is_divided(installed: set[str]) -> None:
     request = config(**large)
     assert automatic(request, gpus(4))["deepspeed"] == "zero3"
     assert str(request.settings["deepspeed"].source) == (
-        "automatic: one device would need about 141 GiB and has 80: its weights are divided"
+        "automatic: one device would need about 141 GiB and has 80; its weights are sharded"
     )
     assert automatic(config(model="owner/big-200B", train_type="qlora"), gpus(4))["device_map"] == "auto"
     assert not {"deepspeed", "device_map"} & set(automatic(config(**large), gpus(1)))
@@ -352,12 +352,12 @@ def test_what_is_only_suggested(installed: set[str]) -> None:
     request = config(max_length=2048, per_device_train_batch_size=4)
     assert planned(request, gpus(), data(1000, 200)).suggestions == [
         "--packing true --attn_impl flash_attn (needs flash-attn): packs rows of about 200 tokens into sequences of 2048; "
-        "a step then learns from more rows, so choose the batch size again",
+        "a step then learns from more rows, so adjust the batch size",
         "--use_liger_kernel true (needs liger-kernel and a model it supports): saves most of the 6.8 GiB of logits",
     ]
     installed |= {"flash_attn", "liger_kernel"}
     assert planned(request, gpus(), data(2000, 1000)).suggestions[0] == (
-        "--padding_free true --attn_impl flash_attn: no computation is spent on padding"
+        "--padding_free true --attn_impl flash_attn: no computation is wasted on padding"
     )
     assert planned(request, CPU, data(1000, 200)).suggestions == []
     assert not {"packing", "use_liger_kernel"} & set(automatic(request, gpus()))

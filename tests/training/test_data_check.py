@@ -121,8 +121,8 @@ def test_numbers_of_rows_that_cannot_be() -> None:
     with pytest.raises(RequestError) as caught:
         FineTuner(model="a/b", dataset="a.jsonl", val_dataset="a.jsonl#3")
     assert (
-        str(caught.value) == '"val_dataset" asks for 3 rows of "a.jsonl", which has 2. '
-        "ms-swift repeats only training rows."
+        str(caught.value) == '"val_dataset" requests 3 rows of "a.jsonl", which has 2. '
+        "ms-swift repeats training rows only."
     )
     with pytest.raises(RequestError) as caught:
         FineTuner(model="a/b", dataset="one.jsonl", split_dataset_ratio=0.1)

@@ -90,7 +90,7 @@ def test_a_run_that_fits_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = done.stderr
-    assert "Trying one step with the longest rows." in said
+    assert "Running one step with the longest rows." in said
     (line,) = [line for line in said.splitlines() if line.startswith("The longest rows took ")]
     assert line.endswith(": fits.")
     (directory,) = (tmp_path / "out").glob("v0-*")

@@ -82,7 +82,7 @@ def test_a_finished_run(settings: dict[str, Any], run: Path) -> None:
 def test_what_is_learned_changed(settings: dict[str, Any], run: Path, tmp_path: Path) -> None:
     assert refused(settings, learning_rate=1e-3) == (
         f'settings that affect what is learned changed since {run}/checkpoint-2: "learning_rate" 0.0001 → 0.001. '
-        "Undo the change, or add --force to resume with it. Without --resume a new run starts."
+        "Undo the change, or add --force to resume with it. To start a new run, omit --resume."
     )
     FineTuner(settings, learning_rate=1e-3, resume=True, force=True)
     other = tmp_path / "other.jsonl"
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_is_named_in_the_settings(settings: dict[str, Any], ru
         settings, resume=False, resume_from_checkpoint=named, learning_rate=1e-3
     )
     assert refused(settings, resume_from_checkpoint=named, resume_only_model=True) == (
-        '"resume_from_checkpoint" names a checkpoint, but --resume finds it by itself. Remove one of them.\n'
+        '"resume_from_checkpoint" names a checkpoint, but --resume finds it automatically. Remove one of them.\n'
         '"resume_only_model" skips the optimizer state, which --resume needs. Remove one of them.'
     )
     (run / "checkpoint-2/optimizer.pt").write_bytes((run / "checkpoint-2/optimizer.pt").read_bytes()[:500])

@@ -166,7 +166,7 @@ def test_a_real_run_starts_again_with_half_the_batch(
         settings | {"per_device_train_batch_size": 4, "effective_batch_size": 4}
     ).run_training()
     assert result.status == "done"
-    said = "The memory ran out. Starting again from step 4 with 2 rows at once × 2 accumulated: "
+    said = "Out of memory. Restarting from step 4 with 2 rows at once × 2 accumulated; "
     assert said in capsys.readouterr().err
     lines = [json.loads(line) for line in (result.run_directory / "logging.jsonl").read_text().splitlines()]
     steps = [line["global_step/max_steps"] for line in lines if "loss" in line]

@@ -100,7 +100,7 @@ def test_an_adapter_is_no_reward_model(tmp_path: Path) -> None:
         tuner("ppo", dataset="data/grpo.jsonl", reward_model=str(tmp_path))
     command = f"swift export --adapters {tmp_path} --merge_lora true --output_dir {tmp_path}-merged"
     assert (
-        f'names the adapter "{tmp_path}", and ms-swift takes a whole model. Merge it with "{command}"'
+        f'names the adapter "{tmp_path}", but ms-swift needs a complete model. Merge it with "{command}"'
         in str(caught.value)
     )
 

@@ -1,4 +1,4 @@
-"""Advice: what to change to need less memory, or to be faster with the available memory."""
+"""Advice on how to save memory, or how to train faster with the available memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def suggestions(run: MemoryRun | None) -> Iterator[str]:
 
 
 def _fuller_batches(run: MemoryRun) -> Iterator[str]:
-    """Less padding, with flash attention."""
+    """Advice to save padding with flash attention."""
     if run.value("command") != "sft" or run.value("packing") or run.rows.images:
         return
     flash = "--attn_impl flash_attn" + (
@@ -58,7 +58,7 @@ def _fuller_batches(run: MemoryRun) -> Iterator[str]:
     if run.rows.seen and limit and limit > 4 * run.rows.mean:
         yield (
             f"--packing true {flash}: packs rows of about {run.rows.mean} tokens into sequences of {limit}; "
-            "a step then learns from more rows, so choose the batch size again"
+            "a step then learns from more rows, so adjust the batch size"
         )
     elif not run.value("padding_free") and run.value("per_device_train_batch_size") > 1:
-        yield f"--padding_free true {flash}: no computation is spent on padding"
+        yield f"--padding_free true {flash}: no computation is wasted on padding"
