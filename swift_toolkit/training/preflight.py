@@ -32,7 +32,7 @@ DATA_SECONDS = 2.0
 
 _MODELS = ("model", "ref_model", "reward_model", "teacher_model")
 _BASES = {"ref_adapters": "model", "teacher_adapters": "teacher_model", "reward_adapters": "reward_model"}
-"""Settings that name reward or reference adapters, each with the setting of its base model."""
+"""Settings that name reference, teacher or reward adapters, each with the setting of its base model."""
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", *_BASES)
 
 

@@ -300,17 +300,17 @@ def test_rows_that_are_not_here_may_fill_the_batch(installed: set[str]) -> None:
         (
             10,
             {},
-            '"effective_batch_size" is 10, which 4 process(es) cannot share. Use 8.',
+            '"effective_batch_size" is 10, which is not a multiple of 4 process(es). Use 8.',
         ),
         (
             12,
             {"per_device_train_batch_size": 2},
-            '"effective_batch_size" is 12, which 4 process(es) × 2 rows a device cannot share. Use 16.',
+            '"effective_batch_size" is 12, which is not a multiple of 4 process(es) × 2 rows per device. Use 16.',
         ),
         (
             64,
             {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-            '"effective_batch_size" is 64, but 4 process(es) × 2 rows a device × 2 accumulated are 16. '
+            '"effective_batch_size" is 64, but 4 process(es) × 2 rows per device × 2 accumulated are 16. '
             "Remove one of them.",
         ),
         (16, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, None),

@@ -62,7 +62,7 @@ def test_a_batch_that_the_user_chose_stays_and_is_shared_out() -> None:
     assert sizes(plan) == (8, 2) and plan.balances
     line = dict(plan.facts())["padding"]
     assert plan.padding is not None and line == str(plan.padding)
-    assert line.endswith("of the tokens, the same rows each step")
+    assert line.endswith("of the tokens, with the same rows in each step")
 
 
 def test_the_chosen_micro_batches_never_take_more_time_than_single_rows() -> None:

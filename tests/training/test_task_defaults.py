@@ -22,9 +22,7 @@ def test_grpo_starts_with_nothing_but_reward_functions() -> None:
     made = tuner("grpo", reward_funcs="format")
     setting = made.config.settings["gradient_accumulation_steps"]
     assert (setting.value, made.plan.batch.effective) == (8, 8)
-    assert (
-        str(setting.source) == "automatic: 1 × 8 answers, a multiple of the 8 to a prompt (num_generations)"
-    )
+    assert str(setting.source) == "automatic: 1 × 8 answers, a multiple of the 8 per prompt (num_generations)"
     made = tuner("grpo", reward_funcs="format", num_generations=6, per_device_train_batch_size=4)
     assert made.config.get("gradient_accumulation_steps") == 3
     made = tuner("grpo", reward_funcs="format", per_device_train_batch_size=8, split_dataset_ratio=0.2)
@@ -60,7 +58,7 @@ def test_a_classifier_counts_its_classes_unless_they_are_given() -> None:
     assert str(made.config.settings["num_labels"].source) == "automatic: labels from 0 to 2 in the data"
     assert made.config.get("num_labels") == 3
     (warning,) = tuner("seq_cls", dataset="owner/labels").config.warnings
-    assert "the labels are on a hub: ms-swift takes 2 classes" in warning.what
+    assert "the labels are on a hub: ms-swift assumes 2 classes" in warning.what
     assert tuner("seq_cls", num_labels=5).config.get("num_labels") == 5
     made = tuner("seq_cls", dataset="data/seq_cls_multi.jsonl")
     assert made.config.get("problem_type") == "multi_label_classification"

@@ -1,1 +1,1 @@
-"""The rows of an optimiser step."""
+"""The rows of an optimiser step: batch size, padding, distribution."""

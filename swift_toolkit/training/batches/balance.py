@@ -1,8 +1,8 @@
-"""Which rows of one optimiser step share a micro-batch, and which device gets which micro-batch.
+"""Partition the rows of one optimiser step into micro-batches, and assign the micro-batches to devices.
 
-ms-swift fills the micro-batches of a step in random order and pads every row to the longest of its micro-batch. Where
-the loss is normalised by the learned tokens of the whole step, any other partition of the same rows has the same
-gradient. `share_out` finds the one with the fewest padded tokens and, for several devices, equal work on each.
+ms-swift fills the micro-batches of a step in random order and pads every row to the longest of its micro-batch. If the
+loss is normalised by the learned tokens of the whole step, any other partition of the same rows has the same gradient.
+`share_out` finds the one with the fewest padded tokens and, for several devices, equal work on each.
 Pure arithmetic: every rank computes the same partition from the same lengths.
 """
 
@@ -23,10 +23,10 @@ Shares = list[list[RowIndices]]
 """Micro-batches by rank."""
 
 _HEADROOM = (1.05, 1.2, 1.5, 2.0)
-"""Limits of the largest micro-batch that are tried with several ranks, as multiples of its least possible work."""
+"""Limits of the largest micro-batch to try with several ranks, as multiples of its least possible work."""
 
 _EVEN = 1.02
-"""If the work of the slowest rank is at most this multiple of the mean, the search ends."""
+"""The search ends once the work of the slowest rank is at most this multiple of the mean."""
 
 
 def share_out(
@@ -38,22 +38,23 @@ def share_out(
     limit: int | None = None,
     hidden: int = 0,
 ) -> Shares:
-    """The rows of one optimiser step as micro-batches of each rank.
+    """Partition the rows of one optimiser step into micro-batches of each rank.
 
-    The number of micro-batches is that of ms-swift's own order. With one rank, no partition into that many has fewer
-    padded tokens. With several ranks, the one with the most work has the least that was found; neither its work nor
-    the number of padded tokens exceeds that of ms-swift's own order.
+    The number of micro-batches is the same as in ms-swift's own order. With one rank, the partition has the fewest
+    padded tokens for that number. With several ranks, it minimises the work of the busiest rank, as far as the search
+    goes; neither that work nor the number of padded tokens exceeds that of ms-swift's own order.
 
     Args:
-        lengths: tokens of each row, in ms-swift's order: row i belongs to rank i % ranks. A multiple of ``ranks``.
-        ranks: processes that have rows of their own.
-        batch: rows that ms-swift puts into a micro-batch.
+        lengths: tokens of each row, in ms-swift's order: row i belongs to rank i % ranks. The number of rows is a
+            multiple of ``ranks``.
+        ranks: number of processes with their own rows.
+        batch: rows per micro-batch in ms-swift's order.
         equal: every micro-batch keeps ms-swift's number of rows.
-        limit: most padded tokens of a micro-batch; where that is impossible, those of ``batch`` rows as long as the
-            longest.
-        hidden: hidden size of the model, for the quadratic part of attention: a row of S tokens takes S (1 + S / 6h)
+        limit: maximum tokens of a micro-batch, padding included; if that is impossible, the tokens of ``batch`` rows
+            of the longest length.
+        hidden: hidden size h of the model, for the quadratic part of attention: a row of S tokens takes S (1 + S / 6h)
             (Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters", appendix).
-            0 counts tokens alone, as with one rank.
+            0 counts tokens only, as with one rank.
     """
     own = own_order(len(lengths), ranks, batch)
     parts = sum(map(len, own))
@@ -68,7 +69,7 @@ def share_out(
 
 
 def share_out_unpadded(lengths: Sequence[int], ranks: int, batch: int, hidden: int = 0) -> Shares:
-    """The same where nothing is padded: equal work on every rank, about equally many tokens in micro-batches."""
+    """The same without padding: equal work on every rank, and about as many tokens in every micro-batch."""
     own = own_order(len(lengths), ranks, batch)
     work = [max(1, _work(length, hidden)) for length in lengths]
 
@@ -88,15 +89,15 @@ def share_out_unpadded(lengths: Sequence[int], ranks: int, batch: int, hidden: i
 def share_out_within_ranks(
     lengths: Sequence[int], ranks: int, batch: int, limit: int | None = None
 ) -> Shares:
-    """The same for losses that each rank divides by its own tokens: every rank keeps its rows."""
+    """The same for losses that each rank normalises by its own tokens: every rank keeps its rows."""
     mine = [list(range(rank, len(lengths), ranks)) for rank in range(ranks)]
     found = [share_out([lengths[row] for row in rows], 1, batch, limit=limit)[0] for rows in mine]
     return [[[rows[at] for at in part] for part in parts] for rows, parts in zip(mine, found, strict=True)]
 
 
 def _best(own: Shares, found: Iterator[Shares], lengths: Sequence[int], hidden: int) -> Shares:
-    """The partition whose slowest rank has the least work, of those that are no worse than ``own`` in any respect; the
-    first with almost equal ranks ends the search."""
+    """The partition whose slowest rank has the least work, among those that are no worse than ``own`` in any respect.
+    The first partition with almost equal ranks ends the search."""
     best = most = _load(own, lengths, hidden)
     for shares in found:
         load = _load(shares, lengths, hidden)
@@ -108,13 +109,13 @@ def _best(own: Shares, found: Iterator[Shares], lengths: Sequence[int], hidden: 
 
 
 def own_order(rows: int, ranks: int, batch: int) -> Shares:
-    """The micro-batches as ms-swift's sampler makes them: ``rows`` in turn to the ranks, ``batch`` by ``batch``."""
+    """The micro-batches of ms-swift's sampler: ``rows`` go to the ranks in turn, and each rank batches its own."""
     each = [list(range(rank, rows, ranks)) for rank in range(ranks)]
     return [[mine[at : at + batch] for at in range(0, len(mine), batch)] for mine in each]
 
 
 def padded_tokens(shares: Shares, lengths: Sequence[int]) -> int:
-    """Tokens that are computed, padding included."""
+    """Computed tokens, including padding."""
     return sum(len(rows) * max(lengths[row] for row in rows) for share in shares for rows in share)
 
 
@@ -131,8 +132,8 @@ def _rows(order: Sequence[int], ends: Sequence[int]) -> list[RowIndices]:
 
 @dataclass(frozen=True)
 class _Load:
-    """What a partition costs: tokens with padding, the total work, that of the slowest rank, and that of a rank
-    which waits for the others at every micro-batch (as with ZeRO-3)."""
+    """The cost of a partition: tokens with padding, the total work, that of the slowest rank, and that of a rank which
+    waits for the others at every micro-batch (as with ZeRO-3)."""
 
     shares: Shares
     padded: int
@@ -156,8 +157,8 @@ def _work_of(rows: RowIndices, lengths: Sequence[int], hidden: int) -> int:
 
 
 def _deal(parts: list[RowIndices], ranks: int, cost: Callable[[RowIndices], int]) -> Shares:
-    """Micro-batches to ranks, the largest first: those of about the same work at the same time, the largest of them to
-    the rank that has the least so far."""
+    """Assign micro-batches to ranks, the largest first: those with similar work at the same time, and the largest of
+    them to the rank with the least work so far."""
     costs = sorted(((cost(rows), rows) for rows in parts), key=lambda one: one[0], reverse=True)
     shares: Shares = [[] for _ in range(ranks)]
     loads = [0] * ranks
@@ -175,10 +176,10 @@ def _deal(parts: list[RowIndices], ranks: int, cost: Callable[[RowIndices], int]
 
 @dataclass(frozen=True)
 class _Step:
-    """Rows of a step, the shortest first, that are cut into ``parts`` runs.
+    """The rows of a step, shortest first, to be cut into ``parts`` contiguous runs.
 
-    A run costs its number of rows times the work of its last, the longest. No partition of the rows costs less than
-    the best one into runs (swap two rows that are out of order: neither longest grows).
+    A run costs its number of rows times the work of its last row, which is the longest. No partition of the rows costs
+    less than the best partition into runs: swapping two rows that are out of order increases neither maximum.
     """
 
     lengths: list[int]
@@ -187,8 +188,8 @@ class _Step:
     batch: int
 
     def partitions(self, limit: int | None, ranks: int) -> Iterator[list[int]]:
-        """The ends of the runs of the cheapest partition; for several ranks also of those with a smaller largest run,
-        for ranks wait for the one with the most."""
+        """The ends of the runs of the cheapest partition; for several ranks also of partitions with a smaller largest
+        run, because ranks wait for the one with the most work."""
         free = [0] * (len(self.work) + 1)
         if limit is not None:
             longest, least = self.lengths[-1], max(limit, self.lengths[-1])
@@ -202,7 +203,7 @@ class _Step:
                 yield _cut(self.work, _starts(self.work, int(least * more), free), self.parts)
 
     def _least_limit(self, weights: list[int], floor: Sequence[int]) -> int:
-        """The least limit of a run with which the rows can be cut into ``parts`` runs."""
+        """The smallest limit of a run with which the rows can be cut into ``parts`` runs."""
         limits = range(weights[-1], weights[-1] * len(weights) + 1)
         return limits[bisect_left(limits, True, key=lambda limit: self._fits(weights, limit, floor))]
 
@@ -216,16 +217,16 @@ class _Step:
 
 
 def _starts(weights: Sequence[int], limit: int, floor: Sequence[int]) -> list[int]:
-    """For every end of a run the earliest start with which it stays within ``limit`` and not before ``floor``."""
+    """For every end of a run, the earliest start not before ``floor`` that keeps the run within ``limit``."""
     return [0, *(max(floor[end], end - limit // weights[end - 1]) for end in range(1, len(floor)))]
 
 
 def _cut(work: Sequence[int], starts: Sequence[int], parts: int) -> list[int]:
-    """The ends of exactly ``parts`` runs of least cost, each starting at ``starts[end]`` or later.
+    """The ends of exactly ``parts`` runs with the lowest cost, each starting at ``starts[end]`` or later.
 
-    The cost is convex in the number of runs (it has the Monge property), so a price on every run leads to any number
-    (Aggarwal, Schieber, Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the concave Monge
-    property"): the least integer price at which ``parts`` runs are cheapest, then one of the cheapest chains of them.
+    The cost is convex in the number of runs (it has the Monge property), so a price per run can produce any number
+    of runs (Aggarwal, Schieber, Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the concave Monge
+    property"). This finds the smallest integer price at which ``parts`` runs are cheapest, then one such partition.
     """
     low, high = 0, work[-1] * len(work) + 1
     while low < high:
@@ -250,13 +251,13 @@ def _cut(work: Sequence[int], starts: Sequence[int], parts: int) -> list[int]:
 
 
 def _chain(work: Sequence[int], starts: Sequence[int], price: int, sign: int) -> tuple[list[int], list[int]]:
-    """The least cost up to every end, with ``price`` for every run, and its number of runs: the fewest with ``sign``
-    1, the most with -1.
+    """The lowest cost up to every end with ``price`` per run, and its number of runs: the fewest with ``sign`` 1, the
+    most with -1.
 
-    Starts that are the best for some end come in order (Galil and Park 1992, "Dynamic programming with convexity,
-    concavity and sparsity"): each waits together with the end from which on it is the best.
+    The best starts are monotonic in the end (Galil and Park 1992, "Dynamic programming with convexity, concavity and
+    sparsity"): each start is queued with the first end for which it is the best.
     """
-    scale = len(work) + 1  # costs and numbers of runs in one integer
+    scale = len(work) + 1  # encodes cost and number of runs in one integer
     charge = price * scale + sign
     best = [0]
     waiting = deque([(0, 1)])
@@ -268,7 +269,7 @@ def _chain(work: Sequence[int], starts: Sequence[int], price: int, sign: int) ->
         better = end + 1
         while waiting:
             other, since = waiting[-1]
-            # a run from `end` is cheaper than one from `other` from this work on, or where the latter is too long
+            # from this work on, a run from `end` is cheaper than one from `other`, or the latter is too long
             least = -((best[other] - best[end]) // ((end - other) * scale))
             better = max(end, min(bisect_left(work, least), bisect_right(starts, other) - 1)) + 1
             if better > since:

@@ -13,11 +13,11 @@ from swift_toolkit.config.tasks import Task
 from swift_toolkit.problems import Problem
 
 _LEAST_ROWS = 16
-"""Rows of a step to which ms-swift accumulates by default (``TrainArgumentsMixin.__post_init__``)."""
+"""Rows of a step that ms-swift accumulates by default (``TrainArgumentsMixin.__post_init__``)."""
 
 
 class Settings(Protocol):
-    """Values by ms-swift's names, and what is trained."""
+    """Settings by ms-swift's names, and the training task."""
 
     @property
     def task(self) -> Task: ...
@@ -32,7 +32,7 @@ class Batch:
     Args:
         rows: rows of a micro-batch on one device.
         accumulation: micro-batches of an optimiser step on one device.
-        feeders: processes with rows of their own; with sequence parallelism several share a row.
+        feeders: processes with their own rows; with sequence parallelism several processes share a row.
     """
 
     rows: int
@@ -41,13 +41,13 @@ class Batch:
 
     @property
     def effective(self) -> int:
-        """Rows of an optimiser step, over all processes of all nodes."""
+        """Rows of an optimiser step across all processes of all nodes."""
         return self.rows * self.accumulation * self.feeders
 
     def steps(self, rows: int, epochs: float) -> int:
-        """Optimiser steps that ``epochs`` over ``rows`` take.
+        """Number of optimiser steps for ``epochs`` over ``rows``.
 
-        As transformers.Trainer counts: ``ceil(epochs * ceil(batches / accumulation))``.
+        Counted as in transformers.Trainer: ``ceil(epochs * ceil(batches / accumulation))``.
         """
         batches = math.ceil(rows / (self.rows * self.feeders))
         return math.ceil(epochs * max(1, math.ceil(batches / self.accumulation)))
@@ -63,12 +63,12 @@ def batch_of(settings: Settings, world: int) -> Batch:
 
 
 def feeders(settings: Settings, world: int) -> int:
-    """How many of ``world`` processes take rows of their own."""
+    """How many of ``world`` processes have their own rows."""
     return max(1, world // (settings.value("sequence_parallel_size") or 1))
 
 
 def batch_problems(config: Config, world: int) -> Iterator[Problem]:
-    """What is wrong with the size of the batch that was asked for, on ``world`` processes."""
+    """Problems of the requested batch size with ``world`` processes."""
     wish = config.effective_batch
     if wish is None:
         return
@@ -78,24 +78,24 @@ def batch_problems(config: Config, world: int) -> Iterator[Problem]:
     if wish.value % fixed == 0 and (wish.value == fixed or not (batch and steps)):
         return
     parts = [f"{sharing} process(es)"]
-    parts += [f"{batch} rows a device"] if batch else []
+    parts += [f"{batch} rows per device"] if batch else []
     parts += [f"{steps} accumulated"] if steps else []
     product = " × ".join(parts)
     if batch and steps:
         yield wish.problem(f"is {wish.value}, but {product} are {fixed}", "Remove one of them.")
         return
     near = max(1, round(wish.value / fixed)) * fixed
-    yield wish.problem(f"is {wish.value}, which {product} cannot share", f"Use {near}.")
+    yield wish.problem(f"is {wish.value}, which is not a multiple of {product}", f"Use {near}.")
 
 
 def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
-    """Optimiser steps of the run, None if the number of rows is not known."""
+    """Optimiser steps of the run; None if the number of rows is unknown."""
     if (steps := config.value("max_steps")) > 0:
         return int(steps)
     if rows is None or config.get("streaming") or config.get("packing"):
         return None
     epochs: float = config.get("max_epochs") or config.value("num_train_epochs")
-    if config.task.name == "ppo":  # as TRL counts, whole batches of answers
+    if config.task.name == "ppo":  # TRL counts whole batches of answers
         return math.ceil(int(epochs * rows) / batch.effective)
     if config.task.batch_of == "answers":
         return math.ceil(epochs * _answer_steps(config, batch, rows))
@@ -103,10 +103,10 @@ def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
 
 
 def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:
-    """Optimiser steps of one epoch of GRPO, whose batches hold answers: ``num_generations`` to each prompt.
+    """Optimiser steps of one epoch of GRPO, whose batches contain answers: ``num_generations`` per prompt.
 
-    As TRL's RepeatSampler: an incomplete generation batch is dropped, and each is trained on in
-    ``steps_per_generation`` parts ``num_iterations`` times.
+    Counted as in TRL's RepeatSampler: an incomplete generation batch is dropped, and each batch is trained on in
+    ``steps_per_generation`` parts, ``num_iterations`` times.
     """
     generated = requirements.generation_batch(config, batch.feeders)
     parts = max(1, generated // (batch.rows * batch.feeders))

@@ -1,4 +1,4 @@
-"""Settings without which a task does not start or learns nothing, chosen where the user left them open."""
+"""Defaults for settings without which a task does not start or learns nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swift_toolkit.dataset.spec import DatasetSpec
 from swift_toolkit.problems import Problem
 
 EMBEDDING_ROWS = 8
-"""Rows of a batch of embeddings: each is compared with the documents of the others."""
+"""Rows of a batch of embeddings: each row is compared with the documents of the other rows."""
 
 
 _LOSSES = {
@@ -22,15 +22,15 @@ _LOSSES = {
     "reranker": {"v3": "reranker", "v4": "pointwise_reranker"},
     "generative_reranker": {"v3": "generative_reranker", "v4": "pointwise_reranker"},
 }
-"""The losses of tasks for which ms-swift has no default and stops at the first step."""
+"""Losses of tasks for which ms-swift has no default, so that it fails at the first step."""
 
 
 def fill_for_task(config: Config, world: int) -> None:
-    """Choose what the task of ``config`` needs, each with its reason, before the request is checked.
+    """Set what the task of ``config`` needs, with reasons, before the request is checked.
 
     Args:
         config: the request.
-        world: training processes of all machines.
+        world: number of training processes on all machines.
     """
     if losses := _LOSSES.get(config.task.name):
         config.fill(
@@ -42,7 +42,7 @@ def fill_for_task(config: Config, world: int) -> None:
 
 
 def _fill_answers(config: Config, world: int) -> None:
-    """GRPO: the answers to one prompt must fit into the answers that are generated at once."""
+    """GRPO: all answers to one prompt must be part of the same generation batch."""
     if config.task.batch_of != "answers":
         return
     count = config.value("num_generations")
@@ -53,23 +53,23 @@ def _fill_answers(config: Config, world: int) -> None:
     if config.effective_batch is None and not any(config.get(name) for name in own):
         steps = count // math.gcd(batch, count)
         if steps > 1:
-            reason = f"{batch} × {steps} answers, a multiple of the {count} to a prompt (num_generations)"
+            reason = f"{batch} × {steps} answers, a multiple of the {count} per prompt (num_generations)"
             config.fill("gradient_accumulation_steps", steps, reason)
     if has_validation(config) and config.get("eval_strategy", "steps") != "no":
         count = config.get("num_generations_eval") or count
         rows = count // math.gcd(world, count)
-        config.fill("per_device_eval_batch_size", rows, f"a multiple of the {count} answers to a prompt")
+        config.fill("per_device_eval_batch_size", rows, f"a multiple of the {count} answers per prompt")
 
 
 def _fill_classes(config: Config) -> None:
-    """A classifier: how many classes there are, by its data."""
+    """A classifier: the number of classes, from its data."""
     if config.task.name != "seq_cls" or {"num_labels", "problem_type"} & config.settings.keys():
         return
     columns = config.get("columns")
     found = find_classes(config.value("dataset"), columns if isinstance(columns, dict) else None)
     if found is None and any(map(_is_on_hub, config.value("dataset"))):
-        what = "is not given, and the labels are on a hub: ms-swift takes 2 classes"
-        config.warnings.append(config.problem("num_labels", what, "Add it if there are more."))
+        what = "is not set and the labels are on a hub: ms-swift assumes 2 classes"
+        config.warnings.append(config.problem("num_labels", what, "Set it if there are more."))
     if found is not None:
         config.fill("num_labels", found.count, f"{found.phrase} in the data")
         if found.problem_type:
@@ -79,7 +79,7 @@ def _fill_classes(config: Config) -> None:
 def _is_on_hub(entry: str) -> bool:
     try:
         return DatasetSpec.parse(entry).kind == "hub"
-    except FlawError:  # reported when the data is checked
+    except FlawError:  # the data check reports it
         return False
 
 
@@ -88,17 +88,17 @@ def _is_infonce(config: Config) -> bool:
 
 
 def _fill_embedding(config: Config) -> None:
-    """Embeddings that are compared with one another learn nothing from a batch of one row."""
+    """Embeddings: rows are compared with one another, so a batch of one row teaches nothing."""
     if _is_infonce(config) and config.effective_batch is None:
         reason = "the rows of a batch are compared with one another"
         config.fill("per_device_train_batch_size", EMBEDDING_ROWS, reason)
 
 
 def batch_of_one(config: Config, report: DataReport, world: int) -> Iterator[Problem]:
-    """A batch of one embedding with nothing to compare it with, whose loss is 0."""
+    """A problem if a batch is a single embedding with nothing to compare it with: its loss is 0."""
     alone = config.get("per_device_train_batch_size") == 1 and world == 1
     if not alone or not _is_infonce(config) or report.unchecked:
         return
     if not any("negative_messages" in file.columns for file in report.files):
-        what = "is 1, and the rows have no documents that do not fit: there is nothing to compare, and the loss is 0"
+        what = "is 1, and the rows have no negative documents: there is nothing to compare with, and the loss is 0"
         yield config.problem("per_device_train_batch_size", what, "Use at least 2.")

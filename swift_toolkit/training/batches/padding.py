@@ -1,8 +1,8 @@
-"""How many tokens are padded in a run: simulated, before it starts, with rows as long as those of its data.
+"""Simulation of the padding in a run, before it starts, with rows as long as those of its data.
 
 A device computes every row of a micro-batch at the length of the longest. The time of a step therefore depends on how
-many rows share a micro-batch, and on the fixed cost of each: a GPU reads all weights once in a micro-batch, however few
-its tokens are.
+many rows share a micro-batch, and on the fixed cost per micro-batch: a GPU reads all weights once, however few the
+tokens.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from swift_toolkit.training.batches import balance
 PaddingKind = Literal["padded", "equal", "unpadded"]
 
 LEAST_SAVING = 0.05
-"""Share of the computed tokens that must be saved for rows to be balanced automatically."""
+"""Share of the computed tokens that balancing must save to be enabled automatically."""
 
 _MOST_ROWS, _STEP_ROWS = 512, 256
-"""Rows of all simulated steps, and most rows of one of them: of a larger step a part is simulated."""
+"""Rows of all simulated steps, and maximum rows of one step: of a larger step only a part is simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
-    """What the steps of a run compute, in tokens.
+    """The computation of the steps of a run, in tokens.
 
     Args:
-        own: tokens computed per token of the data, in ms-swift's own order.
-        shared: the same with the rows of every step shared out by length.
-        largest: tokens of the largest micro-batch, rows shared out.
+        own: computed tokens per token of the data, in ms-swift's own order.
+        shared: the same with the rows of every step distributed by length.
+        largest: tokens of the largest micro-batch with rows distributed by length.
         own_step: tokens of a step on the slowest device, in ms-swift's own order.
-        shared_step: the same, rows shared out.
+        shared_step: the same with rows distributed by length.
     """
 
     own: float
@@ -52,24 +52,24 @@ class Padding:
 
     @property
     def saves(self) -> bool:
-        """Whether sharing out pays: fewer tokens, or less waiting for the slowest device."""
+        """Whether distributing by length pays off: fewer tokens, or less waiting for the slowest device."""
         keeps = 1 - LEAST_SAVING
         return self.shared <= keeps * self.own or self.shared_step <= keeps * self.own_step
 
     def __str__(self) -> str:
         if self.own == 1:
             times = self.own_step / self.shared_step
-            return f"none; a step is {times:.1f} times shorter with equal work for every device"
-        return f"{self.own:.0%} → {self.shared:.0%} of the tokens, the same rows each step"
+            return f"none; with equal work for every device, a step is {times:.1f} times faster"
+        return f"{self.own:.0%} → {self.shared:.0%} of the tokens, with the same rows in each step"
 
 
 @dataclass(frozen=True)
 class RowLengths:
-    """How long the rows of the data are.
+    """The distribution of row lengths in the data.
 
     Args:
-        tokens: lengths, the shortest first.
-        rows: how many rows are about as long as each.
+        tokens: lengths, shortest first.
+        rows: number of rows of about each length.
     """
 
     tokens: tuple[int, ...]
@@ -77,40 +77,40 @@ class RowLengths:
 
     @classmethod
     def seen(cls, tokens: Mapping[int, int], step: int, limit: int) -> RowLengths:
-        """From a histogram: tokens, rounded down to a multiple of ``step`` -> rows; none is longer than ``limit``."""
+        """From a histogram (tokens, rounded down to a multiple of ``step`` -> rows), cut off at ``limit``."""
         bars = sorted(tokens)
         middles = (bar + step // 2 for bar in bars)
         return cls(tuple(min(one, limit or one) for one in middles), tuple(tokens[bar] for bar in bars))
 
     @classmethod
     def assumed(cls, mean: int, longest: int) -> RowLengths:
-        """Those of chats, where the lengths are not known: log-normal, one in sixty about as long as the longest."""
+        """An assumption for chats of unknown length: log-normal, one row in sixty about as long as the longest."""
         spread = NormalDist(log(mean) - _SPREAD**2 / 2, _SPREAD)
         tokens = [min(longest, max(1, round(exp(spread.inv_cdf(part / 64))))) for part in range(1, 64)]
         return cls((*tokens, longest), (1,) * 64)
 
     def sample(self, rows: int) -> list[int]:
-        """``rows`` lengths, each as frequent as in the data; always the same."""
+        """A deterministic sample of ``rows`` lengths, each as frequent as in the data."""
         return Random(0).choices(self.tokens, self.rows, k=rows)
 
 
 _SPREAD = 0.9
-"""Standard deviation of the logarithm of the length of a row of chats, an assumption."""
+"""Assumed standard deviation of the logarithm of the length of a chat."""
 
 
 @lru_cache(maxsize=256)
 def simulate(
     lengths: RowLengths, ranks: int, batch: int, accumulation: int, hidden: int, kind: PaddingKind = "padded"
 ) -> Padding:
-    """What steps of rows of these lengths compute.
+    """Simulate steps with rows of these lengths.
 
     Args:
-        lengths: of the data.
-        ranks: processes with rows of their own.
-        batch: rows of a micro-batch on one of them.
-        accumulation: micro-batches of a step on one of them.
-        hidden: hidden size of the model, 0 if not known.
-        kind: ``equal`` where all micro-batches keep their number of rows, ``unpadded`` with ``padding_free``.
+        lengths: row lengths of the data.
+        ranks: number of processes with their own rows.
+        batch: rows of a micro-batch on one process.
+        accumulation: micro-batches of a step on one process.
+        hidden: hidden size of the model; 0 if unknown.
+        kind: ``equal`` if all micro-batches keep their number of rows, ``unpadded`` with ``padding_free``.
     """
     micro_batches = max(1, min(accumulation, _STEP_ROWS // batch))
     ranks = max(1, min(ranks, _STEP_ROWS // (batch * micro_batches)))
@@ -153,7 +153,7 @@ _OTHER_LOSS = ("label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss
 
 
 def obstacle(config: Config) -> str | None:
-    """Why the rows of a step cannot be shared out by length, or not without changing what is learned; None if they
+    """Why the rows of a step cannot be distributed by length, or not without changing what is learned; None if they
     can."""
     task = _task(config)
     if task.loss_over != "tokens" and task.name not in ("dpo", "seq_cls"):
@@ -162,7 +162,7 @@ def obstacle(config: Config) -> str | None:
         return f'with "padding_free" the loss of {task.name} has not been verified'
     for name in _OTHER_ORDER:
         if config.get(name):
-            return f'"{name}" decides the order of the rows'
+            return f'"{name}" determines the order of the rows'
     for name in _OTHER_LOSS:
         if config.get(name):
             return f'with "{name}" the loss depends on which rows share a micro-batch'
@@ -178,8 +178,8 @@ def obstacle(config: Config) -> str | None:
 
 
 def padding_kind(config: Config) -> PaddingKind:
-    """What decides how the rows of a step may be shared out: a loss that is the mean over the rows of each micro-batch
-    needs them of equal size; with ``padding_free`` nothing is padded."""
+    """How the rows of a step may be distributed: a loss that is the mean over the rows of each micro-batch needs
+    micro-batches of equal size; with ``padding_free`` nothing is padded."""
     if config.get("padding_free"):
         return "unpadded"
     return "padded" if _task(config).loss_over == "tokens" else "equal"
@@ -197,17 +197,17 @@ _PEAKS = {
     "A10": (125, 0.6), "A6000": (155, 0.77), "4090": (165, 1.01), "3090": (71, 0.94), "V100": (125, 0.9),
     "T4": (65, 0.32),
 }  # fmt: skip
-"""Names of GPUs -> TFLOP/s of dense matrices of 16-bit numbers, TB/s of memory: NVIDIA's data sheets."""
+"""GPU names -> dense 16-bit TFLOP/s, memory bandwidth in TB/s (NVIDIA's data sheets)."""
 
 _UNKNOWN_PEAK = (200, 1.0)
 
 _CPU_TOKENS = 50
 
 LAYER_SECONDS = 0.01
-"""Least time of a layer in each micro-batch on a GPU, forward and backward: Python starts its kernels one by one.
+"""Minimum time per layer and micro-batch on a GPU, forward and backward: Python launches its kernels one by one.
 
-Measured on one H100 (torch 2.11, transformers 5.17, LoRA in bfloat16): 16 ms in a Llama of 20 layers, 10 ms in one of
-32, with 200 tokens as with 1,000. The 16 rows of a step took 1.3 s in micro-batches of 4, 0.45 s in one.
+Measured on one H100 (torch 2.11, transformers 5.17, LoRA in bfloat16): 16 ms in a Llama with 20 layers and 10 ms in one
+with 32, both with 200 and with 1,000 tokens. A step of 16 rows took 1.3 s in micro-batches of 4, and 0.45 s in one.
 """
 
 UTILISATION = 0.4
@@ -217,15 +217,16 @@ UTILISATION = 0.4
 def tokens_of_a_micro_batch(device: Device, shape: ModelShape | None = None, trains_all: bool = False) -> int:
     """The fixed cost of a micro-batch, in tokens.
 
-    On a GPU the larger of two: by its roofline (Williams, Waterman, Patterson 2009) each weight of 2 bytes is read once
-    for 2 operations a token, so that with fewer tokens than operations per byte the time is that of reading; and
-    starting the kernels of all layers takes `LAYER_SECONDS` each. On a CPU measured (SmolLM2-135M, LoRA, float32, two
-    cores): 16 rows of mixed length take 0.90 of the time of single rows in 8 micro-batches and in 4, padding included.
+    On a GPU it is the larger of two costs. By the roofline model (Williams, Waterman, Patterson 2009), each weight of 2
+    bytes is read once for 2 operations per token, so that with fewer tokens than operations per byte reading takes all
+    the time. And launching the kernels takes `LAYER_SECONDS` per layer. On a CPU it was measured (SmolLM2-135M, LoRA,
+    float32, two cores): 16 rows of mixed length in 8 or 4 micro-batches take 0.90 of the time of single rows, padding
+    included.
 
     Args:
         device: the device that computes.
-        shape: shape of the model; without it only the roofline counts.
-        trains_all: every weight is trained: 6 operations a weight and token, else 4.
+        shape: dimensions of the model; without them only the roofline counts.
+        trains_all: whether every weight is trained, with 6 operations per weight and token instead of 4.
     """
     if device.kind == "cpu":
         return _CPU_TOKENS
