@@ -92,7 +92,7 @@ def test_an_unknown_model() -> None:
     verdict = fitting.judge_memory(None)
     assert verdict.as_dict() == {"verdict": "unknown"}
     assert list(verdict.lines()) == [
-        ("memory", "unknown: neither a config.json nor the model's name tells its size")
+        ("memory", "unknown: neither a config.json nor the model's name gives its size")
     ]
 
 

@@ -1,1 +1,1 @@
-"""Estimate of the memory that a run needs."""
+"""Estimate of a run's memory needs."""

@@ -10,21 +10,21 @@ from swift_toolkit.training.memory.run import MemoryRun
 from swift_toolkit.training.memory.weights import Trained, sharing
 
 UNSEEN_IMAGE, MIDDLING_IMAGE = 1280, 391
-"""Tokens of an image without a size limit (one megapixel) and of a typical one (640 × 480 pixels), for Qwen2-VL, whose
-tokens are 28 × 28 pixels."""
+"""Tokens of an image without a size limit (one megapixel) and of a typical image (640 × 480 pixels), for Qwen2-VL with
+its 28 × 28 pixels per token."""
 
 
 # --- activations and logits ---------------------------------------------------------------------------------
 
 
 def _row_factor(run: MemoryRun) -> int:
-    """Sequences made of one row: the chosen and the rejected answer, or a question with its documents."""
+    """Number of sequences per row: the chosen and the rejected answer, or a question with its documents."""
     negatives = os.environ.get("MAX_NEGATIVE_SAMPLES", "") if run.task.has_negatives else "0"
     return run.task.sequences + (int(negatives) if negatives.isdecimal() else 7)
 
 
 def image_tokens(run: MemoryRun) -> int:
-    """Tokens of the largest image, as limited by ms-swift's environment variables or the model; 0 for a text model."""
+    """Tokens of the largest image, limited by ms-swift's environment variables or the model; 0 for a text model."""
     shape = run.shape
     if shape.encoder is None:
         return 0
@@ -38,8 +38,8 @@ def image_tokens(run: MemoryRun) -> int:
 
 
 def _length(run: MemoryRun, text: int, image: int) -> int:
-    """Tokens of a row: ``text``, its images of ``image`` tokens each, and generated ones. With sequence parallelism
-    the tokens of that row on one device."""
+    """Tokens of a row: ``text``, ``image`` tokens per image, and generated tokens. With sequence parallelism, the
+    tokens of the row on one device."""
     length = text + run.rows.images * image
     limit = run.value("max_length") or run.shape.context
     length = min(length, limit) if limit else length
@@ -51,12 +51,12 @@ def _length(run: MemoryRun, text: int, image: int) -> int:
 def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
     """Tokens of the largest batch of ``batch`` rows on one device.
 
-    With packing every row is full. Without padding a batch has one row of the longest length and others of average
-    length; with padding all rows are padded to the longest.
+    With packing every row is full. With ``padding_free`` a batch has one row of the longest length and others of
+    average length; otherwise all rows are padded to the longest.
 
     Args:
         run: the run.
-        batch: number of rows; may have a fraction if rows of similar length share a batch.
+        batch: number of rows; can be fractional if rows of similar length share a batch.
         longest: text tokens of the longest row.
         image: tokens of each image; 0 to count text only.
     """
@@ -73,7 +73,7 @@ def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
 
 
 def moving_bytes(run: MemoryRun, tokens: int, trained: Trained) -> dict[str, float]:
-    """Activations of a training step."""
+    """Activations of a training step, in bytes."""
     spread = sharing(run).layers
     checkpointing = run.value("gradient_checkpointing")
     kept = _kept(run, run.shape.text, tokens, checkpointing)
@@ -91,7 +91,7 @@ def moving_bytes(run: MemoryRun, tokens: int, trained: Trained) -> dict[str, flo
 
 def _kept(run: MemoryRun, stack: Stack, tokens: int, checkpointing: bool) -> float:
     """Bytes that ``stack`` keeps for the backward pass. With checkpointing these are the inputs of its layers, and one
-    complete layer while it is recomputed (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
+    whole layer during its recomputation (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
     layer = tokens * _layer_bytes(run, stack) + _score_bytes(run, stack, tokens)
     back = (
         tokens * run.width * (stack.matrices * stack.inner + 2 * stack.hidden)
@@ -122,7 +122,7 @@ def _layer_bytes(run: MemoryRun, stack: Stack) -> float:
 
 
 def _score_bytes(run: MemoryRun, stack: Stack, tokens: int) -> float:
-    """Bytes of attention scores if attention is not fused: for every pair of tokens of a row the score, its softmax in
+    """Bytes of attention scores if attention is not fused: for every pair of tokens of a row, the score, its softmax in
     float32, and the softmax in the computation type."""
     if run.value("attn_impl") != "eager":
         return 0
@@ -140,7 +140,7 @@ def logit_bytes(run: MemoryRun) -> float:
     no logits.
     """
     tokens = _judged_tokens(run, run.longest_rows, run.rows.longest)
-    tokens *= 2 if run.task.has_teacher else 1  # the teacher's too
+    tokens *= 2 if run.task.has_teacher else 1  # also those of the teacher
     if run.task.logits == "last":
         return (
             tokens * run.shape.vocabulary * 2 * run.width
@@ -151,7 +151,7 @@ def logit_bytes(run: MemoryRun) -> float:
 
 
 def eval_logits(run: MemoryRun) -> float:
-    """The same for an evaluation, which has no backward pass: the logits, also in float32, and the log softmax."""
+    """The same for an evaluation without a backward pass: the logits, also in float32, and the log softmax."""
     data = run.value("val_dataset") or run.value("split_dataset_ratio")
     if not data or run.value("eval_strategy") == "no" or run.value("use_liger_kernel"):
         return 0
@@ -161,8 +161,8 @@ def eval_logits(run: MemoryRun) -> float:
 
 
 def _judged_tokens(run: MemoryRun, batch: float, longest: int) -> int:
-    """Tokens of a batch that have logits. For newer models these exclude image tokens, which precede the answer
-    (ms-swift's ``use_logits_to_keep``); a classifier has none."""
+    """Tokens of a batch that have logits. Newer models have none for image tokens, which precede the answer
+    (ms-swift's ``use_logits_to_keep``); a classifier has none at all."""
     if run.task.logits == "none":
         return 0
     keeps_all = not run.shape.answers_only or run.task.logits == "last" or run.value("packing")
@@ -170,8 +170,8 @@ def _judged_tokens(run: MemoryRun, batch: float, longest: int) -> int:
 
 
 def generation_bytes(run: MemoryRun, training: float) -> float:
-    """Memory for generating answers. vLLM takes its share of the device, with ``sleep_level`` only while it generates;
-    without vLLM the keys and values of a batch are kept."""
+    """Memory for generating answers, in bytes. vLLM takes its share of the device, with ``sleep_level`` only while it
+    generates; without vLLM, the keys and values of a batch are kept."""
     if not run.task.generates:
         return 0
     if run.value("use_vllm") and run.value("vllm_mode") == "colocate":

@@ -13,7 +13,7 @@ from swift_toolkit.training.memory.run import MemoryRun
 
 
 def when_memory_ran_out(run: MemoryRun | None, config: Config) -> list[str]:
-    """The changes to try, least intrusive first, with the numbers of this run.
+    """Changes to try, least intrusive first, with the numbers of this run.
 
     Args:
         run: what determines its memory; None if unknown.
@@ -28,7 +28,7 @@ def when_memory_ran_out(run: MemoryRun | None, config: Config) -> list[str]:
 
 
 LOGITS_SHARE = 0.15
-"""Share of the memory above which it is worth reducing the logits."""
+"""Share of the memory above which reducing the logits pays off."""
 
 
 def suggestions(run: MemoryRun | None) -> Iterator[str]:

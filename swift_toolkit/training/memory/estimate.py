@@ -1,4 +1,4 @@
-"""The memory that a training run needs on each device, estimated part by part before it starts.
+"""Estimate of the memory that a training run needs on each device, part by part, before it starts.
 
 Weights, gradients and optimiser states follow Rajbhandari et al. 2020 ("ZeRO: Memory Optimizations Toward Training
 Trillion Parameter Models", section 3). Activations are counted as in Korthikanti et al. 2022 ("Reducing Activation
@@ -36,8 +36,8 @@ class Estimate:
     Args:
         parts: bytes on a device by purpose, in the order of `PARTS`.
         host: bytes offloaded to host memory, per process.
-        tokens: of the largest batch on one device.
-        peak: ``training`` or ``evaluation``, whichever takes more.
+        tokens: tokens of the largest batch on one device.
+        peak: ``training`` or ``evaluation``, whichever takes more memory.
     """
 
     parts: Mapping[str, int]
@@ -47,7 +47,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes on one device."""
+        """Total bytes on one device."""
         return sum(self.parts.values())
 
 
@@ -92,14 +92,14 @@ def estimate(run: MemoryRun) -> Estimate:
 # --- overhead -----------------------------------------------------------------------------------------------
 
 CUDA_CONTEXT = 0.6 * GIB
-"""GPU memory of a process without tensors: the context, and the kernels and workspaces of libraries."""
+"""GPU memory of a process without tensors: its context, and the kernels and workspaces of libraries."""
 
 NCCL_BUFFERS = 0.4 * GIB
 """GPU memory of a process for its connections to other GPUs."""
 
 FRAGMENTS, FEW_FRAGMENTS = 0.25, 0.05
-"""Additional share of temporary memory that PyTorch's caching allocator holds. Rows of many lengths leave gaps between
-its blocks; packed rows, which have one length, and expandable segments (`launch.GROWING`) leave few."""
+"""Additional share of temporary memory that PyTorch's caching allocator holds. Rows of varying length leave gaps
+between its blocks; packed rows, which have equal length, and expandable segments (`launch.GROWING`) leave few."""
 
 CPU_PROCESS = 0.7 * GIB
 """Resident memory of a training process without the model: Python with torch, transformers and ms-swift."""

@@ -17,12 +17,12 @@ from swift_toolkit.training.memory.run import MemoryRun
 Word = Literal["fits", "tight", "does not fit", "unknown"]
 
 ROOMY, FULL = 0.85, 0.97
-"""Shares of a device's memory: up to the first a run fits, up to the second it is tight."""
+"""Shares of a device's memory: a run up to the first fits, up to the second it is tight."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of settings that may need less memory.
+    """A change of settings that may reduce memory.
 
     Args:
         settings: new values by ms-swift's names.
@@ -35,7 +35,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Saving:
-    """Flags that reduce the memory of a run, and the bytes on a device with them."""
+    """Flags that reduce the memory of a run, and the resulting bytes on a device."""
 
     flags: Mapping[str, str]
     total: int
@@ -49,11 +49,11 @@ class Verdict:
     """What is known about a run's memory before it starts.
 
     Args:
-        run: what was estimated; None if the size of the model is unknown.
-        word: the verdict in a word.
+        run: the run of the estimate; None if the size of the model is unknown.
+        word: the verdict.
         estimate: the estimate for the longest rows, known or assumed.
         filled: bytes on a device if rows fill ``max_length``; None if the data is known.
-        saving: a change that would make it fit, if it does not fit and there is one.
+        saving: if it does not fit, a change that would make it fit, if there is one.
     """
 
     run: MemoryRun | None
@@ -63,7 +63,7 @@ class Verdict:
     saving: Saving | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Plain data; sizes in bytes."""
+        """The verdict as plain data; sizes in bytes."""
         if self.run is None or self.estimate is None:
             return {"verdict": self.word}
         rows = self.run.rows
@@ -85,9 +85,9 @@ class Verdict:
         }
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Names and values for the plan."""
+        """The lines of the plan, as names and values."""
         if self.run is None or self.estimate is None:
-            yield "memory", "unknown: neither a config.json nor the model's name tells its size"
+            yield "memory", "unknown: neither a config.json nor the model's name gives its size"
             return
         device = "process" if self.run.kind == "cpu" else "device"
         total = f" of {gib(self.run.device_bytes)}" if self.run.device_bytes else ""
@@ -117,7 +117,7 @@ def _parts(estimate: Estimate) -> str:
 
 
 def judge_memory(run: MemoryRun | None) -> Verdict:
-    """Whether ``run`` fits; if not, with a change that would make it fit."""
+    """Judge whether ``run`` fits; if not, find a change that would make it fit."""
     if run is None:
         return Verdict(None)
     estimate = memory_estimate.estimate(run)
@@ -129,7 +129,7 @@ def judge_memory(run: MemoryRun | None) -> Verdict:
 
 
 def word_for(size: int, device: int) -> Word:
-    """Whether a run of ``size`` bytes fits a device with ``device`` bytes (0 if unknown)."""
+    """Whether a run of ``size`` bytes fits on a device with ``device`` bytes (0 if unknown)."""
     if not device:
         return "unknown"
     return "fits" if size <= ROOMY * device else "tight" if size <= FULL * device else "does not fit"
@@ -139,7 +139,7 @@ def word_for(size: int, device: int) -> Word:
 
 
 def savings(run: MemoryRun) -> list[Saving]:
-    """The changes that need less memory, each on top of the earlier ones, least intrusive first."""
+    """Changes that need less memory, each in addition to the previous ones, least intrusive first."""
     found: list[Saving] = []
     for change in _changes(run):
         smaller = _with(run, [change])
@@ -179,7 +179,7 @@ def _fits(run: MemoryRun, changes: Sequence[Change]) -> bool:
 
 
 def _changes(run: MemoryRun) -> Iterator[Change]:
-    """Changes that need less memory: first those that only cost time, then those that cost precision, then those that
+    """Changes that need less memory: first those that cost only time, then those that cost precision, then those that
     need more devices or host memory."""
     batch = run.value("per_device_train_batch_size")
     if batch > 1:

@@ -1,6 +1,6 @@
-"""What determines the memory of a training run: its settings, the size of its model, the length of its rows.
+"""The inputs of the memory estimate: a run's settings, the size of its model, the length of its rows.
 
-The length of rows that are on a hub is assumed, from what is known about public data sets (hub_datasets.json).
+The length of rows on a hub is assumed from known figures of public data sets (hub_datasets.json).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training.batches.batch import Settings, batch_of
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
-"""Text tokens of the longest and of an average row of data on a hub, typical of public chat data (Alpaca), and of the
-longest text with a label: between the usual 128 of GLUE and the 512 of encoders."""
+"""Assumed text tokens of hub data: of the longest and the average row, typical of public chat data (Alpaca), and of the
+longest labelled text, between the usual 128 of GLUE and the 512 of encoders."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Length of the rows of the data, in text tokens.
+    """Length of the rows of the data.
 
     Args:
-        longest: the longest training row.
-        mean: the average training row.
-        longest_val: the longest validation row.
-        images: the most images in a row.
-        seen: whether these numbers were read from the data; otherwise they are assumed.
+        longest: text tokens of the longest training row.
+        mean: text tokens of the average training row.
+        longest_val: text tokens of the longest validation row.
+        images: the maximum number of images in a row.
+        seen: whether these numbers come from the data; otherwise they are assumed.
     """
 
     longest: int = UNSEEN_LONGEST
@@ -45,7 +45,7 @@ class Rows:
 
 
 def rows_of_run(settings: Settings, report: DataReport, sees: bool) -> Rows:
-    """The length of the rows of a run: as read, or as assumed if they are not on this machine.
+    """The length of the rows of a run, measured, or assumed if the rows are not on this machine.
 
     Args:
         settings: the settings of the run.
@@ -68,7 +68,7 @@ def _rows(report: DataReport, settings: Settings) -> Rows:
 
 
 def rows_of(report: DataReport) -> Rows:
-    """The length of the rows that were read."""
+    """The measured length of the rows."""
     count = report.tokens.total()
     mean = (
         sum(tokens * rows for tokens, rows in report.tokens.items()) // max(count, 1) + report.token_step // 2
@@ -107,18 +107,18 @@ def _assumed(settings: Settings) -> Rows:
 
 @dataclass(frozen=True)
 class MemoryRun:
-    """What determines the memory of a run.
+    """The inputs of the memory estimate of a run.
 
     Args:
-        settings: values by ms-swift's names; the tuner as ``tuner_type``, ms-swift's command as ``command``.
-        shape: sizes of the model.
+        settings: values by ms-swift's names; the tuner is ``tuner_type``, ms-swift's command is ``command``.
+        shape: dimensions of the model.
         rows: length of the rows.
-        kind: kind of device, as torch names it.
-        devices: devices of this machine that are used.
-        world: processes on all machines, each with a batch of its own.
+        kind: kind of device, by torch's name.
+        devices: number of used devices of this machine.
+        world: number of processes on all machines, each with its own batch.
         device_bytes: memory of one device; 0 if unknown.
-        others: weights of other models: reference, reward, teacher.
-        grows_segments: PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
+        others: parameters of other models: reference, reward, teacher.
+        grows_segments: whether PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
         largest: size of the largest micro-batch, in rows of the longest length; 0 if it can be the whole batch, because
             the rows of a step are not distributed by length.
     """
@@ -153,7 +153,7 @@ class MemoryRun:
 
     @property
     def width(self) -> int:
-        """Bytes of a number in the computation type."""
+        """Bytes per number in the computation type."""
         return 4 if self.value("torch_dtype") == "float32" else 2
 
     @property
@@ -181,7 +181,7 @@ class MemoryRun:
 
 
 def filled(run: MemoryRun) -> MemoryRun:
-    """The same run with rows that fill ``max_length``, if their length is unknown."""
+    """The same run with rows that fill ``max_length``, if the length of the rows is unknown."""
     limit = run.value("max_length") or 0
     if run.rows.seen or run.value("packing") or limit <= run.rows.longest:
         return run

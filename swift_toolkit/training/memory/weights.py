@@ -99,8 +99,8 @@ def _bits(run: MemoryRun) -> float:
 
 
 def _fused_experts(run: MemoryRun) -> int:
-    """Weights of experts that bitsandbytes leaves as they are: transformers 5 holds those of a layer in one tensor,
-    which is no linear layer."""
+    """Expert weights that bitsandbytes does not quantise: transformers 5 stores those of a layer in one tensor, which
+    is not a linear layer."""
     fused = run.value("quant_method") == "bnb" and installed().transformers_version.startswith("5")
     if not (fused and run.value("quant_bits") and run.shape.experts and run.tuner != "full"):
         return 0
@@ -121,7 +121,7 @@ def weight_bytes(run: MemoryRun) -> tuple[int, int]:
 
 
 def frozen_bytes(run: MemoryRun, share: _Sharing) -> dict[str, float]:
-    """Bytes of the weights that are loaded, by part.
+    """Bytes of the loaded weights, by part.
 
     ZeRO-3 gathers up to ``stage3_max_live_parameters`` (1e9 in ms-swift's zero3.json) when they are needed; FSDP2
     gathers two layers at a time (the current one and the next) and the embeddings.
@@ -138,11 +138,11 @@ def frozen_bytes(run: MemoryRun, share: _Sharing) -> dict[str, float]:
     if share.offloads_weights:
         parts = {"weights": 0, "quantisation": 0}
     parts["weights"] += live if share.weights > 1 or share.offloads_weights else 0
-    if constants or run.shape.bits < 16:  # one matrix at a time is dequantised to be multiplied
+    if constants or run.shape.bits < 16:  # one matrix at a time is dequantised for multiplication
         parts["quantisation"] += run.width * run.shape.text.hidden * min(run.shape.text.inner, 1 << 16)
-    if constants and run.kind == "cpu" and run.shape.bits == 16:  # the original file stays mapped
+    if constants and run.kind == "cpu" and run.shape.bits == 16:  # the original file remains mapped
         parts["quantisation"] += 2 * run.shape.parameters
-    copies = _needs_reference(run) + run.task.has_values  # PPO also trains a value model
+    copies = _needs_reference(run) + run.task.has_values  # PPO trains an additional value model
     others = run.width * run.others + copies * weights
     parts["other models"] = others / share.weights
     return parts
@@ -160,7 +160,7 @@ def _needs_reference(run: MemoryRun) -> bool:
 
 @dataclass(frozen=True)
 class Trained:
-    """Trained parameters: ``own`` are weights of the model itself, ``added`` those of an adapter."""
+    """Trained parameters: ``own`` are weights of the model itself, ``added`` are weights of an adapter."""
 
     own: float = 0
     added: float = 0
@@ -244,7 +244,9 @@ def state_bytes(run: MemoryRun, trained: Trained, share: _Sharing) -> _States:
         optimiser = gradients * _state_count(run)
         optimiser += 2 * own if wide and run.width == 2 else 0  # the weights, counted above in 16 bits
     if run.world > 1 and share.stage is None and not share.fsdp:
-        gradients *= 2  # DistributedDataParallel's buckets are a second copy (gradient_as_bucket_view is off)
+        gradients *= (
+            2  # DistributedDataParallel's buckets hold a second copy (gradient_as_bucket_view is off)
+        )
     bucket = 2 * _bucket(run) if share.stage in (1, 2) else 0
     if share.offloads_optimiser:
         return _States({"gradients": 2 * bucket}, (gradients + optimiser) / share.optimiser)
@@ -254,7 +256,7 @@ def state_bytes(run: MemoryRun, trained: Trained, share: _Sharing) -> _States:
 
 
 def _bucket(run: MemoryRun) -> float:
-    """Parameters that ZeRO reduces at once: ``reduce_bucket_size`` in ms-swift's zero2.json."""
+    """Number of parameters that ZeRO reduces at once: ``reduce_bucket_size`` in ms-swift's zero2.json."""
     return 2e8 if run.world > 1 else 0
 
 
