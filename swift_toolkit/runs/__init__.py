@@ -1,1 +1,1 @@
-"""Runs: directory, record, resuming, table."""
+"""Runs: directory, record, resumption, table."""

@@ -32,7 +32,7 @@ USAGE = """\
        %(prog)s clean [DIR] [--yes] [--json]"""
 
 EXAMPLES = """\
-A RUN is a run directory (vN-<time>), a checkpoint in it, or an output directory, which means its newest run.
+A RUN is a run directory (vN-<time>), a checkpoint in it, or an output directory, which stands for its newest run.
 
 examples:
   python -m swift_toolkit runs                                  all runs below output, newest first
@@ -45,18 +45,18 @@ _FLAGS_OF_A_RUN = (
     *("--skip-bad-rows", "--max-lost-rows", "--trust-code", "--keep-going", "--stop-grace"),
     *("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"),
 )
-"""Flags of the trainer that are no settings and that a repeated run gets again."""
+"""Flags of the trainer that are not settings and that a repeated run reuses."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to ``parser``."""
     parser.usage = USAGE % {"prog": parser.prog}
     parser.add_argument(
-        "words", nargs="*", metavar="DIR|RUN", help="directories, after the action if there is one"
+        "words", nargs="*", metavar="DIR|RUN", help="directories, after the action if one is given"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--report", metavar="FILE", help="with show or compare: write it as HTML")
-    parser.add_argument("--yes", action="store_true", help="with clean: remove it")
+    parser.add_argument("--report", metavar="FILE", help="with show or compare: write the output as HTML")
+    parser.add_argument("--yes", action="store_true", help="with clean: remove the listed directories")
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also SWIFT_DEBUG=1)")
 
 
@@ -102,14 +102,14 @@ def _problems(action: str, words: Sequence[str], options: argparse.Namespace) ->
     if not least <= len(words) <= most:
         wanted = f"{least} to {most} runs" if most > least else counted(least, "run")
         what = f"{action} takes {wanted}" if least else "only one directory can be listed"
-        yield Problem(f"{what}, and {len(words)} were given", "See python -m swift_toolkit runs --help.")
+        yield Problem(f"{what}; given: {len(words)}", "See python -m swift_toolkit runs --help.")
 
 
 def run_of(word: str) -> Path:
-    """The run directory that ``word`` means.
+    """The run directory that ``word`` names.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is no such run.
     """
     path = Path(word).expanduser()
     place = path.resolve()
@@ -181,10 +181,10 @@ def _facts(run: RunEntry) -> Iterator[tuple[str, str]]:
 
 
 def _repeat(directory: Path, *, as_json: bool) -> int:
-    """Start the trainer with the settings of a run; this process becomes the trainer."""
+    """Replace this process with the trainer, started with the settings of a run."""
     settings = directory / SETTINGS
     if not settings.is_file():
-        what = f"{directory} has no {SETTINGS}: it was started by an older version"
+        what = f"{directory} has no {SETTINGS}, because an older version started this run"
         raise RequestError([Problem(what, f"Its settings are in {directory / 'result.json'}, under config.")])
     request = stored_request(directory)
     words = ["--config", str(settings), *_flags(request.command if request else ())]
@@ -232,7 +232,7 @@ def _clean(runs: Sequence[RunEntry], *, remove: bool, as_json: bool) -> int:
     if waste:
         rows = [(screen.gib(one.size), str(one.path), one.why) for one in waste]
         screen.print_table(("size", "path", "why"), rows, sys.stdout)
-    verb = "Removed" if remove else "To remove it, add --yes:"
+    verb = "Removed" if remove else "Add --yes to remove"
     size = f"{screen.gib(total)} in {counted(len(waste), 'directory', 'directories')}."
     print(f"{verb} {size}" if waste else "Nothing to remove.")
     return 0

@@ -1,4 +1,4 @@
-"""What differs between runs: their settings, their data, their results."""
+"""Differences between runs: settings, data, results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PLACES = ("output_dir", "resume_from_checkpoint", "add_version")
 """Settings that differ between any two runs."""
 
 Row = tuple[str, ...]
-"""A name, and the value of each run as text."""
+"""A name and, for each run, the value as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs side by side.
+    """A comparison of runs.
 
     Args:
         runs: the runs.
@@ -55,7 +55,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
 
 def short_names(directories: Sequence[Path]) -> tuple[str, ...]:
-    """The fewest parts of the paths that tell them apart: the output directory, the run, or ends of both."""
+    """The shortest unique names for the paths: the output directory, the run, or the ends of both."""
     parts = [path.resolve().parts for path in directories]
     for start, end in ((-2, -1), *((-length, None) for length in range(1, max(map(len, parts)) + 1))):
         names = tuple("/".join(one[start:end]) for one in parts)

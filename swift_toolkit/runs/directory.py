@@ -1,7 +1,7 @@
-"""The directory of a run, created for it alone, and the links to its checkpoints.
+"""The directory of a run, which no other run shares, and the links to its checkpoints.
 
 The layout is that of ms-swift: ``<output_dir>/v0-<time>/checkpoint-N``. The directory is created before ms-swift
-starts: the log can be written from the first byte on, and two runs never share a directory.
+starts, so that the log is complete and two runs never share a directory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Output:
 
     Args:
         root: the directory that the user named.
-        own: a run writes to ``root`` itself (``add_version`` false), not to a new directory in it.
+        own: a run writes directly to ``root`` (``add_version`` false), not to a new directory in it.
     """
 
     root: Path
@@ -59,7 +59,7 @@ def next_run_directory(output_dir: Path) -> Path:
 
 
 def claim_run_directory(output_dir: Path) -> Path:
-    """Create the directory of the next run, for this process alone.
+    """Create the directory of the next run, for this process only.
 
     Raises:
         OSError: it cannot be created.
@@ -91,7 +91,7 @@ def unlink_missing(output_dir: Path) -> None:
 def link(output_dir: Path, name: str, checkpoint: str | Path | None) -> None:
     """Make ``<output_dir>/<name>`` a relative link to ``checkpoint``; an older link is replaced in one step.
 
-    Nothing happens if something else has that name, or if the file system has no links.
+    Nothing happens if something else has that name, or if the file system does not support links.
     """
     place = output_dir / name
     if checkpoint is None or not Path(checkpoint).is_dir() or (place.exists() and not place.is_symlink()):

@@ -1,4 +1,4 @@
-"""What a run logged: every number by step, read from its files."""
+"""The logged numbers of a run by step, read from its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from swift_toolkit.runs.record import MEASURED, JsonObject
 
 LOG = "logging.jsonl"
-"""ms-swift's log: a line of JSON for every log of the trainer."""
+"""ms-swift's log: one line of JSON per log of the trainer."""
 
 _STEPS = "global_step/max_steps"
 
@@ -23,7 +23,7 @@ class History:
 
     Args:
         step: the last step.
-        max_steps: the planned steps; 0 if none was logged.
+        max_steps: the planned number of steps; 0 if it was not logged.
         values: for each name, step -> value.
         speed: seconds per step, by step.
         memory: peak memory in GiB, by step.
@@ -65,7 +65,7 @@ def read_history(directory: Path) -> History:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, JsonObject]]:
-    """Step, planned steps and content of each line; lines that a kill cut are skipped."""
+    """Step, planned steps and content of each line; lines truncated by a kill are skipped."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8", errors="replace") as lines:
@@ -79,7 +79,7 @@ def _lines(file: Path) -> Iterator[tuple[int, int, JsonObject]]:
 
 
 def _speed(times: Mapping[int, float]) -> dict[int, float]:
-    """Seconds per step between logs; a pause, as when the run was resumed, leaves a gap."""
+    """Seconds per step between logs; a pause, for example before the run was resumed, leaves a gap."""
     steps = sorted(times)
     paces = {
         step: (times[step] - times[before]) / (step - before)

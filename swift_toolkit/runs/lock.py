@@ -1,4 +1,4 @@
-"""A lock on a run's directory: no two runs write into it."""
+"""A lock on a run's directory, so that no two runs write to it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from swift_toolkit.problems import Problem, RequestError, RunError
 LOCK = ".lock"
 
 LOCK_BEAT_SECONDS = 5.0
-"""How often the owner touches its lock, to show other machines that it is alive."""
+"""How often the owner touches its lock to show other machines that it is alive, in seconds."""
 
 LOCK_SILENCE_SECONDS = 20.0
-"""A lock from another machine that nobody touches for this long is taken over."""
+"""A lock from another machine is taken over if nobody touches it for this long, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Owner:
     """The process that holds a lock.
 
     Args:
-        pid: its number.
-        host: the name of its machine.
+        pid: the process ID.
+        host: the host name of its machine.
         started: when the process started, in seconds since the epoch; distinguishes it from a later process with the
-            same number.
-        since: when it took the lock, as text.
+            same ID.
+        since: when it acquired the lock, as text.
     """
 
     pid: int
@@ -47,18 +47,18 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this machine."""
+        """Whether the process runs, or ran, on this machine."""
         return self.host == socket.gethostname()
 
     @property
     def lives(self) -> bool:
-        """Whether the process still runs; only meaningful on its own machine."""
+        """Whether the process is still running; only meaningful on its own machine."""
         started = _started(self.pid)
         return started is not None and abs(started - self.started) < 2
 
 
 def lock_problems(directory: Path) -> Iterator[Problem]:
-    """Why no run can start in ``directory``: a process of this machine writes into it."""
+    """Why no run can start in ``directory``: a process on this machine is writing to it."""
     owner = _read(directory)
     if owner and owner.is_here and owner.lives:
         yield _in_use(directory, owner)
@@ -66,7 +66,7 @@ def lock_problems(directory: Path) -> Iterator[Problem]:
 
 @contextmanager
 def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of ``directory``. A lock whose owner no longer runs is taken over.
+    """Hold the lock of ``directory``. A lock whose owner is no longer running is taken over.
 
     Args:
         directory: the run directory.
@@ -94,7 +94,7 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Let only one process of this machine at a time check for a lock and create one."""
+    """Allow only one process of this machine at a time to check for a lock and create one."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with suppress(OSError):  # not supported by some network file systems
@@ -110,7 +110,7 @@ def _take(file: Path, say: Callable[[str], None]) -> None:
     if owner := _read(directory):
         if _is_held(file, owner):
             raise RequestError([_in_use(directory, owner)])
-        say(f"{directory} was locked by {owner}, which no longer runs.")
+        say(f"{directory} was locked by {owner}, which is no longer running.")
     files.write_json(file, asdict(_this_process()))
 
 
@@ -128,7 +128,7 @@ def _in_use(directory: Path, owner: Owner) -> Problem:
 
 
 def _is_held(file: Path, owner: Owner) -> bool:
-    """Whether the owner is alive. The lock of one on another machine is watched for a while."""
+    """Whether the owner is alive. The lock of an owner on another machine is watched for a while."""
     if owner.is_here:
         return owner.lives
     began, before = time.monotonic(), file.stat().st_mtime_ns
@@ -153,7 +153,7 @@ def _this_process() -> Owner:
 
 
 def _started(pid: int) -> float | None:
-    """When process ``pid`` started; None if it does not run."""
+    """When process ``pid`` started; None if it is not running."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""The report of a run, or of several compared, as one page of HTML."""
+"""The report of a run, or a comparison of several runs, as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swift_toolkit.runs.storage import size_of
 from swift_toolkit.runs.table import RunEntry, json_file, read_run
 
 REFRESH_SECONDS = 60
-"""How often the report of a running run is written, and loaded by the browser."""
+"""How often the report of a running run is written and reloaded by the browser, in seconds."""
 
 _STATUS: dict[str, TileStatus] = {"done": "good", "running": "good", "failed": "bad", "killed": "bad"}
 
@@ -30,9 +30,9 @@ class ChartOf:
 
     Args:
         title: its heading.
-        names: the numbers that it shows, by their names in the log, with their labels.
-        unit: of the values.
-        from_zero: the axis of the values begins at 0.
+        names: the metrics that it shows: names in the log -> labels.
+        unit: unit of the values.
+        from_zero: whether the value axis starts at 0.
     """
 
     title: str
@@ -60,9 +60,9 @@ def write_report(directory: Path, file: Path | None = None, running: bool | None
     """Write the report of the run in ``directory``.
 
     Args:
-        directory: of the run.
+        directory: the run directory.
         file: where to write it; None for report.html in the run directory.
-        running: whether it goes on; None looks at its lock.
+        running: whether the run is still going; None checks its lock.
 
     Raises:
         OSError: it cannot be written.
@@ -130,7 +130,7 @@ def _errors(run: RunEntry, result: JsonObject) -> str:
 
 
 def _chart(chart: ChartOf, histories: Sequence[tuple[str, History]]) -> str:
-    """A chart of one run, or of several with their names."""
+    """A chart of one run, or of several named runs."""
     several = len(histories) > 1
     curves = [
         Curve(_label(run, label, chart), points, bool(at), number if several else at)
@@ -142,7 +142,7 @@ def _chart(chart: ChartOf, histories: Sequence[tuple[str, History]]) -> str:
 
 
 def _label(run: str, label: str, chart: ChartOf) -> str:
-    """The name of a curve: what it shows, the run it is of, or both."""
+    """The name of a curve: its metric, its run, or both."""
     if not run:
         return label
     return f"{run}, {label}" if len(chart.names) > 1 and label != "training" else run
@@ -197,7 +197,7 @@ def _record(run: RunEntry, result: JsonObject, plan: JsonObject) -> Iterator[tup
 
 
 def next_commands(run: RunEntry) -> Iterator[str]:
-    """What to do next with a run, as commands."""
+    """Commands for the next steps with a run."""
     if run.resumable:
         place = shlex.quote(screen.short_path(run.directory))
         yield f"python finetune_trainer.py --config {place}/{SETTINGS} --resume {place}"
@@ -217,9 +217,9 @@ def write_comparison(directories: Sequence[Path], file: Path, best: str = "") ->
     """Write a page that compares runs.
 
     Args:
-        directories: of the runs, at least two.
-        file: where it is written.
-        best: a sentence about the best of them, shown at the top.
+        directories: directories of at least two runs.
+        file: where to write it.
+        best: a sentence about the best run, shown at the top.
 
     Raises:
         OSError: it cannot be written.
@@ -229,7 +229,7 @@ def write_comparison(directories: Sequence[Path], file: Path, best: str = "") ->
 
 
 def comparison_page(comparison: Comparison, best: str = "") -> str:
-    """Runs compared, as HTML."""
+    """The comparison of runs as HTML."""
     names = comparison.names
     histories = list(zip(names, map(read_history, (run.directory for run in comparison.runs)), strict=True))
     charts = [_chart(chart, histories) for chart in CHARTS]

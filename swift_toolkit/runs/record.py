@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An object in a JSON file of a run, such as args.json."""
+"""The JSON object in a file of a run, such as args.json."""
 
 MEASURED = "measured.jsonl"
-"""Time and memory at each log of a run, a line of JSON each."""
+"""File with time and memory at each log of a run, one JSON object per line."""
 
 RESULT = "result.json"
 """The result of a run."""
@@ -53,7 +53,7 @@ class Commit:
 
     Args:
         id: its hash.
-        changed: files differ from it.
+        changed: whether the working tree differs from it.
     """
 
     id: str
@@ -75,11 +75,11 @@ _QUIET: Any = {"capture_output": True, "text": True, "check": True, "timeout": 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What plan.json holds, written before a run starts.
+    """The contents of plan.json, which is written before a run starts.
 
     Args:
-        facts: names and values of the plan, as shown.
-        settings: for each setting its value as text and its source.
+        facts: names and values of the plan, as displayed.
+        settings: value as text, and source, of each setting.
         command: the command line, without secrets; empty if the run was started from Python.
         commit: of the git repository in the working directory; None without one.
         fingerprints: what identifies the data of each split.
@@ -96,25 +96,25 @@ class RunPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDetails:
-    """What result.json holds besides the result.
+    """The contents of result.json in addition to the result.
 
     Args:
         config: every setting by name.
         sources: where each value comes from.
         data: what was found in the data.
-        model_parameters: the size of the model, in ms-swift's words.
-        rows: rows of each split as found, loaded and used.
-        learned: what the template said of some rows before the model was loaded; None if it was not asked.
-        tokens_per_row: of the training and validation data, in ms-swift's words.
+        model_parameters: the size of the model, as reported by ms-swift.
+        rows: numbers of found, loaded and used rows of each split.
+        learned: how many tokens of some rows are learned, by the template; None if this was not checked.
+        tokens_per_row: of the training and validation data, as reported by ms-swift.
         memory: bytes on a device: the peak and the estimate.
-        alarms: signs that the run went wrong.
+        alarms: the alarms that the run raised.
         planned: steps, tokens and memory as planned.
         measured: the same as measured, with seconds per step.
         commit: of the git repository in the working directory; None without one.
         command: the command line, without secrets; empty if the run was started from Python.
         fingerprints: what identifies the data of each split.
         seed: of the random numbers.
-        devices: kind, name and number of the devices, and the number of processes.
+        devices: kind, name and number of devices, and the number of processes.
     """
 
     config: Mapping[str, object]

@@ -1,4 +1,4 @@
-"""Writing the record of a run: its plan, measurements and result, its report, the links to its checkpoints."""
+"""Writes the record of a run: its plan, measurements, result, report, and the links to its checkpoints."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Recorder:
 
     Args:
         directory: the run directory.
-        root: where ``last`` and ``best`` are linked.
+        root: directory of the links ``last`` and ``best``.
     """
 
     def __init__(self, directory: Path, root: Path) -> None:
         self.directory, self.root = directory, root
-        self._reported = 0.0  # when the report was written
+        self._reported = 0.0  # time of the last report
         self._failed = self._ended = False
 
     def begin(self, plan: RunPlan) -> None:
@@ -39,12 +39,12 @@ class Recorder:
         files.write_json(self.directory / PLAN, asdict(plan))
 
     def link(self, last: str | None, best: str | None) -> None:
-        """Point ``last`` and ``best`` to these checkpoints; None keeps a link as it is."""
+        """Point ``last`` and ``best`` to these checkpoints; None leaves a link unchanged."""
         link(self.root, "last", last)
         link(self.root, "best", best)
 
     def unlink_missing(self) -> None:
-        """Remove links whose checkpoint is gone."""
+        """Remove links whose checkpoint no longer exists."""
         unlink_missing(self.root)
 
     def measure(self, step: int, max_steps: int, memory: int) -> None:
@@ -66,11 +66,11 @@ class Recorder:
             self.report()
 
     def report(self) -> None:
-        """Write the report. One that cannot be written never ends a run; what is wrong with a disk, the run says."""
+        """Write the report. A failure never ends the run; the run itself reports disk problems."""
         try:
             with suppress(OSError):
                 page.write_report(self.directory, running=not self._ended)
-        except Exception as error:  # whatever is wrong with it, the run is worth more
+        except Exception as error:  # no failure of the report may end the run
             if not self._failed:
                 screen.say(f"cannot write the report of {self.directory}: {first_line(error)}")
             self._failed = True

@@ -1,4 +1,4 @@
-"""Resuming a training: which run and checkpoint, whether that is possible, and what must be cleaned up first."""
+"""Resuming a training: find the run and checkpoint, check whether it is possible, clean up the directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECORD = "request.json"
 
 
 def is_secret(name: str) -> bool:
-    """Whether the setting or flag ``name`` holds a secret, by its name."""
+    """Whether the setting or flag ``name`` holds a secret, judged by its name."""
     return "webhook" in name or secrets.NAME.search(name) is not None
 
 
@@ -44,8 +44,8 @@ class StoredRequest:
         config: absolute path of the config file; None without one.
         given: all settings by name, as text; without secrets.
         automatic: the names of those that were chosen automatically.
-        data: what identifies the data of each split.
-        base: what identifies the base model.
+        data: identification of the data of each split.
+        base: identification of the base model.
         processes: the number of training processes.
         batch: rows of an optimiser step.
         command: the command line that started the run; without secrets. Empty if it was started from Python.
@@ -61,14 +61,14 @@ class StoredRequest:
     command: tuple[str, ...] = ()
 
     def write(self, directory: Path) -> None:
-        """Write it to the run's directory."""
+        """Write the request to the run's directory."""
         files.write_json(directory / RECORD, asdict(self))
 
 
 def request_of(
     config: Config, data: Mapping[str, list[str]], processes: int, batch: int, command: Sequence[str] = ()
 ) -> StoredRequest:
-    """The request that ``config`` describes."""
+    """The request described by ``config``."""
     settings = config.settings
     return StoredRequest(
         config=str(Path(config.path).expanduser().absolute()) if config.path else None,
@@ -99,7 +99,7 @@ def _without_secrets(words: Sequence[str]) -> Iterator[str]:
 
 
 def stored_request(directory: Path) -> StoredRequest | None:
-    """The request of the run in ``directory``; None if it was not written down."""
+    """The request of the run in ``directory``; None if it has no record."""
     content, _ = read_json(directory / RECORD) if (directory / RECORD).is_file() else (None, None)
     with suppress(TypeError):
         return StoredRequest(**content) if content else None
@@ -107,7 +107,7 @@ def stored_request(directory: Path) -> StoredRequest | None:
 
 
 def _base_mark(model: str) -> str:
-    """What identifies a model: in a local directory its config and the sizes of its weights, else its name."""
+    """Identification of a model: for a local directory its config and the sizes of its weights, else its name."""
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
         return model
@@ -117,7 +117,7 @@ def _base_mark(model: str) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-# --- which ---------------------------------------------------------------------------------------------------
+# --- finding the checkpoint ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ResumePoint:
         directory: the run that is resumed; None if a new run starts from a checkpoint of another.
         checkpoint: the newest complete checkpoint; None if there is none and the run starts from the beginning.
         state: the training state in the checkpoint.
-        damaged: what is wrong with newer checkpoints of the run.
+        damaged: problems of newer checkpoints of the run.
     """
 
     directory: Path | None
@@ -138,11 +138,11 @@ class ResumePoint:
 
     @property
     def step(self) -> int:
-        """Optimiser steps done so far."""
+        """Number of optimiser steps done so far."""
         return self.state.step if self.state else 0
 
     def lines(self) -> Iterator[str]:
-        """Sentences for the user."""
+        """Messages for the user, one sentence each."""
         for problem in self.damaged:
             yield f"Skipping a checkpoint: {problem.what}."
         if self.checkpoint is None:
@@ -158,11 +158,11 @@ def find_resumable(
 
     Args:
         place: a checkpoint, a run directory (vN-<time>) or an output directory with runs.
-        wanted: of several runs in an output directory, the newest with the same request is chosen, if there is one.
-        every_byte: also compare checksums.
+        wanted: the request; of several runs in an output directory, the newest one with the same request is preferred.
+        every_byte: also verify checksums.
 
     Raises:
-        RequestError: ``place`` is a checkpoint that is not complete.
+        RequestError: ``place`` is an incomplete checkpoint.
     """
     place = place.resolve()
     if CHECKPOINT.fullmatch(place.name):
@@ -199,7 +199,7 @@ def _newest(run: Path, every_byte: bool) -> ResumePoint:
     return ResumePoint(run, None, None, tuple(damaged))
 
 
-# --- whether -------------------------------------------------------------------------------------------------
+# --- compatibility -------------------------------------------------------------------------------------------
 
 
 def resume_problems(point: ResumePoint, config: Config, wanted: StoredRequest) -> Iterator[Problem]:
@@ -231,7 +231,7 @@ _OF_THE_ADAPTER = {
     "use_dora": "use_dora",
     "use_rslora": "use_rslora",
 }
-"""Settings that a resumed adapter takes from its adapter_config.json, with their names there."""
+"""Settings that a resumed adapter takes from its adapter_config.json, with their names in that file."""
 
 
 def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_checkpoint") -> Iterator[Problem]:
@@ -264,12 +264,12 @@ def fit_problems(checkpoint: Path, config: Config, key: str = "resume_from_check
 
 
 def base_problems(adapter: Path, config: Config, base_is: str = "model") -> Iterator[Problem]:
-    """Why an adapter cannot be loaded on a model of a training: another base model, or no weights.
+    """Why an adapter cannot be loaded on a model of the training: another base model, or no weights.
 
     Args:
-        adapter: its directory.
+        adapter: the adapter directory.
         config: the request.
-        base_is: the setting that names its base; of several models the first.
+        base_is: the setting that names its base model; of several models, the first is used.
     """
     value = config.get(base_is)
     model = str((value or [""])[0] if isinstance(value, list) else value)
@@ -295,7 +295,7 @@ def _finished(state: TrainingState, config: Config) -> Iterator[Problem]:
 
 
 def _steps(state: TrainingState, config: Config) -> int:
-    """The steps that ``config`` asks for, derived from those of the earlier training; 0 if unknown."""
+    """The number of steps that ``config`` requests, derived from that of the earlier training; 0 if unknown."""
     if (asked := config.get("max_steps") or 0) > 0:
         return int(asked)
     epochs, before = config.get("num_train_epochs"), state.args.num_train_epochs
@@ -305,7 +305,7 @@ def _steps(state: TrainingState, config: Config) -> int:
     return int(state.max_steps * share)
 
 
-# --- what changed --------------------------------------------------------------------------------------------
+# --- changed settings ----------------------------------------------------------------------------------------
 
 _NEUTRAL = re.compile(
     r"output_dir|add_version|resume_\w+|model|dataset|val_dataset|ref_model|logging_\w+|save_\w+|eval_\w+|report_to"
@@ -316,13 +316,13 @@ _NEUTRAL = re.compile(
     r"|metric_for_best_model|greater_is_better|create_checkpoint_symlink|ignore_args_error|disable_tqdm|acc_strategy"
     r"|vllm_\w+|sleep_level|log_completions|use_cpu|lazy_tokenize|strict|use_logits_to_keep"
 )
-"""Settings that do not affect what is learned, or are compared in another way."""
+"""Settings that do not affect what is learned, or that are compared separately."""
 
 _SILENT = re.compile(r"output_dir|add_version|resume_\w+|model|dataset|val_dataset|(train|tuner)_type")
 
 
 def changes(point: ResumePoint, wanted: StoredRequest) -> tuple[list[str], list[str]]:
-    """What changed since the run started, a phrase each: changes without and with an effect on what is learned."""
+    """Changes since the run started, one phrase each: those without and those with an effect on what is learned."""
     before = stored_request(point.checkpoint.parent) if point.checkpoint else None
     if before is None:
         return [], []
@@ -347,11 +347,11 @@ def _or_unset(value: str | None) -> str:
     return "not set" if value is None else value
 
 
-# --- tidying -------------------------------------------------------------------------------------------------
+# --- clean-up ------------------------------------------------------------------------------------------------
 
 
 def tidy(point: ResumePoint, output: Path) -> None:
-    """Restore the run's directory to its state at the checkpoint: logs and curves end there, newer checkpoints go.
+    """Restore the run's directory to its state at the checkpoint: truncate logs and curves, remove newer checkpoints.
 
     A newer checkpoint whose save was interrupted is removed; a damaged one is renamed to ``damaged-checkpoint-N``.
     """
@@ -375,7 +375,7 @@ def tidy(point: ResumePoint, output: Path) -> None:
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Keep the lines of ``log`` up to ``step``, without the summary at the end of a training."""
+    """Keep the lines of ``log`` up to ``step``, without the final summary of a training."""
     if not log.is_file():
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -402,7 +402,7 @@ def _cut_events(file: Path, step: int) -> None:
     while at + 12 <= len(content):
         end = at + 16 + struct.unpack_from("<Q", content, at)[0]
         if end > len(content):
-            break  # cut by the kill
+            break  # truncated by the kill
         if _event_step(content[at + 12 : end - 4]) <= step:
             kept.append(content[at:end])
         at = end
@@ -411,7 +411,7 @@ def _cut_events(file: Path, step: int) -> None:
 
 
 def _event_step(event: bytes) -> int:
-    """The step of an ``Event``: field 2, which follows field 1, the time; a step 0 is not written."""
+    """The step of an ``Event``: field 2, after the time in field 1; step 0 is not written."""
     at = 9 if event[:1] == b"\x09" else 0
     if event[at : at + 1] != b"\x10":
         return 0

@@ -1,4 +1,4 @@
-"""The checkpoints that a run has on disk, and why it cannot write there."""
+"""The checkpoints of a run on disk, and the reasons why a run cannot write."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Checkpoints:
     """The checkpoints in a run's directory, oldest first.
 
     Args:
-        whole: those that can be used.
-        torn: those whose save was interrupted.
+        whole: complete checkpoints.
+        torn: checkpoints whose save was interrupted.
     """
 
     whole: tuple[Path, ...] = ()
@@ -26,7 +26,7 @@ class Checkpoints:
 
 
 def checkpoints(directory: Path) -> Checkpoints:
-    """Find the checkpoints in ``directory``; none if it does not exist."""
+    """Find the checkpoints in ``directory``; there are none if it does not exist."""
     found = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir()]
     found.sort(key=lambda path: int(path.name[11:]))
     whole = tuple(path for path in found if _is_whole(path))
@@ -40,12 +40,12 @@ def _is_whole(path: Path) -> bool:
 
 
 def size_of(directory: Path) -> int:
-    """Bytes of all files in and below ``directory``."""
+    """Total bytes of all files in and below ``directory``."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def free_bytes(directory: Path) -> int | None:
-    """Free bytes on the disk of ``directory``; None if it is gone."""
+    """Free bytes on the disk of ``directory``; None if the directory no longer exists."""
     try:
         return shutil.disk_usage(directory).free
     except OSError:
@@ -53,7 +53,7 @@ def free_bytes(directory: Path) -> int | None:
 
 
 LEAST_BYTES = 1 << 20
-"""A disk with less free space counts as full."""
+"""A disk with less free space than this, in bytes, counts as full."""
 
 _FULL = re.compile(r"no space left|(Errno|os error) (28|122)\b|disk quota|file write failed", re.IGNORECASE)
 _READ_ONLY = re.compile(r"read-only file system|(Errno|os error) 30\b|permission denied", re.IGNORECASE)
@@ -65,7 +65,7 @@ def trouble(directory: Path, log: Path, said: str) -> tuple[str, str] | None:
     Args:
         directory: the run directory.
         log: a file in it that existed at the start.
-        said: the errors of its processes.
+        said: the error messages of its processes.
     """
     if not log.exists():
         return f"{directory} was removed during the run", "Do not remove it while it is in use."
@@ -78,7 +78,7 @@ def trouble(directory: Path, log: Path, said: str) -> tuple[str, str] | None:
 
 
 def _place(directory: Path, said: str) -> Path:
-    """The directory whose disk is full; an error can name a file on another disk, such as a cache."""
+    """The directory whose disk is full; an error may name a file on another disk, such as a cache."""
     named = re.search(r"'(/[^']+)'", said)
     if not _FULL.search(said) or named is None or Path(named[1]).is_relative_to(directory):
         return directory

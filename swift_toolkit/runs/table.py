@@ -1,4 +1,4 @@
-"""The runs below a directory: what was trained, how far, whether it can be resumed, what can be removed."""
+"""The runs below a directory: what they trained, their progress, whether they can be resumed, what can be removed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from swift_toolkit.runs.resume import RECORD
 
 State = Literal["running", "done", "stopped", "interrupted", "failed", "killed"]
 DEPTH = 3
-"""Depth of directories that are searched for runs."""
+"""How many levels of directories are searched for runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEntry:
-    """One run, as its files describe it.
+    """One run, as described by its files.
 
     Args:
         directory: ``<output_dir>/vN-<time>``.
         started: when its directory was created.
-        state: ``killed`` if it ended without writing a result.
-        resumable: its newest complete checkpoint has steps left.
-        model: what was trained.
-        tuner: how, e.g. ``lora``.
+        state: the status in its result; ``running``, or ``killed`` if it ended without writing a result.
+        resumable: whether steps remain after its newest complete checkpoint.
+        model: the trained model.
+        tuner: the tuner, e.g. ``lora``.
         data: the training data, as given.
         step: the last step in its log.
-        max_steps: the planned steps; 0 if none was logged.
+        max_steps: the planned number of steps; 0 if it was not logged.
         best_loss: the lowest evaluation loss, or training loss without evaluation; None before the first log.
         error: why it failed.
     """
@@ -59,7 +59,7 @@ class RunEntry:
         return {**self.__dict__, "directory": str(self.directory), "started": self.started.isoformat(" ")}
 
     def cells(self) -> tuple[str, ...]:
-        """The row of a table, see ``COLUMNS``."""
+        """The row of the table, see ``COLUMNS``."""
         steps = f"{self.step}/{self.max_steps}" if self.max_steps else "0"
         loss = "" if self.best_loss is None else f"{self.best_loss:.4f}"
         state = f"{self.state}, resumable" if self.resumable else self.state
@@ -88,11 +88,11 @@ def _directories(directory: Path, depth: int) -> Iterator[Path]:
 
 
 def read_run(directory: Path, running: bool | None = None) -> RunEntry:
-    """What the files of one run say.
+    """Read one run from its files.
 
     Args:
-        directory: of the run.
-        running: whether it goes on; None looks at its lock.
+        directory: the run directory.
+        running: whether the run is still going; None checks its lock.
     """
     result, request, args = (json_file(directory / name) for name in ("result.json", RECORD, "args.json"))
     given = request.get("given") or {}
@@ -159,7 +159,7 @@ def _can_go_on(directory: Path, max_steps: int) -> bool:
 
 @dataclass(frozen=True)
 class Waste:
-    """A directory that is not needed.
+    """A directory that can be removed.
 
     Args:
         path: the directory.
@@ -173,7 +173,7 @@ class Waste:
 
 
 def waste_of(run: RunEntry) -> Iterator[Waste]:
-    """What can be removed of ``run``: all of it if it has no checkpoint, else incomplete and damaged checkpoints."""
+    """The removable parts of ``run``: all of it if it has no checkpoint, else incomplete and damaged checkpoints."""
     if run.state == "running":
         return
     checkpoints = checkpoints_of(run.directory)

@@ -115,8 +115,8 @@ def test_mistakes(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = output / "a/v0-20260101-000000"
     assert capsys.readouterr().err.splitlines() == [
         "no is not a run. Name a run directory (vN-<time>), or an output directory with runs.",
-        "compare takes 2 to 12 runs, and 1 were given. See python -m swift_toolkit runs --help.",
-        f"{run} has no settings.json: it was started by an older version. "
+        "compare takes 2 to 12 runs; given: 1. See python -m swift_toolkit runs --help.",
+        f"{run} has no settings.json, because an older version started this run. "
         f"Its settings are in {run}/result.json, under config.",
         '"--yes" needs the action clean. Remove it, or use: runs clean --yes.',
     ]

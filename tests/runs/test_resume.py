@@ -201,7 +201,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     said: list[str] = []
     with lock.held(tmp_path, said.append):
         assert said == [
-            f"{tmp_path} was locked by process {holder.pid} on {socket.gethostname()}, which no longer runs."
+            f"{tmp_path} was locked by process {holder.pid} on {socket.gethostname()}, which is no longer running."
         ]
 
 
