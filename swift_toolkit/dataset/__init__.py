@@ -1,1 +1,1 @@
-"""Data sets: formats, checks, the report, the preview, clean copies."""
+"""Data sets: formats, checks, report, preview, clean copies."""

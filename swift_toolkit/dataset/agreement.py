@@ -1,8 +1,8 @@
-"""Files and data sets that are read together must agree on their columns and types.
+"""Check that files and data sets that are read together agree on their columns and types.
 
 ms-swift (through `datasets` 4.8) takes the columns of a folder of files from its first file, and concatenates data sets
-only if each column that training keeps has the same type in all. Where types differ, the files are copied with one
-type if possible; otherwise that is an error.
+only if each column that training keeps has the same type in all of them. Where types differ, the files are copied with
+a common type if possible; otherwise the difference is an error.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _KEPT = {
     "label", "channel", "margin", "rejected_response", "solution", "teacher_prompt", "videos", "audios",
     *(f"{sort}_{name}" for sort in _SORTS for name in (*MEDIA, "objects")),
 }  # fmt: skip
-"""Columns that training keeps with the type they have in the file (ms-swift fixes that of all others)."""
+"""Columns that training keeps with their type in the file (ms-swift sets the types of all others)."""
 
 Files = Sequence[tuple[FileReport, Part]]
 
 
 def one_type_in_copies(rules: Rules) -> frozenset[str]:
-    """Columns that copies hold in one way, whatever was in the file (see `dataset_copy`)."""
+    """Columns that copies always hold in the same form, whatever the file has (see `dataset_copy`)."""
     labels = {"label"} if rules.task.has_label else set()
     pairs = {"negative_messages"} if rules.task.keeps_negatives else set()
     return frozenset({"rejected_response", "margin", "channel"} | labels | pairs)
 
 
 def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
-    """Mark the files of a split that must be copied because they disagree; yield what a copy does not fix.
+    """Mark the files of a split that must be copied because they disagree; yield differences that a copy cannot fix.
 
     Args:
-        files: in their order.
+        files: the files, in order.
     """
     if not files:
         return
@@ -55,8 +55,8 @@ def agree(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
         holders = [(group[0][0], kind) for group in sets if (kind := _kind_of(name, group)) is not None]
         for entry, kind in holders[1:]:
             if kind != holders[0][1]:
-                what = f'"{name}" has another type in {holders[0][0].path}'
-                yield entry, Flaw("columns", what, "Use one type in both.")
+                what = f'"{name}" has a different type in {holders[0][0].path}'
+                yield entry, Flaw("columns", what, "Use the same type in both.")
 
 
 def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
@@ -72,13 +72,13 @@ def _agree_in_folder(files: Files) -> Iterator[tuple[FileReport, Flaw]]:
         size = sum(one.file.size for _, one in files)
         new = next((name for name, kind in _kept_columns(later).items() if kind != kept.get(name)), None)
         if new is not None and size > HEAD_BYTES:
-            what = f'"{new}" is missing or has another type in {first.path}'
-            yield entry, Flaw("columns", what, 'Name the files one by one in "dataset".')
+            what = f'"{new}" is missing or has a different type in {first.path}'
+            yield entry, Flaw("columns", what, 'List the files one by one in "dataset".')
             return
 
 
 def _kept_columns(part: Part) -> dict[str, object]:
-    """Type of each column that a copy holds other than messages."""
+    """Type of each column of a copy, except messages."""
     unified, unused = one_type_in_copies(part.rules), frozenset(part.layout.unused)
     out: dict[str, object] = {}
     for column, shape in part.shape.fields.items():
@@ -95,12 +95,12 @@ _IN_MESSAGES = frozenset(
 
 
 def _as_list(name: str, kind: Any) -> Any:
-    """Media may be one file or a list of files."""
+    """Whether the media of the data sets are one file in some and a list of files in others."""
     return ("list", kind) if name in MEDIA and kind == "str" else kind
 
 
 def _differs(name: str, sets: Sequence[Files]) -> bool:
-    """Whether data sets hold a column differently, of those that copies hold in one way."""
+    """Whether data sets differ in the form of a column that copies hold in one form."""
     kinds = {_kind_of(name, group) for group in sets}
     if name not in _ALL_OR_NONE:
         kinds.discard(None)
@@ -108,14 +108,14 @@ def _differs(name: str, sets: Sequence[Files]) -> bool:
 
 
 _ALL_OR_NONE = frozenset({"rejected_response", "negative_messages"})
-"""Columns that make ms-swift skip each row that lacks them, if any row of the run has them."""
+"""Columns for which ms-swift skips rows that lack them, if any row of the run has them."""
 
 
 def _kind_of(name: str, group: Files) -> Any:
-    """The type of this column in a data set, None if the data set lacks it."""
+    """The type of this column in a data set; None if the data set lacks it."""
     entry, part = group[0]
     if entry.copy_reason and name in one_type_in_copies(part.rules) & _ALL_OR_NONE:
-        return None if name == "rejected_response" else "there"  # as copies have it
+        return None if name == "rejected_response" else "there"  # its form in copies
     for _, part in group:
         for column, shape in part.shape.fields.items():
             if part.layout.rename[column] == name and shape.kind is not None:

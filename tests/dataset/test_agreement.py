@@ -116,7 +116,7 @@ def test_a_copy_of_one_does_not_lead_to_copies_of_all() -> None:
 def test_types_that_no_copy_can_fix() -> None:
     report = verify([write("a.jsonl", talk(solution="4")), write("b.jsonl", talk(solution=4))], task="grpo")
     assert list(map(str, report.problems)) == [
-        'b.jsonl: "solution" has another type in a.jsonl. Use one type in both.'
+        'b.jsonl: "solution" has a different type in a.jsonl. Use the same type in both.'
     ]
 
 
@@ -137,8 +137,8 @@ def test_a_folder_of_files_that_differ_becomes_one_copy(later: Row, monkeypatch:
     monkeypatch.setattr(agreement, "HEAD_BYTES", 10)  # as if the files were large
     expected = (
         [
-            'shards/train-1.jsonl: "tools" is missing or has another type in shards/train-0.jsonl. '
-            'Name the files one by one in "dataset".'
+            'shards/train-1.jsonl: "tools" is missing or has a different type in shards/train-0.jsonl. '
+            'List the files one by one in "dataset".'
         ]
         if "tools" in later
         else []

@@ -357,19 +357,19 @@ def test_damaged_archives() -> None:
     Path("end.jsonl.zst").write_bytes(zipped[:-1])
     Path("head.json.zst").write_bytes(zipped[:6])
     for name in ("cut.jsonl.gz", "cut.jsonl.zst", "end.jsonl.zst", "head.json.zst"):
-        assert says(name)[-1].endswith("cannot be read to its end: the file is cut off.")
+        assert says(name)[-1].endswith("cannot be read to the end: the file is truncated.")
     assert "cannot be read to its end" in says("flipped.jsonl.gz")[-1]
 
 
 def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo("a.jsonl")
-    assert says("a.jsonl") == ["a.jsonl: is not a plain file. Write the rows into one."]
+    assert says("a.jsonl") == ["a.jsonl: is not a regular file. Write the rows to a file."]
 
 
 def test_no_parquet() -> None:
     Path("a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     assert len(says("a.parquet")) == 1
-    assert says("a.parquet")[0].startswith("a.parquet: cannot be read to its end: ")
+    assert says("a.parquet")[0].startswith("a.parquet: cannot be read to the end: ")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_no_parquet() -> None:
     [
         (b'{"a":' * 100_000, "a.jsonl:1: row is nested too deeply. Write the inner part as text."),
         (b"[" * 100_000, "a.jsonl:1: row is nested too deeply. Write the inner part as text."),
-        (b"\x00" * 1000, "a.jsonl:1: row is not JSON."),
+        (b"\x00" * 1000, "a.jsonl:1: row is not valid JSON."),
         (b'{"messages": "\x00"}', "a.jsonl:1: text holds a raw NUL character."),
         (
             b'{"id": ' + b"[" * 70 + b"]" * 70 + b"}",
@@ -399,7 +399,7 @@ def test_hostile_bytes(data: bytes, message: str) -> None:
         (
             "quote.csv",
             'query,response\n"\n',
-            "quote.csv: cannot be read to its end: a field is longer than 8 MB.",
+            "quote.csv: cannot be read to the end: a field is longer than 8 MB.",
         ),
     ],
 )

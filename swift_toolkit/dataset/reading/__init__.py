@@ -1,1 +1,1 @@
-"""Reading rows out of files of every accepted kind."""
+"""Readers for rows in files of every accepted kind."""

@@ -1,7 +1,7 @@
-"""What kind of data file a path is, and all its rows in order.
+"""Detect the kind of a data file, and read all its rows in order.
 
-JSON, JSONL (also one array or several pretty-printed objects), CSV, TSV, text and Parquet; plain, .gz or .zst.
-Memory stays flat: a block of the file and one row are all that is held.
+JSON, JSONL (also one array or several pretty-printed objects), CSV, TSV, text and Parquet; uncompressed, .gz or .zst.
+Memory is bounded: only a block of the file and one row are held at a time.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ SUFFIXES: dict[str, Syntax] = {
 }  # fmt: skip
 PACKINGS = {".gz", ".zst"}
 READ_BY_SWIFT = frozenset({".jsonl", ".json", ".csv", ".parquet", ".txt"})
-"""Last suffixes by which ms-swift knows how to read a file."""
+"""File suffixes by which ms-swift chooses its reader."""
 
 
 def data_suffix(path: str | Path) -> str | None:
-    """The suffix that names the syntax, without that of a compression; None if it is not a data file."""
+    """The suffix that names the syntax, without the suffix of a compression; None if it is not a data file."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     while suffixes and suffixes[-1] in PACKINGS:
         suffixes.pop()
@@ -61,14 +61,14 @@ def data_suffix(path: str | Path) -> str | None:
 
 
 def look_at(path: Path, shown: str) -> DataFile:
-    """What kind of data file this is, from its name and its first bytes.
+    """Detect the kind of a data file from its name and its first bytes.
 
     Raises:
         FlawError: it is not a data file, or cannot be opened.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise FlawError("unreadable", "is not a plain file", "Write the rows into one.")
+            raise FlawError("unreadable", "is not a regular file", "Write the rows to a file.")
         with path.open("rb") as stream:
             head = stream.read(8)
         size = path.stat().st_size
@@ -76,13 +76,13 @@ def look_at(path: Path, shown: str) -> DataFile:
         raise FlawError("unreadable", f"cannot be read: {os.strerror(error.errno or 0).lower()}") from None
     suffix = data_suffix(path)
     if suffix is None:
-        do = f"Use one of {', '.join(SUFFIXES)}, plain, .gz or .zst."
+        do = f"Use one of {', '.join(SUFFIXES)}, uncompressed, .gz or .zst."
         raise FlawError("unreadable", "is not a data file", do)
     packing = "gz" if head.startswith(b"\x1f\x8b") else "zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
     if head.startswith(b"PK\x03\x04"):
-        raise FlawError("unreadable", "is a zip archive", "Unpack it first.")
+        raise FlawError("unreadable", "is a zip archive", "Extract it first.")
     if suffix == ".parquet" and packing:
-        raise FlawError("unreadable", "is a compressed Parquet file", "Unpack it first.")
+        raise FlawError("unreadable", "is a compressed Parquet file", "Decompress it first.")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FlawError("encoding", "is UTF-16")
     if head.startswith(b"version "):
@@ -101,7 +101,7 @@ def _values_of(file: DataFile, suffix: str) -> Literal["", "array", "objects"]:
             first, blank = block.lstrip(), blank + len(block)
     if first.startswith(b"["):
         return "array"
-    # one object over several lines, as a JSON file may hold it
+    # one object over several lines, which a JSON file may contain
     line = first.partition(b"\n")[0].strip()
     return "objects" if suffix == ".json" and _is_cut(decode_line(line)) else ""
 
@@ -114,7 +114,7 @@ def read_records(file: DataFile) -> Iterator[Record]:
     """Every row of a file in order.
 
     Raises:
-        FlawError: the file cannot be read any further.
+        FlawError: the rest of the file cannot be read.
     """
     with guarded():
         try:
@@ -136,7 +136,7 @@ def _reader(file: DataFile) -> Callable[[IO[bytes]], Iterator[Record]]:
 
 
 def encoding_flaw(file: DataFile) -> FlawError:
-    """Where a file stops being UTF-8."""
+    """The first place where a file is not UTF-8."""
     line, decode = 1, codecs.getincrementaldecoder("utf-8")().decode
     with open_stream(file) as stream:
         while block := stream.read(BLOCK_BYTES):
@@ -151,13 +151,13 @@ def encoding_flaw(file: DataFile) -> FlawError:
 def read_chunks(
     file: DataFile, stream: IO[bytes], start: int = 0, end: int | None = None
 ) -> Iterator[Chunk | TableRows]:
-    """Whole rows of a file, about `BLOCK_BYTES` at a time.
+    """Read whole rows of a file, about `BLOCK_BYTES` at a time.
 
     Args:
-        file: one that has chunks.
-        stream: its bytes, unpacked.
-        start: first byte; the row it falls into belongs to the part before. Only for plain files of lines.
-        end: rows that begin at this byte or later are not read.
+        file: a file that can be cut into chunks.
+        stream: its decompressed bytes.
+        start: first byte; the row that contains it belongs to the previous part. Only for uncompressed files of lines.
+        end: rows that start at this byte or later are not read.
 
     Raises:
         FlawError: a row is too long, or the file is damaged.
@@ -183,7 +183,7 @@ def _read_json_lines(stream: IO[bytes]) -> Iterator[Record]:
 
 
 def _read_values(stream: IO[bytes]) -> Iterator[Record]:
-    """The items of one array, or objects that follow one another over several lines."""
+    """The items of one array, or consecutive objects over several lines."""
     yield from ValueReader(io.TextIOWrapper(stream, "utf-8-sig", newline="")).records()
 
 

@@ -1,4 +1,4 @@
-"""Lines, and JSON: one row a line, the items of an array, or objects that follow one another over several lines."""
+"""Lines and JSON: one row per line, the items of an array, or consecutive objects over several lines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import IO, Any, cast
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, MAX_ROW_BYTES, Chunk, Record
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 
-CUT_OFF = "row is cut off"
+CUT_OFF = "row is truncated"
 
 JsonRows = list[tuple[int, bytes]]
-"""Rows as JSON, none with a line end inside, each with the line it starts on, counted from 1."""
+"""Rows as JSON without line breaks, each with the line on which it starts, counted from 1."""
 
-# One row a line
+# One row per line
 
 
 def line_chunks(stream: IO[bytes], start: int = 0, end: int | None = None) -> Iterator[Chunk]:
@@ -25,8 +25,8 @@ def line_chunks(stream: IO[bytes], start: int = 0, end: int | None = None) -> It
 
     Args:
         stream: the file.
-        start: first byte; the line it falls into belongs to the part before. Only for plain files.
-        end: lines that begin at this byte or later are not read.
+        start: first byte; the line that contains it belongs to the previous part. Only for uncompressed files.
+        end: lines that start at this byte or later are not read.
 
     Raises:
         FlawError: a line is longer than `MAX_ROW_BYTES`.
@@ -49,7 +49,7 @@ def line_chunks(stream: IO[bytes], start: int = 0, end: int | None = None) -> It
 
 
 def lines_of(data: bytes) -> list[bytes]:
-    """The lines of a chunk without their ends."""
+    """The lines of a chunk without line endings."""
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -57,14 +57,14 @@ def lines_of(data: bytes) -> list[bytes]:
 
 
 def rows_of_lines(data: bytes) -> JsonRows:
-    """The lines that hold something."""
+    """The lines that are not blank."""
     if not data or data.isspace():
         return []
     return [(at, line) for at, line in enumerate(lines_of(data), 1) if line and not line.isspace()]
 
 
 def texts_of_lines(data: bytes) -> list[tuple[int, str]]:
-    """Lines of a plain text that hold something.
+    """The lines of a plain text that are not blank.
 
     Raises:
         UnicodeDecodeError: one is not UTF-8.
@@ -81,15 +81,15 @@ _OPEN, _CLOSE, _COMMA, _QUOTE = b"[{", b"]}", b","[0], b'"'[0]
 
 
 class ItemChunks:
-    """Cuts an array into chunks of whole items; each begins with the "[" or "," before its first item.
+    """Cuts an array into chunks of whole items; each starts with the "[" or "," before its first item.
 
-    The bytes between the first two items usually tell where one item ends and the next begins: an unescaped quote
-    after a brace cannot be inside a text. A chunk that was cut there is decoded once without keeping anything; if it
-    does not hold whole items, its brackets are counted.
+    The bytes between the first two items usually show where one item ends and the next one starts: an unescaped quote
+    after a brace cannot be inside a string. A chunk that was cut there is decoded once and discarded; if it does not
+    hold whole items, its brackets are counted.
 
     Args:
         stream: the file.
-        between: what stands between two items, see `between_items`; b"" to learn it from the file.
+        between: the bytes between two items, see `between_items`; b"" to find them in the file.
     """
 
     def __init__(self, stream: IO[bytes], between: bytes = b"") -> None:
@@ -101,7 +101,7 @@ class ItemChunks:
         self.errors = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All of the array, and what follows it."""
+        """The whole array, and what follows it."""
         data = self.stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
         self.between = between_items(data)
         size = BLOCK_BYTES
@@ -120,7 +120,7 @@ class ItemChunks:
             yield Chunk(data, last=True)
 
     def last_item(self, data: bytes) -> int:
-        """Where the last item that begins in these bytes is cut off from those before it, 0 if it is not known."""
+        """The position before the last item that starts in these bytes; 0 if unknown."""
         at = data.rfind(self.between) if self.between else -1
         if at > 0:
             end = data.index(b",", at)
@@ -137,10 +137,10 @@ class ItemChunks:
 
 
 def between_items(data: bytes) -> bytes:
-    """What stands between the items of an array: from the brace that ends one to the first key of the next.
+    """The bytes between the items of an array: from the brace that ends one item to the first key of the next.
 
     Args:
-        data: the beginning of the array, or b"" for none.
+        data: the beginning of the array, or b"" if there is none.
     """
     begin = data.find(b"{")
     depth = 0
@@ -153,10 +153,10 @@ def between_items(data: bytes) -> bytes:
 
 
 def last_comma(data: bytes) -> int:
-    """Position of the last comma between two items, 0 if there is none.
+    """Position of the last comma between two items; 0 if there is none.
 
     Args:
-        data: begins with the "[" or "," before an item.
+        data: starts with the "[" or "," before an item.
     """
     depth = last = 0
     first = len(data) - len(data.lstrip()) + 1
@@ -171,12 +171,12 @@ def last_comma(data: bytes) -> int:
             if depth < 0:
                 break
         elif mark.end() - mark.start() == 1:
-            break  # a text that continues after these bytes
+            break  # a string that continues after these bytes
     return last
 
 
 def as_array(data: bytes, last: bool) -> bytearray:
-    """A chunk of items as an array of its own."""
+    """A chunk of items as a complete array."""
     out = bytearray(data)
     at = len(data) - len(data.lstrip())
     out[at : at + 1] = b"["
@@ -186,7 +186,7 @@ def as_array(data: bytes, last: bool) -> bytearray:
 
 
 def rows_of_items(chunk: Chunk) -> JsonRows | None:
-    """The items of a chunk as lines, None if it does not hold whole items."""
+    """The items of a chunk as lines; None if it does not hold whole items."""
     import msgspec
 
     try:
@@ -205,7 +205,7 @@ def rows_of_items(chunk: Chunk) -> JsonRows | None:
 
 
 def records_of_items(chunk: Chunk) -> Iterator[Record]:
-    """The items of a chunk that is broken somewhere, one by one up to that place."""
+    """The items of a broken chunk, one by one up to the broken place."""
     body = chunk.data.lstrip()
     blank = chunk.data[: len(chunk.data) - len(body)]
     text = io.TextIOWrapper(io.BytesIO(blank + b"[" + body[1:]), "utf-8", newline="")
@@ -216,7 +216,7 @@ def records_of_items(chunk: Chunk) -> Iterator[Record]:
 
 
 def decode_line(data: bytes) -> Any:
-    """One JSON value, or the flaw that says why it cannot be decoded."""
+    """Decode one JSON value, or return the flaw that says why it cannot be decoded."""
     import msgspec
 
     try:
@@ -226,7 +226,7 @@ def decode_line(data: bytes) -> Any:
 
 
 def explain_json(data: bytes) -> Flaw:
-    """Why these bytes are not one JSON value that ms-swift can read, in words."""
+    """Why these bytes are not a single JSON value that ms-swift can read."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -241,7 +241,7 @@ def explain_json(data: bytes) -> Flaw:
         return _odd_number(error)
     if re.search(r"\\u[dD][89a-fA-F]", text):
         what = "text holds half of a surrogate pair (\\ud800 to \\udfff)"
-        return Flaw("broken", what, "Write the whole character.")
+        return Flaw("broken", what, "Write the complete character.")
     return TOO_LARGE
 
 
@@ -250,11 +250,11 @@ TOO_DEEP = Flaw("broken", "row is nested too deeply", "Write the inner part as t
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON; write null")
+    raise ValueError(f"{name} is not valid JSON; write null")
 
 
 def _odd_number(error: ValueError) -> Flaw:
-    """Of a number that the decoder refuses: `_refuse_constant`'s message, or Python's about thousands of digits."""
+    """Handle a number that the decoder rejects: `_refuse_constant`'s message, or Python's limit of digits."""
     return Flaw("broken", str(error)) if str(error).endswith("write null") else TOO_LARGE
 
 
@@ -263,20 +263,20 @@ def _explain_syntax(text: str, error: json.JSONDecodeError) -> Flaw:
     rest = text[error.pos :].lstrip()
     if error.msg == "Extra data":
         if rest.startswith("{"):
-            return Flaw("broken", f"a second row begins at column {column}", "Put each row on its own line.")
+            return Flaw("broken", f"a second row starts at column {column}", "Put each row on its own line.")
         if rest.startswith(","):
             return Flaw(
-                "broken", "a comma follows the row", "JSON Lines has none between its rows; remove it."
+                "broken", "a comma follows the row", "Remove it: JSON Lines has no commas between rows."
             )
-        return Flaw("broken", f"something follows the row at column {column}", "Remove it.")
+        return Flaw("broken", f"unexpected text after the row at column {column}", "Remove it.")
     if error.msg.startswith("Invalid control character"):
         at = text[error.pos]
         names = {"\t": "tab, write \\t", "\x00": "NUL character", "\n": "line break, write \\n", "\r": "\\r"}
         return Flaw("broken", f"text holds a raw {names.get(at, f'control character (code {ord(at)})')}")
     if error.msg.startswith("Unterminated string") or not rest:
-        return Flaw("broken", CUT_OFF, "Each row must be whole and on one line.")
+        return Flaw("broken", CUT_OFF, "Each row must be complete and on one line.")
     if not text[: error.pos].strip():
-        return Flaw("broken", "row is not JSON")
+        return Flaw("broken", "row is not valid JSON")
     return Flaw("broken", f"broken JSON at column {column}: {error.msg[0].lower() + error.msg[1:]}")
 
 
@@ -284,11 +284,11 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class ValueReader:
-    """Decodes one item of an array, or one object, after the other, holding one block of text.
+    """Decodes the items of an array, or objects, one after another, keeping one block of text in memory.
 
     Args:
         stream: the text.
-        whole: it is all of the array, not a chunk that ends after an item.
+        whole: whether it is the whole array, not a chunk that ends after an item.
     """
 
     def __init__(self, stream: IO[str], whole: bool = True) -> None:
@@ -325,12 +325,12 @@ class ValueReader:
 
     def _end(self, number: int) -> Iterator[Record]:
         if not self._next_mark():
-            what = 'the array is cut off: its "]" is missing'
+            what = 'the array is truncated: its "]" is missing'
             yield Record(number + 1, self.line, Flaw("broken", what), 0, cut=True)
             return
         self.at += 1
         if self._next_mark():
-            flaw = Flaw("broken", "something follows the array", "Remove it.")
+            flaw = Flaw("broken", "unexpected text after the array", "Remove it.")
             yield Record(number + 1, self.line, flaw, 0, cut=True)
 
     def _more(self, size: int) -> bool:
@@ -342,7 +342,7 @@ class ValueReader:
         return True
 
     def _next_mark(self) -> str:
-        """The next character that is not a space, "" at the end."""
+        """The next character that is not a space; "" at the end."""
         while True:
             start, self.at = self.at, cast("re.Match[str]", _SPACE.match(self.text, self.at)).end()
             self.line += self.text.count("\n", start, self.at)
@@ -352,7 +352,7 @@ class ValueReader:
                 return ""
 
     def _value(self) -> tuple[Any, int, bool]:
-        """The item that starts here, its length, and whether reading can continue after it."""
+        """The item that starts here, its length, and whether it is possible to continue after it."""
         while True:
             held = len(self.text) - self.at
             try:
@@ -369,7 +369,7 @@ class ValueReader:
             except ValueError as error:
                 return _odd_number(error), 0, False
             if end == len(self.text) and self._more(BLOCK_BYTES):
-                continue  # a number may go on in the next block
+                continue  # a number may continue in the next block
             raw = self.text[self.at : end]
             self.line += raw.count("\n")
             self.at = end
@@ -385,7 +385,7 @@ class ValueReader:
 
 
 def _whole_characters(value: Any, raw: str) -> Any:
-    """The value, or a flaw if its escapes leave half a character."""
+    """The value, or a flaw if its escapes leave half of a surrogate pair."""
     if "\\u" not in raw:
         return value
     try:

@@ -1,4 +1,4 @@
-"""A file with rows as a stream of bytes, unpacked, and the limits that keep memory flat."""
+"""A file with rows as a stream of decompressed bytes, and the limits that keep memory bounded."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Syntax = Literal["json", "csv", "tsv", "parquet", "txt"]
 
 BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 32 << 20
-"""Longest row that is read, in bytes; keeps memory bounded. About eight million tokens."""
+"""Maximum length of a row in bytes, to keep memory bounded; about eight million tokens."""
 
 MAX_FIELD = 8 << 20
-"""Longest field of a table, in characters, of which the csv module takes four bytes for each."""
+"""Maximum length of a table field in characters; the csv module uses four bytes per character."""
 
 
 class Record(NamedTuple):
     """One row of a file.
 
     Args:
-        number: its place among the rows, from 1.
-        line: the line it starts on, from 1; None where the file has no lines.
+        number: the number of the row, counted from 1.
+        line: the line on which it starts, counted from 1; None if the file has no lines.
         value: the decoded row, or the flaw that makes it unreadable.
-        size: its bytes in the file, or an estimate of them.
-        cut: what follows it in the file cannot be read.
+        size: its size in the file in bytes, or an estimate.
+        cut: whether the rest of the file after it cannot be read.
     """
 
     number: int
@@ -44,11 +44,11 @@ class Record(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Whole rows of a file, about `BLOCK_BYTES` of them.
+    """About `BLOCK_BYTES` of whole rows of a file.
 
     Args:
-        data: the bytes of the file; of Parquet, a batch of rows as an Arrow stream.
-        last: the file ends here.
+        data: the bytes of the file; for Parquet, a batch of rows as an Arrow stream.
+        last: whether the file ends here.
     """
 
     data: bytes
@@ -60,12 +60,12 @@ class DataFile:
     """A file with rows.
 
     Args:
-        path: where it is.
-        shown: how messages call it, as the user spelled it.
-        syntax: how it is written; "json" is one row a line.
-        packing: compression, "" for none; known by its first bytes, not its name.
-        size: bytes on disk.
-        values: JSON whose rows are not one to a line: the items of an array, or objects over several lines.
+        path: its path.
+        shown: its name in messages, as the user spelled it.
+        syntax: its syntax; "json" has one row per line.
+        packing: its compression, "" for none; detected by its first bytes, not its name.
+        size: size on disk in bytes.
+        values: whether it is JSON without one row per line: the items of an array, or objects over several lines.
     """
 
     path: Path
@@ -77,17 +77,17 @@ class DataFile:
 
     @property
     def has_lines(self) -> bool:
-        """JSON with one row a line."""
+        """Whether it is JSON with one row per line."""
         return self.syntax == "json" and not self.values
 
     @property
     def has_chunks(self) -> bool:
-        """It can be cut into chunks of whole rows."""
+        """Whether it can be cut into chunks of whole rows."""
         return self.values != "objects"
 
 
 class Unpacked:
-    """A file's bytes, unpacked, that also knows how far it has come in the file itself."""
+    """The decompressed bytes of a file, with the position in the compressed file."""
 
     def __init__(self, file: DataFile) -> None:
         self._raw: Any = file.path.open("rb")
@@ -98,17 +98,17 @@ class Unpacked:
         elif file.packing == "zst":
             import pyarrow
 
-            # unlike zstandard's reader it complains about a file that is cut off
+            # unlike zstandard's reader, it raises an error if the file is truncated
             unpacked = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._raw, "r"), "zstd")
             self._counted = _Counted(unpacked, BLOCK_BYTES)
             self.stream = cast("IO[bytes]", self._counted)
 
     def passed(self) -> int:
-        """Bytes that were read so far, unpacked."""
+        """Number of bytes read so far, decompressed."""
         return self.stream.tell() if self._counted is None else self._counted.count
 
     def position(self) -> int:
-        """Bytes of the file that were read so far, packed as they are."""
+        """Number of bytes read so far, as stored in the file."""
         return int(self._raw.tell())
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Unpacked:
 
 
 class _Counted(io.BufferedReader):
-    """A stream that cannot be asked where it is, with a count of what was read."""
+    """Counts the bytes read from a stream that does not report its position."""
 
     count = 0
 
@@ -133,12 +133,12 @@ class _Counted(io.BufferedReader):
 
 
 def open_stream(file: DataFile) -> IO[bytes]:
-    """The bytes of a file, unpacked."""
+    """Open the decompressed bytes of a file."""
     return Unpacked(file).stream
 
 
 class Rest(io.RawIOBase):
-    """A stream with bytes put back in front of it."""
+    """A stream with bytes pushed back in front of it."""
 
     def __init__(self, data: bytes, stream: IO[bytes]) -> None:
         self._data, self._rest = memoryview(data), stream
@@ -156,7 +156,7 @@ class Rest(io.RawIOBase):
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Within it, a library's complaint about a damaged file becomes a FlawError."""
+    """Context manager that turns library errors about a damaged file into a FlawError."""
     try:
         yield
     except FlawError:
@@ -166,14 +166,14 @@ def guarded() -> Iterator[None]:
         known = isinstance(error, (OSError, EOFError, zlib.error))
         if not known and library not in {"pyarrow", "_csv"}:
             raise
-        raise FlawError("broken", f"cannot be read to its end: {_damage(error)}") from None
+        raise FlawError("broken", f"cannot be read to the end: {_damage(error)}") from None
 
 
 def _damage(error: Exception) -> str:
     if isinstance(error, EOFError) or str(error) == "Truncated compressed stream":
-        return "the file is cut off"
-    if str(error) == "unexpected end of data":  # the csv module's words
-        return 'a " is opened and never closed'
+        return "the file is truncated"
+    if str(error) == "unexpected end of data":  # the csv module's message
+        return 'a quote (") is never closed'
     if str(error).startswith("field larger than"):
         return f"a field is longer than {MAX_FIELD >> 20} MB"
     return short(first_line(error).rstrip("."), 120).lower()

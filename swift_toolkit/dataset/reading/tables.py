@@ -29,16 +29,16 @@ SEPARATORS = {"csv": ",", "tsv": "\t"}
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Fields = list[tuple[int, Any]]
-"""Rows of a table with the line of each: its fields, or the flaw that makes it unreadable."""
+"""Rows of a table with their lines: the fields, or the flaw that makes the row unreadable."""
 
 
 class TableRows(NamedTuple):
-    """Rows of a table that were read one by one, lines counted from the first.
+    """Rows of a table that were read one by one; lines are counted from the first one.
 
     Args:
-        rows: fields and lines.
-        lines: the lines they take.
-        size: characters they have.
+        rows: fields and line of each row.
+        lines: number of lines of the rows.
+        size: number of characters of the rows.
     """
 
     rows: Fields
@@ -70,7 +70,7 @@ class TableChunks:
         self.rest = data[end:]
 
     def chunks(self) -> Iterator[Chunk | TableRows]:
-        """All rows. From a quote on that does not quote a field, they are read one by one.
+        """All rows. After a quote that does not enclose a field, they are read one by one.
 
         Raises:
             FlawError: a line is too long.
@@ -126,7 +126,7 @@ def first_row(data: bytes) -> int:
 
 
 def last_row(data: bytes) -> int:
-    """Where the last whole row ends: after a line end with an even number of quotes before it; 0 if there is none."""
+    """Where the last whole row ends: after a line break with an even number of quotes before it; 0 if there is none."""
     quotes, end = data.count(b'"'), len(data)
     while (at := data.rfind(b"\n", 0, end)) >= 0:
         quotes -= data.count(b'"', at, end)
@@ -140,7 +140,7 @@ def header_of(names: list[str], separator: str) -> list[str]:
     """The names of the columns.
 
     Raises:
-        FlawError: a name is there twice, or another separator was used.
+        FlawError: a name occurs twice, or the file uses another separator.
     """
     for name in names if len(names) == 1 else ():
         for other, called in _OTHER_SEPARATORS.items():
@@ -148,18 +148,18 @@ def header_of(names: list[str], separator: str) -> list[str]:
                 what = f'the fields are separated by "{other}", not by "{separator}"'
                 raise FlawError("columns", what, f"Save the file with commas instead of {called}.")
     if twice := next((name for name, times in Counter(names).items() if times > 1), None):
-        raise FlawError("columns", f'column "{twice}" is there twice', "Rename one of them.")
+        raise FlawError("columns", f'column "{twice}" occurs twice', "Rename one of them.")
     return names
 
 
 def fields_of(data: bytes, header: Sequence[str], separator: str) -> Fields:
-    """The rows of a chunk, lines counted from its beginning.
+    """The rows of a chunk; lines are counted from its beginning.
 
     Raises:
         FlawError: a line is too long.
         _csv.Error: a quote is not closed.
     """
-    if data.isspace() and separator.encode() not in data:  # a row of empty cells may be tabs alone
+    if data.isspace() and separator.encode() not in data:  # a row of empty cells may consist of tabs only
         return []
     return list(_fields(io.StringIO(data.decode(), newline=""), header, separator))
 
@@ -187,17 +187,17 @@ def read_table(stream: IO[bytes], syntax: str) -> Iterator[Record]:
 
 
 def _wrong_count(header: Sequence[str], fields: Sequence[str]) -> Flaw:
-    what = f"row has {len(fields)} fields and the header {len(header)}"
-    return Flaw("broken", what, 'Put text that holds a separator or a line break into "quotes".')
+    what = f"row has {len(fields)} fields, but the header has {len(header)}"
+    return Flaw("broken", what, 'Enclose text that contains a separator or a line break in "quotes".')
 
 
 def row_of(header: Sequence[str], fields: Sequence[str]) -> Row:
-    """A row as if it were decoded from JSON."""
+    """A row in the form of a decoded JSON object."""
     return {name: _cell(name, field) for name, field in zip(header, fields, strict=True) if name}
 
 
 def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, list[str]] | None:
-    """The columns of a chunk, None if a row has too few or too many fields, or is not UTF-8."""
+    """The columns of a chunk; None if a row has too few or too many fields, or is not UTF-8."""
     import pyarrow
     from pyarrow import csv as arrow
 
@@ -218,13 +218,13 @@ def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, 
 
 
 def is_regular(data: bytes, separator: str) -> bool:
-    """Whether each quote begins or ends a field, or stands for itself within one."""
+    """Whether each quote starts or ends a field, or is an escaped quote within one."""
     return b'"' not in data or b'"' not in _quoted(separator).sub(b"", data)
 
 
 @functools.cache
 def _quoted(separator: str) -> re.Pattern[bytes]:
-    """A quoted field from where it begins to where it ends."""
+    """A quoted field from its start to its end."""
     mark = separator.encode()
     return re.compile(rb'(?:(?<=[%s\r\n])|\A)"[^"]*(?:""[^"]*)*"(?=[%s\r\n]|\Z)' % (mark, mark))
 
@@ -236,7 +236,7 @@ _ANSWER_COLUMNS = frozenset({"chosen", "rejected"})
 
 
 def _cell(name: str, field: str) -> Any:
-    """Lists, objects and labels are read as JSON where the column holds such; all else is text, an empty cell null."""
+    """Decode a cell: JSON in columns of lists, objects or labels; text in all others; null for an empty cell."""
     if not field:
         return None
     is_number = name in _NUMBER_COLUMNS
@@ -273,7 +273,7 @@ def batch_chunks(file: DataFile, groups: Sequence[int] | None = None) -> Iterato
 
 
 def spread_groups(file: DataFile) -> list[int]:
-    """The first and last row group of a Parquet file, and some between."""
+    """The first and last row group of a Parquet file, and some in between."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file.path) as table:
@@ -295,7 +295,7 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
 
 
 def parquet_rows(file: DataFile) -> int:
-    """How many rows a Parquet file says that it has."""
+    """The number of rows according to the metadata of a Parquet file."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file.path) as table:
