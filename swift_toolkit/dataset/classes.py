@@ -1,4 +1,4 @@
-"""What the labels of a classifier's data are: one class, several, or a number."""
+"""The kind of labels in a classifier's data: one class, several classes, or a number."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from swift_toolkit.dataset.spec import DatasetSpec
 
 @dataclass(frozen=True)
 class Classes:
-    """The labels of some data.
+    """The kind of labels in some data.
 
     Args:
         count: ms-swift's ``num_labels``.
-        problem_type: ms-swift's ``problem_type``; "" for its default, one class a row.
-        phrase: what they are.
+        problem_type: ms-swift's ``problem_type``; "" for its default, one class per row.
+        phrase: a description of the labels.
     """
 
     count: int
@@ -33,8 +33,9 @@ class Classes:
 
 
 def find_classes(entries: Sequence[str], columns: Mapping[str, str] | None = None) -> Classes | None:
-    """The classes of the local data sets, by the labels of all rows; None if the labels are of no one kind, too few, or
-    on a hub.
+    """The classes of the local data sets, from the labels of all rows.
+
+    None if the labels are of several kinds, too few, or on a hub.
 
     Args:
         entries: the entries of ``dataset``.
@@ -72,7 +73,7 @@ def _labels(entry: str, rules: Rules) -> Iterable[object]:
 
 
 def _of_lines(file: DataFile, column: str) -> Iterator[object]:
-    """The labels of JSON Lines, without the rest of the rows; some of them twice if a line is broken."""
+    """The labels of JSON Lines, without decoding the rest of the rows; some occur twice if a line is broken."""
     import msgspec
 
     row: Any = msgspec.defstruct("Row", [("label", Any, msgspec.field(name=column, default=None))])

@@ -1,4 +1,4 @@
-"""Copies of data sets: where ms-swift cannot read a file itself, and without the bad rows.
+"""Copies of data sets that ms-swift cannot read directly, or without their bad rows.
 
 report = verify(["data/train.csv"])
 given = prepare(report, run_directory / "data", skip_bad_rows="5%")
@@ -41,14 +41,14 @@ class PreparedDict(TypedDict):
 
 @dataclass
 class Prepared:
-    """What to give to ms-swift.
+    """The data to pass to ms-swift.
 
     Args:
         train: the entries of `dataset`.
         val: the entries of `val_dataset`.
-        copies: files that were written in place of others.
-        rejected: the file that lists the skipped rows; None if none were.
-        left_out: how many rows were skipped, by the title of the first error of each.
+        copies: files that replace others.
+        rejected: the file that lists the skipped rows; None if no row was skipped.
+        left_out: numbers of skipped rows by the title of the first error of each row.
     """
 
     train: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Prepared:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, copy: _Copy) -> None:
-        """Enter a copy that was made."""
+        """Add a copy."""
         self.copies.append(copy.path)
         self.left_out += copy.left_out
         if copy.left_out:
@@ -77,17 +77,17 @@ class Prepared:
 
 
 def prepare_data(report: DataReport, folder: Path, skip_bad_rows: str | None = None) -> Prepared:
-    """Write copies of the data sets that ms-swift cannot read as they are, or that hold bad rows.
+    """Write copies of the data sets that ms-swift cannot read directly, or that contain bad rows.
 
     Args:
         report: what `verify` found.
-        folder: where the copies go; made if one is written.
-        skip_bad_rows: skip rows with errors: "N" at most N of them, "P%" at most that share of all rows, ""
-            any number. None skips none.
+        folder: the directory of the copies; created if a copy is written.
+        skip_bad_rows: skip rows with errors: "N" skips at most N rows, "P%" at most that share of all rows, "" any
+            number. None skips no rows.
 
     Raises:
-        RequestError: there are errors that cannot be skipped, or more of them than allowed.
-        ValueError: `skip_bad_rows` is none of these.
+        RequestError: there are errors that cannot be skipped, or more bad rows than allowed.
+        ValueError: `skip_bad_rows` has another form.
     """
     if problems := refusal(report, skip_bad_rows):
         raise RequestError(problems)
@@ -102,17 +102,17 @@ def prepare_data(report: DataReport, folder: Path, skip_bad_rows: str | None = N
                 entries.append(copy.entry)
             else:
                 entries.append(spec.text)
-    if given.left_out and skip_bad_rows is None:  # beyond the sample that was checked
+    if given.left_out and skip_bad_rows is None:  # found outside the checked sample
         count = given.left_out.total()
         were, them = ("was", "it") if count == 1 else ("were", "them")
         rows = counted(count, "bad row")
-        what = f"{rows} {were} found while the data were copied; {given.rejected} lists {them}"
+        what = f"{rows} {were} found while the data was copied; {given.rejected} lists {them}"
         raise RequestError([Problem(what, f"Fix {them}, or skip {them} with --skip-bad-rows.")])
     return given
 
 
 def refusal(report: DataReport, skip_bad_rows: str | None) -> list[Problem]:
-    """What keeps a run from these data, if anything does; see `prepare`."""
+    """The problems that prevent a run with this data; see `prepare`."""
     if report.ok:
         return []
     bad, rows = sum(file.bad for file in report.files), sum(file.rows for file in report.files)
@@ -128,10 +128,10 @@ def refusal(report: DataReport, skip_bad_rows: str | None) -> list[Problem]:
 
 
 def bad_rows_allowed(text: str, rows: int) -> int:
-    """How many of ``rows`` rows "N", "P%" or "" (any number) allows to be bad.
+    """How many of ``rows`` rows may be bad according to "N", "P%" or "" (any number).
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text has another form.
     """
     if not text:
         return rows
@@ -142,11 +142,11 @@ def bad_rows_allowed(text: str, rows: int) -> int:
 
 
 def number_problems(numbers: Mapping[str, str | None], as_flags: bool) -> Iterator[Problem]:
-    """Which of these arguments are not a number of rows.
+    """Problems of arguments that are not a number of rows.
 
     Args:
-        numbers: argument -> its value, None for one not given.
-        as_flags: they were given on the command line.
+        numbers: argument -> value; None if it was not given.
+        as_flags: whether they were given on the command line.
     """
     for name, text in numbers.items():
         try:
@@ -161,10 +161,10 @@ class _Copy:
     """One copy of a data set.
 
     Args:
-        path: the copy.
-        entry: what ms-swift is given: the copy, and the sample of it.
-        left_out: rows that were skipped, by the title of the first error of each.
-        rejected: the file that lists them.
+        path: the file of the copy.
+        entry: the entry of `dataset` for ms-swift: the copy and its sample.
+        left_out: numbers of skipped rows by the title of the first error of each row.
+        rejected: the file that lists the skipped rows.
     """
 
     path: Path
@@ -176,14 +176,14 @@ class _Copy:
 def _copy(
     files: Sequence[FileReport], spec: DatasetSpec, report: DataReport, folder: Path, before: Prepared
 ) -> _Copy:
-    """Write one copy of all files of a data set, without their bad rows.
+    """Write a single copy of all files of a data set, without the bad rows.
 
     Args:
-        files: what is known of them.
+        files: the reports of the files.
         spec: the data set.
         report: what `verify` found.
-        folder: where the copy goes.
-        before: the copies made before it.
+        folder: the directory of the copy.
+        before: the earlier copies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = _free_name(folder, Path(spec.path).name.partition(".")[0] or "data", before.copies)
@@ -210,7 +210,7 @@ def _free_name(folder: Path, stem: str, taken: Sequence[Path]) -> Path:
 
 
 class _CleanCopy:
-    """Writes the rows without errors to one file, and the others with their errors to another."""
+    """Writes rows without errors to one file, and the others with their errors to another file."""
 
     def __init__(self, part: Part, as_it_is: bool, out: IO[bytes], rejected: IO[str]) -> None:
         self.file, self.rules = part.file.shown, part.rules
@@ -240,7 +240,7 @@ class _CleanCopy:
 
 
 def with_texts(row: Row) -> Row:
-    """The row with every content as text."""
+    """The row with all contents as text."""
     out = dict(row)
     for name in ("messages", "rejected_messages"):
         if name in row:
@@ -252,7 +252,7 @@ def with_texts(row: Row) -> Row:
 
 
 def _for_reader(row: Row, rules: Rules) -> Row:
-    """The row with the same columns and one type of value in each place, as in all rows of all copies."""
+    """The row with the columns and value types that all rows of all copies share."""
     out = with_texts(row)
     rejected = out.pop("rejected_response", None)
     if rejected is not None and rules.task.rows == "preference":
@@ -271,15 +271,15 @@ def _for_reader(row: Row, rules: Rules) -> Row:
 
 
 def _rejected_messages(messages: list[Message], rejected: Any) -> list[Message]:
-    """The question followed by the rejected answer instead of all that follows it, as ms-swift joins them."""
+    """The question followed by the rejected answer instead of the rest, joined as in ms-swift."""
     answer = [{"role": "assistant", "content": rejected}] if isinstance(rejected, str) else rejected
     asked = max(at for at, message in enumerate(messages) if message["role"] == "user")
     return [*messages[: asked + 1], *_turns_with_texts(answer, "rejected_response")]
 
 
 def _keep_dates(messages: list[Message]) -> None:
-    """Where all texts are dates, the reader turns them into numbers. It does not look into objects of different keys,
-    so the first of all messages gets another key.
+    """Protect texts that are dates: the reader converts them to numbers if all texts of a place are dates. It does not
+    inspect objects with different keys, so the very first message gets an additional key.
     """
     if all(DATE.fullmatch(message["content"]) for message in messages):
         messages[0].setdefault("loss", None)
@@ -296,13 +296,13 @@ def _label(label: Any, rules: Rules) -> Any:
 
 def _turns_with_texts(turns: list[Message], name: str) -> list[Message]:
     talk = read_messages(turns, None, name, standard_only=True)
-    if talk.media:  # which has no other place than inside
+    if talk.media:  # media that can only be given inside the messages
         return turns
     return [{**message, "content": text_of(message)} for message in talk.messages]
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON; bytes of media, as Parquet may hold them, as data URIs."""
+    """One line of JSON; bytes of media, which Parquet may contain, become data URIs."""
     return json.dumps(_without_bytes(value), ensure_ascii=False, default=str).encode() + b"\n"
 
 
@@ -319,10 +319,10 @@ def _without_bytes(value: Any) -> Any:
 
 
 def convert(report: DataReport, out: Path) -> int:
-    """Write the training data as messages JSONL, row for row, "#N" aside.
+    """Write the training data as messages JSONL, row by row, ignoring "#N".
 
     Args:
-        report: what `verify` found; rows may lack what the task needs, but must be readable.
+        report: what `verify` found; rows may lack data that the task needs, but must be readable.
         out: the file to write.
 
     Returns:
@@ -346,7 +346,7 @@ def convert(report: DataReport, out: Path) -> int:
 
 
 class _AllRows:
-    """Writes every row as messages."""
+    """Writes all rows as messages."""
 
     wants_rows = True
 
@@ -357,7 +357,7 @@ class _AllRows:
         self.rows = 0
 
     def lines(self, chunk: bytes) -> None:
-        raise AssertionError("rows are wanted one by one")
+        raise AssertionError("rows must be passed one by one")
 
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
         if row is None:

@@ -1,8 +1,8 @@
-"""How many tokens a text has, estimated from what it is made of.
+"""Estimates of the tokens of a text, from the kinds of characters in it.
 
-The model's own tokenizer takes a sample of the rows (`tokenizers`, without torch). From these follows how many tokens
-letters, other ASCII characters (digits, the signs of code) and the bytes of all other scripts make, and by that all
-rows are measured at the speed of a scan.
+The model's own tokenizer (`tokenizers`, without torch) encodes a sample of the rows. The sample gives the tokens per
+letter, per other ASCII character (digits, symbols of code) and per byte of all other scripts, with which all rows are
+estimated at the speed of a scan.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_ROWS = 240
-"""Rows that the tokenizer is given."""
+"""Number of rows that the tokenizer encodes."""
 
 _SAMPLE_BYTES = 300_000
-"""Most text that the tokenizer is given; it takes about 3 MB in a second."""
+"""Maximum text that the tokenizer encodes, at about 3 MB per second."""
 
 LONGEST_BYTES = 400_000
-"""Most text of the longest rows that the tokenizer is given."""
+"""Maximum text of the longest rows that the tokenizer encodes."""
 
 LONGEST_TEXT = 8000
-"""Of a longer text the tokenizer is given the beginning."""
+"""Of a longer text, the tokenizer encodes only the beginning."""
 
 _LETTERS = bytes([0x20, *range(0x41, 0x5B), *range(0x61, 0x7B)])
 _ASCII = bytes(range(0x80))
@@ -34,20 +34,20 @@ KNOWN_TEXTS = (
     "def total(rows: list[dict]) -> float:\n    return sum(row['price'] * row.get('count', 1) for row in rows)\n\n\n"
     'if __name__ == "__main__":\n    print(f"{total(load(\'rows.json\')):,.2f}")\n',
 )
-"""Short texts in scripts that the sample may lack."""
+"""Short texts in scripts that the sample may not contain."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of what texts are made of.
+    """Tokens per kind of character.
 
     Args:
-        letter: of an ASCII letter or a space.
-        mark: of another ASCII character.
-        byte: of a byte of UTF-8 of all other characters.
-        message: what the template adds to a message: role, begin and end marks.
-        row: what it adds to a row, e.g. the system prompt of the run.
-        is_measured: they come from the model's tokenizer.
+        letter: tokens per ASCII letter or space.
+        mark: tokens per other ASCII character.
+        byte: tokens per UTF-8 byte of all other characters.
+        message: tokens that the template adds to a message: role, start and end marks.
+        row: tokens that it adds to a row, e.g. the system prompt of the run.
+        is_measured: whether the numbers come from the model's tokenizer.
     """
 
     letter: float = 0.25
@@ -58,7 +58,7 @@ class Lengths:
     is_measured: bool = False
 
     def of_texts(self, texts: Iterable[str]) -> int:
-        """Tokens of a row.
+        """Estimate the tokens of a row.
 
         Args:
             texts: of its messages.
@@ -72,16 +72,16 @@ class Lengths:
 
     @property
     def lightest(self) -> float:
-        """Bytes of the text with the most tokens to a byte."""
+        """Bytes per token of the text with the most tokens per byte."""
         return 1 / max(self.letter, self.mark, self.byte, 0.01)
 
 
 BY_BYTES = Lengths()
-"""Four bytes a token: a rough mean of today's tokenizers, where that of the model is not available."""
+"""Four bytes per token: a rough mean of current tokenizers, used if that of the model is not available."""
 
 
 def token_counts(text: str) -> tuple[int, int, int]:
-    """ASCII letters and spaces, other ASCII characters, bytes of all others in UTF-8."""
+    """Numbers of ASCII letters and spaces, of other ASCII characters, and of UTF-8 bytes of all other characters."""
     data = text.encode("utf-8", "replace")
     others = 0 if text.isascii() else len(data.translate(None, _ASCII))
     not_letters = len(data.translate(None, _LETTERS))
@@ -107,15 +107,15 @@ class Tokenizer:
             raise ValueError(str(error)) from None
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Count the tokens of a text."""
         return len(self._encode(text, add_special_tokens=False).ids)
 
     def lengths(self, rows: Sequence[Sequence[str]], message: float) -> Lengths:
-        """What rows of these data are made of.
+        """Measure the tokens per kind of character in this data.
 
         Args:
             rows: texts of some of them.
-            message: what the template adds to a message.
+            message: tokens that the template adds to a message.
         """
         texts = _within([text[:LONGEST_TEXT] for row in rows for text in row if text])
         own = [(token_counts(text), self.count(text)) for text in texts]
@@ -125,14 +125,14 @@ class Tokenizer:
         return Lengths(letter, mark, byte, message, is_measured=True)
 
     def longest(self, rows: Sequence[tuple[int, tuple[str, ...]]], lengths: Lengths) -> int | None:
-        """Tokens of the longest of these rows.
+        """Measure the tokens of the longest of these rows.
 
         Args:
-            rows: an estimate of the tokens, and the texts.
-            lengths: by which they were estimated.
+            rows: estimated tokens and texts of each row.
+            lengths: the lengths used for the estimate.
 
         Returns:
-            None where there are none, or the longest of them are too long to be looked at.
+            None if there are no rows, or if the longest rows are too long to encode.
         """
         most, left = None, LONGEST_BYTES
         for _, texts in sorted(rows, reverse=True):
@@ -145,7 +145,7 @@ class Tokenizer:
 
 
 def _within(texts: Sequence[str]) -> list[str]:
-    """Some of these texts, evenly, as many as the tokenizer is given."""
+    """An even sample of these texts, as many as the tokenizer encodes."""
     out, size = [], 0
     for text in texts[:: max(len(texts) // (2 * SAMPLE_ROWS), 1)]:
         out.append(text)
@@ -159,11 +159,11 @@ Sample = tuple[tuple[int, int, int], int, float]
 
 
 def _fitted(samples: Sequence[Sample]) -> tuple[float, float, float]:
-    """Least squares of the relative errors, none of the three below a hundredth."""
+    """Least-squares fit of the relative errors, with each of the three at least 0.01."""
     left = [[0.0] * 3 for _ in range(3)]
     right = [0.0] * 3
     for parts, tokens, weight in samples:
-        share = weight / max(tokens, 20)  # an error in a long text counts more, but not by its square
+        share = weight / max(tokens, 20)  # a long text counts more, but not by its square
         for at in range(3):
             right[at] += share * parts[at] * tokens
             for to in range(3):
@@ -179,7 +179,7 @@ def _fitted(samples: Sequence[Sample]) -> tuple[float, float, float]:
 
 
 def _solved(left: Sequence[Sequence[float]], right: Sequence[float], free: Sequence[int]) -> list[float]:
-    """The solution of the equations for these unknowns, by elimination."""
+    """Solve the equations for these unknowns by elimination."""
     rows = [[left[at][to] for to in free] + [right[at]] for at in free]
     size = len(free)
     for at in range(size):

@@ -1,4 +1,4 @@
-"""What the data are like, as bars on the terminal and as one page of HTML that needs nothing else."""
+"""Overview of the data, as bars on the terminal and as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from swift_toolkit.dataset.report import DataReport, FileReport, Group
 from swift_toolkit.machine.files import whole_file
 
 BARS = 20
-"""Most bars of a histogram."""
+"""Maximum number of bars of a histogram."""
 
 
 class Bar(NamedTuple):
-    """A bar of a histogram: how many rows have a value from `first` to `last`, None for no upper end."""
+    """A bar of a histogram: the number of rows with a value from `first` to `last`; None for no upper limit."""
 
     first: int
     last: int | None
@@ -40,11 +40,11 @@ class Bar(NamedTuple):
 
 
 def bars_of(counts: Mapping[int, int], step: int = 1) -> list[Bar]:
-    """At most `BARS` bars of equal width, the highest percent of the rows in a last one.
+    """At most `BARS` bars of equal width, with the top 1% of the rows in a last bar.
 
     Args:
         counts: value -> rows.
-        step: the values are multiples of this, each standing for `step` values.
+        step: the values are multiples of this, and each stands for `step` values.
     """
     if not counts:
         return []
@@ -69,7 +69,7 @@ def _round_numbers() -> Iterable[int]:
 
 
 def middle(counts: Mapping[int, int], share: float) -> int:
-    """The value that this share of the rows does not exceed, e.g. 0.5 for the median."""
+    """The value that the given share of the rows does not exceed, e.g. 0.5 for the median."""
     left = share * sum(counts.values())
     for value in sorted(counts):
         left -= counts[value]
@@ -100,11 +100,11 @@ def histogram_lines(report: DataReport, width: int = 40) -> list[str]:
 
 
 def summary_of(counts: Mapping[int, int], step: int = 1) -> str:
-    """Median, 95% and largest in a phrase.
+    """Median, 95th percentile and maximum as a phrase.
 
     Args:
         counts: value -> rows.
-        step: the values are multiples of this, each standing for `step` values, the last of which is named.
+        step: the values are multiples of this, and each stands for `step` values, of which the last is shown.
     """
     middling, high, largest = (
         value + step - 1 for value in (middle(counts, 0.5), middle(counts, 0.95), max(counts, default=0))
@@ -114,11 +114,11 @@ def summary_of(counts: Mapping[int, int], step: int = 1) -> str:
 
 
 def write_report(report: DataReport, path: Path) -> None:
-    """Write the report as one self-contained page.
+    """Write the report as a self-contained HTML page.
 
     Args:
         report: what `verify` found.
-        path: the file to write, replaced as a whole.
+        path: the file to write or replace.
     """
     with whole_file(path) as out:
         out.write(page(report).encode())

@@ -1,10 +1,10 @@
-"""Rows as the model will see them: the rendered template, the part that is learned, what is cut off.
+"""Rows as the model sees them: the rendered template, the learned part, the truncated part.
 
     view = TemplateView("models/Qwen2.5-7B-Instruct", Rules(max_length=2048), {"system": "Be brief."})
     for row in view.rows(["data/train.jsonl"], 3):
         print(*row.lines(colour=True), sep="\n")
 
-Needs ms-swift (about 10 s to import) and the model's tokenizer, not its weights.
+Needs ms-swift (about 10 s to import) and the model's tokenizer, but not its weights.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ TEMPLATE_SETTINGS = (
     "agent_template", "norm_bbox", "max_pixels", "use_chat_template", "loss_scale", "is_binary_loss_scale",
     "template_backend", "response_prefix", "enable_thinking", "preserve_thinking", "add_non_thinking_prefix",
 )  # fmt: skip
-"""Settings of ms-swift that shape the text, other than `template`, `system` and `max_length`."""
+"""Settings of ms-swift that affect the text, other than `template`, `system` and `max_length`."""
 
 REPEATED = 4
-"""From this many equal tokens in a row on, as images have them, one is shown with the count."""
+"""Runs of at least this many equal tokens, as in images, are shown as one token with a count."""
 
 
 class Place(NamedTuple):
-    """Where a row is."""
+    """The place of a row."""
 
     file: str
     line: int | None
@@ -53,13 +53,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive text of a row that is treated alike.
+    """Consecutive text of a row that is treated the same.
 
     Args:
-        text: the tokens, decoded.
-        tokens: how many they are.
-        learned: they count for the loss.
-        cut: they are beyond max_length and truncated.
+        text: the decoded tokens.
+        tokens: the number of tokens.
+        learned: whether they count for the loss.
+        cut: whether they are beyond max_length and truncated.
     """
 
     text: str
@@ -74,9 +74,9 @@ class ShownRow:
 
     Args:
         place: file and line, or file and row.
-        name: "" or which of the row's sequences it is: "chosen", "rejected", "anchor", ...
+        name: which of the row's sequences it is: "chosen", "rejected", "anchor", ...; "" for the only one.
         pieces: the text; empty if it cannot be rendered.
-        note: what will happen to it, "" for nothing special.
+        note: what ms-swift does with it; "" if nothing special.
     """
 
     place: str
@@ -93,10 +93,10 @@ class ShownRow:
         return sum(piece.tokens for piece in self.pieces if piece.learned and not piece.cut)
 
     def lines(self, colour: bool) -> list[str]:
-        """A heading and the text.
+        """The heading and the text.
 
         Args:
-            colour: for a terminal: what is learned in green, what is cut in red. Otherwise they are put between
+            colour: show learned text in green and truncated text in red, for a terminal. Otherwise they are enclosed in
                 marks.
         """
         name = f" ({self.name})" if self.name else ""
@@ -123,7 +123,7 @@ def _marked(piece: Piece) -> str:
 
 
 def _be_quiet() -> None:
-    """Keep ms-swift and its libraries from writing between the rows."""
+    """Keep ms-swift and its libraries from printing between the rows."""
     for variable, level in (("LOG_LEVEL", "ERROR"), ("TRANSFORMERS_VERBOSITY", "error")):
         os.environ.setdefault(variable, level)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -131,20 +131,20 @@ def _be_quiet() -> None:
 
 @contextmanager
 def _download_as_run_error(model: str) -> Iterator[None]:
-    """Say in one line that a model of a hub cannot be downloaded."""
+    """Report in one line that a hub model cannot be downloaded."""
     try:
         yield
     except Exception as error:
         if Path(model).exists():
             raise
-        raise RunError(f'The model "{model}" cannot be downloaded: {first_line(error)}') from error
+        raise RunError(f'Cannot download the model "{model}": {first_line(error)}') from error
 
 
 class TemplateView:
     """The model's own template, as a training run would use it.
 
     Args:
-        model: a model directory or hub id.
+        model: a model directory or hub ID.
         rules: the task, and max_length.
         settings: ms-swift's settings: `model_type`, `template`, `system`, `truncation_strategy` and those of
             `TEMPLATE_SETTINGS`.
@@ -181,15 +181,15 @@ class TemplateView:
         )
         template.set_mode(rules.task.template_mode)
         self.max_length: int | None = template.max_length
-        template.max_length = None  # so that what is cut can be shown
+        template.max_length = None  # the truncated text is shown too
         self.template = template
 
     def rows(self, entries: Sequence[str], count: int) -> Iterator[ShownRow]:
-        """The first rows of the local data sets, each as one or more sequences.
+        """Render the first rows of the local data sets, each as one or more sequences.
 
         Args:
             entries: as in `verify`.
-            count: how many rows.
+            count: the number of rows.
 
         Raises:
             FlawError: a file cannot be read.
@@ -198,7 +198,7 @@ class TemplateView:
             yield from self._shown(str(place), row)
 
     def audit(self, report: DataReport) -> None:
-        """Replace the report's estimates by what the template says of every row: tokens, and what is learned of them.
+        """Replace the report's estimates by the template's exact numbers for every row: tokens and learned tokens.
 
         Raises:
             FlawError: a file cannot be read.
@@ -225,12 +225,12 @@ class TemplateView:
 
     def _shown(self, place: str, row: Row | None) -> Iterator[ShownRow]:
         if row is None:
-            yield ShownRow(place, "", (), "it cannot be read, see --verify-data")
+            yield ShownRow(place, "", (), "cannot be read, see --verify-data")
             return
         try:
             encoded = encode(self.template, row)
         except Exception as error:
-            # whatever the template raises for a row, ms-swift skips the row
+            # ms-swift skips a row on any exception of the template
             yield ShownRow(place, "", (), f"ms-swift skips it: {_reason(error)}")
             return
         for name, tokens, labels in encoded:
@@ -262,7 +262,7 @@ class TemplateView:
         return [False] * length
 
     def _text(self, tokens: list[int]) -> str:
-        """The tokens as text, long runs of one token as its number."""
+        """The tokens as text; long runs of one token are shown with a count."""
         out, kept = [], []
         for token, group in groupby(tokens):
             times = len(list(group))

@@ -1,4 +1,4 @@
-"""What `verify` found: files, rows and problems, for people and for machines."""
+"""The result of `verify`: files, rows and problems, as text and as plain data."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ReportDict(TypedDict):
 
 @dataclass
 class Group:
-    """The problems of one kind: how many, and the first few."""
+    """The problems of one kind: their number and the first examples."""
 
     kind: str
     count: int = 0
@@ -78,22 +78,22 @@ class Group:
 
 @dataclass
 class FileReport:
-    """What one file holds.
+    """The contents of one file.
 
     Args:
-        path: as the user spelled it; a file in a folder with the folder before it.
+        path: as the user spelled it; a file in a folder includes the folder.
         split: "train" or "val".
-        entry: the place of its data set among those of the split.
-        format: name of the row format, "" where none was recognised.
+        entry: index of its data set among those of the split.
+        format: name of the row format; "" if none was recognised.
         bytes: size on disk.
-        rows: rows in the file; an estimate unless `complete`.
-        checked: rows looked at.
-        bad: rows with an error.
-        complete: every row was looked at.
-        unusable: not a single row can be saved by leaving others out.
-        unused: columns that training does not look at.
+        rows: number of rows in the file; an estimate unless `complete`.
+        checked: number of checked rows.
+        bad: number of rows with an error.
+        complete: whether every row was checked.
+        unusable: whether skipping rows cannot make the file usable.
+        unused: columns that training does not use.
         columns: every column, by the name that ms-swift gives it.
-        copy_reason: why ms-swift cannot be given the file itself but a converted copy; "" if it can.
+        copy_reason: why ms-swift needs a converted copy of the file; "" if it can read the file itself.
     """
 
     path: str
@@ -111,7 +111,7 @@ class FileReport:
     copy_reason: str = ""
 
     def line(self) -> str:
-        """The file in one line."""
+        """Describe the file in one line."""
         parts = [self.format or "no known format"]
         parts.append(
             f"{self.rows:,} rows" if self.complete else f"about {self.rows:,} rows, {self.checked:,} checked"
@@ -127,12 +127,12 @@ class FileReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """How much of some rows is learned, by the model's template.
+    """How many tokens of some rows are learned, by the model's template.
 
     Args:
-        rows: that were looked at.
-        tokens: of those that are trained on.
-        learned: tokens that count for the loss.
+        rows: number of inspected rows.
+        tokens: number of tokens of the rows that are trained on.
+        learned: number of tokens that count for the loss.
     """
 
     rows: int
@@ -141,7 +141,7 @@ class Learned:
 
     @property
     def share(self) -> float:
-        """Of the tokens."""
+        """The learned share of the tokens."""
         return self.learned / max(self.tokens, 1)
 
     def as_dict(self) -> LearnedDict:
@@ -159,20 +159,20 @@ class Learned:
 
 @dataclass
 class DataReport:
-    """What `verify` found.
+    """The result of `verify`.
 
     Args:
-        rules: what the rows were judged by.
+        rules: the rules by which the rows were judged.
         specs: the data sets of each split.
         files: one entry per file.
-        groups: problems by kind, each with its count and first examples.
-        turns: messages in a row -> rows of the training data.
-        tokens: tokens of a row, down to a multiple of `token_step` -> rows of the training data.
+        groups: problems by kind, each with its number and first examples.
+        turns: messages per row -> rows of the training data.
+        tokens: tokens per row, rounded down to a multiple of `token_step` -> rows of the training data.
         token_step: the precision of `tokens`.
-        longest: tokens of the longest row looked at, up to a multiple of `token_step`, of each split; 0 without rows.
-        exact_tokens: they were counted by the model's own template, not estimated by bytes.
-        learned: how much is learned; None where the template was not asked, or the task learns no tokens.
-        seconds: time it took.
+        longest: for each split, tokens of the longest checked row, rounded up to `token_step`; 0 without rows.
+        exact_tokens: whether the model's own template counted the tokens; otherwise they are estimated.
+        learned: how much is learned; None if the template was not used, or the task learns no tokens.
+        seconds: duration of the check.
     """
 
     rules: Rules
@@ -202,27 +202,27 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing found that stops a run."""
+        """Whether nothing was found that stops a run."""
         return not self.errors
 
     @property
     def complete(self) -> bool:
-        """Every row of every local file was looked at."""
+        """Whether every row of every local file was checked."""
         return all(file.complete for file in self.files)
 
     @property
     def unchecked(self) -> list[str]:
-        """Data sets left to ms-swift: hub ids."""
+        """Data sets that only ms-swift loads: hub IDs."""
         return [spec.text for specs in self.specs.values() for spec in specs if spec.kind == "hub"]
 
     @property
     def train_rows(self) -> int | None:
-        """Good rows to train on, "#N" observed; an estimate unless `complete`; None if a hub must be asked."""
+        """Valid training rows, with "#N" applied; an estimate unless `complete`; None if some data is on a hub."""
         return self._rows("train")
 
     @property
     def val_rows(self) -> int | None:
-        """Rows of the validation data sets; None if not known."""
+        """Rows of the validation data sets; None if unknown."""
         return self._rows("val")
 
     def _rows(self, split: Split) -> int | None:
@@ -233,7 +233,7 @@ class DataReport:
         return None if None in asked else sum(filter(None, asked))
 
     def good_rows(self, split: Split) -> list[int | None]:
-        """Rows without errors of each data set of a split, "#N" aside; None where a hub must be asked."""
+        """Rows without errors of each data set of a split, before "#N"; None for data on a hub."""
         out: list[int | None] = []
         for at, spec in enumerate(self.specs[split]):
             files = [file for file in self.files if (file.split, file.entry) == (split, at)]
@@ -242,7 +242,7 @@ class DataReport:
 
     @property
     def problems(self) -> list[Problem]:
-        """The errors, ready for a RequestError: the first of each kind, and how many more there are."""
+        """The errors for a RequestError: the first of each kind, and how many more there are."""
         out: list[Problem] = []
         for group in self.errors:
             out += group.examples
@@ -251,7 +251,7 @@ class DataReport:
         return out
 
     def headline(self) -> str:
-        """The data in one phrase, e.g. "data/train.jsonl, 1,200 rows, 3 bad (messages)"."""
+        """The data as a phrase, e.g. "data/train.jsonl, 1,200 rows, 3 bad (messages)"."""
         names = [spec.text for spec in self.specs["train"]]
         formats = sorted({file.format for file in self.files if file.split == "train" and file.format})
         rows = self.train_rows
@@ -263,7 +263,7 @@ class DataReport:
         return shown + count + (f" ({', '.join(formats)})" if formats else "") + held_out
 
     def plan_rows(self) -> Iterator[tuple[str, str]]:
-        """What the plan of a run says of its data: what they are, what is not used of them, what to look at."""
+        """The lines about the data in the plan of a run: the data, unused columns, warnings."""
         yield "data", self.headline()
         for file in self.files:
             if file.unused:
@@ -272,7 +272,7 @@ class DataReport:
             yield "warning", f"{group.examples[0]}" + (f" ({group.count:,} rows)" if group.count > 1 else "")
 
     def verdict(self) -> str:
-        """How many problems there are, in a phrase, e.g. "no errors, 1 warning"."""
+        """The number of problems as a phrase, e.g. "no errors, 1 warning"."""
         counts = {
             name: sum(group.count for group in groups)
             for name, groups in (("error", self.errors), ("warning", self.warnings))
@@ -281,7 +281,7 @@ class DataReport:
         return ", ".join(parts) + ("" if self.complete else ", by a sample of the rows")
 
     def summary(self) -> list[str]:
-        """The whole report as plain lines for the screen."""
+        """The whole report as lines for the screen."""
         out = [file.line() for file in self.files]
         out += [f"{name}: on a hub, not checked before ms-swift loads it" for name in self.unchecked]
         for group in (*self.errors, *self.warnings):
@@ -313,7 +313,7 @@ class DataReport:
     def add(
         self, flaw: Flaw, file: str | None = None, line: int | None = None, row: int | None = None
     ) -> None:
-        """Count a flaw, and keep it as an example if it is among the first of its kind."""
+        """Count a flaw, and keep it as an example if it is one of the first of its kind."""
         group = self.groups.setdefault(flaw.kind, Group(flaw.kind))
         group.count += 1
         if len(group.examples) < EXAMPLES:

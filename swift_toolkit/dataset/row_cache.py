@@ -1,9 +1,10 @@
-"""Rows that ms-swift has converted and measured, kept for later runs with the same data and settings.
+"""Cache of rows that ms-swift has converted and measured, for later runs with the same data and settings.
 
-ms-swift reads a data set into Arrow files, converts every row, and encodes it once to count its tokens and to drop what
-is too long. With ``load_from_cache_file`` it finds these results again by the fingerprints of `datasets`. Those cover
-the rows, the template and its tokenizer, but a file only by its path and time, and code only by its name. Here every
-combination of data and settings has a folder of its own, named after all that its rows depend on: see `key_of`.
+ms-swift reads a data set into Arrow files, converts every row, and encodes it once to count its tokens and to drop rows
+that are too long. With ``load_from_cache_file`` it finds these results again by the fingerprints of `datasets`. Those
+cover the rows, the template and its tokenizer, but a file only by its path and time, and code only by its name. Here
+every combination of data and settings has its own folder, named by a key of everything that its rows depend on: see
+`key_of`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from swift_toolkit.machine import packages
 from swift_toolkit.machine.files import whole_file
 
 FORMAT = "1"
-"""Part of every key; to be raised when this toolkit changes what rows become."""
+"""Part of every key; increase it when this toolkit changes the conversion of rows."""
 
 MOST_BYTES = 20 << 30
-"""Size of the whole cache above which entries are removed, those first that have not been used for longest."""
+"""Maximum size of the whole cache in bytes; beyond it, the least recently used entries are removed."""
 
 COPIES, SPARE_BYTES = 6, 256 << 20
-"""An entry is only begun where this many times the data, and some more, fit on the disk."""
+"""An entry is created only if the disk has room for this many times the data, and a margin."""
 
 _READ_BYTES = 4 << 30
-"""Larger files are identified by size, times and inode instead of their content."""
+"""Files larger than this are identified by size, times and inode instead of their content."""
 
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"})
 
@@ -43,31 +44,31 @@ _SETTINGS = (
     "task_type", "rlhf_type", "num_labels", "problem_type", "seed", "new_special_tokens", "model_type", "max_length",
     "packing", "padding_free", "train_type", "tuner_type",
 )  # fmt: skip
-"""Settings that rows may depend on, beyond all of ms-swift's DataArguments and TemplateArguments."""
+"""Settings that rows may depend on, in addition to all of ms-swift's DataArguments and TemplateArguments."""
 
 _NO_MATTER = frozenset({"dataset_num_proc", "load_from_cache_file", "packing_num_proc", "download_mode"})
 
 _VARIABLES = ("RANDOM_DATASET_RESPONSE", "ROOT_IMAGE_DIR", "MAX_POSITIVE_SAMPLES", "MAX_NEGATIVE_SAMPLES")
-"""Environment variables that ms-swift's code for rows reads."""
+"""Environment variables that ms-swift reads when it processes rows."""
 
 _PACKAGES = ("ms-swift", "datasets", "transformers", "tokenizers", "pyarrow")
 
 
-# what rows depend on
+# The key of an entry
 
 
 def key_of(arguments: Any, template: Any) -> str | None:
-    """The name of the entry for these rows.
+    """The key of the entry for these rows.
 
-    It covers the content of the data files, all settings of data and template, the tokenizer as it is in memory, the
-    small files of the model, the user's own code (plugins, code of a model) and the versions of the libraries.
+    It covers the content of the data files, all settings of data and template, the tokenizer in memory, the small files
+    of the model, the user's own code (plugins, code of a model) and the versions of the libraries.
 
     Args:
         arguments: ms-swift's parsed arguments.
         template: ms-swift's template with its tokenizer.
 
     Returns:
-        None where not all of that can be known: data from a hub, streams, images and sound.
+        None if some of that cannot be determined: data on a hub, streams, images and sound.
     """
     files = data_files(_entries(arguments))
     others = arguments.streaming or getattr(arguments, "cached_dataset", None)
@@ -88,7 +89,7 @@ def _entries(arguments: Any) -> list[str]:
 
 
 def data_files(entries: Iterable[str]) -> list[Path] | None:
-    """All files of the data sets, None if one is not on this machine."""
+    """All files of the data sets; None if one is not on this machine."""
     out: list[Path] = []
     for entry in entries:
         path = Path(entry).expanduser()
@@ -141,7 +142,7 @@ def _tokenizer_parts(arguments: Any, template: Any) -> Iterator[bytes]:
 
 
 def identity(file: Path) -> bytes:
-    """What tells a file from any other: its content, of a very large one size, times and inode."""
+    """Identification of a file: its content, or size, times and inode of a very large file."""
     state = file.stat()
     if state.st_size > _READ_BYTES:
         return repr((state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)).encode()
@@ -176,11 +177,11 @@ def _file_of(module: object) -> str | None:
     return file if isinstance(file, str) and file.endswith(".py") else None
 
 
-# where they are kept
+# The entries
 
 
 def root() -> Path:
-    """The folder of all entries."""
+    """The directory of all entries."""
     from platformdirs import user_cache_path
 
     return user_cache_path("swift-toolkit") / "rows"
@@ -188,12 +189,12 @@ def root() -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """The kept rows of one combination of data and settings.
+    """The cached rows of one combination of data and settings.
 
     Args:
-        path: its folder.
-        size: bytes.
-        used: when a run last began to use it, in seconds since 1970.
+        path: its directory.
+        size: its size in bytes.
+        used: when a run last started using it, in seconds since the epoch.
     """
 
     path: Path
@@ -202,7 +203,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All entries, the one that was used last first."""
+    """All entries, most recently used first."""
     found = []
     with suppress(OSError):
         for path in root().iterdir():
@@ -213,7 +214,7 @@ def entries() -> list[Entry]:
 
 
 def size() -> int:
-    """Bytes of the whole cache."""
+    """Size of the whole cache in bytes."""
     return sum(entry.size for entry in entries())
 
 
@@ -222,7 +223,7 @@ def _size(folder: Path) -> int:
 
 
 def remove(entry: Entry) -> bool:
-    """Remove an entry unless a run is using it. Whether it was removed."""
+    """Remove an entry unless a run is using it. Returns whether it was removed."""
     with suppress(OSError), _lock_of(entry.path).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(entry.path)
@@ -236,18 +237,18 @@ def _lock_of(folder: Path) -> Path:
 
 
 SKIPPED = "skipped.jsonl"
-"""The file of an entry that says why rows were skipped when they were encoded."""
+"""The file of an entry with the reasons why rows were skipped during encoding."""
 
 
 class RowKeeper:
-    """The entry that this process uses; it is locked against removal as long as the process lives."""
+    """The entry that this process uses; it is locked against removal while the process runs."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self._lock: Any = None
 
     def open(self, arguments: Any, template: Any) -> Path | None:
-        """The folder for the rows of a run; None where they cannot be kept, with the reason in the log."""
+        """The directory for the rows of a run; None if they cannot be cached, with the reason in the log."""
         self.folder = None
         key = key_of(arguments, template)
         if key is None:
@@ -256,13 +257,13 @@ class RowKeeper:
         try:
             if not folder.is_dir():
                 if _missing_bytes(arguments):
-                    print(f"rows are not kept: the disk of {root()} is too full for them", flush=True)
+                    print(f"rows are not cached: not enough free space on the disk of {root()}", flush=True)
                     return None
                 _shrink()
             folder.mkdir(parents=True, exist_ok=True)
             self._hold(folder)
         except OSError as error:
-            print(f"rows are not kept: {error}", flush=True)
+            print(f"rows are not cached: {error}", flush=True)
             return None
         self.folder = folder
         return folder
@@ -274,17 +275,17 @@ class RowKeeper:
         folder.mkdir(exist_ok=True)  # it may have been removed before it was locked
 
     def drop(self) -> None:
-        """Remove what this process keeps, which the disk has no room for."""
+        """Remove the entry of this process, because the disk is too full for it."""
         folder, self.folder = self.folder, None
-        with suppress(OSError):  # another run uses it, too
+        with suppress(OSError):  # another run uses it too
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder or "")
 
     def note_skipped(self, lost: Path) -> None:
-        """Keep why rows were skipped, or say again why they were when they were encoded.
+        """Store the reasons why rows were skipped, or restore them from the run that encoded the rows.
 
         Args:
-            lost: a file with one reason a line, as JSON; empty or missing if no row was encoded by this run.
+            lost: a file with one reason per line, as JSON; empty or missing if this run encoded no row.
         """
         if self.folder is None:
             return
@@ -296,14 +297,14 @@ class RowKeeper:
 
 
 def _missing_bytes(arguments: Any) -> int:
-    """Bytes that are missing on the disk for an entry of these data."""
+    """Number of bytes that the disk lacks for an entry of this data."""
     size = sum(file.stat().st_size for file in data_files(_entries(arguments)) or ())
     root().mkdir(parents=True, exist_ok=True)
     return max(0, COPIES * size + SPARE_BYTES - shutil.disk_usage(root()).free)
 
 
 def _shrink() -> None:
-    """Remove the entries beyond `MOST_BYTES`."""
+    """Remove entries until the cache is at most `MOST_BYTES`."""
     total = 0
     for entry in entries():
         total += entry.size

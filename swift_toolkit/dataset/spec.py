@@ -1,4 +1,4 @@
-"""Entries of `dataset` and `val_dataset`: a file, a folder of shards or a hub id, and how many rows of it."""
+"""Entries of `dataset` and `val_dataset`: a file, a folder of shards or a hub ID, and the number of rows to use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHER_SPLIT = re.compile(r"(?:^|[^a-z])(test|eval|evaluation|valid|validation|v
 
 
 MOST_FILES = 20_000
-"""Files of a folder that are looked through for data."""
+"""Maximum number of files in a folder that is searched for data."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class DatasetSpec:
 
     Args:
         text: as the user wrote it.
-        path: the path or hub id in it.
+        path: the path or hub ID in it.
         kind: "file", "folder", "missing" (a path that does not exist) or "hub".
         sample: N of "#N", the number of rows to take; None for all.
-        near: a local file with nearly the same name, where there is one.
+        near: a local file with a similar name, if there is one.
     """
 
     text: str
@@ -40,7 +40,7 @@ class DatasetSpec:
 
     @classmethod
     def parse(cls, text: str) -> DatasetSpec:
-        """Read "path#N", "owner/name:subset#N", "HF::owner/name" or "MS::owner/name".
+        """Parse "path#N", "owner/name:subset#N", "HF::owner/name" or "MS::owner/name".
 
         Raises:
             FlawError: N is not a positive whole number.
@@ -62,7 +62,7 @@ class DatasetSpec:
         return cls(text, path, "hub", sample, near)
 
     def files(self) -> list[Path]:
-        """The file, or the training files of a folder, which `datasets` knows by their names.
+        """The file, or the training files of a folder, which `datasets` recognises by their names.
 
         Raises:
             FlawError: the folder is not a folder of data files.
@@ -85,12 +85,14 @@ def _walk(path: Path) -> Iterator[Path]:
     """All files below a folder.
 
     Raises:
-        FlawError: they are very many.
+        FlawError: there are more than `MOST_FILES`.
     """
     seen = 0
     for folder, _, names in os.walk(path):
         seen += len(names) + 1
         if seen > MOST_FILES:
-            what = f"holds more than {MOST_FILES:,} files"
-            raise FlawError("unreadable", what, "Name a folder that holds only the data, or the files.")
+            what = f"contains more than {MOST_FILES:,} files"
+            raise FlawError(
+                "unreadable", what, "Name a folder that contains only the data, or list the files."
+            )
         yield from (Path(folder) / name for name in names)

@@ -1,13 +1,13 @@
-"""Is the data fit to train on? Every row is read before the model is.
+"""Verify data before the model is loaded, by reading every row.
 
     report = verify(["data/train.jsonl"], ["data/val.jsonl"], task="sft")
     if not report.ok:
         raise RequestError(report.problems)
 
-A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub id, which is left to
-ms-swift. In this folder, `flaws` names what can be wrong, `formats` tells the format of a file by its columns,
-`messages` turns a row of any format into messages, `checks` judges a row and `media` looks at its images; `reading`
-gets rows out of files, `scan` goes through many of them; `report` is what comes out, `copies` writes copies.
+A data set is a path ("data/train.jsonl", a folder of shards, "data/train.jsonl#500") or a hub ID, which only ms-swift
+loads. In this folder, `flaws` lists the kinds of problems, `formats` detects the format of a file by its columns,
+`messages` converts a row of any format to messages, `checks` judges a row and `media` checks its images; `reading`
+reads rows from files, `scan` processes many rows; `report` is the result, and `copies` writes copies.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ __all__ = [
 ]  # fmt: skip
 
 MOST = 0.5
-"""Share of the answers that one answer may make up before it is a warning."""
+"""Share of the answers from which a repeated answer causes a warning."""
 
 MARKS_OF_A_MESSAGE = 5.0
-"""What most templates add to a message: "<|im_start|>", the role, a line end, "<|im_end|>", a line end."""
+"""Tokens that most templates add to a message: "<|im_start|>", the role, a newline, "<|im_end|>", a newline."""
 
 FEW_ROWS = 20
-"""Below this many answers nothing is said about one of them being frequent."""
+"""Minimum number of answers for the warning about a frequent answer."""
 
 
 # Verification
@@ -72,22 +72,22 @@ def verify(
     tokenizer: Path | None = None,
     limit_seconds: float | None = None,
 ) -> DataReport:
-    """Read the data sets and report what is in them and what is wrong with them.
+    """Read the data sets, and report their contents and problems.
 
     Args:
         train: the entries of `dataset`.
         val: the entries of `val_dataset`.
-        task: decides what a row must hold.
-        answers_itself: the model answers the rows while it is trained, so that they need no answers.
-        multimodal: the model takes media, so tags in the text always mean media.
+        task: the training task, which determines what a row must contain.
+        answers_itself: the model generates the answers during training, so rows need none.
+        multimodal: the model takes media, so tags in the text always stand for media.
         num_labels: classes of a "seq_cls" run.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
-        max_length: longest row in tokens, for the warning about rows that are longer by an estimate.
+        max_length: maximum length of a row in tokens, for the warning about rows that are longer by an estimate.
         columns: ms-swift's `columns`, names in the file -> standard names.
-        without_tools: the template in force, if it has no format for tools.
-        tokenizer: the model's `tokenizer.json`, by which lengths are estimated; None estimates them from bytes.
-        limit_seconds: about how long to look. Larger files are then judged by their head, their tail and
-            blocks spread evenly between. None looks at every row, with all cores if the data are large.
+        without_tools: the name of the template, if it has no format for tools.
+        tokenizer: the model's `tokenizer.json`, for estimating lengths; None estimates them from bytes.
+        limit_seconds: approximate time limit. Larger files are then judged by their head, their tail and evenly spaced
+            blocks in between. None checks every row, with all cores if the data is large.
     """
     started = time.perf_counter()
     kind = replace(TASKS[task], rows="prompt") if answers_itself else TASKS[task]
@@ -125,8 +125,8 @@ class _Verification:
                 continue
             report.specs[split].append(spec)
             if spec.kind == "hub" and spec.near:
-                what = f'"{spec.path}" is taken for a hub id, but there is a local "{spec.near}"'
-                report.add(Flaw("near-name", what, "Correct the name if that is meant."))
+                what = f'"{spec.path}" is used as a hub ID, but there is a local "{spec.near}"'
+                report.add(Flaw("near-name", what, "Correct the name if you meant that."))
             elif spec.kind == "missing":
                 hint = f'Did you mean "{spec.near}"?' if spec.near else "Check the path."
                 report.add(Flaw("no-file", "no such file", hint), spec.path)
@@ -140,7 +140,7 @@ class _Verification:
             self.report.add(error.flaw, spec.path)
             return
         if not paths:
-            self.report.add(Flaw("no-file", "holds no data file", "Put files of rows into it."), spec.path)
+            self.report.add(Flaw("no-file", "contains no data file", "Add data files to it."), spec.path)
         for path in paths:
             inside = path.relative_to(Path(spec.path).expanduser())
             shown = spec.path if spec.kind == "file" else str(Path(spec.path) / inside)
@@ -170,7 +170,7 @@ class _Verification:
                 entry.unusable = True
 
     def measure(self, path: Path) -> None:
-        """Learn from some rows how many tokens their texts have."""
+        """Estimate the tokens of texts from some of the rows."""
         try:
             self.tokenizer = Tokenizer(path)
         except ValueError:
@@ -182,7 +182,7 @@ class _Verification:
         self.work = [(entry, replace(part, rules=self.rules)) for entry, part in self.work]
 
     def scan(self, deadline: float | None) -> None:
-        """Go through the rows of all files."""
+        """Scan the rows of all files."""
         if deadline is None and worth_sharing(part for _, part in self.work):
             self._scan_with_all_cores()
         else:
@@ -200,10 +200,10 @@ class _Verification:
             self._enter(entry, tally)
 
     def _learn(self) -> bool:
-        """Add what arrays hold after their heads; ms-swift reads arrays as a whole.
+        """Add the columns and types of arrays beyond their heads, because ms-swift reads arrays as a whole.
 
         Returns:
-            Whether that puts a file into another format, so that its rows must be judged again.
+            Whether that changes the format of a file, so that its rows must be judged again.
         """
         again = False
         for at, ((entry, part), (_, tally)) in enumerate(zip(self.work, self.tallies, strict=True)):
@@ -229,7 +229,7 @@ class _Verification:
         self.tallies = [(entry, whole[id(entry)]) for entry, _ in self.work]
 
     def _enter(self, entry: FileReport, tally: Tally) -> None:
-        """Put what a file holds into the report."""
+        """Add the contents of a file to the report."""
         entry.checked, entry.bad, entry.complete = tally.rows, tally.bad, tally.whole
         entry.unusable = tally.cut
         estimate = tally.rows * entry.bytes // max(tally.size, 1) if tally.total is None else tally.total
@@ -247,12 +247,12 @@ class _Verification:
             self.report.turns.update(tally.turns)
             share = tally.turns.total() / max(
                 tally.tokens.total(), 1
-            )  # the tokens of some rows stand for all
+            )  # extrapolated from the tokens of some rows
             for bar, rows in tally.tokens.items():
                 self.report.tokens[bar * TOKEN_STEP] += round(rows * share)
 
     def _settle_longest(self, tally: Tally) -> int:
-        """Tokens of the longest row, up to a multiple of `TOKEN_STEP`; measured, where that is possible."""
+        """Tokens of the longest row, rounded up to a multiple of `TOKEN_STEP`; measured if possible."""
         last = max(tally.tokens, default=-1)
         most = self.tokenizer.longest(tally.longest, self.rules.lengths) if self.tokenizer else None
         if most is not None:
@@ -262,7 +262,7 @@ class _Verification:
         return (last + 1) * TOKEN_STEP
 
     def compare(self) -> None:
-        """Look for what only all rows together show: copies, leaks, one answer for everything."""
+        """Find problems across rows: duplicates, validation leaks, one answer for everything."""
         prints: dict[Split, Prints] = {"train": Prints(), "val": Prints()}
         answers: Counter[str] = Counter()
         sampled = 0
@@ -282,7 +282,7 @@ class _Verification:
                 )
 
     def _compare_nearly(self) -> None:
-        """Look for copies and leaks apart from blanks and case, and for secrets, among the first rows of the files."""
+        """Find duplicates and leaks that differ only in spaces and case, and secrets, in the first rows of files."""
         files = {split: [one for one in self.tallies if one[0].split == split] for split in ("train", "val")}
         train, val = ([tally.near for _, tally in files[split]] for split in ("train", "val"))
         for kind, found, later in (
@@ -292,7 +292,7 @@ class _Verification:
             for first, second in found:
                 where, there = files["train"][first.file][0].path, files[later][second.file][0].path
                 same = f"row {first.row + 1:,}" + ("" if where == there else f" of {where}")
-                what = f"is the same as {same} apart from blanks and case"
+                what = f"is the same as {same} except for spaces and case"
                 self.report.add(Flaw(kind, what), there, row=second.row + 1)
         for entry, tally in self.tallies:
             for secret in tally.near.secrets:
@@ -309,11 +309,11 @@ class _Verification:
             same = f"row {number:,}" if where == there else f"row {number:,} of {where}"
             self.report.add(Flaw(kind, f"is the same as {same}"), there, row=row)
         if not pairs:
-            self.report.add(Flaw(kind, f"about {count:,} rows, by a share of all"))
+            self.report.add(Flaw(kind, f"about {count:,} rows, estimated from a sample"))
         self.report.groups[kind].count = count
 
     def _place(self, index: int, split: Split) -> tuple[str, int]:
-        """File and row of the n-th row of a split."""
+        """The file, and the row in it, of the n-th row of a split."""
         for entry, tally in self.tallies:
             if entry.split == split:
                 if index < tally.rows:
@@ -330,7 +330,7 @@ def _share(deadline: float | None, share: float) -> float | None:
 
 
 class BackgroundVerify:
-    """A `verify` in a separate process, while other work goes on.
+    """Runs `verify` in a separate process while other work continues.
 
         with BackgroundVerify(["data/train.jsonl"], task="sft") as check:
             ...
@@ -339,7 +339,7 @@ class BackgroundVerify:
     Args:
         train: as in `verify`.
         val: as in `verify`.
-        options: the keywords of `verify`.
+        options: keyword arguments of `verify`.
     """
 
     def __init__(self, train: Sequence[str], val: Sequence[str] = (), **options: Any) -> None:
@@ -347,7 +347,7 @@ class BackgroundVerify:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
             [*command, WITH_STARTER],
-            stdin=subprocess.PIPE,  # stays open as long as this process is there
+            stdin=subprocess.PIPE,  # stays open as long as this process exists
             stdout=self._out,
             env=environment,
             start_new_session=True,
@@ -357,10 +357,10 @@ class BackgroundVerify:
         self._process.stdin.flush()
 
     def report(self, timeout: float | None = 0.0) -> DataReport | None:
-        """The report, or None if it is not there yet.
+        """The report, or None if it is not ready yet.
 
         Args:
-            timeout: seconds to wait for it; None waits as long as it takes.
+            timeout: how long to wait for it in seconds; None waits until it is ready.
 
         Raises:
             RuntimeError: the process failed.
@@ -370,13 +370,13 @@ class BackgroundVerify:
         except TimeoutExpired:
             return None
         if status:
-            raise RuntimeError(f"the verification of the data ended with status {status}")
+            raise RuntimeError(f"the data verification ended with status {status}")
         self._out.seek(0)
         report: DataReport = pickle.load(self._out)
         return report
 
     def stop(self) -> None:
-        """Stop it, finished or not."""
+        """Stop the process, whether it has finished or not."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

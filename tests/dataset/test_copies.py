@@ -119,7 +119,7 @@ def test_bad_rows_behind_the_sample() -> None:
     with pytest.raises(RequestError) as caught:
         prepare_data(report, Path("data"))
     assert str(caught.value) == (
-        "1 bad row was found while the data were copied; data/rejected.jsonl lists it. "
+        "1 bad row was found while the data was copied; data/rejected.jsonl lists it. "
         "Fix it, or skip it with --skip-bad-rows."
     )
     assert read("data/rejected.jsonl")[0]["line"] == 152

@@ -51,7 +51,7 @@ def test_what_is_learned(tiny_model: Path) -> None:
         "[[A model.<|im_end|>",
         "]]",
     ]
-    assert second.lines(colour=False) == ["a.jsonl:2: not rendered; it cannot be read, see --verify-data"]
+    assert second.lines(colour=False) == ["a.jsonl:2: not rendered; cannot be read, see --verify-data"]
 
 
 @pytest.mark.slow

@@ -111,8 +111,8 @@ def test_a_hub_id_beside_a_file_of_that_name() -> None:
     report = verify(["data/trainn"])
     assert report.ok
     assert [str(p) for p in report.groups["near-name"].examples] == [
-        '"data/trainn" is taken for a hub id, but there is a local "data/train.jsonl". '
-        "Correct the name if that is meant."
+        '"data/trainn" is used as a hub ID, but there is a local "data/train.jsonl". '
+        "Correct the name if you meant that."
     ]
 
 
@@ -157,7 +157,7 @@ def test_folder_without_data() -> None:
     Path("folder/.hidden").mkdir(parents=True)
     write("folder/.hidden/a.jsonl", GOOD)
     assert [str(p) for p in verify(["folder"]).problems] == [
-        "folder: holds no data file. Put files of rows into it."
+        "folder: contains no data file. Add data files to it."
     ]
 
 
@@ -165,7 +165,7 @@ def test_unreadable_file() -> None:
     Path("a.jsonl").mkdir()
     Path("broken-link.jsonl").symlink_to("nowhere.jsonl")
     assert [str(p) for p in verify(["a.jsonl", "broken-link.jsonl"]).problems] == [
-        "a.jsonl: holds no data file. Put files of rows into it.",
+        "a.jsonl: contains no data file. Add data files to it.",
         "broken-link.jsonl: no such file. Check the path.",
     ]
 
@@ -226,7 +226,7 @@ def test_a_folder_of_very_many_files_is_not_walked_through(
     for at in range(60):
         Path("many", f"{at}.jsonl").touch()
     (problem,) = verify(["many"]).problems
-    assert str(problem).startswith("many: holds more than 50 files.")
+    assert str(problem).startswith("many: contains more than 50 files.")
 
 
 def test_columns_of_any_name() -> None:
