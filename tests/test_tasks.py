@@ -211,6 +211,6 @@ def test_a_run_that_would_learn_nothing_stops_before_its_model_is_loaded(
     with pytest.raises(RequestError) as caught:
         FineTuner(given, max_length=100, truncation_strategy="right", max_steps=1).run_training()
     assert str(caught.value) == (
-        "none of 8 rows has a token to learn. max_length cuts every answer off: raise it."
+        "none of 8 rows has a token to learn. max_length truncates every answer: raise it."
     )
     assert "(8 of 8 inspected rows)" in capsys.readouterr().err

@@ -293,7 +293,7 @@ def test_all_cores_find_what_one_finds(
     assert found[0] == found[1]
     report_lines = "\n".join(found[0][2])
     assert (
-        f'{file}:131: message 1 holds "<repo_name>", which the tokenizer reads as one special token'
+        f'{file}:131: message 1 contains "<repo_name>", which the tokenizer reads as a special token'
         in report_lines
     )
     assert "2 of 400 answers think (<think>...</think>), the others do not" in report_lines

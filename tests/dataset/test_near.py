@@ -30,7 +30,7 @@ def test_rows_that_differ_in_blanks_and_case(tmp_path: Path) -> None:
     val = write(tmp_path / "v.jsonl", row("WHAT IS TWO?"), row("What is two?"), row("What is four?"))
     report = verify([train], [val])
     assert list(map(str, report.groups["near-duplicate"].examples)) == [
-        f"{train}: row 2: is the same as row 1 except for spaces and case. Remove them, unless the weight is meant."
+        f"{train}: row 2: is the same as row 1 except for spaces and case. Remove them, unless the extra weight is intended."
     ]
     assert list(map(str, report.groups["near-leak"].examples)) == [
         f"{val}: row 1: is the same as row 1 of {train} except for spaces and case. Remove them from one of the two."

@@ -97,7 +97,7 @@ def test_exact_tokens(tiny_model: Path) -> None:
     TemplateView(str(tiny_model), rules, SETTINGS).audit(report)
     assert report.exact_tokens and report.tokens == {18: 2, 36: 1}
     assert str(report.groups["template"].examples[0]).startswith(
-        "a.jsonl:2: the template refuses it: Failed to automatically match an agent_template"
+        "a.jsonl:2: the template rejects it: Failed to automatically match an agent_template"
     )
     assert list(map(str, report.groups["too-long"].examples)) == [
         "a.jsonl:4: row has 36 tokens, more than max_length 30. "

@@ -199,7 +199,7 @@ def test_parts_in_several_processes_find_the_same(monkeypatch: pytest.MonkeyPatc
         'train.jsonl:2501: the content of message 1 ("user") is null, not text.',
     ]
     assert str(together.groups["duplicate"].examples[0]) == (
-        "train.jsonl: row 2,901: is the same as row 4. Remove them, unless the weight is meant."
+        "train.jsonl: row 2,901: is the same as row 4. Remove them, unless the extra weight is intended."
     )
     assert str(together.groups["leak"].examples[0]) == (
         "val.jsonl: row 1: is the same as row 19 of train.jsonl. Remove them from one of the two."

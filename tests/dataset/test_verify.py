@@ -251,5 +251,5 @@ def test_rows_of_ever_new_keys_take_bounded_time() -> None:
 def test_a_table_of_line_ends() -> None:
     Path("ends.csv").write_bytes(b"query,response\n" + b"\n" * 5_000_000)
     assert [str(problem) for problem in verify(["ends.csv"]).problems] == [
-        "ends.csv: the file has no rows. Put at least one row into it."
+        "ends.csv: the file has no rows. Add at least one row."
     ]

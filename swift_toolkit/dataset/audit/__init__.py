@@ -1,1 +1,1 @@
-"""What a run would learn of its rows, by ms-swift's own template: which tokens count for the loss, and which do not."""
+"""Audit of what a run would learn from its rows, by ms-swift's own template: which tokens count for the loss."""

@@ -1,4 +1,4 @@
-"""What many rows come to: counts, the first flaws of each kind, and what only all rows together show."""
+"""The audit of many rows: counts, the first flaws of each kind, and problems across rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from swift_toolkit.dataset.scan.tally import EXAMPLES
 from swift_toolkit.problems import Problem
 
 FEW = 0.01
-"""Share of the tokens below which it is said that few of them are learned."""
+"""Share of learned tokens below which a warning is issued."""
 
 
 class Place(NamedTuple):
-    """Where a row is; the place of its file among those looked at orders rows."""
+    """The place of a row; rows are ordered by the index of their file."""
 
     order: int
     file: str
@@ -30,25 +30,25 @@ class Place(NamedTuple):
         return f"{self.file}:{self.line}" if self.line is not None else f"{self.file}, row {self.row}"
 
     def problem(self, flaw: Flaw) -> Problem:
-        """The flaw there, ready to be shown."""
+        """The flaw at this place as a problem to show."""
         where = f"row {self.row:,}: " if self.line is None and self.row is not None else ""
         return Problem(where + flaw.what, flaw.advice, file=self.file, line=self.line)
 
 
 @dataclass
 class Audit:
-    """What was seen of some rows. Those of several processes add up.
+    """The results of some rows. The audits of several processes can be added.
 
     Args:
-        rows: rows that were encoded or refused.
-        used: those that are trained on.
-        silent: those of them without a token to learn.
-        tokens: of all that are trained on.
-        learned: those that count for the loss.
+        rows: number of encoded or rejected rows.
+        used: number of rows that are trained on.
+        silent: number of these rows without a token to learn.
+        tokens: tokens of all rows that are trained on.
+        learned: number of these tokens that count for the loss.
         lengths: tokens of a row's longest sequence -> rows of the training data.
-        thoughts: how many answers think, do not, or have an empty block.
-        counts: kind of flaw -> how many.
-        found: kind of flaw -> the first few.
+        thoughts: numbers of answers with a thinking block, without one, or with an empty one.
+        counts: kind of flaw -> number.
+        found: kind of flaw -> the first examples.
     """
 
     rows: int = 0
@@ -62,7 +62,7 @@ class Audit:
     found: dict[str, list[tuple[Place, Flaw]]] = field(default_factory=dict)
 
     def take(self, look: Look, place: Place, split: Split) -> None:
-        """Take in what was seen of a row."""
+        """Add the result of a row."""
         self.rows += 1
         self.used += look.is_used
         self.silent += look.is_used and not look.learned
@@ -79,7 +79,7 @@ class Audit:
                 found.append((place, flaw))
 
     def add(self, other: Audit) -> None:
-        """Take in what another process has seen."""
+        """Add the audit of another process."""
         for name in ("rows", "used", "silent", "tokens", "learned"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.lengths.update(other.lengths)
@@ -90,11 +90,11 @@ class Audit:
             self.found[kind] = sorted(both, key=lambda one: one[0])[:EXAMPLES]
 
     def result(self) -> Learned:
-        """The counts alone."""
+        """The counts only."""
         return Learned(rows=self.rows, tokens=self.tokens, learned=self.learned)
 
     def groups(self, looker: Looker) -> Iterator[Group]:
-        """What is wrong, by kind: first what all rows together show."""
+        """The problems by kind, those across rows first."""
         for flaw in self._of_all(looker):
             yield Group(flaw.kind, 1, [Problem(flaw.what, flaw.advice)])
         silent = looker.learns and self.used == self.silent
@@ -119,23 +119,23 @@ class Audit:
 
     def _why_silent(self, looker: Looker) -> str:
         if self.counts["cut-answer"]:
-            return "max_length cuts every answer off: raise it."
+            return "max_length truncates every answer: raise it."
         scale = "" if looker.rules.task.has_answers else f' for task "{looker.rules.task.name}"'
         return f'Check "loss_scale" and the "loss" of messages{scale}.'
 
 
-_REASONS = {"template": "refused by the template", "too-long": "longer than max_length"}
+_REASONS = {"template": "rejected by the template", "too-long": "longer than max_length"}
 _FIRST = "Correct the rows or the settings; --verify-data --exact shows each."
 _MIXED = {
-    True: "Before those that do not the template puts an empty block, which is learned: the model learns to think at "
-    'random. Make them alike, or set "loss_scale" to "ignore_empty_think".',
-    False: "The model learns to think at random. Make them alike.",
+    True: "The template adds an empty block to the others, which is learned: the model learns to think at "
+    'random. Make them consistent, or set "loss_scale" to "ignore_empty_think".',
+    False: "The model learns to think at random. Make them consistent.",
 }
 
 
 def enter(audit: Audit, looker: Looker, report: DataReport) -> None:
-    """Replace a report's estimates by what the template says: tokens per row, rows longer than max_length, rows that it
-    refuses, what is learned."""
+    """Replace a report's estimates by the template's results: tokens per row, rows longer than max_length, rejected
+    rows, learned tokens."""
     for kind in ("too-long", "marks", "secret"):
         report.groups.pop(kind, None)
     for group in audit.groups(looker):

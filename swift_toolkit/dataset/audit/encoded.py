@@ -1,4 +1,4 @@
-"""Rows as tokens and labels, by ms-swift's own template."""
+"""Rows as tokens and labels, encoded by ms-swift's own template."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Encoded(NamedTuple):
     """One sequence of a row.
 
     Args:
-        name: which of the row's sequences it is, e.g. "chosen"; empty where there is one.
+        name: which of the row's sequences it is, e.g. "chosen"; empty if there is only one.
         tokens: its tokens.
-        labels: for each token itself, or `IGNORED`; None where the task learns no tokens.
+        labels: for each token its own ID, or `IGNORED`; None if the task learns no tokens.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Encoded(NamedTuple):
 
     @property
     def learned(self) -> int:
-        """How many tokens count for the loss."""
+        """The number of tokens that count for the loss."""
         return len(self.labels) - self.labels.count(IGNORED) if self.labels else 0
 
 
 def encode(template: Any, row: Row) -> list[Encoded]:
-    """The sequences of a row as ``template`` encodes them; whatever it raises for a row, ms-swift skips the row."""
+    """The sequences of a row, encoded by ``template``. ms-swift skips the row on any exception of the template."""
     encoded = template.encode(dict(row), return_length=True)
     pieces = encoded if isinstance(encoded, list) else [encoded]  # truncation_strategy "split"
     return [sequence for piece in pieces for sequence in _sequences(piece)]
@@ -52,7 +52,7 @@ def _sequences(encoded: Any) -> Iterator[Encoded]:
 
 @contextlib.contextmanager
 def unlimited(template: Any) -> Iterator[None]:
-    """Let ``template`` encode rows of any length whole."""
+    """Make ``template`` encode rows of any length without truncation."""
     limit, template.max_length = template.max_length, None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Every row of the data by ms-swift's template, with all cores."""
+"""Audit every row of the data with ms-swift's template, using all cores."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.spec import DatasetSpec
 
 ROWS_OF_A_SHARE = 64
-"""Rows that a process takes at a time."""
+"""Number of rows that a process handles at a time."""
 
 ALONE = 2_000
-"""Fewer rows are looked at by one process."""
+"""Fewer rows than this are audited by a single process."""
 
 MOST_PROCESSES = 8
 
 
 def audit(looker: Looker, report: DataReport) -> None:
-    """Look at every row, and enter what is found into the report.
+    """Audit every row, and add the findings to the report.
 
     Args:
-        looker: with the template.
-        report: of a `verify` that looked at every row.
+        looker: judges rows with the template.
+        report: the report of a `verify` that checked every row.
 
     Raises:
         FlawError: a file cannot be read.
@@ -48,7 +48,7 @@ def _cores() -> int:
 
 
 def _with_all_cores(looker: Looker, report: DataReport, processes: int) -> Audit:
-    """Each process reads all rows and encodes its share of them, which costs far more than to read them."""
+    """Each process reads all rows and encodes its share of them; encoding costs far more than reading."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context, whole = multiprocessing.get_context("fork"), Audit()
     workers = []
@@ -75,7 +75,7 @@ def _work(looker: Looker, report: DataReport, share: int, of: int, send: Connect
 
 
 def look_at(looker: Looker, report: DataReport, share: int = 0, of: int = 1) -> Audit:
-    """What is seen of every row, or of one of ``of`` shares of them."""
+    """Audit every row, or one of ``of`` shares of the rows."""
     out = Audit()
     for split in report.specs:
         for place, row in rows_of([spec.text for spec in report.specs[split]], looker.rules, share, of):
@@ -84,7 +84,7 @@ def look_at(looker: Looker, report: DataReport, share: int = 0, of: int = 1) -> 
 
 
 def rows_of(entries: Sequence[str], rules: Rules, share: int, of: int) -> Iterator[tuple[Place, Row]]:
-    """The rows of local data sets that can be read, or one of ``of`` shares of them."""
+    """The readable rows of local data sets, or one of ``of`` shares of them."""
     for place, row, _ in rows_with_values(entries, rules, share, of):
         yield place, row
 
@@ -92,7 +92,7 @@ def rows_of(entries: Sequence[str], rules: Rules, share: int, of: int) -> Iterat
 def rows_with_values(
     entries: Sequence[str], rules: Rules, share: int = 0, of: int = 1
 ) -> Iterator[tuple[Place, Row, Row]]:
-    """The same, with what the file holds for each, all its columns."""
+    """The same, with all columns of each row as in the file."""
     order = 0
     for entry in entries:
         spec = DatasetSpec.parse(entry)

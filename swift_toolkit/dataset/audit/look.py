@@ -1,4 +1,4 @@
-"""What is wrong with one row, judged by its tokens and labels."""
+"""Find problems of a row by its tokens and labels."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from swift_toolkit.machine.msswift import TemplateFacts, template_facts
 from swift_toolkit.problems import first_line
 
 Thought = Literal["thinks", "empty", "none", ""]
-"""Whether an answer has a thinking block, an empty one, or none; "" where that is not to be asked."""
+"""Whether an answer has a thinking block, an empty one, or none; "" if that does not apply."""
 
 LEARNS = frozenset({"answer", "text", "preference", "judged"})
-"""Rows of which tokens are learned."""
+"""Kinds of rows whose tokens are learned."""
 
-_SAID = 40  # characters by which a text is found among what is learned
+_SAID = 40  # characters with which a text is searched in the learned text
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a row.
+    """The result of the audit of a row.
 
     Args:
-        length: tokens of its longest sequence, before anything is cut.
-        tokens: of all its sequences, as trained on.
-        learned: those of them that count for the loss.
-        is_used: ms-swift trains on it.
-        thought: of its last answer.
-        flaws: what is wrong with it.
+        length: tokens of its longest sequence before truncation.
+        tokens: tokens of all its sequences after truncation.
+        learned: number of these tokens that count for the loss.
+        is_used: whether ms-swift trains on it.
+        thought: the thinking block of its last answer.
+        flaws: its problems.
     """
 
     length: int = 0
@@ -55,12 +55,12 @@ class Looker:
     """Judges rows by ms-swift's template.
 
     Args:
-        template: ms-swift's own, of this looker alone.
-        rules: what the run asks of its rows.
-        limit: the longest row, in tokens; None for no limit.
-        truncation: what becomes of longer rows: ms-swift's ``truncation_strategy``.
-        added: special tokens that the run adds, which texts are meant to hold.
-        knows_marks: marks of chat templates were looked for before, without a tokenizer.
+        template: ms-swift's own template, not shared with other code.
+        rules: the requirements of the run for its rows.
+        limit: the maximum length of a row in tokens; None for no limit.
+        truncation: what happens to longer rows: ms-swift's ``truncation_strategy``.
+        added: special tokens that the run adds, so texts may contain them.
+        knows_marks: whether chat template marks have already been searched for, without a tokenizer.
     """
 
     template: Any
@@ -72,12 +72,12 @@ class Looker:
 
     @cached_property
     def facts(self) -> TemplateFacts:
-        """What must be known of the template."""
+        """Properties of the template."""
         return template_facts(self.template)
 
     @cached_property
     def learns(self) -> bool:
-        """Whether tokens of the rows are learned."""
+        """Whether the task learns tokens of the rows."""
         return self.rules.task.output == "chat" and self.rules.task.rows in LEARNS
 
     def look(self, row: Row) -> Look:
@@ -85,9 +85,9 @@ class Looker:
         try:
             with unlimited(self.template):
                 whole = encode(self.template, row)
-        except Exception as error:  # whatever the template raises, ms-swift skips the row
+        except Exception as error:  # ms-swift skips the row on any exception of the template
             reason = short(first_line(error).rstrip("."), 200)
-            return Look(flaws=(Flaw("template", f"the template refuses it: {reason}"),))
+            return Look(flaws=(Flaw("template", f"the template rejects it: {reason}"),))
         length = max((len(one.tokens) for one in whole), default=0)
         used, flaws = whole, []
         if self.limit is not None and length > self.limit:
@@ -108,16 +108,16 @@ class Looker:
         )
 
     def _cut(self, row: Row) -> list[Encoded]:
-        """The row as ms-swift cuts it."""
+        """The row as ms-swift truncates it."""
         self.template.max_length, self.template.truncation_strategy = self.limit, self.truncation
         return encode(self.template, row)
 
-    # --- what is learned ----------------------------------------------------------------------------------
+    # --- learned tokens -----------------------------------------------------------------------------------
 
     def _learning_flaws(self, row: Row, whole: Sequence[Encoded], used: Sequence[Encoded]) -> Iterator[Flaw]:
         before, learned = sum(one.learned for one in whole), sum(one.learned for one in used)
         if learned < before and self.truncation != "split":
-            what = f"{before - learned:,} of {before:,} tokens to learn are beyond max_length {self.limit:,} and cut"
+            what = f"{before - learned:,} of {before:,} tokens to learn are truncated at max_length {self.limit:,}"
             yield Flaw("cut-answer", what)
         if not learned:
             yield Flaw("no-learned", "row has no token to learn")
@@ -125,7 +125,7 @@ class Looker:
         if len(used) > 1 and self.rules.task.rows == "preference" and used[0].tokens == used[1].tokens:
             yield Flaw("same-pair", "both answers become the same tokens")
         if not _has_loss_off(row["messages"][-1]) and not all(map(self._has_end, whole)):
-            yield Flaw("no-end", "the end token behind the answer is not learned")
+            yield Flaw("no-end", "the end token after the answer is not learned")
         yield from self._dialogue_flaws(row, whole[0])
 
     def _has_end(self, sequence: Encoded) -> bool:
@@ -138,13 +138,13 @@ class Looker:
         return not self.facts.stops.isdisjoint(last) or self._ends_with_text(labels)
 
     def _ends_with_text(self, labels: Sequence[int]) -> bool:
-        """Whether the end is there in other tokens: a mark that is no special token may merge with the text before."""
+        """Whether the end is encoded differently: a mark that is not a special token may merge with earlier text."""
         decode, count = self.template.tokenizer.decode, len(self.facts.end)
         tail = [label for label in labels[-count - 8 :] if label != IGNORED]
         return bool(count) and decode(tail).strip().endswith(decode(list(self.facts.end)).strip())
 
     def _dialogue_flaws(self, row: Row, sequence: Encoded) -> Iterator[Flaw]:
-        """What becomes of thinking in earlier turns, tool calls and the results of tools."""
+        """Flaws of thinking in earlier turns, of tool calls and of tool results."""
         messages = row["messages"]
         roles = {message["role"] for message in messages}
         thoughts = [(at, found) for at, one in enumerate(messages, 1) if (found := _thinking_of(one))]
@@ -175,10 +175,10 @@ class Looker:
         return "".join({"<", "[", *(word[0] for word in self.facts.specials if word)})
 
     def _text_flaws(self, row: Row) -> Iterator[Flaw]:
-        """Secrets, special tokens of this model, and marks of the templates of others, the first of a row."""
+        """Secrets, special tokens of this model, and marks of other models' templates; the first of a row."""
         secrets = () if self.knows_marks else (secret_in(content) for _, content in _texts(row))
         yield from (Flaw("secret", f"holds {secret}") for secret in islice(filter(None, secrets), 1))
-        if self.rules.task.rows == "text":  # plain text may hold marks between documents
+        if self.rules.task.rows == "text":  # plain text may contain marks between documents
             return
         for name, content in _texts(row):
             if not any(mark in content for mark in self._begins):
@@ -188,11 +188,11 @@ class Looker:
             if self.knows_marks and other:
                 return
             if found:
-                what = f'{name} holds "{found[0]}", which the tokenizer reads as one special token'
+                what = f'{name} contains "{found[0]}", which the tokenizer reads as a special token'
                 yield Flaw("special", what)
                 return
             if other:
-                yield Flaw("marks", f'{name} holds "{other[0]}", a mark of the template of another model')
+                yield Flaw("marks", f'{name} contains "{other[0]}", a mark of the template of another model')
                 return
 
     def _thought(self, row: Row) -> Thought:
@@ -206,21 +206,21 @@ class Looker:
 
 
 _MEANT = "<think> </think> <image> <video> <audio> <bbox> <ref-object> <image_soft_token>".split()
-"""Special tokens of some tokenizers that texts are meant to hold."""
+"""Special tokens of some tokenizers that texts may contain."""
 
 
 def _texts(row: Row) -> Iterator[tuple[str, str]]:
-    """The texts of a row, with what they are called in messages to the user."""
+    """The texts of a row, with their names in messages to the user."""
     for at, message in enumerate(row["messages"], 1):
         yield f"message {at}", text_of(message)
     if isinstance(rejected := row.get("rejected_response"), str):
         yield "the rejected answer", rejected
     for at, message in enumerate(row.get("rejected_messages") or (), 1):
-        yield f"message {at} of the rejected ones", text_of(message)
+        yield f"rejected message {at}", text_of(message)
 
 
 def _switches(messages: Sequence[Message]) -> Iterator[str]:
-    """Words by which a row says whether its answer thinks."""
+    """Instructions in a row that switch thinking on or off."""
     for message in messages[:-1]:
         if message["role"] in ("user", "system"):
             yield from re.findall(r"/(?:no_)?think\b", text_of(message))
@@ -235,7 +235,7 @@ def _has_loss_off(message: Message) -> bool:
 
 
 def _thinking_of(message: Message) -> str:
-    """What stands in the thinking block of an answer."""
+    """The content of the thinking block of an answer."""
     if message["role"] not in ASSISTANT_ROLES or not isinstance(content := message["content"], str):
         return ""
     before, mark, _ = content.partition("</think>")
@@ -251,12 +251,12 @@ def _tool_flaws(messages: Sequence[Message], learned: str) -> Iterator[Flaw]:
     for at, message in enumerate(messages, 1):
         result = text_of(message).strip()[:_SAID]
         if message["role"] in TOOL_ANSWERS and len(result) > 8 and result in learned and result not in said:
-            yield Flaw("tool-results", f"message {at}, the result of a tool, is learned")
+            yield Flaw("tool-results", f"message {at}, a tool result, is learned")
             return
 
 
 def _called(content: object) -> Iterator[str]:
-    """The names of the functions that a tool call calls."""
+    """The names of the functions in a tool call."""
     if isinstance(content, str):
         with contextlib.suppress(ValueError):
             content = json.loads(content)

@@ -1,4 +1,4 @@
-"""Some rows of the data by ms-swift's template, in less than a second."""
+"""Audit a sample of the rows with ms-swift's template in less than a second."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from swift_toolkit.dataset.scan.sample import some_blocks
 from swift_toolkit.dataset.spec import DatasetSpec
 
 SECONDS = 0.6
-"""About how long rows are looked at."""
+"""Approximate duration of the audit in seconds."""
 
 ROWS = 96
-"""Most rows looked at."""
+"""Maximum number of audited rows."""
 
 FILES = 8
-"""Most files that rows are taken from, spread over all: the beginning of each must be read."""
+"""Maximum number of sampled files, evenly spread over all files, because the beginning of each must be read."""
 
 _READ = 2_048  # rows read from the beginning of a file
-_BEHIND = 8  # rows from each block behind it
+_BEHIND = 8  # rows from each block after it
 
 _SEEN_ELSEWHERE = frozenset({"template", "too-long"})
-"""Kinds of flaws that are counted when all rows become tokens."""
+"""Kinds of flaws that are reported only when all rows are tokenized."""
 
 
 def audit(looker: Looker, entries: Sequence[str]) -> Audit:
-    """Look at some rows of local data sets.
+    """Audit some rows of local data sets.
 
     Args:
-        looker: with the template.
-        entries: the entries of ``dataset``; those on a hub are skipped.
+        looker: judges rows with the template.
+        entries: the entries of ``dataset``; data on a hub is skipped.
 
     Raises:
         FlawError: a file cannot be read.
@@ -58,8 +58,8 @@ def audit(looker: Looker, entries: Sequence[str]) -> Audit:
 
 
 def stops(found: Audit, kind: str) -> bool:
-    """Whether a flaw of a sample stops a run. Rows that the template refuses do not: ms-swift will say it itself, if it
-    is not only that something is missing here, before the model is there."""
+    """Whether a flaw of a sample stops a run. Rows that the template rejects do not: it may lack something before the
+    model is loaded, and otherwise ms-swift itself reports the error."""
     return kind == "nothing-learned" or (kind == "nothing-used" and not found.counts["template"])
 
 
@@ -69,7 +69,7 @@ def _files(entry: str) -> Sequence[Path]:
 
 
 def _some(part: Part, order: int) -> Iterator[tuple[Place, Row]]:
-    """The first rows, then some spread over the file."""
+    """The first rows, then some from places spread over the file."""
     records = list(islice(read_records(part.file), _READ))
     spread = records[16 :: max(len(records) * 2 // ROWS, 1)]
     for record in (*records[:16], *spread):

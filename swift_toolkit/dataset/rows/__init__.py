@@ -1,1 +1,1 @@
-"""What a row is, and what can be wrong with it."""
+"""Rows: formats, messages, checks, media, flaws."""

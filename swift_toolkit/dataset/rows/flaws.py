@@ -1,4 +1,4 @@
-"""What can be wrong with data: the kinds of flaw, how bad each is and what to do about it."""
+"""The kinds of flaws in data, with their severity and advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FlawKind(NamedTuple):
     Args:
         severity: an error stops a run, a warning does not.
         title: its heading in the report.
-        do: what to do about it, in full sentences; "" where each flaw has its own advice.
+        do: advice in full sentences; "" if each flaw has its own advice.
     """
 
     severity: Severity
@@ -25,7 +25,7 @@ KINDS: dict[str, FlawKind] = {
     # the file
     "no-file": FlawKind("error", "file not found"),
     "unreadable": FlawKind("error", "file cannot be read"),
-    "empty-file": FlawKind("error", "no rows", "Put at least one row into it."),
+    "empty-file": FlawKind("error", "no rows", "Add at least one row."),
     "broken": FlawKind("error", "broken syntax"),
     "encoding": FlawKind("error", "not UTF-8", "Save the file as UTF-8."),
     "not-a-row": FlawKind("error", "not a row", 'Each row must be an object such as {"messages": [...]}.'),
@@ -33,9 +33,7 @@ KINDS: dict[str, FlawKind] = {
     "late": FlawKind(
         "error", "columns that change after the first 10 MB", "Shuffle the file, or fix the row."
     ),
-    "mixed-formats": FlawKind(
-        "error", "mixed formats in one file", "Put each format into a file of its own."
-    ),
+    "mixed-formats": FlawKind("error", "mixed formats in one file", "Use a separate file for each format."),
     # the conversation
     "messages": FlawKind("error", "messages of the wrong shape"),
     "role": FlawKind("error", "unknown role"),
@@ -44,17 +42,17 @@ KINDS: dict[str, FlawKind] = {
     "no-answer": FlawKind("error", "no answer"),
     "no-question": FlawKind("error", "no question"),
     # the task
-    "rejected": FlawKind("error", "rejected answer missing or useless"),
+    "rejected": FlawKind("error", "rejected answer missing or unusable"),
     "label": FlawKind("error", "label missing or wrong"),
     "pairs": FlawKind("error", "positive or negative messages missing"),
-    # what goes with the conversation
+    # parts of a row other than the conversation
     "media-file": FlawKind("error", "media missing or unreadable"),
     "media-count": FlawKind("error", "tags and media do not match"),
     "objects": FlawKind("error", "objects of the wrong shape"),
     "tools": FlawKind("error", "tools or tool calls of the wrong shape"),
     "value": FlawKind("error", "value of the wrong type"),
-    "template": FlawKind("error", "refused by the model's template", "ms-swift would skip it."),
-    # what is learned, by the model's template
+    "template": FlawKind("error", "rejected by the model's template", "ms-swift would skip it."),
+    # learned tokens, by the model's template
     "nothing-learned": FlawKind("error", "nothing is learned"),
     "nothing-used": FlawKind("error", "no row can be trained on"),
     "no-learned": FlawKind(
@@ -62,12 +60,14 @@ KINDS: dict[str, FlawKind] = {
     ),
     "few-learned": FlawKind("warning", "few tokens are learned"),
     "cut-answer": FlawKind(
-        "warning", "answers cut by max_length", "Raise max_length: a model that sees no end learns none."
+        "warning",
+        "answers truncated by max_length",
+        "Raise max_length: without an end, the model does not learn to stop.",
     ),
     "no-end": FlawKind(
         "warning",
         "the end of answers is not learned",
-        "The model may not stop by itself. Choose the template that the model was made with.",
+        "The model may not stop by itself. Use the template that the model was trained with.",
     ),
     "same-pair": FlawKind(
         "warning", "pairs whose answers are the same tokens", "They teach nothing; remove them."
@@ -82,15 +82,15 @@ KINDS: dict[str, FlawKind] = {
     "tool-calls": FlawKind("warning", "tool calls that are not learned", "Check loss_scale."),
     "tool-results": FlawKind(
         "warning",
-        "results of tools that are learned",
+        "tool results that are learned",
         'Set "loss_scale" to "default": the model should not invent them.',
     ),
     "special": FlawKind(
         "warning",
         "special tokens in the text",
-        "The model reads it as a mark, not as text. Remove it, or spell it in another way.",
+        "The model reads it as a special token, not as text. Remove it, or spell it differently.",
     ),
-    # worth a look
+    # possible mistakes
     "near-column": FlawKind("warning", "columns that may be misspelled"),
     "same-role": FlawKind(
         "warning", "same role twice in a row", "ms-swift joins the two texts with nothing between them."
@@ -99,43 +99,45 @@ KINDS: dict[str, FlawKind] = {
     "marks": FlawKind(
         "warning",
         "marks of a chat template in the text",
-        "The template puts its marks around each message once more; keep the plain text only.",
+        "The template adds its own marks to each message; keep only the plain text.",
     ),
-    "tiny-answer": FlawKind("warning", "near-empty answers", "Check that they are meant."),
+    "tiny-answer": FlawKind("warning", "near-empty answers", "Check that they are intended."),
     "too-long": FlawKind(
         "warning", "longer than max_length", "Raise max_length, shorten the row, or set truncation_strategy."
     ),
     "replacement": FlawKind(
-        "warning", "replacement characters", "Text was lost; save it again from its source."
+        "warning", "replacement characters", "Text was lost; export it again from its source."
     ),
     "mojibake": FlawKind(
-        "warning", "text read in the wrong encoding", "Save it again from its source as UTF-8."
+        "warning", "text read in the wrong encoding", "Export it again from its source as UTF-8."
     ),
-    "invisible": FlawKind("warning", "invisible control characters", "Remove them unless they are meant."),
-    "duplicate": FlawKind("warning", "exact duplicates", "Remove them, unless the weight is meant."),
+    "invisible": FlawKind("warning", "invisible control characters", "Remove them unless they are intended."),
+    "duplicate": FlawKind("warning", "exact duplicates", "Remove them, unless the extra weight is intended."),
     "leak": FlawKind(
         "warning", "validation rows that are also trained on", "Remove them from one of the two."
     ),
     "near-duplicate": FlawKind(
-        "warning", "duplicates apart from blanks and case", "Remove them, unless the weight is meant."
+        "warning",
+        "duplicates except for spaces and case",
+        "Remove them, unless the extra weight is intended.",
     ),
     "near-leak": FlawKind(
         "warning",
-        "validation rows that are also trained on, apart from blanks and case",
+        "validation rows that are also trained on, except for spaces and case",
         "Remove them from one of the two.",
     ),
     "secret": FlawKind(
-        "warning", "likely secrets", "The model may repeat it: remove it, and revoke it if it is real."
+        "warning", "likely secrets", "The model may reproduce it: remove it, and revoke it if it is real."
     ),
     "same-answer": FlawKind(
-        "warning", "one answer makes up most of the data", "The model will learn to say it."
+        "warning", "one answer makes up most of the data", "The model will learn to repeat it."
     ),
     "near-name": FlawKind("warning", "a local file has a similar name"),
 }
 
 
 class Flaw(NamedTuple):
-    """One thing that is wrong.
+    """A problem of a row or a file.
 
     Args:
         kind: key of `KINDS`.
@@ -157,7 +159,7 @@ class Flaw(NamedTuple):
 
 
 class FlawError(Exception):
-    """A flaw that prevents reading.
+    """A flaw that prevents further reading.
 
     Args:
         kind: key of `KINDS`.
@@ -171,7 +173,7 @@ class FlawError(Exception):
 
 
 def json_kind(value: object) -> str:
-    """What a decoded value is, in words."""
+    """A description of the type of a decoded value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
