@@ -123,7 +123,7 @@ def test_images_that_cannot_be_shown(output, tmp_path, capsys):
     arguments = ("--checkpoint", output, "--question", "a", "--image", "no.png", "--image", text)
     assert errors(capsys, *arguments) == [
         '"--image" cannot be used: "no.png" does not exist.',
-        f'"--image" cannot be used: "{text}" is not an image that can be read. Replace the file.',
+        f'"--image" cannot be used: "{text}" is not a readable image. Replace the file.',
     ]
 
 

@@ -300,7 +300,7 @@ def test_a_damaged_image_header() -> None:
     rows = [talk("<image>?", f"{name}") | {"images": [name]} for name in ("a.png", "b.png", "c.png")]
     assert [str(problem) for problem in verify([write("t.jsonl", rows)]).problems] == [
         't.jsonl:1: "a.png" has a damaged header: Truncated File Read. Replace the file.',
-        't.jsonl:2: "b.png" is not an image that can be read. Replace the file.',
+        't.jsonl:2: "b.png" is not a readable image. Replace the file.',
     ]
 
 

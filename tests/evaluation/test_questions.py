@@ -145,7 +145,7 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
         f'{path}:6: message 1 has the unknown role "usr". Did you mean "user"?',
         f'{path}:7: "images" names no.png, which does not exist. Correct the path.',
         f'{path}:9: the id "k" is already used in line 8. Use unique ids.',
-        f'{path}:10: "{tmp_path}/text.png" is not an image that can be read. Replace the file.',
+        f'{path}:10: "{tmp_path}/text.png" is not a readable image. Replace the file.',
     ]
 
 

@@ -66,7 +66,7 @@ def test_settings_and_commands_that_are_wrong(chat):
     say(chat, "/set temprature 0.3", '"temprature" is not a setting. Did you mean "temperature"')
     say(chat, "/set model x", '"model" is not a generation setting.')
     say(chat, "/image nothing.png", '"nothing.png" does not exist.')
-    say(chat, "/image README.md", '"README.md" is not an image that can be read.')
+    say(chat, "/image README.md", '"README.md" is not a readable image.')
     say(chat, "/sing", "/sing is not a command. /help lists the commands.")
     say(chat, "/help", "/system TEXT", "/set NAME VALUE", "/base")
 

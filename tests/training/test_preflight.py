@@ -142,7 +142,7 @@ def test_the_task_decision_needs_rows_with_questions(tmp_path: Path) -> None:
         for name in ("chat.jsonl", "good.jsonl")
     ]
     assert [str(problem) for problem in reports[0].problems] == [
-        f'{tmp_path}/chat.jsonl: no column holds the questions that the task "decision" answers. '
+        f'{tmp_path}/chat.jsonl: no column contains the questions of the task "decision". '
         'Add "questions", "kinds", "options" and "target_probs"; see ms-swift\'s ScoringPreprocessor.'
     ]
     assert (reports[1].problems, reports[1].files[0].unused) == ([], [])

@@ -1,4 +1,4 @@
-"""The formats of rows that ms-swift reads, recognised by their columns."""
+"""The row formats that ms-swift reads, recognised by their columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swift_toolkit.config.tasks import TaskRows
 from swift_toolkit.console.words import nearest
 from swift_toolkit.dataset.rows.flaws import FlawError
 
-# Which format a file is in
+# Format detection
 
 Family = Literal["messages", "alpaca", "response", "preference"]
 
@@ -24,7 +24,7 @@ RESPONSE_COLUMNS = (
     "text", "completion", "content",
 )  # fmt: skip
 TEXT_COLUMNS = ("text", "content")
-"""Of these a classifier is asked for the class; ms-swift takes them for an answer."""
+"""Columns with the class for a classifier, which ms-swift treats as an answer."""
 
 MEDIA = ("images", "videos", "audios")
 MEDIA_COLUMNS = {name: media for media in MEDIA for name in (media, media[:-1])}
@@ -34,13 +34,13 @@ OTHER_COLUMNS = (
     "objects", "history", "solution", "teacher_prompt", "teacher_images", "chat_template_kwargs",
     "questions", "kinds", "options", "target_probs", "question_ids", "criteria", "ref_audios", "audio_codes",
 )  # fmt: skip
-"""What ms-swift keeps by its own name (`RowPreprocessor.standard_keys`), and history and solution."""
+"""Columns that ms-swift keeps under their own names (`RowPreprocessor.standard_keys`), and history and solution."""
 
 DECISION_COLUMNS = (
     "questions", "kinds", "options", "target_probs", "state", "question_ids", "criteria", "omnijev_column_keys",
     "omnijev_video",
 )  # fmt: skip
-"""What the task "decision" of ms-swift 4.6 reads beside the messages."""
+"""Columns other than the messages that the task "decision" of ms-swift 4.6 reads."""
 
 KNOWN_COLUMNS = frozenset(
     {*MESSAGE_COLUMNS, *SYSTEM_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS, *MEDIA_COLUMNS, *OTHER_COLUMNS}
@@ -52,12 +52,12 @@ class Layout:
     """How the columns of one file become messages.
 
     Args:
-        name: what the report calls the format.
-        family: which of ms-swift's preprocessors reads it. "preference" is chosen/rejected, which ms-swift
-            does not read; it is given a converted copy.
+        name: name of the format in the report.
+        family: the preprocessor of ms-swift that reads it. "preference" is chosen/rejected, which ms-swift does not
+            read; it gets a converted copy.
         rename: column in the file -> standard column, for every column of the file.
-        unused: columns that training does not look at.
-        passed_on: columns that only reward functions look at.
+        unused: columns that training does not use.
+        passed_on: columns that only reward functions use.
     """
 
     name: str
@@ -73,13 +73,13 @@ class Layout:
 
     @cached_property
     def kept(self) -> Mapping[str, str]:
-        """The columns that rows are made of, to their standard names."""
+        """The columns from which rows are built -> their standard names."""
         left = frozenset(self.unused)
         return {column: name for column, name in self.rename.items() if column not in left}
 
     @property
     def used(self) -> tuple[Family, dict[str, str]]:
-        """What rows are read by."""
+        """The columns and names by which rows are read."""
         left = {*self.unused, *self.passed_on}
         return self.family, {column: name for column, name in self.rename.items() if column not in left}
 
@@ -87,7 +87,7 @@ class Layout:
 def layout_of(
     columns: Collection[str], mapping: Mapping[str, str] | None = None, rows: TaskRows = "answer"
 ) -> Layout:
-    """The format of a file with these columns, chosen as ms-swift's AutoPreprocessor chooses.
+    """Detect the format of a file with these columns, like ms-swift's AutoPreprocessor.
 
     Args:
         columns: all columns of the file.
@@ -95,16 +95,14 @@ def layout_of(
         rows: what the task learns from, see `Task.rows`.
 
     Raises:
-        FlawError: no known format, or columns of which ms-swift would use neither.
+        FlawError: the format is unknown, or ms-swift would use none of several conflicting columns.
     """
     named = {column: (mapping or {}).get(column, column) for column in columns}
     names = list(named.values())
     family, wanted = _family_of(names, rows)
     renamed, clashes = _renamed(names, wanted)
     if rows == "prompt":
-        clashes.pop(
-            "response", None
-        )  # nothing is learned from it; rewards are given such columns by their names
+        clashes.pop("response", None)  # nothing is learned from it; reward functions get such columns by name
     for standard, claim in clashes.items():
         if family != "alpaca" or (standard == "response" and "output" not in names):
             raise _clash(standard, claim)
@@ -123,7 +121,7 @@ def layout_of(
 
 
 def _family_of(names: Collection[str], rows: TaskRows) -> tuple[Family, dict[str, str]]:
-    """The family, and the names it looks for -> their standard names."""
+    """The family, and the names it searches for -> their standard names."""
     system = dict.fromkeys(SYSTEM_COLUMNS, "system")
     has_messages = any(column in names for column in MESSAGE_COLUMNS)
     if {"chosen", "rejected"} <= set(names) and (rows == "preference" or not has_messages):
@@ -139,7 +137,7 @@ def _family_of(names: Collection[str], rows: TaskRows) -> tuple[Family, dict[str
 
 
 def _prompt_columns(names: Collection[str], has_messages: bool) -> dict[str, str]:
-    """What stands before the chosen and the rejected answer."""
+    """The columns of the prompt before the chosen and the rejected answer."""
     if "prompt" in names or not (has_messages or {"instruction", "input"} <= set(names)):
         return dict.fromkeys(QUERY_COLUMNS, "prompt")
     if has_messages:
@@ -148,7 +146,7 @@ def _prompt_columns(names: Collection[str], has_messages: bool) -> dict[str, str
 
 
 def _renamed(names: Sequence[str], wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """ms-swift renames without regard to case, and renames none of several columns that claim one name."""
+    """Rename columns like ms-swift: ignoring case, and none of several columns that map to the same name."""
     by_lower = {name.lower(): name for name in names}
     claims: dict[str, list[str]] = {}
     for lower, standard in wanted.items():
@@ -163,7 +161,7 @@ def _clash(standard: str, claim: Sequence[str]) -> FlawError:
     quoted = " and ".join(f'"{name}"' for name in claim)
     return FlawError(
         "columns",
-        f'columns {quoted} could each be "{standard}", and ms-swift then uses none of them',
+        f'columns {quoted} could all be "{standard}", so ms-swift uses none of them',
         f'Keep one of them, or name it with "columns": {{"{claim[0]}": "{standard}"}}.',
     )
 
@@ -183,7 +181,7 @@ def _format_name(family: Family, names: Collection[str]) -> str:
 
 def _no_questions() -> FlawError:
     do = 'Add "questions", "kinds", "options" and "target_probs"; see ms-swift\'s ScoringPreprocessor.'
-    return FlawError("columns", 'no column holds the questions that the task "decision" answers', do)
+    return FlawError("columns", 'no column contains the questions of the task "decision"', do)
 
 
 def _no_format(columns: Sequence[str]) -> FlawError:
@@ -196,11 +194,11 @@ def _no_format(columns: Sequence[str]) -> FlawError:
 
 
 LOOKED_AT = 200
-"""Names that are compared with the known ones; it takes time for each."""
+"""Maximum number of names that are compared with the known ones; each one takes time."""
 
 
 def near_name(names: Iterable[str], known: Sequence[str]) -> tuple[str, str] | None:
-    """The first of these names (of some hundred) that is much like a known one, and that one."""
+    """The first of these names (up to a limit) that is similar to a known name, and that known name."""
     return next(
         ((name, near[0]) for name in islice(names, LOOKED_AT) if (near := nearest(name, known))), None
     )

@@ -1,4 +1,4 @@
-"""Are the images, videos and audios of a row there, and can the images be opened?"""
+"""Check that the images, videos and audios of a row exist and that its images can be opened."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from swift_toolkit.dataset.rows.messages import Row
 MEDIA_NAMES = frozenset({*MEDIA, *(f"rejected_{name}" for name in MEDIA)})
 
 SPEAKS_OF_MEDIA = re.compile(rb"\b(images?|videos?|audios?)\b")
-"""Found in files whose rows have images, videos or sound, compressed ones aside."""
+"""Occurs in uncompressed files whose rows have images, videos or sound."""
 
 _NOT_A_PATH = 2000
-"""Longer texts are taken for base64, as ms-swift does (`_check_path`)."""
+"""Longer texts are treated as base64, as in ms-swift (`_check_path`)."""
 
 _REMEMBERED = 1 << 15
 
 
 class MediaCheck:
-    """Looks at the media of rows, at each file once as far as memory allows."""
+    """Checks the media of rows; each file is checked once, as far as memory allows."""
 
     def __init__(self) -> None:
         self._file_flaw = lru_cache(_REMEMBERED)(file_flaw)
 
     def flaws(self, row: Row) -> Iterator[Flaw]:
-        """Every medium of a standard row that is missing or damaged. Addresses on the web are not fetched."""
+        """Every missing or damaged medium of a standard row. URLs are not fetched."""
         for name in sorted(MEDIA_NAMES & row.keys()):
             value = row[name]
             for item in value if isinstance(value, list) else [value]:
@@ -47,9 +47,7 @@ class MediaCheck:
         if isinstance(item, bytes):
             return _image_flaw(io.BytesIO(item), "an image") if is_image else None
         if not isinstance(item, str) or not item.strip():
-            return Flaw(
-                "media-file", f'"{name}" holds {shown(item)}, not a file', "Give a path or an address."
-            )
+            return Flaw("media-file", f'"{name}" contains {shown(item)}, not a file', "Use a path or a URL.")
         item = item.strip()
         if item.startswith(("http://", "https://", "data:")) or len(item) > _NOT_A_PATH:
             return None
@@ -57,12 +55,12 @@ class MediaCheck:
 
 
 def file_flaw(path: str, is_image: bool) -> Flaw | None:
-    """What is wrong with a file of media, as far as its first bytes tell."""
+    """The problem of a media file, judged by its first bytes."""
     file = Path(path)
-    if not file.exists():  # as ms-swift goes on to look
+    if not file.exists():  # ms-swift also looks here
         file = Path(os.environ.get("ROOT_IMAGE_DIR", ""), path).expanduser()
     if not file.exists():
-        where = "Relative paths begin at the working directory; set ROOT_IMAGE_DIR to begin elsewhere."
+        where = "Relative paths start at the working directory; set ROOT_IMAGE_DIR to change that."
         do = "Correct the path." if Path(path).is_absolute() else where
         return Flaw("media-file", f'"{path}" does not exist', do)
     try:
@@ -75,21 +73,21 @@ def file_flaw(path: str, is_image: bool) -> Flaw | None:
 
 
 def _image_flaw(stream: IO[bytes], shown: str) -> Flaw | None:
-    """Reads the header only; nothing is decoded."""
+    """The problem of an image; only the header is read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(stream):
             return None
     except UnidentifiedImageError:
-        return Flaw("media-file", f"{shown} is not an image that can be read", "Replace the file.")
+        return Flaw("media-file", f"{shown} is not a readable image", "Replace the file.")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         what = f"{shown} has a damaged header: {str(error).rstrip('.')}"
         return Flaw("media-file", what, "Replace the file.")
 
 
 def image_flaw(image: str) -> Flaw | None:
-    """What is wrong with an image for a question; an address is not looked at."""
+    """The problem of an image for a question; a URL is not checked."""
     path = Path(image).expanduser()
     if "://" in image:
         return None

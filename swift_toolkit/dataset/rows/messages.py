@@ -1,6 +1,6 @@
-"""What a row is: every accepted format as messages.
+"""Converts rows of every accepted format to messages.
 
-The reading follows ms-swift's own preprocessors, so that a row read here is a row that ms-swift reads.
+The conversion follows ms-swift's own preprocessors, so that a row that is valid here is valid in ms-swift.
 Nothing here opens a file.
 """
 
@@ -18,7 +18,7 @@ from swift_toolkit.dataset.rows.flaws import Flaw, FlawError, json_kind
 from swift_toolkit.dataset.rows.formats import MEDIA, MEDIA_COLUMNS, Family, Layout, layout_of
 
 Row = dict[str, Any]
-"""A JSON object of somebody's data file: its keys and values are what is checked here."""
+"""A JSON object of a user's data file, with unchecked keys and values."""
 
 Message = Row
 
@@ -38,32 +38,32 @@ OTHER_ROLES = {
         ("function_response", "function-response", "observation", "observations"), "tool_response"
     ),
 }
-THOUGHT = 'Put it into the content, in front of the answer, as the template marks it ("<think>...</think>").'
+THOUGHT = 'Put it at the start of the content, with the marks of the template ("<think>...</think>").'
 
 _KEPT_KEYS = ("loss", "loss_scale")
 
 LOSS_KEYS = ("weight", "train", "trainable", "loss_mask")
-"""Keys of a message by which other tools say whether it is learned; ms-swift knows "loss"."""
+"""Keys of a message with which other tools say whether it is learned; in ms-swift it is "loss"."""
 
 LOST_KEYS = {
     "reasoning_content": THOUGHT, "reasoning": THOUGHT, "thinking": THOUGHT, "thought": THOUGHT,
-    "function_call": 'Write a message of the role "tool_call".',
-    "tools": 'Put them into the column "tools" of the row.',
-    **{name: f'Put them into the column "{media}" of the row.' for name, media in MEDIA_COLUMNS.items()},
+    "function_call": 'Write a message with the role "tool_call".',
+    "tools": 'Move them to the column "tools" of the row.',
+    **{name: f'Move them to the column "{media}" of the row.' for name, media in MEDIA_COLUMNS.items()},
 }  # fmt: skip
-"""Keys of a message that carry meaning and that ms-swift drops silently -> what to do."""
+"""Meaningful keys of a message that ms-swift drops silently -> advice."""
 
 _HARMLESS_KEYS = frozenset({"role", "content", "from", "value", *_KEPT_KEYS, *LOSS_KEYS, "tool_calls"})
 
 
 def standard_row(row: Row, layout: Layout) -> Row:
-    """The row with standard columns and `messages` as a list of {role, content}.
+    """Convert a row to standard columns, with `messages` as a list of {role, content}.
 
-    Media given inside the content are moved to `images`, `videos` and `audios`, with their tags left in the
-    text. Columns that are null are dropped. The input is not changed.
+    Media inside the content are moved to `images`, `videos` and `audios`; their tags remain in the text. Null columns
+    are dropped. The input is not changed.
 
     Raises:
-        FlawError: it cannot be read.
+        FlawError: the row cannot be converted.
     """
     kept = layout.kept
     out = {kept[name]: value for name, value in row.items() if value is not None and name in kept}
@@ -113,7 +113,7 @@ def _from_texts(row: Row, family: Family) -> Row:
         if text is not None:
             messages.append({"role": role, "content": _text(text, role)})
     if not messages:
-        raise FlawError("messages", "row has neither question nor answer")
+        raise FlawError("messages", "row has neither a question nor an answer")
     row["messages"] = messages
     return row
 
@@ -126,15 +126,15 @@ def _instruction(row: Row) -> str:
 
 
 def _refuse_conversations(row: Row, query: Any, response: Any) -> None:
-    """A question that is a list of messages, as TRL and verl write prompts."""
+    """Reject a question that is a list of messages, the form of prompts in TRL and verl."""
     if not isinstance(query, list) or not query or not all(isinstance(turn, dict) for turn in query):
         return
     if isinstance(response, (list, dict)):
-        do = 'Join the two into one list "messages".'
+        do = 'Combine them into one list "messages".'
         raise FlawError("messages", "the question and the answer are lists of messages", do)
     do = 'Rename the column to "messages", or set "columns": {"prompt": "messages"}.'
     if isinstance(row.get("reward_model"), dict):
-        do += ' Put "ground_truth" of "reward_model" into a column "solution".'
+        do += ' Move "ground_truth" of "reward_model" to a column "solution".'
     raise FlawError("messages", "the question is a list of messages", do)
 
 
@@ -177,7 +177,7 @@ def _from_preference(row: Row) -> Row:
 
 
 def _before_answers(row: Row) -> list[Message]:
-    """The conversation up to the answers that are compared."""
+    """The conversation before the answers that are compared."""
     prompt, history = row.pop("prompt", None), row.pop("history", None)
     if "instruction" in row or "input" in row:
         prompt = _instruction(row)
@@ -189,7 +189,7 @@ def _before_answers(row: Row) -> list[Message]:
     row |= talk.media_beside(row)
     messages = talk.messages
     while len(messages) > 1 and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]  # where the prompt is given with an answer, that is compared
+        messages = messages[:-1]  # the prompt already includes an answer, which is compared
     return messages
 
 
@@ -201,7 +201,7 @@ def _turns_of(value: Any) -> Any:
 
 
 def _after(before: list[Message], read: list[Message]) -> list[Message]:
-    """A conversation with what comes before it, unless it begins with that already."""
+    """A conversation with its prompt, unless it already starts with the prompt."""
     bare = [message for message in before if message["role"] != "system"]
     own = [message for message in read if message["role"] != "system"]
     if before and bare == own[: len(bare)]:
@@ -216,12 +216,12 @@ def _text(value: Any, role: str) -> str:
 
 
 def _literal(text: str, name: str) -> Any:
-    """A list kept as text, in JSON or in Python's notation, as ms-swift reads it."""
+    """A list stored as text, in JSON or Python syntax, parsed as in ms-swift."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ast.literal_eval(text)
-    raise FlawError("messages", f'"{name}" is text that does not hold a list')
+    raise FlawError("messages", f'"{name}" is text that is not a list')
 
 
 @dataclass
@@ -230,8 +230,8 @@ class Talk:
 
     Args:
         messages: its turns as {role, content}.
-        media: images, videos and audios found inside of it, in their order, by the column they belong into.
-        unnamed: column -> the first message with a medium that stands for the next of the row's own.
+        media: column -> images, videos or audios found inside it, in order.
+        unnamed: column -> the first message with a medium without an address, which stands for the row's next one.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -242,10 +242,10 @@ class Talk:
         self.media.setdefault(name, []).append(item)
 
     def media_beside(self, row: Row) -> Row:
-        """The media, if the row has none of that kind.
+        """The media of the conversation, if the row itself has none of that kind.
 
         Raises:
-            FlawError: it has, or lacks those that stand in it without an address.
+            FlawError: the row has some, or lacks the media that the conversation mentions without an address.
         """
         for name, at in self.unnamed.items():
             if not row.get(name):
@@ -253,23 +253,23 @@ class Talk:
         for name in self.media:
             if row.get(name):
                 what = f'row has {name} within the messages and in "{name}"'
-                raise FlawError("media-count", what, "Keep those of one place.")
+                raise FlawError("media-count", what, "Keep them in one place.")
         return self.media
 
 
 def read_messages(
     value: Any, system: Any = None, name: str = "messages", *, standard_only: bool = False
 ) -> Talk:
-    """Any list of turns as [{role, content}], with the media found inside.
+    """Convert any list of turns to [{role, content}], with the media found inside.
 
     Args:
-        value: the list, or the text of one.
+        value: the list, or a list as text.
         system: system prompt of the row, or None.
-        name: what messages to the user call the list.
-        standard_only: ms-swift takes this list as it is: only "role", "content" and standard roles are allowed.
+        name: name of the list in messages to the user.
+        standard_only: ms-swift uses this list unchanged, so only "role", "content" and standard roles are allowed.
 
     Raises:
-        FlawError: it is not a list of turns.
+        FlawError: the value is not a list of turns.
     """
     turns = _list_of_turns(value, name, standard_only)
     talk = Talk()
@@ -314,7 +314,7 @@ def _from_pairs(value: list[Message]) -> Iterator[Message]:
 
 
 def _split_calls(value: list[Message]) -> Iterator[Message]:
-    """OpenAI's `tool_calls` as tool_call messages of their own."""
+    """Convert OpenAI's `tool_calls` to separate tool_call messages."""
     for at, message in enumerate(value, 1):
         calls = message.get("tool_calls")
         if not calls or message.get("role") != "assistant":
@@ -328,13 +328,13 @@ def _split_calls(value: list[Message]) -> Iterator[Message]:
                 raise FlawError("tools", f'a tool call of message {at} has no "name"')
             arguments = function.get("arguments", {})
             if isinstance(arguments, str):
-                with contextlib.suppress(ValueError):  # ms-swift keeps such text as it is
+                with contextlib.suppress(ValueError):  # ms-swift keeps such text unchanged
                     arguments = json.loads(arguments)
             yield {"role": "tool_call", "content": {"name": function["name"], "arguments": arguments}}
 
 
 def _split_blocks(value: Iterable[Message], talk: Talk) -> Iterator[Message]:
-    """Anthropic's blocks: calls and results as messages of their own, images aside."""
+    """Convert Anthropic's blocks: calls and results become separate messages; images are collected."""
     for at, message in enumerate(value, 1):
         blocks = message.get("content")
         if not isinstance(blocks, list) or not any(map(_is_block, blocks)):
@@ -387,7 +387,7 @@ def _standard_message(message: Message, at: int, talk: Talk, standard_only: bool
     if message.keys() == {"role", "content"}:
         role, content = message["role"], message["content"]
         if isinstance(content, str) and isinstance(role, str) and role in STANDARD_ROLES:
-            return message  # as most are
+            return message  # the usual case
     role = _one_of(message, ("role",) if standard_only else ("role", "from"), "role", at)
     content = _one_of(message, ("content",) if standard_only else ("content", "value"), "content", at)
     out: Message = {"role": _standard_role(role, at, standard_only)}
@@ -400,7 +400,7 @@ def _standard_message(message: Message, at: int, talk: Talk, standard_only: bool
 
 
 def _loss(value: Any, key: str, at: int) -> bool:
-    """Whether a message is learned, from a key that says so in other tools."""
+    """Whether a message is learned, from the corresponding keys of other tools."""
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
     do = 'Write "loss": true or false, or "loss_scale" for a weight.'
@@ -408,7 +408,7 @@ def _loss(value: Any, key: str, at: int) -> bool:
 
 
 def _one_of(message: Message, keys: tuple[str, ...], kind: str, at: int) -> Any:
-    """The value of the one key of these that the message has."""
+    """The value of the only one of these keys that the message has."""
     found = [key for key in keys if key in message]
     if len(found) > 1:
         quoted = " and ".join(f'"{key}"' for key in found)
@@ -432,7 +432,7 @@ def _standard_role(role: Any, at: int, standard_only: bool) -> str:
 
 def _role_advice(role: str, standard_only: bool) -> str:
     if role in OTHER_ROLES and standard_only:
-        return f'Here ms-swift takes only "{OTHER_ROLES[role]}".'
+        return f'ms-swift accepts only "{OTHER_ROLES[role]}" here.'
     use = 'Use "system", "user", "assistant", "tool_call" or "tool_response".'
     return did_you_mean(role.strip(), (*STANDARD_ROLES, *OTHER_ROLES), use)
 
@@ -453,8 +453,8 @@ def _standard_content(content: Any, role: str, at: int, talk: Talk) -> Any:
 
 
 def _joined_parts(parts: list[Message], at: int, talk: Talk) -> str:
-    """A list of typed parts as one text with tags, its media aside; without an address a part stands for the next
-    of the row's own.
+    """Convert a list of typed parts to one text with tags, and collect its media; a part without an address stands
+    for the next medium of the row.
     """
     text = ""
     for part in parts:
@@ -482,10 +482,10 @@ _TALK_COLUMNS = ("messages", "rejected_messages", "prompt", "chosen", "rejected"
 
 
 def lost_keys(row: Row, layout: Layout) -> Iterator[Flaw]:
-    """Keys of messages that carry meaning, and that neither ms-swift nor a copy keeps; each once.
+    """Meaningful keys of messages that neither ms-swift nor a copy keeps; each is reported once.
 
     Args:
-        row: as it stands in the file.
+        row: the row as in the file.
         layout: the format of the file.
     """
     said: set[str] = set()
@@ -501,7 +501,7 @@ def lost_keys(row: Row, layout: Layout) -> Iterator[Flaw]:
 
 
 def unused_keys(layout: Layout, shape_of: Mapping[str, Collection[str]]) -> list[str]:
-    """Keys of messages that training does not look at, as "messages[].key".
+    """Keys of messages that training does not use, as "messages[].key".
 
     Args:
         layout: the format of the file.
@@ -513,10 +513,10 @@ def unused_keys(layout: Layout, shape_of: Mapping[str, Collection[str]]) -> list
 
 
 def other_format(row: Row, layout: Layout) -> Flaw | None:
-    """Whether the row is in a known format of its own that is not the file's."""
+    """A flaw if the row is in a known format that is not the file's."""
     with contextlib.suppress(FlawError):
         other = layout_of([name for name, value in row.items() if value is not None])
         if other.family != layout.family and {other.family, layout.family} != {"response", "alpaca"}:
-            what = f"row is in the format {other.name} and the file in {layout.name}"
+            what = f"row is in the format {other.name}, but the file is in {layout.name}"
             return Flaw("mixed-formats", what)
     return None

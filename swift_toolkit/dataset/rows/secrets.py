@@ -1,4 +1,4 @@
-"""Keys and passwords that texts should not hold."""
+"""Keys and passwords that texts should not contain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {
     "a key of Google": ("AIza", r"\bAIza[\w-]{35}(?![\w-])"),
     "a token of Hugging Face": ("hf_", r"\bhf_[A-Za-z]{34}\b"),
 }
-"""What it is, a part of it that is quick to look for, and its form."""
+"""Name of a kind of secret -> a part that is quick to search for, and its pattern."""
 
 _FORMS = {name: re.compile(form) for name, (_, form) in _KINDS.items()}
 _PARTS = {name: part for name, (part, _) in _KINDS.items()}
@@ -25,8 +25,8 @@ _SHOWN = 6
 
 
 def secret_in(text: str) -> str:
-    """What a text holds that looks like a secret, of which only the beginning is shown; "" if nothing does."""
-    has_mark = "_" in text  # most prose has none, which spares half of the looks
+    """A description of the likely secret in a text, with only its beginning shown; "" if there is none."""
+    has_mark = "_" in text  # most prose has none, which saves half of the searches
     for name, part in _PARTS.items():
         if ("_" not in part or has_mark) and part in text and (found := _FORMS[name].search(text)):
             return f'{name.partition(" (")[0]} ("{found[0][:_SHOWN]}...")'
