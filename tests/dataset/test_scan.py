@@ -378,7 +378,7 @@ def test_no_parquet() -> None:
         (b'{"a":' * 100_000, "a.jsonl:1: row is nested too deeply. Write the inner part as text."),
         (b"[" * 100_000, "a.jsonl:1: row is nested too deeply. Write the inner part as text."),
         (b"\x00" * 1000, "a.jsonl:1: row is not valid JSON."),
-        (b'{"messages": "\x00"}', "a.jsonl:1: text holds a raw NUL character."),
+        (b'{"messages": "\x00"}', "a.jsonl:1: text contains a raw NUL character."),
         (
             b'{"id": ' + b"[" * 70 + b"]" * 70 + b"}",
             "a.jsonl: a row is nested more than 60 deep. Write the inner part as text.",

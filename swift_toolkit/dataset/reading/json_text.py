@@ -240,12 +240,12 @@ def explain_json(data: bytes) -> Flaw:
     except ValueError as error:
         return _odd_number(error)
     if re.search(r"\\u[dD][89a-fA-F]", text):
-        what = "text holds half of a surrogate pair (\\ud800 to \\udfff)"
+        what = "text contains half of a surrogate pair (\\ud800 to \\udfff)"
         return Flaw("broken", what, "Write the complete character.")
     return TOO_LARGE
 
 
-TOO_LARGE = Flaw("broken", "row holds a number that is too large")
+TOO_LARGE = Flaw("broken", "row contains a number that is too large")
 TOO_DEEP = Flaw("broken", "row is nested too deeply", "Write the inner part as text.")
 
 
@@ -272,7 +272,7 @@ def _explain_syntax(text: str, error: json.JSONDecodeError) -> Flaw:
     if error.msg.startswith("Invalid control character"):
         at = text[error.pos]
         names = {"\t": "tab, write \\t", "\x00": "NUL character", "\n": "line break, write \\n", "\r": "\\r"}
-        return Flaw("broken", f"text holds a raw {names.get(at, f'control character (code {ord(at)})')}")
+        return Flaw("broken", f"text contains a raw {names.get(at, f'control character (code {ord(at)})')}")
     if error.msg.startswith("Unterminated string") or not rest:
         return Flaw("broken", CUT_OFF, "Each row must be complete and on one line.")
     if not text[: error.pos].strip():

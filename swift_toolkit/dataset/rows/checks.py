@@ -1,4 +1,4 @@
-"""What is wrong with a row: what each task needs of it, and what would make training delete or misread it."""
+"""Checks on a row: what each task needs, and what would make training delete or misread the row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from swift_toolkit.dataset.rows.messages import (
 )
 
 TINY_ANSWER = 8
-"""Answers shorter than this many characters must hold a letter or a digit."""
+"""Answers shorter than this number of characters must contain a letter or a digit."""
 
 INVISIBLE = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
 _SPACES = str.maketrans("\n\r\t", "   ")
@@ -40,17 +40,17 @@ MOJIBAKE = re.compile("Ã[\x80-\xbf]|â€")
 
 @dataclass(frozen=True)
 class Rules:
-    """What the run asks of its rows.
+    """The requirements of the run for its rows.
 
     Args:
-        task: what is trained, a row of `TASKS`.
-        multimodal: the model takes images, videos or audios, so tags in the text always mean media.
-        num_labels: number of classes of a "seq_cls" run; None where the run does not say.
+        task: the training task, a row of `TASKS`.
+        multimodal: the model takes images, videos or audios, so tags in the text always stand for media.
+        num_labels: number of classes of a "seq_cls" run; None if the run does not set it.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
-        max_length: longest row in tokens; None for no limit.
+        max_length: maximum length of a row in tokens; None for no limit.
         columns: the run's own mapping of column names, ms-swift's `columns`.
-        without_tools: the template in force, if it has no format for tools.
-        lengths: how many tokens a text has.
+        without_tools: the name of the template, if it has no format for tools.
+        lengths: estimates the tokens of a text.
     """
 
     task: Task = TASKS["sft"]
@@ -64,20 +64,20 @@ class Rules:
 
     @property
     def is_regression(self) -> bool:
-        """A "seq_cls" run learns numbers, not classes."""
+        """Whether a "seq_cls" run learns numbers, not classes."""
         return self.problem_type == "regression" or (self.problem_type is None and self.num_labels == 1)
 
 
 _MEANT_ELSEWHERE = {
     ("context", "instruction"): (
-        'It belongs to the question in the layout of Dolly: set "columns": {"context": "input", "response": "output"}.'
+        'In the Dolly format it is part of the question: set "columns": {"context": "input", "response": "output"}.'
     ),
 }
-"""Columns of other projects that ms-swift does not use, with a column that tells the layout, and what to do."""
+"""Columns of other projects that ms-swift does not use, with a column that identifies the format, and advice."""
 
 
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
-    """A column that is not used, but is much like one that would be."""
+    """A flaw if an unused column is similar to one that would be used."""
     ours = {
         "rejected": rules.task.rows == "preference",
         "positive": rules.task.rows == "documents",
@@ -96,19 +96,19 @@ def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent)
     if near is None:
         return None
-    return Flaw("near-column", f'column "{near[0]}" is not used', f'Rename it if "{near[1]}" is meant.')
+    return Flaw("near-column", f'column "{near[0]}" is not used', f'Rename it if you meant "{near[1]}".')
 
 
 def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Flaw]]:
-    """A decoded row as messages and everything wrong with it, media files aside.
+    """Convert a decoded row to messages and find all its flaws, except those of media files.
 
     Args:
-        value: what the file holds, or the flaw that its reader found.
+        value: the decoded row, or the flaw found by the reader.
         layout: the format of the file.
-        rules: what the run asks.
+        rules: the requirements of the run.
 
     Returns:
-        The standard row (see `standard_row`), None if it cannot be read; and its flaws.
+        The standard row (see `standard_row`), or None if it cannot be read; and its flaws.
     """
     if isinstance(value, Flaw):
         return None, [value]
@@ -126,31 +126,31 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
     flaws = [*_flaws_of(row, rules), *lost_keys(value, layout)]
     clean = not any(flaw.is_error for flaw in flaws)
     if clean and rules.task.keeps_negatives and _lacks(row, "negative_messages", layout):
-        what = 'row has no "negative_messages", unlike others of the file, so ms-swift would delete it'
+        what = 'row has no "negative_messages", unlike other rows of the file, so ms-swift would delete it'
         flaws.append(Flaw("pairs", what, "Write an empty list: []."))
     if clean and _lacks(row, "rejected_response", layout):
-        what = 'row has no "rejected_response", unlike others of the file, so ms-swift would delete it'
-        flaws.append(Flaw("rejected", what, "Add it, or put such rows into a file of their own."))
+        what = 'row has no "rejected_response", unlike other rows of the file, so ms-swift would delete it'
+        flaws.append(Flaw("rejected", what, "Add it, or move such rows to a separate file."))
     return row, flaws
 
 
 def _lacks(row: Row, name: str, layout: Layout) -> bool:
-    """Whether a row has no column that others of the file have."""
+    """Whether a row lacks a column that other rows of the file have."""
     return name not in row and name in layout.names
 
 
 def _of_another_project(row: Row, layout: Layout, rules: Rules) -> Flaw | None:
-    """A layout that ms-swift reads as something else."""
+    """A flaw if the row is in a format that ms-swift misreads."""
     if rules.task.rows == "judged" and layout.rename.get("kto_tag") == "kto_tag" and "label" not in row:
         return Flaw("label", '"label" is missing', 'Set "columns": {"kto_tag": "label"}.')
     if "preferred_output" in row:
         do = 'Write the messages of "input" and "preferred_output" as "messages", those of "input" and '
         do += '"non_preferred_output" as "rejected_messages".'
-        return Flaw("columns", "row is in the layout of OpenAI's preference fine-tuning", do)
+        return Flaw("columns", "row is in the format of OpenAI's preference fine-tuning", do)
     chosen = row.get("chosen")
     if isinstance(chosen, str) and chosen.lstrip().startswith("Human:") and "\n\nAssistant:" in chosen:
         do = 'Write the turns as "messages" and "rejected_messages", each {"role": ..., "content": ...}.'
-        return Flaw("columns", "row holds its turns as one text (HH-RLHF)", do)
+        return Flaw("columns", "row has its turns as a single text (HH-RLHF)", do)
     return None
 
 
@@ -158,7 +158,7 @@ _OF_BEFORE = Flaw(
     "pairs",
     "row is in the format of ms-swift before 3.8: query, response, rejected_response",
     'Write the query as "messages", the response as "positive_messages": [[{"role": "assistant", "content": ...}]] '
-    'and each rejected response in the same way into "negative_messages".',
+    'and each rejected response in the same way as "negative_messages".',
 )
 
 
@@ -181,7 +181,7 @@ def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
     if "tools" in row:
         yield from _tool_flaws(row["tools"])
     if rules.without_tools and _uses_tools(row):
-        what = f'the row has tools, and template "{rules.without_tools}" has no format for them'
+        what = f'the row has tools, but the template "{rules.without_tools}" has no format for them'
         yield Flaw("tools", what, 'Add "agent_template", e.g. "hermes".')
     yield from _value_flaws(row)
     yield from _text_flaws(messages)
@@ -193,7 +193,7 @@ def _conversation_flaws(messages: list[Message], where: str, chat: bool) -> Iter
     """Empty content and roles out of order, up to the first error.
 
     Args:
-        where: which list it is, put before "message", e.g. "rejected ".
+        where: name of the list, used before "message", e.g. "rejected ".
         chat: a question must come before an answer.
     """
     before = ""
@@ -223,7 +223,7 @@ def _message_flaw(message: Message, at: int, where: str) -> Flaw | None:
 
 def _order_flaw(role: str, before: str, at: int, where: str) -> Flaw | None:
     if role == "system" and at > 1:
-        return Flaw("order", f'{where}message {at} is from "system", which may only be the first')
+        return Flaw("order", f'{where}message {at} is from "system", which must be the first')
     if role in TOOL_ANSWERS and before in {"", "system"}:
         return Flaw("order", f'{where}message {at} is from "{role}" with nothing before it')
     if role == "user" and before in TOOL_ANSWERS:
@@ -249,7 +249,7 @@ def _is_call(content: Any) -> bool:
 def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     task = rules.task
     if task.rows == "text" and any(message["role"] in TOOL_ANSWERS for message in row["messages"]):
-        yield Flaw("order", "row holds a tool's answer, which ms-swift cannot take in pretraining")
+        yield Flaw("order", "row has a tool's answer, which ms-swift does not accept in pretraining")
     if task.has_answers:
         yield from _answer_flaws(row["messages"], rules)
     if task.rows == "preference" or "rejected_response" in row or "rejected_messages" in row:
@@ -285,17 +285,17 @@ def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
 
 
 def is_tiny(answer: str) -> bool:
-    """Whether an answer says nothing: a few characters without a letter or a digit."""
+    """Whether an answer is nearly empty: a few characters without a letter or a digit."""
     return len(answer) < TINY_ANSWER and not any(map(str.isalnum, answer))
 
 
 def row_tokens(messages: list[Message], lengths: Lengths) -> int:
-    """Estimated tokens of a row."""
+    """Estimated number of tokens of a row."""
     return lengths.of_texts(map(text_of, messages))
 
 
 def text_of(message: Message) -> str:
-    """The content as text; a tool call as JSON, as ms-swift writes it."""
+    """The content as text; a tool call as JSON, like in ms-swift."""
     content = message["content"]
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
 
@@ -336,7 +336,9 @@ def _rejected_list_flaws(response: list[Any], row: Row) -> Iterator[Flaw]:
         yield error.flaw
         return
     if any(turn["role"] in {"user", "system"} for turn in turns):
-        yield Flaw("rejected", '"rejected_response" may only hold the answer', "Remove its other messages.")
+        yield Flaw(
+            "rejected", '"rejected_response" must contain only the answer', "Remove its other messages."
+        )
     if list(map(text_of, turns)) == list(map(text_of, row["messages"][-len(turns) :])):
         yield Flaw("rejected", "the rejected answer is the same as the chosen one")
     yield from _conversation_flaws(turns, "rejected ", False)
@@ -371,14 +373,14 @@ def _class_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
 
 
 def _whole(value: Any) -> int | None:
-    """As ms-swift's int(label) reads it, without its cutting of fractions."""
+    """Convert a label like ms-swift's int(label), but without truncating fractions."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     return value if isinstance(value, int) else None
 
 
 def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
-    """Embedding wants a list of positive messages, rerankers positives and negatives."""
+    """Embedding needs a list of positive messages, rerankers need positives and negatives."""
     if "label" in row and not _is_number(row["label"]):
         yield Flaw("label", f'"label" is {shown(row["label"])}, not a number')
     for name in ("positive_messages", "negative_messages"):
@@ -407,7 +409,7 @@ def _media_flaws(row: Row) -> Iterator[Flaw]:
     for name in MEDIA:
         tag, media = f"<{name[:-1]}>", row.get(name) or ()
         tags = _count(tag, row)
-        if tags > len(media) or 0 < tags < len(media):  # without any tag ms-swift puts them in front
+        if tags > len(media) or 0 < tags < len(media):  # without any tag, ms-swift puts them first
             do = f"Write one {tag} for each of {name}."
             yield Flaw("media-count", f"the text has {tags} {tag} and the row {len(media)} {name}", do)
 
@@ -431,7 +433,7 @@ def _object_flaws(row: Row) -> Iterator[Flaw]:
 
 
 def _uses_tools(row: Row) -> bool:
-    """Whether the template must write tools, their calls or answers."""
+    """Whether the template must format tools, their calls or answers."""
     return bool(row.get("tools")) or any(message["role"] in _TOOL_ROLES for message in row["messages"])
 
 
@@ -474,22 +476,22 @@ def _is_number(value: Any) -> bool:
 
 
 def _text_flaws(messages: list[Message]) -> Iterator[Flaw]:
-    """Signs of damaged text, each reported once a row."""
+    """Signs of damaged text, each reported once per row."""
     text = "\n".join(map(text_of, messages))
     if not text.isascii():
         if "\ufffd" in text:
-            yield Flaw("replacement", "the text holds U+FFFD, which stands for characters that were lost")
+            yield Flaw("replacement", "the text contains U+FFFD, which replaces lost characters")
         if ("Ã" in text or "â€" in text) and (found := MOJIBAKE.search(text)):
-            yield Flaw("mojibake", f'the text holds "{found[0]}"')
+            yield Flaw("mojibake", f'the text contains "{found[0]}"')
     if not text.translate(_SPACES).isprintable() and (found := INVISIBLE.search(text)):
-        yield Flaw("invisible", f"the text holds the invisible character U+{ord(found[0]):04X}")
+        yield Flaw("invisible", f"the text contains the invisible character U+{ord(found[0]):04X}")
 
 
 def _mark_flaws(messages: list[Message]) -> Iterator[Flaw]:
-    """Marks of chat templates within the texts, the first of a row."""
+    """The first mark of a chat template in the texts of a row."""
     for at, message in enumerate(messages, 1):
         if (content := text_of(message)) and may_hold_marks(content) and (found := MARKS.search(content)):
-            yield Flaw("marks", f'message {at} holds "{found[0]}", a mark of chat templates')
+            yield Flaw("marks", f'message {at} contains "{found[0]}", a mark of chat templates')
             return
 
 
@@ -499,12 +501,12 @@ MARKS = re.compile(
     r"|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>"
     r"|<\[?_?(?:Bot|Human)\]?>"
 )
-"""Marks with which the templates of widespread models separate turns."""
+"""Marks with which the templates of popular models separate turns."""
 
 _BEGINNINGS = re.compile("<(?:[|_｜]|<SYS|start_of_turn|end_of_turn)")
-"""What all marks but [INST] begin with; a pattern that begins with one character is found quickly."""
+"""The first character of all marks except [INST]; a pattern with a fixed first character is fast."""
 
 
 def may_hold_marks(text: str) -> bool:
-    """Whether `MARKS` may match; cheaper than to search for them."""
+    """Whether `MARKS` may match; cheaper than a search."""
     return _BEGINNINGS.search(text) is not None or ("]" in text and "INST]" in text)
