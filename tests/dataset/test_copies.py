@@ -156,7 +156,7 @@ def test_packed_and_foreign_formats_become_messages() -> None:
 def test_numbers_in_a_table_stay_text() -> None:
     Path("a.csv").write_text("query,response,label\n1+1,2,0\n1+2,3,1\n")
     report = verify(["a.csv"])
-    assert report.files[0].copy_reason == "ms-swift would read numbers where text is meant"
+    assert report.files[0].copy_reason == "ms-swift would read text as numbers"
     assert read(prepare_data(report, Path("data")).train[0]) == [
         talk("1+1", "2") | {"label": 0},
         talk("1+2", "3") | {"label": 1},

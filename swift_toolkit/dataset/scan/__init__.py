@@ -1,1 +1,1 @@
-"""Going through large files: parts, blocks, counts."""
+"""Scanning of large files: parts, blocks, counts."""

@@ -1,6 +1,6 @@
-"""Blocks: some thousand rows that stand together in a file.
+"""Blocks: a few thousand consecutive rows of a file.
 
-A block gives the texts of all its rows at once, where they are plain, and each row by itself, with its line.
+A block provides the texts of all its rows at once if they are plain, and each row individually with its line.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
 
 
 class Block(Protocol):
-    """Rows of a file.
+    """Consecutive rows of a file.
 
     Args:
-        size: their bytes.
-        lines: the line ends among them.
+        size: the size of the rows in bytes.
+        lines: the number of line breaks in them.
     """
 
     size: int
     lines: int
 
     def all_texts(self, plain: PlainTexts) -> Talks | None:
-        """The texts of all rows, None if any of them is not plain."""
+        """The texts of all rows; None if any of them is not plain."""
 
     def __len__(self) -> int:
-        """How many rows it has; 0 if they can only be had in order, see `records`."""
+        """The number of rows; 0 if they are only available in order, see `records`."""
 
     def texts(self, plain: PlainTexts, first: int, end: int) -> Talks | None:
-        """The texts of some rows, None if any of them is not plain."""
+        """The texts of some rows; None if any of them is not plain."""
 
     def records(self, first: int = 0, end: int | None = None) -> Iterator[Record]:
-        """Rows one by one; lines are counted from the beginning of the block, sizes are not given."""
+        """The rows one by one, without sizes; lines are counted from the beginning of the block."""
 
     def as_lines(self, first: int = 0, end: int | None = None) -> bytes | None:
-        """Rows as JSON Lines, None if they are not JSON."""
+        """The rows as JSON Lines; None if they are not JSON."""
 
 
 def block_of(file: DataFile, chunk: Chunk | TableRows, header: Sequence[str]) -> Block:
-    """The block of a chunk.
+    """Create the block of a chunk.
 
     Args:
-        file: where it is from.
-        chunk: its bytes.
-        header: names of the columns of a table.
+        file: the file of the chunk.
+        chunk: the bytes.
+        header: column names of a table.
     """
     if isinstance(chunk, TableRows):
         return TableBlock(Chunk(b""), header, SEPARATORS[file.syntax], chunk)
@@ -74,7 +74,7 @@ def block_of(file: DataFile, chunk: Chunk | TableRows, header: Sequence[str]) ->
 
 
 class LineBlock:
-    """JSON, one row a line."""
+    """JSON with one row per line."""
 
     def __init__(self, chunk: Chunk) -> None:
         self.data = chunk.data
@@ -143,7 +143,7 @@ class TextBlock:
 
     @cached_property
     def rows(self) -> list[tuple[int, str]]:
-        """The lines that hold something."""
+        """The lines that are not blank."""
         return texts_of_lines(self.data)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows that are the same apart from blanks and case, and secrets, among the first rows of each file."""
+"""Finds rows that are equal except for spaces and case, and secrets, in the first rows of each file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from swift_toolkit.dataset.rows.secrets import secret_in
 
 NEAR_ROWS = 10_000
-"""Rows of a file that are looked at so, which keeps the time of a scan."""
+"""Number of rows per file that are checked in this way; the limit keeps the scan fast."""
 
 
 _BETWEEN = "\0"
@@ -19,14 +19,14 @@ _LOWER = bytes(range(256)).lower()
 
 
 def _plain(text: str) -> bytes:
-    """A text without blanks and case, as fast as it can be."""
+    """A text without spaces and case, computed as fast as possible."""
     if not text.isascii():
         text = text.casefold().replace("\u3000", "").replace("\xa0", "")
     return text.encode("utf-8", "replace").translate(_LOWER, _BLANKS)
 
 
 class Secret(NamedTuple):
-    """A row that holds what looks like a secret, counted from 0 in its file, and what it is."""
+    """The index of a row with a likely secret in its file, and a description of the secret."""
 
     row: int
     what: str
@@ -37,8 +37,8 @@ class Sketch:
     """The first rows of a file.
 
     Args:
-        left: rows that are still looked at; 0 in a part behind the beginning of a file.
-        plain: a fingerprint of each row without blanks and case.
+        left: number of rows still to be checked; 0 in later parts of a file.
+        plain: a fingerprint of each row without spaces and case.
         exact: a fingerprint of each row.
         secrets: the rows with secrets.
     """
@@ -49,11 +49,11 @@ class Sketch:
     secrets: list[Secret] = field(default_factory=list)
 
     def take(self, rows: Sequence[tuple[str, ...]], rest: str = "") -> None:
-        """Look at some rows.
+        """Check some rows.
 
         Args:
-            rows: the texts of each.
-            rest: what else makes a row differ from others with its texts.
+            rows: the texts of each row.
+            rest: other content that distinguishes rows with the same texts.
         """
         some = rows[: self.left]
         self.left -= len(some)
@@ -68,14 +68,14 @@ class Sketch:
                     self.secrets.append(Secret(at, what))
 
     def skip(self, value: int) -> None:
-        """Keep the place of a row that cannot be read."""
+        """Reserve the index of a row that cannot be read."""
         if self.left:
             self.left -= 1
             self.exact.append(value)
             self.plain.append(value)
 
     def add(self, other: Sketch) -> None:
-        """Take in the sketch of a later part of the file."""
+        """Append the sketch of a later part of the file."""
         begin = len(self.exact)
         self.plain.extend(other.plain)
         self.exact.extend(other.exact)
@@ -83,7 +83,7 @@ class Sketch:
 
 
 class Seen(NamedTuple):
-    """Where a row was seen first: its file and its place there, and its exact fingerprint."""
+    """The first occurrence of a row: its file, its index in the file, and its exact fingerprint."""
 
     file: int
     row: int
@@ -91,11 +91,12 @@ class Seen(NamedTuple):
 
 
 def pairs(first: Sequence[Sketch], second: Sequence[Sketch] | None = None) -> Iterator[tuple[Seen, Seen]]:
-    """Rows that are the same apart from blanks and case, but not exactly.
+    """Rows that are equal except for spaces and case, but not exactly equal.
 
     Args:
-        first: of the files of a split.
-        second: of another split, whose rows are compared with those of the first; without one, each with those before.
+        first: sketches of the files of a split.
+        second: sketches of another split, whose rows are compared with the first; if missing, rows are compared with
+            earlier ones.
     """
     seen: dict[int, Seen] = {}
     for file, sketch in enumerate(first):

@@ -1,4 +1,4 @@
-"""A part of a file: what is needed to scan it on its own."""
+"""A part of a file, with everything needed to scan it independently."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
 
 LITTLE = 1 << 14
-"""Bytes of a file from which its columns and types are learned before the rest is held against them."""
+"""Bytes at the start of a file from which its columns and types are learned, to check the rest against them."""
 
 
 class Sink(Protocol):
-    """Takes every row of a scan, in order.
+    """Receives every row of a scan in order.
 
     Args:
-        wants_rows: every row must come as messages, none as a line.
+        wants_rows: whether every row must be passed as messages, none as a line.
     """
 
     wants_rows: bool
 
     def lines(self, chunk: bytes) -> None:
-        """Whole lines, whose rows have no flaw."""
+        """Receive whole lines with rows without flaws."""
 
     def row(self, value: Any, row: Row | None, flaws: list[Flaw], line: int | None, number: int) -> None:
-        """One row: what was decoded, as messages, and what is wrong with it."""
+        """Receive one row: as decoded, as messages, and its flaws."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Part:
         file: the file.
         layout: its format.
         shape: its columns and types.
-        rules: what the run asks of its rows.
+        rules: the requirements of the run for its rows.
         start: first byte, for a file of lines.
-        end: lines from here on belong to the next part; None for the end of the file.
-        copy_reason: why ms-swift is given a copy of the file; "" if it reads the file itself.
-        chunks: the rows themselves, where they were read already.
-        header: names of the columns of a table, in their order.
-        header_lines: lines that these take.
+        end: lines from this byte on belong to the next part; None for the end of the file.
+        copy_reason: why ms-swift needs a copy of the file; "" if it reads the file itself.
+        chunks: the rows themselves, if they have already been read.
+        header: column names of a table, in order.
+        header_lines: number of lines of the header.
     """
 
     file: DataFile
@@ -74,18 +74,18 @@ class Part:
 
     @property
     def begins(self) -> bool:
-        """The file begins with this part."""
+        """Whether this is the first part of the file."""
         return self.start == 0
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the beginning of a file tells.
+    """Information from the beginning of a file.
 
     Args:
         shape: columns and types.
-        header: names of the columns of a table, in their order.
-        header_lines: lines that these take.
+        header: column names of a table, in order.
+        header_lines: number of lines of the header.
     """
 
     shape: Shape
@@ -94,7 +94,7 @@ class Head:
 
 
 def head_of(file: DataFile) -> Head:
-    """The columns and types of a file by its first 10 MB, as ms-swift sees them; of a table by less.
+    """Learn the columns and types of a file from its first 10 MB, as ms-swift does; for a table from less.
 
     Raises:
         FlawError: the file cannot be read.
@@ -135,11 +135,11 @@ def _learn_from_records(shape: Shape, file: DataFile) -> None:
 
 
 PARQUET_ROWS = 1000
-"""Rows of Parquet that are looked at; the types of all others are the same."""
+"""Number of inspected rows of a Parquet file; the types of all others are the same."""
 
 
 def _learn_from_json(shape: Shape, file: DataFile) -> None:
-    """Learn value by value until a decoder that knows what was seen so far takes whole chunks."""
+    """Learn value by value until a decoder for the types seen so far accepts whole chunks."""
     import msgspec
 
     size = 0
@@ -174,7 +174,7 @@ def _array_decoder(row: Any) -> Callable[[bytes], Any]:
 
 
 def _little_first(chunks: Iterator[Any], file: DataFile) -> Iterator[Chunk]:
-    """The chunks, the first in two: what is learned value by value should be little."""
+    """The chunks, the first one split in two, so that little is learned value by value."""
     first = next(chunks, None)
     if first is None:
         return
@@ -192,15 +192,15 @@ def _cut_of_items(data: bytes) -> int:
 
 
 def find_part(path: Path, shown: str, rules: Rules) -> Part:
-    """All of a file, with its format and the types of its columns.
+    """A whole file as a part, with its format and the types of its columns.
 
     Args:
         path: the file.
-        shown: how messages call it.
-        rules: what the run asks of its rows.
+        shown: its name in messages.
+        rules: the requirements of the run for its rows.
 
     Raises:
-        FlawError: it cannot be read, or is in no known format.
+        FlawError: it cannot be read, or its format is unknown.
     """
     file = look_at(path, shown)
     head = head_of(file)
@@ -211,12 +211,12 @@ def find_part(path: Path, shown: str, rules: Rules) -> Part:
 
 
 def learned(part: Part, shape: Shape) -> Part:
-    """The part with all that follows from these columns and types.
+    """The part with everything derived from these columns and types.
 
     Raises:
-        FlawError: they are in no known format.
+        FlawError: their format is unknown.
     """
-    # without any row that is an object there is no format, and no row that would need one
+    # without a row that is an object, there is no format, and no row needs one
     layout = (
         layout_of(list(shape.fields), part.rules.columns, part.rules.task.rows)
         if shape.fields
@@ -227,23 +227,23 @@ def learned(part: Part, shape: Shape) -> Part:
 
 
 def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:
-    """Why ms-swift is given a converted copy of this file; "" where it reads the file itself."""
+    """Why ms-swift needs a converted copy of this file; "" if it reads the file itself."""
     suffixes = "".join(file.path.suffixes[-2 if file.packing else -1 :])
     if file.path.suffix not in READ_BY_SWIFT:
         return f"ms-swift does not read {suffixes}"
     if file.values == "objects":
-        return "ms-swift wants one row a line"
+        return "ms-swift needs one row per line"
     if file.values == "array" and not _starts_with(file, b"["):
-        return "ms-swift wants an array to begin with the first byte"
+        return "ms-swift needs an array to start at the first byte"
     if layout.family == "preference":
         return "ms-swift does not read chosen/rejected"
     if file.syntax == "csv":
-        return "ms-swift would read numbers where text is meant"
+        return "ms-swift would read text as numbers"
     if rules.task.rows == "class" and any(layout.rename.get(name) == "query" for name in TEXT_COLUMNS):
-        return 'ms-swift would take "text" for an answer'
+        return 'ms-swift would treat "text" as an answer'
     for column, name in layout.rename.items():
         if name == "messages" and (key := next(iter(_keys_inside(shape, column) & set(LOSS_KEYS)), None)):
-            return f'ms-swift knows "{key}" of a message as "loss"'
+            return f'in ms-swift, "{key}" of a message is named "loss"'
     for name in ("positive_messages", "negative_messages"):
         if rules.task.rows != "documents" and name in layout.rename.values():
             return f'ms-swift would delete rows without "{name}"'
@@ -262,7 +262,7 @@ def _keys_inside(shape: Shape, column: str) -> set[str]:
 
 
 def unused_names(part: Part) -> list[str]:
-    """Columns, and keys of messages, that training does not look at."""
+    """Columns, and keys of messages, that training does not use."""
     keys = {column: _keys_inside(part.shape, column) for column in part.shape.fields}
     return [*part.layout.unused, *unused_keys(part.layout, keys)]
 

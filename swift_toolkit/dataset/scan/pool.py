@@ -1,4 +1,4 @@
-"""Scanning the parts of files in several processes. Run as a module this file is such a process."""
+"""Scan parts of files in several processes. As a module, this file runs such a process."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
 
 ALONE_BYTES = 96 << 20
-"""Smaller data are scanned by this process alone."""
+"""Smaller data is scanned by this process alone."""
 
 RANGE_BYTES = 32 << 20
-"""Size of the parts of a plain file of lines that processes take turns at."""
+"""Size of the parts into which an uncompressed file of lines is divided among processes."""
 
 BATCH_BYTES = 8 << 20
-"""Rows that are sent to a process at a time, where only one process can read the file."""
+"""Number of rows sent to a process at a time, if only one process can read the file."""
 
 MAX_PROCESSES = 4
-"""More would not keep to the memory that the whole scan may take."""
+"""Maximum number of processes; more would exceed the memory limit of the whole scan."""
 
 _PACKED = 6
-"""Times that packed files and Parquet are taken to grow."""
+"""Assumed expansion factor of compressed files and Parquet."""
 
 Key = TypeVar("Key")
 
 
 def worth_sharing(parts: Iterable[Part]) -> bool:
-    """Whether several processes are quicker than one."""
+    """Whether several processes are faster than one."""
     files = [part.file for part in parts]
     total = sum(file.size * (_PACKED if file.packing or file.syntax == "parquet" else 1) for file in files)
     return total > ALONE_BYTES and (os.cpu_count() or 1) > 1
 
 
 def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]:
-    """Scan files with one process for each core.
+    """Scan files with one process per core.
 
     Args:
-        parts: whole files, each with a key.
+        parts: whole files, each with its key.
 
     Returns:
-        Tallies in the order of the rows; those of one file have its key and add up.
+        Tallies in the order of the rows. Those of one file have its key and can be added.
     """
     workers = [_Worker() for _ in range(min(os.cpu_count() or 1, MAX_PROCESSES))]
     busy: deque[tuple[Key, _Worker | Tally]] = deque()
@@ -78,7 +78,7 @@ def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]
 
 
 def _first_done(busy: deque[tuple[Key, _Worker | Tally]], free: list[_Worker]) -> Iterator[tuple[Key, Tally]]:
-    """The result of the worker that has been busy the longest, and of those after it that are done."""
+    """The result of the worker that has been busy longest, and those of later workers that are done."""
     key, worker = busy[0]
     if isinstance(worker, _Worker):
         yield key, worker.result()
@@ -90,7 +90,7 @@ def _first_done(busy: deque[tuple[Key, _Worker | Tally]], free: list[_Worker]) -
 
 
 def pieces_of(part: Part) -> Iterator[Part | Tally]:
-    """A file in parts that can be scanned independently; for what cannot be read, the reason instead."""
+    """Divide a file into parts that can be scanned independently; for an unreadable file, return the reason."""
     if not part.file.has_chunks:
         yield part
     elif part.file.has_lines and not part.file.packing:
@@ -142,10 +142,10 @@ class _Worker:
         stdin.flush()
 
     def result(self) -> Any:
-        """What the function returned.
+        """The return value of the function.
 
         Raises:
-            CalledProcessError: it failed.
+            CalledProcessError: the function failed.
         """
         try:
             return pickle.load(cast("IO[bytes]", self._process.stdout))
@@ -153,15 +153,15 @@ class _Worker:
             raise subprocess.CalledProcessError(self._process.wait(), self._process.args) from None
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         self._process.communicate()
 
 
 def starter_command() -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a process that calls functions.
+    """The command and environment of a process that calls functions.
 
-    It reads pickled (function, arguments, keywords), and writes each pickled result.
+    The process reads pickled (function, arguments, keywords) and writes pickled results.
     """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     # equal rows must have equal hashes in all processes
@@ -170,7 +170,7 @@ def starter_command() -> tuple[list[str], dict[str, str]]:
 
 
 WITH_STARTER = "with-starter"
-"""Argument of such a process: call one function; end, with all that it started, as soon as the input is closed."""
+"""Argument of such a process: call one function, and end with all child processes once the input is closed."""
 
 
 def _end_with_starter() -> None:
@@ -190,10 +190,10 @@ def _work() -> None:
         pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
         sys.stdout.flush()
         if with_starter:
-            os._exit(0)  # not waiting for that thread, which holds the lock of the input
+            os._exit(0)  # do not wait for that thread, which holds the lock of the input
 
 
 if __name__ == "__main__":
-    gc.set_threshold(100_000)  # millions of rows come and go, and none refers to itself
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the starter too, which decides
+    gc.set_threshold(100_000)  # millions of rows are created, and none has reference cycles
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also reaches the starter, which handles it
     _work()

@@ -1,7 +1,7 @@
-"""Checking many rows of plain texts at once.
+"""Check many rows of plain texts at once.
 
-In most files most rows are right, and plain. A few passes in C over all texts of a block show that `judge` would find
-nothing, at a few microseconds a row. Whatever is not certainly right is left to `judge`.
+In most files most rows are valid and plain. A few passes in C over all texts of a block show that `judge` would find
+nothing, at a few microseconds per row. Rows that are not certainly valid are passed to `judge`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts, in_rows
 
 COUNTED = 8
-"""The tokens of one block in this many are counted, for the histogram; they stand for those passed before it."""
+"""The tokens of every N-th block are counted for the histogram; it also represents the blocks skipped before it."""
 
 COUNTED_ROWS = 256
-"""Of such a block this many rows are counted, or a few more."""
+"""Number of rows counted in such a block, or a few more."""
 
 UTF8 = 4
-"""Most bytes of a character."""
+"""Maximum bytes per character."""
 
 LEAST_ROWS = 100
-"""A smaller block, as of a small file or next to a bad row, is always counted."""
+"""A block smaller than this, for example of a small file or next to a bad row, is always counted."""
 
 _last: Callable[[Texts], str] = itemgetter(-1)
 _TAGS = ("<image>", "<video>", "<audio>")
@@ -46,9 +46,9 @@ _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
 
 
 class QuickCheck:
-    """Whether `judge` would find nothing wrong with any of many rows.
+    """Determines whether `judge` would find no flaw in any of many rows.
 
-    It may take good rows for doubtful ones, never bad rows for good ones.
+    It may classify good rows as doubtful, but never bad rows as good.
 
     Args:
         rules: what the run asks of its rows.
@@ -61,7 +61,7 @@ class QuickCheck:
         self.good: dict[Roles, bool] = {}
 
     def take(self, talks: Talks, tally: Tally) -> bool:
-        """Count these rows if they are all right; otherwise count nothing and say so."""
+        """Count these rows if all are valid; otherwise count nothing. Returns whether they were counted."""
         texts = talks.texts
         if not all(map(self.roles_are_right, talks.roles)):
             return False
@@ -86,14 +86,14 @@ class QuickCheck:
         return True
 
     def roles_are_right(self, roles: Roles) -> bool:
-        """Whether a row with these roles, and text in all of them, has no flaw."""
+        """Whether a row with these roles, and text in every message, has no flaw."""
         if roles not in self.good:
             row = {"messages": [{"role": role, "content": "text"} for role in roles]}
             self.good[roles] = not judge(row, layout_of(["messages"]), self.rules)[1]
         return self.good[roles]
 
     def _is_odd(self, text: str, controls: bool) -> bool:
-        """Whether the text holds what `judge` may warn of: damaged or invisible characters, tags of media."""
+        """Whether the text contains anything `judge` may warn about: damaged or invisible characters, media tags."""
         if self.rules.multimodal and any(tag in text for tag in _TAGS):
             return True
         if self.rules.task.rows != "text" and may_hold_marks(text) and MARKS.search(text):
@@ -124,7 +124,7 @@ class QuickCheck:
         )
 
     def _count(self, tally: Tally, texts: list[Texts], contents: list[str], turns: Counter[int]) -> None:
-        """Count tokens: of some rows of some of the blocks, and of the longest row of each block."""
+        """Count tokens: of some rows of some blocks, and of the longest row of each block."""
         self.passed_rows += len(texts)
         self.passed_blocks += 1
         of_texts = self.rules.lengths.of_texts
@@ -139,7 +139,7 @@ class QuickCheck:
 
 
 def _lengths(contents: list[str], texts: list[Texts], turns: Counter[int]) -> list[int]:
-    """Characters of each row."""
+    """The number of characters of each row."""
     sizes = list(map(len, contents))
     if len(turns) == 1:
         return list(map(sum, in_rows(sizes, *turns)))

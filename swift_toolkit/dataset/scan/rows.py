@@ -1,7 +1,7 @@
-"""Going through the rows of a file: many at once where they are certainly right, else one by one.
+"""Scan the rows of a file: many at once if they are certainly valid, else one by one.
 
-A part of a file gives a `Tally`; the tallies of all parts add up to what the file holds. Parts of one file can be
-scanned by different processes (see `scan.pool`).
+Each part of a file yields a `Tally`; the sum of the tallies describes the file. Different processes can scan parts of
+the same file (see `scan.pool`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def scan_part(
     """Judge every row of a part.
 
     Args:
-        part: what to scan.
-        sink: is given every row.
+        part: the part to scan.
+        sink: receives every row.
         deadline: time of `time.perf_counter` at which to stop early.
-        source: the file, opened by the caller, who goes on to read it.
+        source: the file, opened by the caller, who continues reading it.
     """
     scan = _Scan(part, sink, source)
     try:
@@ -69,7 +69,7 @@ class _Scan:
         self.deadline: float | None = None
 
     def run(self, deadline: float | None) -> None:
-        """Go through all rows, up to a time."""
+        """Scan all rows until the deadline."""
         self.deadline = deadline
         if self.part.file.has_chunks:
             for block in self._blocks():
@@ -91,7 +91,7 @@ class _Scan:
         return True
 
     def cut(self, flaw: Flaw) -> None:
-        """The part cannot be read to its end."""
+        """Record that the part cannot be read to the end."""
         self.tally.cut = True
         self.tally.note(flaw, None, self.tally.rows + 1)
 
@@ -106,13 +106,13 @@ class _Scan:
             for chunk in read_chunks(part.file, stream, part.start, part.end):
                 yield block_of(part.file, chunk, part.header)
 
-    # rows at once
+    # Many rows at once
 
     def _block(self, block: Block) -> None:
         at = self.part.start + self.tally.size
         wide = self.part.shape.is_typeless
         if at > HEAD_BYTES and self.later_type is None and self.part.file.has_lines and not wide:
-            self.later_type = self.part.shape.struct({})  # columns and types are fixed by now
+            self.later_type = self.part.shape.struct({})  # columns and types are known by now
         self.tally.size += block.size
         talks = block.all_texts(self.plain) if self.plain is not None else None
         if talks is not None and self._take(talks, block, 0, None):
@@ -124,7 +124,7 @@ class _Scan:
         self.tally.lines += block.lines
 
     def _halves(self, block: Block, first: int, end: int) -> None:
-        """Take rows at once, or find those that cannot be taken so by halving."""
+        """Accept rows at once; find the rows that must be judged individually by bisection."""
         assert self.plain is not None
         if self.ends:
             return
@@ -148,7 +148,7 @@ class _Scan:
             self.sink.lines(lines)
         return True
 
-    # one row
+    # One row
 
     def _one_by_one(self, block: Block, first: int, end: int | None) -> None:
         for record in block.records(first, end):
@@ -169,7 +169,7 @@ class _Scan:
         tally.rows += 1
         row, flaws = judge(value, self.part.layout, self.part.rules)
         if row is None:
-            # an impossible print keeps the places of the others
+            # an impossible fingerprint keeps the indices of the others
             print_ = hash((self.part.file.shown, self.part.start, tally.rows))
             tally.prints.extend([print_], 1)
             tally.near.skip(print_)
@@ -197,7 +197,7 @@ class _Scan:
             self.tally.note_answers([texts[-1]])
 
     def _as_in_head(self, value: Row) -> Any:
-        """The row, or a flaw if its columns or types are not those of the head of the file."""
+        """The row, or a flaw if its columns or types differ from those of the head of the file."""
         import msgspec
 
         try:

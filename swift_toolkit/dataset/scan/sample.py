@@ -1,7 +1,7 @@
-"""A file within a time: whole if it can be, else its head, its tail and blocks spread evenly between.
+"""Judge a file within a time limit: all of it if possible, else its head, its tail and evenly spaced blocks.
 
-How many rows the file has is then counted where that is possible in the time (Parquet says it; the line ends of packed
-files are counted), and otherwise estimated from the bytes of a row.
+The number of rows is then counted if that is possible in time (from the metadata of Parquet, and by the line breaks of
+compressed files), and otherwise estimated from the bytes per row.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
 
 SAMPLE_BYTES = 1 << 20
-"""Size of the blocks looked at in a file too large to be read whole in the time given."""
+"""Size of the sampled blocks in a file that is too large to be read within the time limit."""
 GROUPS = 5
-"""Row groups of a Parquet file that are looked at."""
+"""Number of sampled row groups of a Parquet file."""
 
 
 def sample_part(part: Part, deadline: float) -> Tally:
-    """Judge a file within a time.
+    """Judge a file within a time limit.
 
     Args:
         part: a whole file.
@@ -75,7 +75,7 @@ def _sample_plain(part: Part, deadline: float) -> Tally:
 
 
 def spread(size: int) -> Iterator[int]:
-    """Where to look after the head: the tail, then blocks in an order that is even wherever it is stopped."""
+    """The positions to sample after the head: the tail, then blocks in an order that is even whenever it stops."""
     yield size - SAMPLE_BYTES
     blocks = size // SAMPLE_BYTES
     seen = {0, blocks, blocks - 1}
@@ -90,7 +90,7 @@ def spread(size: int) -> Iterator[int]:
 
 
 class _Blocks:
-    """Whole rows anywhere in a plain file."""
+    """Reads whole rows anywhere in an uncompressed file."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
@@ -110,14 +110,14 @@ class _Blocks:
         return replace(self.part, chunks=(first,))
 
     def at(self, at: int) -> Part | None:
-        """Rows from about that byte on, None where it is not certain where they begin."""
+        """Rows from about that byte on; None if their start is uncertain."""
         if self.part.file.has_lines:
             return replace(self.part, start=at, end=at + SAMPLE_BYTES)
         data = self._items(self._bytes(at)) if self.part.file.values else self._rows(self._bytes(at))
         return None if data is None else replace(self.part, start=at, chunks=(Chunk(data),))
 
     def some(self) -> Iterator[Chunk | TableRows]:
-        """Blocks at a few places after the head."""
+        """Blocks at some places after the head."""
         for at in islice(spread(self.part.file.size), 4):
             if self.part.file.has_lines:
                 data = self._bytes(at)
@@ -135,7 +135,7 @@ class _Blocks:
 
     def _rows(self, data: bytes) -> bytes | None:
         separator, at = SEPARATORS[self.part.file.syntax], -1
-        for _ in range(8):  # one of the first line ends is that of a row
+        for _ in range(8):  # one of the first line breaks ends a row
             at = data.find(b"\n", at + 1)
             rows = data[at + 1 :]
             rows = rows[: last_row(rows)]
@@ -147,7 +147,7 @@ class _Blocks:
 
 
 def _sample_packed(part: Part, deadline: float) -> Tally:
-    """Judge as many rows as half of the time allows, and count the marks between rows in the other half."""
+    """Judge as many rows as half of the time allows, and count the row separators in the other half."""
     source = Unpacked(part.file)
     with contextlib.closing(source):
         tally = scan_part(part, deadline=(time.perf_counter() + deadline) / 2, source=source)
@@ -173,7 +173,7 @@ def _head_of(part: Part) -> bytes:
 
 
 def _sample_parquet(part: Part, deadline: float) -> Tally:
-    """Judge rows from row groups spread over the file."""
+    """Judge rows from row groups that are spread over the file."""
     tally = Tally(total=parquet_rows(part.file))
     per_group = max((deadline - time.perf_counter()) / GROUPS, 0.05)
     for group in spread_groups(part.file):
@@ -191,7 +191,7 @@ ROWS_OF_A_BLOCK = 60
 
 
 def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
-    """Texts of rows from the beginning of a file, and from some places after it where that is quick."""
+    """Texts of rows from the beginning of a file and, if that is fast, from some later places."""
     for piece in some_blocks(part):
         block = block_of(part.file, piece, part.header)
         step = max(len(block) // ROWS_OF_A_BLOCK, 1)
@@ -203,7 +203,7 @@ def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
 
 
 def some_blocks(part: Part) -> Iterator[Chunk | TableRows]:
-    """The first block of a file, and some behind it where that is quick."""
+    """The first block of a file and, if that is fast, some later blocks."""
     if not part.file.has_chunks:
         return
     with contextlib.suppress(FlawError, UnicodeDecodeError), guarded():

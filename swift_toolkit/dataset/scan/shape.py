@@ -1,8 +1,8 @@
-"""The columns and types that ms-swift takes from the beginning of a JSON Lines file.
+"""The columns and types that ms-swift infers from the beginning of a JSON Lines file.
 
-Its reader (`datasets` 4.8, packaged_modules/json) fixes the types of all columns by the first 10 MB. A row
-after them with a further column or another type makes the whole file fail or, worse, turns other rows' texts
-into quoted JSON. A `Shape` learns from the head what the later rows must look like.
+Its reader (`datasets` 4.8, packaged_modules/json) determines the types of all columns from the first 10 MB. A later row
+with an additional column or another type makes the whole file fail or, worse, turns the texts of other rows into quoted
+JSON. A `Shape` learns from the head which form later rows must have.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from swift_toolkit.dataset.rows.flaws import FlawError
 
 HEAD_BYTES = 10 << 20
-"""How much of a file its reader looks at (`JsonConfig.chunksize`)."""
+"""Number of bytes that its reader inspects (`JsonConfig.chunksize`)."""
 
 MAX_DEPTH = 60
-"""Deepest nesting that pyarrow's JSON reader was found to take (64 fails)."""
+"""Maximum nesting that pyarrow's JSON reader accepts, by experiment (64 fails)."""
 
 MAX_FIELDS = 500
-"""Most columns, or keys of an object, of which a type for decoding is made; that takes time for each."""
+"""Maximum number of columns, or keys of an object, for which a decoder type is built; each one takes time."""
 
 DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?)?(Z|[+-]\d\d(:?\d\d)?)?")
 
@@ -29,7 +29,7 @@ _REFUSED = re.compile(r'["\\\x00-\x1f]')
 
 
 class Shape:
-    """Everything seen at one place of the rows: kinds of value, keys of objects, items of lists."""
+    """Everything seen at one place of the rows: kinds of values, keys of objects, items of lists."""
 
     def __init__(self, depth: int = 0) -> None:
         self.depth = depth
@@ -63,7 +63,7 @@ class Shape:
                 self.items.add(inner)
 
     def merge(self, other: Shape) -> None:
-        """Learn all that another has learned."""
+        """Merge what another shape has learned."""
         self.kinds |= other.kinds
         self.keys |= other.keys
         self.only_dates = self.only_dates and other.only_dates
@@ -81,29 +81,29 @@ class Shape:
 
     @property
     def is_typeless(self) -> bool:
-        """No type can be made of its fields: they are too many, or a name holds what msgspec refuses."""
+        """Whether no type can be built from its fields: there are too many, or msgspec rejects a name."""
         return len(self.fields) > MAX_FIELDS or any(map(_REFUSED.search, self.fields))
 
     @property
     def is_dates(self) -> bool:
-        """Every value is a text that reads as a date, which pyarrow turns into a number."""
+        """Whether every value is a text that is parsed as a date, which pyarrow converts to a number."""
         return self.kinds == {str} and self.only_dates
 
     @property
     def may_be_dates(self) -> bool:
-        """So far that is true of a column."""
+        """Whether that is true of a column so far."""
         return any(field.is_dates for field in self.fields.values())
 
     @property
     def has_dates(self) -> bool:
-        """That is so here or somewhere inside."""
+        """Whether that is true here or at an inner place."""
         return self.is_dates or any(shape.has_dates for shape in self._inside())
 
     @property
     def mixes_texts(self) -> bool:
-        """Texts stand where other values stand too, here or inside.
+        """Whether both texts and other values occur here or at an inner place.
 
-        Such a place may be kept as JSON and decoded again, and a text like "42" then comes back as a number.
+        Such a place may be stored as JSON and decoded again, which turns a text like "42" into a number.
         """
         if len(self.kinds) > 1 and str in self.kinds:
             return True
@@ -114,7 +114,7 @@ class Shape:
 
     @property
     def kind(self) -> Any:
-        """The type that `datasets` gives such a place, to compare with another; None for nothing but nulls."""
+        """The type that `datasets` assigns to this place, for comparison; None if all values are null."""
         names = {kind.__name__ for kind in self.kinds}
         if names == {"int", "float"}:
             return "float"
@@ -127,10 +127,10 @@ class Shape:
         return names.pop() if names else None
 
     def type(self, whole: bool) -> Any:
-        """What a further value must be, as a type for msgspec; `Any` where the reader keeps plain JSON.
+        """The msgspec type that a later value must have; `Any` where the reader keeps plain JSON.
 
         Args:
-            whole: an object inside must have all its fields.
+            whole: whether an inner object must have all its fields.
         """
         if not self.kinds:
             return None
@@ -148,16 +148,16 @@ class Shape:
         if self.kinds == {dict}:
             if self.is_typeless:
                 return Any
-            # objects of different keys, or of none, are kept as JSON
+            # objects with different keys, or with none, are kept as JSON
             return Any if len(self.keys) > 1 or not self.fields else self.struct({}, whole)
         return next(iter(self.kinds))
 
     def struct(self, replace: Mapping[str, object], whole: bool = False) -> Any:
-        """A msgspec Struct of the fields seen and no other.
+        """A msgspec Struct with exactly the fields seen.
 
         Args:
-            replace: field -> a type to take instead of the one seen; such a field must be there.
-            whole: an object inside must have all its fields, as a column need not.
+            replace: field -> type to use instead of the one seen; such a field must be present.
+            whole: whether an inner object must have all its fields; a column need not.
         """
         import msgspec
 

@@ -1,4 +1,4 @@
-"""What a part of a file was found to hold: counts, the first flaws, fingerprints to find equal rows by."""
+"""The findings in a part of a file: counts, the first flaws, fingerprints for finding equal rows."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from swift_toolkit.dataset.scan.near import Sketch
 from swift_toolkit.dataset.scan.shape import Shape
 
 EXAMPLES = 5
-"""Flaws kept of each kind."""
+"""Number of flaws kept per kind."""
 
 MAX_PRINTS = 1 << 20
-"""Fingerprints of rows held at once, 8 bytes each; of larger data a half, a quarter, ... is compared."""
+"""Maximum number of row fingerprints in memory, 8 bytes each; of larger data, a half, a quarter, ... is compared."""
 
 TOKEN_STEP = 16
-"""Width of a bar of the histogram of tokens per row."""
+"""Width of a bar in the histogram of tokens per row."""
 
 LONGEST_ROWS = 16
-"""Longest rows whose texts are kept, to be measured exactly."""
+"""Number of longest rows whose texts are kept for exact measurement."""
 
 LONGEST_KEPT = 100_000
-"""Characters of a row beyond which its texts are not kept."""
+"""Maximum number of characters of a row whose texts are kept."""
 
 ANSWERS_AT_ONCE = 100
-"""Answers compared with one another: this many of a block, and all others a hundred at a time."""
+"""Answers that are compared with one another: this many of a block, and all others in batches of 100."""
 
 
 class Finding(NamedTuple):
-    """A flaw and its place, counted from the beginning of the part."""
+    """A flaw and its place, relative to the beginning of the part."""
 
     flaw: Flaw
     line: int | None
@@ -41,9 +41,9 @@ class Finding(NamedTuple):
 
 
 class Prints:
-    """Fingerprints of rows, to find equal ones. If need be only a share of all values is kept.
+    """Fingerprints of rows for finding equal rows. If necessary, only a share of all values is kept.
 
-    The share is chosen by value, so that equal rows are kept or dropped together.
+    The share is selected by value, so that equal rows are kept or dropped together.
     """
 
     def __init__(self) -> None:
@@ -69,10 +69,10 @@ class Prints:
         self.extend(other.values, other.rows)
 
     def repeats(self) -> tuple[int, list[tuple[int, int]]]:
-        """How many rows repeat an earlier one (scaled up from the share), and where the first ones are.
+        """The number of rows that repeat an earlier row (scaled up from the share), and the first of them.
 
         Returns:
-            The number, and pairs of indices (earlier, later), none if only a share was kept.
+            The number, and index pairs (earlier, later); there are no pairs if only a share was kept.
         """
         values = self.values.tolist()
         seen = set(values)
@@ -90,7 +90,7 @@ class Prints:
         return count, pairs
 
     def common(self, other: Prints) -> tuple[int, list[tuple[int, int]]]:
-        """How many rows of `other` are here too, and the first pairs (index here, index there)."""
+        """The number of rows of `other` that also occur here, and the first index pairs (here, there)."""
         mask = max(self.mask, other.mask)
         self._thin(mask)
         other._thin(mask)
@@ -104,27 +104,27 @@ class Prints:
 
 @dataclass
 class Tally:
-    """What a part of a file holds. Parts add up in their order.
+    """The findings in a part of a file. Tallies are added in the order of the parts.
 
     Args:
-        rows: rows looked at.
-        bad: those with an error.
-        lines: lines passed.
-        size: bytes of the rows looked at.
-        counts: kind of flaw -> how many.
-        found: kind of flaw -> the first few.
-        turns: messages in a row -> rows.
-        tokens: estimated tokens of a row by `TOKEN_STEP` -> rows, of some of the rows.
-        longest: the longest rows by that estimate, a heap of (tokens, texts).
-        answers: answer -> how often it was seen among `sampled` answers; only frequent ones.
-        sampled: answers that were compared.
-        pending: answers noted and not yet compared.
+        rows: number of checked rows.
+        bad: number of rows with an error.
+        lines: number of lines read.
+        size: bytes of the checked rows.
+        counts: kind of flaw -> number.
+        found: kind of flaw -> the first examples.
+        turns: messages per row -> rows.
+        tokens: estimated tokens per row in units of `TOKEN_STEP` -> rows; for some of the rows.
+        longest: the longest rows by that estimate, as a heap of (tokens, texts).
+        answers: answer -> its number among `sampled` answers; only frequent answers.
+        sampled: number of compared answers.
+        pending: collected answers that have not been compared yet.
         prints: fingerprints of the rows.
-        near: what the first rows are without blanks and case, and secrets in them.
-        total: rows of the whole file, where they were counted or are known from more than the bytes of a row.
-        whole: the part was read to its end.
-        cut: it could not be read to its end.
-        shape: columns and types of the rows that were looked at one by one.
+        near: fingerprints of the first rows without spaces and case, and secrets in these rows.
+        total: number of rows of the whole file, if counted or known by better means than the bytes per row.
+        whole: whether the part was read to the end.
+        cut: whether the part could not be read to the end.
+        shape: columns and types of the rows that were checked one by one.
     """
 
     rows: int = 0
@@ -156,9 +156,9 @@ class Tally:
         """Count a row by its tokens.
 
         Args:
-            tokens: how many it has, by an estimate.
-            texts: its texts, to be kept if it is one of the longest.
-            rows: how many rows it stands for.
+            tokens: its estimated number of tokens.
+            texts: its texts, kept if it is one of the longest rows.
+            rows: how many rows it represents.
         """
         self.tokens[tokens // TOKEN_STEP] += round(rows)
         if len(self.longest) < LONGEST_ROWS or tokens > self.longest[0][0]:
@@ -169,13 +169,13 @@ class Tally:
                 )
 
     def note_answers(self, answers: list[str]) -> None:
-        """Take these answers into account; see `settle`."""
+        """Collect these answers; see `settle`."""
         self.pending += answers
         if len(self.pending) >= ANSWERS_AT_ONCE:
             self.settle()
 
     def settle(self) -> None:
-        """Count the most frequent of the answers noted since, if a good share of them."""
+        """Count the most frequent of the collected answers, if they are a substantial share."""
         if self.pending:
             answer, times = Counter(self.pending).most_common(1)[0]
             self.sampled += len(self.pending)
@@ -184,11 +184,11 @@ class Tally:
             self.pending = []
 
     def add(self, other: Tally, near: int | None = None) -> None:
-        """Add the part that follows; nothing follows one that could not be read to its end.
+        """Add the tally of the next part; none follows a part that could not be read to the end.
 
         Args:
             other: the tally of that part.
-            near: the byte it begins at, if its lines do not follow on ours; this then places its flaws.
+            near: the byte at which it starts, if it does not directly follow; its flaws are then located by this byte.
         """
         if self.cut:
             return

@@ -1,7 +1,7 @@
-"""The texts of many plain rows at once: of messages, or of a question and an answer.
+"""Extracts the texts of many plain rows at once: of messages, or of a question and an answer.
 
-Whatever is not certainly plain (a further key of a message, a null, a column not seen before) is said to be unknown;
-such rows are read one by one.
+Rows that may not be plain (an additional key of a message, a null, a new column) are reported as unknown and read one
+by one.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Roles = tuple[str, ...]
 _ROLES = Literal["system", "user", "human", "assistant", "gpt", "bot"]
 _KEYS = (("role", "content"), ("from", "value"))
 _PAIRS = ({"query", "response"}, {"instruction", "input", "response"}, {"query"}, {"response"})
-"""Columns of rows that are plain texts, the system prompt aside."""
+"""Columns of rows of plain texts, other than the system prompt."""
 
 _ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "response": "assistant"}
 
 
 class Talks(NamedTuple):
-    """Rows as their texts.
+    """The texts of rows.
 
     Args:
-        texts: of each row, the system prompt first.
-        roles: the different sequences of roles among the rows.
-        controls: control characters may be among the texts.
+        texts: the texts of each row, system prompt first.
+        roles: the distinct sequences of roles in the rows.
+        controls: whether the texts may contain control characters.
     """
 
     texts: list[Texts]
@@ -41,11 +41,11 @@ class Talks(NamedTuple):
 
 
 Columns = Mapping[str, Sequence[Any]]
-"""Values of the rows by the standard name of their column."""
+"""Values of the rows by the standard name of the column."""
 
 
 class PlainTexts:
-    """Gives the texts of rows of one file.
+    """Extracts the texts of rows of one file.
 
     Args:
         layout: the format of the file.
@@ -63,7 +63,7 @@ class PlainTexts:
         self._order = [name for name in ("system", "query", "instruction", "response") if name in self.used]
 
     def _message_keys(self) -> tuple[str, str] | None:
-        """The two keys that all messages in the head of the file have, and no other."""
+        """The two keys that all messages in the head of the file have, if they have no others."""
         place = self.shape.fields[self.used["messages"]]
         items = place.items
         keys = next(iter(items.keys)) if items is not None and len(items.keys) == 1 else frozenset()
@@ -107,11 +107,11 @@ class PlainTexts:
         return msgspec.json.Decoder(list[self._row]).decode  # type: ignore[name-defined]
 
     def of_lines(self, data: bytes) -> Talks | None:
-        """The texts of rows that are one to a line, None if any of them is not plain."""
+        """The texts of rows with one row per line; None if any of them is not plain."""
         return self._of_json(self._decode_lines, data)
 
     def of_array(self, data: bytes | bytearray) -> Talks | None:
-        """The texts of the items of an array, None if any of them is not plain."""
+        """The texts of the items of an array; None if any of them is not plain."""
         return self._of_json(self._decode_array, data)
 
     def _of_json(self, decode: Callable[[Any], list[Any]], data: bytes | bytearray) -> Talks | None:
@@ -128,13 +128,13 @@ class PlainTexts:
             talks = self._of_pairs(columns)
         else:
             talks = self._of_messages(columns, attrgetter("role"), attrgetter("content"))
-        controls = b"\\" in data or b"\x7f" in data  # in JSON all others are escaped
+        controls = b"\\" in data or b"\x7f" in data  # in JSON, all others are escaped
         return None if talks is None else talks._replace(controls=controls)
 
-    # columns
+    # Columns
 
     def of_columns(self, columns: Columns) -> Talks | None:
-        """The texts of rows given as columns, None if any of them is not plain.
+        """The texts of rows given as columns; None if any of them is not plain.
 
         Args:
             columns: column in the file -> values; messages as text are decoded.
@@ -154,7 +154,7 @@ class PlainTexts:
         return self._of_messages(named, attrgetter("role"), attrgetter("content"))
 
     def of_batch(self, batch: Any) -> Talks | None:
-        """The texts of a batch of Arrow columns, None if any row is not plain."""
+        """The texts of a batch of Arrow columns; None if any row is not plain."""
         import pyarrow
 
         columns: dict[str, Sequence[Any]] = {}
@@ -173,7 +173,7 @@ class PlainTexts:
         return self._of_messages(columns, itemgetter(0), itemgetter(1))
 
     def _lists(self, values: Any) -> list[list[tuple[str, str]]] | None:
-        """The messages of each row as (role, content), None if one is missing or of another form."""
+        """The messages of each row as (role, content); None if one is missing or has another form."""
         import pyarrow
 
         types, text = pyarrow.types, (pyarrow.string(), pyarrow.large_string())
@@ -190,7 +190,7 @@ class PlainTexts:
         pairs = iter(zip(parts[0].to_pylist(), parts[1].to_pylist(), strict=True))
         return [[next(pairs) for _ in range(size)] for size in values.value_lengths().to_pylist()]
 
-    # both
+    # Both
 
     def _of_messages(
         self, columns: Columns, role_of: Callable[[Any], str], content_of: Callable[[Any], str]
@@ -199,7 +199,7 @@ class PlainTexts:
         turns = set(map(len, talks))
         if 0 in turns:
             return None
-        if len(turns) == 1:  # as most files are; faster than to go through each row
+        if len(turns) == 1:  # the case for most files; faster than iterating over each row
             messages = list(chain.from_iterable(talks))
             texts = list(in_rows(list(map(content_of, messages)), *turns))
             roles = set(in_rows(list(map(role_of, messages)), *turns))
@@ -225,5 +225,5 @@ class PlainTexts:
 
 
 def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
-    """Values in rows of one width."""
+    """Split values into rows of equal width."""
     return zip(*(values[at::width] for at in range(width)), strict=True)
