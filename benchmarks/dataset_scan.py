@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""How fast data are verified, in how much memory, and against ms-swift's own reading of the same rows.
+"""Speed and memory of data verification, compared with ms-swift's own reading of the same rows.
 
     python benchmarks/dataset_scan.py                  # 1 MB, 100 MB and 2 GB; 100,000 rows with ms-swift
     python benchmarks/dataset_scan.py --swift-rows 1000000
-    python benchmarks/dataset_scan.py --layouts 100000 # the table of all layouts, with ms-swift
+    python benchmarks/dataset_scan.py --layouts 100000 # the table of all formats, with ms-swift
 
-The files hold messages in JSON Lines (for the table, a question and an answer in each layout), generated with a fixed
-seed and removed afterwards. Each figure is the best of
-some rounds, of a process of its own; memory is the highest sum over all processes of a run. On a machine with other
-work the processor time counts, which is given beside.
+The files contain messages in JSON Lines (for the table, a question and an answer in each format), generated with a
+fixed seed and removed afterwards. Each figure is the best of several rounds in separate processes; memory is the
+highest sum over all processes of a run. On a busy machine, compare the processor time, which is also printed.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ if not isinstance(rows, list):
 seconds, busy = time.perf_counter() - started, sum(os.times()[:4]) - busy
 print(json.dumps({"seconds": seconds, "busy": busy, "rows": len(rows)}))
 """
-"""The least that any reader must do: the texts of all rows as Python objects."""
+"""The minimum work of any reader: the texts of all rows as Python objects."""
 
 
 def main() -> None:
@@ -93,11 +92,11 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=int, nargs="*", default=[1, 100, 2000])
     parser.add_argument(
-        "--swift-rows", type=int, default=100_000, help="rows that ms-swift reads too; 0 for none"
+        "--swift-rows", type=int, default=100_000, help="number of rows that ms-swift reads too; 0 for none"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--layouts", type=int, default=0, help="only the table of layouts, with this many rows"
+        "--layouts", type=int, default=0, help="only the table of formats, with this number of rows"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +117,7 @@ def throughput(folder: Path, kind: str, megabytes: int, rounds: int) -> None:
         write(path, rows_of(kind, words), size=megabytes << 20)
         best, _ = best_of(rounds, VERIFY, path, "one", "")
         print(
-            f"one core, {kind}, {path.stat().st_size // best['rows']} bytes a row: {figures(path, best)}",
+            f"one core, {kind}, {path.stat().st_size // best['rows']} bytes per row: {figures(path, best)}",
             flush=True,
         )
 
@@ -148,7 +147,7 @@ SWIFT_READS = ("jsonl", "json", "indented.json", "csv", "parquet")
 
 
 def layouts(folder: Path, rows: int, rounds: int, with_swift: bool) -> None:
-    """The table: each layout, with plain words, with those of this project's documentation, and in Chinese."""
+    """The table of all formats, with plain English, with this project's documentation, and with Chinese text."""
     print(
         "text      layout        MB    ours: wall, processor  MB of memory"
         "   within 2 s  of decoding   ms-swift: wall, processor  times: wall, processor",
@@ -180,8 +179,8 @@ def layouts(folder: Path, rows: int, rounds: int, with_swift: bool) -> None:
 
 
 def pairs_of(kind: str, rows: int) -> list[dict[str, str]]:
-    """Rows of a question and an answer, the mixed ones with quotes, signs, code and Chinese; in JSON every character
-    beyond ASCII is escaped, as json.dumps does."""
+    """Rows of a question and an answer; the mixed ones contain quotes, symbols, code and Chinese. In JSON, non-ASCII
+    characters are escaped, as in json.dumps."""
     some = random.Random(2)
     words = "the model learns from data which is read row by row and it must be right before training".split()
     if kind == "mixed":
@@ -226,7 +225,7 @@ def figures(path: Path, best: dict[str, float]) -> str:
 
 
 def rows_of(kind: str, words: int) -> Iterator[bytes]:
-    """Endless rows of a question and an answer, no two the same."""
+    """An endless sequence of distinct rows with a question and an answer."""
     some = random.Random(1)
     sentence = (
         "the model learns from data which is read row by row and it must be right before training begins"
@@ -257,7 +256,7 @@ def write(path: Path, lines: Iterator[bytes], size: int = 0, rows: int = 0) -> N
 
 
 def best_of(rounds: int, code: str, *arguments: object) -> tuple[dict[str, float], int]:
-    """The quickest of some runs, and the highest memory of any in MB."""
+    """The fastest of several runs, and the highest memory of any run in MB."""
     results, peaks = [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -283,7 +282,7 @@ def run(code: str, cache: str, *arguments: str) -> tuple[dict[str, float], int]:
 
 
 def memory_of(process: psutil.Process) -> int:
-    """Bytes held by a process and its children, what they share counted for each."""
+    """Bytes of a process and its children; shared memory is counted for each process."""
     total = 0
     try:
         for one in (process, *process.children(recursive=True)):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How fast inference_test.py is, as ratios against raw ms-swift and raw vLLM in one run of this script.
+"""Speed of inference_test.py, as ratios to raw ms-swift and raw vLLM in one run of this script.
 
-    python benchmarks/inference.py --checkpoint output/quickstart             # all but vllm; about 15 minutes
-    python benchmarks/inference.py checks                                     # help, a misspelled setting; a minute
+    python benchmarks/inference.py --checkpoint output/quickstart             # everything except vllm; about 15 minutes
+    python benchmarks/inference.py checks                                     # help, a misspelled setting; 1 minute
     python benchmarks/inference.py first throughput --checkpoint output/quickstart
     .venv-vllm/bin/python benchmarks/inference.py vllm --checkpoint output/quickstart
 
-Both sides run in turn, so that a machine that changes its speed changes both. Quoted are medians.
+Both sides run alternately, so that changes in the machine's speed affect both. The figures are medians.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def report(name: str, values: list[float], unit: str = "s") -> float:
-    """Print the median of ``values`` and give it back."""
+    """Print the median of ``values`` and return it."""
     median = statistics.median(values)
     print(f"{name:<48} {median:8.2f} {unit}   ({', '.join(f'{value:.2f}' for value in values)})", flush=True)
     return median
@@ -90,7 +90,7 @@ def in_turn(runs: int, *sides: Callable[[], float]) -> list[list[float]]:
 
 
 def checks(checkpoint: str, runs: int) -> None:
-    """What a user waits for before anything is loaded."""
+    """Startup times before anything is loaded."""
     for name, words, status in (
         ("--help", ["--help"], 0),
         ("a misspelled setting", ["--checkpoint", checkpoint, "--temprature", "1"], 2),
@@ -105,7 +105,7 @@ def checks(checkpoint: str, runs: int) -> None:
 
 
 def raw_arguments(checkpoint: str) -> list[str]:
-    """What raw ms-swift must know to load the same."""
+    """The arguments with which raw ms-swift loads the same model."""
     from inference_test import InferenceTester
     from swift_toolkit.model.loading import local
 
@@ -114,7 +114,7 @@ def raw_arguments(checkpoint: str) -> list[str]:
 
 
 def first_answer(checkpoint: str, folder: Path, runs: int) -> None:
-    """From the command to the first piece of an answer."""
+    """Time from the command to the first piece of an answer."""
     data = folder / "one.jsonl"
     data.write_text(json.dumps({"messages": [{"role": "user", "content": "Who are you?"}]}) + "\n")
     ask = [*COMMAND, "--checkpoint", checkpoint, "--infer-backend", "pt", "--question", "Who are you?"]
@@ -130,7 +130,7 @@ def first_answer(checkpoint: str, folder: Path, runs: int) -> None:
 
 
 def seconds_until(command: list[str], pattern: str) -> float:
-    """Wall clock until ``pattern`` is in what the command has written to stdout."""
+    """Wall-clock time until ``pattern`` is in the output of the command on stdout."""
     began = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -146,7 +146,7 @@ def seconds_until(command: list[str], pattern: str) -> float:
 
 
 def mixed_questions(folder: Path) -> Path:
-    """Questions of one to two hundred words, in no order."""
+    """Questions with 1 to 200 words, in random order."""
     words = ("Here is some context that may or may not matter for what is asked at its end. " * 12).split()
     rows = []
     for number in range(QUESTIONS):
@@ -164,9 +164,9 @@ def mixed_questions(folder: Path) -> Path:
 
 
 def throughput(checkpoint: str, folder: Path, runs: int) -> None:
-    """Tokens per second over mixed questions: automatic batches, raw's default, raw at the same batch size."""
+    """Tokens per second for mixed questions: automatic batches, raw's default, raw at the same batch size."""
     data, arguments = mixed_questions(folder), raw_arguments(checkpoint)
-    largest = 32  # what is chosen on a CPU, see engine_process.largest_batch
+    largest = 32  # the choice on a CPU, see engine_process.largest_batch
     ours, one, same = in_turn(
         runs,
         lambda: our_speed(checkpoint, data, folder, []),
@@ -195,12 +195,12 @@ def raw_speed(arguments: list[str], data: Path, folder: Path, batch_size: int) -
     done = run([*RAW, *arguments, *words, "--max_batch_size", str(batch_size)])
     found = re.search(r"'tokens/s': ([\d.]+)", done.stdout + done.stderr)
     if found is None:
-        sys.exit("raw swift infer told no tokens/s")
+        sys.exit("raw swift infer did not report tokens/s")
     return float(found[1])
 
 
 def vllm(checkpoint: str, folder: Path, runs: int) -> None:
-    """Tokens per second on vLLM: through inference_test.py, and vLLM's own offline engine on the same prompts."""
+    """Tokens per second on vLLM: with inference_test.py, and with vLLM's offline engine on the same prompts."""
     from transformers import AutoTokenizer
 
     from inference_test import InferenceTester
@@ -217,7 +217,7 @@ def vllm(checkpoint: str, folder: Path, runs: int) -> None:
         output = folder / "vllm.json"
         output.unlink(missing_ok=True)
         with InferenceTester(checkpoint, infer_backend="vllm", **settings) as tester:
-            tester.ask("Who are you?")  # as on the other side: the first answer compiles
+            tester.ask("Who are you?")  # as on the other side, the first answer includes compilation
             return float(tester.run_batch(data, output).summary["tokens_per_second"])
 
     with InferenceTester(checkpoint, infer_backend="pt", **settings) as tester:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How near the memory estimate is: to figures that ms-swift's own examples state, and to real runs on this CPU.
+"""Accuracy of the memory estimate, compared with figures in ms-swift's own examples and with real runs on this CPU.
 
-    python benchmarks/memory_estimate.py               # 39 published figures, one line each; a second
-    python benchmarks/memory_estimate.py cpu           # trains SmolLM2 in many ways; half an hour on two cores
-    python benchmarks/memory_estimate.py cpu --quick   # four of them
+    python benchmarks/memory_estimate.py               # 39 published figures, one line each; 1 second
+    python benchmarks/memory_estimate.py cpu           # trains SmolLM2 with many settings; half an hour on two cores
+    python benchmarks/memory_estimate.py cpu --quick   # four of these runs
 
-published_memory.jsonl: GiB on each GPU, as the comments of examples/ in ms-swift 4.5.2 state them, with the settings
-of the command beside them that matter to memory.
+published_memory.jsonl: GiB on each GPU as stated in the comments of examples/ in ms-swift 4.5.2, with the settings of
+each command that affect memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PUBLISHED = Path(__file__).with_name("published_memory.jsonl")
 
 
 class Figure(NamedTuple):
-    """What a run took and what the estimate says, in GiB."""
+    """The measured and the estimated memory of a run, in GiB."""
 
     name: str
     real: float
@@ -38,7 +38,7 @@ class Figure(NamedTuple):
 
     @property
     def off(self) -> float:
-        """How far the estimate is off, as a share of what is real."""
+        """The error of the estimate, as a share of the measured memory."""
         return self.estimated / self.real - 1
 
 
@@ -57,11 +57,11 @@ def published() -> Iterator[Figure]:
         row = json.loads(line)
         settings, gpus = dict(row["settings"]), row["gpus"]
         if gpus > 1 and "NPROC_PER_NODE" not in row["environment"]:
-            settings["device_map"] = "auto"  # what ms-swift does then
+            settings["device_map"] = "auto"  # ms-swift's own choice
         before = dict(os.environ)
         os.environ.update(row["environment"])
         try:
-            config, _ = read_request(settings)  # what these machines lack is no matter here
+            config, _ = read_request(settings)  # requirements that this machine lacks do not matter here
             cluster = LaunchRequest().cluster()
             run = TrainingPlan(config, Device("cuda", gpus), DataReport(Rules()), cluster).memory_run
             estimate = memory_estimate.estimate(run) if run else None
@@ -83,7 +83,7 @@ QUICK = [("lora", False, 512), ("lora", True, 1024), ("qlora, 4 bits", True, 512
 
 
 def measured(folder: Path, quick: bool) -> Iterator[Figure]:
-    """The estimates for short runs on this CPU, and the most resident memory that each took."""
+    """The estimates for short runs on this CPU, and the peak resident memory of each run."""
     cases = QUICK if quick else itertools.product(TUNERS, (False, True), LENGTHS)
     for number, (tuner, checkpointing, length) in enumerate(cases):
         name = f"{tuner}, checkpointing {'on' if checkpointing else 'off'}, 2 rows of {length}"
@@ -91,7 +91,7 @@ def measured(folder: Path, quick: bool) -> Iterator[Figure]:
 
 
 def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: dict[str, Any]) -> Figure:
-    """One run of SmolLM2 of two steps with two rows of ``length`` tokens each."""
+    """A run of SmolLM2 with two steps of two rows with ``length`` tokens each."""
     from finetune_trainer import FineTuner
     from swift_toolkit.machine import device
 
@@ -128,12 +128,12 @@ def measure(name: str, folder: Path, length: int, checkpointing: bool, tuner: di
 
 
 def within(figures: list[Figure], share: float) -> float:
-    """The share of ``figures`` that are off by no more than ``share``."""
+    """The share of ``figures`` with an error of at most ``share``."""
     return sum(abs(figure.off) <= share for figure in figures) / len(figures)
 
 
 def show(figures: list[Figure]) -> None:
-    """A line for each, and how many are near."""
+    """Print a line for each figure, and the share of accurate ones."""
     print(f"{'real':>7} {'estimate':>8} {'off':>6}  run, parts in GiB")
     for figure in figures:
         parts = ", ".join(f"{name} {size:.1f}" for name, size in figure.parts.items())
@@ -142,7 +142,7 @@ def show(figures: list[Figure]) -> None:
             flush=True,
         )
     near, far = within(figures, 0.25), within(figures, 0.5)
-    print(f"{len(figures)} runs: {near:.0%} within ±25 %, {far:.0%} within ±50 %")
+    print(f"{len(figures)} runs: {near:.0%} within ±25%, {far:.0%} within ±50%")
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
-"""What the trainer refuses of 1,000 mistaken commands, held against what ms-swift itself refuses.
+"""Which of 1,000 wrong commands the trainer rejects, compared with ms-swift itself.
 
-    python benchmarks/mutations.py             # ours, against the table of ms-swift's answers
-    python benchmarks/mutations.py --raw       # ms-swift's answers anew: 1,000 times arguments, model, trainer
+    python benchmarks/mutations.py             # our answers, compared with the table of ms-swift's answers
+    python benchmarks/mutations.py --raw       # recreate ms-swift's answers: arguments, model and trainer 1,000 times
 
-The commands are written in the style of ms-swift's own examples (sft, pt, rlhf) for a tiny model and small files. A
-seeded generator changes one thing in each: a misspelled key, a misspelled value, a wrong type, a missing file, a pair
-that cannot be, a requirement that is dropped. ms-swift's answer is that of ``SwiftSft`` and its subclasses up to
-``trainer.train``, without network. It is kept in ``mutations.jsonl``, whose first line
-names the version of ms-swift.
+The commands follow the style of ms-swift's own examples (sft, pt, rlhf), with a tiny model and small files. A seeded
+generator makes one mistake in each: a misspelled key, a misspelled value, a wrong type, a missing file, an invalid
+pair of settings, a missing requirement. ms-swift's answer is the result of ``SwiftSft`` and its subclasses up to
+``trainer.train``, without network. The answers are stored in ``mutations.jsonl``, whose first line names the version
+of ms-swift.
 
-Exit status 1 if less than 98% of what ms-swift refuses is refused here with status 2 and the setting's name in less
-than 1 s, or if a command is refused as it was written.
+The exit status is 1 if less than 98% of the commands that ms-swift rejects are rejected here with status 2 and the
+name of the setting in less than 1 s, or if an unchanged command is rejected.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SEED, COUNT = 16, 1000
 WANTED, SECONDS = 0.98, 1.0
 RAW_TIMEOUT = 60
 TOKENS = 1000
-"""Of the model's tokenizer."""
+"""Number of tokens of the model's tokenizer."""
 
 # --- the commands -------------------------------------------------------------------------------------------
 
@@ -104,11 +104,11 @@ rlhf grpo_plugin {_LORA} {_LOOK} --rlhf_type grpo --dataset grpo.jsonl --externa
 rlhf grpo_full   {_FULL} {_LOOK} --rlhf_type grpo --dataset grpo.jsonl --reward_funcs soft_overlong {_GRPO} \
                  --per_device_train_batch_size 4 --soft_cache_length 16 --advantage_estimator rloo
 """
-"""ms-swift's command, a name, and the flags beside `_MODEL`; a line may go on behind a backslash."""
+"""ms-swift's command, a name, and the flags in addition to `_MODEL`; a backslash continues a line."""
 
 
 def commands() -> dict[str, list[str]]:
-    """The commands as they were written: name -> words behind ``swift``."""
+    """The unchanged commands: name -> arguments of ``swift``."""
     lines = COMMANDS.strip().replace("\\\n", "").splitlines()
     found = {}
     for line in lines:
@@ -134,7 +134,7 @@ orms["closeness"] = Closeness
 
 
 def _files() -> Iterator[tuple[str, str | list[dict[str, object]]]]:
-    """Names and content of the files beside the models."""
+    """Names and contents of the files other than models."""
     yield "sft.jsonl", _TALKS  # type: ignore[misc]
     yield "val.jsonl", _TALKS[:8]  # type: ignore[misc]
     yield "pt.jsonl", [{"messages": [talk["messages"][1]]} for talk in _TALKS]
@@ -180,7 +180,7 @@ def lay_out(folder: Path) -> None:
 
 
 def _shrink(model: Path, small: Path) -> None:
-    """Write the configuration of a model and its tokenizer with the first tokens only, which load in no time."""
+    """Write the configuration of a model, and its tokenizer with only the first tokens, so that it loads quickly."""
     small.mkdir(parents=True)
     for file in model.glob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -199,13 +199,13 @@ def _shrink(model: Path, small: Path) -> None:
 
 @dataclass(frozen=True)
 class Mutation:
-    """One mistaken command.
+    """A command with one mistake.
 
     Args:
-        kind: what sort of mistake.
-        base: the name of the command it was made of.
-        words: what follows ``swift``.
-        key: the setting that is wrong, without dashes.
+        kind: the kind of mistake.
+        base: the name of the original command.
+        words: the arguments of ``swift``.
+        key: the wrong setting, without dashes.
     """
 
     kind: str
@@ -230,7 +230,7 @@ def _joined(command: str, flags: dict[str, list[str]]) -> tuple[str, ...]:
 
 
 def misspelled(text: str, dice: random.Random) -> str:
-    """The text with one letter doubled, lost, swapped with its neighbour or mistaken."""
+    """The text with one letter doubled, omitted, swapped with its neighbour or replaced."""
     places = [n for n, letter in enumerate(text) if letter.isalpha()]
     while True:
         at = dice.choice(places)
@@ -442,7 +442,7 @@ def _dropped(flags: dict[str, list[str]], dice: random.Random) -> tuple[dict[str
     needed = """--model --dataset --reward_funcs --num_labels --max_steps --teacher_model --soft_cache_length
         --rlhf_type --lr_scheduler_kwargs --val_dataset --columns --per_device_train_batch_size --external_plugins
         --loss_type --task_type --target_modules --agent_template --template --model_type"""
-    if dice.random() < 0.35:  # a flag without its value
+    if dice.random() < 0.35:  # drop the value of a flag
         flag = dice.choice(
             [flag for flag in flags if flags[flag] and flags[flag][0] not in ("true", "false")]
         )
@@ -462,7 +462,7 @@ _KINDS: dict[str, Callable[[dict[str, list[str]], random.Random], tuple[dict[str
 
 
 def mutations(count: int = COUNT, seed: int = SEED) -> list[Mutation]:
-    """The mistaken commands, the same for the same seed."""
+    """The wrong commands, deterministic for a seed."""
     dice, bases, found = random.Random(seed), commands(), {}
     while len(found) < count:
         base = dice.choice(list(bases))
@@ -479,14 +479,14 @@ def mutations(count: int = COUNT, seed: int = SEED) -> list[Mutation]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What ms-swift made of a command: no error before its first step, or the error."""
+    """ms-swift's answer to a command: its error, or no error before the first step."""
 
     number: int
     error: str | None
 
 
 def raw_answers(asked: list[Mutation], folder: Path) -> Iterator[Answer]:
-    """ms-swift's answers, each of a process of its own that is forked once the imports are done."""
+    """ms-swift's answers, each from a separate process that is forked after the imports."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     import torch
     from swift.pipelines import train  # noqa: F401
@@ -498,7 +498,7 @@ def raw_answers(asked: list[Mutation], folder: Path) -> Iterator[Answer]:
     torch.set_num_threads(1)
     pipelines = {"sft": SwiftSft, "pt": SwiftPretrain, "rlhf": SwiftRLHF}
     os.chdir(folder)
-    for name in ("sft lora", "rlhf dpo", "rlhf grpo"):  # what is imported late is imported once
+    for name in ("sft lora", "rlhf dpo", "rlhf grpo"):  # do the late imports once
         words = commands()[name]
         _ask(pipelines[words[0]], words[1:])
     for number, mutation in enumerate(asked):
@@ -507,7 +507,7 @@ def raw_answers(asked: list[Mutation], folder: Path) -> Iterator[Answer]:
 
 
 def _ask(pipeline: type, words: list[str]) -> None:
-    """Go through the pipeline up to its training, without network and without waiting for it."""
+    """Run the pipeline up to training, without network and without waiting for it."""
     import socket
 
     from swift.hub import HFHub, MSHub
@@ -522,7 +522,7 @@ def _ask(pipeline: type, words: list[str]) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
 
-    for hub in (MSHub, HFHub):  # they would try for a minute
+    for hub in (MSHub, HFHub):  # they would retry for a minute
         hub.load_dataset = hub.download_model = unreachable
     _without_pools()
     socket.getaddrinfo = unreachable  # type: ignore[assignment]
@@ -533,7 +533,7 @@ def _ask(pipeline: type, words: list[str]) -> None:
 
 
 def _without_pools() -> None:
-    """`datasets` starts a process even where one is enough."""
+    """Avoid that `datasets` starts a process when one is enough."""
     from datasets import Dataset
 
     whole = Dataset.map
@@ -545,7 +545,7 @@ def _without_pools() -> None:
 
 
 def _in_a_fork(work: Callable[[], None], folder: Path) -> str | None:
-    """None if ``work`` ends well in a child process, else its error."""
+    """None if ``work`` succeeds in a child process, else its error."""
     import select
     import signal
 
@@ -586,7 +586,7 @@ def _in_a_fork(work: Callable[[], None], folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the trainer says of a command."""
+    """The trainer's answer to a command."""
 
     status: int
     said: str
@@ -597,7 +597,7 @@ class Verdict:
         return self.status == 2
 
     def names(self, mutation: Mutation) -> bool:
-        """Whether the place is named: a setting of the command, or a value of one, such as a file."""
+        """Whether the message names the mistake: the setting, or its value, such as a file."""
         words = [word.removeprefix("--") for word in (*mutation.words[1:], mutation.key)]
         words += [word.partition("#")[0] for word in words]
         return any(len(word) > 1 and f"{word}{end}" in self.said for word in words for end in ('"', ":"))
@@ -622,7 +622,7 @@ def ours(words: tuple[str, ...] | list[str]) -> Verdict:
 
 
 def is_old(mutation: Mutation) -> bool:
-    """Whether the setting is one of an older ms-swift, which is translated here."""
+    """Whether the setting belongs to an older ms-swift and is translated here."""
     command: Command = mutation.words[0]  # type: ignore[assignment]
     return renames.is_known(mutation.key, command) and mutation.key not in fields(command)
 
@@ -631,7 +631,7 @@ def is_old(mutation: Mutation) -> bool:
 
 
 def kept_answers() -> dict[tuple[str, ...], Answer]:
-    """The table: words of a command -> ms-swift's answer."""
+    """The table: arguments of a command -> ms-swift's answer."""
     asked = mutations()
     _, *lines = TABLE.read_text(encoding="utf-8").splitlines()
     answers = [Answer(**json.loads(line)) for line in lines]
@@ -639,7 +639,7 @@ def kept_answers() -> dict[tuple[str, ...], Answer]:
 
 
 def ask_raw(folder: Path) -> None:
-    """Write the table anew."""
+    """Rewrite the table."""
     from importlib.metadata import version
 
     asked = mutations()
@@ -654,10 +654,10 @@ def ask_raw(folder: Path) -> None:
 
 
 def compare(show: bool) -> int:
-    """Print how many of the commands that ms-swift refuses are refused here. Returns the exit status."""
+    """Print how many of the commands that ms-swift rejects are rejected here. Returns the exit status."""
     answers = kept_answers()
     false = [name for name, words in commands().items() if ours(words).status != 0]
-    print(f"as written: {len(commands()) - len(false)} of {len(commands())} accepted {', '.join(false)}")
+    print(f"unchanged: {len(commands()) - len(false)} of {len(commands())} accepted {', '.join(false)}")
     asked: Counter[str] = Counter()
     caught: Counter[str] = Counter()
     alone, translated, slowest = 0, 0, 0.0
@@ -672,7 +672,7 @@ def compare(show: bool) -> int:
             alone += found.refused
             if show and found.refused:
                 print(
-                    f"refused here alone: {mutation.kind}: {mutation.base}: {mutation.key}: {found.said.strip()[:300]}"
+                    f"rejected only here: {mutation.kind}: {mutation.base}: {mutation.key}: {found.said.strip()[:300]}"
                 )
             continue
         asked[mutation.kind] += 1
@@ -686,17 +686,17 @@ def compare(show: bool) -> int:
         print(f"{kind:18} {caught[kind]:4} of {count:4}")
     share = caught.total() / max(asked.total(), 1)
     print(
-        f"refused by ms-swift {asked.total()}, of these here {caught.total()}: {share:.1%}, the slowest {slowest:.2f} s"
+        f"rejected by ms-swift {asked.total()}, of these here {caught.total()}: {share:.1%}, slowest {slowest:.2f} s"
     )
-    print(f"accepted by ms-swift {len(answers) - asked.total()}, of these refused here {alone}")
+    print(f"accepted by ms-swift {len(answers) - asked.total()}, of these rejected here {alone}")
     return 0 if share >= WANTED and not false else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--raw", action="store_true", help="ask ms-swift anew and write the table")
+    parser.add_argument("--raw", action="store_true", help="recreate the table with ms-swift")
     parser.add_argument(
-        "--show", action="store_true", help="print each command that is missed or refused here alone"
+        "--show", action="store_true", help="print each command that is missed here or rejected only here"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Is a run that was killed and resumed the run it would have been? Kills real trainings at random moments.
+"""Check that killed and resumed runs equal undisturbed ones, by killing real trainings at random moments.
 
-    python benchmarks/resume.py                       # a LoRA on the CPU, float32, 3 runs of 3 kills; some minutes
+    python benchmarks/resume.py                       # LoRA on the CPU, float32, 3 runs with 3 kills each; minutes
     python benchmarks/resume.py --kind zero2 --runs 2
 
-One command, ``finetune_trainer.py --config ... --resume``, runs once undisturbed. Then further runs are killed three
-times each, the whole process tree with SIGKILL, at start-up, in a step, in an evaluation or while a checkpoint is
-saved; the same command goes on each time. Weights must be equal bit for bit, losses digit for digit.
+The command ``finetune_trainer.py --config ... --resume`` runs once undisturbed. Other runs are then killed three times
+each (the whole process tree, with SIGKILL) during startup, a step, an evaluation or the saving of a checkpoint, and
+continued with the same command. Weights must be equal bit for bit, and losses digit for digit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROCESSES = {"ddp": 2, "zero2": 2}
 MOMENTS = ("start", "save", "evaluation", "step")
 STEPS, SAVE, EVALUATE, LOG = 24, 4, 6, 3
 KILLS = 3
-"""Kills of each run."""
+"""Number of kills per run."""
 
 PATIENCE = 900.0
 
@@ -54,11 +54,13 @@ def main() -> int:
     )
     parser.add_argument("--kind", choices=KINDS, default="lora")
     parser.add_argument(
-        "--runs", type=int, default=3, help="runs that are killed three times each (default 3)"
+        "--runs", type=int, default=3, help="number of runs, each killed three times (default 3)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", type=Path, help="a small model; default: a Llama of two random layers")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary directory, removed")
+    parser.add_argument("--model", type=Path, help="a small model; default: a Llama with two random layers")
+    parser.add_argument(
+        "--folder", type=Path, help="working directory; default: a temporary one, which is removed"
+    )
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="resume-"))
     trial = Trial(folder, options.kind, options.model or tiny_model(folder))
@@ -78,7 +80,7 @@ def main() -> int:
 
 
 def tiny_model(folder: Path) -> Path:
-    """The model that the tests train."""
+    """The model of the tests."""
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import make_tiny_llama
 
@@ -91,12 +93,12 @@ def tiny_model(folder: Path) -> Path:
 
 
 class Trial:
-    """Runs of one config.
+    """The runs of one config.
 
     Args:
-        folder: to work in.
-        kind: of training.
-        model: what is trained.
+        folder: the working directory.
+        kind: the kind of training.
+        model: the model to train.
     """
 
     def __init__(self, folder: Path, kind: str, model: Path) -> None:
@@ -121,7 +123,7 @@ class Trial:
         }
 
     def undisturbed(self) -> tuple[dict[str, bytes], list[Any]]:
-        """Weights and losses of the run that nothing disturbs."""
+        """Weights and losses of the undisturbed run."""
         output = self.folder / f"{self.kind}-whole"
         if not list(output.glob(f"v0-*/checkpoint-{STEPS}")):
             shutil.rmtree(output, ignore_errors=True)
@@ -132,7 +134,7 @@ class Trial:
         return weights(run), losses(run)
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
-        """The one command."""
+        """The command of all runs."""
         config = output.with_suffix(".json")
         config.write_text(json.dumps({**self.settings, "output_dir": str(output)}))
         command = [sys.executable, str(ROOT / "finetune_trainer.py"), "--config", str(config), "--resume"]
@@ -148,7 +150,7 @@ class Trial:
         chance: random.Random,
         reference: tuple[dict[str, bytes], list[Any]],
     ) -> tuple[list[str], str]:
-        """In what the kills happened, and what is wrong with the run in the end; "" if nothing."""
+        """The phases in which the kills happened, and how the final run differs; "" if it does not."""
         output = self.folder / f"{self.kind}-{number}"
         happened = []
         for moment in moments:
@@ -156,7 +158,7 @@ class Trial:
             process = self.start(output)
             Watch(output, process, chance, said).wait_for(moment)
             if process.poll() is not None:
-                break  # it was done before the moment came
+                break  # the run finished before the moment
             kill_tree(process)
             happened.append(self.state_at_the_kill(output, said))
         if (status := self.start(output).wait(PATIENCE)) != 0:
@@ -174,7 +176,7 @@ class Trial:
         return happened, wrong
 
     def state_at_the_kill(self, output: Path, said: int) -> str:
-        """What the files that the killed processes left say of the moment."""
+        """The phase of the kill, judged by the files that the killed processes left."""
         runs = list(output.glob("v*-*"))
         logged = losses(runs[0]) if runs else []
         if not re.search(r"^step \d+/", errors_of(output)[said:], re.MULTILINE):
@@ -190,13 +192,13 @@ class Trial:
 
 
 class Watch:
-    """Waits for a moment in the life of a run.
+    """Waits for a certain moment of a run.
 
     Args:
-        output: of the run.
-        process: its starter.
-        chance: chooses which of the moments of a kind it is, and how far into it.
-        said: how many characters earlier starts of the run have printed.
+        output: the output directory of the run.
+        process: the starter of the run.
+        chance: chooses among the moments of a kind, and the delay after its start.
+        said: number of characters that earlier starts of the run have printed.
     """
 
     def __init__(
@@ -221,28 +223,28 @@ class Watch:
             time.sleep(self.chance.uniform(0, 0.15 if moment == "evaluation" else 0.6))
 
     def one_of(self, every: int) -> int:
-        """A step soon after the last checkpoint that is a multiple of ``every``."""
+        """A step soon after the last checkpoint, a multiple of ``every``."""
         first = self.step // every + 1
         return every * self.chance.randint(first, max(first, min(first + 1, STEPS // every - 1)))
 
     def printed(self) -> str:
-        """What this start of the run has printed."""
+        """The output of this start of the run."""
         return errors_of(self.output)[self.said :]
 
     def until(self, holds: Any, every: float = 0.05) -> None:
-        """Wait until ``holds``, or the run has ended."""
+        """Wait until ``holds`` is true or the run has ended."""
         deadline = time.monotonic() + PATIENCE
         while not holds() and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(every)
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the starter and all that it started, at once."""
+    """Send SIGKILL to the starter and all its descendants at once."""
     tree = [psutil.Process(process.pid)] if process.poll() is None else []
     tree += [child for one in tree for child in one.children(recursive=True)]
     for one in tree:
         try:
-            os.kill(one.pid, signal.SIGSTOP)  # nothing reacts to the death of another
+            os.kill(one.pid, signal.SIGSTOP)  # so that no process reacts to the death of another
         except ProcessLookupError:
             continue
     for one in tree:
@@ -254,24 +256,24 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def errors_of(output: Path) -> str:
-    """What the runs of ``output`` said."""
+    """The logs of the runs of ``output``."""
     file = output.with_suffix(".err")
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    """The files of weights of the last checkpoint."""
+    """The weight files of the last checkpoint."""
     return {file.name: file.read_bytes() for file in (run / f"checkpoint-{STEPS}").glob("*.safetensors")}
 
 
 def losses(run: Path) -> list[Any]:
-    """Every loss in the log, with its step and digits."""
+    """Every loss in the log with its step, as text."""
     if not (run / "logging.jsonl").exists():
         return []
     found = []
     for line in (run / "logging.jsonl").read_text().splitlines():
         if not line.endswith("}"):
-            continue  # the kill cut it
+            continue  # truncated by the kill
         content = json.loads(line)
         for name in ("loss", "eval_loss"):
             if name in content:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How fast the server is, as ratios against raw ``swift deploy`` in one run of this script.
+"""Speed of the server, as ratios to raw ``swift deploy`` in one run of this script.
 
-    python benchmarks/serving.py                       # SmolLM2 on this machine's pt backend; about 8 minutes
+    python benchmarks/serving.py                       # SmolLM2 on this machine with the pt backend; about 8 minutes
     python benchmarks/serving.py --backend vllm        # with VLLM_PLUGINS="" VLLM_CPU_KVCACHE_SPACE=2 on a CPU
 
-Each server is started alone, several times in turn, for a start of vLLM's engine has a speed of its own that differs
-by 5 % from the next, and its worker keeps a core busy for a second after each request. It is asked for answers of the
-same length at 1, 8 and 32 at once, and for the time to the first token of a stream. Raw at its own defaults, which
-answers one by one, is asked at 8 once.
+The servers are started one at a time, alternately and several times each, because the speed of vLLM's engine varies by
+5% between starts, and its worker keeps a core busy for 1 s after each request. Each server answers requests of the same
+length at a concurrency of 1, 8 and 32, and the time to the first token of a stream is measured. Raw with its own
+defaults, which answers one request at a time, is measured once, at a concurrency of 8.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measures(name: str, command: list[str], rounds: int) -> dict[str, float]:
-    """What one start of a server gives."""
+    """The measurements of one start of a server."""
     with running(command) as (port, seconds):
         found = {"seconds to ready": seconds}
         ask(port, 0)
@@ -149,7 +149,7 @@ def ask(port: int, number: int) -> int:
 
 
 def throughput(port: int, many: int) -> float:
-    """Tokens a second of ``many`` questions asked at once."""
+    """Tokens per second for ``many`` concurrent questions."""
     began = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(many) as pool:
         tokens = sum(pool.map(lambda number: ask(port, number), range(many)))
@@ -157,7 +157,7 @@ def throughput(port: int, many: int) -> float:
 
 
 def first_token(port: int) -> float:
-    """Seconds until the first words of a streamed answer."""
+    """Seconds until the first text of a streamed answer."""
     began = time.perf_counter()
     with urllib.request.urlopen(request(port, 1, stream=True)) as response:
         for line in response:
@@ -167,7 +167,7 @@ def first_token(port: int) -> float:
 
 
 def report(what: str, starts: list[dict[str, float]]) -> None:
-    """One line: the median of every side, what its starts gave, and the ratios of the medians."""
+    """Print one line: the median of every side, the results of its starts, and the ratios of the medians."""
     names = ["ours", *(name for name in starts[0] if name != "ours")]
     medians = {name: statistics.median(one[name] for one in starts) for name in names}
     figures = [

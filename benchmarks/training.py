@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""How fast the trainer is, as ratios against raw ms-swift in one run of this script.
+"""Speed of the trainer, as ratios to raw ms-swift in one run of this script.
 
     python benchmarks/training.py               # everything; about 20 minutes on two cores
-    python benchmarks/training.py checks        # help, a misspelled key, a dry run; a minute
+    python benchmarks/training.py checks        # help, a misspelled key, a dry run; 1 minute
     python benchmarks/training.py training      # whole training processes
     python benchmarks/training.py mixed         # steps on rows of mixed length; about 10 minutes
-    python benchmarks/training.py mixed --only ours --runs 1 --times t.json   # one side at a time; the last prints all
+    python benchmarks/training.py mixed --only ours --runs 1 --times t.json   # one side per call; the last prints all
     python benchmarks/training.py equal         # the same on rows of equal length
-    python benchmarks/training.py start         # what the three kinds of workers import; some minutes
-    python benchmarks/training.py known         # to the end of one step on 20,000 rows, new and known, and on 16
+    python benchmarks/training.py start         # imports of the three kinds of workers; a few minutes
+    python benchmarks/training.py known         # one-step trainings on 20,000 new rows, 20,000 cached rows, and 16 rows
     python benchmarks/training.py shares        # padding and waiting, simulated on 1 and 8 devices; seconds
 
-Both sides run in turn, so that a machine that changes its speed changes both. Quoted are medians of wall clock, and
-for whole trainings of processor time too, which other work on the machine changes less.
+Both sides run alternately, so that changes in the machine's speed affect both. The figures are medians of wall-clock
+time and, for whole trainings, also of processor time, which depends less on other work on the machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 TRAINER = [sys.executable, str(ROOT / "finetune_trainer.py")]
 RAW = [str(Path(sys.executable).with_name("swift")), "sft"]
 SIDES = ("raw", "raw-at-ours", "ours")
-"""Raw ms-swift at its own 1 × 16, raw in micro-batches of our size, and ours."""
+"""Raw ms-swift with its own 1 × 16, raw with micro-batches of our size, and ours."""
 
 PARTS = ("checks", "training", "mixed", "equal", "start", "known", "shares")
 CONFIG = str(ROOT / "configs/quickstart.json")
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=PARTS, help="default: all")
     parser.add_argument("--only", choices=SIDES, help="with mixed and equal: one side, with --times")
     parser.add_argument(
-        "--times", type=Path, help="with mixed and equal: a file that gathers the times of all sides"
+        "--times", type=Path, help="with mixed and equal: a file that collects the times of all sides"
     )
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each side (default 3)")
     options = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def seconds(command: list[str], status: int) -> float:
-    """Wall clock of ``command``, which must end with ``status``."""
+    """Wall-clock time of ``command``, which must end with ``status``."""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     took = time.perf_counter() - began
@@ -75,13 +75,13 @@ def seconds(command: list[str], status: int) -> float:
 
 
 def cpu_seconds() -> float:
-    """Processor time of all processes that this one has started and waited for, their own children included."""
+    """Processor time of all processes that this one has started and waited for, including their children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def checks(runs: int) -> None:
-    """What a user waits for before anything is trained."""
+    """Startup times before anything is trained."""
     raw_runs, runs = runs, max(runs, 5)
     ours = {
         "--help": ([*TRAINER, "--help"], 0),
@@ -96,7 +96,7 @@ def checks(runs: int) -> None:
 
 
 def training(runs: int) -> None:
-    """Whole processes, from the command to its exit."""
+    """Times of whole processes, from the command to its exit."""
     from swift_toolkit.model import builtin
 
     model = str(builtin.materialise("builtin/SmolLM2-135M-Instruct"))
@@ -110,7 +110,7 @@ def training(runs: int) -> None:
 
 
 def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, runs: int) -> None:
-    """Time both sides in turn, and hold their logged losses against each other."""
+    """Time both sides alternately, and compare their logged losses."""
     walls: dict[str, list[float]] = {"ours": [], "raw": []}
     processors: dict[str, list[float]] = {"ours": [], "raw": []}
     found: dict[str, list[Any]] = {}
@@ -140,13 +140,13 @@ def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, run
 
 
 def steps(part: str, runs: int, sides: list[str], times: Path | None) -> None:
-    """The steps of 48 chats, 16 a step: raw at its default, raw at our micro-batch, and ours.
+    """Times of steps on 48 chats, 16 per step: raw with its default, raw with our micro-batch, and ours.
 
     Args:
         part: "mixed" or "equal" lengths.
-        runs: of each side.
-        sides: those that are run now.
-        times: a file with what was measured before, to which this is added.
+        runs: number of runs per side.
+        sides: the sides to run now.
+        times: a file with earlier measurements, to which the new ones are added.
     """
     from finetune_trainer import FineTuner
 
@@ -172,13 +172,13 @@ def steps(part: str, runs: int, sides: list[str], times: Path | None) -> None:
 
 
 def common(data: Path) -> dict[str, Any]:
-    """Settings of all sides."""
+    """The settings of all sides."""
     settings = {"dataset": str(data), "torch_dtype": "float32", "lora_dropout": 0, "max_steps": 3}
     return settings | {"logging_steps": 1, "save_strategy": "no", "seed": 1}
 
 
 def raw_steps(side: str, data: Path, batch: Batch) -> list[str]:
-    """The command of raw ms-swift, for `raw-at-ours` with our micro-batch."""
+    """The command of raw ms-swift; for `raw-at-ours` with our micro-batch."""
     from swift_toolkit.model import builtin
 
     model = str(builtin.materialise("builtin/SmolLM2-135M-Instruct"))
@@ -190,7 +190,7 @@ def raw_steps(side: str, data: Path, batch: Batch) -> list[str]:
 
 
 def show_steps(found: dict[str, list[Any]]) -> None:
-    """The times of every side that was run, and for ours the ratios to the others."""
+    """Print the times of every side, and the ratios of ours to the others."""
     for side, each in found.items():
         report(f"  {side}", [took for took, _ in each])
         if "raw" in found:
@@ -204,7 +204,7 @@ def show_steps(found: dict[str, list[Any]]) -> None:
 
 
 def chat(tokens: int) -> str:
-    """A row of about so many tokens, in SmolLM2's template."""
+    """A row with about the given number of tokens in SmolLM2's template."""
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "no", "dog"]
     text = " ".join(words[number % len(words)] for number in range(max(tokens - 36, 2)))
     turns = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": text}]
@@ -212,14 +212,14 @@ def chat(tokens: int) -> str:
 
 
 def step_seconds(output: Path) -> float:
-    """How long the steps of a run took, as transformers measured it."""
+    """The duration of the steps of a run, as measured by transformers."""
     (log,) = output.glob("v0-*/logging.jsonl")
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return next(float(entry["train_runtime"]) for entry in reversed(entries) if "train_runtime" in entry)
 
 
 def lengths(kind: str, count: int) -> list[int]:
-    """Tokens of rows: of chats (168 in the mean, up to 928), of short instructions, of documents."""
+    """Row lengths in tokens: of chats (mean 168, maximum 928), of short instructions, of documents."""
     middle, spread, longest = {
         "chats": (4.72, 0.9, 928), "instructions": (4.6, 0.5, 512), "documents": (6.5, 1.1, 8192),
     }[kind]  # fmt: skip
@@ -228,11 +228,11 @@ def lengths(kind: str, count: int) -> list[int]:
 
 
 def shares(runs: int) -> None:
-    """Tokens computed and work of the slowest device, with rows of a step shared out and in ms-swift's order."""
+    """Computed tokens and work of the slowest device, with rows distributed by length and in ms-swift's order."""
     from swift_toolkit.training.batches import balance
 
     print(
-        "\nrows of each step shared out by length, over 64 steps: computed tokens over those of the data, time"
+        "\nrows of each step distributed by length, over 64 steps: computed tokens relative to the data, time"
     )
     for kind in ("chats", "instructions", "documents"):
         for ranks, batch, accumulation in ((1, 4, 4), (1, 8, 2), (8, 4, 4), (8, 4, 1), (8, 1, 4)):
@@ -254,7 +254,7 @@ def shares(runs: int) -> None:
             )
 
 
-# --- the start ----------------------------------------------------------------------------------------------
+# --- startup ------------------------------------------------------------------------------------------------
 
 WORKERS = {
     "training": ('msswift.train_function("sft", [])', "sft_main"),
@@ -264,8 +264,8 @@ WORKERS = {
 
 
 def start(runs: int) -> None:
-    """What the workers import, against the import of ms-swift's own function for the same."""
-    print("\nimport of ms-swift, the process whole")
+    """Import times of the workers, compared with importing ms-swift's own function for the same task."""
+    print("\nimport of ms-swift, whole process")
     for name, (ours, raw) in WORKERS.items():
         scripts = {
             "raw": f"try:\n    from swift.pipelines import {raw}\nexcept ImportError:\n    from swift.llm import {raw}",
@@ -285,7 +285,7 @@ def start(runs: int) -> None:
 
 
 def known(runs: int) -> None:
-    """A whole training of one step on 20,000 rows that are new, on the same rows once they are known, and on 16."""
+    """Time whole trainings of one step on 20,000 new rows, on the same rows once they are cached, and on 16 rows."""
     took: dict[str, list[float]] = {"16 rows": [], "20,000 new rows": [], "20,000 known rows": []}
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,14 +1,13 @@
-"""Translate the commands in ms-swift's own examples and documents, of all generations, for the installed one.
+"""Translate the commands in ms-swift's examples and documents of all generations for the installed version.
 
     git clone https://github.com/modelscope/ms-swift
     python benchmarks/vocabulary_corpus.py ms-swift
 
-Commands are taken at seven releases from 1.1 to 4.5, out of the shell scripts and the code blocks of the
-Markdown files, and counted once for each release. Each is translated, and the result given to the argument
-parser of the installed ms-swift; no model is loaded. What is not understood, not accepted or refused is
-listed.
-"Understood" means: no unknown name, and every name handed over is an argument of the installed ms-swift.
-Exit status 1 if that is less than 99 %.
+The commands come from the shell scripts and the code blocks of the Markdown files of seven releases from 1.1 to 4.5,
+and each is counted once per release. Each command is translated, and the result is passed to the argument parser of
+the installed ms-swift; no model is loaded. Commands that are not understood, not accepted or rejected are listed.
+"Understood" means that no name is unknown and every resulting name is an argument of the installed ms-swift.
+The exit status is 1 if less than 99% are understood.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ CODE_BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.
 
 
 class Example(NamedTuple):
-    """One command of the corpus and where it was found first."""
+    """A command of the corpus and its first occurrence."""
 
     release: str
     file: str
@@ -49,7 +48,7 @@ def git(clone: Path, *arguments: str) -> str:
 
 
 def scripts(clone: Path, release: str) -> Iterator[tuple[str, str]]:
-    """File name and text of each shell script and each code block of a release."""
+    """File name and text of every shell script and code block of a release."""
     for name in git(clone, "-c", "core.quotePath=off", "ls-tree", "-r", "--name-only", release).splitlines():
         if name.endswith((".sh", ".md")):
             text = git(clone, "show", f"{release}:{name}")
@@ -59,12 +58,12 @@ def scripts(clone: Path, release: str) -> Iterator[tuple[str, str]]:
 
 
 def corpus(clone: Path) -> list[Example]:
-    """Every different command with settings, of each release."""
+    """All distinct commands with settings, per release."""
     found: dict[str, Example] = {}
     for release in RELEASES:
         for file, text in scripts(clone, release):
             for command in all_commands(text):
-                # the file of settings that ms-swift was to read is not a setting
+                # the settings file for ms-swift is not a setting
                 values = {name: value for name, value in command.values.items() if name != "config"}
                 key = json.dumps([release, command.command, values], sort_keys=True)
                 if values:
@@ -73,7 +72,7 @@ def corpus(clone: Path) -> list[Example]:
 
 
 class RejectedError(Exception):
-    """What the argument parser says."""
+    """The answer of the argument parser."""
 
 
 def parsers() -> dict[Command, argparse.ArgumentParser]:
@@ -95,7 +94,7 @@ def parsers() -> dict[Command, argparse.ArgumentParser]:
 
 
 def arguments(values: Mapping[str, Any]) -> list[str]:
-    """Settings as the words of a command line."""
+    """Settings as command line arguments."""
     words = []
     for name, value in values.items():
         words.append(f"--{name}")
@@ -105,12 +104,12 @@ def arguments(values: Mapping[str, Any]) -> list[str]:
 
 
 def accepted(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> str:
-    """What the parser has against the settings; empty if nothing."""
+    """The parser's error for the settings; empty if there is none."""
     try:
         _, rest = parser.parse_known_args(arguments(values))
     except RejectedError as problem:
         return str(problem)
-    return f"not taken: {' '.join(rest)}" if rest else ""
+    return f"unused: {' '.join(rest)}" if rest else ""
 
 
 def is_understood(example: Example, result: Translation) -> bool:
@@ -141,7 +140,7 @@ def main() -> int:
         if problem:
             print(f"not accepted: {problem[:120]} ({where})")
     for text, count in refused.most_common():
-        print(f"refused in {count}: {text}")
+        print(f"rejected in {count}: {text}")
     print(f"\nms-swift {install.version}\n{'release':10}{'commands':>10}{'understood':>12}{'accepted':>10}")
     for release in RELEASES:
         total = sum(example.release == release for example in examples)
