@@ -82,7 +82,7 @@ def test_a_batch_of_one_embedding_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError) as caught:
         tuner("embedding", dataset=str(file), per_device_train_batch_size=1)
-    assert "there is nothing to compare, and the loss is 0. Use at least 2." in str(caught.value)
+    assert "there is nothing to compare with, and the loss is 0. Use at least 2." in str(caught.value)
 
 
 def test_the_steps_of_ppo(tiny_model: Path) -> None:
