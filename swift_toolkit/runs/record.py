@@ -61,7 +61,7 @@ class Commit:
 
 
 def commit_of(directory: Path) -> Commit | None:
-    """The commit of the repository that holds ``directory``; None without one, or without git."""
+    """The commit of the repository that contains ``directory``; None without a repository or git."""
     git = ["git", "-C", str(directory)]
     with suppress(OSError, subprocess.SubprocessError):
         head = subprocess.run([*git, "rev-parse", "HEAD"], **_QUIET)

@@ -381,7 +381,7 @@ def test_no_parquet() -> None:
         (b'{"messages": "\x00"}', "a.jsonl:1: text contains a raw NUL character."),
         (
             b'{"id": ' + b"[" * 70 + b"]" * 70 + b"}",
-            "a.jsonl: a row is nested more than 60 deep. Write the inner part as text.",
+            "a.jsonl: a row is nested more than 60 levels deep. Write the inner part as text.",
         ),
     ],
 )

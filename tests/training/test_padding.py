@@ -136,7 +136,9 @@ def test_without_padding_devices_get_equal_work() -> None:
     for plan in plans:
         plan.config.fill("padding_free", True, "flash-attn is installed")
     assert not plans[0].balances and plans[1].balances
-    assert dict(plans[1].facts())["padding"].startswith("none; with equal work for every device, a step is 1.")
+    assert dict(plans[1].facts())["padding"].startswith(
+        "none; with equal work for every device, a step is 1."
+    )
 
 
 def test_memory_is_that_of_the_largest_micro_batch_as_it_occurs() -> None:

@@ -421,7 +421,7 @@ def _count(tag: str, row: Row) -> int:
 def _object_flaws(row: Row) -> Iterator[Flaw]:
     objects = row["objects"]
     if not isinstance(objects, dict) or not isinstance(objects.get("bbox"), list):
-        yield Flaw("objects", '"objects" must hold "bbox", a list of boxes')
+        yield Flaw("objects", '"objects" must contain "bbox", a list of boxes')
         return
     for box in objects["bbox"]:
         if not isinstance(box, list) or len(box) not in (2, 4) or not all(map(_is_number, box)):

@@ -93,7 +93,7 @@ KINDS: dict[str, FlawKind] = {
     # possible mistakes
     "near-column": FlawKind("warning", "columns that may be misspelled"),
     "same-role": FlawKind(
-        "warning", "same role twice in a row", "ms-swift joins the two texts with nothing between them."
+        "warning", "same role twice in a row", "ms-swift joins the two texts without a separator."
     ),
     "lost-key": FlawKind("warning", "keys of messages that are dropped"),
     "marks": FlawKind(
@@ -101,7 +101,7 @@ KINDS: dict[str, FlawKind] = {
         "marks of a chat template in the text",
         "The template adds its own marks to each message; keep only the plain text.",
     ),
-    "tiny-answer": FlawKind("warning", "near-empty answers", "Check that they are intended."),
+    "tiny-answer": FlawKind("warning", "near-empty answers", "Check that this is intended."),
     "too-long": FlawKind(
         "warning", "longer than max_length", "Raise max_length, shorten the row, or set truncation_strategy."
     ),
@@ -142,7 +142,7 @@ class Flaw(NamedTuple):
     Args:
         kind: key of `KINDS`.
         what: what is wrong, without a full stop.
-        do: what to do, where the kind has no fixed advice.
+        do: advice, if the kind has none of its own.
     """
 
     kind: str
@@ -164,7 +164,7 @@ class FlawError(Exception):
     Args:
         kind: key of `KINDS`.
         what: what is wrong, without a full stop.
-        do: what to do, where the kind has no fixed advice.
+        do: advice, if the kind has none of its own.
     """
 
     def __init__(self, kind: str, what: str, do: str = "") -> None:

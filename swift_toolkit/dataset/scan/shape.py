@@ -75,7 +75,7 @@ class Shape:
 
     def _inner(self) -> Shape:
         if self.depth >= MAX_DEPTH:
-            what = f"a row is nested more than {MAX_DEPTH} deep"
+            what = f"a row is nested more than {MAX_DEPTH} levels deep"
             raise FlawError("broken", what, "Write the inner part as text.")
         return Shape(self.depth + 1)
 

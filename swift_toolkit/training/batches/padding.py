@@ -146,7 +146,7 @@ def _computed(part: balance.RowIndices, rows: list[int], kind: PaddingKind) -> i
     return sum(lengths) if kind == "unpadded" else len(lengths) * max(lengths)
 
 
-# --- where it does not change what is learned ---------------------------------------------------------------
+# --- when the rows may be distributed by length -------------------------------------------------------------
 
 _OTHER_ORDER = ("streaming", "packing", "group_by_length")
 _OTHER_LOSS = ("label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss_coef", "rpo_alpha")
