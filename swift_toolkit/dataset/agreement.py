@@ -95,7 +95,7 @@ _IN_MESSAGES = frozenset(
 
 
 def _as_list(name: str, kind: Any) -> Any:
-    """Whether the media of the data sets are one file in some and a list of files in others."""
+    """The type of a column, with a single media file treated as a list of files."""
     return ("list", kind) if name in MEDIA and kind == "str" else kind
 
 

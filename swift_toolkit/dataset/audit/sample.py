@@ -30,7 +30,7 @@ _READ = 2_048  # rows read from the beginning of a file
 _BEHIND = 8  # rows from each block after it
 
 _SEEN_ELSEWHERE = frozenset({"template", "too-long"})
-"""Kinds of flaws that are reported only when all rows are tokenized."""
+"""Kinds of flaws that a sample does not report, because they are counted when ms-swift tokenizes all rows."""
 
 
 def audit(looker: Looker, entries: Sequence[str]) -> Audit:

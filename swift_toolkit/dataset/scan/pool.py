@@ -31,7 +31,7 @@ RANGE_BYTES = 32 << 20
 """Size of the parts into which an uncompressed file of lines is divided among processes."""
 
 BATCH_BYTES = 8 << 20
-"""Number of rows sent to a process at a time, if only one process can read the file."""
+"""Bytes of rows sent to a process at a time, if only one process can read the file."""
 
 MAX_PROCESSES = 4
 """Maximum number of processes; more would exceed the memory limit of the whole scan."""

@@ -77,7 +77,7 @@ class RowLengths:
 
     @classmethod
     def seen(cls, tokens: Mapping[int, int], step: int, limit: int) -> RowLengths:
-        """From a histogram (tokens, rounded down to a multiple of ``step`` -> rows), cut off at ``limit``."""
+        """From a histogram (tokens, rounded down to a multiple of ``step`` -> rows), capped at ``limit``."""
         bars = sorted(tokens)
         middles = (bar + step // 2 for bar in bars)
         return cls(tuple(min(one, limit or one) for one in middles), tuple(tokens[bar] for bar in bars))
