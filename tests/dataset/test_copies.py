@@ -130,7 +130,7 @@ def test_all_rows_bad_or_file_damaged() -> None:
         prepare_data(verify([write("a.jsonl", talk("q", ""))]), Path("data"), "")
     whole = gzip.compress(b"".join(json.dumps(talk(f"q{at}", "a")).encode() + b"\n" for at in range(3000)))
     Path("b.jsonl.gz").write_bytes(whole[:-500])
-    with pytest.raises(RequestError, match="cannot be read to its end"):
+    with pytest.raises(RequestError, match="cannot be read to the end"):
         prepare_data(verify(["b.jsonl.gz"]), Path("data"), "")
     with pytest.raises(RequestError, match="no such file"):
         prepare_data(verify([write("c.jsonl", talk("q", "a")), "d.jsonl"]), Path("data"), "")
