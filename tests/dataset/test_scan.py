@@ -358,7 +358,7 @@ def test_damaged_archives() -> None:
     Path("head.json.zst").write_bytes(zipped[:6])
     for name in ("cut.jsonl.gz", "cut.jsonl.zst", "end.jsonl.zst", "head.json.zst"):
         assert says(name)[-1].endswith("cannot be read to the end: the file is truncated.")
-    assert "cannot be read to its end" in says("flipped.jsonl.gz")[-1]
+    assert "cannot be read to the end" in says("flipped.jsonl.gz")[-1]
 
 
 def test_a_pipe_is_not_waited_for() -> None:
