@@ -33,7 +33,7 @@ from swift_toolkit.serving.options import OPTION_NAMES, ServingOptions
 
 if TYPE_CHECKING:
     from swift_toolkit.serving.export.run import Exported
-    from swift_toolkit.serving.order import Ready
+    from swift_toolkit.serving.order import ServerReady
     from swift_toolkit.serving.plan import Deployment
     from swift_toolkit.serving.proof.exchange import Messages
     from swift_toolkit.serving.server import Server
@@ -104,7 +104,7 @@ class ModelDeployer:
         return self._server.directory
 
     @property
-    def ready(self) -> Ready | None:
+    def ready(self) -> ServerReady | None:
         """The report of the serving process when it was ready; None before."""
         return self._server.ready
 
@@ -156,16 +156,15 @@ class ModelDeployer:
             RequestError: with every problem of the request.
             RunError: it failed; its partial output is removed.
         """
-        from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
-        from swift_toolkit.serving.export.plan import ExportOptions, make_export
-        from swift_toolkit.serving.export.run import carry_out
+        from swift_toolkit.serving.export.plan import EXPORT_OPTIONS, ExportOptions, make_export
+        from swift_toolkit.serving.export.run import write_export
 
         served = self.deployment.options
         own = {name: value for name, value in options.items() if name in EXPORT_OPTIONS}
         settings = {name: value for name, value in options.items() if name not in EXPORT_OPTIONS}
         base, trusts = served.base_model, served.trust_code
         asked = ExportOptions(**{"base_model": base, "trust_code": trusts, **own, "export": export})
-        return carry_out(make_export(served.checkpoint, None, settings, asked, proof_questions(questions)))
+        return write_export(make_export(served.checkpoint, None, settings, asked, proof_questions(questions)))
 
 
 # --- what the user sees -------------------------------------------------------------------------------------
@@ -390,8 +389,7 @@ _EXPORT_ONLY = ("output", "gguf_type", "calibration", "hub", "hub_id", "public")
 def _export(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
     """Export a checkpoint. Returns the exit status: 1 if the result gives different answers."""
     from swift_toolkit.serving.export import run
-    from swift_toolkit.serving.export.plan import OPTION_NAMES as EXPORT_OPTIONS
-    from swift_toolkit.serving.export.plan import ExportOptions, make_export
+    from swift_toolkit.serving.export.plan import EXPORT_OPTIONS, ExportOptions, make_export
 
     given = {
         name: value for name, value in vars(flags).items() if name in EXPORT_OPTIONS and value is not None
@@ -406,7 +404,7 @@ def _export(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
             screen.print_facts(export.rows(), sys.stdout)
         return 0
     screen.print_facts(export.rows())
-    made = run.carry_out(export)
+    made = run.write_export(export)
     if flags.json:
         print(json.dumps(made.as_json(), ensure_ascii=False))
     else:
@@ -425,15 +423,15 @@ def _compare(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
     questions = proof_questions(flags.questions_file)
     plan = against.make_comparison(flags.checkpoint, options)
     if flags.dry_run:
-        found = against.rows(plan, options)
+        found = against.comparison_rows(plan, options)
         if flags.json:
             print(json.dumps({"schema": 1, **dict(found)}, ensure_ascii=False))
         else:
             screen.print_facts(found, sys.stdout)
         return 0
-    proof = against.compare(plan, options, questions)
+    proof = against.compare_with_server(plan, options, questions)
     if flags.json:
-        print(json.dumps(report.as_json(proof), ensure_ascii=False))
+        print(json.dumps(report.proof_json(proof), ensure_ascii=False))
     else:
         report.print_proof(proof)
     return int(proof.verdict == "different")

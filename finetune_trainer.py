@@ -123,9 +123,7 @@ class FineTuner:
                 keep_going=keep_going,
             )
         facts = check_training(config)
-        from swift_toolkit.training.checked import (
-            plan_training,
-        )  # imported late, so that errors are shown sooner
+        from swift_toolkit.training.checked import plan_training
 
         self._checked = plan_training(config, facts)
         self.plan: TrainingPlan = self._checked.plan
@@ -217,20 +215,20 @@ class FineTuner:
             KeyboardInterrupt: it was interrupted; saved checkpoints are usable.
         """
         from swift_toolkit.training import probe as training_probe
-        from swift_toolkit.training import run
+        from swift_toolkit.training import run as training_run
 
         plan, checked = self.plan, self._checked
         if probe and (found := list(training_probe.probe_problems(plan.data, plan.cluster))):
             raise RequestError(found)
-        with run.directory(checked) as directory:
-            job = run.prepare_run(checked, plan, directory, verbose)
+        with training_run.directory(checked) as directory:
+            job = training_run.prepare_run(checked, plan, directory, verbose)
             if not plan.cluster.is_first:
                 screen.say(f"{plan.launch.phrase()}. The first machine shows the run.")
-                return run.take_part(job)
+                return training_run.take_part(job)
             self.print_plan()
             if probe:
-                training_probe.carry_out(job)
-            return run.train(job)
+                training_probe.run_probe(job)
+            return training_run.train(job)
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -418,7 +416,7 @@ def _request(
     words: list[str],
 ) -> TrainingRequest:
     from swift_toolkit.training import request
-    from swift_toolkit.training.process import launch as training_launch
+    from swift_toolkit.training.process import launch as process_launch
 
     lost = options.max_lost_rows
     return request.TrainingRequest(
@@ -428,7 +426,7 @@ def _request(
         skip_bad_rows=options.skip_bad_rows,
         max_lost_rows=request.MAX_LOST_ROWS if lost is None else lost,
         trust_code=options.trust_code,
-        launch={name: getattr(options, name) for name in training_launch.NAMES},
+        launch={name: getattr(options, name) for name in process_launch.NAMES},
         looking=options.verify_data or options.convert is not None,
         resume=options.resume,
         force=options.force,
@@ -466,7 +464,7 @@ def _sweep(whole: TrainingRequest, options: argparse.Namespace, words: list[str]
     """Train with each value of ``--sweep``, and compare."""
     from swift_toolkit.training import sweep
 
-    found = sweep.check(whole, sweep.parse(options.sweep))
+    found = sweep.check(whole, sweep.parse_sweep(options.sweep))
     if options.dry_run:
         for point in found:
             print(f"{point.name}: {'finished' if point.finished else point.output}")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from swift_toolkit.inference.engine import Engine
     from swift_toolkit.inference.exchange import Side
     from swift_toolkit.inference.plan import AskOptions
-    from swift_toolkit.inference.protocol import Ready
+    from swift_toolkit.inference.protocol import EngineReady
 
 _DESCRIPTION = """\
 Query a fine-tuned checkpoint: a file of questions, one question, or a chat. Only --checkpoint is required.
@@ -148,7 +148,7 @@ class InferenceTester:
                 self._say_without_thinking(self._engine.ready)
         return self._engine
 
-    def _say_without_thinking(self, ready: Ready) -> None:
+    def _say_without_thinking(self, ready: EngineReady) -> None:
         if self.plan.config.get("enable_thinking") is False and not ready.thinks:
             console_screen.say(f'The template "{ready.template}" has no thinking to turn off.')
 

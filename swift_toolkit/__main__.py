@@ -52,7 +52,7 @@ def _command(words: list[str]) -> int:
 
 def _cache(options: argparse.Namespace) -> int:
     entries = row_cache.entries()
-    removed = [entry for entry in entries if row_cache.remove(entry)] if options.clear else []
+    removed = [entry for entry in entries if row_cache.clear(entry)] if options.clear else []
     left = [entry for entry in entries if entry not in removed]
     total, freed = (sum(entry.size for entry in some) for some in (left, removed))
     if options.json:

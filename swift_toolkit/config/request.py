@@ -112,7 +112,7 @@ def read_request(
         config.notices.append(notice)
     if trains:
         problems += rules.rule_problems(config, typed.rejected)
-        config.warnings += requirements.warnings(config)
+        config.warnings += requirements.unusual_values(config)
     return config, problems
 
 

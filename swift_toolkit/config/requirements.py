@@ -307,7 +307,7 @@ MOST_SCALE = 64
 """lora_alpha divided by lora_rank; ms-swift's default is 4, and 1 to 8 are usual."""
 
 
-def warnings(config: Config) -> Iterator[Problem]:
+def unusual_values(config: Config) -> Iterator[Problem]:
     """What is legal but probably a mistake."""
     for row in _USUAL.strip().splitlines():
         name, condition, limit, usual = row.split(maxsplit=3)

@@ -43,7 +43,7 @@ class Bounds:
 POSITIVE = Bounds(0, words="greater than 0")
 AT_LEAST_0 = Bounds(0, closed=True, words="0 or more")
 SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
-SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
+_SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
 
 BOUNDS: dict[str, Bounds] = {
     name: bounds
@@ -66,7 +66,7 @@ BOUNDS: dict[str, Bounds] = {
             """lora_dropout vera_dropout boft_dropout warmup_ratio split_dataset_ratio adam_beta1 adam_beta2
             label_smoothing_factor""",
         ),
-        (SHARE, "freeze_parameters_ratio top_p"),
+        (_SHARE, "freeze_parameters_ratio top_p"),
     )
     for name in names.split()
 }
@@ -246,7 +246,7 @@ def secret_problems(config: Config) -> Iterator[Problem]:
             yield config.problem(name, f"holds a secret {place}, {written}", _advice_for_part(name, place))
 
 
-def _advice_for_part(name: str, place: secrets.Place) -> str:
+def _advice_for_part(name: str, place: secrets.SecretPlace) -> str:
     if place.in_url:
         return "Remove it; ~/.netrc can hold user and password."
     if name == "model_kwargs":  # ms-swift turns them into environment variables

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 HIDDEN = "***"
 """Shown in place of a secret."""
 
-NAME = re.compile(
+SECRET_NAME = re.compile(
     r"(?:^|[_.-])(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credentials?|auth(?:orization)?)$",
     re.IGNORECASE,
 )
@@ -32,7 +32,7 @@ _HEADER = re.compile(r"(authorization:\s*(?:(?:basic|bearer|token)\s+)?)[^\s'\"]
 
 
 @dataclass(frozen=True)
-class Place:
+class SecretPlace:
     """The place of a secret in the value of a setting: in a URL, or under ``key``."""
 
     key: str
@@ -42,7 +42,7 @@ class Place:
         return "in a URL" if self.in_url else f'under "{self.key}"'
 
 
-def places(value: object, key: str = "") -> Iterator[Place]:
+def places(value: object, key: str = "") -> Iterator[SecretPlace]:
     """The places of secrets in the value of a setting.
 
     Args:
@@ -58,11 +58,11 @@ def places(value: object, key: str = "") -> Iterator[Place]:
         for inner in value:
             yield from places(inner, key)
     elif isinstance(value, str):
-        named = NAME.search(key) is not None and _VALUE.fullmatch(value) is not None
+        named = SECRET_NAME.search(key) is not None and _VALUE.fullmatch(value) is not None
         if named or (key and _KNOWN.search(value)):
-            yield Place(key)
+            yield SecretPlace(key)
         elif _IN_URL.search(value):
-            yield Place(key, in_url=True)
+            yield SecretPlace(key, in_url=True)
 
 
 def _object(text: str) -> object:
@@ -90,7 +90,7 @@ def masked_words(words: Sequence[str]) -> list[str]:
             hides = False
             continue
         name, equals, _ = word.partition("=")
-        is_secret = NAME.search(name.lstrip("-")) is not None
+        is_secret = SECRET_NAME.search(name.lstrip("-")) is not None
         hides = hides or word == "login" or (is_secret and word.startswith("-") and not equals)
         shown.append(f"{name}={HIDDEN}" if is_secret and equals else _HEXADECIMAL.sub(HIDDEN, masked(word)))
     return shown

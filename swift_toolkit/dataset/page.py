@@ -17,7 +17,7 @@ from swift_toolkit.console.page import (
     section,
     table,
     tiles,
-)  # fmt: skip
+)
 from swift_toolkit.dataset.report import DataReport, FileReport, Group
 from swift_toolkit.machine.files import whole_file
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from swift_toolkit.console.words import short
 from swift_toolkit.dataset.audit import exact
-from swift_toolkit.dataset.audit.encoded import IGNORED, encode
+from swift_toolkit.dataset.audit.encoded import IGNORED, encode_row
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.reading.files import read_records
 from swift_toolkit.dataset.rows.checks import Rules, judge
@@ -40,7 +40,7 @@ REPEATED = 4
 """Runs of at least this many equal tokens, as in images, are shown as one token with a count."""
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """The place of a row."""
 
     file: str
@@ -203,7 +203,7 @@ class TemplateView:
         Raises:
             FlawError: a file cannot be read.
         """
-        exact.audit(
+        exact.audit_all(
             Looker(
                 template=self.template,
                 rules=self.rules,
@@ -214,13 +214,13 @@ class TemplateView:
             report,
         )
 
-    def _read(self, entries: Sequence[str]) -> Iterator[tuple[Place, Row | None]]:
+    def _read(self, entries: Sequence[str]) -> Iterator[tuple[_Place, Row | None]]:
         for entry in entries:
             spec = DatasetSpec.parse(entry)
             for path in spec.files() if spec.kind in {"file", "folder"} else ():
                 part = find_part(path, str(path), self.rules)
                 for record in read_records(part.file):
-                    place = Place(str(path), record.line, record.number)
+                    place = _Place(str(path), record.line, record.number)
                     yield place, judge(record.value, part.layout, self.rules)[0]
 
     def _shown(self, place: str, row: Row | None) -> Iterator[ShownRow]:
@@ -228,7 +228,7 @@ class TemplateView:
             yield ShownRow(place, "", (), "cannot be read, see --verify-data")
             return
         try:
-            encoded = encode(self.template, row)
+            encoded = encode_row(self.template, row)
         except Exception as error:
             # ms-swift skips a row on any exception of the template
             yield ShownRow(place, "", (), f"ms-swift skips it: {_reason(error)}")

@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 from swift_toolkit.console.words import counted, listed
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.flaws import KINDS, Flaw, Severity
-from swift_toolkit.dataset.scan.tally import EXAMPLES, TOKEN_STEP
+from swift_toolkit.dataset.scan.tally import EXAMPLE_ROWS, TOKEN_STEP
 from swift_toolkit.dataset.spec import DatasetSpec
 from swift_toolkit.problems import Problem
 
@@ -316,6 +316,6 @@ class DataReport:
         """Count a flaw, and keep it as an example if it is one of the first of its kind."""
         group = self.groups.setdefault(flaw.kind, Group(flaw.kind))
         group.count += 1
-        if len(group.examples) < EXAMPLES:
+        if len(group.examples) < EXAMPLE_ROWS:
             where = f"row {row:,}: " if line is None and row is not None else ""
             group.examples.append(Problem(where + flaw.what, flaw.advice, file=file, line=line))

@@ -222,7 +222,7 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def remove(entry: Entry) -> bool:
+def clear(entry: Entry) -> bool:
     """Remove an entry unless a run is using it. Returns whether it was removed."""
     with suppress(OSError), _lock_of(entry.path).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,4 +309,4 @@ def _shrink() -> None:
     for entry in entries():
         total += entry.size
         if total > MOST_BYTES and time.time() - entry.used > 60:
-            remove(entry)
+            clear(entry)

@@ -45,7 +45,7 @@ class Engine:
         self.closed = False
         self._child = start(log, order.environment, echo)
         self._events = self._child.events()
-        self._ready: protocol.Ready | None = None
+        self._ready: protocol.EngineReady | None = None
         self._send(
             protocol.Load(
                 arguments=order.arguments,
@@ -79,14 +79,14 @@ class Engine:
         state = "importing"
         while self._ready is None:
             event = self._next()
-            if isinstance(event, protocol.Ready):
+            if isinstance(event, protocol.EngineReady):
                 self._ready = event
-            elif isinstance(event, protocol.Loading):
+            elif isinstance(event, protocol.EngineLoading):
                 state = "loading"
             yield state
 
     @property
-    def ready(self) -> protocol.Ready:
+    def ready(self) -> protocol.EngineReady:
         """Wait until the model is loaded; return its description.
 
         Raises:
@@ -143,11 +143,11 @@ class Engine:
         _ = self.ready
         self._send(protocol.Stream(side=side, question=protocol.asked(question)))
         text = ""
-        event: protocol.Report | None = None
+        event: protocol.EngineReport | None = None
         try:
             while not isinstance(event, protocol.Streamed):
                 event = self._next()
-                if isinstance(event, protocol.Piece):
+                if isinstance(event, protocol.EnginePiece):
                     text += event.text
                     yield event.text
         finally:
@@ -178,11 +178,11 @@ class Engine:
             pass
         return event.text
 
-    def _send(self, order: protocol.Load | protocol.Order) -> None:
+    def _send(self, order: protocol.Load | protocol.AnyOrder) -> None:
         with suppress(BrokenPipeError):  # its last report, which is read next, gives the reason
             self._child.send(msgspec.to_builtins(order, enc_hook=str))
 
-    def _next(self) -> protocol.Report | None:
+    def _next(self) -> protocol.EngineReport | None:
         """The next report, None if there is none yet.
 
         Raises:
@@ -193,7 +193,7 @@ class Engine:
             return None
         if event["event"] in ("ended", "failed"):
             raise self._failure(event)
-        return msgspec.convert(event, protocol.Report)  # type: ignore[no-any-return]
+        return msgspec.convert(event, protocol.EngineReport)  # type: ignore[no-any-return]
 
     def _failure(self, event: Mapping[str, object]) -> RunError:
         failure = child_failure(event, "ms-swift could not load the model", self._child, self.log)

@@ -48,7 +48,7 @@ GENERATION = (
 """The generation settings, by their names in ms-swift."""
 
 
-def generation_of(config: Config) -> Generation:
+def read_generation(config: Config) -> Generation:
     """The generation parameters of an infer request."""
     names = {"max_new_tokens": "max_tokens", "stop_words": "stop"}
     return Generation(**{names.get(name, name): config.get(name) for name in GENERATION})
@@ -156,7 +156,7 @@ class Plan:
     @property
     def generation(self) -> Generation:
         """The generation parameters."""
-        return generation_of(self.config)
+        return read_generation(self.config)
 
     def model_of(self, side: Side) -> str | None:
         """The model to load for ``side``, before any merge; None if only an adapter on a hub names it."""

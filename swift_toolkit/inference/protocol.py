@@ -21,7 +21,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     largest_batch: int | None
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class EngineQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """A question for an engine; the fields are those of `exchange.Question`."""
 
     index: int
@@ -37,14 +37,14 @@ class Ask(_Order, frozen=True, kw_only=True):
     """Answer questions, in any order."""
 
     side: Side
-    questions: Sequence[Asked]
+    questions: Sequence[EngineQuestion]
 
 
 class Stream(_Order, frozen=True, kw_only=True):
     """Answer one question piece by piece."""
 
     side: Side
-    question: Asked
+    question: EngineQuestion
 
 
 class Stop(_Order, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class Stop(_Order, frozen=True, kw_only=True):
 class Render(_Order, frozen=True, kw_only=True):
     """Show the prompt of a question as the model sees it."""
 
-    question: Asked
+    question: EngineQuestion
 
 
 class Settings(_Order, frozen=True, kw_only=True):
@@ -63,12 +63,12 @@ class Settings(_Order, frozen=True, kw_only=True):
     generation: Generation
 
 
-Order: TypeAlias = Ask | Stream | Stop | Render | Settings
+AnyOrder: TypeAlias = Ask | Stream | Stop | Render | Settings
 
 
-def asked(question: Question) -> Asked:
+def asked(question: Question) -> EngineQuestion:
     """The part of a question that an engine needs."""
-    return Asked(index=question.index, messages=question.messages, extra=question.extra)
+    return EngineQuestion(index=question.index, messages=question.messages, extra=question.extra)
 
 
 # --- reports ------------------------------------------------------------------------------------------------
@@ -78,11 +78,11 @@ class _Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
     """One report."""
 
 
-class Loading(_Report, frozen=True, kw_only=True):
+class EngineLoading(_Report, frozen=True, kw_only=True, tag="loading"):
     """ms-swift is imported, and the model is being loaded."""
 
 
-class Ready(_Report, frozen=True, kw_only=True):
+class EngineReady(_Report, frozen=True, kw_only=True, tag="ready"):
     """The model is loaded.
 
     Args:
@@ -112,7 +112,7 @@ class Rendered(_Report, frozen=True, kw_only=True):
     text: str | None
 
 
-class Piece(_Report, frozen=True, kw_only=True):
+class EnginePiece(_Report, frozen=True, kw_only=True, tag="piece"):
     """A piece of the answer that is streaming."""
 
     text: str
@@ -134,11 +134,13 @@ class Streamed(Answered, frozen=True, kw_only=True, tag="streamed"):
     """The end of a streamed answer; its text was sent in pieces."""
 
 
-class Failed(_Report, frozen=True, kw_only=True):
+class EngineFailed(_Report, frozen=True, kw_only=True, tag="failed"):
     """The engine cannot be loaded or has failed."""
 
     type: str
     message: str
 
 
-Report: TypeAlias = Loading | Ready | Rendered | Piece | Answered | Streamed | Failed
+EngineReport: TypeAlias = (
+    EngineLoading | EngineReady | Rendered | EnginePiece | Answered | Streamed | EngineFailed
+)

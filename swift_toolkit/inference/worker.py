@@ -26,7 +26,7 @@ from swift_toolkit.inference import protocol
 from swift_toolkit.inference.backend import BACKENDS, VLLM
 from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.inference.exchange import Side
-from swift_toolkit.inference.protocol import Answered, Asked
+from swift_toolkit.inference.protocol import Answered, EngineQuestion
 from swift_toolkit.inference.stop_text import StopText, as_text, before_stop
 from swift_toolkit.machine.msswift import (
     inference_api,
@@ -40,7 +40,7 @@ from swift_toolkit.machine.spawned import end_with_parent
 from swift_toolkit.model.checkpoints.old_adapter import as_peft, with_peft_adapters
 from swift_toolkit.problems import first_line
 
-WINDOW = 8
+_WINDOW = 8
 """Number of batches considered when grouping questions of similar length."""
 
 
@@ -73,7 +73,7 @@ class Served:
         self._reporter = reporter
         self.backend = BACKENDS[order.backend]
         self.swift = inference_api()
-        self.report(protocol.Loading())
+        self.report(protocol.EngineLoading())
         # with a result file named, ms-swift creates no directories next to the model; nothing is written to it
         words = [*with_peft_adapters(order.arguments), f"--result_path={os.devnull}"]
         self.engine = self.swift.SwiftInfer(words).infer_engine
@@ -95,28 +95,28 @@ class Served:
             repair_generation(self.template)
             stop_generating(self.template, lambda: self.stopped.is_set)
 
-    def report(self, report: protocol.Report) -> None:
+    def report(self, report: protocol.EngineReport) -> None:
         """Send a report to the parent process."""
         self._reporter(**msgspec.to_builtins(report, enc_hook=str))
 
-    def description(self) -> protocol.Ready:
+    def description(self) -> protocol.EngineReady:
         """The description of the loaded engine for the parent process."""
         meta = self.template.template_meta
         thinks = bool(getattr(meta, "is_thinking", False) or getattr(meta, "non_thinking_prefix", ""))
-        return protocol.Ready(
+        return protocol.EngineReady(
             template=meta.template_type,
             system=meta.default_system,
             dtype=str(self.engine.model_info.torch_dtype).removeprefix("torch."),
             max_model_len=self.engine.max_model_len,
             thinks=thinks,
             largest_batch=self.largest_batch,
-            window=WINDOW * self.largest_batch,
+            window=_WINDOW * self.largest_batch,
             versions=versions(self.backend.module),
         )
 
     def serve(self, orders: Any) -> None:
         """Execute the orders in the lines of ``orders`` until they end."""
-        inbox: queue.SimpleQueue[protocol.Order | None] = queue.SimpleQueue()
+        inbox: queue.SimpleQueue[protocol.AnyOrder | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(orders, inbox), daemon=True).start()
         pool: list[_Job] = []
         while True:
@@ -129,16 +129,16 @@ class Served:
             for answer in self._answers(batch):
                 self.report(answer)
 
-    def _listen(self, orders: Any, inbox: queue.SimpleQueue[protocol.Order | None]) -> None:
+    def _listen(self, orders: Any, inbox: queue.SimpleQueue[protocol.AnyOrder | None]) -> None:
         for line in orders:
-            order = msgspec.convert(json.loads(line), protocol.Order)
+            order = msgspec.convert(json.loads(line), protocol.AnyOrder)
             if isinstance(order, protocol.Stop):
                 self.stopped.set()
             else:
                 inbox.put(order)
         inbox.put(None)
 
-    def _take(self, order: protocol.Order) -> list[_Job]:
+    def _take(self, order: protocol.AnyOrder) -> list[_Job]:
         """Execute an order; return the questions that remain to be asked in batches."""
         if isinstance(order, protocol.Settings):
             self.seed = order.generation.seed or 0
@@ -163,13 +163,13 @@ class Served:
 
     # --- one question ---------------------------------------------------------------------------------------
 
-    def _request(self, question: Asked) -> Any:
+    def _request(self, question: EngineQuestion) -> Any:
         """The question in ms-swift's format; refuse media for a text model, which ms-swift would silently ignore."""
         if not self.sees and any(question.extra.get(kind) for kind in MEDIA):
             raise ValueError("the model accepts only text, no images, video or audio")
         return self.swift.InferRequest(messages=list(question.messages), **question.extra)
 
-    def _render(self, question: Asked) -> None:
+    def _render(self, question: EngineQuestion) -> None:
         try:
             tokens = self.template.encode(self._request(question))["input_ids"]
             self.report(protocol.Rendered(text=self.template.safe_decode(tokens)))
@@ -198,7 +198,7 @@ class Served:
             return off
         return nullcontext()
 
-    async def _one(self, question: Asked, side: Side) -> None:
+    async def _one(self, question: EngineQuestion, side: Side) -> None:
         began = time.monotonic()
         try:
             asking = self._asking(question.index, side)
@@ -208,7 +208,7 @@ class Served:
             answer = _failed(question, error, began)
         self.report(answer)
 
-    async def _stream(self, question: Asked, side: Side) -> None:
+    async def _stream(self, question: EngineQuestion, side: Side) -> None:
         began = time.monotonic()
         try:
             self._reseed(question.index)
@@ -219,7 +219,7 @@ class Served:
             answer = _failed(question, error, began)
         self.report(protocol.Streamed(**msgspec.structs.asdict(answer)))
 
-    async def _stream_text(self, question: Asked, side: Side) -> Any:
+    async def _stream_text(self, question: EngineQuestion, side: Side) -> Any:
         """Report an answer as it is generated; returns its last piece."""
         stop, last = StopText(self.config.stop or []), None
         asking = self._asking(question.index, side, stream=True)
@@ -233,7 +233,7 @@ class Served:
         self._report_piece(stop.feed("", last=True))
         return last
 
-    async def _stream_class(self, question: Asked, side: Side) -> Any:
+    async def _stream_class(self, question: EngineQuestion, side: Side) -> Any:
         """Report a class or score, which comes in one piece."""
         asking = self._asking(question.index, side)
         whole = await self.engine.infer_async(self._request(question), **asking)
@@ -242,11 +242,11 @@ class Served:
 
     def _report_piece(self, text: str | None) -> None:
         if text:
-            self.report(protocol.Piece(text=text))
+            self.report(protocol.EnginePiece(text=text))
 
     # --- batches of pt --------------------------------------------------------------------------------------
 
-    def _measured(self, questions: Sequence[Asked], side: Side) -> Iterator[_Job]:
+    def _measured(self, questions: Sequence[EngineQuestion], side: Side) -> Iterator[_Job]:
         """Yield the questions with their prompt lengths; answer those that cannot be rendered with the error."""
         for question in questions:
             began = time.monotonic()
@@ -299,7 +299,7 @@ class Served:
         for job, response in zip(batch, responses, strict=True):
             yield self._answer(job.question, response, began)
 
-    def _answer(self, question: Asked, response: Any, began: float) -> Answered:
+    def _answer(self, question: EngineQuestion, response: Any, began: float) -> Answered:
         """The report of an answer; the text of a streamed answer has already been reported."""
         choice = response.choices[0]
         return Answered(
@@ -327,7 +327,7 @@ def _whole_answers(asked: dict[str, Any]) -> dict[str, Any]:
 class _Job:
     """A question waiting for a batch: its side, and the length of its prompt in tokens."""
 
-    question: Asked
+    question: EngineQuestion
     side: Side
     length: int
 
@@ -342,7 +342,7 @@ def _next_batch(pool: list[_Job], fits: Callable[[int], int]) -> list[_Job]:
     return batch[::-1]
 
 
-def _failed(question: Asked, error: Exception, began: float) -> Answered:
+def _failed(question: EngineQuestion, error: Exception, began: float) -> Answered:
     """The answer to a failed question: the error in one line; the full error goes to the log."""
     traceback.print_exception(error)
     first, kind = first_line(str(error)), type(error).__name__

@@ -82,7 +82,7 @@ class SwiftInstall:
         """Whether the model can be its own teacher (GKD with a column ``teacher_prompt``): only since ms-swift 4.0."""
         return self._either(False, True)
 
-    def foreign_generation(self, generation: Generation | None) -> str | None:
+    def foreign_generation(self, generation: SwiftGeneration | None) -> str | None:
         """The generation of ms-swift that wrote an adapter's checkpoint, if this one cannot load its optimizer state.
 
         Until ms-swift 4.0 the parameters of an adapter formed two groups, since then one; torch refuses a state with
@@ -93,6 +93,18 @@ class SwiftInstall:
         """
         wrote = next((line for line in LINES if line == generation), self.line)
         return None if wrote == self.line else wrote.removeprefix("v")
+
+    def loss_without_default(self, task: str) -> str | None:
+        """A loss for a task that ms-swift gives none, so that it stops at its first step; None for other tasks.
+
+        Args:
+            task: a name of `config.tasks`.
+        """
+        if task == "embedding":
+            return "infonce"
+        if task in ("reranker", "generative_reranker"):
+            return self._either(task, "pointwise_reranker")
+        return None
 
     def _either(self, of_3: _T, of_4: _T) -> _T:
         return of_3 if self.line == "v3" else of_4
@@ -140,10 +152,10 @@ _SOURCES_OF_4 = Sources(
     columns="dataset/preprocessor/core.py",
 )
 
-Generation = Literal["v1", "v2", "v3", "v4"]
+SwiftGeneration = Literal["v1", "v2", "v3", "v4"]
 
 
-def recorded_generation(args: Collection[str], is_old_file: bool) -> Generation | None:
+def recorded_generation(args: Collection[str], is_old_file: bool) -> SwiftGeneration | None:
     """The generation of ms-swift that wrote these arguments; None if it cannot be determined.
 
     Version 4 records its own name. Version 2 has ``custom_register_path``, which 1 does not have.

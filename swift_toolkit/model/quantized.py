@@ -88,7 +88,7 @@ def quantization_problems(config: Config, device: Device) -> Iterator[Problem]:
         yield config.problem("model", what, f"pip install {package}")
 
 
-def warnings(config: Config, device: Device) -> Iterator[Problem]:
+def quantization_warnings(config: Config, device: Device) -> Iterator[Problem]:
     """Weights that take more memory than their files."""
     found = stored(model) if isinstance(model := config.get("model"), str) else None
     if found is not None and is_unpacked(found, device):

@@ -140,7 +140,7 @@ def _argument(call: ast.Call, name: str, at: int | None = None) -> ast.expr | No
     return given or (call.args[at] if at is not None and len(call.args) > at else None)
 
 
-def text_of(node: ast.expr | None, constants: Mapping[str, str]) -> str:
+def source_text(node: ast.expr | None, constants: Mapping[str, str]) -> str:
     """A string literal, or the constant that ``Class.name`` stands for; "" for anything else."""
     if isinstance(node, ast.Attribute):
         return constants.get(node.attr, "")
@@ -151,18 +151,21 @@ def _model_type(
     call: ast.Call, constants: Mapping[str, str], templates: Mapping[str, str], template_at: int
 ) -> ModelType:
     words = _argument(call, "architectures")
-    architectures = [text_of(word, {}) for word in words.elts] if isinstance(words, ast.List) else []
+    architectures = [source_text(word, {}) for word in words.elts] if isinstance(words, ast.List) else []
     models: dict[str, str] = {}
     for group in calls_of(call, "ModelGroup"):
-        own = text_of(_argument(group, "template", 1), templates)
+        own = source_text(_argument(group, "template", 1), templates)
         for model in calls_of(group, "Model"):
             ids = [
-                text_of(_argument(model, f"{hub}_model_id", at), {}) for at, hub in enumerate(("ms", "hf"))
+                source_text(_argument(model, f"{hub}_model_id", at), {})
+                for at, hub in enumerate(("ms", "hf"))
             ]
             models |= {one.rsplit("/", 1)[-1].lower(): own for one in ids if one}
-    template = text_of(_argument(call, "template", template_at), templates)
-    name = text_of(_argument(call, "model_type", 0), constants)
-    return ModelType(name, tuple(architectures), template, models, text_of(_argument(call, "task_type"), {}))
+    template = source_text(_argument(call, "template", template_at), templates)
+    name = source_text(_argument(call, "model_type", 0), constants)
+    return ModelType(
+        name, tuple(architectures), template, models, source_text(_argument(call, "task_type"), {})
+    )
 
 
 # --- what ms-swift cannot determine ------------------------------------------------------------------------

@@ -82,11 +82,11 @@ class _Source:
         given |= dict(zip(given, meta.args, strict=False)) | {
             word.arg: word.value for word in meta.keywords if word.arg
         }
-        name = registry.text_of(given.get("template_type"), self.names)
+        name = registry.source_text(given.get("template_type"), self.names)
         if name:
             end = _last(given.get("suffix"), texts)
             opening = _MARK.search(" ".join(_items(given.get("prompt"), texts)))
-            agent = registry.text_of(given.get("agent_template"), texts)
+            agent = registry.source_text(given.get("agent_template"), texts)
             yield Template(name, end if _MARK.fullmatch(end) else "", opening[0] if opening else "", agent)
 
     def _fields(self, name: str) -> dict[str, ast.expr | None]:
@@ -114,7 +114,7 @@ def _default(value: ast.expr | None) -> ast.expr | None:
 def _texts(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """The string constants of a module, by name."""
     for node in tree.body:
-        text = registry.text_of(node.value, {}) if isinstance(node, ast.Assign) else ""
+        text = registry.source_text(node.value, {}) if isinstance(node, ast.Assign) else ""
         if isinstance(node, ast.Assign) and text and isinstance(node.targets[0], ast.Name):
             yield node.targets[0].id, text
 
@@ -124,7 +124,7 @@ def _items(node: ast.expr | None, texts: Mapping[str, str]) -> list[str]:
     if not isinstance(node, ast.List):
         return []
     return [
-        texts.get(one.id, "") if isinstance(one, ast.Name) else registry.text_of(one, texts)
+        texts.get(one.id, "") if isinstance(one, ast.Name) else registry.source_text(one, texts)
         for one in node.elts
     ]
 

@@ -136,7 +136,7 @@ def _list(found: Sequence[RunEntry], directory: Path, options: argparse.Namespac
     if not found:
         screen.say(f"No run below {directory}.")
     else:
-        screen.print_table(table.COLUMNS, [run.cells() for run in found], sys.stdout)
+        screen.print_table(table.TABLE_COLUMNS, [run.cells() for run in found], sys.stdout)
     return 0
 
 
@@ -147,7 +147,7 @@ def _show(directory: Path, options: argparse.Namespace) -> int:
     run = table.read_run(directory)
     if options.report:
         target = Path(options.report).expanduser()
-        page.write_report(directory, target)
+        page.write_run_report(directory, target)
     if options.json:
         plan, result = json_file(directory / PLAN), json_file(directory / "result.json")
         return _print_json(**run.as_dict(), plan=plan or None, result=result or None)

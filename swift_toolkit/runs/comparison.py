@@ -14,7 +14,7 @@ from swift_toolkit.runs.table import RunEntry, json_file, read_run
 _PLACES = ("output_dir", "resume_from_checkpoint", "add_version")
 """Settings that differ between any two runs."""
 
-Row = tuple[str, ...]
+_Row = tuple[str, ...]
 """A name and, for each run, the value as text."""
 
 
@@ -32,9 +32,9 @@ class Comparison:
 
     runs: tuple[RunEntry, ...]
     names: tuple[str, ...]
-    settings: tuple[Row, ...]
-    data: tuple[Row, ...]
-    results: tuple[Row, ...]
+    settings: tuple[_Row, ...]
+    data: tuple[_Row, ...]
+    results: tuple[_Row, ...]
 
     def as_dict(self) -> dict[str, object]:
         """Plain data."""
@@ -79,16 +79,16 @@ def _data_of(directory: Path) -> dict[str, str]:
     return {split: "; ".join(marks) for split, marks in (request.data if request else {}).items()}
 
 
-def _differing(found: Sequence[dict[str, str]]) -> tuple[Row, ...]:
+def _differing(found: Sequence[dict[str, str]]) -> tuple[_Row, ...]:
     names = sorted({name for one in found for name in one})
     rows = [(name, *(one.get(name, "not set") for one in found)) for name in names]
     return tuple(row for row in rows if len(set(row[1:])) > 1)
 
 
-def _results(runs: Sequence[RunEntry]) -> tuple[Row, ...]:
+def _results(runs: Sequence[RunEntry]) -> tuple[_Row, ...]:
     results = [json_file(run.directory / "result.json") for run in runs]
     metrics = [result.get("metrics") or {} for result in results]
-    rows: list[Row] = [
+    rows: list[_Row] = [
         ("state", *(run.state for run in runs)),
         ("steps", *(f"{run.step:,} of {run.max_steps:,}" for run in runs)),
         ("best loss", *(_figure(run.best_loss) for run in runs)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from swift_toolkit.runs.record import MEASURED, JsonObject
+from swift_toolkit.runs.record import MEASURED, RecordObject
 
 LOG = "logging.jsonl"
 """ms-swift's log: one line of JSON per log of the trainer."""
@@ -64,7 +64,7 @@ def read_history(directory: Path) -> History:
     return History(step, max_steps, values, speed, memory or values.get("memory(GiB)", {}))
 
 
-def _lines(file: Path) -> Iterator[tuple[int, int, JsonObject]]:
+def _lines(file: Path) -> Iterator[tuple[int, int, RecordObject]]:
     """Step, planned steps and content of each line; lines truncated by a kill are skipped."""
     if not file.is_file():
         return

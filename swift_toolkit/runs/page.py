@@ -14,7 +14,7 @@ from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import checkpoints_of
 from swift_toolkit.runs.comparison import Comparison, compare
 from swift_toolkit.runs.history import History, read_history
-from swift_toolkit.runs.record import PLAN, REPORT, SETTINGS, JsonObject
+from swift_toolkit.runs.record import PLAN, REPORT, SETTINGS, RecordObject
 from swift_toolkit.runs.storage import size_of
 from swift_toolkit.runs.table import RunEntry, json_file, read_run
 
@@ -56,7 +56,7 @@ CHARTS = (
 )
 
 
-def write_report(directory: Path, file: Path | None = None, running: bool | None = None) -> None:
+def write_run_report(directory: Path, file: Path | None = None, running: bool | None = None) -> None:
     """Write the report of the run in ``directory``.
 
     Args:
@@ -95,7 +95,7 @@ def _state(run: RunEntry) -> str:
     return f"{run.state.capitalize()}{steps}" + (", can be resumed" if run.resumable else "")
 
 
-def _tiles(run: RunEntry, history: History, result: JsonObject) -> Iterator[tuple[str, str, str]]:
+def _tiles(run: RunEntry, history: History, result: RecordObject) -> Iterator[tuple[str, str, str]]:
     for name, title in (("loss", "Loss"), ("eval_loss", "Validation loss"), ("token_acc", "Token accuracy")):
         if values := history.of(name):
             best = (max if name == "token_acc" else min)(values.values())
@@ -123,7 +123,7 @@ def _planned(estimate: int | None) -> str:
     return f"estimated {screen.gib(estimate)}" if estimate else ""
 
 
-def _errors(run: RunEntry, result: JsonObject) -> str:
+def _errors(run: RunEntry, result: RecordObject) -> str:
     alarms = [f"Step {alarm['step']}: {alarm['what']}. {alarm['do']}" for alarm in result.get("alarms") or ()]
     error = page.section("Why it failed", page.command(run.error), "bad") if run.error else ""
     return error + (page.section("Warnings", page.item_list(alarms), "warn") if alarms else "")
@@ -155,7 +155,7 @@ def _machine_charts(histories: Sequence[tuple[str, History]]) -> Iterator[str]:
     yield page.line_chart("Memory", memory, "GiB", from_zero=True)
 
 
-def _sections(run: RunEntry, result: JsonObject, plan: JsonObject) -> Iterator[str]:
+def _sections(run: RunEntry, result: RecordObject, plan: RecordObject) -> Iterator[str]:
     if commands := list(next_commands(run)):
         yield page.section("Next", page.command("\n".join(commands)))
     if checkpoints := list(_checkpoint_rows(run.directory)):
@@ -181,7 +181,7 @@ def _checkpoint_rows(directory: Path) -> Iterator[tuple[str, str, str, str]]:
         yield path.name, path.name.rpartition("-")[2], size, ", ".join(marks)
 
 
-def _record(run: RunEntry, result: JsonObject, plan: JsonObject) -> Iterator[tuple[str, str]]:
+def _record(run: RunEntry, result: RecordObject, plan: RecordObject) -> Iterator[tuple[str, str]]:
     yield "started", run.started.strftime("%Y-%m-%d %H:%M:%S")
     if words := plan.get("command"):
         yield "command", shlex.join(words)

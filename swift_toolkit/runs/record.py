@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-JsonObject: TypeAlias = dict[str, Any]
+RecordObject: TypeAlias = dict[str, Any]
 """The JSON object in a file of a run, such as args.json."""
 
 MEASURED = "measured.jsonl"

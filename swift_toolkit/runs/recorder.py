@@ -69,7 +69,7 @@ class Recorder:
         """Write the report. A failure never ends the run; the run itself reports disk problems."""
         try:
             with suppress(OSError):
-                page.write_report(self.directory, running=not self._ended)
+                page.write_run_report(self.directory, running=not self._ended)
         except Exception as error:  # no failure of the report may end the run
             if not self._failed:
                 screen.say(f"cannot write the report of {self.directory}: {first_line(error)}")

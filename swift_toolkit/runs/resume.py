@@ -33,7 +33,7 @@ RECORD = "request.json"
 
 def is_secret(name: str) -> bool:
     """Whether the setting or flag ``name`` holds a secret, judged by its name."""
-    return "webhook" in name or secrets.NAME.search(name) is not None
+    return "webhook" in name or secrets.SECRET_NAME.search(name) is not None
 
 
 @dataclass(frozen=True)

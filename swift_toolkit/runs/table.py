@@ -16,7 +16,7 @@ from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, runs_of
 from swift_toolkit.model.files import read_json
 from swift_toolkit.runs import lock, storage
-from swift_toolkit.runs.record import JsonObject
+from swift_toolkit.runs.record import RecordObject
 from swift_toolkit.runs.resume import RECORD
 
 State = Literal["running", "done", "stopped", "interrupted", "failed", "killed"]
@@ -69,7 +69,7 @@ class RunEntry:
         return (when, run, Path(self.model).name, self.tuner, data, steps, loss, state)
 
 
-COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "state")
+TABLE_COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "state")
 
 
 def runs_below(directory: Path) -> list[RunEntry]:
@@ -114,7 +114,7 @@ def read_run(directory: Path, running: bool | None = None) -> RunEntry:
     )
 
 
-def json_file(file: Path) -> JsonObject:
+def json_file(file: Path) -> RecordObject:
     """The JSON object in ``file``; empty if there is none."""
     content, _ = read_json(file) if file.is_file() else (None, None)
     return content or {}

@@ -22,7 +22,7 @@ from swift_toolkit.serving.api import request as api_request
 from swift_toolkit.serving.api.answer import model_entry, model_list
 from swift_toolkit.serving.api.fields import ENDPOINTS
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Facts, Limits
-from swift_toolkit.serving.api.schema import Answer, AnswerPiece, JsonObject
+from swift_toolkit.serving.api.schema import AnswerBody, AnswerPiece, RequestBody
 
 ASGIMessage = MutableMapping[str, Any]
 """The scope of a connection, see https://asgi.readthedocs.io/en/latest/specs/www.html."""
@@ -108,7 +108,9 @@ class ServingEngine(Protocol):
     def facts(self) -> Facts:
         """The properties of the model that requests are checked against."""
 
-    async def answer(self, request: ApiRequest, one: Exchange) -> Answer | AsyncGenerator[AnswerPiece, None]:
+    async def answer(
+        self, request: ApiRequest, one: Exchange
+    ) -> AnswerBody | AsyncGenerator[AnswerPiece, None]:
         """Return the whole answer, or a generator of its pieces.
 
         Raises:
@@ -135,7 +137,7 @@ class Policy:
     page: bytes | None = None
 
 
-Action = Callable[[JsonObject], Awaitable[str]]
+Action = Callable[[RequestBody], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ class Gateway:
         body = await self._body(http)
         engine, limits = self._engine, self._policy.limits
         one.model = api_request.check_model(body, engine.models)
-        request = api_request.check_request(one.path, body, engine.models, limits, engine.facts)
+        request = api_request.check_fields(one.path, body, engine.models, limits, engine.facts)
         self._observer.began(one)
         answering = asyncio.ensure_future(self._send_answer(request, one, http))
         if await _first(answering, _gone(http.receive)):
@@ -340,7 +342,7 @@ class Gateway:
                 await http.response.event(event)
             await http.response.end_stream()
 
-    async def _body(self, http: _Http) -> JsonObject:
+    async def _body(self, http: _Http) -> RequestBody:
         """Read the JSON object of a request."""
         kind = (http.header(b"content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -350,7 +352,7 @@ class Gateway:
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):
             raise _too_large(limit)
         try:
-            return api_request.parse(await _within(BODY_SECONDS, _whole_body(http.receive, limit)))
+            return api_request.parse_request(await _within(BODY_SECONDS, _whole_body(http.receive, limit)))
         except asyncio.TimeoutError:
             raise ApiError(408, f"The request did not arrive within {BODY_SECONDS:g} s.") from None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from swift_toolkit.serving.api.fields import ENDPOINTS
 from swift_toolkit.serving.gateway import Exchange
 
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 """Bucket bounds of the latency histograms, in seconds."""
 
 
@@ -38,14 +38,14 @@ class Metrics:
             "swift_request_seconds",
             "Time until the answer is complete.",
             ["model"],
-            buckets=SECONDS,
+            buckets=_SECONDS,
             registry=registry,
         )
         self._first = Histogram(
             "swift_first_token_seconds",
             "Time until the first token of a streamed answer.",
             ["model"],
-            buckets=SECONDS,
+            buckets=_SECONDS,
             registry=registry,
         )
         self._queue = Gauge(

@@ -30,7 +30,7 @@ Type = Literal["lora", "full", "multi-lora"]
 TYPES: tuple[Type, ...] = ("lora", "full", "multi-lora")
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 """A model name that every client and backend accepts."""
 
 
@@ -64,7 +64,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RequestedModel:
     """The models that the settings and options name.
 
     Args:
@@ -88,7 +88,7 @@ class Asked:
     trust_code: bool
 
 
-def take_asked(config: Config, options: ServingOptions) -> Asked:
+def take_asked(config: Config, options: ServingOptions) -> RequestedModel:
     """Find out what to serve and remove the settings that name it from ``config``. ms-swift's own ``adapters`` and
     ``model`` stand for a checkpoint and its base.
     """
@@ -108,7 +108,7 @@ def take_asked(config: Config, options: ServingOptions) -> Asked:
         checkpoint, on_hub = taken["adapters"][0], "adapter"
     elif checkpoint is None and several is None:
         checkpoint, base, on_hub = model, options.base_model, "model"
-    return Asked(
+    return RequestedModel(
         type=options.type,
         checkpoint=checkpoint,
         several=several,
@@ -149,7 +149,7 @@ class FoundModels:
     checkpoints: tuple[Checkpoint, ...]
 
 
-def read_models(asked: Asked) -> FoundModels:
+def read_models(asked: RequestedModel) -> FoundModels:
     """Read the requested checkpoints.
 
     Raises:
@@ -169,7 +169,7 @@ def read_models(asked: Asked) -> FoundModels:
     return _read_one(asked.checkpoint, asked)
 
 
-def _read_one(path: str, asked: Asked) -> FoundModels:
+def _read_one(path: str, asked: RequestedModel) -> FoundModels:
     if asked.on_hub == "model":
         return FoundModels("full", (), (hub_model(path, asked.trust_code),))
     checkpoint = _checkpoint(path, asked.base, asked.trust_code)
@@ -210,7 +210,7 @@ def read_adapter(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _read_several(several: str | Mapping[str, str], asked: Asked) -> FoundModels:
+def _read_several(several: str | Mapping[str, str], asked: RequestedModel) -> FoundModels:
     """Read the adapters that a file (or, from Python, a mapping) lists."""
     listed = _read_list(several) if isinstance(several, str) else _Listed(None, dict(several), {})
     problems = [*_other_names(asked)]
@@ -228,7 +228,7 @@ def _read_several(several: str | Mapping[str, str], asked: Asked) -> FoundModels
     return FoundModels("multi-lora", tuple(listed.values), tuple(checkpoints))
 
 
-def _other_names(asked: Asked) -> Iterator[Problem]:
+def _other_names(asked: RequestedModel) -> Iterator[Problem]:
     """Problems with settings that name a model in addition to a list of adapters."""
     for name, value in (("--type", asked.type), ("--checkpoint", asked.checkpoint)):
         if value not in (None, "multi-lora"):
@@ -236,7 +236,7 @@ def _other_names(asked: Asked) -> Iterator[Problem]:
             yield Problem(what, "Remove one of the two.", name)
 
 
-def _listed_adapter(path: object, asked: Asked) -> Checkpoint:
+def _listed_adapter(path: object, asked: RequestedModel) -> Checkpoint:
     if not isinstance(path, str):
         raise RequestError([Problem("must be the directory of an adapter")])
     try:
@@ -305,7 +305,7 @@ def _adapter(name: str, checkpoint: Checkpoint) -> ServedModel:
 def name_problems(models: Sequence[ServedModel]) -> Iterator[Problem]:
     """Problems with names and paths that clients or ms-swift do not accept."""
     for model in models:
-        if not NAME.fullmatch(model.name):
+        if not MODEL_NAME.fullmatch(model.name):
             do = "Use at most 128 letters, digits and . _ : / -, starting with a letter or digit."
             yield Problem(f"{json.dumps(model.name)} is not a valid model name", do)
         if model.kind == "lora" and "=" in model.path:

@@ -73,17 +73,17 @@ class ServingOrder:
 
 
 @dataclass(frozen=True)
-class Importing:
+class ServerImporting:
     """The process is importing ms-swift."""
 
 
 @dataclass(frozen=True)
-class Loading:
+class ServerLoading:
     """The process is loading the model."""
 
 
 @dataclass(frozen=True)
-class Ready:
+class ServerReady:
     """The server accepts requests.
 
     Args:
@@ -98,33 +98,38 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class ServerStopped:
     """The server has shut down on request; ``cut`` answers were cut off."""
 
     cut: int
 
 
 @dataclass(frozen=True)
-class Failed:
+class ServerFailed:
     """The process ends because of an error."""
 
     type: str
     message: str
 
 
-Report: TypeAlias = Importing | Loading | Ready | Stopped | Failed
+ServerReport: TypeAlias = ServerImporting | ServerLoading | ServerReady | ServerStopped | ServerFailed
 
-_REPORTS: dict[str, type[Report]] = {
-    one.__name__.lower(): one for one in (Importing, Loading, Ready, Stopped, Failed)
+_REPORTS: dict[str, type[ServerReport]] = {
+    "importing": ServerImporting,
+    "loading": ServerLoading,
+    "ready": ServerReady,
+    "stopped": ServerStopped,
+    "failed": ServerFailed,
 }
+_EVENTS = {kind: event for event, kind in _REPORTS.items()}
 
 
-def send_report(reporter: Reporter, report: Report) -> None:
+def send_report(reporter: Reporter, report: ServerReport) -> None:
     """Send a report in the form that `read_report` reads."""
-    reporter(type(report).__name__.lower(), **asdict(report))
+    reporter(_EVENTS[type(report)], **asdict(report))
 
 
-def read_report(event: Mapping[str, object]) -> Report:
+def read_report(event: Mapping[str, object]) -> ServerReport:
     """Parse a report of the serving process.
 
     Raises:

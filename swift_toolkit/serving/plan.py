@@ -33,8 +33,8 @@ from swift_toolkit.serving.access import (
 )
 from swift_toolkit.serving.api.request import Limits
 from swift_toolkit.serving.models import (
-    Asked,
     FoundModels,
+    RequestedModel,
     ServedModel,
     Type,
     adapter_name_problems,
@@ -254,7 +254,7 @@ def _collect(
 
 
 def _decide(
-    config: Config, options: ServingOptions, asked: Asked, found: FoundModels, key: str | None
+    config: Config, options: ServingOptions, asked: RequestedModel, found: FoundModels, key: str | None
 ) -> Deployment:
     """Make the deployment of a request whose parts are valid.
 

@@ -21,7 +21,14 @@ from swift_toolkit.model.merge import merged
 from swift_toolkit.problems import RunError, first_line
 from swift_toolkit.runs import directory
 from swift_toolkit.serving.access import KEY_VARIABLE
-from swift_toolkit.serving.order import Failed, Loading, Ready, Report, Stopped, read_report
+from swift_toolkit.serving.order import (
+    ServerFailed,
+    ServerLoading,
+    ServerReady,
+    ServerReport,
+    ServerStopped,
+    read_report,
+)
 from swift_toolkit.serving.plan import Deployment
 
 GRACE_SECONDS = 5.0
@@ -40,7 +47,7 @@ class Server:
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.url = deployment.url()
-        self.ready: Ready | None = None
+        self.ready: ServerReady | None = None
         self.cut = 0
         self.directory = Path(deployment.options.output_dir).expanduser()
         self.log = self.directory / "serve.log"
@@ -48,7 +55,7 @@ class Server:
         self._over = False
         self._stack = ExitStack()
         self._child: Child
-        self._reports: Iterator[Report | None]
+        self._reports: Iterator[ServerReport | None]
 
     def start(self) -> None:
         """Load the model and wait until the server accepts requests; show the progress on stderr.
@@ -93,15 +100,15 @@ class Server:
 
     def _wait_until_ready(self, line: screen.StartingLine) -> None:
         for report in self._reports:
-            if isinstance(report, Ready):
+            if isinstance(report, ServerReady):
                 self.ready = report
                 self.url = self.deployment.url(report.port)
                 self._record("serving")
                 return
-            if isinstance(report, Failed):
+            if isinstance(report, ServerFailed):
                 raise self._failure(report)
             if report is not None:
-                line.note("loading the model" if isinstance(report, Loading) else "importing ms-swift")
+                line.note("loading the model" if isinstance(report, ServerLoading) else "importing ms-swift")
         raise self._failure(None)
 
     def wait(self) -> None:
@@ -134,13 +141,13 @@ class Server:
                 break
         self._note_end(last, patience)
 
-    def _note_end(self, last: Report | None, patience: float = 0.0) -> None:
+    def _note_end(self, last: ServerReport | None, patience: float = 0.0) -> None:
         """Record the last report of the process; kill the process if it still runs after ``patience`` seconds.
 
         Raises:
             RunError: the process did not report that it stopped.
         """
-        if isinstance(last, Stopped):
+        if isinstance(last, ServerStopped):
             self.cut = last.cut
             self._end(None)
             return
@@ -165,11 +172,11 @@ class Server:
         if self.log.is_file():
             self._record("failed" if isinstance(error, RunError) else "ended", str(error) if error else None)
 
-    def _failure(self, last: Report | None) -> RunError:
+    def _failure(self, last: ServerReport | None) -> RunError:
         """The error of a server that does not run, from the last report of its process."""
         where = f"Full log: {self.log}"
         what = "The server could not be started" if self.ready is None else "The server has ended"
-        if isinstance(last, Failed):
+        if isinstance(last, ServerFailed):
             cause = engine_error(self.log) or f"{last.type}: {first_line(last.message)}"
             return RunError(f"{what}: {cause.rstrip('.')}. {where}")
         status = self._child.process.wait()
@@ -190,7 +197,7 @@ class Server:
         files.write_json(self.directory / "result.json", content)
 
 
-def _reports(child: Child) -> Iterator[Report | None]:
+def _reports(child: Child) -> Iterator[ServerReport | None]:
     """Yield the reports of the serving process until it ends; None while there are none."""
     for event in child.events():
         yield None if event is None else read_report(event)

@@ -33,12 +33,12 @@ from swift_toolkit.serving.engine.router import Router
 from swift_toolkit.serving.gateway import Action, Exchange, Gateway, Policy, place_of
 from swift_toolkit.serving.metrics import Metrics
 from swift_toolkit.serving.order import (
-    Failed,
-    Importing,
-    Loading,
-    Ready,
+    ServerFailed,
+    ServerImporting,
+    ServerLoading,
+    ServerReady,
+    ServerStopped,
     ServingOrder,
-    Stopped,
     send_report,
 )
 
@@ -62,12 +62,12 @@ def main(report: Reporter) -> int:
     report.end_when_a_thread_fails()
     try:
         listening = access.listening_socket(order.host, order.port)
-        send_report(report, Importing())
+        send_report(report, ServerImporting())
         router = Router(_make_server(order, report), order)
         asyncio.run(_serve(router, order, listening, report))
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()
-        send_report(report, Failed(type(error).__name__, str(error)))
+        send_report(report, ServerFailed(type(error).__name__, str(error)))
         return 1
     return 0
 
@@ -78,7 +78,7 @@ def _make_server(order: ServingOrder, report: Reporter) -> Any:
     allowed = [one for one in (order.limits.media_dir, order.media_folder) if one]
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = ",".join(allowed)
     swift = serving_api()
-    send_report(report, Loading())
+    send_report(report, ServerLoading())
     # with a result file named, ms-swift creates no directories next to the model; nothing is written to it
     words = [*with_peft_adapters(order.arguments), f"--result_path={os.devnull}"]
     arguments, unknown = swift.parse_args(swift.DeployArguments, words)
@@ -111,13 +111,13 @@ async def _serve(router: Router, order: ServingOrder, listening: socket.socket, 
     while not server.started and not serving.done():
         await asyncio.wait([serving], timeout=0.01)
     batch = getattr(router.engine, "max_batch_size", None) if router.backend.in_process else None
-    send_report(report, Ready(listening.getsockname()[1], os.getpid(), batch))
+    send_report(report, ServerReady(listening.getsockname()[1], os.getpid(), batch))
     while not serving.done():
         await asyncio.wait([serving], timeout=1)
         if router.backend.has_died(router.engine) and not server.should_exit:
             raise RuntimeError(f"the engine of {router.backend.name} has died")
     serving.result()
-    send_report(report, Stopped(log.cut))
+    send_report(report, ServerStopped(log.cut))
     # the engine's thread may still be generating an answer that was cut off, and its event loop is gone
     threading.excepthook = lambda _: None
 

@@ -142,7 +142,7 @@ class _Longest:
             heapq.heappushpop(self.heap, entry)
 
 
-def carry_out(job: Job) -> None:
+def run_probe(job: Job) -> None:
     """Run one step with the longest rows, in a directory that is kept only if the step fails.
 
     Args:

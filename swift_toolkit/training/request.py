@@ -96,7 +96,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     problems += requirements.processes(config, world_size)
     problems += named_files.batch_contradictions(config, world_size)
     problems += quantized.quantization_problems(config, device)
-    config.warnings += quantized.warnings(config, device)
+    config.warnings += quantized.quantization_warnings(config, device)
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
     problems += _row_problems(request, config, data)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.machine import failure
-from swift_toolkit.runs import resume as runs_resume
+from swift_toolkit.runs import resume
 from swift_toolkit.training.job import Job
 from swift_toolkit.training.monitor.ending import Ending
 from swift_toolkit.training.plan import TrainingPlan
@@ -61,10 +61,10 @@ def with_batch(plan: TrainingPlan, batch: Halved) -> TrainingPlan:
 def restarted(job: Job, batch: Halved) -> Job:
     """The run in the same directory, from its newest complete checkpoint, with its batch divided differently."""
     plan = with_batch(job.plan, batch)
-    point = runs_resume.find_resumable(job.directory)
+    point = resume.find_resumable(job.directory)
     if point is None:
-        point = runs_resume.ResumePoint(job.directory)
-    runs_resume.tidy(point, job.checked.output.root)
+        point = resume.ResumePoint(job.directory)
+    resume.tidy(point, job.checked.output.root)
     if point.checkpoint is not None:
         resume_from(plan, point.checkpoint, f"restart from step {point.step}")
     return replace(job, plan=plan, point=point)

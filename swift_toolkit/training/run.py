@@ -34,7 +34,7 @@ from swift_toolkit.training.monitor.data_check import DataCheck
 from swift_toolkit.training.monitor.ending import Ending
 from swift_toolkit.training.monitor.follow import follow
 from swift_toolkit.training.monitor.progress import NodeLine, TrainingLine
-from swift_toolkit.training.monitor.watch import Limits, Watch
+from swift_toolkit.training.monitor.watch import Watch, WatchLimits
 from swift_toolkit.training.plan import TrainingPlan
 from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunState
@@ -140,7 +140,7 @@ def _without_damaged(ending: Ending, recorder: Recorder) -> Ending:
 def _watch(plan: TrainingPlan) -> Watch:
     run = plan.memory_run
     scales = plan.config.get("torch_dtype") == "float16" or bool(plan.config.get("fp16"))
-    return Watch(limits=Limits(memory=run.device_bytes if run else 0, scales_loss=scales))
+    return Watch(limits=WatchLimits(memory=run.device_bytes if run else 0, scales_loss=scales))
 
 
 def _say_unwritten(recorder: Recorder, error: OSError, ending: Ending, result: TrainingResult) -> None:

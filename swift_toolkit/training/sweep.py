@@ -12,8 +12,7 @@ from pathlib import Path
 
 from swift_toolkit.model.checkpoints.find import runs_of
 from swift_toolkit.problems import Problem, RequestError
-from swift_toolkit.runs import page
-from swift_toolkit.runs import resume as runs_resume
+from swift_toolkit.runs import page, resume
 from swift_toolkit.runs.table import RunEntry, read_run
 from swift_toolkit.training.checked import CheckedRequest, plan_training
 from swift_toolkit.training.request import TrainingRequest, check_training
@@ -51,7 +50,7 @@ class Point:
         return runs[0] if runs and read_run(runs[0]).state == "done" else None
 
 
-def parse(texts: Sequence[str]) -> dict[str, list[str]]:
+def parse_sweep(texts: Sequence[str]) -> dict[str, list[str]]:
     """The values of each setting of a sweep.
 
     Args:
@@ -123,8 +122,8 @@ def _checked(request: TrainingRequest) -> CheckedRequest:
 def _check_point(point: Point, checked: CheckedRequest) -> None:
     if (run := point.finished) is None:
         return
-    before = runs_resume.ResumePoint(run, run / "checkpoint-0")
-    _, harmful = runs_resume.changes(before, requested(checked.plan))
+    before = resume.ResumePoint(run, run / "checkpoint-0")
+    _, harmful = resume.changes(before, requested(checked.plan))
     if harmful:
         what = f"{run} is a finished run of this sweep with other settings: {', '.join(harmful)}"
         raise RequestError([Problem(what, 'Choose another "output_dir", or remove that run.')])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from swift_toolkit.config.fields import fields as read_fields
 from swift_toolkit.config.names import renames
-from swift_toolkit.config.names.renames import foreign, rows
+from swift_toolkit.config.names.renames import foreign, rename_rows
 from swift_toolkit.config.names.translate import Translation, translate
 from swift_toolkit.machine.msswift import COMMANDS, LINES, Command, installed
 
@@ -44,7 +44,7 @@ def without_defaults(**values: Any) -> dict[str, Any]:
 
 
 def test_every_name_is_one_of_the_installed_generation() -> None:
-    for (command, old), row in rows().items():
+    for (command, old), row in rename_rows().items():
         known = fields(command)
         new = row.names[LINE]
         assert new is None or new in known, (command, old)
@@ -53,7 +53,7 @@ def test_every_name_is_one_of_the_installed_generation() -> None:
 
 
 def test_every_replacement_is_understood() -> None:
-    for (command, _), row in rows().items():
+    for (command, _), row in rename_rows().items():
         for replacement in row.values[LINE].values():
             if isinstance(replacement, dict):
                 result = translate(replacement, command, LINE, fields(command))
@@ -64,21 +64,21 @@ def test_every_field_of_the_installed_generation_is_left_alone() -> None:
     """A setting that is right today stays as it is, whatever an older ms-swift made of its name."""
     for command in COMMANDS:
         for name in fields(command):
-            if (command, name) not in rows() or not rows()[command, name].rule:
+            if (command, name) not in rename_rows() or not rename_rows()[command, name].rule:
                 result = translate({name: "x"}, command, LINE, fields(command))
                 assert result.values == {name: "x"} or name in ("ckpt_dir", "lora_modules"), name
                 assert not result.notices or name in ("ckpt_dir", "lora_modules"), name
 
 
 def test_rules_and_defaults_are_used() -> None:
-    assert {row.rule for row in rows().values() if row.rule} == set(renames.RULES)
+    assert {row.rule for row in rename_rows().values() if row.rule} == set(renames.RULES)
     for default in renames.renames_table()["defaults"]:
         for command in default["for"].split():
             assert {default["name"], *default["with"], *default["unless"]} <= set(fields(command))
 
 
 def test_versions_are_in_order() -> None:
-    for row in rows().values():
+    for row in rename_rows().values():
         assert row.sure in ("certain", "likely") and (row.since == "-" or renames.version_of(row.since))
         if row.until:
             assert renames.version_of(row.since) <= renames.version_of(row.until), row.old
@@ -86,7 +86,7 @@ def test_versions_are_in_order() -> None:
 
 def test_foreign_names_point_to_known_ones() -> None:
     known = {name for command in COMMANDS for name in fields(command)}
-    old = {name for _, name in rows()}
+    old = {name for _, name in rename_rows()}
     for name, (target, tool) in renames.renames_table()["foreign"].items():
         assert target in known | old and tool, name
         assert name not in known, name
@@ -547,7 +547,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=5,
 )
-OLD_NAMES = sorted({old for _, old in rows()})
+OLD_NAMES = sorted({old for _, old in rename_rows()})
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

@@ -15,7 +15,7 @@ import pytest
 from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.dataset.audit import exact, sample
 from swift_toolkit.dataset.audit.audit import Audit, Place
-from swift_toolkit.dataset.audit.encoded import encode
+from swift_toolkit.dataset.audit.encoded import encode_row
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.page import page
 from swift_toolkit.dataset.preview import TemplateView
@@ -109,7 +109,7 @@ def test_the_labels_are_those_of_ms_swift_on_30_templates(tiny_model: Path, tmp_
         settings = {"model_type": "llama", "template": name, "truncation_strategy": "right"}
         view = TemplateView(str(tiny_model), Rules(max_length=90), settings)
         view.template.max_length = view.max_length
-        ours = [encode(view.template, row)[0] for _, row in exact.rows_of([file], Rules(), 0, 1)]
+        ours = [encode_row(view.template, row)[0] for _, row in exact.rows_in([file], Rules(), 0, 1)]
         expected = [theirs.encode(row) for row in loaded]
         assert len(ours) == len(expected) == 12
         assert [one.tokens for one in ours] == [one["input_ids"] for one in expected], name
@@ -310,7 +310,7 @@ def test_a_sample_is_quick_and_looks_behind_the_beginning(
     file = write(tmp_path / "a.jsonl", rows)
     looker = Looker(template=make_template("chatml"), rules=Rules(), limit=None)
     audit = sample.audit(looker, [file])
-    assert 0 < audit.rows <= sample.ROWS
+    assert 0 < audit.rows <= sample.AUDIT_ROWS
     assert "mixed-thinking" in {group.kind for group in audit.groups(looker)}
 
 

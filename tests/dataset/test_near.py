@@ -39,9 +39,9 @@ def test_rows_that_differ_in_blanks_and_case(tmp_path: Path) -> None:
 
 
 def test_only_the_first_rows_of_a_file_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from swift_toolkit.dataset.scan import rows
+    from swift_toolkit.dataset.scan import rows as scan_rows
 
-    monkeypatch.setattr(rows, "NEAR_ROWS", 3)
+    monkeypatch.setattr(scan_rows, "NEAR_ROWS", 3)
     file = write(tmp_path / "a.jsonl", row("One?"), row("two?"), row("Two?"), row("TWO?"))
     assert verify([file]).groups["near-duplicate"].count == 1
     assert near.NEAR_ROWS >= 10_000

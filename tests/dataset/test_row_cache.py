@@ -237,10 +237,10 @@ def test_an_entry_in_use_is_not_removed(tmp_path: Path, monkeypatch: pytest.Monk
     assert [one.path.name for one in row_cache.entries()] == ["new", "old"]
     keeper = row_cache.RowKeeper()
     keeper._hold(old)
-    assert [row_cache.remove(one) for one in row_cache.entries()] == [False, True]
+    assert [row_cache.clear(one) for one in row_cache.entries()] == [False, True]
     assert old.is_dir() and not new.exists()
     del keeper
-    assert [row_cache.remove(one) for one in row_cache.entries()] == [True]
+    assert [row_cache.clear(one) for one in row_cache.entries()] == [True]
     assert list(row_cache.root().iterdir()) == []
 
 

@@ -78,7 +78,7 @@ def test_fp8_takes_twice_its_files_where_the_device_has_none(
     device: Device, unpacked: bool, tmp_path: Path
 ) -> None:
     config = load_config({"model": model(tmp_path, FP8), "dataset": "d/d", "train_type": "lora"})
-    assert bool(list(quantized.warnings(config, device))) is unpacked
+    assert bool(list(quantized.quantization_warnings(config, device))) is unpacked
 
 
 @pytest.mark.parametrize(

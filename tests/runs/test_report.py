@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from swift_toolkit import __main__
 from swift_toolkit.console import page as console_page
 from swift_toolkit.console.page import MOST_POINTS, Curve, line_chart
-from swift_toolkit.runs import command, comparison, lock, page, resume
+from swift_toolkit.runs import command, comparison, lock, resume
+from swift_toolkit.runs import page as runs_page
 from swift_toolkit.runs.history import read_history
 from swift_toolkit.runs.record import Commit, RunDetails, RunPlan, TrainingResult, commit_of
 from swift_toolkit.runs.recorder import Recorder
@@ -226,18 +227,18 @@ def test_the_report_of_a_run_that_failed_or_logged_nothing(tmp_path: Path) -> No
     failed = make_run(
         tmp_path / "a/v0-20260101-000000", status="failed", error="out of <memory>", alarms=[alarm]
     )
-    assert "out of &lt;memory&gt;" in page.run_page(failed)
-    assert "Step 3: no progress. Look." in page.run_page(failed)
+    assert "out of &lt;memory&gt;" in runs_page.run_page(failed)
+    assert "Step 3: no progress. Look." in runs_page.run_page(failed)
     empty = tmp_path / "b/v0-20260101-000000"
     empty.mkdir(parents=True)
-    assert Charts(page.run_page(empty)).charts == []
+    assert Charts(runs_page.run_page(empty)).charts == []
 
 
 def test_a_report_that_fails_is_said_once_and_ends_nothing(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = output / "a/v0-20260101-000000"
-    monkeypatch.setattr(page, "run_page", lambda *_: 1 / 0)
+    monkeypatch.setattr(runs_page, "run_page", lambda *_: 1 / 0)
     recorder = Recorder(run, output)
     recorder.report()
     recorder.report()
@@ -246,7 +247,7 @@ def test_a_report_that_fails_is_said_once_and_ends_nothing(
 
 def test_curves_of_several_runs_share_a_chart(output: Path) -> None:
     runs = [output / "a/v0-20260101-000000", output / "b/v0-20260102-000000"]
-    loss = Charts(page.comparison_page(comparison.compare(runs))).charts[0]
+    loss = Charts(runs_page.comparison_page(comparison.compare(runs))).charts[0]
     assert [(one["label"], one["color"], one["dashed"]) for one in loss["series"]] == [
         ("a", 1, False), ("a, validation", 1, True), ("b", 2, False), ("b, validation", 2, True),
     ]  # fmt: skip
@@ -285,7 +286,7 @@ def test_the_report_in_a_browser(output: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     run = output / "a/v0-20260101-000000"
-    page.write_report(run)
+    runs_page.write_run_report(run)
     wrong: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -294,7 +295,7 @@ def test_the_report_in_a_browser(output: Path) -> None:
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         tab.on("request", lambda request: wrong.append(request.url) if request.url[:5] != "file:" else None)
         tab.goto(f"file://{run}/report.html")
-        assert tab.locator(".uplot canvas").count() == len(Charts(page.run_page(run)).charts) > 2
+        assert tab.locator(".uplot canvas").count() == len(Charts(runs_page.run_page(run)).charts) > 2
         assert tab.evaluate("document.documentElement.scrollWidth") == 420
         area = tab.locator(".u-over").first
         area.scroll_into_view_if_needed()

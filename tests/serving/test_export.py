@@ -21,7 +21,7 @@ from swift_toolkit.serving.export import gguf, hub
 from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES
 from swift_toolkit.serving.export.modelfile import go_template, modelfile
 from swift_toolkit.serving.proof import chat_template
-from swift_toolkit.serving.proof.exchange import ChatFormat, Order, Response, Side
+from swift_toolkit.serving.proof.exchange import ChatFormat, ProofOrder, ProofSide, Response
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.server import prove_server
 from swift_toolkit.serving.proof.verdict import THRESHOLDS
@@ -354,7 +354,7 @@ def told(system: str = "") -> Told:
         margins=(5.0, 0.1, 5.0),
         offsets=(1, 4, 10),
     )
-    side = Side(
+    side = ProofSide(
         asked=(asked,),
         vocabulary=100,
         added={},
@@ -362,7 +362,7 @@ def told(system: str = "") -> Told:
         end=("<|im_end|>", 2),
         chat=replace(CHATML, system=system),
     )
-    order = Order(questions=([{"role": "user", "content": "Who are you?"}],), max_tokens=8, folder="")
+    order = ProofOrder(questions=([{"role": "user", "content": "Who are you?"}],), max_tokens=8, folder="")
     return Told(cast("Plan", None), order, side)
 
 

@@ -15,8 +15,8 @@ import pytest
 from swift_toolkit.inference.plan import AskOptions, make_plan
 from swift_toolkit.model.merge import MARK, made_of
 from swift_toolkit.serving.export.carry import carry_chat, carry_files, source_of
-from swift_toolkit.serving.proof import prove as proving
-from swift_toolkit.serving.proof.exchange import Order, Side
+from swift_toolkit.serving.proof import prove as proof_prove
+from swift_toolkit.serving.proof.exchange import ProofOrder, ProofSide
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.verdict import Proof
 from swift_toolkit.serving.proof.worker import reader_of
@@ -31,7 +31,7 @@ Change = Callable[[Path], object]
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sides are asked here and not in a process of their own: torch is imported once for all tests."""
-    monkeypatch.setattr(proving, "run", lambda order, *_: reader_of(order).side())
+    monkeypatch.setattr(proof_prove, "run", lambda order, *_: reader_of(order).side())
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Tuned:
         return weights if norm is None else {**weights, "model.norm.weight": norm}
 
     def prove(self, path: Path, kind: str = "whole") -> Proof:
-        return proving.prove(self.told, path, kind, self.told.plan.checkpoint)
+        return proof_prove.prove(self.told, path, kind, self.told.plan.checkpoint)
 
 
 def modules() -> Iterator[str]:
@@ -111,7 +111,7 @@ def tune(base: Path, folder: Path, change: Change | None = None, **args: Any) ->
     with plan.order("tuned") as engine:
         answers = folder / "answers"
         answers.mkdir()
-        order = Order(
+        order = ProofOrder(
             questions=QUESTIONS, max_tokens=8, folder=str(answers), arguments=tuple(engine.arguments)
         )
         return Tuned(base, adapter, Told(plan, order, reader_of(order).side()))
@@ -307,7 +307,7 @@ def test_bfloat16_is_close_enough_to_be_the_same(tiny_model: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_original_is_the_same_as_itself(tuned: Tuned) -> None:
     """Every question came back with its tokens, and the sides know the training's end token."""
-    side: Side = tuned.told.side
+    side: ProofSide = tuned.told.side
     assert side.end == ("<|im_end|>", 2) and len(side.asked) == len(QUESTIONS)
     assert side.chat is not None and side.chat.system == SYSTEM
     assert all(one.prompt.endswith("<|im_start|>assistant\n") for one in side.asked)

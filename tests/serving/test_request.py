@@ -25,7 +25,7 @@ NAMES = ["one", "two"]
 
 
 def check(path: str, limits: Limits = LIMITS, facts: Facts = SEES, **body: Any) -> ApiRequest:
-    return api_request.check_request(path, {"model": "one", **body}, NAMES, limits, facts)
+    return api_request.check_fields(path, {"model": "one", **body}, NAMES, limits, facts)
 
 
 def chat(limits: Limits = LIMITS, facts: Facts = SEES, **body: Any) -> Conversation:
@@ -70,7 +70,7 @@ DEEP = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {
 )  # fmt: skip
 def test_a_body_that_is_not_a_request(body: bytes, message: str) -> None:
     with pytest.raises(ApiError) as caught:
-        api_request.parse(body)
+        api_request.parse_request(body)
     assert caught.value.message == message
 
 

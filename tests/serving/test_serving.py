@@ -30,9 +30,9 @@ import psutil
 import pytest
 
 from deploy_model import ModelDeployer
-from swift_toolkit.machine import process
+from swift_toolkit.machine import process as machine_process
 from swift_toolkit.problems import RunError
-from swift_toolkit.serving import server
+from swift_toolkit.serving import server as serving_server
 from swift_toolkit.serving.engine import batches as engine_batches
 from tests.adapters import make_adapter
 
@@ -720,8 +720,8 @@ def test_a_server_that_dies_is_told(commands: Any) -> None:
 def test_a_server_that_does_not_end_is_killed_and_told(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(process, "KILL_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(serving_server, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(machine_process, "KILL_AFTER_SECONDS", 0.5)
     stuck = ModelDeployer(
         tiny_model, port=0, drain_seconds=0, output_dir=str(tmp_path), model_type="llama", template="chatml"
     )

@@ -31,7 +31,7 @@ def state_after(*reported: events.RunEvent) -> RunState:
     """The state after these events went through the pipe as JSON."""
     state = RunState()
     for event in reported:
-        state = fold(state, events.decode(json.loads(json.dumps(events.encode(event)))))
+        state = fold(state, events.decode(json.loads(json.dumps(events.encode_event(event)))))
     return state
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_runs_of_a_sweep(tmp_path: Path) -> None:
-    values = sweep.parse(["learning-rate=1e-4,2e-4", "lora_rank=8, 16,8"])
+    values = sweep.parse_sweep(["learning-rate=1e-4,2e-4", "lora_rank=8, 16,8"])
     assert values == {"learning_rate": ["1e-4", "2e-4"], "lora_rank": ["8", "16"]}
     found = sweep.points(values, tmp_path)
     assert [point.name for point in found] == [
@@ -51,7 +51,7 @@ def test_the_runs_of_a_sweep(tmp_path: Path) -> None:
 )
 def test_mistakes(texts: list[str], message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        sweep.parse(texts)
+        sweep.parse_sweep(texts)
     assert str(caught.value).startswith(f'"--sweep" {message}')
 
 

@@ -16,7 +16,7 @@ from finetune_trainer import FineTuner
 from swift_toolkit.problems import RunError
 from swift_toolkit.training import run
 from swift_toolkit.training.monitor import watch as monitor_watch
-from swift_toolkit.training.monitor.watch import LEAST_DISK, Limits, Watch
+from swift_toolkit.training.monitor.watch import LEAST_DISK, Watch, WatchLimits
 from swift_toolkit.training.process.events import (
     Begin,
     CheckpointSaved,
@@ -39,7 +39,7 @@ def log(step: int, memory: int = 0, **logs: float) -> Log:
 
 def after(*events: RunEvent, seconds: float = 1.0, **limits: Any) -> Watch:
     """The watch after events that come one a second."""
-    watch = Watch(limits=Limits(**limits))
+    watch = Watch(limits=WatchLimits(**limits))
     for number, event in enumerate([BEGIN, *events]):
         watch = watch.after(event, number * seconds)
     return watch
@@ -229,7 +229,7 @@ def test_a_real_run_with_a_loss_that_is_not_a_number(
 
 @pytest.mark.slow
 def test_a_real_run_that_stalls(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "Limits", functools.partial(monitor_watch.Limits, least_stall=3.0))
+    monkeypatch.setattr(run, "Limits", functools.partial(monitor_watch.WatchLimits, least_stall=3.0))
     with pytest.raises(RunError, match="Training failed at step 8: no progress for "):
         FineTuner(broken(tiny_model, tmp_path, HANGS)).run_training()
     (directory,) = (tmp_path / "out").glob("v*-*")

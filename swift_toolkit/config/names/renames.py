@@ -157,7 +157,7 @@ def legacy_names() -> LegacyNames:
 
 
 @cache
-def rows() -> dict[tuple[Command, str], Rename]:
+def rename_rows() -> dict[tuple[Command, str], Rename]:
     """The table by command and old name."""
     found = {}
     for entry in renames_table()["rows"]:
@@ -183,13 +183,13 @@ def rows() -> dict[tuple[Command, str], Rename]:
 
 def is_known(name: str, command: Command) -> bool:
     """Whether some ms-swift command has or had an argument of this name that was renamed."""
-    return (command, name) in rows()
+    return (command, name) in rename_rows()
 
 
 def current_name(name: str, command: Command, line: Line) -> str:
     """The name of an argument in ``line``; unchanged if it was not renamed or has no successor."""
     seen = {name}
-    while (row := rows().get((command, name))) and (new := row.names[line]) and new not in seen:
+    while (row := rename_rows().get((command, name))) and (new := row.names[line]) and new not in seen:
         name = new
         seen.add(new)
     return name

@@ -16,8 +16,8 @@ from swift_toolkit.config.names.renames import (
     filled_in,
     legacy_names,
     one_of_both,
+    rename_rows,
     renames_table,
-    rows,
     split_text,
     value_text,
     version_of,
@@ -122,7 +122,7 @@ class Translator:
         return list(RULES).index(rule) if rule else len(RULES)
 
     def _rule(self, name: str) -> str:
-        row = rows().get((self.command, name))
+        row = rename_rows().get((self.command, name))
         return row.rule if row else ""
 
     def take(self, name: str) -> Any:
@@ -133,7 +133,7 @@ class Translator:
 
     def older_than(self, version: str) -> list[str]:
         """The names in the request that show that it was written for an ms-swift before a version."""
-        found = [rows().get((self.command, name)) for name in self.given]
+        found = [rename_rows().get((self.command, name)) for name in self.given]
         names = [
             row.old for row in found if row and row.until and version_of(row.until) <= version_of(version)
         ]
@@ -152,7 +152,7 @@ class Translator:
         self.result.warnings.append((name, text))
 
     def _spell(self, name: str, value: Any) -> None:
-        row = rows().get((self.command, name))
+        row = rename_rows().get((self.command, name))
         if row is None:
             self._put(name, value)
             return
@@ -238,7 +238,7 @@ class Translator:
             for side in (self._taken, self._made)
         )
         likely = any(
-            row.sure == "likely" for name in self._taken if (row := rows().get((self.command, name)))
+            row.sure == "likely" for name in self._taken if (row := rename_rows().get((self.command, name)))
         )
         close = " (close to it, not the same)" if likely and new else ""
         self._notices[next(iter(self._taken))] = f"{old} → {new or 'left to ms-swift'}{close}"
@@ -266,7 +266,7 @@ class Translator:
         old_names = [old for old in self.written_before("3.0") if old in self.values]
         if self.command not in TRAINING_COMMANDS or not old_names:
             return
-        table = [rows().get((self.command, name)) for name in self.given]
+        table = [rename_rows().get((self.command, name)) for name in self.given]
         said = {*self.result.values, *self.given, *(row.names[self.line] for row in table if row)}
         tuners = {str(self.result.values.get(name, "")) for name in TUNER_NAMES} - {""} or {"lora"}
         others = [

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swift_toolkit.console import secrets
+from swift_toolkit.console import secrets as console_secrets
 from swift_toolkit.console.command_line import LONG_DASH, long_dash
 from swift_toolkit.console.words import short
 from swift_toolkit.problems import Problem
@@ -82,14 +82,14 @@ class Statement:
     secrets: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        text = self.without_secrets(" ".join(secrets.masked_words(self.words)))
+        text = self.without_secrets(" ".join(console_secrets.masked_words(self.words)))
         return short(text)
 
     def without_secrets(self, text: str) -> str:
         """``text`` without the secrets."""
         for secret in sorted(self.secrets, key=len, reverse=True):
-            text = text.replace(secret, secrets.HIDDEN)
-        return secrets.masked(text)
+            text = text.replace(secret, console_secrets.HIDDEN)
+        return console_secrets.masked(text)
 
 
 def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from swift_toolkit.console.words import counted, listed
 from swift_toolkit.dataset.audit.look import Look, Looker, Thought
 from swift_toolkit.dataset.report import DataReport, Group, Learned, Split
 from swift_toolkit.dataset.rows.flaws import Flaw
-from swift_toolkit.dataset.scan.tally import EXAMPLES
+from swift_toolkit.dataset.scan.tally import EXAMPLE_ROWS
 from swift_toolkit.problems import Problem
 
 FEW = 0.01
@@ -75,7 +75,7 @@ class Audit:
         for flaw in look.flaws:
             self.counts[flaw.kind] += 1
             found = self.found.setdefault(flaw.kind, [])
-            if len(found) < EXAMPLES:
+            if len(found) < EXAMPLE_ROWS:
                 found.append((place, flaw))
 
     def add(self, other: Audit) -> None:
@@ -87,7 +87,7 @@ class Audit:
         self.counts.update(other.counts)
         for kind, found in other.found.items():
             both = [*self.found.get(kind, ()), *found]
-            self.found[kind] = sorted(both, key=lambda one: one[0])[:EXAMPLES]
+            self.found[kind] = sorted(both, key=lambda one: one[0])[:EXAMPLE_ROWS]
 
     def result(self) -> Learned:
         """The counts only."""

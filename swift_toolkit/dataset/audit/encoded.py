@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
         return len(self.labels) - self.labels.count(IGNORED) if self.labels else 0
 
 
-def encode(template: Any, row: Row) -> list[Encoded]:
+def encode_row(template: Any, row: Row) -> list[Encoded]:
     """The sequences of a row, encoded by ``template``. ms-swift skips the row on any exception of the template."""
     encoded = template.encode(dict(row), return_length=True)
     pieces = encoded if isinstance(encoded, list) else [encoded]  # truncation_strategy "split"

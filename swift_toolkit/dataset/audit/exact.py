@@ -25,7 +25,7 @@ ALONE = 2_000
 MOST_PROCESSES = 8
 
 
-def audit(looker: Looker, report: DataReport) -> None:
+def audit_all(looker: Looker, report: DataReport) -> None:
     """Audit every row, and add the findings to the report.
 
     Args:
@@ -37,7 +37,7 @@ def audit(looker: Looker, report: DataReport) -> None:
     """
     processes = min(_cores(), MOST_PROCESSES) if (report.train_rows or 0) > ALONE else 1
     if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        found = look_at(looker, report)
+        found = _look_at(looker, report)
     else:
         found = _with_all_cores(looker, report, processes)
     enter(found, looker, report)
@@ -69,21 +69,21 @@ def _with_all_cores(looker: Looker, report: DataReport, processes: int) -> Audit
 
 def _work(looker: Looker, report: DataReport, share: int, of: int, send: Connection) -> None:
     try:
-        send.send(look_at(looker, report, share, of))
+        send.send(_look_at(looker, report, share, of))
     except Exception as error:
         send.send(error)
 
 
-def look_at(looker: Looker, report: DataReport, share: int = 0, of: int = 1) -> Audit:
+def _look_at(looker: Looker, report: DataReport, share: int = 0, of: int = 1) -> Audit:
     """Audit every row, or one of ``of`` shares of the rows."""
     out = Audit()
     for split in report.specs:
-        for place, row in rows_of([spec.text for spec in report.specs[split]], looker.rules, share, of):
+        for place, row in rows_in([spec.text for spec in report.specs[split]], looker.rules, share, of):
             out.take(looker.look(row), place, split)
     return out
 
 
-def rows_of(entries: Sequence[str], rules: Rules, share: int, of: int) -> Iterator[tuple[Place, Row]]:
+def rows_in(entries: Sequence[str], rules: Rules, share: int, of: int) -> Iterator[tuple[Place, Row]]:
     """The readable rows of local data sets, or one of ``of`` shares of them."""
     for place, row, _ in rows_with_values(entries, rules, share, of):
         yield place, row

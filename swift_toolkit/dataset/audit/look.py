@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from swift_toolkit.console.words import short
-from swift_toolkit.dataset.audit.encoded import IGNORED, Encoded, encode, unlimited
+from swift_toolkit.dataset.audit.encoded import IGNORED, Encoded, encode_row, unlimited
 from swift_toolkit.dataset.rows.checks import MARKS, Rules, may_hold_marks, text_of
 from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.rows.messages import ASSISTANT_ROLES, TOOL_ANSWERS, Message, Row
@@ -84,7 +84,7 @@ class Looker:
         """Judge a row."""
         try:
             with unlimited(self.template):
-                whole = encode(self.template, row)
+                whole = encode_row(self.template, row)
         except Exception as error:  # ms-swift skips the row on any exception of the template
             reason = short(first_line(error).rstrip("."), 200)
             return Look(flaws=(Flaw("template", f"the template rejects it: {reason}"),))
@@ -110,7 +110,7 @@ class Looker:
     def _cut(self, row: Row) -> list[Encoded]:
         """The row as ms-swift truncates it."""
         self.template.max_length, self.template.truncation_strategy = self.limit, self.truncation
-        return encode(self.template, row)
+        return encode_row(self.template, row)
 
     # --- learned tokens -----------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from swift_toolkit.dataset.scan.part import Part, find_part
 from swift_toolkit.dataset.scan.sample import some_blocks
 from swift_toolkit.dataset.spec import DatasetSpec
 
-SECONDS = 0.6
+_SECONDS = 0.6
 """Approximate duration of the audit in seconds."""
 
-ROWS = 96
+AUDIT_ROWS = 96
 """Maximum number of audited rows."""
 
 FILES = 8
@@ -43,12 +43,12 @@ def audit(looker: Looker, entries: Sequence[str]) -> Audit:
     Raises:
         FlawError: a file cannot be read.
     """
-    out, until = Audit(), time.perf_counter() + SECONDS
+    out, until = Audit(), time.perf_counter() + _SECONDS
     paths = [path for entry in entries for path in _files(entry)]
     paths = paths[:: -(-len(paths) // FILES) or 1]
     for order, path in enumerate(paths):
         part = find_part(path, str(path), looker.rules)
-        for place, row in islice(_some(part, order), max(ROWS // len(paths), 4)):
+        for place, row in islice(_some(part, order), max(AUDIT_ROWS // len(paths), 4)):
             out.take(looker.look(row), place, "train")
             if time.perf_counter() > until:
                 return out
@@ -71,7 +71,7 @@ def _files(entry: str) -> Sequence[Path]:
 def _some(part: Part, order: int) -> Iterator[tuple[Place, Row]]:
     """The first rows, then some from places spread over the file."""
     records = list(islice(read_records(part.file), _READ))
-    spread = records[16 :: max(len(records) * 2 // ROWS, 1)]
+    spread = records[16 :: max(len(records) * 2 // AUDIT_ROWS, 1)]
     for record in (*records[:16], *spread):
         place = Place(order, part.file.shown, record.line, record.number)
         yield from ((place, row) for row in _good(part, record.value))

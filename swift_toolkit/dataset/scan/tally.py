@@ -13,7 +13,7 @@ from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.scan.near import Sketch
 from swift_toolkit.dataset.scan.shape import Shape
 
-EXAMPLES = 5
+EXAMPLE_ROWS = 5
 """Number of flaws kept per kind."""
 
 MAX_PRINTS = 1 << 20
@@ -84,7 +84,7 @@ class Prints:
         for at, value in enumerate(values):
             if value in seen:
                 pairs.append((values.index(value), at))
-                if len(pairs) == EXAMPLES:
+                if len(pairs) == EXAMPLE_ROWS:
                     break
             seen.add(value)
         return count, pairs
@@ -98,7 +98,7 @@ class Prints:
         count = sum(map(both.__contains__, other.values)) if both else 0
         if mask:
             return count * (mask + 1), []
-        places = [at for at, value in enumerate(other.values) if value in both][:EXAMPLES] if both else []
+        places = [at for at, value in enumerate(other.values) if value in both][:EXAMPLE_ROWS] if both else []
         return count, [(self.values.index(other.values[at]), at) for at in places]
 
 
@@ -149,7 +149,7 @@ class Tally:
     def note(self, flaw: Flaw, line: int | None = None, number: int | None = None) -> None:
         self.counts[flaw.kind] += 1
         found = self.found.setdefault(flaw.kind, [])
-        if len(found) < EXAMPLES:
+        if len(found) < EXAMPLE_ROWS:
             found.append(Finding(flaw, line, number))
 
     def note_length(self, tokens: int, texts: tuple[str, ...], rows: float = 1) -> None:
@@ -194,7 +194,7 @@ class Tally:
             return
         for kind, founds in other.found.items():
             mine = self.found.setdefault(kind, [])
-            for flaw, line, number in founds[: EXAMPLES - len(mine)]:
+            for flaw, line, number in founds[: EXAMPLE_ROWS - len(mine)]:
                 if near is not None:
                     mine.append(Finding(flaw._replace(what=f"near byte {near:,}: {flaw.what}"), None, None))
                     continue

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swift_toolkit.config.names import renames
-from swift_toolkit.machine.msswift import Generation
-from swift_toolkit.model.builtin import builtin_of, is_builtin
-from swift_toolkit.model.builtin import builtin_problems as builtin_problems
+from swift_toolkit.machine.msswift import SwiftGeneration
+from swift_toolkit.model.builtin import builtin_of, builtin_problems, is_builtin
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
 from swift_toolkit.model.checkpoints.code import Code, code_in, code_problems, pickle_problems
 from swift_toolkit.model.checkpoints.find import CHECKPOINT, damage, readable
@@ -68,7 +67,7 @@ class Checkpoint:
     lora_rank: int | None = None
     task_type: str | None = None
     torch_dtype: str | None = None
-    generation: Generation | None = None
+    generation: SwiftGeneration | None = None
     args: RecordedArguments = field(default_factory=RecordedArguments)
     trusted: bool = False
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from swift_toolkit.machine.msswift import Generation, recorded_generation
+from swift_toolkit.machine.msswift import SwiftGeneration, recorded_generation
 from swift_toolkit.model.files import ARGS_FILES, Fault, JsonObject, adapter_root, read_json, tuner_type
 
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ class RecordedArguments:
         max_steps: as given.
     """
 
-    generation: Generation | None = None
+    generation: SwiftGeneration | None = None
     model: str | None = None
     model_cache_dir: str | None = None
     model_id_or_path: str | None = None

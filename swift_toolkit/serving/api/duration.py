@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-HEAD_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 20
 """Bytes at the beginning of a file in which its header is searched for."""
 
 MOST_BOXES = 1000
@@ -35,7 +35,7 @@ def seconds_of(path: Path) -> float | None:
 def _of_wav(file: IO[bytes], size: int) -> float:
     """Sample bytes divided by a rate; decoders resample, so a rate of 1 Hz turns one sample into thousands."""
     position = 12
-    while position < min(size, HEAD_BYTES):
+    while position < min(size, _HEAD_BYTES):
         file.seek(position)
         name, length = struct.unpack("<4sI", file.read(8))
         if name == b"fmt ":

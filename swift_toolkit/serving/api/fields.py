@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.console.words import did_you_mean, shown
-from swift_toolkit.serving.api.schema import JsonObject
+from swift_toolkit.serving.api.schema import RequestBody
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -220,7 +220,7 @@ FieldFault = tuple[str, str]
 """A field and a complete sentence about it."""
 
 
-def field_faults(request: JsonObject, path: str, backend: str) -> Iterator[FieldFault]:
+def field_faults(request: RequestBody, path: str, backend: str) -> Iterator[FieldFault]:
     """Check the fields of a request one by one and yield the problems.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 
 from swift_toolkit.console.words import shown
 from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS, FieldFault, Number, field_faults
-from swift_toolkit.serving.api.schema import JsonObject, Message
+from swift_toolkit.serving.api.schema import RequestBody, RequestMessage
 
 DEEPEST = 64
 """Most levels of nesting in a body; JSON schemas of tools need about ten."""
@@ -168,11 +168,11 @@ class Conversation:
         plain: the only message is a text to continue, without a chat template.
     """
 
-    messages: tuple[Message, ...]
+    messages: tuple[RequestMessage, ...]
     media: tuple[Media, ...] = ()
-    tools: tuple[JsonObject, ...] = ()
-    objects: JsonObject | None = None
-    chat_template_kwargs: JsonObject | None = None
+    tools: tuple[RequestBody, ...] = ()
+    objects: RequestBody | None = None
+    chat_template_kwargs: RequestBody | None = None
     plain: bool = False
 
 
@@ -202,7 +202,7 @@ class ApiRequest:
 # --- the body -----------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes) -> JsonObject:
+def parse_request(body: bytes) -> RequestBody:
     """Parse the JSON object in ``body``.
 
     Raises:
@@ -237,7 +237,7 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def check_model(request: JsonObject, names: Iterable[str]) -> str:
+def check_model(request: RequestBody, names: Iterable[str]) -> str:
     """Return the requested model.
 
     Raises:
@@ -257,8 +257,8 @@ def no_such_model(model: str, names: Iterable[str]) -> ApiError:
     return ApiError(404, message, "model", "model_not_found")
 
 
-def check_request(
-    path: str, body: JsonObject, names: Iterable[str], limits: Limits, facts: Facts
+def check_fields(
+    path: str, body: RequestBody, names: Iterable[str], limits: Limits, facts: Facts
 ) -> ApiRequest:
     """Check a request to one of the endpoints.
 
@@ -305,7 +305,7 @@ def _task_faults(path: str, facts: Facts) -> Iterator[FieldFault]:
         yield "model", f"This model does not generate text: use {CHAT}."
 
 
-def _combination_faults(request: JsonObject) -> Iterator[FieldFault]:
+def _combination_faults(request: RequestBody) -> Iterator[FieldFault]:
     """Yield problems with combinations of fields."""
     beams, stream, n = request.get("num_beams", 1), request.get("stream"), request.get("n", 1)
     if stream and n != 1:
@@ -327,7 +327,7 @@ def _combination_faults(request: JsonObject) -> Iterator[FieldFault]:
 # --- conversations ------------------------------------------------------------------------------------------
 
 
-def _chat(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+def _chat(request: RequestBody, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
     given = request.get("messages")
     if not isinstance(given, list) or not given:
         raise _refuse("messages must be a list of at least one message.", "messages")
@@ -350,7 +350,7 @@ def _chat(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversati
     return (conversation,)
 
 
-def _tools(request: JsonObject) -> tuple[JsonObject, ...]:
+def _tools(request: RequestBody) -> tuple[RequestBody, ...]:
     given = request.get("tools")
     return tuple(one for one in given if isinstance(one, dict)) if isinstance(given, list) else ()
 
@@ -363,7 +363,7 @@ _RESERVED = frozenset(
 """Arguments of transformers' apply_chat_template that are not passed to the template."""
 
 
-def _template_switches(request: JsonObject) -> JsonObject | None:
+def _template_switches(request: RequestBody) -> RequestBody | None:
     given = request.get("chat_template_kwargs")
     if not given or not isinstance(given, dict):
         return None
@@ -376,7 +376,7 @@ def _template_switches(request: JsonObject) -> JsonObject | None:
     return given
 
 
-def _completions(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+def _completions(request: RequestBody, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
     texts = _texts(request, "prompt")
     media = [*_listed_media(request)]
     _check_all_media(media, limits, facts)
@@ -386,14 +386,14 @@ def _completions(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Con
     )
 
 
-def _embeddings(request: JsonObject, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
+def _embeddings(request: RequestBody, limits: Limits, facts: Facts) -> tuple[Conversation, ...]:
     texts = _texts(request, "input")
     media = [*_listed_media(request)]
     _check_all_media(media, limits, facts)
     return tuple(Conversation(messages=({"role": "user", "content": one},), media=(*media,)) for one in texts)
 
 
-_CONVERSATIONS: dict[str, Callable[[JsonObject, Limits, Facts], tuple[Conversation, ...]]] = {
+_CONVERSATIONS: dict[str, Callable[[RequestBody, Limits, Facts], tuple[Conversation, ...]]] = {
     CHAT: _chat,
     COMPLETIONS: _completions,
     EMBEDDINGS: _embeddings,
@@ -403,7 +403,7 @@ MOST_TEXTS = 128
 """Most prompts or inputs of one request."""
 
 
-def _texts(request: JsonObject, name: str) -> list[str]:
+def _texts(request: RequestBody, name: str) -> list[str]:
     given = request.get(name)
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(one, str) and one for one in texts):
@@ -416,14 +416,14 @@ def _texts(request: JsonObject, name: str) -> list[str]:
 # --- messages -----------------------------------------------------------------------------------------------
 
 
-def _message(message: Any, where: str) -> tuple[Message, list[Media]]:
+def _message(message: Any, where: str) -> tuple[RequestMessage, list[Media]]:
     """Convert one message to ms-swift's format, with its parts joined; also return its media."""
     if not isinstance(message, dict):
         raise _refuse(f"{where} must be an object with role and content.", where)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise _refuse(f"{where}.role must be one of {', '.join(ROLES)}.", f"{where}.role")
-    checked: Message = {"role": "system" if role == "developer" else role, "content": ""}
+    checked: RequestMessage = {"role": "system" if role == "developer" else role, "content": ""}
     _add_calls(checked, message, where)
     if content is None and "tool_calls" in checked:
         return checked, []
@@ -440,7 +440,7 @@ def _message(message: Any, where: str) -> tuple[Message, list[Media]]:
     return checked, media
 
 
-def _add_calls(checked: Message, message: JsonObject, where: str) -> None:
+def _add_calls(checked: RequestMessage, message: RequestBody, where: str) -> None:
     """Copy the fields of a message that describe function calls."""
     if isinstance(message.get("tool_call_id"), str):
         checked["tool_call_id"] = message["tool_call_id"]
@@ -478,7 +478,7 @@ def _text_or_nothing(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _with_one_system(messages: Sequence[Message]) -> list[Message]:
+def _with_one_system(messages: Sequence[RequestMessage]) -> list[RequestMessage]:
     """Join the system messages at the beginning into one."""
     roles = [one["role"] for one in messages]
     count = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
@@ -530,7 +530,7 @@ def _names_a_file(text: str) -> bool:
 # --- media --------------------------------------------------------------------------------------------------
 
 
-def _listed_media(request: JsonObject) -> Iterator[Media]:
+def _listed_media(request: RequestBody) -> Iterator[Media]:
     """The media in ms-swift's own lists, separate from the messages."""
     for kind in MEDIA_KINDS:
         values = request.get(f"{kind}s") or []
@@ -587,7 +587,7 @@ def _is_inside(path: str, folder: Path) -> bool:
 # --- sampling -----------------------------------------------------------------------------------------------
 
 
-def _sampling(request: JsonObject, limits: Limits, facts: Facts) -> Sampling:
+def _sampling(request: RequestBody, limits: Limits, facts: Facts) -> Sampling:
     names = Sampling.__dataclass_fields__.keys() - {"max_tokens", "stop", "logprobs", "top_logprobs"}
     given = {name: request[name] for name in names if name in request}
     if given.get("temperature", 1) < LEAST_TEMPERATURE:
@@ -601,7 +601,7 @@ def _sampling(request: JsonObject, limits: Limits, facts: Facts) -> Sampling:
     return Sampling(max_tokens=tokens, stop=stops, logprobs=logprobs, top_logprobs=top_logprobs, **given)
 
 
-def _logprobs(request: JsonObject) -> tuple[bool, int | None]:
+def _logprobs(request: RequestBody) -> tuple[bool, int | None]:
     """Whether to return log probabilities, and how many per token. OpenAI uses a number in completions, and a boolean
     and a number in chats.
     """
@@ -614,7 +614,7 @@ def _logprobs(request: JsonObject) -> tuple[bool, int | None]:
     return True, int(given)
 
 
-def _max_tokens(request: JsonObject, limits: Limits, facts: Facts) -> int:
+def _max_tokens(request: RequestBody, limits: Limits, facts: Facts) -> int:
     """The longest answer requested, in tokens; the newer field name takes precedence, as in OpenAI's API."""
     name = "max_completion_tokens" if "max_completion_tokens" in request else "max_tokens"
     asked = request.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
-JsonObject: TypeAlias = Mapping[str, Any]
+RequestBody: TypeAlias = Mapping[str, Any]
 """JSON from a client: the body of a request, or an object within it."""
 
 # --- checked requests ---------------------------------------------------------------------------------------
@@ -13,10 +13,10 @@ JsonObject: TypeAlias = Mapping[str, Any]
 
 class _OfTools(TypedDict, total=False):
     tool_call_id: str
-    tool_calls: Sequence[JsonObject]
+    tool_calls: Sequence[RequestBody]
 
 
-class Message(_OfTools):
+class RequestMessage(_OfTools):
     """One message in ms-swift's format; ``content`` has tags in place of media."""
 
     role: str
@@ -201,5 +201,5 @@ class ModelList(TypedDict):
     data: list[ModelEntry]
 
 
-Answer: TypeAlias = WholeAnswer | Vectors
+AnswerBody: TypeAlias = WholeAnswer | Vectors
 """The response to a request that does not stream."""

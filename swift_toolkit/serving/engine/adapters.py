@@ -13,7 +13,7 @@ from swift_toolkit.model.checkpoints.old_adapter import as_peft
 from swift_toolkit.problems import RequestError
 from swift_toolkit.serving import models
 from swift_toolkit.serving.api.request import ApiError
-from swift_toolkit.serving.api.schema import JsonObject
+from swift_toolkit.serving.api.schema import RequestBody
 from swift_toolkit.serving.engine.router import Router
 from swift_toolkit.serving.models import ServedModel
 
@@ -32,14 +32,14 @@ class RuntimeAdapters:
         self._changing = asyncio.Lock()
         self._made = len(router.models)
 
-    async def load(self, body: JsonObject) -> str:
+    async def load(self, body: RequestBody) -> str:
         """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``.
 
         Raises:
             ApiError: the adapter cannot be loaded.
         """
         name, path = _texts(body, "lora_name", "lora_path")
-        if not models.NAME.fullmatch(name):
+        if not models.MODEL_NAME.fullmatch(name):
             raise ApiError(400, "lora_name may only contain letters, digits and . _ : / -.", "lora_name")
         router = self._router
         async with self._changing:
@@ -105,7 +105,7 @@ class RuntimeAdapters:
         if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
             raise ApiError(400, "lora_path was trained on a different base model.", "lora_path")
 
-    async def unload(self, body: JsonObject) -> str:
+    async def unload(self, body: RequestBody) -> str:
         """``POST /v1/unload_lora_adapter``, with ``lora_name``; running answers finish first.
 
         Raises:
@@ -127,7 +127,7 @@ class RuntimeAdapters:
         return f"Success: LoRA adapter '{name}' removed successfully."
 
 
-def _texts(body: JsonObject, *names: str) -> list[str]:
+def _texts(body: RequestBody, *names: str) -> list[str]:
     for name in names:
         if not isinstance(body.get(name), str) or not body[name]:
             raise ApiError(400, f"{name} is missing.", name)

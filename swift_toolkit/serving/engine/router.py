@@ -21,7 +21,7 @@ from swift_toolkit.serving.api.answer import Form, Usage, usage_of
 from swift_toolkit.serving.api.fields import EMBEDDINGS
 from swift_toolkit.serving.api.media import MediaStore
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Conversation, Facts, Sampling
-from swift_toolkit.serving.api.schema import Answer, AnswerPiece
+from swift_toolkit.serving.api.schema import AnswerBody, AnswerPiece
 from swift_toolkit.serving.engine.batches import Batches
 from swift_toolkit.serving.gateway import Exchange
 from swift_toolkit.serving.models import ServedModel
@@ -82,7 +82,9 @@ class Router:
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    async def answer(self, request: ApiRequest, one: Exchange) -> Answer | AsyncGenerator[AnswerPiece, None]:
+    async def answer(
+        self, request: ApiRequest, one: Exchange
+    ) -> AnswerBody | AsyncGenerator[AnswerPiece, None]:
         """Return the whole answer to a request or a generator of its pieces; errors are raised before the first piece.
 
         Raises:

@@ -13,7 +13,7 @@ from swift_toolkit.machine.files import whole_text, write_json
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import TOKENIZER_FILES, read_json
 from swift_toolkit.model.loading import local
-from swift_toolkit.serving.proof.exchange import Side
+from swift_toolkit.serving.proof.exchange import ProofSide
 
 CARRIED = (
     *TOKENIZER_FILES,
@@ -61,7 +61,7 @@ def present(folder: Path) -> Iterator[str]:
     yield from sorted(found)
 
 
-def carry_chat(original: Side, model: Path) -> list[str]:
+def carry_chat(original: ProofSide, model: Path) -> list[str]:
     """Add to ``model`` the chat settings of the training that its files lack. Returns a sentence per addition."""
     notes = []
     chat = original.chat

@@ -23,7 +23,7 @@ QUANTISER = "llama-quantize"
 QUANTISING_MODULES = ("llama_cpp", "llama_cpp_py_sync")
 
 
-def problems(name: str) -> Iterator[Problem]:
+def converter_problems(name: str) -> Iterator[Problem]:
     """Yield what is missing to write a GGUF file of the type ``name``."""
     if name not in GGUF_TYPES:
         yield Problem(*not_one_of(name, GGUF_TYPES), key="--gguf-type")

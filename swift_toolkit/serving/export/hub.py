@@ -65,7 +65,7 @@ HUBS = {
 """Every hub by its name."""
 
 
-def problems(hub: str, name: str | None) -> Iterator[Problem]:
+def hub_problems(hub: str, name: str | None) -> Iterator[Problem]:
     """Yield the reasons why a model cannot be uploaded."""
     if hub not in HUBS:
         yield Problem(*not_one_of(hub, HUBS), key="--hub")

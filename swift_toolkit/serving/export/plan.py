@@ -24,12 +24,13 @@ from swift_toolkit.model.files import gguf_in
 from swift_toolkit.model.loading import is_on_hub
 from swift_toolkit.model.size import find_shape
 from swift_toolkit.problems import Problem, RequestError
-from swift_toolkit.serving.export import gguf, hub
+from swift_toolkit.serving.export import gguf
+from swift_toolkit.serving.export import hub as export_hub
 from swift_toolkit.serving.export.carry import present, source_of
 from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES, Format, GgufType
 from swift_toolkit.serving.proof.exchange import Messages
 
-RECORD = "export.json"
+EXPORT_RECORD = "export.json"
 """The file in an artefact that records how it was made and how its answers compare."""
 
 
@@ -64,7 +65,7 @@ class ExportOptions:
     overrides_from: Literal["command line", "call"] = "call"
 
 
-OPTION_NAMES = frozenset(one.name for one in fields(ExportOptions)) - {"overrides_from"}
+EXPORT_OPTIONS = frozenset(one.name for one in fields(ExportOptions)) - {"overrides_from"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,8 @@ class Export:
         rows.append(("export", f"{self.format.name}: {what}"))
         rows.append(("output", str(self.output)))
         if self.size is not None and self.disk is not None and self.memory is not None:
-            needs = f"{size_of(self.disk)} of disk, {size_of(self.memory)} of memory"
-            rows.append(("size", f"about {size_of(self.size)}; the export needs {needs}"))
+            needs = f"{_size_of(self.disk)} of disk, {_size_of(self.memory)} of memory"
+            rows.append(("size", f"about {_size_of(self.size)}; the export needs {needs}"))
         if self.format.name == "hub":
             visible = "public" if self.options.public else "private"
             rows.append(("upload", f"to {self.options.hub} as {self.options.hub_id}, {visible}"))
@@ -179,8 +180,12 @@ class Export:
 
     def files(self) -> list[tuple[str, int]]:
         """Names and sizes in bytes of the files to upload; the size of the weights is estimated until they exist."""
-        if (self.output / RECORD).is_file():
-            return [(name, size) for name, size in hub.files_of(self.output) if name not in hub.LOCAL]
+        if (self.output / EXPORT_RECORD).is_file():
+            return [
+                (name, size)
+                for name, size in export_hub.files_of(self.output)
+                if name not in export_hub.LOCAL
+            ]
         source = source_of(self.checkpoint)
         found = [] if source is None else [(name, (source / name).stat().st_size) for name in present(source)]
         return [*found, ("config.json", 1000), ("model.safetensors", self.size or 0), ("README.md", 2000)]
@@ -270,7 +275,7 @@ def _option_problems(options: ExportOptions) -> Iterator[Problem]:
     made = EXPORTS[options.export]
     yield from made.needs(find_device())
     if made.gguf:
-        yield from gguf.problems(options.gguf_type)
+        yield from gguf.converter_problems(options.gguf_type)
     if made.calibrated and options.calibration is None:
         yield Problem(
             "is needed",
@@ -280,7 +285,7 @@ def _option_problems(options: ExportOptions) -> Iterator[Problem]:
     if options.calibration is not None and not Path(options.calibration).expanduser().is_file():
         yield Problem(f"{options.calibration} does not exist", "", "--calibration")
     if made.name == "hub":
-        yield from hub.problems(options.hub, options.hub_id)
+        yield from export_hub.hub_problems(options.hub, options.hub_id)
     if options.proof_tokens < 1:
         yield Problem(f"must be at least 1, not {options.proof_tokens}", "", "--proof-tokens")
 
@@ -315,21 +320,21 @@ def _place_problems(made: Export) -> Iterator[Problem]:
         yield Problem(f"cannot write {made.output}: permission denied", elsewhere, "--output")
     free = shutil.disk_usage(parent).free
     if made.disk is not None and made.disk > free:
-        what = f"needs {size_of(made.disk)} of disk, but {parent} has {size_of(free)} free"
+        what = f"needs {_size_of(made.disk)} of disk, but {parent} has {_size_of(free)} free"
         yield Problem(what, f"Free some space. {elsewhere}", "--export")
     if made.plan.device.kind == "cpu" and made.memory is not None and made.memory > free_memory():
-        what = f"needs {size_of(made.memory)} of memory, but only {size_of(free_memory())} is free"
+        what = f"needs {_size_of(made.memory)} of memory, but only {_size_of(free_memory())} is free"
         yield Problem(what, "Export on a machine with more memory.", "--export")
 
 
-def size_of(size: int) -> str:
+def _size_of(size: int) -> str:
     """Bytes as ``135 MiB`` or ``1.5 GiB``."""
     return screen.gib(size) if size >= 1 << 30 else f"{size / (1 << 20):,.0f} MiB"
 
 
 def is_own(path: Path) -> bool:
     """Whether this toolkit made the directory ``path``, so that it may be replaced."""
-    return any((path / name).is_file() for name in (RECORD, "merged_from.json"))
+    return any((path / name).is_file() for name in (EXPORT_RECORD, "merged_from.json"))
 
 
 def _existing(path: Path) -> Path:

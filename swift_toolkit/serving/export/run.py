@@ -27,7 +27,7 @@ from swift_toolkit.serving.export import gguf, hub
 from swift_toolkit.serving.export.card import Card
 from swift_toolkit.serving.export.carry import TEMPLATE, carry_chat, carry_files, source_of
 from swift_toolkit.serving.export.modelfile import modelfile
-from swift_toolkit.serving.export.plan import RECORD, Export, license_of
+from swift_toolkit.serving.export.plan import EXPORT_RECORD, Export, license_of
 from swift_toolkit.serving.proof import report
 from swift_toolkit.serving.proof.prove import Told, ask_original, prove
 from swift_toolkit.serving.proof.verdict import Proof
@@ -67,7 +67,7 @@ class Exported:
             "files": dict(hub.files_of(self.path)),
             "made_of": made_of(self.export.checkpoint),
             "notes": list(self.notes),
-            "proof": report.as_json(self.proof),
+            "proof": report.proof_json(self.proof),
             "seconds": self.seconds,
             "address": self.address,
             "versions": packages.versions(),
@@ -89,7 +89,7 @@ class _Clock:
         self.seconds[name] = round(time.monotonic() - began, 1)
 
 
-def carry_out(export: Export) -> Exported:
+def write_export(export: Export) -> Exported:
     """Make the artefact and compare it with the checkpoint. It is kept whatever the verdict, which is recorded in it.
 
     Raises:
@@ -108,7 +108,7 @@ def carry_out(export: Export) -> Exported:
         if export.format.name == "hub" and made.proof.verdict != "different":
             with clock.part("upload", f"uploading to {export.options.hub}"):
                 made = replace(made, address=_upload(export))
-            write_json(made.path / RECORD, made.as_json())
+            write_json(made.path / EXPORT_RECORD, made.as_json())
         return made
 
 
@@ -257,7 +257,7 @@ def _write_records(made: Exported) -> None:
     )
     with whole_text(made.path / "README.md") as out:
         out.write(card.text())
-    write_json(made.path / RECORD, made.as_json())
+    write_json(made.path / EXPORT_RECORD, made.as_json())
 
 
 def _upload(export: Export) -> str:
@@ -275,4 +275,6 @@ def print_result(made: Exported) -> None:
     if made.address is not None:
         rows.append(("address", made.address))
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in made.seconds.items())
-    screen.print_facts([*rows, ("time", took), ("record", screen.short_path(made.path / RECORD))], sys.stdout)
+    screen.print_facts(
+        [*rows, ("time", took), ("record", screen.short_path(made.path / EXPORT_RECORD))], sys.stdout
+    )

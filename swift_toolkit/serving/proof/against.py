@@ -64,18 +64,18 @@ def _url_problems(url: str) -> Iterator[Problem]:
         yield Problem(f"is {shown(url)}, which is not the URL of a server", do, "--against")
 
 
-def rows(plan: Plan, options: AgainstOptions) -> list[tuple[str, str]]:
+def comparison_rows(plan: Plan, options: AgainstOptions) -> list[tuple[str, str]]:
     """The comparison as names and values for the screen."""
     return [*plan.rows()[:3], ("server", options.url)]
 
 
-def compare(plan: Plan, options: AgainstOptions, questions: Sequence[Messages]) -> Proof:
+def compare_with_server(plan: Plan, options: AgainstOptions, questions: Sequence[Messages]) -> Proof:
     """Ask both sides and compare the answers.
 
     Raises:
         RunError: one of the sides does not answer.
     """
-    screen.print_facts(rows(plan, options))
+    screen.print_facts(comparison_rows(plan, options))
     with screen.StartingLine() as line:
         line.note("asking the checkpoint")
         with ask_original(plan, questions, MAX_TOKENS) as told:

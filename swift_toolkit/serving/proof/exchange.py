@@ -86,7 +86,7 @@ class ChatFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ProofSide:
     """One side of the comparison, after it was asked.
 
     Args:
@@ -116,7 +116,7 @@ Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ProofOrder:
     """The order for a process that asks one side.
 
     Args:
@@ -136,7 +136,7 @@ class Order:
     folder: str
     arguments: tuple[str, ...] = ()
     path: str = ""
-    original: Side | None = None
+    original: ProofSide | None = None
     base: str = ""
     adapter: str = ""
     device: str = "cpu"

@@ -18,8 +18,8 @@ from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import is_model, model_problems, read_json
 from swift_toolkit.model.loading import local
 from swift_toolkit.model.merge import MARK, made_of
-from swift_toolkit.serving.proof.exchange import Deviation, Messages, Order, Side
-from swift_toolkit.serving.proof.verdict import Proof, judge
+from swift_toolkit.serving.proof.exchange import Deviation, Messages, ProofOrder, ProofSide
+from swift_toolkit.serving.proof.verdict import Proof, give_verdict
 
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 """Keys of config.json that determine token positions."""
@@ -36,8 +36,8 @@ class Told:
     """
 
     plan: Plan
-    order: Order
-    side: Side
+    order: ProofOrder
+    side: ProofSide
 
     @property
     def questions(self) -> list[str]:
@@ -53,7 +53,7 @@ def ask_original(plan: Plan, questions: Sequence[Messages], max_tokens: int) -> 
         RunError: the checkpoint cannot be loaded.
     """
     with ScratchFolder() as folder, plan.order("tuned") as engine:
-        order = Order(
+        order = ProofOrder(
             questions=tuple(questions),
             max_tokens=max_tokens,
             folder=str(folder),
@@ -78,14 +78,14 @@ def prove(told: Told, path: Path, kind: str, merged_from: Checkpoint | None = No
     seen = list(_file_faults(path, merged_from))
     if seen and seen[0].what.startswith("cannot be read"):
         nothing = replace(told.side, asked=())
-        return judge(nothing, nothing, (), kind, seen)
+        return give_verdict(nothing, nothing, (), kind, seen)
     order = artefact_order(told, path, merged_from)
     where = {**environment(told.plan.device), **trust(told.plan.checkpoint.trusted)}
     artefact = run(order, where, told.plan.log)
-    return judge(told.side, artefact, told.questions, kind, seen)
+    return give_verdict(told.side, artefact, told.questions, kind, seen)
 
 
-def artefact_order(told: Told, path: Path, merged_from: Checkpoint | None) -> Order:
+def artefact_order(told: Told, path: Path, merged_from: Checkpoint | None) -> ProofOrder:
     """The order for the artefact at ``path``."""
     base = adapter = ""
     if merged_from is not None and merged_from.kind == "lora":
@@ -120,7 +120,7 @@ def _file_faults(path: Path, merged_from: Checkpoint | None) -> Iterator[Deviati
         yield Deviation("weights", f"the weights are {stored}, but {wanted} in training")
 
 
-def run(order: Order, variables: Mapping[str, str], log: Path) -> Side:
+def run(order: ProofOrder, variables: Mapping[str, str], log: Path) -> ProofSide:
     """Ask one side in a separate process.
 
     Raises:
@@ -136,4 +136,4 @@ def run(order: Order, variables: Mapping[str, str], log: Path) -> Side:
         if event["event"] != "asked":
             what = "the checkpoint could not be run" if order.arguments else "the artefact could not be run"
             raise child_failure(event, what[0].upper() + what[1:], child, log)
-        return msgspec.convert(event["side"], Side)
+        return msgspec.convert(event["side"], ProofSide)

@@ -10,7 +10,7 @@ from swift_toolkit.console import screen
 from swift_toolkit.serving.proof.verdict import Proof
 
 
-def as_json(proof: Proof) -> dict[str, object]:
+def proof_json(proof: Proof) -> dict[str, object]:
     """The comparison as plain data."""
     pairs = [{**asdict(pair), "divergence": pair.divergence} for pair in proof.pairs]
     return {"schema": 1, **asdict(proof), "pairs": pairs, "equal_answers": proof.equal_answers}

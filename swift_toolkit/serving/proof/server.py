@@ -12,11 +12,11 @@ from itertools import takewhile
 from typing import Any
 
 from swift_toolkit.problems import RunError, first_line
-from swift_toolkit.serving.proof.exchange import Deviation, Messages, Response, Side
+from swift_toolkit.serving.proof.exchange import Deviation, Messages, ProofSide, Response
 from swift_toolkit.serving.proof.prove import Told
-from swift_toolkit.serving.proof.verdict import Proof, judge
+from swift_toolkit.serving.proof.verdict import Proof, give_verdict
 
-SECONDS = 300
+_SECONDS = 300
 """Seconds that an answer may take."""
 
 
@@ -38,7 +38,7 @@ def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> 
         _asked(server, name, messages, one, told.order.max_tokens)
         for messages, one in zip(told.order.questions, told.side.asked, strict=True)
     )
-    side = Side(
+    side = ProofSide(
         asked=asked,
         vocabulary=told.side.vocabulary,
         added={},
@@ -49,7 +49,7 @@ def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> 
     matching = replace(
         side, asked=tuple(_same_prompt(*pair) for pair in zip(told.side.asked, asked, strict=True))
     )
-    return judge(told.side, matching, told.questions, "server", seen)
+    return give_verdict(told.side, matching, told.questions, "server", seen)
 
 
 class _Server:
@@ -74,7 +74,7 @@ class _Server:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url + path, data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+            with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
             said = first_line(error.read(500).decode("utf-8", "replace"))
@@ -126,7 +126,7 @@ def _prompt_faults(server: _Server, model: str, told: Told, asked: Sequence[Resp
     return []
 
 
-def _stop_ids(told: Side, asked: Sequence[Response]) -> tuple[int, ...]:
+def _stop_ids(told: ProofSide, asked: Sequence[Response]) -> tuple[int, ...]:
     """The checkpoint's stop tokens; none if the server ended none of the answers that the checkpoint ended."""
     ended = [other.ended for one, other in zip(told.asked, asked, strict=True) if one.ended]
     return told.stop_ids if not ended or any(ended) else ()

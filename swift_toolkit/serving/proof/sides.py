@@ -21,9 +21,9 @@ from swift_toolkit.serving.proof.exchange import (
     ChatFormat,
     Deviation,
     Messages,
-    Order,
+    ProofOrder,
+    ProofSide,
     Response,
-    Side,
 )
 from swift_toolkit.serving.proof.weights import weight_faults
 
@@ -31,7 +31,7 @@ from swift_toolkit.serving.proof.weights import weight_faults
 class Reader(ABC):
     """A loaded side."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ProofOrder) -> None:
         self.order = order
 
     @abstractmethod
@@ -63,20 +63,20 @@ class Reader(ABC):
         """Whether the model has an embedding for each of the tokens."""
 
     @abstractmethod
-    def facts(self) -> Side:
+    def facts(self) -> ProofSide:
         """The properties of the model, without any answers."""
 
     def distribution(self, index: int) -> Path:
         """The file with the original's distributions for a question."""
         return Path(self.order.folder) / f"{index}.npy"
 
-    def side(self) -> Side:
+    def side(self) -> ProofSide:
         """Ask all questions."""
         facts = self.facts()
         asked = tuple(self._asked(index, one, facts) for index, one in enumerate(self.order.questions))
         return replace(facts, asked=asked)
 
-    def _asked(self, index: int, messages: Messages, facts: Side) -> Response:
+    def _asked(self, index: int, messages: Messages, facts: ProofSide) -> Response:
         prompt, ids = self.prompt(messages)
         whole = self.answer(ids) if ids and self.knows(ids) else []
         ended = bool(whole) and whole[-1] in facts.stop_ids
@@ -168,15 +168,17 @@ class _Torch(Reader):
         """Check the size of the embeddings."""
         return max(tokens) < int(self.model.get_input_embeddings().weight.shape[0])
 
-    def _facts(self, stop_ids: Sequence[int], **more: Any) -> Side:
+    def _facts(self, stop_ids: Sequence[int], **more: Any) -> ProofSide:
         added = {token: int(number) for token, number in self.tokenizer.get_added_vocab().items()}
-        return Side(asked=(), vocabulary=len(self.tokenizer), added=added, stop_ids=tuple(stop_ids), **more)
+        return ProofSide(
+            asked=(), vocabulary=len(self.tokenizer), added=added, stop_ids=tuple(stop_ids), **more
+        )
 
 
 class Original(_Torch):
     """The checkpoint as it was trained, loaded by ms-swift."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ProofOrder) -> None:
         super().__init__(order)
         engine = inference_api().SwiftInfer(with_peft_adapters(list(order.arguments))).infer_engine
         self.template = engine.template if hasattr(engine, "template") else engine.default_template
@@ -189,7 +191,7 @@ class Original(_Torch):
         ids = list(self.template.encode(self.request(messages=messages))["input_ids"])
         return self.text(ids), ids
 
-    def side(self) -> Side:
+    def side(self) -> ProofSide:
         """Ask all questions; also store the distributions for the other side and compute the margins."""
         side = super().side()
         asked = tuple(self._kept(index, one) for index, one in enumerate(side.asked))
@@ -206,7 +208,7 @@ class Original(_Torch):
         margins = (best[:, 0] - best[:, 1]).tolist()
         return replace(one, margins=tuple(margins), offsets=tuple(ends))
 
-    def facts(self) -> Side:
+    def facts(self) -> ProofSide:
         """The properties of the model, including the end token used in training and the chat format."""
         meta = self.template.template_meta
         end = getattr(meta, "stop_token_id", None)
@@ -264,7 +266,7 @@ def _render(tokenizer: Any, messages: Messages, template: str | None = None) -> 
 class Transformers(_Torch):
     """A model directory or GGUF file, loaded by transformers alone."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ProofOrder) -> None:
         import transformers
 
         super().__init__(order)
@@ -292,7 +294,7 @@ class Transformers(_Torch):
         text = _render(self.tokenizer, messages)
         return text, self.tokens(text)
 
-    def facts(self) -> Side:
+    def facts(self) -> ProofSide:
         """The properties of the model, including problems with its weights if it was merged."""
         faults: tuple[Deviation, ...] = ()
         if self.order.adapter and self.order.base:
@@ -313,7 +315,7 @@ class LlamaCpp(Reader):
 
     module = "llama_cpp_py_sync"
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ProofOrder) -> None:
         from gguf import GGUFReader
         from llama_cpp_py_sync import Llama
 
@@ -403,14 +405,14 @@ class LlamaCpp(Reader):
         """Check the vocabulary in the header of the file."""
         return max(tokens) < int(self.llama.n_vocab)
 
-    def facts(self) -> Side:
+    def facts(self) -> ProofSide:
         """The properties stated in the header of the file."""
         tokens, kinds = (
             self._fields["tokenizer.ggml.tokens"],
             self._fields.get("tokenizer.ggml.token_type", []),
         )
         added = {tokens[number]: number for number, kind in enumerate(kinds) if kind in (3, 4)}
-        return Side(
+        return ProofSide(
             asked=(),
             vocabulary=len(tokens),
             added=added,

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Literal
 
 from swift_toolkit.console.words import counted, listed, shown
-from swift_toolkit.serving.proof.exchange import Deviation, Response, Side
+from swift_toolkit.serving.proof.exchange import Deviation, ProofSide, Response
 
-Word = Literal["same", "close", "different"]
+_Word = Literal["same", "close", "different"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Proof:
         read_by: the program that ran the artefact.
     """
 
-    verdict: Word
+    verdict: _Word
     why: str
     faults: tuple[Deviation, ...]
     pairs: tuple[Pair, ...]
@@ -104,8 +104,12 @@ class Proof:
         return sum(pair.divergence is None for pair in self.pairs)
 
 
-def judge(
-    original: Side, artefact: Side, questions: Sequence[str], kind: str, seen: Sequence[Deviation] = ()
+def give_verdict(
+    original: ProofSide,
+    artefact: ProofSide,
+    questions: Sequence[str],
+    kind: str,
+    seen: Sequence[Deviation] = (),
 ) -> Proof:
     """Judge two sides that were asked the same questions.
 
@@ -155,7 +159,7 @@ def _near_tie(pair: Pair) -> bool:
 
 def _verdict(
     pairs: Sequence[Pair], mean: float | None, thresholds: Thresholds, faults: Sequence[Deviation]
-) -> tuple[Word, str]:
+) -> tuple[_Word, str]:
     equal = sum(pair.divergence is None for pair in pairs)
     answers = f"{equal} of {counted(len(pairs), 'answer')} equal"
     if faults:
@@ -171,7 +175,7 @@ def _verdict(
     return "close", f"{measured} (at most {thresholds.close:g})"
 
 
-def faults_of(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator[Deviation]:
+def faults_of(original: ProofSide, artefact: ProofSide, pairs: Sequence[Pair]) -> Iterator[Deviation]:
     """Yield problems visible in the tokens, the prompts and the ends of answers."""
     tokenizer = list(_tokenizer_faults(original, artefact, pairs))
     yield from tokenizer
@@ -184,7 +188,7 @@ def faults_of(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator
         yield Deviation("stop tokens", f"{shown(end[0])} does not end an answer, but did in training")
 
 
-def _tokenizer_faults(original: Side, artefact: Side, pairs: Sequence[Pair]) -> Iterator[Deviation]:
+def _tokenizer_faults(original: ProofSide, artefact: ProofSide, pairs: Sequence[Pair]) -> Iterator[Deviation]:
     if any(pair.original.plain_ids != pair.artefact.plain_ids for pair in pairs):
         yield Deviation("tokenizer", "it splits the same text into different tokens")
     if not original.added or not artefact.added:
@@ -199,7 +203,7 @@ def _tokenizer_faults(original: Side, artefact: Side, pairs: Sequence[Pair]) -> 
         yield Deviation("tokenizer", f"tokens were added: {listed(map(shown, more))}")
 
 
-def _prompt_faults(original: Side, pairs: Sequence[Pair]) -> Iterator[Deviation]:
+def _prompt_faults(original: ProofSide, pairs: Sequence[Pair]) -> Iterator[Deviation]:
     """Yield differences of the prompts."""
     told, other = pairs[0].original.prompt, pairs[0].artefact.prompt
     system = original.chat.system if original.chat else ""

@@ -19,7 +19,7 @@ from swift_toolkit.serving.proof.exchange import Deviation
 ROUNDING = {"torch.bfloat16": 2**-8, "torch.float16": 2**-11, "torch.float32": 2**-23}
 """Largest relative rounding error of each dtype (IEEE 754)."""
 
-SHARE = 0.05
+_SHARE = 0.05
 """Largest difference of a merged weight from base + adapter, as a share of the adapter's change: ms-swift may add in a
 different dtype than this comparison."""
 
@@ -146,7 +146,7 @@ def _kind(name: str, base: Any, merged: Any, change: _Adapter) -> str:
 
 def _kind_of_difference(difference: Any, added: Any, noise: float) -> str:
     size = float(added.norm())
-    allowed = SHARE * size + noise
+    allowed = _SHARE * size + noise
     if float((difference - added).norm()) <= allowed:
         return ""
     if float(difference.norm()) <= noise:

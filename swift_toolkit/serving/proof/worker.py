@@ -12,11 +12,11 @@ import traceback
 from pathlib import Path
 
 from swift_toolkit.machine.process import Reporter
-from swift_toolkit.serving.proof.exchange import Order
+from swift_toolkit.serving.proof.exchange import ProofOrder
 from swift_toolkit.serving.proof.sides import LlamaCpp, Original, Reader, Transformers
 
 
-def reader_of(order: Order) -> Reader:
+def reader_of(order: ProofOrder) -> Reader:
     """Create the reader for the side in ``order``."""
     if order.arguments:
         return Original(order)
@@ -34,7 +34,7 @@ def main(report: Reporter) -> int:
 
     report.end_with_starter()
     try:
-        order = msgspec.json.decode(sys.stdin.readline(), type=Order)
+        order = msgspec.json.decode(sys.stdin.readline(), type=ProofOrder)
         side = reader_of(order).side()
     except (Exception, SystemExit) as error:  # an argument parser ends with SystemExit
         traceback.print_exc()

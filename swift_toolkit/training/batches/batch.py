@@ -16,7 +16,7 @@ _LEAST_ROWS = 16
 """Rows of a step that ms-swift accumulates by default (``TrainArgumentsMixin.__post_init__``)."""
 
 
-class Settings(Protocol):
+class BatchSettings(Protocol):
     """Settings by ms-swift's names, and the training task."""
 
     @property
@@ -53,7 +53,7 @@ class Batch:
         return math.ceil(epochs * max(1, math.ceil(batches / self.accumulation)))
 
 
-def batch_of(settings: Settings, world: int) -> Batch:
+def batch_of(settings: BatchSettings, world: int) -> Batch:
     """The batch of a run with ``world`` processes."""
     rows = int(settings.value("per_device_train_batch_size"))
     given = settings.value("gradient_accumulation_steps")
@@ -62,7 +62,7 @@ def batch_of(settings: Settings, world: int) -> Batch:
     return Batch(rows=rows, accumulation=accumulation, feeders=feeders(settings, world))
 
 
-def feeders(settings: Settings, world: int) -> int:
+def feeders(settings: BatchSettings, world: int) -> int:
     """How many of ``world`` processes have their own rows."""
     return max(1, world // (settings.value("sequence_parallel_size") or 1))
 

@@ -17,14 +17,6 @@ EMBEDDING_ROWS = 8
 """Rows of a batch of embeddings: each row is compared with the documents of the other rows."""
 
 
-_LOSSES = {
-    "embedding": {"v3": "infonce", "v4": "infonce"},
-    "reranker": {"v3": "reranker", "v4": "pointwise_reranker"},
-    "generative_reranker": {"v3": "generative_reranker", "v4": "pointwise_reranker"},
-}
-"""Losses of tasks for which ms-swift has no default, so that it fails at the first step."""
-
-
 def fill_for_task(config: Config, world: int) -> None:
     """Set what the task of ``config`` needs, with reasons, before the request is checked.
 
@@ -32,10 +24,9 @@ def fill_for_task(config: Config, world: int) -> None:
         config: the request.
         world: number of training processes on all machines.
     """
-    if losses := _LOSSES.get(config.task.name):
-        config.fill(
-            "loss_type", losses[config.install.line], f'"{config.task.name}" has no default loss in ms-swift'
-        )
+    task = config.task.name
+    if loss := config.install.loss_without_default(task):
+        config.fill("loss_type", loss, f'"{task}" has no default loss in ms-swift')
     _fill_answers(config, world)
     _fill_classes(config)
     _fill_embedding(config)

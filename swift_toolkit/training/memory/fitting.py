@@ -14,7 +14,7 @@ from swift_toolkit.training.memory import run as memory_run
 from swift_toolkit.training.memory.estimate import Estimate
 from swift_toolkit.training.memory.run import MemoryRun
 
-Word = Literal["fits", "tight", "does not fit", "unknown"]
+_Word = Literal["fits", "tight", "does not fit", "unknown"]
 
 ROOMY, FULL = 0.85, 0.97
 """Shares of a device's memory: a run up to the first fits, up to the second it is tight."""
@@ -57,7 +57,7 @@ class Verdict:
     """
 
     run: MemoryRun | None
-    word: Word = "unknown"
+    word: _Word = "unknown"
     estimate: Estimate | None = None
     filled: int | None = None
     saving: Saving | None = None
@@ -128,7 +128,7 @@ def judge_memory(run: MemoryRun | None) -> Verdict:
     return Verdict(run, word, estimate, filled, saving)
 
 
-def word_for(size: int, device: int) -> Word:
+def word_for(size: int, device: int) -> _Word:
     """Whether a run of ``size`` bytes fits on a device with ``device`` bytes (0 if unknown)."""
     if not device:
         return "unknown"

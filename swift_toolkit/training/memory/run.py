@@ -18,7 +18,7 @@ from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.msswift import Command, installed
 from swift_toolkit.model.shape import ModelShape
-from swift_toolkit.training.batches.batch import Settings, batch_of
+from swift_toolkit.training.batches.batch import BatchSettings, batch_of
 
 UNSEEN_LONGEST, UNSEEN_MEAN, UNSEEN_LABELLED = 1024, 160, 256
 """Assumed text tokens of hub data: of the longest and the average row, typical of public chat data (Alpaca), and of the
@@ -44,7 +44,7 @@ class Rows:
     seen: bool = False
 
 
-def rows_of_run(settings: Settings, report: DataReport, sees: bool) -> Rows:
+def rows_of_run(settings: BatchSettings, report: DataReport, sees: bool) -> Rows:
     """The length of the rows of a run, measured, or assumed if the rows are not on this machine.
 
     Args:
@@ -56,7 +56,7 @@ def rows_of_run(settings: Settings, report: DataReport, sees: bool) -> Rows:
     return replace(rows, images=1) if sees and (not rows.seen or _has_media(report)) else rows
 
 
-def _rows(report: DataReport, settings: Settings) -> Rows:
+def _rows(report: DataReport, settings: BatchSettings) -> Rows:
     if not report.tokens:
         return _assumed(settings)
     seen = rows_of(report)
@@ -86,7 +86,7 @@ def _has_media(report: DataReport) -> bool:
     return False
 
 
-def _assumed(settings: Settings) -> Rows:
+def _assumed(settings: BatchSettings) -> Rows:
     """The assumed length of rows that are not on this machine.
 
     The figures of ms-swift's documentation for its data sets (hub_datasets.json: mean and longest, counted with

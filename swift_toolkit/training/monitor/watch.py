@@ -22,7 +22,7 @@ Kind = Literal["not a number", "learns nothing", "zero gradient", "loss jump", "
 STOPS: tuple[Kind, ...] = ("not a number", "learns nothing", "stall")
 """Alarms that end the run, unless the user asked to keep going."""
 
-WINDOW = 50
+_WINDOW = 50
 """Window of the running median of the loss, in logs."""
 
 FEWEST_LOGS = 10
@@ -81,7 +81,7 @@ class Alarm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class WatchLimits:
     """The limits of normal behaviour of a run.
 
     Args:
@@ -118,7 +118,7 @@ class Watch:
         saving: a checkpoint is being saved, or will be before the next step.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: WatchLimits = field(default_factory=WatchLimits)
     alarms: tuple[Alarm, ...] = ()
     step: int = 0
     losses: tuple[float, ...] = ()
@@ -170,7 +170,7 @@ class Watch:
 
     def _stepped(self, event: events.Step, now: float) -> Watch:
         took = () if self.stepped is None else (now - self.stepped,)
-        times = (*self.times, *took)[-WINDOW:]
+        times = (*self.times, *took)[-_WINDOW:]
         return replace(self, step=event.step, times=times, stepped=now, active=now, saving=event.saves)
 
     def _logged(self, event: events.Log) -> Watch:
@@ -189,7 +189,7 @@ class Watch:
         jumps = math.isfinite(loss) and middle > 0 and loss > max(JUMP * middle, middle + LEAST_JUMP)
         return replace(
             self,
-            losses=(*self.losses, loss)[-WINDOW:] if math.isfinite(loss) and not jumps else self.losses,
+            losses=(*self.losses, loss)[-_WINDOW:] if math.isfinite(loss) and not jumps else self.losses,
             jumps=self.jumps + 1 if jumps else 0,
             zeros=self.zeros + 1 if zero else 0,
             infinite=self.infinite + 1 if bad else 0,

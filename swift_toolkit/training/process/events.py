@@ -18,7 +18,7 @@ from swift_toolkit.console.words import counted
 from swift_toolkit.dataset.report import Split
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.problems import Problem
-from swift_toolkit.runs.record import JsonObject
+from swift_toolkit.runs.record import RecordObject
 
 
 class PeersOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,7 +286,7 @@ def decode(report: Mapping[str, object]) -> RunEvent:
     return msgspec.convert(report, RunEvent)  # type: ignore[no-any-return]
 
 
-def encode(event: RunEvent) -> JsonObject:
+def encode_event(event: RunEvent) -> RecordObject:
     """The event as plain data; values that JSON cannot represent become text."""
     return msgspec.to_builtins(event, enc_hook=str)  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ from swift_toolkit.problems import Problem, first_line
 from swift_toolkit.training.process import events
 from swift_toolkit.training.process.events import RunEvent
 
-ROWS = 8
+_ROWS = 8
 """Number of rows on which reward functions are tried."""
 
 _SOLUTIONS = ("solution", "answer", "target", "ground_truth", "response", "output")
@@ -59,7 +59,7 @@ def try_rewards(report: Callable[[RunEvent], None], order: events.AuditOrder) ->
     def look(args: Any, _: Callable[[], Any]) -> None:
         msswift.limit_ppo(args)
         names = getattr(args, "reward_funcs", None) or []
-        rows = list(islice(_rows(order), ROWS)) if names else []
+        rows = list(islice(_rows(order), _ROWS)) if names else []
         for name in names if rows else ():
             if (tried := _tried(str(name), rows, args)) is not None:
                 report(tried)

@@ -105,7 +105,7 @@ class _Training:
     def report(self, event: events.RunEvent) -> None:
         """Report to the starter. Of several processes with the same starter, only the first reports."""
         if self.leads or self.own_starter:
-            self.pipe(**events.encode(event))
+            self.pipe(**events.encode_event(event))
 
     def _agree(self, asked: events.PeersOrder) -> bool:
         """Compare this process's request with that of rank 0, and adopt rank 0's automatic settings and directory.
@@ -140,7 +140,7 @@ class _Training:
             file.parent.mkdir(parents=True, exist_ok=True)
             self.stacks = file.open("w")  # stays open
             faulthandler.register(events.STACKS_SIGNAL, self.stacks)
-            self.pipe(**events.encode(events.Ready(rank=self.rank, pid=os.getpid())))
+            self.pipe(**events.encode_event(events.Ready(rank=self.rank, pid=os.getpid())))
 
     def _prepare_resume(self) -> None:
         """Make a resumed training use the rows and random numbers of the training that wrote the checkpoint."""
@@ -181,7 +181,7 @@ class _Training:
         failed = events.Failed(
             rank=self.rank, of=self.world, time=time.time(), type=kind, message=message, cause=cause
         )
-        self.pipe(**events.encode(failed))
+        self.pipe(**events.encode_event(failed))
 
 
 _KEPT = ("global_step", "best_model_checkpoint", "model_parameter_info", "train_dataset", "val_dataset")
