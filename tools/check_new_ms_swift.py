@@ -99,7 +99,7 @@ class Versions:
 
     def _renames(self) -> Iterator[Finding]:
         """Rows of the table whose new name does not exist."""
-        for (command, old), row in renames.rows().items():
+        for (command, old), row in renames.rename_rows().items():
             name = row.names[self.new.line]
             if name and name != old and name not in self.arguments[command]:
                 what = f'{command}: "{old}" would become "{name}", which does not exist'
@@ -125,7 +125,7 @@ class Versions:
     def _registries(self) -> Iterator[Finding]:
         file = "swift_toolkit/config/names/registries.py"
         new, _ = registries.read_registries(self.new)
-        expected = {setting for setting, _, _ in registries.places(self.new.line)}
+        expected = {setting for setting, _, _ in registries.registry_places(self.new.line)}
         yield from (
             Finding(file, f"the table of {setting} has moved") for setting in expected - new.names.keys()
         )

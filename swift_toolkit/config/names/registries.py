@@ -61,7 +61,7 @@ class Registries:
     datasets: tuple[str, ...]
 
 
-def _places(line: Line) -> Iterator[tuple[str, str, str]]:
+def registry_places(line: Line) -> Iterator[tuple[str, str, str]]:
     """Setting, module and variable of each registry in a generation of ms-swift."""
     for row in _TABLES.strip().splitlines()[1:]:
         setting, v4, v3 = row.split()
@@ -94,7 +94,7 @@ def read_registries(install: SwiftInstall) -> tuple[Registries, list[Path]]:
     names: dict[str, tuple[str, ...]] = {}
     columns: dict[str, tuple[str, ...]] = {}
     files = [Path(__file__)]
-    for setting, module, variable in _places(install.line):
+    for setting, module, variable in registry_places(install.line):
         file = _file_of(install.location, module)
         if file is None:
             continue
@@ -348,7 +348,7 @@ def _imports_beside(tree: ast.Module, folder: Path) -> bool:
 def registry_problems(config: Config) -> Iterator[Problem]:
     """Names in a request that are in none of ms-swift's registries."""
     known, plugins = registries(config.install), plugins_of(config)
-    for setting, _, variable in _places(config.install.line):
+    for setting, _, variable in registry_places(config.install.line):
         words = known.names.get(setting)
         values = config.get(setting)
         if words is None or values is None:
@@ -446,7 +446,7 @@ def demanded_columns(config: Config) -> dict[str, tuple[str, ...]]:
         return {}
     columns, plugins = registries(config.install).columns, plugins_of(config)
     variable = next(
-        variable for setting, _, variable in _places(config.install.line) if setting == "reward_funcs"
+        variable for setting, _, variable in registry_places(config.install.line) if setting == "reward_funcs"
     )
     for name, value in (plugins.added(variable) or {}).items():
         found = [_columns(tree, _last_name(value)) for tree in plugins.trees]
