@@ -90,10 +90,12 @@ def follow(
 
 def _remove_empty(logs: Path) -> None:
     """Remove the stack files that no rank wrote to, and their directory if it is otherwise empty."""
-    for file in logs.glob("stacks-rank*.txt"):
-        if file.stat().st_size == 0:
-            file.unlink()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(
+        OSError
+    ):  # also where the directory has become read-only: the files are only untidy
+        for file in logs.glob("stacks-rank*.txt"):
+            if file.stat().st_size == 0:
+                file.unlink()
         logs.rmdir()
 
 
