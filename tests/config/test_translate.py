@@ -223,7 +223,8 @@ def test_training_names_for_ms_swift_3(
     result = spelled(**old, num_train_epochs=1, max_length=2048, warmup_ratio=0)
     assert result.values == new | {"num_train_epochs": 1, "max_length": 2048, "warmup_ratio": 0}
     assert not result.errors and not result.warnings and not result.unknown
-    assert notice is None or result.notices == notice
+    of_names = [one for one in result.notices if not one.startswith("defaults that were different")]
+    assert notice is None or of_names == notice
 
 
 @pytest.mark.swift3

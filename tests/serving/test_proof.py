@@ -225,7 +225,7 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
     "truncated file": (truncated, "weights", "cannot be read: "),
     "another added token": (another_token, "tokenizer", "splits the same text into different tokens"),
     "wrong rope setting": (wrong_rope, "weights", "rope_theta in config.json is 123.0"),
-    "wrong dtype": (wrong_dtype, "weights", "the weights are float16, those of the training float32"),
+    "wrong dtype": (wrong_dtype, "weights", "the weights are float16, but float32 in training"),
     "stale merge": (stale, "weights", "it was merged from an earlier version of the adapter"),
 }  # fmt: skip
 
