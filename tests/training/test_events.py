@@ -94,6 +94,12 @@ def _run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("run/train.log").touch()
 
 
+def test_a_run_whose_directory_was_removed_is_not_done() -> None:
+    Path("run/train.log").unlink()
+    assert ending(Done(global_step=4)).status(planned(config(), CPU)) == "failed"
+    assert "run was removed during the run." in str(raised(ending(Done(global_step=4))))
+
+
 def raised(end: Ending) -> BaseException:
     """What the caller gets of a run that is not done."""
     plan = planned(config(), CPU)

@@ -60,7 +60,7 @@ class Ending:
 
     def status(self, plan: TrainingPlan) -> Status:
         """The status of the run."""
-        if self.alarm is not None:
+        if self.alarm is not None or not self.log.exists():  # without its log, the run directory was removed
             return "failed"
         if self.state.done is None:
             return "interrupted" if self.interrupt is not None else "failed"
