@@ -23,11 +23,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config.fields import fields
 from swift_toolkit.config.names.translate import Translation, translate
 from swift_toolkit.config.scripts.script import all_commands
-from swift_toolkit.machine.msswift import COMMANDS, Command, installed
+from swift_toolkit.machine.msswift import COMMANDS, Command, arguments_class, installed
 
 RELEASES = ("v1.1.2", "v1.7.3", "v2.6.1", "v3.0.3", "v3.8.3", "v3.12.6", "v4.5.2")
 CODE_BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
@@ -86,9 +85,9 @@ def parsers() -> dict[Command, argparse.ArgumentParser]:
     line = installed().line
     found: dict[Command, argparse.ArgumentParser] = {}
     for command in COMMANDS:
-        module = importlib.import_module(config_fields._MODULE[line])
+        module, name = arguments_class(command, line)
         with swift_utils._patch_get_type_hints():
-            found[command] = HfArgumentParser([getattr(module, config_fields._CLASSES[command][line])])
+            found[command] = HfArgumentParser([getattr(importlib.import_module(module), name)])
         found[command].error = reject  # type: ignore[method-assign]
     return found
 

@@ -229,7 +229,7 @@ def test_a_real_run_with_a_loss_that_is_not_a_number(
 
 @pytest.mark.slow
 def test_a_real_run_that_stalls(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "Limits", functools.partial(monitor_watch.WatchLimits, least_stall=3.0))
+    monkeypatch.setattr(run, "WatchLimits", functools.partial(monitor_watch.WatchLimits, least_stall=3.0))
     with pytest.raises(RunError, match="Training failed at step 8: no progress for "):
         FineTuner(broken(tiny_model, tmp_path, HANGS)).run_training()
     (directory,) = (tmp_path / "out").glob("v*-*")
