@@ -99,6 +99,11 @@ def gib(size: float) -> str:
     return f"{size / (1 << 30):.1f} GiB"
 
 
+def mib(size: float) -> str:
+    """Bytes as ``1,500 MiB``."""
+    return f"{size / (1 << 20):,.0f} MiB"
+
+
 class LiveLine:
     """A spinner, a description and more ``columns`` in one line that is removed at the end; nothing without a
     terminal."""

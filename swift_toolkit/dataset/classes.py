@@ -65,7 +65,7 @@ def _classes(kinds: set[str], most: int) -> Classes | None:
 
 def _labels(entry: str, rules: Rules) -> Iterable[object]:
     spec = DatasetSpec.parse(entry)
-    for path in spec.files() if spec.kind in {"file", "folder"} else ():
+    for path in spec.local_files():
         part = find_part(path, str(path), rules)
         columns = [column for column, name in part.layout.rename.items() if name == "label"] or ["label"]
         labels = _of_lines if part.file.syntax == "json" and part.file.has_lines else _of_records

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
 
 from swift_toolkit.console.words import short
 from swift_toolkit.dataset.audit import exact
+from swift_toolkit.dataset.audit.audit import Place
 from swift_toolkit.dataset.audit.encoded import IGNORED, encode_row
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.reading.files import read_records
@@ -38,17 +38,6 @@ TEMPLATE_SETTINGS = (
 
 REPEATED = 4
 """Runs of at least this many equal tokens, as in images, are shown as one token with a count."""
-
-
-class _Place(NamedTuple):
-    """The place of a row."""
-
-    file: str
-    line: int | None
-    row: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line is not None else f"{self.file}, row {self.row}"
 
 
 @dataclass(frozen=True)
@@ -214,13 +203,13 @@ class TemplateView:
             report,
         )
 
-    def _read(self, entries: Sequence[str]) -> Iterator[tuple[_Place, Row | None]]:
+    def _read(self, entries: Sequence[str]) -> Iterator[tuple[Place, Row | None]]:
         for entry in entries:
             spec = DatasetSpec.parse(entry)
-            for path in spec.files() if spec.kind in {"file", "folder"} else ():
+            for path in spec.local_files():
                 part = find_part(path, str(path), self.rules)
                 for record in read_records(part.file):
-                    place = _Place(str(path), record.line, record.number)
+                    place = Place(0, str(path), record.line, record.number)
                     yield place, judge(record.value, part.layout, self.rules)[0]
 
     def _shown(self, place: str, row: Row | None) -> Iterator[ShownRow]:

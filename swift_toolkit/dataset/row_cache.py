@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.machine import packages
-from swift_toolkit.machine.files import whole_file
+from swift_toolkit.machine.files import blocks, size_of, whole_file
 
 FORMAT = "1"
 """Part of every key; increase it when this toolkit changes the conversion of rows."""
@@ -147,9 +147,8 @@ def identity(file: Path) -> bytes:
     if state.st_size > _READ_BYTES:
         return repr((state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)).encode()
     digest = _fast_hash()
-    with file.open("rb") as stream:
-        while block := stream.read(4 << 20):
-            digest.update(block)
+    for block in blocks(file):
+        digest.update(block)
     return bytes(digest.digest())
 
 
@@ -209,17 +208,13 @@ def entries() -> list[Entry]:
         for path in root().iterdir():
             if path.is_dir():
                 with suppress(OSError):  # it is being removed
-                    found.append(Entry(path, _size(path), _lock_of(path).stat().st_mtime))
+                    found.append(Entry(path, size_of(path), _lock_of(path).stat().st_mtime))
     return sorted(found, key=lambda entry: entry.used, reverse=True)
 
 
 def size() -> int:
     """Size of the whole cache in bytes."""
     return sum(entry.size for entry in entries())
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def clear(entry: Entry) -> bool:

@@ -61,6 +61,14 @@ class DatasetSpec:
             return cls(text, path, "missing", sample, near)
         return cls(text, path, "hub", sample, near)
 
+    def local_files(self) -> list[Path]:
+        """The `files`; none if the data is on a hub or missing.
+
+        Raises:
+            FlawError: as `files`.
+        """
+        return self.files() if self.kind in {"file", "folder"} else []
+
     def files(self) -> list[Path]:
         """The file, or the training files of a folder, which `datasets` recognises by their names.
 

@@ -53,6 +53,18 @@ def exists(path: object) -> bool:
         return False
 
 
+def size_of(directory: Path) -> int:
+    """Total bytes of all files in and below ``directory``."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The content of a file in blocks of 1 MiB, so that memory does not grow with its size."""
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            yield block
+
+
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """A path for a new file or directory that is renamed to ``path`` if the block succeeds, and removed otherwise.

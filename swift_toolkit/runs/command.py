@@ -18,7 +18,7 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import page, table
 from swift_toolkit.runs.comparison import compare
 from swift_toolkit.runs.history import LOG, read_history
-from swift_toolkit.runs.record import PLAN, REPORT, SETTINGS
+from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS
 from swift_toolkit.runs.resume import RECORD, stored_request
 from swift_toolkit.runs.table import RunEntry, json_file
 
@@ -119,7 +119,7 @@ def run_of(word: str) -> Path:
         return place
     if runs := runs_of(place):
         return runs[0]
-    if any((place / name).is_file() for name in (RECORD, LOG, "result.json")):
+    if any((place / name).is_file() for name in (RECORD, LOG, RESULT)):
         return place
     do = did_you_mean_path(path, "Name a run directory (vN-<time>), or an output directory with runs.")
     raise RequestError([Problem(f"{word} is not a run", do)])
@@ -149,14 +149,14 @@ def _show(directory: Path, options: argparse.Namespace) -> int:
         target = Path(options.report).expanduser()
         page.write_run_report(directory, target)
     if options.json:
-        plan, result = json_file(directory / PLAN), json_file(directory / "result.json")
+        plan, result = json_file(directory / PLAN), json_file(directory / RESULT)
         return _print_json(**run.as_dict(), plan=plan or None, result=result or None)
     screen.print_facts(_facts(run), sys.stdout)
     return 0
 
 
 def _facts(run: RunEntry) -> Iterator[tuple[str, str]]:
-    result, plan = json_file(run.directory / "result.json"), json_file(run.directory / PLAN)
+    result, plan = json_file(run.directory / RESULT), json_file(run.directory / PLAN)
     yield "run", screen.short_path(run.directory)
     yield "started", run.started.strftime("%Y-%m-%d %H:%M:%S")
     yield "state", f"{run.state}, can be resumed" if run.resumable else run.state

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swift_toolkit.console import screen
-from swift_toolkit.runs.record import PLAN
+from swift_toolkit.runs.record import PLAN, RESULT
 from swift_toolkit.runs.resume import stored_request
 from swift_toolkit.runs.table import RunEntry, json_file, read_run
 
@@ -86,7 +86,7 @@ def _differing(found: Sequence[dict[str, str]]) -> tuple[_Row, ...]:
 
 
 def _results(runs: Sequence[RunEntry]) -> tuple[_Row, ...]:
-    results = [json_file(run.directory / "result.json") for run in runs]
+    results = [json_file(run.directory / RESULT) for run in runs]
     metrics = [result.get("metrics") or {} for result in results]
     rows: list[_Row] = [
         ("state", *(run.state for run in runs)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,22 +46,28 @@ class History:
         return min(filter(math.isfinite, found.values()), default=None)
 
 
-def read_history(directory: Path) -> History:
-    """The history of the run in ``directory``; empty if it logged nothing."""
+def read_log(directory: Path) -> History:
+    """What ms-swift logged of the run in ``directory``, without speed and memory; empty if it logged nothing."""
     values: dict[str, dict[int, float]] = {}
     step = max_steps = 0
     for step, max_steps, line in _lines(directory / LOG):  # noqa: B007 - those of the last line are kept
         for name, value in line.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 values.setdefault(name, {})[step] = float(value)
+    return History(step, max_steps, values)
+
+
+def read_history(directory: Path) -> History:
+    """The history of the run in ``directory``; empty if it logged nothing."""
+    logged = read_log(directory)
     times: dict[int, float] = {}
     memory: dict[int, float] = {}
     for at, _, line in _lines(directory / MEASURED):
         times[at] = float(line["time"])
         if line["memory"]:
             memory[at] = line["memory"] / (1 << 30)
-    speed = _speed(times) or values.get("train_speed(s/it)", {})
-    return History(step, max_steps, values, speed, memory or values.get("memory(GiB)", {}))
+    speed = _speed(times) or logged.of("train_speed(s/it)")
+    return replace(logged, speed=speed, memory=memory or logged.of("memory(GiB)"))
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, RecordObject]]:

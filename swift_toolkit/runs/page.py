@@ -9,13 +9,12 @@ from pathlib import Path
 
 from swift_toolkit.console import page, screen
 from swift_toolkit.console.page import Curve, TileStatus
-from swift_toolkit.machine.files import whole_text
+from swift_toolkit.machine.files import size_of, whole_text
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import checkpoints_of
 from swift_toolkit.runs.comparison import Comparison, compare
 from swift_toolkit.runs.history import History, read_history
-from swift_toolkit.runs.record import PLAN, REPORT, SETTINGS, RecordObject
-from swift_toolkit.runs.storage import size_of
+from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS, RecordObject
 from swift_toolkit.runs.table import RunEntry, json_file, read_run
 
 REFRESH_SECONDS = 60
@@ -72,9 +71,9 @@ def write_run_report(directory: Path, file: Path | None = None, running: bool | 
 
 
 def run_page(directory: Path, running: bool | None = None) -> str:
-    """The report of the run in ``directory`` as HTML; ``running`` as for `write_report`."""
+    """The report of the run in ``directory`` as HTML; ``running`` as for `write_run_report`."""
     run, history = read_run(directory, running), read_history(directory)
-    result, plan = json_file(directory / "result.json"), json_file(directory / PLAN)
+    result, plan = json_file(directory / RESULT), json_file(directory / PLAN)
     charts = [_chart(chart, [("", history)]) for chart in CHARTS]
     body = page.tiles(_tiles(run, history, result)) + _errors(run, result)
     body += page.chart_grid([*charts, *_machine_charts([("", history)])])

@@ -25,6 +25,7 @@ from swift_toolkit.model.checkpoints.training_state import TrainingState
 from swift_toolkit.model.files import adapter_root, checkpoint_kind, read_json
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import directory as runs_directory
+from swift_toolkit.runs.history import LOG
 from swift_toolkit.runs.record import MEASURED
 
 RECORD = "request.json"
@@ -364,7 +365,7 @@ def tidy(point: ResumePoint, output: Path) -> None:
             runs_directory.set_aside(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    for name in ("logging.jsonl", MEASURED):
+    for name in (LOG, MEASURED):
         _cut_log(point.directory / name, point.step)
     for events in point.directory.glob("runs/**/events.out.tfevents.*"):
         _cut_events(events, point.step)

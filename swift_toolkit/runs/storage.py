@@ -39,11 +39,6 @@ def _is_whole(path: Path) -> bool:
     return not training_state.training_state_problems(path)
 
 
-def size_of(directory: Path) -> int:
-    """Total bytes of all files in and below ``directory``."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-
-
 def free_bytes(directory: Path) -> int | None:
     """Free bytes on the disk of ``directory``; None if the directory no longer exists."""
     try:

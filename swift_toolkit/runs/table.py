@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,11 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from swift_toolkit.console import screen
+from swift_toolkit.machine.files import size_of
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, runs_of
 from swift_toolkit.model.files import read_json
-from swift_toolkit.runs import lock, storage
-from swift_toolkit.runs.record import RecordObject
+from swift_toolkit.runs import lock
+from swift_toolkit.runs.history import read_log
+from swift_toolkit.runs.record import RESULT, RecordObject
 from swift_toolkit.runs.resume import RECORD
 
 State = Literal["running", "done", "stopped", "interrupted", "failed", "killed"]
@@ -59,7 +60,7 @@ class RunEntry:
         return {**self.__dict__, "directory": str(self.directory), "started": self.started.isoformat(" ")}
 
     def cells(self) -> tuple[str, ...]:
-        """The row of the table, see ``COLUMNS``."""
+        """The row of the table, see `TABLE_COLUMNS`."""
         steps = f"{self.step}/{self.max_steps}" if self.max_steps else "0"
         loss = "" if self.best_loss is None else f"{self.best_loss:.4f}"
         state = f"{self.state}, resumable" if self.resumable else self.state
@@ -94,22 +95,22 @@ def read_run(directory: Path, running: bool | None = None) -> RunEntry:
         directory: the run directory.
         running: whether the run is still going; None checks its lock.
     """
-    result, request, args = (json_file(directory / name) for name in ("result.json", RECORD, "args.json"))
+    result, request, args = (json_file(directory / name) for name in (RESULT, RECORD, "args.json"))
     given = request.get("given") or {}
-    step, max_steps, best = _progress(directory / "logging.jsonl")
+    history = read_log(directory)
     running = any(lock.lock_problems(directory)) if running is None else running
     state: State = "running" if running else result.get("status") or "killed"
     return RunEntry(
         directory=directory,
         started=_started(directory),
         state=state,
-        resumable=state not in ("running", "done") and _can_go_on(directory, max_steps),
+        resumable=state not in ("running", "done") and _can_go_on(directory, history.max_steps),
         model=str(given.get("model") or args.get("model") or "unknown"),
         tuner=str(given.get("tuner_type") or given.get("train_type") or args.get("tuner_type") or "lora"),
         data=str(given.get("dataset") or " ".join(map(str, args.get("dataset") or []))),
-        step=step,
-        max_steps=max_steps,
-        best_loss=best,
+        step=history.step,
+        max_steps=history.max_steps,
+        best_loss=history.best_loss,
         error=result.get("error"),
     )
 
@@ -130,21 +131,6 @@ def _started(directory: Path) -> datetime:
 
 def _changed(directory: Path) -> datetime:
     return datetime.fromtimestamp(int(directory.stat().st_mtime))
-
-
-def _progress(log: Path) -> tuple[int, int, float | None]:
-    """The last step, the planned steps and the best loss in ``logging.jsonl``."""
-    step = max_steps = 0
-    losses: dict[str, list[float]] = {"loss": [], "eval_loss": []}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-        try:
-            logged = json.loads(line)
-            step, max_steps = (int(part) for part in logged["global_step/max_steps"].split("/"))
-        except (ValueError, KeyError):
-            continue
-        for name, values in losses.items():
-            values += [logged[name]] if name in logged else []
-    return step, max_steps, min(losses["eval_loss"] or losses["loss"], default=None)
 
 
 def _can_go_on(directory: Path, max_steps: int) -> bool:
@@ -189,7 +175,7 @@ def waste_of(run: RunEntry) -> Iterator[Waste]:
 
 
 def _waste(path: Path, why: str) -> Waste:
-    return Waste(path, why, storage.size_of(path))
+    return Waste(path, why, size_of(path))
 
 
 def remove(waste: Waste) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from swift_toolkit.config.presets import PRESETS
 from swift_toolkit.config.settings import Config, Setting, Source
+from swift_toolkit.console import screen
 from swift_toolkit.console.words import counted
 from swift_toolkit.dataset import row_cache
 from swift_toolkit.dataset.verify import DataReport
@@ -250,7 +251,7 @@ class TrainingPlan:
         if self.balances and self.padding is not None:
             yield "padding", str(self.padding)
         if self.keeps_rows:
-            kept = f"{row_cache.size() / (1 << 20):,.0f} MiB so far"
+            kept = f"{screen.mib(row_cache.size())} so far"
             yield "rows", f"cached for later runs in {row_cache.root()} ({kept})"
         yield "steps", str(self.steps or "unknown until the data is read")
         yield "tokens", self._tokens_phrase()

@@ -11,10 +11,11 @@ from swift_toolkit.dataset.audit.audit import Audit, Place, enter
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.reading.files import read_records
 from swift_toolkit.dataset.report import DataReport
-from swift_toolkit.dataset.rows.checks import Rules, judge
+from swift_toolkit.dataset.rows.checks import Rules, usable
 from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.spec import DatasetSpec
+from swift_toolkit.machine.device import cpu_cores
 
 ROWS_OF_A_SHARE = 64
 """Number of rows that a process handles at a time."""
@@ -35,16 +36,12 @@ def audit_all(looker: Looker, report: DataReport) -> None:
     Raises:
         FlawError: a file cannot be read.
     """
-    processes = min(_cores(), MOST_PROCESSES) if (report.train_rows or 0) > ALONE else 1
+    processes = min(cpu_cores(), MOST_PROCESSES) if (report.train_rows or 0) > ALONE else 1
     if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
         found = _look_at(looker, report)
     else:
         found = _with_all_cores(looker, report, processes)
     enter(found, looker, report)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_all_cores(looker: Looker, report: DataReport, processes: int) -> Audit:
@@ -96,12 +93,11 @@ def rows_with_values(
     order = 0
     for entry in entries:
         spec = DatasetSpec.parse(entry)
-        for path in spec.files() if spec.kind in {"file", "folder"} else ():
+        for path in spec.local_files():
             order += 1
             part = find_part(path, str(path), rules)
             for record in read_records(part.file):
                 if record.number // ROWS_OF_A_SHARE % of != share:
                     continue
-                row, flaws = judge(record.value, part.layout, rules)
-                if row is not None and not any(flaw.is_error for flaw in flaws):
+                if (row := usable(record.value, part.layout, rules)) is not None:
                     yield Place(order, str(path), record.line, record.number), row, record.value

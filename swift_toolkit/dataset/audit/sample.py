@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from swift_toolkit.dataset.audit.audit import Audit, Place
 from swift_toolkit.dataset.audit.look import Looker
 from swift_toolkit.dataset.reading.files import read_records
-from swift_toolkit.dataset.rows.checks import judge
+from swift_toolkit.dataset.rows.checks import usable
 from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.part import Part, find_part
@@ -44,7 +43,7 @@ def audit(looker: Looker, entries: Sequence[str]) -> Audit:
         FlawError: a file cannot be read.
     """
     out, until = Audit(), time.perf_counter() + _SECONDS
-    paths = [path for entry in entries for path in _files(entry)]
+    paths = [path for entry in entries for path in DatasetSpec.parse(entry).local_files()]
     paths = paths[:: -(-len(paths) // FILES) or 1]
     for order, path in enumerate(paths):
         part = find_part(path, str(path), looker.rules)
@@ -63,29 +62,18 @@ def stops(found: Audit, kind: str) -> bool:
     return kind == "nothing-learned" or (kind == "nothing-used" and not found.counts["template"])
 
 
-def _files(entry: str) -> Sequence[Path]:
-    spec = DatasetSpec.parse(entry)
-    return spec.files() if spec.kind in {"file", "folder"} else []
-
-
 def _some(part: Part, order: int) -> Iterator[tuple[Place, Row]]:
     """The first rows, then some from places spread over the file."""
     records = list(islice(read_records(part.file), _READ))
     spread = records[16 :: max(len(records) * 2 // AUDIT_ROWS, 1)]
     for record in (*records[:16], *spread):
-        place = Place(order, part.file.shown, record.line, record.number)
-        yield from ((place, row) for row in _good(part, record.value))
+        if (row := usable(record.value, part.layout, part.rules)) is not None:
+            yield Place(order, part.file.shown, record.line, record.number), row
     if len(records) < _READ:
         return
     for piece in islice(some_blocks(part), 1, None):
         block = block_of(part.file, piece, part.header)
         for at in range(0, len(block), max(len(block) // _BEHIND, 1)):
             for record in block.records(at, at + 1):
-                place = Place(order, part.file.shown, None, None)
-                yield from ((place, row) for row in _good(part, record.value))
-
-
-def _good(part: Part, value: object) -> Iterator[Row]:
-    row, flaws = judge(value, part.layout, part.rules)
-    if row is not None and not any(flaw.is_error for flaw in flaws):
-        yield row
+                if (row := usable(record.value, part.layout, part.rules)) is not None:
+                    yield Place(order, part.file.shown, None, None), row

@@ -134,6 +134,12 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
     return row, flaws
 
 
+def usable(value: Any, layout: Layout, rules: Rules) -> Row | None:
+    """The standard row of a decoded row; None if it cannot be read or has an error. Arguments as for `judge`."""
+    row, flaws = judge(value, layout, rules)
+    return None if any(flaw.is_error for flaw in flaws) else row
+
+
 def _lacks(row: Row, name: str, layout: Layout) -> bool:
     """Whether a row lacks a column that other rows of the file have."""
     return name not in row and name in layout.names

@@ -213,9 +213,8 @@ def _weights(path: Path) -> Iterator[Path]:
 
 def _checksum(file: Path) -> str:
     crc = 0
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            crc = zlib.crc32(block, crc)
+    for block in files.blocks(file):
+        crc = zlib.crc32(block, crc)
     return f"{crc:08x}"
 
 

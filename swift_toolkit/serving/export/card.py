@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift_toolkit.console.words import counted, shown
+from swift_toolkit.machine.files import blocks
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import JsonObject, read_json
+from swift_toolkit.runs.record import RESULT
 from swift_toolkit.serving.proof.verdict import Proof
 
 SETTINGS = (
@@ -114,7 +116,7 @@ def _shown_base(base: str | None) -> str:
 
 def run_record(checkpoint: Checkpoint) -> JsonObject:
     """The result.json of the run that made the checkpoint; empty if there is none."""
-    return read_json(checkpoint.path.parent / "result.json")[0] or {}
+    return read_json(checkpoint.path.parent / RESULT)[0] or {}
 
 
 def _data(record: JsonObject) -> Iterator[str]:
@@ -122,5 +124,12 @@ def _data(record: JsonObject) -> Iterator[str]:
     for file in (record.get("data") or {}).get("files") or []:
         path = Path(str(file.get("path")))
         unchanged = path.is_file() and path.stat().st_size == file.get("bytes")
-        mark = f", SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if unchanged else ""
+        mark = f", SHA-256 {_sha256(path)}" if unchanged else ""
         yield f"- Data: {path.name}, {counted(int(file.get('rows') or 0), 'row')}{mark}"
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    for block in blocks(file):
+        digest.update(block)
+    return digest.hexdigest()

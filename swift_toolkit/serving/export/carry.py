@@ -13,7 +13,7 @@ from swift_toolkit.machine.files import whole_text, write_json
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import TOKENIZER_FILES, read_json
 from swift_toolkit.model.loading import local
-from swift_toolkit.serving.proof.exchange import ProofSide
+from swift_toolkit.serving.proof.exchange import ProofSide, end_ids
 
 CARRIED = (
     *TOKENIZER_FILES,
@@ -80,8 +80,7 @@ def carry_chat(original: ProofSide, model: Path) -> list[str]:
 def _carry_end(end: tuple[str, int], file: Path) -> Iterator[str]:
     text, number = end
     config = read_json(file)[0] or {}
-    told = config.get("eos_token_id")
-    ends = [] if told is None else [told] if isinstance(told, int) else list(told)
+    ends = end_ids(config.get("eos_token_id"))
     if number not in ends:
         write_json(file, {**config, "eos_token_id": [*ends, number] if ends else number})
         yield f"{file.name} also ends answers at {shown(text)}, as in training"

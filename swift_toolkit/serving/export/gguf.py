@@ -66,7 +66,7 @@ def write(model: Path, file: Path, name: str, log: Path) -> None:
     kind = GGUF_TYPES[name]
     between = file if not kind.ftype else file.with_name("16-bit.gguf")
     command = converter()
-    assert command is not None  # checked by `problems`
+    assert command is not None  # checked by `converter_problems`
     _run([*command, str(model), "--outfile", str(between), "--outtype", kind.converted], log)
     if kind.ftype:
         _run([*_quantiser(), str(between), str(file), _argument(name)], log)

@@ -100,7 +100,7 @@ def upload(hub: str, name: str, folder: Path, public: bool) -> str:
         RunError: the hub refuses the upload or cannot be reached.
     """
     token = token_of(hub)
-    assert token is not None  # checked by `problems`
+    assert token is not None  # checked by `hub_problems`
     try:
         return HUBS[hub].upload(name, folder, token, public)
     except Exception as error:  # each client has its own exception types

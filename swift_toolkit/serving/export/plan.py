@@ -329,7 +329,7 @@ def _place_problems(made: Export) -> Iterator[Problem]:
 
 def _size_of(size: int) -> str:
     """Bytes as ``135 MiB`` or ``1.5 GiB``."""
-    return screen.gib(size) if size >= 1 << 30 else f"{size / (1 << 20):,.0f} MiB"
+    return screen.gib(size) if size >= 1 << 30 else screen.mib(size)
 
 
 def is_own(path: Path) -> bool:

@@ -164,13 +164,13 @@ def _whole_model(export: Export, path: Path, clock: _Clock, told: Told) -> tuple
             if final:
                 write_json(model / MARK, made_of(export.checkpoint))
         else:
-            copy = shutil.copy2 if final else _link_or_copy
+            copy = shutil.copy2 if final else _link_weights
             shutil.copytree(export.checkpoint.path, model, copy_function=copy)
     return model, [*_carry(export, model, told)]
 
 
-def _link_or_copy(source: str, target: str) -> str:
-    """Hard-link a weight file, or copy it if that fails; later steps replace files and never modify their content."""
+def _link_weights(source: str, target: str) -> str:
+    """Link to a weight file, which no later step changes; copy any other file."""
     if source.endswith((".safetensors", ".bin")):
         Path(target).symlink_to(Path(source).resolve())
         return target
@@ -271,7 +271,7 @@ def print_result(made: Exported) -> None:
     report.print_proof(made.proof)
     size = sum(size for _, size in hub.files_of(made.path))
     rows = [("note", note) for note in made.notes]
-    rows.append(("output", f"{screen.short_path(made.file or made.path)} ({size / (1 << 20):,.0f} MiB)"))
+    rows.append(("output", f"{screen.short_path(made.file or made.path)} ({screen.mib(size)})"))
     if made.address is not None:
         rows.append(("address", made.address))
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in made.seconds.items())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 Cause = Literal["prompt", "weights", "tokenizer", "template", "stop tokens"]
@@ -11,6 +12,18 @@ Cause = Literal["prompt", "weights", "tokenizer", "template", "stop tokens"]
 POSITIONS = 16
 """Positions of each answer, from the first on, at which the next-token distributions are compared. Later positions add
 little information; a vocabulary of 150,000 takes 0.6 MB per position."""
+
+
+def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """The number of leading elements that two sequences have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def end_ids(eos_token_id: int | Sequence[int] | None) -> list[int]:
+    """The end tokens of a generation config, which may state none, one or several."""
+    if eos_token_id is None:
+        return []
+    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any
 
 from swift_toolkit.problems import RunError, first_line
-from swift_toolkit.serving.proof.exchange import Deviation, Messages, ProofSide, Response
+from swift_toolkit.serving.proof.exchange import Deviation, Messages, ProofSide, Response, shared_length
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.verdict import Proof, give_verdict
 
@@ -101,7 +100,7 @@ def _as_tokens(text: str, told: Response) -> tuple[int, ...]:
     """The checkpoint's own tokens as far as the texts agree, then one that is not in its vocabulary."""
     if text.strip() == told.answer.strip():
         return told.answer_ids
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, told.answer, strict=False)))
+    alike = shared_length(text, told.answer)
     shared = sum(end <= alike for end in told.offsets)
     return (*told.answer_ids[:shared], -1)
 

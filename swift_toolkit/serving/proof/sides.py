@@ -24,6 +24,8 @@ from swift_toolkit.serving.proof.exchange import (
     ProofOrder,
     ProofSide,
     Response,
+    end_ids,
+    shared_length,
 )
 from swift_toolkit.serving.proof.weights import weight_faults
 
@@ -115,11 +117,10 @@ class Reader(ABC):
 
 def _gap(theirs: Any, told: Sequence[int], answer: Sequence[int]) -> float | None:
     """How much more likely the original's token was than the other's where two answers diverge, in nats."""
-    for position, (one, other) in enumerate(zip(told, answer, strict=False)):
-        if one != other:
-            seen = position < theirs.shape[0] and other < theirs.shape[1]
-            return float(theirs[position, one] - theirs[position, other]) if seen else None
-    return None
+    position = shared_length(told, answer)
+    if position >= min(len(told), len(answer), theirs.shape[0]) or answer[position] >= theirs.shape[1]:
+        return None
+    return float(theirs[position, told[position]] - theirs[position, answer[position]])
 
 
 class _Torch(Reader):
@@ -304,8 +305,7 @@ class Transformers(_Torch):
 
     def _stop_ids(self) -> list[int]:
         """The stop tokens without ms-swift: those of the generation config and the tokenizer."""
-        told = self.model.generation_config.eos_token_id
-        told = [] if told is None else [told] if isinstance(told, int) else list(told)
+        told = end_ids(self.model.generation_config.eos_token_id)
         own = self.tokenizer.eos_token_id
         return list(dict.fromkeys([*told, *([own] if own is not None else [])]))
 

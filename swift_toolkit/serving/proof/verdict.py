@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Literal
 
 from swift_toolkit.console.words import counted, listed, shown
-from swift_toolkit.serving.proof.exchange import Deviation, ProofSide, Response
+from swift_toolkit.serving.proof.exchange import Deviation, ProofSide, Response, shared_length
 
 _Word = Literal["same", "close", "different"]
 
@@ -66,13 +66,10 @@ class Pair:
     @property
     def divergence(self) -> int | None:
         """Index from 0 of the first token at which the answers differ; None if they are equal."""
-        one, other = self.original.answer_ids, self.artefact.answer_ids
-        for place, (here, there) in enumerate(zip(one, other, strict=False)):
-            if here != there:
-                return place
-        if len(one) != len(other) or self.original.ended != self.artefact.ended:
-            return min(len(one), len(other))
-        return None
+        one, other = self.original, self.artefact
+        if (one.answer_ids, one.ended) == (other.answer_ids, other.ended):
+            return None
+        return shared_length(one.answer_ids, other.answer_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +216,5 @@ def _prompt_faults(original: ProofSide, pairs: Sequence[Pair]) -> Iterator[Devia
 
 
 def _first_difference(one: str, other: str) -> str:
-    place = next(
-        (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    place = shared_length(one, other)
     return f"{shown(one[place : place + 40])} in training, {shown(other[place : place + 40])} in the artefact"

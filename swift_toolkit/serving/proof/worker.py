@@ -1,7 +1,7 @@
 """The process that asks one side: the checkpoint through ms-swift, or the artefact without it.
 
-It reads one `Order` as JSON from stdin and reports one ``asked`` or ``failed`` event. An artefact is run as other users
-would run it, with its own tokenizer, chat template and stop tokens: in transformers, or in llama.cpp if that is
+It reads one `ProofOrder` as JSON from stdin and reports one ``asked`` or ``failed`` event. An artefact is run as other
+users would run it, with its own tokenizer, chat template and stop tokens: in transformers, or in llama.cpp if that is
 installed and the artefact is a GGUF file.
 """
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import msgspec
 
 from swift_toolkit.machine import packages
+from swift_toolkit.machine.files import size_of
 from swift_toolkit.machine.process import Child
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs.record import SAME_VERSIONS
 from swift_toolkit.runs.recorder import Recorder
 from swift_toolkit.runs.resume import ResumePoint
-from swift_toolkit.runs.storage import free_bytes, size_of
+from swift_toolkit.runs.storage import free_bytes
 from swift_toolkit.training import preflight
 from swift_toolkit.training.job import Job
 from swift_toolkit.training.monitor.data_check import DataCheck

@@ -105,14 +105,14 @@ class Watch:
         limits: what is normal.
         alarms: the alarms raised, in order.
         step: the last step.
-        losses: the last training losses, at most `WINDOW`.
+        losses: the last training losses, at most `_WINDOW`.
         jumps: consecutive logs with a loss far above the median.
         zeros: consecutive logs without a gradient.
         infinite: consecutive logs with a gradient that is not finite.
         learned: whether any log had a gradient.
         finite: the step of the last training log with a finite loss and gradient.
         memory: the last memory peaks in bytes, at most `FEWEST_LOGS` + 1.
-        times: durations of the last steps in seconds, at most `WINDOW`.
+        times: durations of the last steps in seconds, at most `_WINDOW`.
         stepped: when the last step ended; None before the first step.
         active: time of the last activity; None before the first step.
         saving: a checkpoint is being saved, or will be before the next step.
