@@ -73,8 +73,13 @@ class Field:
 @cache
 def default(name: str, command: Command, install: SwiftInstall) -> Any:
     """The default value of an argument of ``command``; None if the command has no such argument."""
-    found = fields(command, install).get(name)
+    found = _declared(command, install).get(name)
     return found.default_value if found else None
+
+
+@cache
+def _declared(command: Command, install: SwiftInstall) -> dict[str, Field]:
+    return fields(command, install)
 
 
 def fields(command: Command, install: SwiftInstall | None = None) -> dict[str, Field]:

@@ -210,6 +210,7 @@ class TrainingPlan:
             self.other_models,
             grows_segments=launch.grows_segments(),
             largest=self.largest_batch,
+            install=self.config.install,
         )
 
     @property

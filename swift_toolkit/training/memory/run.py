@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +16,7 @@ from swift_toolkit.config import fields
 from swift_toolkit.config.tasks import Task, task_of
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.verify import DataReport
-from swift_toolkit.machine.msswift import Command, installed
+from swift_toolkit.machine.msswift import Command, SwiftInstall, installed
 from swift_toolkit.model.shape import ModelShape
 from swift_toolkit.training.batches.batch import BatchSettings, batch_of
 
@@ -121,6 +121,7 @@ class MemoryRun:
         grows_segments: whether PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
         largest: size of the largest micro-batch, in rows of the longest length; 0 if it can be the whole batch, because
             the rows of a step are not distributed by length.
+        install: the installed ms-swift.
     """
 
     settings: Mapping[str, object]
@@ -133,12 +134,13 @@ class MemoryRun:
     others: int = 0
     grows_segments: bool = False
     largest: float = 0.0
+    install: SwiftInstall = field(default_factory=installed)
 
     def value(self, name: str) -> Any:
         """A setting, or ms-swift's default."""
         if name in self.settings:
             return self.settings[name]
-        return fields.default(name, self.command, installed())
+        return fields.default(name, self.command, self.install)
 
     def but(self, **changes: object) -> MemoryRun:
         """The same run with other settings."""

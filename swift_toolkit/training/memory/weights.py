@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.shape import Stack
 from swift_toolkit.training.memory.run import MemoryRun
 
@@ -101,7 +100,7 @@ def _bits(run: MemoryRun) -> float:
 def _fused_experts(run: MemoryRun) -> int:
     """Expert weights that bitsandbytes does not quantise: transformers 5 stores those of a layer in one tensor, which
     is not a linear layer."""
-    fused = run.value("quant_method") == "bnb" and installed().transformers_version.startswith("5")
+    fused = run.value("quant_method") == "bnb" and run.install.transformers_version.startswith("5")
     if not (fused and run.value("quant_bits") and run.shape.experts and run.tuner != "full"):
         return 0
     text = run.shape.text
