@@ -285,7 +285,7 @@ def test_all_cores_find_what_one_finds(
     found = []
     for alone in (10_000, 10):
         monkeypatch.setattr(exact, "ALONE", alone)
-        monkeypatch.setattr(exact, "_cores", lambda: 3)
+        monkeypatch.setattr(exact, "cpu_cores", lambda: 3)
         report = verify([file])
         settings = {"model_type": "llama", "template": "chatml"}
         TemplateView(str(tiny_model), Rules(), settings).audit(report)

@@ -12,6 +12,7 @@ import pytest
 
 from swift_toolkit.dataset.verify import verify
 from swift_toolkit.problems import RequestError
+from tests.clock import processor_seconds
 
 TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
@@ -27,17 +28,12 @@ def columns(path: Path, count: int) -> Path:
     return path.rename(path.with_suffix(".csv"))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
 @pytest.mark.parametrize(("make", "count"), [(different_keys, 2000), (columns, 4000)])
 def test_time_grows_with_the_size(make: Callable[[Path, int], Path], count: int, tmp_path: Path) -> None:
     few, many = make(tmp_path / "few.jsonl", count), make(tmp_path / "many.jsonl", 8 * count)
-    once = min(seconds(lambda: verify([str(few)])) for _ in range(3))
-    assert seconds(lambda: verify([str(many)])) < 24 * max(once, 0.02)  # 8 times as many
+    once = processor_seconds(lambda: verify([str(few)]))
+    eight = processor_seconds(lambda: verify([str(many)]), times=1)
+    assert eight < 32 * max(once, 0.02)  # the square of 8 is 64
 
 
 def test_much_of_nothing_is_looked_at_for_the_time_allowed(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from swift_toolkit.serving.api import fields
 from swift_toolkit.serving.api import request as api_request
 from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Conversation, Facts, Limits
+from tests.clock import processor_seconds
 
 LIMITS = Limits(max_tokens=100)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -298,19 +298,21 @@ def test_a_tag_that_names_a_file_is_refused_however_it_is_cut(tag: str, places: 
     "text", ["<img>" * 400_000, "<img></img>" * 200_000, "</img>" * 400_000 + "<img>", "<audio>x" * 200_000]
 )
 def test_many_tags_take_no_time(text: str) -> None:
-    began = time.monotonic()
-    try:
-        chat(messages=[{"role": "user", "content": text}])
-    except ApiError as error:
-        assert error.status == 400
-    assert time.monotonic() - began < 1
+    def ask() -> None:
+        try:
+            chat(messages=[{"role": "user", "content": text}])
+        except ApiError as error:
+            assert error.status == 400
+
+    assert processor_seconds(ask) < 2  # with the square of the length it would be minutes
 
 
 def test_much_space_takes_no_time() -> None:
-    began = time.monotonic()
-    with pytest.raises(ApiError):
-        chat(images=["A" + " " * 2_000_000 + "!"])
-    assert time.monotonic() - began < 1
+    def ask() -> None:
+        with pytest.raises(ApiError):
+            chat(images=["A" + " " * 2_000_000 + "!"])
+
+    assert processor_seconds(ask) < 2
 
 
 def test_media_come_from_the_user_and_in_one_way() -> None:
