@@ -150,13 +150,13 @@ class FineTuner:
         """Read all data of this run, print the findings and return them.
 
         Args:
-            exact: process every row with the model's template to find its tokens and which of them are learned; this
-                imports ms-swift but loads no weights.
+            exact: process every row with the model's template to find its tokens and which of them are learned, and
+                look for near-duplicates and secrets in all rows; this imports ms-swift but loads no weights.
         """
         from swift_toolkit.dataset import page
 
-        if not self.data.complete:
-            self.plan = self.plan.with_all_data()
+        if exact or not self.data.complete:
+            self.plan = self.plan.with_all_data(closely=exact)
         if exact:
             self._template_view().audit(self.data)
         for line in (*self.data.summary(), *page.histogram_lines(self.data)):

@@ -303,9 +303,9 @@ class TrainingPlan:
         computed = {"own": round(found.own, 3), "shared": round(found.shared, 3)} if found else {}
         return {"balance": self.balances, **computed}
 
-    def with_all_data(self) -> TrainingPlan:
-        """The same plan after checking every row of the data."""
-        return replace(self, data=preflight.check_data(self.config, whole=True))
+    def with_all_data(self, closely: bool = False) -> TrainingPlan:
+        """The same plan after checking every row of the data, if ``closely`` also for near-duplicates and secrets."""
+        return replace(self, data=preflight.check_data(self.config, whole=True, closely=closely))
 
     def unpack_models(self) -> None:
         """Replace the name of an embedded model by its directory; unpack it first if needed."""

@@ -165,18 +165,21 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
 # --- data ---------------------------------------------------------------------------------------------------
 
 
-def check_data(config: Config, whole: bool = False, by_tokenizer: bool = True) -> verify.DataReport:
+def check_data(
+    config: Config, whole: bool = False, by_tokenizer: bool = True, closely: bool = False
+) -> verify.DataReport:
     """The contents and problems of the data of a training run.
 
     Args:
         config: the request.
         whole: check every row; otherwise about as many as fit into ``DATA_SECONDS``.
         by_tokenizer: count tokens with the model's tokenizer, which takes 0.1 s to load; otherwise estimate by bytes.
+        closely: look for near-duplicates and secrets in every row, not only in the first; with ``whole``.
     """
     arguments = verify_arguments(config)
     if not by_tokenizer:
         arguments["tokenizer"] = None
-    return verify.verify(**arguments, limit_seconds=None if whole else DATA_SECONDS)
+    return verify.verify(**arguments, closely=closely, limit_seconds=None if whole else DATA_SECONDS)
 
 
 def _answers_itself(config: Config) -> bool:

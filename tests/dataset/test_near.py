@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swift_toolkit.dataset.rows.secrets import secret_in
-from swift_toolkit.dataset.scan import near
+from swift_toolkit.dataset.scan import near, pool
 from swift_toolkit.dataset.verify import verify
 
 
@@ -44,7 +44,33 @@ def test_only_the_first_rows_of_a_file_are_compared(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(scan_rows, "NEAR_ROWS", 3)
     file = write(tmp_path / "a.jsonl", row("One?"), row("two?"), row("Two?"), row("TWO?"))
     assert verify([file]).groups["near-duplicate"].count == 1
+    assert verify([file], closely=True).groups["near-duplicate"].count == 2
     assert near.NEAR_ROWS >= 10_000
+
+
+def test_long_rows_are_compared_up_to_a_number_of_characters() -> None:
+    sketch = near.Sketch(left=5, characters=10)
+    sketch.take([("a" * 8,)])
+    assert sketch.left == 4
+    sketch.take([("A" * 8,)])  # the block with the last character is checked whole
+    sketch.take([("AKIAABCDEFGHIJKLMNOP",)])
+    assert len(list(near.pairs([sketch]))) == 1 and sketch.secrets == []
+
+
+def test_every_row_of_a_file_in_parts_can_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(f"Question {number}?") for number in range(40_000)]
+    rows[33_333] = row("question 20000 ?")
+    rows[39_999] = row("My key is AKIAABCDEFGHIJKLMNOP.")
+    file = write(tmp_path / "a.jsonl", *rows)
+    assert "near-duplicate" not in verify([file]).groups
+    for alone in (1 << 60, 1):  # in one process, and in parts on all cores
+        monkeypatch.setattr(pool, "ALONE_BYTES", alone)
+        groups = verify([file], closely=True).groups
+        (near_duplicate,), (secret,) = groups["near-duplicate"].examples, groups["secret"].examples
+        assert "row 33,334: is the same as row 20,001 except for spaces and case" in str(near_duplicate)
+        assert "row 40,000: holds a key of AWS" in str(secret)
 
 
 def test_parts_of_a_file_add_up() -> None:

@@ -51,6 +51,7 @@ class Rules:
         columns: the run's own mapping of column names, ms-swift's `columns`.
         without_tools: the name of the template, if it has no format for tools.
         lengths: estimates the tokens of a text.
+        closely: also look at rows beyond the first for secrets and for duplicates that differ in spaces and case.
     """
 
     task: Task = TASKS["sft"]
@@ -61,6 +62,7 @@ class Rules:
     columns: Mapping[str, str] | None = None
     without_tools: str = ""
     lengths: Lengths = BY_BYTES
+    closely: bool = False
 
     @property
     def is_regression(self) -> bool:
@@ -509,10 +511,10 @@ MARKS = re.compile(
 )
 """Marks with which the templates of popular models separate turns."""
 
-_BEGINNINGS = re.compile("<(?:[|_｜]|<SYS|start_of_turn|end_of_turn)")
-"""The first character of all marks except [INST]; a pattern with a fixed first character is fast."""
+_BEGINNINGS = re.compile(r"<(?:[|_｜\[BH]|<SYS|start_of_turn|end_of_turn)")
+"""The beginnings of all marks except [INST]; a pattern with a fixed first character is fast."""
 
 
 def may_hold_marks(text: str) -> bool:
     """Whether `MARKS` may match; cheaper than a search."""
-    return _BEGINNINGS.search(text) is not None or ("]" in text and "INST]" in text)
+    return ("<" in text and _BEGINNINGS.search(text) is not None) or ("]" in text and "INST]" in text)

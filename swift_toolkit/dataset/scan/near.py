@@ -1,4 +1,4 @@
-"""Finds rows that are equal except for spaces and case, and secrets, in the first rows of each file."""
+"""Finds rows that are equal except for spaces and case, and secrets: in the first rows of each file, or in all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from swift_toolkit.dataset.rows.secrets import secret_in
 NEAR_ROWS = 10_000
 """Number of rows per file that are checked in this way; the limit keeps the scan fast."""
 
+NEAR_CHARACTERS = 1 << 20
+"""Number of characters of these rows after which no more are checked, which limits the time for long rows."""
 
 _BETWEEN = "\0"
 _BLANKS = b" \t\n\r\v\f"
@@ -34,16 +36,18 @@ class Secret(NamedTuple):
 
 @dataclass
 class Sketch:
-    """The first rows of a file.
+    """The first rows of a file, or all rows of a part of it, 16 bytes each.
 
     Args:
-        left: number of rows still to be checked; 0 in later parts of a file.
+        left: number of rows still to be checked.
+        characters: number of characters still to be checked; the block with the last of them is checked whole.
         plain: a fingerprint of each row without spaces and case.
         exact: a fingerprint of each row.
         secrets: the rows with secrets.
     """
 
     left: int = 0
+    characters: int = NEAR_CHARACTERS
     plain: array[int] = field(default_factory=lambda: array("q"))
     exact: array[int] = field(default_factory=lambda: array("q"))
     secrets: list[Secret] = field(default_factory=list)
@@ -62,6 +66,9 @@ class Sketch:
         self.exact.extend(hash((text, rest)) for text in rows_as_text)
         self.plain.extend(hash((_plain(text), rest)) for text in rows_as_text)
         joined = "\n".join(rows_as_text)
+        self.characters -= len(joined)
+        if self.characters <= 0:
+            self.left = 0
         if secret_in(joined):
             for at, text in enumerate(rows_as_text, begin):
                 if what := secret_in(text):
@@ -98,6 +105,8 @@ def pairs(first: Sequence[Sketch], second: Sequence[Sketch] | None = None) -> It
         second: sketches of another split, whose rows are compared with the first; if missing, rows are compared with
             earlier ones.
     """
+    if not _any_pairs([*first, *(second or ())]):
+        return
     seen: dict[int, Seen] = {}
     for file, sketch in enumerate(first):
         for row, (plain, exact) in enumerate(zip(sketch.plain, sketch.exact, strict=True)):
@@ -110,3 +119,10 @@ def pairs(first: Sequence[Sketch], second: Sequence[Sketch] | None = None) -> It
             known_row = seen.get(plain)
             if known_row is not None and known_row.exact != exact:
                 yield known_row, Seen(file, row, exact)
+
+
+def _any_pairs(sketches: Sequence[Sketch]) -> bool:
+    """Whether there are any; as equal rows are also equal without spaces and case, numbers of values tell."""
+    plain = set().union(*(sketch.plain for sketch in sketches))
+    exact = set().union(*(sketch.exact for sketch in sketches))
+    return len(plain) < len(exact)

@@ -23,6 +23,7 @@ from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
+from swift_toolkit.machine.device import cpu_cores
 
 ALONE_BYTES = 96 << 20
 """Smaller data is scanned by this process alone."""
@@ -46,7 +47,7 @@ def worth_sharing(parts: Iterable[Part]) -> bool:
     """Whether several processes are faster than one."""
     files = [part.file for part in parts]
     total = sum(file.size * (_PACKED if file.packing or file.syntax == "parquet" else 1) for file in files)
-    return total > ALONE_BYTES and (os.cpu_count() or 1) > 1
+    return total > ALONE_BYTES and cpu_cores() > 1
 
 
 def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]:
@@ -58,7 +59,7 @@ def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]
     Returns:
         Tallies in the order of the rows. Those of one file have its key and can be added.
     """
-    workers = [_Worker() for _ in range(min(os.cpu_count() or 1, MAX_PROCESSES))]
+    workers = [_Worker() for _ in range(min(cpu_cores(), MAX_PROCESSES))]
     busy: deque[tuple[Key, _Worker | Tally]] = deque()
     try:
         for key, piece in ((key, piece) for key, part in parts for piece in pieces_of(part)):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from itertools import accumulate, chain
-from operator import itemgetter, sub
+from operator import add, itemgetter, sub
 
 from swift_toolkit.dataset.rows.checks import (
     MARKS,
-    MOJIBAKE,
     TINY_ANSWER,
     Rules,
     is_tiny,
@@ -23,7 +23,7 @@ from swift_toolkit.dataset.rows.checks import (
 )
 from swift_toolkit.dataset.rows.formats import layout_of
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
-from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts, in_rows
+from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 
 COUNTED = 8
 """The tokens of every N-th block are counted for the histogram; it also represents the blocks skipped before it."""
@@ -39,9 +39,13 @@ LEAST_ROWS = 100
 
 _last: Callable[[Texts], str] = itemgetter(-1)
 _TAGS = ("<image>", "<video>", "<audio>")
-_MARKS = ("\ufffd", "\u200b", "\u2060", "\ufeff")
-_UNSEEN = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa6-\xa9])")
-_C1 = re.compile(rb"\xc2[\x80-\x9f]")
+_BY_FIRST_BYTE = (
+    (b"\xe2", re.compile(rb"\xe2(?:\x80[\x8b\xaa-\xae]|\x81[\xa0\xa6-\xa9])")),  # invisible characters
+    (b"\xc2", re.compile(rb"\xc2[\x80-\x9f]")),  # control characters
+    (b"\xc3", re.compile(rb"\xc3(?:\x83|\xa2\xe2\x82\xac)")),  # the beginnings of `MOJIBAKE`
+)
+"""Most texts do not contain the first byte, and to search for one byte is much faster than for a pattern."""
+
 _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
 
 
@@ -66,15 +70,20 @@ class QuickCheck:
         if not all(map(self.roles_are_right, talks.roles)):
             return False
         contents = list(chain.from_iterable(texts))
-        if not all(contents) or any(map(str.isspace, contents)):
+        sizes = list(map(len, contents))
+        if not min(sizes) or any(map(str.isspace, contents)):
             return False
         joined = "".join(contents)
         answers = list(map(_last, texts))
-        short = {answer for answer in answers if len(answer) < TINY_ANSWER}
-        if any(map(is_tiny, short)) or self._is_odd(joined, talks.controls):
+        if min(map(len, answers)) < TINY_ANSWER:
+            short = {answer for answer in answers if len(answer) < TINY_ANSWER}
+            if any(map(is_tiny, short)):
+                return False
+        if self._is_odd(joined, talks.data):
             return False
         turns = Counter(map(len, texts))
-        if self._may_be_too_long(contents, texts, turns):
+        lengths = _row_lengths(sizes, texts, turns)
+        if self._may_be_too_long(lengths, texts, turns):
             return False
         tally.rows += len(texts)
         tally.turns.update(turns)
@@ -82,7 +91,7 @@ class QuickCheck:
         tally.note_answers(answers[:ANSWERS_AT_ONCE])
         if tally.near.left:
             tally.near.take(texts)
-        self._count(tally, texts, contents, turns)
+        self._count(tally, texts, lengths)
         return True
 
     def roles_are_right(self, roles: Roles) -> bool:
@@ -92,38 +101,33 @@ class QuickCheck:
             self.good[roles] = not judge(row, layout_of(["messages"]), self.rules)[1]
         return self.good[roles]
 
-    def _is_odd(self, text: str, controls: bool) -> bool:
+    def _is_odd(self, text: str, source: bytes | bytearray | None) -> bool:
         """Whether the text contains anything `judge` may warn about: damaged or invisible characters, media tags."""
         if self.rules.multimodal and any(tag in text for tag in _TAGS):
             return True
         if self.rules.task.rows != "text" and may_hold_marks(text) and MARKS.search(text):
             return True
-        if text.isascii() and not controls:
+        if not text.isascii() and ("\ufffd" in text or "\ufeff" in text):
+            return True
+        if source is not None and b"\x7f" not in source and (text.isascii() or not _is_unusual(source)):
             return False
         data = text.encode("utf-8", "replace")
-        if controls and len(data.translate(None, _CONTROL)) != len(data):
-            return True
-        if text.isascii():
-            return False
-        if any(mark in text for mark in _MARKS) or _UNSEEN.search(data) or _C1.search(data):
-            return True
-        return ("Ã" in text or "â€" in text) and MOJIBAKE.search(text) is not None
+        return len(data.translate(None, _CONTROL)) != len(data) or _is_unusual(data)
 
-    def _may_be_too_long(self, contents: list[str], texts: list[Texts], turns: Counter[int]) -> bool:
+    def _may_be_too_long(self, sizes: list[int], texts: list[Texts], turns: Counter[int]) -> bool:
         limit, lengths = self.rules.max_length, self.rules.lengths
         if limit is None:
             return False
         most = max(turns)
         allowed = (limit - most * lengths.message - lengths.row) * lengths.lightest
-        if max(map(len, contents)) * most * UTF8 <= allowed:
+        if max(sizes) * UTF8 <= allowed:
             return False
-        sizes = _lengths(contents, texts, turns)
         return any(
             size * UTF8 > allowed and lengths.of_texts(row) > limit
             for size, row in zip(sizes, texts, strict=True)
         )
 
-    def _count(self, tally: Tally, texts: list[Texts], contents: list[str], turns: Counter[int]) -> None:
+    def _count(self, tally: Tally, texts: list[Texts], sizes: list[int]) -> None:
         """Count tokens: of some rows of some blocks, and of the longest row of each block."""
         self.passed_rows += len(texts)
         self.passed_blocks += 1
@@ -133,16 +137,27 @@ class QuickCheck:
             for row in some:
                 tally.note_length(of_texts(row), row, self.passed_rows / len(some))
             self.passed_rows = 0
-        sizes = _lengths(contents, texts, turns)
         longest = texts[sizes.index(max(sizes))]
         tally.note_length(of_texts(longest), longest, 0)
 
 
-def _lengths(contents: list[str], texts: list[Texts], turns: Counter[int]) -> list[int]:
-    """The number of characters of each row."""
-    sizes = list(map(len, contents))
+def _is_unusual(data: bytes | bytearray) -> bool:
+    """Whether UTF-8 may contain invisible characters, control characters or mojibake."""
+    return any(first in data and form.search(data) for first, form in _BY_FIRST_BYTE)
+
+
+def _row_lengths(sizes: list[int], texts: list[Texts], turns: Counter[int]) -> list[int]:
+    """The number of characters of each row.
+
+    Args:
+        sizes: the number of characters of each message.
+        texts: the messages of each row.
+        turns: number of messages -> number of rows with it.
+    """
     if len(turns) == 1:
-        return list(map(sum, in_rows(sizes, *turns)))
+        (width,) = turns
+        columns: list[Iterable[int]] = [sizes[at::width] for at in range(width)]
+        return [*reduce(partial(map, add), columns)]
     so_far = [0, *accumulate(sizes)]
     bounds = [so_far[end] for end in accumulate(map(len, texts), initial=0)]
     return list(map(sub, bounds[1:], bounds))

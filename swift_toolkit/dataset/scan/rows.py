@@ -7,7 +7,9 @@ the same file (see `scan.pool`).
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +28,9 @@ from swift_toolkit.dataset.scan.shape import HEAD_BYTES
 from swift_toolkit.dataset.scan.tally import Tally
 from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
 
+ROWS_PER_COLLECTION = 100_000
+"""Approximate number of rows after which the collector of Python looks for garbage; its own default is 700 objects."""
+
 
 def scan_part(
     part: Part, sink: Sink | None = None, deadline: float | None = None, source: Unpacked | None = None
@@ -40,7 +45,7 @@ def scan_part(
     """
     scan = _Scan(part, sink, source)
     try:
-        with guarded():
+        with guarded(), _rare_collections():
             scan.run(deadline)
     except UnicodeDecodeError:
         scan.cut(encoding_flaw(part.file).flaw)
@@ -50,6 +55,17 @@ def scan_part(
     return scan.tally
 
 
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage rarely: rows contain no cycles, and the collector would visit each row several times."""
+    usual = gc.get_threshold()
+    gc.set_threshold(ROWS_PER_COLLECTION, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
 class _Scan:
     """The rows of a part."""
 
@@ -57,7 +73,8 @@ class _Scan:
         self.part = part
         self.sink = sink
         self.source = source
-        near = Sketch(NEAR_ROWS if part.begins else 0)
+        every_row = Sketch(left=sys.maxsize, characters=sys.maxsize)
+        near = every_row if part.rules.closely else Sketch(NEAR_ROWS if part.begins else 0)
         self.tally = Tally(lines=part.header_lines if part.begins else 0, near=near)
         self.media = MediaCheck()
         self.quick = QuickCheck(part.rules)

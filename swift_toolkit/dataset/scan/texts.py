@@ -32,12 +32,12 @@ class Talks(NamedTuple):
     Args:
         texts: the texts of each row, system prompt first.
         roles: the distinct sequences of roles in the rows.
-        controls: whether the texts may contain control characters.
+        data: the bytes of the rows, if each character of the texts that `judge` may warn about is in them unescaped.
     """
 
     texts: list[Texts]
     roles: set[Roles]
-    controls: bool = True
+    data: bytes | bytearray | None = None
 
 
 Columns = Mapping[str, Sequence[Any]]
@@ -128,8 +128,8 @@ class PlainTexts:
             talks = self._of_pairs(columns)
         else:
             talks = self._of_messages(columns, attrgetter("role"), attrgetter("content"))
-        controls = b"\\" in data or b"\x7f" in data  # in JSON, all others are escaped
-        return None if talks is None else talks._replace(controls=controls)
+        escaped = b"\\" in data and any(escape in data for escape in (b"\\u", b"\\b", b"\\f"))
+        return talks if talks is None or escaped else talks._replace(data=data)
 
     # Columns
 
