@@ -76,6 +76,8 @@ class FineTuner:
             output directory named here; with True, a run that has none starts from the beginning.
         force: resume although settings changed that affect what is learned.
         keep_going: only warn if the loss is not finite, nothing is learned or the run stalls; by default the run fails.
+        stop_grace: how long the step and its checkpoint may take after Ctrl-C or SIGTERM, in seconds; without a limit
+            if None.
         overrides: settings that override ``config``, under ms-swift's names.
 
     Values that are None are read from the environment (NPROC_PER_NODE, NNODES, ...).
@@ -99,6 +101,7 @@ class FineTuner:
         resume: bool | str | Path = False,
         force: bool = False,
         keep_going: bool = False,
+        stop_grace: float | None = None,
         **overrides: Any,
     ) -> None:
         from swift_toolkit.training.request import MAX_LOST_ROWS, TrainingRequest, check_training
@@ -121,6 +124,7 @@ class FineTuner:
                 resume=resume,
                 force=force,
                 keep_going=keep_going,
+                stop_grace=stop_grace,
             )
         facts = check_training(config)
         from swift_toolkit.training.checked import plan_training

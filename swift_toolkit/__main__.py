@@ -17,7 +17,7 @@ def make_parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="python -m swift_toolkit", description="List training runs and kept rows."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     runs = commands.add_parser(
         "runs",
         help="list the training runs in a directory",
@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     options = make_parser().parse_args(words)
+    if options.command is None:
+        make_parser().print_help(sys.stderr)
+        return 2
     return int(options.carry_out(options))
 
 

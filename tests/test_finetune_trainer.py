@@ -179,7 +179,7 @@ def test_problems_as_json() -> None:
     ("arguments", "message"),
     [
         (["--config"], "argument --config: expected one argument. See finetune_trainer.py --help."),
-        (["stray"], "unrecognized arguments: stray. See finetune_trainer.py --help."),
+        (["stray"], '"stray" is not expected here. See finetune_trainer.py --help.'),
         (["--model", "a/b", "--model", "c/d"], '"--model" is given twice. Write it once: --model ... ...'),
         (["--config", "no.json"], "no.json: no such file. Check the path."),
         (["--config", "a.json", "--config", "b.json"], '"--config" is given twice. Keep one of the two.'),

@@ -15,10 +15,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from swift_toolkit.console import screen
 from swift_toolkit.console.secrets import masked
+from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
 
@@ -45,7 +46,37 @@ class Parser(argparse.ArgumentParser):
             flag, kind, value = number.groups()
             what = f'must be a {"whole number" if kind == "int" else "number"}, not "{value}"'
             raise RequestError([Problem(what, key=flag)])
+        choice = re.fullmatch(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            name, known = choice[1], re.findall(r"[\w-]+", choice[2])
+            do = did_you_mean(name, known, f"The commands are {', '.join(known)}.")
+            raise RequestError([Problem(f'"{name}" is not a command', do)])
         raise RequestError([Problem(message, f"See {self.prog} --help.")])
+
+    def parse_known_args(  # type: ignore[override]  # one signature instead of argparse's overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """The parsed words; unlike argparse's own method it leaves none over.
+
+        Raises:
+            RequestError: some words are not understood.
+        """
+        found, extra = super().parse_known_args(args, namespace)
+        if problems := list(map(self._unknown, extra)):
+            raise RequestError(problems)
+        return found, []
+
+    def _unknown(self, word: str) -> Problem:
+        """The problem of a word that is neither a known flag nor an expected argument."""
+        see = f"See {self.prog} --help."
+        if not word.startswith("-"):
+            return Problem(f'"{word}" is not expected here', see)
+        flag = word.partition("=")[0]
+        return Problem("is not a flag", did_you_mean(flag, self._flags(), see), flag)
+
+    def _flags(self) -> list[str]:
+        """The long flags of this parser."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, _Settings]:
         """The script's own flags, and the settings in the given order.

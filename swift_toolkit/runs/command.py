@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from swift_toolkit.console import screen
-from swift_toolkit.console.words import counted, did_you_mean_path
+from swift_toolkit.console.words import counted, did_you_mean, did_you_mean_path
 from swift_toolkit.model.checkpoints.find import CHECKPOINT, RUN, runs_of
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import page, table
@@ -79,8 +79,7 @@ def carry_out(options: argparse.Namespace) -> int:
         return _repeat(run_of(words[0]), as_json=options.json)
     directory = Path(words[0] if words else "output").expanduser()
     if not directory.is_dir():
-        do = did_you_mean_path(directory, "Name the output directory of runs.")
-        raise RequestError([Problem(f"{directory} is not a directory", do)])
+        raise RequestError([_no_directory(directory, action)])
     found = table.runs_below(directory)
     return (
         _clean(found, remove=options.yes, as_json=options.json)
@@ -91,7 +90,8 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def _problems(action: str, words: Sequence[str], options: argparse.Namespace) -> Iterator[Problem]:
     if options.yes and action != "clean":
-        yield Problem("needs the action clean", "Remove it, or use: runs clean --yes.", "--yes")
+        do = did_you_mean(words[0], ["clean"]) if words and not action else ""
+        yield Problem("needs the action clean", do or "Remove it, or use: runs clean --yes.", "--yes")
     if options.report and action not in ("show", "compare"):
         yield Problem("needs the action show or compare", "Remove it.", "--report")
     elif options.report and not Path(options.report).expanduser().parent.is_dir():
@@ -102,7 +102,19 @@ def _problems(action: str, words: Sequence[str], options: argparse.Namespace) ->
     if not least <= len(words) <= most:
         wanted = f"{least} to {most} runs" if most > least else counted(least, "run")
         what = f"{action} takes {wanted}" if least else "only one directory can be listed"
-        yield Problem(f"{what}; given: {len(words)}", "See python -m swift_toolkit runs --help.")
+        see = "See python -m swift_toolkit runs --help."
+        do = see if action else did_you_mean(words[0], ACTIONS, see)
+        yield Problem(f"{what}; given: {len(words)}", do)
+
+
+def _no_directory(directory: Path, action: str) -> Problem:
+    """The problem of a directory that does not exist; it may be a misspelled action."""
+    if directory == Path("output"):
+        do = "Name the output directory of your runs."
+        return Problem("There is no directory output here", do)
+    do = "" if action else did_you_mean(str(directory), ACTIONS)
+    do = do or did_you_mean_path(directory, "Name the output directory of runs.")
+    return Problem(f"{directory} is not a directory", do)
 
 
 def run_of(word: str) -> Path:
@@ -121,7 +133,10 @@ def run_of(word: str) -> Path:
         return runs[0]
     if any((place / name).is_file() for name in (RECORD, LOG, RESULT)):
         return place
-    do = did_you_mean_path(path, "Name a run directory (vN-<time>), or an output directory with runs.")
+    if runs_of(below := Path("output") / path):
+        do = f'Did you mean "{below}"?'
+    else:
+        do = did_you_mean_path(path, "Name a run directory (vN-<time>), or an output directory with runs.")
     raise RequestError([Problem(f"{word} is not a run", do)])
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from swift_toolkit.config import named_files, requirements
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
+from swift_toolkit.console.words import shown
 from swift_toolkit.dataset import copies
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import Device, find_device
@@ -100,10 +101,20 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
     problems += _row_problems(request, config, data)
+    problems += _grace_problems(request)
     problems += defaults.batch_of_one(config, data, world_size)
     if problems:
         raise RequestError(problems)
     return RequestFacts(config=config, device=device, data=data, cluster=cluster)
+
+
+def _grace_problems(request: TrainingRequest) -> Iterator[Problem]:
+    """Why the time that a run may take to stop cannot be used."""
+    grace: object = request.stop_grace
+    if grace is None or (isinstance(grace, (int, float)) and not isinstance(grace, bool) and grace >= 0):
+        return
+    key = "--stop-grace" if request.overrides_from == "command line" else "stop_grace"
+    yield Problem(f"must be a number of seconds, at least 0, not {shown(grace)}", key=key)
 
 
 def _row_problems(request: TrainingRequest, config: Config, data: DataReport) -> Iterator[Problem]:

@@ -121,6 +121,45 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == f"No run below {tmp_path}.\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rnus"], '"rnus" is not a command. Did you mean "runs"?'),
+        (["doctor"], '"doctor" is not a command. The commands are runs, cache.'),
+        (["cache", "--claer"], '"--claer" is not a flag. Did you mean "--clear"?'),
+        (
+            ["cache", "all"],
+            '"all" is not expected here. See python -m swift_toolkit cache --help.',
+        ),
+        (["runs", "--jsn"], '"--jsn" is not a flag. Did you mean "--json"?'),
+        (["runs", "shwo"], 'shwo is not a directory. Did you mean "show"?'),
+        (
+            ["runs", "cmopare", "a", "b"],
+            'only one directory can be listed; given: 3. Did you mean "compare"?',
+        ),
+        (["runs", "claen", "--yes"], '"--yes" needs the action clean. Did you mean "clean"?'),
+        (["runs", "show", "lora"], 'lora is not a run. Did you mean "output/lora"?'),
+        (["runs", "show", "output/loar"], 'output/loar is not a run. Did you mean "output/lora"?'),
+    ],
+)
+def test_misspelled_words(
+    output: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(output)
+    shutil.move(output / "a", output / "output/lora")
+    assert __main__.main(words) == 2
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main([]) == 2
+    assert "runs      list the training runs" in capsys.readouterr().err
+
+
 def test_it_is_a_module_that_can_be_run() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "swift_toolkit", "runs", "--help"], capture_output=True, text=True, check=True

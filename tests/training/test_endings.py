@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer import FineTuner, Interrupted
 from swift_toolkit.machine import files
 from swift_toolkit.problems import RequestError
 from swift_toolkit.runs import lock, storage
@@ -51,6 +52,46 @@ def test_a_second_run_in_the_same_directory(tiny_model: Path, tmp_path: Path) ->
     assert first.wait() == 143
     assert done.returncode == 2
     assert f"{tmp_path}/out is in use by process {first.process.pid} on " in done.stderr.splitlines()[-1]
+
+
+STOPS_IN_A_LONG_STEP = """
+import os, signal, time
+from transformers import TrainerCallback, trainer
+
+class Stops(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(600)
+
+trainer.DEFAULT_CALLBACKS.append(Stops)
+"""
+
+
+@pytest.mark.slow
+def test_a_step_that_takes_longer_than_a_stop_may(tiny_model: Path, tmp_path: Path) -> None:
+    """``stop_grace`` from Python: Ctrl-C in a step of ten minutes."""
+    (tmp_path / "stops.py").write_text(STOPS_IN_A_LONG_STEP)
+    plugins = [str(tmp_path / "stops.py")]
+    settings = tiny(tiny_model, tmp_path / "out", max_steps=8, save_steps=1, external_plugins=plugins)
+    began = time.monotonic()
+    with pytest.raises(Interrupted) as caught:
+        FineTuner(settings, stop_grace=0.5).run_training()
+    assert time.monotonic() - began < 300
+    result = caught.value.result
+    assert result.status == "interrupted"
+    assert result.last_checkpoint == result.run_directory / "checkpoint-2"
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), "5", True])
+def test_a_stop_that_may_take_no_such_time(tiny_model: Path, tmp_path: Path, grace: Any) -> None:
+    settings = tiny(tiny_model, tmp_path / "out")
+    with pytest.raises(RequestError) as caught:
+        FineTuner(settings, stop_grace=grace)
+    assert str(caught.value).startswith('"stop_grace" must be a number of seconds, at least 0, not ')
+    done = run(*flags(settings), "--stop-grace", "-1", "--dry-run")
+    assert done.returncode == 2
+    assert '"--stop-grace" must be a number of seconds, at least 0, not -1' in done.stderr
 
 
 # --- the disk -----------------------------------------------------------------------------------------------
