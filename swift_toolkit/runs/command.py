@@ -18,9 +18,9 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import page, table
 from swift_toolkit.runs.comparison import compare
 from swift_toolkit.runs.history import LOG, read_history
-from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS
+from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS, ResultRecord, RunPlan, read_record
 from swift_toolkit.runs.resume import RECORD, stored_request
-from swift_toolkit.runs.table import RunEntry, json_file
+from swift_toolkit.runs.table import Listing, RunEntry, json_file
 
 ACTIONS = ("show", "compare", "repeat", "clean")
 
@@ -80,12 +80,10 @@ def carry_out(options: argparse.Namespace) -> int:
     directory = Path(words[0] if words else "output").expanduser()
     if not directory.is_dir():
         raise RequestError([_no_directory(directory, action)])
-    found = table.runs_below(directory)
-    return (
-        _clean(found, remove=options.yes, as_json=options.json)
-        if action
-        else _list(found, directory, options)
-    )
+    listing = table.runs_below(directory)
+    if action:
+        return _clean(listing.runs, remove=options.yes, as_json=options.json)
+    return _list(listing, directory, options)
 
 
 def _problems(action: str, words: Sequence[str], options: argparse.Namespace) -> Iterator[Problem]:
@@ -145,13 +143,15 @@ def _print_json(**content: object) -> int:
     return 0
 
 
-def _list(found: Sequence[RunEntry], directory: Path, options: argparse.Namespace) -> int:
+def _list(listing: Listing, directory: Path, options: argparse.Namespace) -> int:
     if options.json:
-        return _print_json(runs=[run.as_dict() for run in found])
-    if not found:
+        return _print_json(runs=[run.as_dict() for run in listing.runs], faults=listing.faults)
+    if not listing.runs:
         screen.say(f"No run below {directory}.")
     else:
-        screen.print_table(table.TABLE_COLUMNS, [run.cells() for run in found], sys.stdout)
+        screen.print_table(table.TABLE_COLUMNS, [run.cells() for run in listing.runs], sys.stdout)
+    for fault in listing.faults:
+        screen.say(f"warning: {fault}")
     return 0
 
 
@@ -171,17 +171,18 @@ def _show(directory: Path, options: argparse.Namespace) -> int:
 
 
 def _facts(run: RunEntry) -> Iterator[tuple[str, str]]:
-    result, plan = json_file(run.directory / RESULT), json_file(run.directory / PLAN)
+    result = read_record(run.directory / RESULT, ResultRecord)[0] or ResultRecord()
+    plan = read_record(run.directory / PLAN, RunPlan)[0] or RunPlan()
     yield "run", screen.short_path(run.directory)
     yield "started", run.started.strftime("%Y-%m-%d %H:%M:%S")
     yield "state", f"{run.state}, can be resumed" if run.resumable else run.state
     if run.error:
         yield "error", run.error
-    for alarm in result.get("alarms") or ():
-        yield "warning", f"step {alarm['step']}: {alarm['what']}. {alarm['do']}"
-    yield from (
-        (name, value) for name, value in plan.get("facts") or [("model", run.model), ("data", run.data)]
-    )
+    for alarm in result.alarms:
+        yield "warning", f"step {alarm.step}: {alarm.what}. {alarm.do}"
+    for fault in run.faults:
+        yield "warning", fault
+    yield from plan.facts or [("model", run.model), ("data", run.data)]
     yield "steps", f"{run.step:,} of {run.max_steps:,}"
     if run.best_loss is not None:
         yield "best loss", f"{run.best_loss:.4f}"

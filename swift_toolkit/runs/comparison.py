@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swift_toolkit.console import screen
-from swift_toolkit.runs.record import PLAN, RESULT
+from swift_toolkit.runs.record import PLAN, RESULT, ResultRecord, RunPlan, read_record
 from swift_toolkit.runs.resume import stored_request
-from swift_toolkit.runs.table import RunEntry, json_file, read_run
+from swift_toolkit.runs.table import RunEntry, read_run
 
 _PLACES = ("output_dir", "resume_from_checkpoint", "add_version")
 """Settings that differ between any two runs."""
@@ -66,9 +66,9 @@ def short_names(directories: Sequence[Path]) -> tuple[str, ...]:
 
 def settings_of(directory: Path) -> dict[str, str]:
     """The settings of a run by name, as text."""
-    recorded = json_file(directory / PLAN).get("settings") or {}
-    request = stored_request(directory)
-    found = {name: str(one["value"]) for name, one in recorded.items()} or dict(
+    plan, request = read_record(directory / PLAN, RunPlan)[0], stored_request(directory)
+    recorded = plan.settings if plan else {}
+    found = {name: one.get("value", "") for name, one in recorded.items()} or (
         request.given if request else {}
     )
     return {name: value for name, value in found.items() if name not in _PLACES}
@@ -86,8 +86,8 @@ def _differing(found: Sequence[dict[str, str]]) -> tuple[_Row, ...]:
 
 
 def _results(runs: Sequence[RunEntry]) -> tuple[_Row, ...]:
-    results = [json_file(run.directory / RESULT) for run in runs]
-    metrics = [result.get("metrics") or {} for result in results]
+    results = [read_record(run.directory / RESULT, ResultRecord)[0] or ResultRecord() for run in runs]
+    metrics = [result.metrics for result in results]
     rows: list[_Row] = [
         ("state", *(run.state for run in runs)),
         ("steps", *(f"{run.step:,} of {run.max_steps:,}" for run in runs)),
@@ -96,9 +96,9 @@ def _results(runs: Sequence[RunEntry]) -> tuple[_Row, ...]:
     for name in ("final_loss", "eval_loss", "token_acc", "eval_token_acc", "reward"):
         if any(name in one for one in metrics):
             rows.append((name.replace("_", " "), *(_figure(one.get(name)) for one in metrics)))
-    seconds = [(result.get("seconds") or {}).get("training") for result in results]
+    seconds = [result.seconds.get("training") for result in results]
     rows.append(("training time", *("" if one is None else screen.duration(one) for one in seconds)))
-    peaks = [(result.get("memory") or {}).get("peak") for result in results]
+    peaks = [result.memory.peak for result in results]
     rows.append(("peak memory", *("" if one is None else screen.gib(one) for one in peaks)))
     return tuple(rows)
 

@@ -39,15 +39,36 @@ class History:
         """The values of ``name`` by step; empty if it was not logged."""
         return self.values.get(name, {})
 
-    @property
-    def best_loss(self) -> float | None:
-        """The lowest evaluation loss or, without evaluation, training loss."""
-        found = self.of("eval_loss") or self.of("loss")
-        return min(filter(math.isfinite, found.values()), default=None)
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run came.
+
+    Args:
+        step: the last step.
+        max_steps: the planned number of steps; 0 if it was not logged.
+        best_loss: the lowest evaluation loss or, without evaluation, training loss; None if there is none.
+    """
+
+    step: int = 0
+    max_steps: int = 0
+    best_loss: float | None = None
 
 
-def read_log(directory: Path) -> History:
-    """What ms-swift logged of the run in ``directory``, without speed and memory; empty if it logged nothing."""
+def read_progress(directory: Path) -> Progress:
+    """The progress of the run in ``directory``, by what ms-swift logged."""
+    step = max_steps = 0
+    least: dict[str, float] = {}
+    for step, max_steps, line in _lines(directory / LOG):  # noqa: B007 - those of the last line are kept
+        for name in ("loss", "eval_loss"):
+            value = line.get(name)
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                least[name] = min(value, least.get(name, value))
+    return Progress(step, max_steps, least.get("eval_loss", least.get("loss")))
+
+
+def _read_log(directory: Path) -> History:
+    """What ms-swift logged, without speed and memory."""
     values: dict[str, dict[int, float]] = {}
     step = max_steps = 0
     for step, max_steps, line in _lines(directory / LOG):  # noqa: B007 - those of the last line are kept
@@ -59,12 +80,13 @@ def read_log(directory: Path) -> History:
 
 def read_history(directory: Path) -> History:
     """The history of the run in ``directory``; empty if it logged nothing."""
-    logged = read_log(directory)
+    logged = _read_log(directory)
     times: dict[int, float] = {}
     memory: dict[int, float] = {}
     for at, _, line in _lines(directory / MEASURED):
-        times[at] = float(line["time"])
-        if line["memory"]:
+        if isinstance(line.get("time"), (int, float)):
+            times[at] = float(line["time"])
+        if isinstance(line.get("memory"), int) and line["memory"]:
             memory[at] = line["memory"] / (1 << 30)
     speed = _speed(times) or logged.of("train_speed(s/it)")
     return replace(logged, speed=speed, memory=memory or logged.of("memory(GiB)"))
@@ -74,14 +96,24 @@ def _lines(file: Path) -> Iterator[tuple[int, int, RecordObject]]:
     """Step, planned steps and content of each line; lines truncated by a kill are skipped."""
     if not file.is_file():
         return
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open("rb") as lines:
         for text in lines:
             try:
-                line = json.loads(text)
+                line = _object(text)
                 step, max_steps = (int(part) for part in line[_STEPS].split("/"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
             yield step, max_steps, line
+
+
+def _object(text: bytes) -> RecordObject:
+    """The JSON object on a line; msgspec is fast but, unlike ms-swift's log, knows no NaN."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text, type=dict)  # type: ignore[no-any-return]
+    except msgspec.DecodeError:
+        return json.loads(text)  # type: ignore[no-any-return]
 
 
 def _speed(times: Mapping[int, float]) -> dict[int, float]:

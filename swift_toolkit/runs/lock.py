@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swift_toolkit.machine import files
-from swift_toolkit.model.files import read_json
 from swift_toolkit.problems import Problem, RequestError, RunError
+from swift_toolkit.runs.record import read_record
 
 LOCK = ".lock"
 
@@ -115,11 +115,7 @@ def _take(file: Path, say: Callable[[str], None]) -> None:
 
 
 def _read(directory: Path) -> Owner | None:
-    content, _ = read_json(directory / LOCK) if (directory / LOCK).is_file() else (None, None)
-    if not content:
-        return None
-    started, pid = float(content.get("started") or 0), int(content.get("pid") or 0)
-    return Owner(pid, str(content.get("host")), started, str(content.get("since")))
+    return read_record(directory / LOCK, Owner)[0]
 
 
 def _in_use(directory: Path, owner: Owner) -> Problem:

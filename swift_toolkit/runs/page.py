@@ -14,8 +14,8 @@ from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import checkpoints_of
 from swift_toolkit.runs.comparison import Comparison, compare
 from swift_toolkit.runs.history import History, read_history
-from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS, RecordObject
-from swift_toolkit.runs.table import RunEntry, json_file, read_run
+from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS, ResultRecord, RunPlan, read_record
+from swift_toolkit.runs.table import RunEntry, read_run
 
 REFRESH_SECONDS = 60
 """How often the report of a running run is written and reloaded by the browser, in seconds."""
@@ -73,7 +73,8 @@ def write_run_report(directory: Path, file: Path | None = None, running: bool | 
 def run_page(directory: Path, running: bool | None = None) -> str:
     """The report of the run in ``directory`` as HTML; ``running`` as for `write_run_report`."""
     run, history = read_run(directory, running), read_history(directory)
-    result, plan = json_file(directory / RESULT), json_file(directory / PLAN)
+    result = read_record(directory / RESULT, ResultRecord)[0] or ResultRecord()
+    plan = read_record(directory / PLAN, RunPlan)[0] or RunPlan()
     charts = [_chart(chart, [("", history)]) for chart in CHARTS]
     body = page.tiles(_tiles(run, history, result)) + _errors(run, result)
     body += page.chart_grid([*charts, *_machine_charts([("", history)])])
@@ -94,7 +95,7 @@ def _state(run: RunEntry) -> str:
     return f"{run.state.capitalize()}{steps}" + (", can be resumed" if run.resumable else "")
 
 
-def _tiles(run: RunEntry, history: History, result: RecordObject) -> Iterator[tuple[str, str, str]]:
+def _tiles(run: RunEntry, history: History, result: ResultRecord) -> Iterator[tuple[str, str, str]]:
     for name, title in (("loss", "Loss"), ("eval_loss", "Validation loss"), ("token_acc", "Token accuracy")):
         if values := history.of(name):
             best = (max if name == "token_acc" else min)(values.values())
@@ -106,24 +107,20 @@ def _tiles(run: RunEntry, history: History, result: RecordObject) -> Iterator[tu
         pace = paces[len(paces) // 2]
         left = screen.duration(pace * (run.max_steps - run.step)) if run.state == "running" else ""
         yield "Speed", f"{pace:.3g} s", f"per step, {left} left" if left else "per step"
-    seconds = result.get("seconds") or {}
-    if "training" in seconds:
-        yield (
-            "Training",
-            screen.duration(seconds["training"]),
-            f"and {screen.duration(seconds['startup'])} to start",
-        )
+    if (training := result.seconds.get("training")) is not None:
+        startup = screen.duration(result.seconds.get("startup", 0.0))
+        yield "Training", screen.duration(training), f"and {startup} to start"
     if history.memory:
-        planned = (result.get("memory") or {}).get("estimate")
-        yield "Peak memory", f"{max(history.memory.values()):.1f} GiB", _planned(planned)
+        yield "Peak memory", f"{max(history.memory.values()):.1f} GiB", _planned(result.memory.estimate)
 
 
 def _planned(estimate: int | None) -> str:
     return f"estimated {screen.gib(estimate)}" if estimate else ""
 
 
-def _errors(run: RunEntry, result: RecordObject) -> str:
-    alarms = [f"Step {alarm['step']}: {alarm['what']}. {alarm['do']}" for alarm in result.get("alarms") or ()]
+def _errors(run: RunEntry, result: ResultRecord) -> str:
+    alarms = [f"Step {alarm.step}: {alarm.what}. {alarm.do}" for alarm in result.alarms]
+    alarms += run.faults
     error = page.section("Why it failed", page.command(run.error), "bad") if run.error else ""
     return error + (page.section("Warnings", page.item_list(alarms), "warn") if alarms else "")
 
@@ -154,18 +151,20 @@ def _machine_charts(histories: Sequence[tuple[str, History]]) -> Iterator[str]:
     yield page.line_chart("Memory", memory, "GiB", from_zero=True)
 
 
-def _sections(run: RunEntry, result: RecordObject, plan: RecordObject) -> Iterator[str]:
+def _sections(run: RunEntry, result: ResultRecord, plan: RunPlan) -> Iterator[str]:
     if commands := list(next_commands(run)):
         yield page.section("Next", page.command("\n".join(commands)))
     if checkpoints := list(_checkpoint_rows(run.directory)):
         columns = ("checkpoint", "step", "size", "")
         yield page.section("Checkpoints", page.table(columns, checkpoints, numbers=("step", "size")))
-    if facts := plan.get("facts"):
-        yield page.section("Plan", page.facts([(str(name), str(value)) for name, value in facts]))
+    if plan.facts:
+        yield page.section("Plan", page.facts(plan.facts))
     if record := list(_record(run, result, plan)):
         yield page.section("Record", page.facts(record))
-    if settings := plan.get("settings"):
-        rows = [(name, one["value"], one["source"]) for name, one in sorted(settings.items())]
+    if plan.settings:
+        rows = [
+            (name, one.get("value", ""), one.get("source", "")) for name, one in sorted(plan.settings.items())
+        ]
         content = page.table(("setting", "value", "from"), rows)
         yield page.folded(f"All {len(rows)} settings", content)
 
@@ -180,19 +179,19 @@ def _checkpoint_rows(directory: Path) -> Iterator[tuple[str, str, str, str]]:
         yield path.name, path.name.rpartition("-")[2], size, ", ".join(marks)
 
 
-def _record(run: RunEntry, result: RecordObject, plan: RecordObject) -> Iterator[tuple[str, str]]:
+def _record(run: RunEntry, result: ResultRecord, plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "started", run.started.strftime("%Y-%m-%d %H:%M:%S")
-    if words := plan.get("command"):
-        yield "command", shlex.join(words)
-    if commit := plan.get("commit"):
-        yield "commit", commit["id"] + (", with changes" if commit["changed"] else "")
-    for split, marks in (plan.get("fingerprints") or {}).items():
+    if plan.command:
+        yield "command", shlex.join(plan.command)
+    if plan.commit:
+        yield "commit", plan.commit.id + (", with changes" if plan.commit.changed else "")
+    for split, marks in plan.fingerprints.items():
         if marks:
             yield f"{'training' if split == 'train' else 'validation'} data", "; ".join(marks)
-    versions = plan.get("versions") or result.get("versions") or {}
+    versions = plan.versions or result.versions
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    if parameters := result.get("model_parameters"):
-        yield "model", str(parameters)
+    if result.model_parameters:
+        yield "model", str(result.model_parameters)
 
 
 def next_commands(run: RunEntry) -> Iterator[str]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from swift_toolkit.model.files import read_json
 
 RecordObject: TypeAlias = dict[str, Any]
 """The JSON object in a file of a run, such as args.json."""
@@ -79,19 +81,19 @@ class RunPlan:
 
     Args:
         facts: names and values of the plan, as displayed.
-        settings: value as text, and source, of each setting.
+        settings: ``value`` as text, and ``source``, of each setting.
         command: the command line, without secrets; empty if the run was started from Python.
         commit: of the git repository in the working directory; None without one.
         fingerprints: what identifies the data of each split.
         versions: of the packages.
     """
 
-    facts: Sequence[tuple[str, str]]
-    settings: Mapping[str, Mapping[str, str]]
-    command: Sequence[str]
-    commit: Commit | None
-    fingerprints: Mapping[str, Sequence[str]]
-    versions: Mapping[str, str]
+    facts: Sequence[tuple[str, str]] = ()
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    command: Sequence[str] = ()
+    commit: Commit | None = None
+    fingerprints: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,63 @@ class RunDetails:
     fingerprints: Mapping[str, Sequence[str]]
     seed: int
     devices: Mapping[str, object]
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRecord:
+    """Memory of a device in bytes, measured and estimated; None if unknown."""
+
+    peak: int | None = None
+    estimate: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlarmRecord:
+    """An alarm that a run raised: at which step, what was wrong, and what to do."""
+
+    step: int
+    what: str
+    do: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord:
+    """What the table and the pages need of result.json; see `TrainingResult` and `RunDetails`."""
+
+    status: Status | None = None
+    error: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    memory: MemoryRecord = MemoryRecord()
+    alarms: Sequence[AlarmRecord] = ()
+    model_parameters: object = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+_Record = TypeVar("_Record")
+
+
+def read_record(file: Path, kind: type[_Record]) -> tuple[_Record | None, str | None]:
+    """The record in a JSON file, and why it cannot be read; both None if there is no file.
+
+    Args:
+        file: the file.
+        kind: the dataclass of its contents; other keys in the file are ignored.
+    """
+    import msgspec
+
+    if not file.is_file():
+        return None, None
+    content, fault = read_json(file)
+    if content is None:
+        return None, fault[0] if fault else f"{file} is a Git LFS pointer"
+    try:
+        return msgspec.convert(content, kind), None
+    except msgspec.ValidationError as error:
+        return None, f"{file} is not a record of a run: {error}"
 
 
 SAME_VERSIONS = ("swift-toolkit", "ms-swift", "torch", "transformers", "peft", "accelerate", "deepspeed")

@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from swift_toolkit.model.files import adapter_root, checkpoint_kind, read_json
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.runs import directory as runs_directory
 from swift_toolkit.runs.history import LOG
-from swift_toolkit.runs.record import MEASURED
+from swift_toolkit.runs.record import MEASURED, read_record
 
 RECORD = "request.json"
 """The file in a run's directory with its request; written before the run starts."""
@@ -55,7 +54,7 @@ class StoredRequest:
     config: str | None
     given: Mapping[str, str]
     automatic: tuple[str, ...]
-    data: Mapping[str, list[str]]
+    data: Mapping[str, Sequence[str]]
     base: str
     processes: int
     batch: int
@@ -100,11 +99,8 @@ def _without_secrets(words: Sequence[str]) -> Iterator[str]:
 
 
 def stored_request(directory: Path) -> StoredRequest | None:
-    """The request of the run in ``directory``; None if it has no record."""
-    content, _ = read_json(directory / RECORD) if (directory / RECORD).is_file() else (None, None)
-    with suppress(TypeError):
-        return StoredRequest(**content) if content else None
-    return None
+    """The request of the run in ``directory``; None if it has no readable record."""
+    return read_record(directory / RECORD, StoredRequest)[0]
 
 
 def _base_mark(model: str) -> str:

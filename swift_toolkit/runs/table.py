@@ -13,14 +13,14 @@ from typing import Literal
 from swift_toolkit.console import screen
 from swift_toolkit.machine.files import size_of
 from swift_toolkit.model.checkpoints import training_state
-from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, runs_of
+from swift_toolkit.model.checkpoints.find import RUN, checkpoints_of, step_of
 from swift_toolkit.model.files import read_json
 from swift_toolkit.runs import lock
-from swift_toolkit.runs.history import read_log
-from swift_toolkit.runs.record import RESULT, RecordObject
-from swift_toolkit.runs.resume import RECORD
+from swift_toolkit.runs.history import read_progress
+from swift_toolkit.runs.record import RESULT, RecordObject, ResultRecord, read_record
+from swift_toolkit.runs.resume import RECORD, StoredRequest
 
-State = Literal["running", "done", "stopped", "interrupted", "failed", "killed"]
+State = Literal["running", "done", "stopped", "interrupted", "failed", "killed", "unknown"]
 DEPTH = 3
 """How many levels of directories are searched for runs."""
 
@@ -32,7 +32,8 @@ class RunEntry:
     Args:
         directory: ``<output_dir>/vN-<time>``.
         started: when its directory was created.
-        state: the status in its result; ``running``, or ``killed`` if it ended without writing a result.
+        state: the status in its result; ``running``; ``killed`` if it ended without writing a result; ``unknown`` if
+            its result cannot be read.
         resumable: whether steps remain after its newest complete checkpoint.
         model: the trained model.
         tuner: the tuner, e.g. ``lora``.
@@ -41,6 +42,7 @@ class RunEntry:
         max_steps: the planned number of steps; 0 if it was not logged.
         best_loss: the lowest evaluation loss, or training loss without evaluation; None before the first log.
         error: why it failed.
+        faults: which of its files cannot be read, and why.
     """
 
     directory: Path
@@ -54,6 +56,7 @@ class RunEntry:
     max_steps: int
     best_loss: float | None
     error: str | None
+    faults: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The run as plain data."""
@@ -73,19 +76,50 @@ class RunEntry:
 TABLE_COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "state")
 
 
-def runs_below(directory: Path) -> list[RunEntry]:
-    """All runs in and below ``directory``, newest first."""
-    found = [directory] if RUN.fullmatch(directory.resolve().name) else [*_directories(directory, DEPTH)]
-    return sorted(map(read_run, found), key=lambda run: (run.started, run.directory), reverse=True)
+@dataclass(frozen=True)
+class Listing:
+    """The runs below a directory.
+
+    Args:
+        runs: the runs, newest first.
+        faults: which files and directories cannot be read, and why.
+    """
+
+    runs: tuple[RunEntry, ...]
+    faults: tuple[str, ...]
 
 
-def _directories(directory: Path, depth: int) -> Iterator[Path]:
-    runs = runs_of(directory)
-    yield from runs
-    if depth and directory.is_dir():
-        for child in directory.iterdir():
-            if child.is_dir() and not child.is_symlink() and child not in runs and child.name[0] != ".":
-                yield from _directories(child, depth - 1)
+def runs_below(directory: Path) -> Listing:
+    """All runs in and below ``directory``."""
+    own = RUN.fullmatch(directory.resolve().name) is not None
+    found = [directory] if own else [*_directories(directory, DEPTH)]
+    read = [_read(one) if isinstance(one, Path) else one for one in found]
+    runs = [one for one in read if isinstance(one, RunEntry)]
+    runs.sort(key=lambda run: (run.started, run.directory), reverse=True)
+    faults = [one for one in read if isinstance(one, str)]
+    return Listing(tuple(runs), (*faults, *(fault for run in runs for fault in run.faults)))
+
+
+def _directories(directory: Path, depth: int) -> Iterator[Path | str]:
+    """The runs in and below ``directory``, and why directories cannot be read."""
+    try:
+        children = [child for child in directory.iterdir() if child.is_dir() and not child.is_symlink()]
+    except OSError as error:
+        yield f"{directory} cannot be read: {error.strerror}"
+        return
+    for child in children:
+        if RUN.fullmatch(child.name):
+            yield child
+        elif depth and child.name[0] != ".":
+            yield from _directories(child, depth - 1)
+
+
+def _read(directory: Path) -> RunEntry | str:
+    """The run, or why it cannot be read: a lack of permission, or it was removed in the meantime."""
+    try:
+        return read_run(directory)
+    except OSError as error:
+        return f"{error.filename or directory} cannot be read: {error.strerror}"
 
 
 def read_run(directory: Path, running: bool | None = None) -> RunEntry:
@@ -94,25 +128,52 @@ def read_run(directory: Path, running: bool | None = None) -> RunEntry:
     Args:
         directory: the run directory.
         running: whether the run is still going; None checks its lock.
+
+    Raises:
+        OSError: the directory cannot be read.
     """
-    result, request, args = (json_file(directory / name) for name in (RESULT, RECORD, "args.json"))
-    given = request.get("given") or {}
-    history = read_log(directory)
+    result, bad_result = read_record(directory / RESULT, ResultRecord)
+    request, bad_request = read_record(directory / RECORD, StoredRequest)
+    progress, trained = read_progress(directory), _trained(directory, request)
     running = any(lock.lock_problems(directory)) if running is None else running
-    state: State = "running" if running else result.get("status") or "killed"
+    state: State = "running" if running else (result and result.status) or "killed"
+    state = "unknown" if bad_result and not running else state
     return RunEntry(
         directory=directory,
         started=_started(directory),
         state=state,
-        resumable=state not in ("running", "done") and _can_go_on(directory, history.max_steps),
-        model=str(given.get("model") or args.get("model") or "unknown"),
-        tuner=str(given.get("tuner_type") or given.get("train_type") or args.get("tuner_type") or "lora"),
-        data=str(given.get("dataset") or " ".join(map(str, args.get("dataset") or []))),
-        step=history.step,
-        max_steps=history.max_steps,
-        best_loss=history.best_loss,
-        error=result.get("error"),
+        resumable=state not in ("running", "done") and _can_go_on(directory, progress.max_steps),
+        model=trained.model,
+        tuner=trained.tuner,
+        data=trained.data,
+        step=progress.step,
+        max_steps=progress.max_steps,
+        best_loss=progress.best_loss,
+        error=result.error if result else None,
+        faults=tuple(fault for fault in (bad_result, bad_request) if fault),
     )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a run trains: the model, the tuner, the data as given."""
+
+    model: str
+    tuner: str
+    data: str
+
+
+def _trained(directory: Path, request: StoredRequest | None) -> _Trained:
+    """By the request or, for a run that ms-swift started itself, by its args.json."""
+    if request is not None:
+        given = request.given
+        tuner = given.get("tuner_type") or given.get("train_type") or "lora"
+        return _Trained(given.get("model") or "unknown", tuner, given.get("dataset") or "")
+    args = json_file(directory / "args.json")
+    data = args.get("dataset")
+    names = data if isinstance(data, list) else [data or ""]
+    tuner = args.get("tuner_type") or args.get("train_type") or "lora"
+    return _Trained(str(args.get("model") or "unknown"), str(tuner), " ".join(map(str, names)))
 
 
 def json_file(file: Path) -> RecordObject:
@@ -135,8 +196,8 @@ def _changed(directory: Path) -> datetime:
 
 def _can_go_on(directory: Path, max_steps: int) -> bool:
     for checkpoint in checkpoints_of(directory):
-        if not training_state.training_state_problems(checkpoint):
-            return not max_steps or training_state.read_state(checkpoint).step < max_steps
+        if training_state.seems_complete(checkpoint):
+            return not max_steps or step_of(checkpoint) < max_steps
     return False
 
 

@@ -66,6 +66,7 @@ def test_every_run_with_its_state(output: Path, capsys: pytest.CaptureFixture[st
         "max_steps": 4,
         "best_loss": 0.5,
         "error": "out of memory",
+        "faults": [],
     }
 
 
@@ -108,6 +109,66 @@ def test_what_nothing_needs_goes_only_with_yes(output: Path, capsys: pytest.Capt
     assert listed(capsys, "clean", output, "--yes")["removed"]
     assert not any(path.exists() for path in (never, torn, aside))
     assert (output / "a/v1-20260102-000000/checkpoint-2").exists()
+
+
+BROKEN = {
+    "cut short": '{"status": "do',
+    "empty": "",
+    "no object": "[1, 2]",
+    "of another type": '{"status": 5, "given": "x", "settings": [], "facts": {"a": 1}, "pid": "x", "started": {}}',
+    "no text": "\udcff\udcfe",
+}
+FILES = "result.json request.json plan.json args.json .lock logging.jsonl measured.jsonl"
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("name", FILES.split())
+def test_a_broken_record_is_named(
+    output: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    run, other = output / "a/v1-20260102-000000", output / "a/v0-20260101-000000"
+    (run / name).write_text(content, errors="surrogateescape")
+    for words in (
+        [output],
+        ["show", run],
+        ["compare", run, other, "--report", output / "c.html"],
+        ["clean", output],
+        ["show", run, "--report", output / "r.html"],
+    ):
+        assert __main__.main(["runs", *map(str, words)]) == 0
+        said = capsys.readouterr().err
+        if name in ("result.json", "request.json") and words == [output]:
+            assert said.startswith(f"warning: {run / name} ")
+            assert len(said.splitlines()) == 1
+    found = listed(capsys, output)
+    assert len(found["runs"]) == 4
+    assert found["runs"][2]["state"] == ("unknown" if name == "result.json" else "killed")
+
+
+@pytest.mark.parametrize("name", ["request.json", "logging.jsonl", "checkpoint-2/args.json"])
+def test_a_record_without_one_of_its_files(
+    output: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = output / "a/v1-20260102-000000"
+    (run / name).unlink()
+    for words in ([output], ["show", run], ["compare", run, output / "b"], ["clean", output]):
+        assert __main__.main(["runs", *map(str, words)]) == 0
+
+
+def test_a_run_that_goes_while_it_is_listed(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = output / "b/v1-20260104-000000"
+    read = table.read_progress
+
+    def removed(directory: Path) -> object:
+        if directory == gone:
+            shutil.rmtree(gone)
+            directory.stat()
+        return read(directory)
+
+    monkeypatch.setattr(table, "read_progress", removed)
+    listing = table.runs_below(output)
+    assert len(listing.runs) == 3
+    assert listing.faults == (f"{gone} cannot be read: No such file or directory",)
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,12 @@ def fault(file: Path, every_byte: bool = False) -> Fault | None:
         return f"{file} is cut short or damaged: {size:,} bytes, {str(error).splitlines()[0]}", AGAIN
 
 
+def is_cut_short(file: Path) -> bool:
+    """Whether ``file`` is empty or has lost its end; its contents are not checked."""
+    with file.open("rb") as content:
+        return content.read(1) != b"\x80" and not zipfile.is_zipfile(file)
+
+
 def _entries_fault(file: Path, archive: zipfile.ZipFile, every_byte: bool) -> Fault | None:
     pickles = []
     for entry in archive.infolist():

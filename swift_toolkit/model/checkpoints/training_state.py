@@ -105,6 +105,22 @@ def training_state_problems(path: Path, every_byte: bool = False) -> list[Proble
     return [replace(problem, do=_EARLIER if problem.do in ("", AGAIN) else problem.do) for problem in found]
 
 
+def seems_complete(path: Path) -> bool:
+    """Whether every file of the checkpoint ``path`` is there and none has lost its end.
+
+    For lists of many checkpoints: takes a tenth of the time of `training_state_problems`, which checks the contents.
+    """
+    try:
+        if not (path / STATE).exists() or is_model_only(path) or weight_problems(path):
+            return False
+        args, _ = read_arguments([path])
+        return not any(
+            not file.is_file() or pickled.is_cut_short(file) for file in _pickled_files(path, args)
+        )
+    except OSError:
+        return False
+
+
 def weight_problems(path: Path) -> list[Problem]:
     """Why the weights of the checkpoint ``path`` cannot be loaded; FSDP's shards are not checked."""
     if any(path.glob("pytorch_model_fsdp*")):
