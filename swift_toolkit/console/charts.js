@@ -2,10 +2,15 @@
 (() => {
   const root = document.documentElement;
   const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const power = (value) => (+value.toPrecision(3)).toExponential();
+  const ticks = (values) => {
+    const small = Math.max(...values.map(Math.abs)) < 0.01;
+    return values.map((value) => small && value ? power(value) : short(value));
+  };
   const short = (value) => {
     if (value == null) return "–";
     const size = Math.abs(value);
-    if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(2);
+    if (size !== 0 && (size < 0.001 || size >= 1e6)) return power(value);
     return String(+value.toPrecision(size >= 1000 ? 6 : 4));
   };
   const charts = [];
@@ -19,8 +24,11 @@
       dash: one.dashed ? [5, 4] : undefined, value: (u, value) => short(value) + (value == null ? "" : unit),
       points: { show: spec.x.length < 60, size: 5, fill: () => color("--c" + one.color) },
     }));
+    const ends = [spec.x, ...spec.series.map((one) => one.values)].map((all) => all.findLastIndex((one) => one != null));
+    const rest = (u) => u.cursor.idx == null && u.setLegend({ idxs: ends }, false); // without a cursor: the last values
     const options = {
       width: place.clientWidth, height: 220, padding: [8, 12, 0, 0],
+      hooks: { ready: [rest], setCursor: [rest] },
       cursor: { sync: { key: "step" }, drag: { x: true, y: false }, points: { size: 7 } },
       scales: { x: { time: false }, y: { range: (u, low, high) => {
         if (low == null) return [0, 1];
@@ -28,7 +36,7 @@
         return [spec.zero && low >= 0 ? 0 : low - room, high + room];
       } } },
       axes: [{ ...axis, size: 34, values: (u, all) => all.map((value) => value % 1 ? "" : value.toLocaleString("en")) },
-        { ...axis, size: 58, values: (u, all) => all.map(short) }],
+        { ...axis, size: 58, values: (u, all) => ticks(all) }],
       series: [{ label: "step", value: (u, value) => value == null ? "–" : value.toLocaleString("en") }, ...series],
     };
     const chart = new uPlot(options, [spec.x, ...spec.series.map((one) => one.values)], place);

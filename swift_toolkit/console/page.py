@@ -310,12 +310,16 @@ svg { width: 100%; max-width: 42rem; display: block; }
 svg text { font-size: 13px; fill: currentColor; } svg rect { fill: var(--bar); }
 footer { margin-top: 3rem; font-size: .85rem; }
 @media (max-width: 40rem) { main { padding: 1rem; } dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+@page { margin: 14mm; }
 @media print {
   :root { color-scheme: light; --ground: #fff; --card: #fff; --ink: #000; --faint: #444; --line: #bbb; --soft: #fff;
     --bar: #3867c4; --other: #93a0b5; --mark: #fff0b8; --good: #1b7038; --warn: #855400; --bad: #b3261e; }
   body { font-size: 11px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; } .wide { overflow: visible; }
-  .charts { grid-template-columns: 1fr 1fr; }
+  .charts { grid-template-columns: 1fr 1fr; } .plot { min-height: 0; }
+  .plot .uplot, .plot .u-wrap { width: 100% !important; height: auto !important; }
+  .plot canvas { height: auto !important; } .plot .u-over, .plot .u-under { display: none; }
+  details::details-content { content-visibility: visible; height: auto; }
   h2 { break-after: avoid; } svg, tr, li, figure, article, .tile { break-inside: avoid; }
 }
 """

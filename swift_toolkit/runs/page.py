@@ -231,7 +231,7 @@ def comparison_page(comparison: Comparison, best: str = "") -> str:
     names = comparison.names
     histories = list(zip(names, map(read_history, (run.directory for run in comparison.runs)), strict=True))
     charts = [_chart(chart, histories) for chart in CHARTS]
-    body = page.table(("", *names), comparison.results)
+    body = page.table(("", *names), comparison.results, numbers=names)
     body += page.chart_grid([*charts, *_machine_charts(histories)])
     body += _table_of("Settings that differ", names, comparison.settings)
     body += _table_of("Data that differs", names, comparison.data)

@@ -297,6 +297,7 @@ def test_the_report_in_a_browser(output: Path) -> None:
         tab.goto(f"file://{run}/report.html")
         assert tab.locator(".uplot canvas").count() == len(Charts(runs_page.run_page(run)).charts) > 2
         assert tab.evaluate("document.documentElement.scrollWidth") == 420
+        assert "40" in tab.locator(".u-legend").first.inner_text()  # without a cursor, the last values
         area = tab.locator(".u-over").first
         area.scroll_into_view_if_needed()
         box = area.bounding_box()
@@ -312,5 +313,11 @@ def test_the_report_in_a_browser(output: Path) -> None:
         tab.mouse.up()
         tab.mouse.move(box["x"] + 5, height)
         assert int(re.findall(r"\d+", tab.locator(".u-legend").first.inner_text())[0]) >= step
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.emulate_media(media="print")
+        tab.set_viewport_size({"width": 640, "height": 900})  # paper is narrower than the window
+        inside = "all => all.every(one => one.getBoundingClientRect().right <= one.closest('figure').getBoundingClientRect().right)"
+        assert tab.locator("figure canvas").evaluate_all(inside)
+        assert tab.locator("details td").first.is_visible()  # folded on the screen only
         browser.close()
     assert wrong == []

@@ -142,12 +142,13 @@ def test_only_a_batch_that_was_left_open_is_halved(settings: dict[str, Any], exp
 
 
 RUNS_OUT = """
+import os
 import torch
 from transformers import TrainerCallback, trainer
 
 class RunsOut(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 5 and args.per_device_train_batch_size == 4:
+        if state.global_step == int(os.environ["RUNS_OUT_AT"]) and args.per_device_train_batch_size == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 trainer.DEFAULT_CALLBACKS.append(RunsOut)
@@ -156,8 +157,9 @@ trainer.DEFAULT_CALLBACKS.append(RunsOut)
 
 @pytest.mark.slow
 def test_a_real_run_starts_again_with_half_the_batch(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RUNS_OUT_AT", "5")
     (tmp_path / "runs_out.py").write_text(RUNS_OUT)
     settings = tiny(
         tiny_model, tmp_path / "out", max_steps=8, external_plugins=[str(tmp_path / "runs_out.py")]
@@ -174,6 +176,27 @@ def test_a_real_run_starts_again_with_half_the_batch(
     record = json.loads((result.run_directory / "result.json").read_text())
     assert record["config"]["per_device_train_batch_size"] == 2
     assert record["measured"]["steps"] == 8
+
+
+@pytest.mark.slow
+def test_half_the_batch_after_a_restart_and_from_the_start(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that lacks memory in its first step ends with the same weights as one started with half the batch."""
+    monkeypatch.setenv("RUNS_OUT_AT", "0")
+    (tmp_path / "runs_out.py").write_text(RUNS_OUT)
+    plugins = {"external_plugins": [str(tmp_path / "runs_out.py")], "effective_batch_size": 4}
+    weights = []
+    for rows in (4, 2):
+        settings = tiny(tiny_model, tmp_path / f"out{rows}", max_steps=4, save_steps=4, **plugins)
+        result = FineTuner(
+            settings | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 4 // rows}
+        ).run_training()
+        assert result.last_checkpoint is not None
+        weights.append((result.last_checkpoint / "adapter_model.safetensors").read_bytes())
+    said = "Out of memory. Restarting from the beginning with 2 rows at once × 2 accumulated; "
+    assert capsys.readouterr().err.count(said) == 1
+    assert weights[0] == weights[1]
 
 
 # --- the record ---------------------------------------------------------------------------------------------
