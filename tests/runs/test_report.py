@@ -315,8 +315,9 @@ def test_the_report_in_a_browser(output: Path) -> None:
         assert int(re.findall(r"\d+", tab.locator(".u-legend").first.inner_text())[0]) >= step
         tab.set_viewport_size({"width": 1280, "height": 900})
         tab.emulate_media(media="print")
-        tab.set_viewport_size({"width": 640, "height": 900})  # paper is narrower than the window
-        inside = "all => all.every(one => one.getBoundingClientRect().right <= one.closest('figure').getBoundingClientRect().right)"
+        # paper is narrower than the window, and no script runs after its width is known
+        inside = """all => { document.querySelector("main").style.width = "600px"; return all.every(one =>
+            one.getBoundingClientRect().right <= one.closest("figure").getBoundingClientRect().right) }"""
         assert tab.locator("figure canvas").evaluate_all(inside)
         assert tab.locator("details td").first.is_visible()  # folded on the screen only
         browser.close()
