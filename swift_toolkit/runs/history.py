@@ -111,7 +111,7 @@ def _object(text: bytes) -> RecordObject:
     import msgspec
 
     try:
-        return msgspec.json.decode(text, type=dict)  # type: ignore[no-any-return]
+        return msgspec.json.decode(text, type=dict)
     except msgspec.DecodeError:
         return json.loads(text)  # type: ignore[no-any-return]
 
