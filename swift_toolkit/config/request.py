@@ -290,14 +290,27 @@ class _Reader:
         """The problem of an unknown name; only the first fifty get a suggestion, which takes time."""
         dashes = "--" if setting.source.kind == "command line" else ""
         if known := renames.foreign(name):
-            right, project = known
-            return setting.problem(f"is a name of {project}", f'In ms-swift it is "{dashes}{right}".')
+            do = known.do or f'In ms-swift it is "{dashes}{known.name}".'
+            return setting.problem(f"is a name of {known.tool}", do)
+        if other := self._other_command(name):
+            return setting.problem(f"is a setting of swift {other}", _FOR_COMMAND[other])
         if name.lower() in _ENVIRONMENT or name.isupper():
             return setting.problem("is not a setting", _environment_advice(name))
         names = [*OWN_KEYS, *self.fields]
         near = (nearest(name, names, most=2) or _holding(name, names)) if place < 50 else []
         mean = " or ".join(f'"{dashes}{word}"' for word in near)
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
+
+    def _other_command(self, name: str) -> Command | None:
+        """Another command that has the argument."""
+        return next(
+            (
+                one
+                for one in _FOR_COMMAND
+                if one != self.command and name in config_fields.fields(one, self.install)
+            ),
+            None,
+        )
 
     def _takes_a_value(self, name: str) -> bool:
         field = self.fields[name]
@@ -315,6 +328,16 @@ class _Reader:
             except ValueError as error:
                 problems.append(setting.problem(*error.args))
         return _Read(good, problems, rejected=frozenset(settings.keys() - good.keys()))
+
+
+_FOR_COMMAND: dict[Command, str] = {
+    "rlhf": 'Set "rlhf_type", e.g. to "dpo" or "grpo", to use it.',
+    "sft": "Pass it to finetune_trainer.py.",
+    "infer": "Pass it to inference_test.py.",
+    "deploy": "Pass it to deploy_model.py.",
+    "export": "Pass it to deploy_model.py.",
+}
+"""Where the settings of each command belong; a setting of several counts for the first of them."""
 
 
 def _holding(name: str, known: Iterable[str]) -> list[str]:

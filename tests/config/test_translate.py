@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from swift_toolkit.config.fields import fields as read_fields
 from swift_toolkit.config.names import renames
-from swift_toolkit.config.names.renames import foreign, rename_rows
+from swift_toolkit.config.names.renames import Foreign, foreign, rename_rows
 from swift_toolkit.config.names.translate import Translation, translate
+from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES
 from swift_toolkit.machine.msswift import COMMANDS, LINES, Command, installed
 
 LINE = installed().line
@@ -87,9 +88,15 @@ def test_versions_are_in_order() -> None:
 def test_foreign_names_point_to_known_ones() -> None:
     known = {name for command in COMMANDS for name in fields(command)}
     old = {name for _, name in rename_rows()}
-    for name, (target, tool) in renames.renames_table()["foreign"].items():
-        assert target in known | old and tool, name
-        assert name not in known, name
+    own = {*OWN_KEYS, *TUNER_NAMES}
+    wrong = []
+    for tool, names in renames._foreign_names().items():
+        for name in names:
+            found = foreign(name)
+            assert found is not None and found.tool == tool, f"{name} is listed twice"
+            if name in known | own or (found.name not in known | old | own and not found.do.endswith(".")):
+                wrong.append((name, found))
+    assert not wrong
 
 
 @pytest.mark.slow
@@ -528,18 +535,23 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("cutoff_len", ("max_length", "LLaMA-Factory")),
-        ("finetuning_type", ("train_type", "LLaMA-Factory")),
-        ("micro_batch_size", ("per_device_train_batch_size", "Axolotl")),
-        ("num_epochs", ("num_train_epochs", "Axolotl")),
-        ("base_model", ("model", "Axolotl")),
-        ("lora_r", ("lora_rank", "Axolotl")),
-        ("r", ("lora_rank", "PEFT")),
-        ("model_name_or_path", ("model", "TRL")),
+        ("cutoff_len", Foreign("LLaMA-Factory", "max_length")),
+        ("finetuning_type", Foreign("LLaMA-Factory", "train_type")),
+        ("micro_batch_size", Foreign("Axolotl", "per_device_train_batch_size")),
+        ("num_epochs", Foreign("Axolotl", "num_train_epochs")),
+        ("base_model", Foreign("Axolotl", "model")),
+        ("lora_r", Foreign("Axolotl", "lora_rank")),
+        ("r", Foreign("PEFT", "lora_rank")),
+        ("model_name_or_path", Foreign("TRL", "model")),
+        ("shuffle_data", Foreign("other tools", "dataset_shuffle")),
+        (
+            "wandb_entity",
+            Foreign("Axolotl", do="Set the environment variable WANDB_ENTITY."),
+        ),
         ("lora_rank", None),
     ],
 )
-def test_names_of_other_tools(name: str, found: tuple[str, str] | None) -> None:
+def test_names_of_other_tools(name: str, found: Foreign | None) -> None:
     assert foreign(name) == found
 
 

@@ -25,6 +25,7 @@ from hypothesis.internal.conjecture import providers
 
 from swift_toolkit.dataset.copies import prepare_data
 from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.messages import LOSS_KEYS
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.verify import verify
@@ -86,11 +87,11 @@ class Swift:
             template.set_mode(mode)
             self.templates[task] = template
 
-    def learned(self, entries: list[str], task: str) -> dict[str, str]:
+    def learned(self, entries: list[str], task: str, **options: Any) -> dict[str, str]:
         """What is learned of each row that is kept, by the row's channel; "" where the rows have no labels."""
         template = self.templates[task]
         try:
-            rows, _ = self.load_dataset(entries, load_from_cache_file=False, num_proc=None)
+            rows, _ = self.load_dataset(entries, load_from_cache_file=False, num_proc=None, **options)
         except Exception:
             return {}
         out = {}
@@ -240,12 +241,14 @@ class Verdicts:
 
 def answer_of(row: Row) -> str | None:
     """The text of the last answer, where it is plain text."""
-    for name in ("messages", "conversations", "conversation"):
-        if isinstance(row.get(name), list) and isinstance(row[name][-1], dict):
-            last = row[name][-1]
+    for name in ("chosen", "messages", "conversations", "conversation", "completion"):
+        value = row.get(name)
+        last = value[-1] if isinstance(value, list) and value else value
+        if isinstance(last, dict):
             answer = last.get("content", last.get("value", last.get("assistant")))
-            return answer if isinstance(answer, str) and last.get("loss") is not False else None
-    answer = row.get("output", row.get("response"))
+            is_learned = last.get("loss") is not False and last.get("weight") not in (0, False)
+            return answer if isinstance(answer, str) and is_learned else None
+    answer = row.get("chosen", row.get("output", row.get("response")))
     return answer if isinstance(answer, str) else None
 
 
@@ -271,7 +274,10 @@ def check(swift: Swift, path: Path, rows: list[Row], task: str, **options: Any) 
     as_it_is = swift.learned([str(path)], task) if bad else {}
     for row in rows:
         kinds = bad.get(row["channel"])
-        if kinds and not kinds & (LEARNS_ELSE | (LEARNS_MARKS if task == "pt" else set())):
+        says_else = LEARNS_ELSE | (LEARNS_MARKS if task == "pt" else set())
+        if any(f'"{key}"' in json.dumps(row) for key in LOSS_KEYS):
+            says_else = says_else | {"value"}  # ms-swift learns such a message in any case
+        if kinds and not kinds & says_else:
             assert row["channel"] not in as_it_is, f"refused for {kinds}, but ms-swift trains on {row}"
 
 

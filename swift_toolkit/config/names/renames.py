@@ -77,10 +77,35 @@ class Work(Protocol):
         """Report a warning of the setting ``name``."""
 
 
-def foreign(name: str) -> tuple[str, str] | None:
-    """The ms-swift name of another tool's setting, and that tool; None if there is no such setting."""
-    found = renames_table()["foreign"].get(name)
-    return (found[0], found[1]) if found else None
+@dataclass(frozen=True)
+class Foreign:
+    """A setting of another tool.
+
+    Args:
+        tool: its name.
+        name: the setting of ms-swift that does the same, or the nearest one; "" if ``do`` says what to do instead.
+        do: a sentence.
+    """
+
+    tool: str
+    name: str = ""
+    do: str = ""
+
+
+def foreign(name: str) -> Foreign | None:
+    """What another tool's setting is in ms-swift; None if no tool is known to have it."""
+    for tool, names in _foreign_names().items():
+        if (found := names.get(name)) is not None:
+            return Foreign(tool, do=found) if " " in found else Foreign(tool, found)
+    return None
+
+
+@cache
+def _foreign_names() -> dict[str, dict[str, str]]:
+    """``foreign.json``: tool -> its setting -> the name in ms-swift, or a sentence that says what to do."""
+    text = Path(__file__).with_name("foreign.json").read_text(encoding="utf-8")
+    names: dict[str, dict[str, str]] = json.loads(text)
+    return names
 
 
 def legacy_model(model_type: str) -> str | None:
@@ -129,7 +154,6 @@ class RenamesTable(TypedDict):
     rows: list[Values]
     defaults: list[OldDefault]
     said: list[dict[str, str]]
-    foreign: dict[str, tuple[str, str]]
 
 
 class LegacyNames(TypedDict):

@@ -24,7 +24,8 @@ from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import tasks
 from swift_toolkit.config.file import Values, read_small
 from swift_toolkit.config.names import translate
-from swift_toolkit.config.scripts import shell
+from swift_toolkit.config.scripts import python_script, shell
+from swift_toolkit.config.scripts.python_script import Call, PythonScript
 from swift_toolkit.config.scripts.shell import Script, Statement
 from swift_toolkit.console import secrets
 from swift_toolkit.machine import msswift
@@ -62,6 +63,8 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     Raises:
         RequestError: the script has no such command, or several.
     """
+    if python_script.is_python(text):
+        return _from_python(text, wanted, file)
     if strange := list(shell.shell_problems(text, file)):
         raise RequestError(strange)
     found: list[tuple[int, SwiftCommand]] = []
@@ -77,6 +80,58 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     return command._replace(
         left_out=command.left_out + [f"line {other.line}: {other}" for other, _ in others]
     )
+
+
+def _from_python(text: str, wanted: Collection[Command], file: str | None) -> SwiftCommand:
+    """The only call of a Python script that sets the arguments of one of these commands."""
+    try:
+        script = python_script.PythonScript(text)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        raise RequestError([Problem("is not valid Python", "Correct it.", file=file, line=line)]) from None
+    found = [call for call in script.calls if call.command in wanted]
+    if len(found) != 1:
+        raise RequestError([_not_one_call(script, found, wanted, file)])
+    (call,) = found
+    left_out = [f"line {call.line}: {text}, which the script computes" for text in call.computed]
+    left_out += [f"line {other.line}: swift {other.command}" for other in script.calls if other is not call]
+    shared = _one_process(call.command, script.env)
+    return SwiftCommand(
+        call.command,
+        script.env | shared.env,
+        call.values,
+        [secrets.masked_words([text])[0] for text in left_out],
+        [*_imports_now(script), *shared.notes],
+    )
+
+
+def _imports_now(script: PythonScript) -> list[str]:
+    install = msswift.installed()
+    names = script.imports(install.line)
+    return [f"in ms-swift {install.version} the script starts with: {names}"] if names else []
+
+
+def _not_one_call(
+    script: PythonScript, found: list[Call], wanted: Collection[Command], file: str | None
+) -> Problem:
+    """The problem of a Python script without a call for one of these commands, or with several."""
+    if found:
+        places = ", ".join(f"swift {call.command} in line {call.line}" for call in found)
+        return Problem(f"sets the arguments of several commands: {places}", "Keep one of them.", file=file)
+    now = " ".join(f"{text[0].upper()}{text[1:]}." for text in _imports_now(script))
+    for call in script.calls:
+        if call.command in _SCRIPTS:
+            what = f"sets the arguments of swift {call.command}"
+            do = f"Pass it to {_SCRIPTS[call.command]}. {now}".strip()
+            return Problem(what, do, file=file, line=call.line)
+    what, do = "is a Python script that sets no arguments of a command", _HERE
+    for call in script.calls:
+        what = f"sets the arguments of swift {call.command}, which cannot be run here"
+        do = _INSTEAD.get("merge-lora" if "merge_lora" in call.values else call.command, _HERE)
+    return Problem(what, f"{do} {now}".strip(), file=file)
+
+
+_HERE = "Here: finetune_trainer.py trains, inference_test.py --checkpoint DIR asks a model, deploy_model.py serves it."
 
 
 def all_commands(text: str) -> list[SwiftCommand]:

@@ -14,7 +14,7 @@ from typing import Any
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import tasks
 from swift_toolkit.config.file import EXTENSIONS, read_config_file
-from swift_toolkit.config.names import translate
+from swift_toolkit.config.names import renames, translate
 from swift_toolkit.config.rules import SECRETS, secret_advice
 from swift_toolkit.config.settings import OWN_KEYS
 from swift_toolkit.config.values import typed_value
@@ -75,9 +75,7 @@ def _translated(settings: Mapping[str, object], file: str | None) -> translate.T
     }
     done = translate.translate(given, command, install.line, fields)
     problems = [Problem(what, do, name, file) for name, what, do in done.errors]
-    problems += [
-        Problem("is not a setting", "Correct or remove it first.", name, file) for name in done.unknown
-    ]
+    problems += [_unknown(name, file) for name in done.unknown]
     for name in sorted(SECRETS.keys() & done.values.keys()):
         del done.values[name], done.origin[name]
         done.warnings.append((name, f"is a secret and skipped. {secret_advice(name)}".rstrip()))
@@ -95,6 +93,13 @@ def _translated(settings: Mapping[str, object], file: str | None) -> translate.T
     if problems:
         raise RequestError(problems)
     return done
+
+
+def _unknown(name: str, file: str | None) -> Problem:
+    if (known := renames.foreign(name)) is None:
+        return Problem("is not a setting", "Correct or remove it first.", name, file)
+    do = known.do or f'In ms-swift it is "{known.name}".'
+    return Problem(f"is a name of {known.tool}", do, name, file)
 
 
 def _command(settings: Mapping[str, object]) -> Command:

@@ -11,6 +11,7 @@ from typing import Any
 from swift_toolkit.config.tasks import TASKS, Task
 from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.lengths import BY_BYTES, Lengths
+from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError, json_kind
 from swift_toolkit.dataset.rows.formats import (
     KNOWN_COLUMNS,
@@ -26,6 +27,7 @@ from swift_toolkit.dataset.rows.messages import (
     Row,
     lost_keys,
     other_format,
+    parsed,
     read_messages,
     standard_row,
 )
@@ -77,6 +79,17 @@ _MEANT_ELSEWHERE = {
 }
 """Columns of other projects that ms-swift does not use, with a column that identifies the format, and advice."""
 
+_THINKING = frozenset(
+    "reasoning reasoning_content thinking thought thoughts think cot complex_cot chain_of_thought rationale "
+    "thinking_trajectories".split()
+)
+"""Names that people give to the thinking before an answer."""
+
+_AFTER_THINKING = (
+    'If the model should think, put it at the start of the answer, with the marks of the template ("<think>...'
+    '</think>").'
+)
+
 
 def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     """A flaw if an unused column is similar to one that would be used."""
@@ -95,6 +108,11 @@ def misspelled_column(layout: Layout, rules: Rules) -> Flaw | None:
     for (column, beside), do in _MEANT_ELSEWHERE.items():
         if column in layout.unused and beside in layout.rename:
             return Flaw("near-column", f'column "{column}" is not used', do)
+    for column in layout.unused:
+        if column.lower() in _THINKING and rules.task.has_answers:
+            return Flaw("near-column", f'column "{column}" is not used', _AFTER_THINKING)
+        if column == "functions":
+            return Flaw("near-column", 'column "functions" is not used', 'Rename it to "tools".')
     near = near_name([name for name in layout.unused if name not in KNOWN_COLUMNS], absent)
     if near is None:
         return None
@@ -122,11 +140,13 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
         row = standard_row(value, layout)
     except FlawError as error:
         other = other_format(value, layout) if error.flaw.kind == "messages" else None
-        return None, [other or error.flaw]
+        return None, [other or _as_meant(error.flaw, value, layout, rules)]
     if rules.task.rows == "documents" and _is_of_before(row):
         return row, [_OF_BEFORE]
     flaws = [*_flaws_of(row, rules), *lost_keys(value, layout)]
     clean = not any(flaw.is_error for flaw in flaws)
+    if not clean:
+        flaws = [_as_meant(flaw, value, layout, rules) for flaw in flaws]
     if clean and rules.task.keeps_negatives and _lacks(row, "negative_messages", layout):
         what = 'row has no "negative_messages", unlike other rows of the file, so ms-swift would delete it'
         flaws.append(Flaw("pairs", what, "Write an empty list: []."))
@@ -160,6 +180,29 @@ def _of_another_project(row: Row, layout: Layout, rules: Rules) -> Flaw | None:
         do = 'Write the turns as "messages" and "rejected_messages", each {"role": ..., "content": ...}.'
         return Flaw("columns", "row has its turns as a single text (HH-RLHF)", do)
     return None
+
+
+_OF_LAYOUT = frozenset("messages role content no-question no-answer rejected pairs".split())
+"""Kinds of error that a row in the layout of another project has."""
+
+
+def _as_meant(flaw: Flaw, row: Row, layout: Layout, rules: Rules) -> Flaw:
+    """The flaw, or what it comes from: a layout that ms-swift does not read, or columns with other names."""
+    if flaw.kind not in _OF_LAYOUT or layout.kept.keys() & _READ_ALONE:
+        return flaw
+    if (found := layout_elsewhere(row)) is not None:
+        return Flaw(flaw.kind, f"row is in the format of {found[0]}", found[1])
+    if (
+        flaw.kind in ("no-question", "no-answer")
+        and layout.family in ("response", "preference")
+        and layout.unused
+    ):
+        return flaw._replace(do=renaming(row, rules.task.rows) or flaw.do)
+    return flaw
+
+
+_READ_ALONE = frozenset({"messages", "positive_messages", "rejected_response"})
+"""Columns that belong to a layout of ms-swift, whatever else the file has."""
 
 
 _OF_BEFORE = Flaw(
@@ -244,14 +287,11 @@ def _order_flaw(role: str, before: str, at: int, where: str) -> Flaw | None:
 
 
 def _is_call(content: Any) -> bool:
-    if isinstance(content, str):
-        try:
-            content = json.loads(content)
-        except (ValueError, RecursionError):
-            return False
+    content = parsed(content)
     if not isinstance(content, dict) or not isinstance(content.get("name"), str):
         return False
-    return content.get("arguments", content.get("parameters")) is not None
+    arguments = content.get("arguments")
+    return parsed(content.get("parameters") if arguments is None else arguments) is not None
 
 
 def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:

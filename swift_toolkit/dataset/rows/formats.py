@@ -47,6 +47,18 @@ KNOWN_COLUMNS = frozenset(
 )
 
 
+class NoFormatError(FlawError):
+    """No known format has the columns of a file."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        shown = ", ".join(f'"{name}"' for name in columns[:8])
+        near = near_name(columns, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS))
+        do = 'Use "messages", "query" and "response", or "instruction", "input" and "output".'
+        if near:
+            do += f' Did you mean "{near[1]}" for "{near[0]}"?'
+        super().__init__("columns", f"no known format has the columns {shown}", do)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the columns of one file become messages.
@@ -95,7 +107,8 @@ def layout_of(
         rows: what the task learns from, see `Task.rows`.
 
     Raises:
-        FlawError: the format is unknown, or ms-swift would use none of several conflicting columns.
+        NoFormatError: the format is unknown.
+        FlawError: ms-swift would use none of several conflicting columns.
     """
     named = {column: (mapping or {}).get(column, column) for column in columns}
     names = list(named.values())
@@ -114,7 +127,7 @@ def layout_of(
         known |= {"instruction", "input", "output"}
     unused = tuple(column for column, name in rename.items() if name not in known)
     if family == "response" and not {"query", "response"} & set(rename.values()):
-        raise _no_format(unused or list(columns))
+        raise NoFormatError(unused or list(columns))
     if rows == "prompt":
         return Layout(_format_name(family, names), family, rename, (), unused)
     return Layout(_format_name(family, names), family, rename, unused)
@@ -182,15 +195,6 @@ def _format_name(family: Family, names: Collection[str]) -> str:
 def _no_questions() -> FlawError:
     do = 'Add "questions", "kinds", "options" and "target_probs"; see ms-swift\'s ScoringPreprocessor.'
     return FlawError("columns", 'no column contains the questions of the task "decision"', do)
-
-
-def _no_format(columns: Sequence[str]) -> FlawError:
-    shown = ", ".join(f'"{name}"' for name in columns[:8])
-    near = near_name(columns, (*MESSAGE_COLUMNS, *QUERY_COLUMNS, *RESPONSE_COLUMNS))
-    do = 'Use "messages", "query" and "response", or "instruction", "input" and "output".'
-    if near:
-        do += f' Did you mean "{near[1]}" for "{near[0]}"?'
-    return FlawError("columns", f"no known format has the columns {shown}", do)
 
 
 LOOKED_AT = 200

@@ -38,6 +38,16 @@ OTHER_ROLES = {
         ("function_response", "function-response", "observation", "observations"), "tool_response"
     ),
 }
+_MEANT_ROLES = {
+    **dict.fromkeys(("developer", "instruction"), "system"),
+    **dict.fromkeys(("prompter", "customer", "question", "用户", "问"), "user"),
+    **dict.fromkeys(("model", "ai", "chatbot", "chatgpt", "agent", "answer", "助手", "答"), "assistant"),
+    **dict.fromkeys(
+        ("function", "ipython", "tool_result", "function_result", "environment"), "tool_response"
+    ),
+}
+"""Roles of other projects that ms-swift does not know -> its own."""
+
 THOUGHT = 'Put it at the start of the content, with the marks of the template ("<think>...</think>").'
 
 _KEPT_KEYS = ("loss", "loss_scale")
@@ -154,7 +164,8 @@ def _history(history: Any) -> list[tuple[Any, Any]]:
     if not history:
         return []
     if not isinstance(history, list) or not all(isinstance(h, (list, tuple)) and len(h) > 1 for h in history):
-        raise FlawError("messages", '"history" must be a list of [question, answer] pairs')
+        do = 'Or write all turns as one list "messages".'
+        raise FlawError("messages", '"history" must be a list of [question, answer] pairs', do)
     return [(pair[0], pair[1]) for pair in history]
 
 
@@ -215,12 +226,21 @@ def _text(value: Any, role: str) -> str:
     raise FlawError("content", f'the text of "{role}" is {json_kind(value)}, not text')
 
 
-def _literal(text: str, name: str) -> Any:
-    """A list stored as text, in JSON or Python syntax, parsed as in ms-swift."""
+def parsed(value: Any) -> Any:
+    """A value stored as text, in JSON or Python syntax, parsed as in ms-swift: None if it is neither."""
+    if not isinstance(value, str):
+        return value
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+        return json.loads(value)
     with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return ast.literal_eval(text)
+        return ast.literal_eval(value)
+    return None
+
+
+def _literal(text: str, name: str) -> Any:
+    """A list stored as text."""
+    if (value := parsed(text)) is not None:
+        return value
     raise FlawError("messages", f'"{name}" is text that is not a list')
 
 
@@ -391,6 +411,9 @@ def _standard_message(message: Message, at: int, talk: Talk, standard_only: bool
     role = _one_of(message, ("role",) if standard_only else ("role", "from"), "role", at)
     content = _one_of(message, ("content",) if standard_only else ("content", "value"), "content", at)
     out: Message = {"role": _standard_role(role, at, standard_only)}
+    if content is None and message.get("function_call"):
+        do = 'Write it as {"role": "tool_call", "content": {"name": ..., "arguments": ...}}.'
+        raise FlawError("content", f'message {at} has only a "function_call"', do)
     out["content"] = _standard_content(content, out["role"], at, talk)
     out.update((key, message[key]) for key in _KEPT_KEYS if message.get(key) is not None)
     key = next((key for key in LOSS_KEYS if message.get(key) is not None), None)
@@ -433,6 +456,8 @@ def _standard_role(role: Any, at: int, standard_only: bool) -> str:
 def _role_advice(role: str, standard_only: bool) -> str:
     if role in OTHER_ROLES and standard_only:
         return f'ms-swift accepts only "{OTHER_ROLES[role]}" here.'
+    if meant := _MEANT_ROLES.get(role.strip().lower()):
+        return f'Use "{meant}".'
     use = 'Use "system", "user", "assistant", "tool_call" or "tool_response".'
     return did_you_mean(role.strip(), (*STANDARD_ROLES, *OTHER_ROLES), use)
 

@@ -18,8 +18,9 @@ from swift_toolkit.dataset.reading.json_text import as_array, last_comma
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, DataFile, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import TableChunks, TableRows
 from swift_toolkit.dataset.rows.checks import Rules
-from swift_toolkit.dataset.rows.flaws import Flaw
-from swift_toolkit.dataset.rows.formats import TEXT_COLUMNS, Layout, layout_of
+from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.rows.formats import TEXT_COLUMNS, Layout, NoFormatError, layout_of
 from swift_toolkit.dataset.rows.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
@@ -217,13 +218,21 @@ def learned(part: Part, shape: Shape) -> Part:
         FlawError: their format is unknown.
     """
     # without a row that is an object, there is no format, and no row needs one
-    layout = (
-        layout_of(list(shape.fields), part.rules.columns, part.rules.task.rows)
-        if shape.fields
-        else part.layout
-    )
+    layout = _layout(shape, part.rules) if shape.fields else part.layout
     reason = copy_reason(part.file, layout, shape, part.rules)
     return replace(part, layout=layout, shape=shape, copy_reason=reason)
+
+
+def _layout(shape: Shape, rules: Rules) -> Layout:
+    try:
+        return layout_of(list(shape.fields), rules.columns, rules.task.rows)
+    except NoFormatError as error:
+        row = shape.example()
+        if (found := layout_elsewhere(row)) is not None:
+            raise FlawError("columns", f"the file is in the format of {found[0]}", found[1]) from None
+        if do := renaming(row, rules.task.rows):
+            raise FlawError("columns", error.flaw.what, do) from None
+        raise
 
 
 def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> str:

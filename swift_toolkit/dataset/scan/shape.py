@@ -79,6 +79,14 @@ class Shape:
             raise FlawError("broken", what, "Write the inner part as text.")
         return Shape(self.depth + 1)
 
+    def example(self) -> Any:
+        """A value of this form, without texts."""
+        if dict in self.kinds:
+            return {name: shape.example() for name, shape in self.fields.items()}
+        if list in self.kinds:
+            return [] if self.items is None else [self.items.example()]
+        return next((kind() for kind in self.kinds), None)
+
     @property
     def is_typeless(self) -> bool:
         """Whether no type can be built from its fields: there are too many, or msgspec rejects a name."""
