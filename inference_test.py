@@ -192,6 +192,7 @@ class InferenceTester:
         *,
         compare_base: bool = False,
         report: str | Path | None = None,
+        limit: int | None = None,
     ) -> BatchResult:
         """Ask every question and save the answers; continues an interrupted run with the same questions.
 
@@ -200,12 +201,13 @@ class InferenceTester:
             output: the JSON file for the answers; by default next to the checkpoint, named by time.
             compare_base: ask the base model too.
             report: an ``.html`` or ``.md`` file to write from the answers.
+            limit: how many of the questions to ask; None for all.
 
         Raises:
             RequestError: every problem of the questions, or no base model to compare with.
             RunError: the engine ended. Finished answers are kept.
         """
-        with self.batch(questions, output, compare_base=compare_base, report=report) as batch:
+        with self.batch(questions, output, compare_base=compare_base, report=report, limit=limit) as batch:
             return self.run(batch, lambda done, total, answer: None)
 
     def batch(
@@ -215,13 +217,14 @@ class InferenceTester:
         *,
         compare_base: bool = False,
         report: str | Path | None = None,
+        limit: int | None = None,
     ) -> QuestionRun:
         """A checked batch that has not started."""
         from swift_toolkit.evaluation.batch import QuestionRun
         from swift_toolkit.evaluation.questions import QuestionSet
 
         places = [Path(place) if place is not None else None for place in (output, report)]
-        return QuestionRun(self.plan, QuestionSet(questions), *places, compare_base=compare_base)
+        return QuestionRun(self.plan, QuestionSet(questions, limit), *places, compare_base=compare_base)
 
     def run(self, batch: QuestionRun, progress: Progress) -> BatchResult:
         """Run a batch whose file is open, and report to ``progress``."""
@@ -256,6 +259,7 @@ def make_parser() -> command_line.Parser:
         "--image", metavar="FILE", action="append", help="an image for the question; more than one is allowed"
     )
     add("--questions-file", metavar="FILE", help="questions for batch mode (default test_questions.json)")
+    add("--limit", metavar="N", type=int, help="ask only the first N questions of the file")
     add(
         "--output",
         metavar="FILE",
@@ -308,6 +312,8 @@ def _command(words: list[str]) -> int:
             console_screen.say(notice)
     if _is_chat(flags, tester):
         mode = "interactive"
+    if mode == "batch" and not flags.questions_file and tester.plan.line.elsewhere is not None:
+        raise RequestError([tester.plan.line.elsewhere])
     with tester:
         return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
 
@@ -324,7 +330,7 @@ def _options(flags: argparse.Namespace) -> AskOptions:
 def _is_chat(flags: argparse.Namespace, tester: InferenceTester) -> bool:
     """Whether a command for ms-swift meant a chat, which it is without data, and no flag says otherwise."""
     asked = [flags.mode, flags.question, flags.questions_file, flags.output, flags.report]
-    return tester.plan.chat and not any([*asked, flags.compare_base, flags.json])
+    return tester.plan.line.chat and not any([*asked, flags.compare_base, flags.json])
 
 
 def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
@@ -337,6 +343,7 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
         "--questions-file": ("batch",),
         "--output": ("batch",),
         "--report": ("batch",),
+        "--limit": ("batch",),
         "--compare-base": ("batch", "single"),
         "--json": ("batch", "single"),
     }
@@ -347,6 +354,8 @@ def _mode_problems(flags: argparse.Namespace, mode: str) -> list[Problem]:
     for image in flags.image or []:
         if flaw := image_flaw(image):
             problems.append(Problem(f"cannot be used: {flaw.what}", flaw.do, "--image"))
+    if flags.limit is not None and flags.limit < 1:
+        problems.append(Problem("must be at least 1", "", "--limit"))
     if mode == "single" and flags.question is None:
         problems.append(Problem("is needed in single mode", "", "--question"))
     return problems
@@ -401,8 +410,15 @@ def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
 
 def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """Every question of a file."""
-    questions = flags.questions_file or tester.plan.questions or _default_questions()
-    batch = tester.batch(questions, flags.output, compare_base=flags.compare_base, report=flags.report)
+    line = tester.plan.line
+    questions = flags.questions_file or line.questions or _default_questions()
+    batch = tester.batch(
+        questions,
+        flags.output or line.output,
+        compare_base=flags.compare_base,
+        report=flags.report,
+        limit=flags.limit or line.limit,
+    )
     if flags.dry_run:
         return _dry_run(tester, flags, batch)
     with batch, _saying_what_is_kept(batch), inference_screen.AnsweringLine() as line:

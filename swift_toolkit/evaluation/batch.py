@@ -88,7 +88,8 @@ class QuestionRun:
         if overview.references:
             parts.append(f"{overview.references} with a reference")
         if overview.categories:
-            parts.append(f"{len(overview.categories)} categories")
+            count = len(overview.categories)
+            parts.append(f"{count} {'category' if count == 1 else 'categories'}")
         rows = [("questions", ", ".join(parts))]
         if self.answers is not None:
             rows.append(("answers", f"{self.answers.output}{self._left_off()}"))

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,13 @@ class QuestionSet:
 
     Args:
         source: a file, or a list of strings and objects.
+        limit: how many of them are read; None for all.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Mapping[str, object]]) -> None:
-        self.source = source
+    def __init__(
+        self, source: str | Path | Sequence[str | Mapping[str, object]], limit: int | None = None
+    ) -> None:
+        self.source, self.limit = source, limit
         self.name = str(source) if isinstance(source, (str, Path)) else "questions"
 
     def __iter__(self) -> Iterator[Question]:
@@ -77,7 +81,7 @@ class QuestionSet:
         Raises:
             RequestError: at the first row that is not a question.
         """
-        for index, (line, row) in enumerate(self._rows()):
+        for index, (line, row) in enumerate(islice(self._rows(), self.limit)):
             try:
                 yield _question(index, row, self._folder)
             except FlawError as error:
@@ -93,7 +97,7 @@ class QuestionSet:
         reading = _Reading()
         problems: list[Problem] = []
         more = 0
-        for index, (line, row) in enumerate(self._rows()):
+        for index, (line, row) in enumerate(islice(self._rows(), self.limit)):
             try:
                 reading.add(row, _question(index, row, self._folder), line)
             except FlawError as error:

@@ -20,6 +20,7 @@ from swift_toolkit.config.rules import secret_problems, slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, Side
+from swift_toolkit.inference.line import DATA, NO_LINE, Line, read_line
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
@@ -133,8 +134,7 @@ class Plan:
         merge: ``no``; ``beside`` to keep the merged model next to the checkpoint; ``aside`` to merge for this run
             only, because the backend cannot load the adapter.
         log: file for the output of the engine.
-        questions: the file of questions named in a command line for ms-swift.
-        chat: whether a command line for ms-swift names no data, which means a chat.
+        line: what a command line for ms-swift says about questions and answers.
     """
 
     checkpoint: Checkpoint
@@ -145,8 +145,7 @@ class Plan:
     device: Device
     merge: Literal["no", "beside", "aside"]
     log: Path
-    questions: str | None = None
-    chat: bool = False
+    line: Line = NO_LINE
 
     @property
     def one_engine(self) -> bool:
@@ -288,8 +287,6 @@ def make_plan(
         RequestError: with all problems.
     """
     config, problems = read_request(source, overrides, command="infer", overrides_from=options.overrides_from)
-    chat = options.from_line and config.settings.keys().isdisjoint(_DATA)
-    questions = _questions(config) if options.from_line else None
     problems += other_ways(config, _OTHER_WAYS, options.from_line)
     problems += [*generation_problems(config), *secret_problems(config)]
     asked = _asked_for(config, checkpoint, options)
@@ -304,13 +301,14 @@ def make_plan(
     if problems or found is None:
         raise RequestError(problems)
     why, read = found
+    line = read_line(config, read.path) if options.from_line else NO_LINE
     device = find_device()
     backend, backend_why = choose_backend(asked.backend, [read], device)
     merge: Literal["no", "beside", "aside"] = "no"
     if read.kind == "lora" and (asked.merge or not backend.serves_adapter(read)):
         merge = "beside" if asked.merge else "aside"
     log = Path(options.log) if options.log else _log(read, options.output)
-    return Plan(read, why, config, backend, backend_why, device, merge, log, questions, chat)
+    return Plan(read, why, config, backend, backend_why, device, merge, log, line)
 
 
 def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[Problem]:
@@ -375,11 +373,10 @@ def _read(asked: _Asked, trust_code: bool) -> tuple[tuple[str, Checkpoint] | Non
         return None, error.problems
 
 
-_DATA = ("val_dataset", "dataset", "load_data_args")
 _OTHER_WAYS = {
     "val_dataset": "Give the questions with --questions-file.",
     "dataset": "Give the questions with --questions-file.",
-    "val_dataset_sample": "Give a smaller --questions-file.",
+    "val_dataset_sample": "Use --limit.",
     "result_path": "Name the file for the answers with --output.",
     "metric": "Answers are scored whenever there are references.",
     "stream": "Remove it: single questions and chats stream, batches do not.",
@@ -397,7 +394,8 @@ def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list
         ways: setting -> instruction to the user.
         from_line: whether the settings come from a command line or script that starts ms-swift.
     """
-    found = [name for name in ways if name in config.settings]
+    taken = (*DATA, "val_dataset_sample", "result_path") if from_line and ways is _OTHER_WAYS else ()
+    found = [name for name in ways if name in config.settings and name not in taken]
     if not from_line:
         return [config.problem(name, "is not used here", ways[name]) for name in found]
     for name in found:
@@ -405,14 +403,6 @@ def other_ways(config: Config, ways: Mapping[str, str], from_line: bool) -> list
         rest = ways[name].removeprefix("Remove it")  # "." or ": why"
         config.notices.append(f"skipped: {name}{rest if rest != ways[name] else f'. {rest}'}")
     return []
-
-
-def _questions(config: Config) -> str | None:
-    """The single local file in ``val_dataset``, which is removed from ``config``."""
-    setting = config.settings.get("val_dataset")
-    if setting is None or len(setting.value) != 1 or not Path(setting.value[0]).expanduser().is_file():
-        return None
-    return str(config.settings.pop("val_dataset").value[0])
 
 
 def _taken(config: Config, name: str) -> Any:

@@ -54,9 +54,9 @@ def test_infer_asks_what_the_line_names(folder: Path, planned: Any, monkeypatch:
         "skipped: line 1: tee infer.log",
         *BACKEND,
         'do_sample "false" → temperature 0',
-        "skipped: result_path. Name the file for the answers with --output.",
         "skipped: stream: single questions and chats stream, batches do not.",
         "skipped: load_args: the checkpoint's own settings are always read.",
+        "result_path → --output out.json",
     ]
     import os
 
@@ -80,7 +80,6 @@ def test_infer_of_older_generations(folder: Path, planned: Any, tmp_path: Path) 
     assert plan["checkpoint"] == f"{folder}/one"
     assert "ckpt_dir → adapters" in said
     assert "load_dataset_config → load_data_args" in said
-    assert "skipped: load_data_args. Give the questions with --questions-file." in said
 
 
 def test_infer_without_data_is_a_chat(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

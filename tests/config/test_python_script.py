@@ -77,7 +77,7 @@ def test_dpo_of_version_2() -> None:
 )  # fmt: skip
 def test_what_cannot_be_read(text: str, says: str) -> None:
     with pytest.raises(RequestError, match=says):
-        from_command(text)
+        from_command(text, ("sft",))
 
 
 def test_shell_is_not_python() -> None:

@@ -250,7 +250,12 @@ def test_what_is_new_in_4_is_an_error_in_3() -> None:
         ("infer", {"infer_backend": "pt"}, {"infer_backend": "transformers"}),
         ("infer", {"infer_backend": "AUTO"}, {}),
         ("infer", {"do_sample": False, "temperature": 0.3}, {"temperature": 0}),
-        ("infer", {"temperature": 0.3, "do_sample": "true"}, {"temperature": 0.3}),
+        ("infer", {"do_sample": "true"}, {"temperature": 0.3, "top_k": 20, "top_p": 0.7}),
+        (
+            "infer",
+            {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "do_sample": "true"},
+            {"temperature": 0.9, "top_k": 50, "top_p": 0.9},
+        ),
         ("infer", {"load_args_from_ckpt_dir": True}, {"load_args": True}),
         ("infer", {"merge_lora_and_save": True}, {"merge_lora": True}),
         ("infer", {"show_dataset_sample": "-1"}, {}),

@@ -481,10 +481,15 @@ def _deepspeed(work: Work, name: str, value: Any) -> Values | None:
     return {"deepspeed": "_".join(filter(None, shipped.groups()))}
 
 
+_SAMPLING: Values = {"temperature": 0.3, "top_k": 20, "top_p": 0.7}
+"""The defaults of sampling before ms-swift 3 (`InferArguments` of 1.6 to 2.6)."""
+
+
 def _do_sample(work: Work, name: str, value: Any) -> Values | None:
     """Without sampling the temperature did not matter; now temperature 0 means no sampling."""
     if as_table_key(value) != "false":
-        return {}
+        asks = work.command in ("infer", "deploy") and as_table_key(value) == "true"
+        return {name: one for name, one in _SAMPLING.items() if name not in work.given} if asks else {}
     work.take("temperature")
     return {"temperature": 0}
 
