@@ -410,14 +410,14 @@ def _interactive(tester: InferenceTester, flags: argparse.Namespace) -> int:
 
 def _batch(tester: InferenceTester, flags: argparse.Namespace) -> int:
     """Every question of a file."""
-    line = tester.plan.line
-    questions = flags.questions_file or line.questions or _default_questions()
+    asked = tester.plan.line
+    questions = flags.questions_file or asked.questions or _default_questions()
     batch = tester.batch(
         questions,
-        flags.output or line.output,
+        flags.output or asked.output,
         compare_base=flags.compare_base,
         report=flags.report,
-        limit=flags.limit or line.limit,
+        limit=flags.limit or asked.limit,
     )
     if flags.dry_run:
         return _dry_run(tester, flags, batch)

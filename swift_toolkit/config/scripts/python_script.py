@@ -137,8 +137,8 @@ class PythonScript:
     def env(self) -> dict[str, str]:
         """The environment variables that it sets."""
         found = {}
-        for node in ast.walk(self._tree):
-            target = node.targets[0] if isinstance(node, ast.Assign) else None
+        for node in (one for one in ast.walk(self._tree) if isinstance(one, ast.Assign)):
+            target = node.targets[0]
             if isinstance(target, ast.Subscript) and ast.unparse(target.value) == "os.environ":
                 name, value = _constant(target.slice, {}), _constant(node.value, self._names)
                 if isinstance(name, str) and isinstance(value, str):
