@@ -109,13 +109,20 @@ def _how(wanted: list[str]) -> str:
     return "Add one of them." if len(wanted) > 1 else "Add it."
 
 
+_AFTER_EVALUATION = (
+    "eval_strategy load_best_model_at_end predict_with_generate early_stop_interval save_strategy=best"
+)
+"""Conditions of settings that take effect in an evaluation only."""
+
+
 def _needs_validation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     if has_validation(config) or not set(_VALIDATION).isdisjoint(rejected):
         return
     dropped = config.get("streaming") and config.get("split_dataset_ratio")
-    for name in "eval_strategy load_best_model_at_end predict_with_generate early_stop_interval".split():
-        if not Condition(name).holds(config):
+    for name in _AFTER_EVALUATION.split():
+        if not Condition.parse(name).holds(config):
             continue
+        name = name.partition("=")[0]
         if dropped:
             what = 'needs validation data, and ms-swift drops "split_dataset_ratio" with "streaming"'
             yield config.problem(name, what, 'Set "val_dataset" to a file, or remove it.')
@@ -156,6 +163,30 @@ def excludes(config: Config) -> Iterator[Problem]:
             other = f'"{second.blamed(config)}"' + (f' "{second.value}"' if second.value != "*" else "")
             yield config.problem(first.setting, f"cannot be used with {other}", "Keep one of the two.")
     yield from _algorithm(config)
+    yield from _interleaving(config)
+    yield from _all_frozen(config)
+
+
+def _interleaving(config: Config) -> Iterator[Problem]:
+    """Shares of data sets that do not fit the data sets (ms-swift ignores them for a single one)."""
+    shares, sets = config.get("interleave_prob") or [], config.get("dataset") or []
+    if not shares or len(sets) < 2:
+        return
+    if len(shares) != len(sets):
+        what = f"has {len(shares)} share(s) for {len(sets)} data sets"
+        yield config.problem("interleave_prob", what, "Give one for each of them.")
+    elif abs(sum(shares) - 1) > 1e-6:
+        yield config.problem(
+            "interleave_prob", f"adds up to {sum(shares):g}, not to 1", "Correct the shares."
+        )
+
+
+def _all_frozen(config: Config) -> Iterator[Problem]:
+    """Full training of which nothing is left to train."""
+    thaws = config.get("trainable_parameters") or config.get("trainable_parameters_regex")
+    if config.tuner == "full" and config.get("freeze_parameters_ratio") == 1 and not thaws:
+        do = 'Add "trainable_parameters", or lower the ratio.'
+        yield config.problem("freeze_parameters_ratio", "is 1: no parameter would be trained", do)
 
 
 def _algorithm(config: Config) -> Iterator[Problem]:

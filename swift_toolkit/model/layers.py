@@ -71,6 +71,10 @@ class Layers:
         """How many weights start with this, which is how ms-swift freezes and unfreezes them."""
         return sum(name.startswith(prefix) or f"model.{name}".startswith(prefix) for name in self.weights)
 
+    def ending(self, name: str) -> int:
+        """How many weights have this name or end in it, which is how PEFT matches ``target_parameters``."""
+        return sum(weight == name or weight.endswith(f".{name}") for weight in self.weights)
+
     def searched(self, pattern: re.Pattern[str]) -> int:
         """How many weights a pattern matches anywhere."""
         return sum(pattern.search(name) is not None for name in self.weights)
@@ -125,6 +129,7 @@ class _Way:
 
 _WAYS: dict[str, _Way] = {
     "target_modules": _Way(Layers.named),
+    "target_parameters": _Way(Layers.ending, what="parameter"),
     "modules_to_save": _Way(Layers.holding, what="part"),
     "target_regex": _Way(Layers.matching, is_pattern=True),
     "freeze_parameters": _Way(Layers.beginning, what="parameter"),
@@ -182,6 +187,7 @@ def _fits(layers: Layers, name: str, way: _Way) -> bool:
     last = name.rpartition(".")[2]
     may_be_there = name in _EVERY or last in _NOT_STORED or (layers.has_experts and last in _OF_EXPERTS)
     dotted = "." in name or way.what == "parameter"
+    may_be_there = may_be_there or (layers.has_experts and way.count == Layers.ending)
     return may_be_there or (layers.renamed and dotted) or way.count(layers, name) > 0
 
 
@@ -192,6 +198,10 @@ def _nothing_fits(layers: Layers, name: str, way: _Way) -> tuple[str, str]:
             f'has "{name}", which matches no {way.what} of the model',
             f'It has e.g. "{layers.modules[-1]}".',
         )
+    if len(words := [word for word in re.split(r"[\s,\[\]\"']+", name) if word]) > 1 or (
+        words and words[0] != name
+    ):
+        return f'names "{name}" as one name', f"Write each as a word of its own: {' '.join(words)}."
     known = {*layers.last_names, *_EVERY} if way.what != "parameter" else _prefixes(layers)
     do = did_you_mean(name, sorted(known), f"It has {', '.join(sorted(_leaves(layers)))}.")
     return f'names "{name}", but the model has no {way.what} of that name', do

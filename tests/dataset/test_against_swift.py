@@ -277,6 +277,8 @@ def check(swift: Swift, path: Path, rows: list[Row], task: str, **options: Any) 
         says_else = LEARNS_ELSE | (LEARNS_MARKS if task == "pt" else set())
         if any(f'"{key}"' in json.dumps(row) for key in LOSS_KEYS):
             says_else = says_else | {"value"}  # ms-swift learns such a message in any case
+        if "tools" in row:
+            says_else = says_else | {"tools"}  # it writes whatever is there into the prompt
         if kinds and not kinds & says_else:
             assert row["channel"] not in as_it_is, f"refused for {kinds}, but ms-swift trains on {row}"
 

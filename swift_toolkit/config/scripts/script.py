@@ -65,6 +65,7 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     """
     if python_script.is_python(text):
         return _from_python(text, wanted, file)
+    text = shell.without_surroundings(text)
     if strange := list(shell.shell_problems(text, file)):
         raise RequestError(strange)
     found: list[tuple[int, SwiftCommand]] = []
@@ -143,7 +144,19 @@ def _commands(text: str, file: str | None = None) -> Iterator[tuple[Statement, S
     """The statements of a script, with the command of ms-swift that they run."""
     script = Script(text, file)
     for statement in script.statements():
+        if (inner := _inner_script(statement)) is not None:
+            yield from _commands(inner, file)
+            continue
         yield statement, _swift_command(statement, script.exported)
+
+
+def _inner_script(statement: Statement) -> str | None:
+    """The text that a shell is told to run: ``bash -c "swift sft ..."``."""
+    words = statement.words
+    if len(words) < 3 or _base_name(words[0]) not in ("bash", "sh", "zsh"):
+        return None
+    is_text = words[1].startswith("-") and not words[1].startswith("--") and words[1].endswith("c")
+    return words[2] if is_text else None
 
 
 def _not_one(
@@ -161,12 +174,24 @@ def _not_one(
             what = f'"{other}" is a command for another script'
             do = f"Pass it to {_SCRIPTS[command.command]}."
             return Problem(what, do, file=file, line=other.line)
+        if other.words and (tool := _OTHER_TOOLS.get(_base_name(other.words[0]))):
+            do = (
+                f"Write its settings to a .json or .yaml file and pass it with --config: names of {tool} are "
+            )
+            do += "pointed out, with those of ms-swift."
+            return Problem(f'"{other}" is a command of {tool}', do, file=file, line=other.line)
         if command is not None or _is_swift(other):
             what = f'"{other}" is a command that cannot be run here'
             raw, instead = command and _for_the_installed(command), _instead(other)
             do = " ".join(filter(None, [instead, raw])) or _which(wanted)
             return Problem(what, do, file=file, line=other.line)
     return Problem("contains no command of ms-swift", _which(wanted), file=file)
+
+
+_OTHER_TOOLS = {
+    "llamafactory-cli": "LLaMA-Factory", "trl": "TRL", "axolotl": "Axolotl", "xtuner": "XTuner", "tune": "torchtune",
+    "mlx_lm.lora": "mlx-lm",
+}  # fmt: skip
 
 
 _SCRIPTS: dict[Command, str] = {
@@ -301,16 +326,15 @@ class _Launched(NamedTuple):
 
 def _launched(words: list[str]) -> _Launched:
     """The arguments of a launcher in front of ms-swift."""
-    launcher = next(
-        (one for word in words if (one := _base_name(word)) in ("accelerate", "deepspeed")), "torchrun"
-    )
+    launcher = _launcher(words)
     values, _ = _arguments(words)
     env: dict[str, str] = {}
     notes = []
     for name, value in values.items():
         variable = _variables(launcher).get(name)
         if variable is None:
-            notes.append(f"{launcher} --{name} {'' if value is True else value}".rstrip())
+            shown = "" if value is True else " ".join(value) if isinstance(value, list) else value
+            notes.append(f"{launcher} --{name} {shown}".rstrip())
         elif "$" in str(value):
             notes.append(f"{launcher} --{name} {value}, which is not set here")
         else:
@@ -326,6 +350,14 @@ def _launched(words: list[str]) -> _Launched:
     if "hostfile" in values:
         notes.append("a hostfile: start this on each machine with --nnodes, --node-rank and --master-addr")
     return _Launched(env, notes)
+
+
+def _launcher(words: list[str]) -> str:
+    """The program in front of ms-swift that starts it: a known launcher, else the first word."""
+    known = next((one for word in words if (one := _base_name(word)) in ("accelerate", "deepspeed")), "")
+    if known or any("torchrun" in word or "torch.distributed" in word for word in words):
+        return known or "torchrun"
+    return _base_name(words[0]) if words else ""
 
 
 def _variables(launcher: str) -> dict[str, str]:

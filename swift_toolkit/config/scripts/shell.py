@@ -65,6 +65,12 @@ _FOR_OTHER_SHELLS = (
     (re.compile(r"(?m)(?<=[ \t])\^[ \t\r]*$"), '"^" continues lines in cmd.exe'),
     (re.compile(r"(?m)(?<=[ \t])`[ \t\r]*$"), '"`" continues lines in PowerShell'),
 )
+_SETS_FOR_OTHER_SHELLS = re.compile(r"(?mi)^[ \t]*\$env:(?P<name>\w+)[ \t]*=")
+_WINDOWS_PATH = re.compile(r"(?:.*=)?(?P<path>[A-Za-z]:\\\w.*)")
+_AROUND = re.compile(
+    r"(?m)^[ \t]*(?:```\w*|%%(?:bash|sh|script.*))[ \t]*\r?$|^[ \t]*!(?=[\w./])|[\u200b\u2060\ufeff]"
+)
+"""What surrounds a line copied from a page or a notebook: fences, cell marks, ``!``, invisible characters."""
 _TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
 
 
@@ -92,6 +98,11 @@ class Statement:
         return console_secrets.masked(text)
 
 
+def without_surroundings(text: str) -> str:
+    """The text without the marks of the page or notebook that it was copied from; lines keep their numbers."""
+    return _AROUND.sub("", text)
+
+
 def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
     """Syntax that no Linux shell reads as intended: line continuations of other shells, and dashes and quotes from a
     word processor or web page."""
@@ -100,8 +111,22 @@ def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
             yield Problem(
                 what, 'Write "\\" at the end of the line.', file=file, line=_line(text, found.start())
             )
+    for found in _SETS_FOR_OTHER_SHELLS.finditer(text):
+        what = f'"$env:{found["name"]}" is how PowerShell sets a variable'
+        yield Problem(what, f"Write export {found['name']}=...", file=file, line=_line(text, found.start()))
+    starts, is_foreign = False, any(pattern.search(text) for pattern, _ in _FOR_OTHER_SHELLS)
     for token in _TOKEN.finditer(f"{text}\n\n"):
         word = token["word"] or ""
+        if starts and not is_foreign and re.match(r"--[A-Za-z]", word):
+            what = f'"{word}" is at the beginning of a command'
+            do = 'Write "\\" at the end of the line before.'
+            yield Problem(what, do, file=file, line=_line(text, token.start()))
+        starts = token["end"] == "\n" or (starts and not word)
+        if path := _WINDOWS_PATH.fullmatch(word):
+            what = f'"{path["path"]}" is a path of Windows, from which the shell removes "\\"'
+            yield Problem(
+                what, 'Write it with "/", or in quotes.', file=file, line=_line(text, token.start())
+            )
         if dashed := LONG_DASH.fullmatch(word):
             yield long_dash(word, dashed, file, _line(text, token.start()))
         plain = [piece for piece in _PIECE.findall(word) if piece in _TYPED_QUOTES]

@@ -122,7 +122,7 @@ class Form:
             return content, reason
         stop = StopText(self.request.sampling.stop)
         text = stop.feed(content, last=True)
-        return text, "stop" if stop.found else reason
+        return text, self.request.sampling.why_ended(reason, stop.found)
 
     def _calls(self, message: Any) -> list[ToolCall]:
         return [asdict(one) for one in message.tool_calls or []] if self.with_tools else []  # type: ignore[misc]

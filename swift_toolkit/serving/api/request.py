@@ -139,6 +139,17 @@ class Sampling:
     top_logprobs: int | None = None
     structured_outputs_regex: str | None = None
 
+    def why_ended(self, reason: str | None, found: bool) -> str | None:
+        """The finish reason of an answer.
+
+        Args:
+            reason: the backend's.
+            found: whether a stop text was found; with ``ignore_eos`` nothing else stops an answer but its length.
+        """
+        if found:
+            return "stop"
+        return "length" if self.ignore_eos and reason == "stop" else reason
+
 
 @dataclass(frozen=True)
 class Media:

@@ -151,7 +151,7 @@ class Router:
                 choice = piece.choices[0]
                 content = getattr(choice.delta, "content", None) or ""
                 text = stop.feed(content, last=choice.finish_reason is not None)
-                reason = "stop" if stop.found else choice.finish_reason
+                reason = request.sampling.why_ended(choice.finish_reason, stop.found)
                 texts.append(text)
                 yield form.piece(choice, text, reason)
                 if reason is not None:

@@ -1,0 +1,1 @@
+swift sft --model builtin/SmolLM2-135M-Instruct --dataset C:\data\ok.jsonl
