@@ -4,11 +4,13 @@ ms-swift reads a data set into Arrow files, converts every row, and encodes it o
 that are too long. With ``load_from_cache_file`` it finds these results again by the fingerprints of `datasets`. Those
 cover the rows, the template and its tokenizer, but a file only by its path and time, and code only by its name. Here
 every combination of data and settings has its own folder, named by a key of everything that its rows depend on: see
-`key_of`.
+`key_of`. The copy of a data set that a run makes in its own directory is kept in the folder, too, and read from there:
+each run makes another, with the same rows.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -107,14 +109,57 @@ def _parts(arguments: Any, template: Any, files: Iterable[Path]) -> Iterator[byt
         if version := packages.version(name):
             yield f"{name}=={version}".encode()
     yield _as_bytes({name: os.environ.get(name) for name in _VARIABLES})
-    yield _as_bytes({name: getattr(arguments, name, None) for name in _setting_names(arguments)})
+    yield _as_bytes(
+        {name: getattr(arguments, name, None) for name in _setting_names(arguments)} | _known(arguments)
+    )
     for file in files:
-        yield str(file.absolute()).encode()
+        if not _is_copy(file, arguments):
+            yield str(file.absolute()).encode()
         yield identity(file)
     yield from _tokenizer_parts(arguments, template)
     for file in own_code():
         yield file.name.encode()
         yield file.read_bytes()
+
+
+def _is_copy(file: Path, arguments: Any) -> bool:
+    """Whether a run has made this file, in its own directory."""
+    return file.is_file() and file.resolve().is_relative_to(Path(arguments.output_dir).resolve())
+
+
+def _known(arguments: Any, folder: Path | None = None) -> dict[str, list[str]]:
+    """The data sets of a run, with the copies that it made replaced by those in the entry.
+
+    Args:
+        arguments: ms-swift's parsed arguments.
+        folder: the directory of the entry, to which copies are added that it does not have; None only names them.
+    """
+    out: dict[str, list[str]] = {}
+    for split in ("dataset", "val_dataset"):
+        out[split] = []
+        for at, entry in enumerate(getattr(arguments, split)):
+            (file, *others) = data_files([entry]) or [Path(entry)]
+            if not others and _is_copy(file, arguments):
+                kept = Path(folder or "") / f"{split}-{at}{file.suffix}"
+                if folder is not None:
+                    _keep(file, kept)
+                entry = f"{kept}{entry.removeprefix(str(file))}"
+            out[split].append(entry)
+    return out
+
+
+def _keep(file: Path, kept: Path) -> None:
+    """Add a copy to an entry unless it is there; its time is part of what `datasets` looks up."""
+    with suppress(FileExistsError):
+        try:
+            os.link(file, kept)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+            shutil.copy2(file, part)
+            os.link(part, kept)
+            part.unlink()
 
 
 def _setting_names(arguments: Any) -> list[str]:
@@ -243,7 +288,10 @@ class RowKeeper:
         self._lock: Any = None
 
     def open(self, arguments: Any, template: Any) -> Path | None:
-        """The directory for the rows of a run; None if they cannot be cached, with the reason in the log."""
+        """The directory for the rows of a run; None if they cannot be cached, with the reason in the log.
+
+        The data sets of ``arguments`` that are copies made by the run become those of the entry.
+        """
         self.folder = None
         key = key_of(arguments, template)
         if key is None:
@@ -257,6 +305,8 @@ class RowKeeper:
                 _shrink()
             folder.mkdir(parents=True, exist_ok=True)
             self._hold(folder)
+            for split, entries_ in _known(arguments, folder).items():
+                setattr(arguments, split, entries_)
         except OSError as error:
             print(f"rows are not cached: {error}", flush=True)
             return None

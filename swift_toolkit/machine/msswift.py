@@ -688,17 +688,20 @@ def keep_rows(open_folder: Callable[[Any, Any], Path | None], give_up: Callable[
     keys cover everything that the rows depend on: 4.6 identifies a file by its path and time, and a plugin by its name.
 
     Args:
-        open_folder: from ms-swift's arguments and template to the folder; None lets ms-swift decide.
+        open_folder: from ms-swift's arguments and template to the folder; None lets ms-swift decide. It may replace the
+            data sets in the arguments until the rows are prepared.
         give_up: called when the disk of the folder is full, before all rows are read and converted again elsewhere.
     """
     pipeline = importlib.import_module(train_function("sft", []).__module__)
     prepare = pipeline.SwiftSft._prepare_dataset
 
     def prepared(self: Any) -> Any:
-        folder, given = open_folder(self.args, self.template), self.args.load_from_cache_file
+        args = self.args
+        given = {name: getattr(args, name) for name in ("load_from_cache_file", "dataset", "val_dataset")}
+        folder = open_folder(args, self.template)
         if folder is None:
             return prepare(self)
-        self.args.load_from_cache_file = True
+        args.load_from_cache_file = True
         try:
             with _rows_kept_in(folder):
                 return prepare(self)
@@ -707,7 +710,7 @@ def keep_rows(open_folder: Callable[[Any, Any], Path | None], give_up: Callable[
                 raise
             print(f"rows are not kept: {error}", flush=True)
         finally:
-            self.args.load_from_cache_file = given
+            vars(args).update(given)
         give_up()
         return prepare(self)
 

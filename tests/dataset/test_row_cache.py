@@ -165,6 +165,25 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_finds_the_rows_of_another_run_s_copy(place: Path) -> None:
+    def run(name: str, content: str) -> dict[str, Any]:
+        (place / name / "data").mkdir(parents=True)
+        file = place / name / "data" / "rows.jsonl"
+        own = [f"--output_dir={place / name}", f"--dataset={file}#4", "--template=chatml", COLUMNS]
+        return {"write": {str(file): content}, "arguments": own}
+
+    first, again, other = encode(
+        place, [run("v0", lines(ROWS)), run("v1", lines(ROWS)), run("v2", changed(a="No."))]
+    )
+    assert first["encoded"] and first["kept"] and other["encoded"]
+    assert again == {**first, "encoded": 0}
+    assert other["tokens"] != first["tokens"]
+    shutil.rmtree(place / "v0")
+    (later,) = encode(place, [run("v3", lines(ROWS))])
+    assert later == again
+
+
+@pytest.mark.slow
 def test_a_full_disk_means_that_rows_are_not_kept(place: Path) -> None:
     shell = 'mount -t tmpfs -o size=64k tmpfs "$XDG_CACHE_HOME/swift-toolkit/rows" && exec "$@"'
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
