@@ -14,6 +14,9 @@ ALIKE = 0.75
 LONG_WORD = 24
 """Words of at most this many characters are not cut."""
 
+LONGEST_NAME = 1000
+"""Longer names are compared with no other; the time for it grows with their length."""
+
 WIDTH = 60
 """Maximum length of a value in a message, in characters."""
 
@@ -21,6 +24,8 @@ WIDTH = 60
 def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
     """The known names that ``name`` may stand for, the likeliest first: those that start with it as a whole word, else
     those with a similar spelling. Case is ignored, and ``-`` equals ``_``."""
+    if len(name) > LONGEST_NAME:
+        return []
     plain: dict[str, str] = {}
     for word in known:
         plain.setdefault(_plain(word), word)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
+import resource
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +19,9 @@ import inference_test
 from tests.adapters import make_adapter
 from tests.fuzz import LONGEST, draw, numbers, writes_only_below
 from tests.fuzz.commands import Commands
+
+LONGEST_WAIT = 60.0
+"""Seconds until a command hangs, whether it computes or waits; the machine may be busy."""
 
 MAINS = {
     "finetune_trainer.py": finetune_trainer.main,
@@ -42,12 +47,12 @@ def _started(*_: object, **__: object) -> NoReturn:
 
 def test_commands(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     statuses: Counter[Any] = Counter()
-    slowest = (0.0, 0)
+    times: list[tuple[float, int, str]] = []
     failures = []
     environment = dict(os.environ)
     for number in numbers(250, 10_000):
         script, words = commands.make(draw("commands", number))
-        began = time.process_time()
+        began, wall = processor_time(), time.monotonic()
         try:
             with writes_only_below(commands.folder):
                 status = MAINS[script](words)
@@ -55,19 +60,30 @@ def test_commands(commands: Commands, capsys: pytest.CaptureFixture[str]) -> Non
             status = end.code
         except Exception as error:
             status = f"{type(error).__name__}: {error}"[:300]
-        seconds = time.process_time() - began
-        slowest = max(slowest, (seconds, number))
+        seconds, waited = processor_time() - began, time.monotonic() - wall
+        times.append((seconds, number, " ".join([script, *words])[:300]))
         statuses[status] += 1
         said = capsys.readouterr()
-        if flaw := _flaw(status, seconds, said.out, said.err, "--json" in words):
+        flaw = _flaw(status, seconds, said.out, said.err, "--json" in words)
+        if flaw := flaw or (f"{waited:.0f} s" if waited > LONGEST_WAIT else ""):
             failures.append((number, script, words, flaw))
+            with capsys.disabled():
+                print("\nFAILED", *failures[-1], sep="\n  ", flush=True)
         os.environ.clear()
         os.environ.update(environment)
     with capsys.disabled():
-        for failure in failures[:20]:
-            print("\nFAILED", *failure, sep="\n  ")
-        print(f"\n{sum(statuses.values())} commands, {dict(statuses)}, slowest {slowest[0]:.2f} s")
+        print(
+            f"\n{len(times)} commands, {dict(statuses)}, {sum(one[0] for one in times):.0f} s; the slowest:"
+        )
+        for one in heapq.nlargest(3, times):
+            print("  {:.2f} s: {}: {!r}".format(*one))
     assert failures == []
+
+
+def processor_time() -> float:
+    """Seconds of processor time of this process and of those that it started."""
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + of_children.ru_utime + of_children.ru_stime
 
 
 def _flaw(status: object, seconds: float, out: str, err: str, as_json: bool) -> str:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import resource
+import shutil
 import socket
 import time
 import urllib.error
@@ -44,6 +45,9 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     make_adapter(tiny_model, folder / "private", 2)
     pickled = make_adapter(tiny_model, folder / "allowed" / "pickled", 3)
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    decoy = make_adapter(tiny_model, folder / "allowed" / "decoy", 4)  # PEFT reads adapter_model.bin there
+    (decoy / "adapter_model.safetensors").rename(decoy / "other.safetensors")
+    shutil.copy(pickled / "adapter_model.bin", decoy)
     (folder / "allowed" / "link").symlink_to(folder / "private")
     return folder
 
@@ -159,7 +163,8 @@ def test_adapters_only_come_from_the_allowed_directory(deployer: ModelDeployer, 
         "builtin/SmolLM2-135M-Instruct",
     )
     assert [load(path) for path in outside] == [(400, REFUSED)] * len(outside)
-    assert load(adapters / "allowed" / "pickled")[0] == 400
+    for name in ("pickled", "decoy"):
+        assert load(adapters / "allowed" / name)[0] == 400
     assert load(adapters / "allowed" / "one") == (200, b"Success: LoRA adapter 'new' added successfully.")
     assert send(deployer, "/v1/unload_lora_adapter", {"lora_name": "new"})[0] == 200
     assert chat(deployer)[0] == 200
@@ -230,6 +235,33 @@ def test_a_huge_prompt_does_not_keep_others_waiting(deployer: ModelDeployer) -> 
     assert (status, said.split(":")[0]) == (400, "The prompt is too long")
     assert time.monotonic() - began < 10
     assert server.memory_info().rss - before < 400 << 20
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            {"messages": [{"role": ("user", "assistant")[at % 2], "content": ""} for at in range(200_001)]},
+            "A request may have at most 4,096 messages, not 200,001.",
+        ),
+        (
+            {"messages": HELLO, "metadata": [[]] * 2_000_000},
+            "The body of the request has more than 1,000,000 commas and brackets.",
+        ),
+        ({"messages": HELLO, "chat_template_kwargs": {"x": "word " * 2_000_000}}, "The prompt is too long"),
+        ({"messages": HELLO, "x" * 12_000_000: 1}, '"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'),
+    ],
+)
+def test_a_large_body_of_little_does_not_keep_others_waiting(
+    deployer: ModelDeployer, body: dict[str, Any], message: str
+) -> None:
+    assert deployer.ready is not None
+    server = psutil.Process(deployer.ready.pid)
+    before = server.cpu_times()
+    status, said = chat(deployer, **body)
+    after = server.cpu_times()
+    assert (status, said[: len(message)]) == (400, message)
+    assert after.user + after.system - before.user - before.system < 1
 
 
 # --- pictures -----------------------------------------------------------------------------------------------

@@ -10,16 +10,16 @@ import socket
 import struct
 import threading
 import time
-import wave
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swift_toolkit.serving.api import media
-from swift_toolkit.serving.api.duration import seconds_of
+from swift_toolkit.serving.api.duration import Cost, cost_of
 from swift_toolkit.serving.api.media import MediaStore, fetch, is_public
 from swift_toolkit.serving.api.request import ApiError, Limits, Media
 
@@ -99,7 +99,9 @@ def refusal(url: str, **more: Any) -> str:
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "100.64.0.1", "224.0.0.1", "::1", "::",
-     "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1"],
+     "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1", "::127.0.0.1",
+     "fec0::1", "64:ff9b:1::7f00:1", "::ffff:0:127.0.0.1", "2001:db8::1", "2001::7f00:1", "5f00::1", "255.255.255.255",
+     "198.18.0.1", "240.0.0.1"],
 )  # fmt: skip
 def test_an_address_that_is_not_public(address: str) -> None:
     assert not is_public(address)
@@ -110,8 +112,10 @@ def test_a_public_address() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/", "http://localhost/", "http://[::1]/", "http://2130706433/"]
-)
+    "url",
+    ["http://127.0.0.1:9/", "http://localhost/", "http://[::1]/", "http://2130706433/", "http://0x7f.1/",
+     "http://017700000001/", "http://127.1:9/", "http://[::ffff:7f00:1]/", "http://0/"],
+)  # fmt: skip
 def test_this_machine_is_not_asked(url: str) -> None:
     assert refusal(url) in (
         "images: the URL does not point to a public address.",
@@ -223,66 +227,208 @@ def test_what_is_not_a_picture(tmp_path: Path, content: bytes) -> None:
     )
 
 
+def jpeg(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    from PIL import Image
+
+    made = io.BytesIO()
+    Image.new("L", (64, 64)).save(made, "JPEG", progressive=True)
+    content = made.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (scans - content.count(b"\xff\xda")) + content[-2:]
+
+
+def test_a_jpeg_with_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    """200 kB of scans of 49 million pixels took 6.5 s; 16 MB would take ten minutes."""
+    assert prepare(tmp_path, as_data(jpeg(100))) == [jpeg(100)]
+    with pytest.raises(ApiError, match="images is a JPEG with more than 100 scans"):
+        prepare(tmp_path, as_data(jpeg(101)))
+
+
+def test_urls_that_take_long_do_not_keep_other_requests_waiting(
+    tmp_path: Path, site: str, names: dict[str, list[str]]
+) -> None:
+    """asyncio has few threads, which also count the tokens of long prompts."""
+    slow = [Media("image", f"{site}/slow", "images")]
+
+    async def wait_for_a_thread() -> float:
+        store = MediaStore(tmp_path, Limits(urls=True))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+
+        async def fetch_slowly() -> None:
+            async with store.files(slow):
+                pass
+
+        fetching = [asyncio.ensure_future(fetch_slowly()) for _ in range(12)]
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        await asyncio.to_thread(time.sleep, 0)
+        waited = time.monotonic() - began
+        await asyncio.gather(*fetching, return_exceptions=True)
+        return waited
+
+    assert asyncio.run(wait_for_a_thread()) < 2
+
+
 # --- sounds and films ---------------------------------------------------------------------------------------
 
-
-def wav(rate: int, samples: int) -> bytes:
-    made = io.BytesIO()
-    with wave.open(made, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(bytes(2 * samples))
-    return made.getvalue()
+NEVER = Cost(float("inf"))
 
 
-def box(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I4s", 8 + len(content), name) + content
+def wav(
+    rate: int, samples: int, form: int = 1, channels: int = 1, bits: int = 16, block: int | None = None
+) -> bytes:
+    block = channels * bits // 8 if block is None else block
+    content = struct.pack("<HHIIHH", form, channels, rate, rate * block, block, bits)
+    data = bytes(samples * channels * bits // 8)
+    chunks = struct.pack("<4sI", b"fmt ", 16) + content + struct.pack("<4sI", b"data", len(data)) + data
+    return struct.pack("<4sI", b"RIFF", 4 + len(chunks)) + b"WAVE" + chunks
 
 
-def mp4(seconds: int, of_track: int, version: int = 0) -> bytes:
-    def stated(duration: int) -> bytes:
-        form, times = (">IQ", 16) if version else (">II", 8)
-        return bytes([version, 0, 0, 0]) + bytes(times) + struct.pack(form, 1000, duration * 1000)
-
-    track = box(b"trak", box(b"tkhd", bytes(80)) + box(b"mdia", box(b"mdhd", stated(of_track))))
-    moov = box(b"moov", box(b"mvhd", stated(seconds)) + track)
-    return box(b"ftyp", b"isom") + box(b"mdat", bytes(100)) + moov
+def flac(rate: int, samples: int, channels: int = 1) -> bytes:
+    word = rate << 44 | channels - 1 << 41 | 15 << 36 | samples
+    return b"fLaC\0\0\0\x22" + bytes(10) + struct.pack(">Q", word) + bytes(16)
 
 
-def flac(rate: int, samples: int) -> bytes:
-    return b"fLaC\0\0\0\x22" + bytes(10) + struct.pack(">Q", rate << 44 | 15 << 36 | samples) + bytes(16)
+def mp3(frames: int, head: bytes = b"\xff\xfb\x90\xc0") -> bytes:
+    """Frames of MPEG 1, 44,100 Hz, 128 kbit/s and one channel."""
+    return (head + bytes(413)) * frames
+
+
+def box(name: bytes, *content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(b"".join(content)), name) + b"".join(content)
+
+
+def stated(seconds: int, version: int = 0) -> bytes:
+    form, times = (">IQ", 16) if version else (">II", 8)
+    return bytes([version, 0, 0, 0]) + bytes(times) + struct.pack(form, 1000, seconds * 1000)
+
+
+def track(
+    seconds: int,
+    packets: int,
+    kind: bytes = b"vide",
+    width: int = 64,
+    height: int = 48,
+    entry: bytes = b"avc1",
+    version: int = 0,
+) -> bytes:
+    sample = box(entry, bytes(24), struct.pack(">HH", width, height), bytes(50))
+    if kind == b"soun":
+        sample = box(entry, bytes(16), struct.pack(">H", 2), bytes(20))
+    table = box(
+        b"stbl",
+        box(b"stsd", bytes(4), b"\0\0\0\1", sample),
+        box(b"stsz", struct.pack(">III", 0, 9, packets)),
+    )
+    media = (
+        box(b"mdhd", stated(seconds, version)),
+        box(b"hdlr", bytes(8), kind, bytes(13)),
+        box(b"minf", table),
+    )
+    return box(b"trak", box(b"tkhd", bytes(84)), box(b"mdia", *media))
+
+
+def mp4(seconds: int, *tracks: bytes) -> bytes:
+    return (
+        box(b"ftyp", b"isom")
+        + box(b"mdat", bytes(100))
+        + box(b"moov", box(b"mvhd", stated(seconds)), *tracks)
+    )
 
 
 @pytest.mark.parametrize(
-    ("content", "seconds"),
+    ("content", "cost"),
     [
-        (wav(8000, 16000), 2),
-        (wav(1, 5000), 5022),  # resampled, it would be 80 million samples
-        (flac(16000, 32000), 2),
-        (flac(16000, 0), float("inf")),
-        (mp4(5, 4), 5),
-        (mp4(5, 9000, version=1), 9000),
-        (mp4(5, 4)[:60], float("inf")),
-        (b"RIFF\0\0\0\0WAVE", float("inf")),
-        (box(b"ftyp", b"isom") + b"\0\0\0\x02moov", float("inf")),
-        (box(b"ftyp", b"") + box(b"moov", box(b"free", b"") * 2000), float("inf")),
-        (b"ID3 of an MP3", None),
+        (wav(8000, 16000), Cost(2)),
+        (wav(1, 5000), Cost(5022)),  # resampled, it would be 80 million samples
+        (wav(1, 5000, block=65535), Cost(5022)),  # decoders do not believe that
+        (wav(96000, 96000, channels=8), Cost(16)),
+        (wav(8000, 8000, form=7, bits=8), Cost(1)),
+        (wav(8000, 8000, form=0x11), NEVER),  # compressed: 505 samples in 256 bytes
+        (b"RIFF\0\0\0\0WAVE", NEVER),
+        (flac(16000, 32000), Cost(2)),
+        (flac(655350, 4_000_000, channels=8), Cost(667)),  # 34 kB of silence become 122 MiB
+        (flac(16000, 0), NEVER),
+        (mp3(100), Cost(2.61)),
+        (b"ID3\4\0\0\0\0\1\0" + bytes(128) + mp3(100) + b"TAG" + bytes(125), Cost(2.61)),
+        (mp3(50_000, b"\xff\xfb\x90\x00"), Cost(2400)),  # two channels
+        (mp3(10) + bytes(100_000), NEVER),
+        (mp3(1, b"\xff\xfb\x00\xc0"), None),  # of no stated bitrate: its frames have any length
+        (mp4(5, track(4, 100)), Cost(5, 12 * 64 * 48)),
+        (mp4(5, track(9000, 100, version=1)), Cost(9000, 100 * 64 * 48)),
+        (mp4(5, track(5, 3_000_000)), Cost(5, 14 * 64 * 48)),
+        (mp4(700, track(700, 30_000, width=3840, height=2160)), Cost(700, 768 * 3840 * 2160)),
+        (mp4(5, track(5, 100, width=60_000, height=60_000)), Cost(5, float("inf"))),
+        (mp4(5, track(5, 100, width=0)), Cost(5, float("inf"))),
+        (mp4(5, track(5, 100), track(5, 215, b"soun", entry=b"mp4a")), Cost(9.17, 14 * 64 * 48)),
+        (mp4(5, track(5, 1_500_000, b"soun", entry=b"mp4a")), Cost(64_000)),  # 8 bytes a packet
+        (mp4(5, track(5, 220_500, b"soun", entry=b"sowt")), Cost(9.19)),
+        (mp4(5, track(5, 100), track(5, 1, b"tmcd", entry=b"tmcd")), Cost(5, 14 * 64 * 48)),
+        (mp4(5, track(5, 100, b"text", entry=b"avc1")), NEVER),  # FFmpeg takes it for a video
+        (mp4(5, track(5, 100) + box(b"mvex", b"")), NEVER),
+        (mp4(5, track(5, 100))[:60], NEVER),
+        (mp4(5), NEVER),
+        (box(b"ftyp", b"isom") + b"\0\0\0\x02moov", NEVER),
+        (box(b"ftyp", b"") + box(b"moov", box(b"free", b"") * 2000), NEVER),
+        (b"OggS\0\2", None),
+        (b"\x1a\x45\xdf\xa3 Matroska", None),
+        (b"RIFF\0\0\0\0AVI LIST", None),
+        (b"FORM\0\0\0\0AIFF", None),
+        (b"GIF89a", None),
         (b"", None),
     ],
 )
-def test_how_long_a_sound_or_film_is(content: bytes, seconds: float | None, tmp_path: Path) -> None:
+def test_what_a_sound_or_film_costs(content: bytes, cost: Cost | None, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
-    assert seconds_of(tmp_path / "a") == (None if seconds is None else pytest.approx(seconds, rel=0.01))
+    found = cost_of(tmp_path / "a")
+    if cost is None or found is None:
+        assert found == cost
+        return
+    assert found.seconds == pytest.approx(cost.seconds, rel=0.01)
+    assert found.pixels == pytest.approx(cost.pixels)
 
 
-def test_a_film_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    async def paths(content: bytes) -> int:
-        source = "data:video/mp4;base64," + base64.b64encode(content).decode()
-        async with MediaStore(tmp_path, Limits()).files([Media("video", source, "messages[0]")] * 2) as found:
+def sent(folder: Path, kind: str, content: bytes, times: int = 1) -> int:
+    source = f"data:{kind}/x;base64," + base64.b64encode(content).decode()
+
+    async def count() -> int:
+        async with MediaStore(folder, Limits()).files([Media(kind, source, "messages[0]")] * times) as found:
             return len(found)
 
-    assert asyncio.run(paths(mp4(1700, 1))) == 2
-    with pytest.raises(ApiError, match="longer than 3600 s in total"):
-        asyncio.run(paths(mp4(1900, 1)))
-    assert list(tmp_path.iterdir()) == []
+    try:
+        return asyncio.run(count())
+    finally:
+        assert list(folder.iterdir()) == []
+
+
+def test_sounds_and_films_that_decode_to_too_much_are_refused(tmp_path: Path) -> None:
+    assert sent(tmp_path, "video", mp4(1700, track(1700, 1)), 2) == 2
+    with pytest.raises(
+        ApiError, match="The audio and video are longer than 3600 s or have more than 172,800,000 samples"
+    ):
+        sent(tmp_path, "video", mp4(1900, track(1, 1)), 2)
+    with pytest.raises(
+        ApiError, match="The audio and video are longer than 3600 s or have more than 172,800,000 samples"
+    ):
+        sent(tmp_path, "audio", flac(655350, 22_000_000, channels=8))
+    with pytest.raises(ApiError, match="The videos have more than 1,000,000,000 pixels in the frames that"):
+        sent(tmp_path, "video", mp4(400, track(400, 12_000, width=1920, height=1080)))
+
+
+def test_formats_that_can_decode_to_anything_are_refused_from_a_client(tmp_path: Path) -> None:
+    """Silence of Opus has a few bytes for 120 ms."""
+    known = "messages[0] is not in one of the audio and video formats WAV, FLAC, MP3, MP4, QuickTime."
+    for kind in ("audio", "video"):
+        with pytest.raises(ApiError) as caught:
+            sent(tmp_path, kind, b"OggS" + bytes(100))
+        assert caught.value.message == known
+    own = tmp_path / "own.ogg"
+    own.write_bytes(b"OggS" + bytes(100))
+
+    async def paths() -> list[Path]:
+        store = MediaStore(tmp_path, Limits(media_dir=str(tmp_path)))
+        async with store.files([Media("audio", str(own), "audios")]) as found:
+            return found
+
+    assert asyncio.run(paths()) == [own]

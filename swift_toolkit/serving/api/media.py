@@ -20,12 +20,14 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from swift_toolkit.serving.api.duration import seconds_of
+from swift_toolkit.serving.api import duration
+from swift_toolkit.serving.api.duration import cost_of
 from swift_toolkit.serving.api.request import ApiError, Limits, Media, is_base64
 
 FETCH_SECONDS = 20.0
@@ -36,6 +38,9 @@ REDIRECTS = 3
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Image formats that are decoded; PIL's other formats start programs (EPS) or are rarely used."""
+
+MOST_SCANS = 100
+"""Most scans of a JPEG file. Each costs as much time as all pixels, however short it is; encoders write about ten."""
 
 FETCHES = 8
 """Requests whose media are prepared at the same time; others wait."""
@@ -53,7 +58,9 @@ class MediaStore:
 
     def __init__(self, directory: Path, limits: Limits) -> None:
         self._directory, self._limits = directory, limits
-        self._slots = asyncio.Semaphore(FETCHES)
+        self._threads = ThreadPoolExecutor(
+            FETCHES, "media"
+        )  # of their own: other requests need asyncio's threads
 
     @asynccontextmanager
     async def files(self, media: Sequence[Media]) -> AsyncIterator[list[Path]]:
@@ -67,25 +74,31 @@ class MediaStore:
             return
         folder = Path(tempfile.mkdtemp(dir=self._directory))
         try:
-            async with self._slots:
-                paths = await asyncio.to_thread(self._prepare, media, folder)
-            yield paths
+            loop = asyncio.get_running_loop()
+            yield await loop.run_in_executor(self._threads, self._prepare, media, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare(self, media: Sequence[Media], folder: Path) -> list[Path]:
-        pixels, seconds, paths = 0, 0.0, []
+        limits, pixels, seconds, frames, paths = self._limits, 0, 0.0, 0.0, []
         for index, one in enumerate(media):
             path = self._file(one, folder / f"{index}{_SUFFIXES[one.kind]}")
-            seconds += 0 if one.kind == "image" else seconds_of(path) or 0
-            if seconds > self._limits.max_seconds:
-                message = f"The audio and video are longer than {self._limits.max_seconds:g} s in total."
-                raise ApiError(400, message, one.where)
-            pixels += count_pixels(path, one.where) if one.kind == "image" else 0
-            if pixels > self._limits.max_pixels:
-                message = f"The images have more than {self._limits.max_pixels:,} pixels in total."
-                raise ApiError(400, message, one.where)
             paths.append(path)
+            if one.kind == "image":
+                pixels += count_pixels(path, one.where)
+            else:
+                cost = _cost(path, one.where, is_known=path.parent != folder)
+                seconds, frames = seconds + cost.seconds, frames + cost.pixels
+            if pixels > limits.max_pixels:
+                what = f"images have more than {limits.max_pixels:,} pixels"
+            elif seconds > limits.max_seconds:
+                samples = f"{limits.max_seconds * duration.VALUES_PER_SECOND:,.0f} samples"
+                what = f"audio and video are longer than {limits.max_seconds:g} s or have more than {samples}"
+            elif frames > limits.max_video_pixels:
+                what = f"videos have more than {limits.max_video_pixels:,} pixels in the frames that the model sees"
+            else:
+                continue
+            raise ApiError(400, f"The {what} in total.", one.where)
         return paths
 
     def _file(self, one: Media, path: Path) -> Path:
@@ -109,17 +122,26 @@ def _decoded(source: str, where: str) -> bytes:
         raise ApiError(400, f"{where} is not valid base64.", where) from None
 
 
+def _cost(path: Path, where: str, is_known: bool) -> duration.Cost:
+    """What decoding an audio or video file costs; ``is_known``: it is the operator's, who may use any format."""
+    cost = cost_of(path)
+    if cost is not None or is_known:
+        return cost or duration.Cost(0)
+    known = ", ".join(duration.FORMATS)
+    raise ApiError(400, f"{where} is not in one of the audio and video formats {known}.", where)
+
+
 def count_pixels(path: Path, where: str) -> int:
     """The number of pixels of an image, read from its header without decoding.
 
     Raises:
-        ApiError: it is not an image in a known format.
+        ApiError: it is not an image in a known format, or would take too long to decode.
     """
     from PIL import Image
 
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            return int(picture.width * picture.height)
+            pixels, kind = int(picture.width * picture.height), picture.format
     except Image.DecompressionBombError:
         return sys.maxsize
     except Exception:  # PIL's readers raise many kinds of exceptions for malformed files
@@ -127,6 +149,13 @@ def count_pixels(path: Path, where: str) -> int:
         raise ApiError(
             400, f"{where} is not a complete image in one of the formats {known}.", where
         ) from None
+    if kind in ("JPEG", "MPO") and path.read_bytes().count(_SCAN) > MOST_SCANS:
+        raise ApiError(400, f"{where} is a JPEG with more than {MOST_SCANS} scans.", where)
+    return pixels
+
+
+_SCAN = b"\xff\xda"
+"""Begins a scan of a JPEG; it does not occur in compressed data, where a zero follows each 0xff."""
 
 
 # --- fetching -----------------------------------------------------------------------------------------------
@@ -182,17 +211,19 @@ def _target(url: str, where: str) -> _Target:
 
 
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind NAT64 (RFC 6052)
+_GLOBAL = ipaddress.ip_network("2000::/3")  # all that is assigned for the public internet (RFC 4291)
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address is on the public internet; an embedded IPv4 address is checked too."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        inner = ip.ipv4_mapped or ip.sixtofour
         if ip in _TRANSLATED:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return inner.is_global and not inner.is_multicast
+        return ip in _GLOBAL and ip.is_global
     return ip.is_global and not ip.is_multicast
 
 

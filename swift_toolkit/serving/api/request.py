@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ DEEPEST = 64
 
 LONGEST_PATH = 4096
 """Most characters of a path (PATH_MAX); longer text without a scheme can only be base64."""
+
+MOST_VALUES = 1_000_000
+"""Most commas and opening brackets of a body, which limits the objects that it becomes in memory."""
+
+MOST_MESSAGES = 4096
+"""Most messages of one request: rendering one takes about half a millisecond, even if it is empty."""
 
 MOST_MEDIA = 32
 """Most images, audio and video of one request."""
@@ -82,7 +88,8 @@ class Limits:
         media_dir: the only directory whose files requests may name; None for no files.
         urls: fetch media from the public addresses that requests name.
         max_pixels: most pixels of all images of a request together.
-        max_seconds: longest audio and video of a request together, in seconds, as stated in their headers.
+        max_seconds: longest audio and video of a request together, in seconds, see `duration.Cost`.
+        max_video_pixels: most pixels of all frames of a request's videos that a model sees.
     """
 
     max_tokens: int = 4096
@@ -91,6 +98,7 @@ class Limits:
     urls: bool = False
     max_pixels: int = 50_000_000
     max_seconds: float = 3600
+    max_video_pixels: int = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +227,8 @@ def parse_request(body: bytes) -> RequestBody:
     Raises:
         ApiError: the body is not a valid JSON object.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise _refuse(f"The body of the request has more than {MOST_VALUES:,} commas and brackets.")
     try:
         value = json.loads(body)
     except json.JSONDecodeError as error:
@@ -342,6 +352,9 @@ def _chat(request: RequestBody, limits: Limits, facts: Facts) -> tuple[Conversat
     given = request.get("messages")
     if not isinstance(given, list) or not given:
         raise _refuse("messages must be a list of at least one message.", "messages")
+    if len(given) > MOST_MESSAGES:
+        message = f"A request may have at most {MOST_MESSAGES:,} messages, not {len(given):,}."
+        raise _refuse(message, "messages")
     read = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
     messages = _with_one_system([message for message, _ in read])
     if messages[-1]["role"] in ("assistant", "system"):
@@ -508,13 +521,29 @@ def _check_conversation(conversation: Conversation, facts: Facts) -> None:
     if uses_tools and not facts.tools:
         message = "The template of this model does not support tools. Start the server with --agent_template."
         raise _refuse(message, "tools")
-    _check_text("".join(str(one["content"]) for one in conversation.messages), facts)
+    text = "".join(str(one["content"]) for one in conversation.messages)
+    calls = [one["tool_calls"] for one in conversation.messages if "tool_calls" in one]
+    rendered = (calls, conversation.tools, conversation.chat_template_kwargs)
+    _check_text(text, sum(map(len, _strings(rendered))), facts)
 
 
-def _check_text(text: str, facts: Facts) -> None:
-    """Check the concatenated text of all messages, in linear time."""
+def _strings(value: object) -> Iterator[str]:
+    """All strings in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield name
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _check_text(text: str, rendered: int, facts: Facts) -> None:
+    """Check the concatenated text of all messages, in linear time; ``rendered`` characters are added to it."""
     try:
-        size = len(text.encode())
+        size = len(text.encode()) + rendered
     except UnicodeEncodeError:
         message = "The text contains a lone surrogate (half a character), which no model can read."
         raise _refuse(message, "messages") from None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from swift_toolkit.machine import msswift
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
-from swift_toolkit.model.checkpoints.old_adapter import as_peft
+from swift_toolkit.model.checkpoints.old_adapter import OLD_FOLDER, as_peft, is_old
+from swift_toolkit.model.files import ADAPTER_WEIGHTS
 from swift_toolkit.problems import RequestError
 from swift_toolkit.serving import models
 from swift_toolkit.serving.api.request import ApiError
@@ -83,7 +84,8 @@ class RuntimeAdapters:
         resolved = checkpoint.path.resolve()
         if not any(resolved.is_relative_to(one) for one in self._directories):
             raise wrong
-        if not any(resolved.rglob("*.safetensors")):
+        read = resolved / OLD_FOLDER if is_old(resolved) else resolved
+        if not (read / ADAPTER_WEIGHTS[0]).is_file():
             raise ApiError(400, "lora_path has weights that are not safetensors.", "lora_path")
         self._check(path, checkpoint)
         peft = as_peft(str(checkpoint.path))
