@@ -240,7 +240,8 @@ class _Verification:
         estimate = tally.rows * entry.bytes // max(tally.size, 1) if tally.total is None else tally.total
         entry.rows = tally.rows if tally.whole else max(tally.rows, estimate)
         if not tally.rows and not tally.counts:
-            self.report.add(Flaw("empty-file", "the file has no rows"), entry.path)
+            where = "" if tally.whole else " in the part that was read"
+            self.report.add(Flaw("empty-file", f"the file has no rows{where}"), entry.path)
             entry.unusable = True
         for kind, founds in tally.found.items():
             for flaw, line, number in founds:

@@ -48,6 +48,14 @@ def test_much_of_nothing_is_looked_at_for_the_time_allowed(tmp_path: Path) -> No
         assert not report.ok and report.seconds < 5
 
 
+def test_a_file_that_was_not_read_to_its_end_is_not_called_empty(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(32):
+            file.write(b"\n" * (1 << 20))
+    (flaw,) = verify([str(tmp_path / "a.jsonl.gz")], limit_seconds=0.001).problems
+    assert "the file has no rows in the part that was read. Add at least one row." in str(flaw)
+
+
 @pytest.mark.parametrize("folder", ["/", "/usr"])
 def test_a_folder_of_everything_is_refused_soon(folder: str) -> None:
     started = time.monotonic()

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 FORMATS = ("WAV", "FLAC", "MP3", "MP4", "QuickTime")
 """Formats whose cost is known."""
@@ -255,6 +255,6 @@ def _stated(file: IO[bytes], start: int) -> float:
     return float(duration / scale)
 
 
-def _fields(file: IO[bytes], start: int, form: str) -> tuple[int, ...]:
+def _fields(file: IO[bytes], start: int, form: str) -> tuple[Any, ...]:
     file.seek(start)
     return struct.unpack(form, file.read(struct.calcsize(form)))
