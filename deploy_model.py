@@ -280,7 +280,7 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--against",
         metavar="URL",
-        help="compare the checkpoint with a server that has OpenAI's API instead",
+        help="compare the checkpoint with a server that has OpenAI's API (and --served-model-name NAME) instead",
     )
 
 
@@ -416,10 +416,13 @@ def _compare(flags: argparse.Namespace, settings: Mapping[str, object]) -> int:
     """Compare a checkpoint with a server. Returns the exit status: 1 if it gives different answers."""
     from swift_toolkit.serving.proof import against, report
 
-    unknown = [Problem("is not used with --against", "Remove it.", f"--{name}") for name in settings]
-    if unknown:
+    names = [name for name in settings if name != "served_model_name"]
+    if unknown := [Problem("is not used with --against", "Remove it.", f"--{name}") for name in names]:
         raise RequestError(unknown)
-    options = against.AgainstOptions(flags.against, flags.base_model, flags.trust_code)
+    served = settings.get("served_model_name")
+    options = against.AgainstOptions(
+        flags.against, None if served is None else str(served), flags.base_model, flags.trust_code
+    )
     questions = proof_questions(flags.questions_file)
     plan = against.make_comparison(flags.checkpoint, options)
     if flags.dry_run:

@@ -441,11 +441,43 @@ def serving_api() -> SimpleNamespace:
 
 @_importing()
 def export_function() -> Callable[[list[str]], Any]:
-    """ms-swift's ``export_main``."""
+    """ms-swift's ``export_main``, which leaves a merged model unquantised: until ms-swift 4.7 it reads ``quant_method``
+    from the args.json of an adapter that was trained on a quantised base, and quantises the merged model again.
+    """
     refuse_remote_code()
     tolerate_failed_login()
-    main: Callable[[list[str]], Any] = _public().export_main
-    return main
+    module = sys.modules[_public().export_main.__module__]
+    _untie_adapted_embeddings(sys.modules[module.merge_lora.__module__])
+
+    def export(arguments: list[str]) -> Any:
+        run = module.SwiftExport(arguments)
+        if run.args.merge_lora:
+            run.args.quant_method = None
+        return run.main()
+
+    return export
+
+
+def _untie_adapted_embeddings(module: Any) -> None:
+    """Let a merge store input and output embeddings separately if they are tied and an adapter changes one of them, or
+    each differently. Needed until ms-swift unties them itself; it does so only if both are in modules_to_save.
+    """
+    config_of = module.HfConfigFactory
+
+    def untie(model: Any) -> None:
+        import torch
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import ModulesToSaveWrapper
+
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        adapted = any(isinstance(end, (BaseTunerLayer, ModulesToSaveWrapper)) for end in ends)
+        if not adapted or not config_of.get_config_attr(model.config, "tie_word_embeddings"):
+            return
+        output = getattr(ends[1], "base_layer", None) or getattr(ends[1], "original_module", ends[1])
+        output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+        config_of.set_config_attr(model.config, "tie_word_embeddings", False)
+
+    module.check_tie_word_embeddings = untie
 
 
 # ------------------------------------------------------------------------------------------ faster imports

@@ -41,6 +41,8 @@ def not_installed(modules: Iterable[str]) -> list[str]:
 
 def distribution(module: str) -> str:
     """The name of a module's package on PyPI."""
+    if module == "awq":  # the package of this name is another one
+        return "autoawq"
     return module.replace("_", "-").replace(".", "-")
 
 

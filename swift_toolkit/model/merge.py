@@ -23,7 +23,7 @@ from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
 from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
-from swift_toolkit.model.files import model_problems
+from swift_toolkit.model.files import ARGS_FILES, model_problems, read_json
 from swift_toolkit.model.loading import fill_model, local
 from swift_toolkit.problems import Problem, RunError
 
@@ -123,6 +123,11 @@ def merge_into(plan: Merging, output: Path) -> None:
     found = model_problems(output)
     if found:
         raise RunError(f"The merged model is incomplete: {found[0]}\nFull log: {plan.log}")
+    recorded = read_json(output / ARGS_FILES[0])[0]
+    if (
+        recorded is not None and plan.checkpoint.args.quant_method
+    ):  # else ms-swift would quantise it while loading it
+        write_json(output / ARGS_FILES[0], {**recorded, "quant_method": None, "quant_bits": None})
 
 
 def run_export(

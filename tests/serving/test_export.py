@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import deploy_model
+import inference_test
 from swift_toolkit.machine import packages
-from swift_toolkit.problems import RunError
+from swift_toolkit.problems import RequestError, RunError
 from swift_toolkit.serving.export import gguf, hub
 from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES
 from swift_toolkit.serving.export.modelfile import go_template, modelfile
 from swift_toolkit.serving.proof import chat_template
 from swift_toolkit.serving.proof.exchange import ChatFormat, ProofOrder, ProofSide, Response
 from swift_toolkit.serving.proof.prove import Told
-from swift_toolkit.serving.proof.server import prove_server
+from swift_toolkit.serving.proof.server import prove_server, served_model
 from swift_toolkit.serving.proof.verdict import THRESHOLDS
 from tests.adapters import make_adapter
 
@@ -226,18 +227,33 @@ def test_a_merged_model_answers_like_its_checkpoint(
 
 @CONVERTER
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["f16", "bf16", "q8_0"])
 def test_a_gguf_file_answers_like_its_checkpoint(
-    capsys: pytest.CaptureFixture[str], adapter: Path, tmp_path: Path, name: str
+    capsys: pytest.CaptureFixture[str], tuned_checkpoint: Path, tmp_path: Path
 ) -> None:
-    words = ("--checkpoint", str(adapter), "--export", "ollama", "--gguf-type", name)
-    status, out, _ = run(capsys, *words, "--questions-file", questions(tmp_path), "--json")
+    """The quickstart's model for Ollama, which is then asked and served like any other checkpoint."""
+    output = tmp_path / "robin"
+    words = ("--checkpoint", str(tuned_checkpoint), "--export", "ollama", "--output", str(output), "--json")
+    status, out, _ = run(capsys, *words, "--questions-file", "data/quickstart_questions.json")
     made = json.loads(out)
-    output = adapter.with_name("checkpoint-4-ollama")
-    assert (status, made["proof"]["faults"]) == (0, []), made["proof"]
-    assert made["proof"]["verdict"] in ("same", "close")
+    proof = made["proof"]
+    assert (status, proof["faults"]) == (0, []), proof
+    assert proof["verdict"] in ("same", "close") and proof["mean_kl"] < 0.01
     assert f"FROM ./{made['file']}\n" in (output / "Modelfile").read_text()
-    assert 'SYSTEM """You are a helpful assistant."""' in (output / "Modelfile").read_text()
+    status, out, _ = run(capsys, "--checkpoint", str(output), "--port", "0", "--dry-run")
+    assert status == 0 and f"{output} (full)" in out
+    question = proof["pairs"][0]["question"]
+    asked = [
+        "--checkpoint",
+        str(output),
+        "--mode",
+        "single",
+        "--question",
+        question,
+        "--max-new-tokens",
+        "32",
+    ]
+    assert inference_test.main(asked) == 0
+    assert capsys.readouterr().out.strip() == proof["pairs"][0]["artefact"]["answer"].strip()
 
 
 @pytest.mark.slow
@@ -402,6 +418,23 @@ def test_a_server_is_compared(server: type[FakeHub], verdict: str, cause: str | 
         running.shutdown()
     assert proof.verdict == verdict, proof
     assert cause is None or cause in [fault.cause for fault in proof.faults]
+
+
+def test_a_server_of_several_models() -> None:
+    class Several(FakeHub):
+        def do_GET(self) -> None:
+            self._reply({"data": [{"id": "base"}, {"id": "nova"}]})
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Several) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/v1"
+        assert served_model(url, "nova", "NO_KEY") == "nova"
+        for model, what in ((None, "serves 2 models"), ("novo", 'does not serve "novo"')):
+            with pytest.raises(RequestError) as caught:
+                served_model(url, model, "NO_KEY")
+            message = f'"--served-model-name" {url} {what}. Name one of them: base, nova'
+            assert str(caught.value) == message, str(caught.value)
+        running.shutdown()
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -14,7 +14,10 @@ import pytest
 
 from swift_toolkit.inference.plan import AskOptions, make_plan
 from swift_toolkit.model.merge import MARK, made_of
+from swift_toolkit.serving.export import gguf
 from swift_toolkit.serving.export.carry import carry_chat, carry_files, source_of
+from swift_toolkit.serving.export.formats import GGUF_TYPES
+from swift_toolkit.serving.export.run import tell_converter
 from swift_toolkit.serving.proof import prove as proof_prove
 from swift_toolkit.serving.proof.exchange import ProofOrder, ProofSide
 from swift_toolkit.serving.proof.prove import Told
@@ -302,6 +305,34 @@ def test_bfloat16_is_close_enough_to_be_the_same(tiny_model: Path, tmp_path: Pat
     tuned = tune(base, tmp_path, torch_dtype="bfloat16")
     proof = tuned.prove(tuned.merged(tmp_path / "merged"))
     assert proof.faults == () and proof.verdict in ("same", "close")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(gguf.converter() is None, reason="llama.cpp's converter is not installed")
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_a_gguf_file_raises_no_alarm(tuned: Tuned, tmp_path: Path, name: str) -> None:
+    model, file = tuned.merged(tmp_path / "merged"), tmp_path / f"nova-{name}.gguf"
+    tell_converter(model)
+    gguf.write(model, file, name, tmp_path / "log")
+    proof = proof_prove.prove(tuned.told, file, GGUF_TYPES[name].threshold)
+    assert (proof.verdict in ("same", "close"), proof.faults) == (True, ())
+    assert proof.mean_kl is not None and proof.mean_kl < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(gguf.converter() is None, reason="llama.cpp's converter is not installed")
+def test_a_gguf_file_of_4_bits(demo_model: Path, tmp_path: Path) -> None:
+    if gguf.quantiser() is None:
+        pytest.skip("llama.cpp's quantiser is not installed")
+    from gguf import GGUFReader
+
+    file = tmp_path / "smol-q4_k_m.gguf"
+    gguf.write(demo_model, file, "q4_k_m", tmp_path / "log")
+    assert GGUFReader(file).fields["general.file_type"].contents() == GGUF_TYPES["q4_k_m"].ftype
+    assert file.stat().st_size < 120e6 and sorted(one.name for one in tmp_path.iterdir()) == [
+        "log",
+        file.name,
+    ]
 
 
 @pytest.mark.slow

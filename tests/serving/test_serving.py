@@ -29,6 +29,7 @@ import openai
 import psutil
 import pytest
 
+import deploy_model
 from deploy_model import ModelDeployer
 from swift_toolkit.machine import process as machine_process
 from swift_toolkit.problems import RunError
@@ -92,6 +93,21 @@ def ask(client: openai.OpenAI, model: str, **more: Any) -> str:
     answer = client.chat.completions.create(model=model, **settings)
     assert answer.model == model
     return answer.choices[0].message.content or ""
+
+
+def test_a_checkpoint_is_compared_with_its_server(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    adapters: dict[str, Path],
+    deployer: ModelDeployer,
+) -> None:
+    monkeypatch.setenv("SWIFT_API_KEY", KEY)
+    words = ["--checkpoint", str(adapters["one"]), "--against", deployer.url]
+    assert deploy_model.main(words) == 2
+    assert "Name one of them: " in capsys.readouterr().err
+    assert deploy_model.main([*words, "--served-model-name", "one"]) == 0
+    out = capsys.readouterr().out
+    assert "8 of 8 answers equal" in out, out
 
 
 def post(deployer: ModelDeployer, path: str, body: bytes, key: str | None = KEY) -> tuple[int, Any]:

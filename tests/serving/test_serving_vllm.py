@@ -15,6 +15,7 @@ import openai
 import psutil
 import pytest
 
+import deploy_model
 from deploy_model import ModelDeployer
 from swift_toolkit.problems import RunError
 from tests.adapters import make_adapter
@@ -90,6 +91,26 @@ def test_adapters_answer_differently_under_load(client: openai.OpenAI) -> None:
     for name, answer in zip(asked, answers, strict=True):
         said = [taught for taught in NAMES.values() if taught in answer]
         assert said == ([NAMES[name]] if name in NAMES else []), (name, answer)
+
+
+@pytest.mark.parametrize(("model", "status", "verdict"), [("one", 0, None), ("two", 1, "different")])
+def test_a_checkpoint_is_compared_with_vllm(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    adapters: dict[str, Path],
+    deployer: ModelDeployer,
+    model: str,
+    status: int,
+    verdict: str | None,
+) -> None:
+    """vLLM answers like the checkpoint it serves, and not like another."""
+    monkeypatch.setenv("SWIFT_API_KEY", KEY)
+    words = ["--checkpoint", str(adapters["one"]), "--against", deployer.url, "--served-model-name", model]
+    words += ["--questions-file", str(ROOT / "data/quickstart_questions.json"), "--json"]
+    assert deploy_model.main(words) == status
+    proof = json.loads(capsys.readouterr().out)
+    assert verdict is None or proof["verdict"] == verdict
+    assert {fault["cause"] for fault in proof["faults"]} == (set() if status == 0 else {"weights"})
 
 
 def test_mistakes_are_told_the_same_way(client: openai.OpenAI) -> None:

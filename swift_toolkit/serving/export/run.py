@@ -97,13 +97,14 @@ def write_export(export: Export) -> Exported:
     """
     with screen.StartingLine() as line:
         clock = _Clock(line)
-        export.output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with ScratchFolder(export.output.parent, f".{export.output.name}.partial-") as folder:
+        with _write_errors(export.output):
+            export.output.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                ScratchFolder(export.output.parent, f".{export.output.name}.partial-") as folder,
+                _write_errors(export.output),
+            ):
                 made = _made(export, folder / export.output.name, clock)
-                _put_in_place(made.path, export.output)
-        except OSError as error:
-            raise RunError(f"cannot write {export.output}: {error.strerror or error}") from None
+                put_in_place(made.path, export.output)
         made = replace(made, path=export.output, file=made.file and export.output / made.file.name)
         if export.format.name == "hub" and made.proof.verdict != "different":
             with clock.part("upload", f"uploading to {export.options.hub}"):
@@ -112,15 +113,34 @@ def write_export(export: Export) -> Exported:
         return made
 
 
-def _put_in_place(new: Path, path: Path) -> None:
-    """Rename ``new`` to ``path``; an earlier ``path`` is only removed afterwards."""
-    if path.exists():
-        old = new.with_name("old")
-        path.rename(old)
+_FULL = 1 << 20
+"""A disk with fewer free bytes is full."""
+
+
+@contextmanager
+def _write_errors(output: Path) -> Iterator[None]:
+    """Raise a RunError for an OSError, and for any failure on a full disk."""
+    try:
+        yield
+    except (OSError, RunError) as error:
+        parent = output.parent
+        if parent.is_dir() and shutil.disk_usage(parent).free < _FULL:
+            raise RunError(f"cannot write {output}: no space left on the disk of {parent}") from None
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {output}: {error.strerror or error}") from None
+        raise
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``; an earlier ``path`` is removed afterwards, or restored if this is interrupted."""
+    old = new.with_name("old")
+    try:
+        if path.exists():
+            path.rename(old)
         new.rename(path)
-        shutil.rmtree(old)
-    else:
-        new.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
 
 
 def _made(export: Export, path: Path, clock: _Clock) -> Exported:
@@ -192,7 +212,7 @@ def _write_gguf(export: Export, model: Path, path: Path, clock: _Clock, told: To
     path.mkdir()
     file = path / f"{_model_name(export)}-{name.upper()}.gguf"
     with clock.part("converting", f"converting to GGUF, {name}"):
-        _tell_converter(model)
+        tell_converter(model)
         gguf.write(model, file, name, export.log)
     write_json(path / "args.json", _recorded(export))
     if export.format.name == "ollama" and told.side.chat is not None:
@@ -215,7 +235,7 @@ def _recorded(export: Export) -> dict[str, object]:
     }
 
 
-def _tell_converter(model: Path) -> None:
+def tell_converter(model: Path) -> None:
     """Put the chat template where llama.cpp's converter looks first; it would use the base's own otherwise."""
     template, file = model / TEMPLATE, model / "tokenizer_config.json"
     config = read_json(file)[0]

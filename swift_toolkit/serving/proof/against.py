@@ -14,7 +14,7 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.access import KEY_VARIABLE
 from swift_toolkit.serving.proof.exchange import Messages
 from swift_toolkit.serving.proof.prove import ask_original
-from swift_toolkit.serving.proof.server import prove_server
+from swift_toolkit.serving.proof.server import prove_server, served_model
 from swift_toolkit.serving.proof.verdict import Proof
 
 MAX_TOKENS = 32
@@ -26,11 +26,13 @@ class AgainstOptions:
 
     Args:
         url: base URL of the server.
+        model: name of the model on the server; None for the only one.
         base_model: location of the base, if it is no longer where training found it.
         trust_code: accept Python code in the checkpoint.
     """
 
     url: str
+    model: str | None = None
     base_model: str | None = None
     trust_code: bool = False
 
@@ -73,11 +75,13 @@ def compare_with_server(plan: Plan, options: AgainstOptions, questions: Sequence
     """Ask both sides and compare the answers.
 
     Raises:
+        RequestError: the server does not serve the model.
         RunError: one of the sides does not answer.
     """
     screen.print_facts(comparison_rows(plan, options))
+    name = served_model(options.url, options.model, KEY_VARIABLE)
     with screen.StartingLine() as line:
         line.note("asking the checkpoint")
         with ask_original(plan, questions, MAX_TOKENS) as told:
             line.note("asking the server")
-            return prove_server(told, options.url, None, KEY_VARIABLE)
+            return prove_server(told, options.url, name, KEY_VARIABLE)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from swift_toolkit.problems import RunError, first_line
+from swift_toolkit.console.words import listed, shown
+from swift_toolkit.problems import Problem, RequestError, RunError, first_line
 from swift_toolkit.serving.proof.exchange import Deviation, Messages, ProofSide, Response, shared_length
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.verdict import Proof, give_verdict
@@ -25,14 +26,15 @@ def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> 
     Args:
         told: the answers of the checkpoint.
         url: base URL of the server, ``http://host:port/v1``.
-        model: the model name to request; None for the first one it serves.
+        model: the model name to request; None for the only one it serves.
         key_variable: environment variable that may contain the API key.
 
     Raises:
+        RequestError: the server does not serve this model, or serves several and none is named.
         RunError: the server does not answer.
     """
     server = _Server(url, os.environ.get(key_variable))
-    name = model or server.first_model()
+    name = served_model(url, model, key_variable)
     asked = tuple(
         _asked(server, name, messages, one, told.order.max_tokens)
         for messages, one in zip(told.order.questions, told.side.asked, strict=True)
@@ -51,15 +53,30 @@ def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> 
     return give_verdict(told.side, matching, told.questions, "server", seen)
 
 
+def served_model(url: str, model: str | None, key_variable: str) -> str:
+    """The name of the model to request: ``model``, or the only one that the server at ``url`` has.
+
+    Raises:
+        RequestError: the server does not serve this model, or serves several and none is named.
+        RunError: the server does not answer.
+    """
+    names = _Server(url, os.environ.get(key_variable)).models()
+    if not names:
+        raise RunError(f"{url} does not serve any model.")
+    if model in names or (model is None and len(names) == 1):
+        return model or names[0]
+    what = f"serves {len(names)} models" if model is None else f"does not serve {shown(model)}"
+    do = f"Name one of them: {listed(names)}"
+    raise RequestError([Problem(f"{url} {what}", do, "--served-model-name")])
+
+
 class _Server:
     def __init__(self, url: str, key: str | None) -> None:
         self._url, self._key = url.rstrip("/"), key
 
-    def first_model(self) -> str:
-        models = self._json("/models", None).get("data") or []
-        if not models:
-            raise RunError(f"{self._url} does not serve any model.")
-        return str(models[0]["id"])
+    def models(self) -> list[str]:
+        """The names that requests may ask for."""
+        return [str(one["id"]) for one in self._json("/models", None).get("data") or []]
 
     def answer(self, model: str, messages: Messages, max_tokens: int) -> Any:
         """Request an answer; return the response of the server."""

@@ -41,6 +41,11 @@ THRESHOLDS = {
     "6 bits": Thresholds(2e-3, 0.1, f"{_LARGE} 0.0055 (q6_k) and 0.011 (q5_k_m); {_SMALL}"),
     "4 bits": Thresholds(2e-3, 0.5, f"{_LARGE} 0.031 (q4_k_m); {_SMALL}"),
     "8 bits": Thresholds(2e-3, 0.1, "8 bits per weight, activations rounded too (LLM.int8, fp8)"),
+    "quantised base": Thresholds(
+        2e-3,
+        0.5,
+        "the checkpoint runs on its quantised base, as in training, the export on the unquantised one",
+    ),
     "server": Thresholds(0, 0, "a server returns no distributions, so the answers decide"),
 }
 """Thresholds by storage type of the artefact's weights. llama.cpp's figures: ``tools/perplexity/README.md``."""

@@ -7,6 +7,7 @@ show what went wrong. Runs in the worker, as it needs torch.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ ROUNDING = {"torch.bfloat16": 2**-8, "torch.float16": 2**-11, "torch.float32": 2
 _SHARE = 0.05
 """Largest difference of a merged weight from base + adapter, as a share of the adapter's change: ms-swift may add in a
 different dtype than this comparison."""
+
+
+_PREFIXES = ("base_model", "model", "language_model", "vision_model")
+"""Parts of names that differ between a model in memory, which an adapter refers to, and its files."""
+
+
+def _place(name: str) -> str:
+    """The name of a module without the parts that depend on who wrote it."""
+    return ".".join(part for part in name.removesuffix(".weight").split(".") if part not in _PREFIXES)
 
 
 class _Tensors:
@@ -52,41 +62,54 @@ class _Adapter:
         root = adapter_root(path) or path
         self.config: JsonObject = read_json(root / "adapter_config.json")[0] or {}
         self._tensors = _Tensors(root)
+        names = self._tensors.names()
         self.modules = {
-            name.split(".lora_")[0].removeprefix("base_model.model."): name.split(".lora_")[0]
-            for name in self._tensors.names()
+            _place(name.split(".lora_")[0]): name.split(".lora_")[0]
+            for name in names
             if ".lora_A" in name or ".lora_embedding_A" in name
         }
         self.saved = {
-            name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): name
-            for name in self._tensors.names()
-            if ".lora_" not in name
+            _place(name.replace(".modules_to_save.default", "")): name
+            for name in names
+            if ".lora_" not in name and ".base_layer." not in name
         }
 
     @property
-    def plain(self) -> bool:
-        """Whether the adapter is plain LoRA, so that the merged weight is base + B·A."""
-        return self.config.get("peft_type") == "LORA" and not self.config.get("use_dora")
+    def known(self) -> bool:
+        """Whether the merged weights can be computed: plain LoRA, or DoRA of linear layers."""
+        return self.config.get("peft_type") == "LORA"
 
-    def whole(self, tensor: str) -> Any:
+    def whole(self, place: str) -> Any:
         """A tensor that was trained in full."""
-        return self._tensors.stored(self.saved[tensor])
+        return self._tensors.stored(self.saved[place])
 
-    def added(self, module: str) -> Any:
+    def change(self, place: str, base: Any) -> Any | None:
+        """The difference of the merged weight from ``base``; None if it cannot be computed."""
+        added = self._added(place).reshape(base.shape)
+        magnitude = f"{self.modules[place]}.lora_magnitude_vector"
+        if not self.config.get("use_dora"):
+            return added
+        if magnitude not in self._tensors or added.dim() != 2:
+            return None
+        tuned = base.float() + added  # DoRA, https://arxiv.org/abs/2402.09353, equation 5
+        scale = self._tensors.stored(magnitude).float().flatten() / tuned.norm(dim=1)
+        return scale[:, None] * tuned - base.float()
+
+    def _added(self, place: str) -> Any:
         """The scaled B·A, in the shape of the weight."""
-        prefix = self.modules[module]
+        prefix = self.modules[place]
         if f"{prefix}.lora_embedding_A" in self._tensors:
             a, b = (self._tensors.stored(f"{prefix}.lora_embedding_{one}").float() for one in "AB")
-            return (b @ a).T * self._scale(module, a.shape[0])
+            return (b @ a).T * self._scale(prefix, a.shape[0])
         a, b = (self._tensors.stored(f"{prefix}.lora_{one}.weight").float() for one in "AB")
-        delta = (b.flatten(1) @ a.flatten(1)) * self._scale(module, a.shape[0])
+        delta = (b.flatten(1) @ a.flatten(1)) * self._scale(prefix, a.shape[0])
         return delta.T if self.config.get("fan_in_fan_out") else delta
 
-    def _scale(self, module: str, rank: int) -> float:
-        patterns = self.config.get("alpha_pattern") or {}
-        alpha = next(
-            (v for k, v in patterns.items() if module.endswith(k)), self.config.get("lora_alpha", rank)
-        )
+    def _scale(self, prefix: str, rank: int) -> float:
+        module = prefix.removeprefix("base_model.model.")
+        patterns = self.config.get("alpha_pattern") or {}  # regular expressions for the end of a name
+        matching = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+        alpha = next(matching, self.config.get("lora_alpha", rank))
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
@@ -102,9 +125,14 @@ def weight_faults(merged: Path, base: Path, adapter: Path) -> Iterator[Deviation
         kind = _kind(name, original.stored(name), artefact.stored(name), change)
         if kind:
             found.setdefault(kind, []).append(name)
-    missing = [name for name in change.saved if name not in artefact and name in original]
+    there = {_place(name) for name in artefact.names()}
+    missing = [
+        name for name in original.names() if _place(name) in change.saved and _place(name) not in there
+    ]
     if missing:
         found.setdefault("missing", []).extend(missing)
+    if not change.modules.keys() | change.saved.keys() <= there:  # what belongs to the adapter is not known
+        found.pop("base", None)
     yield from _as_faults(found, len(shared))
 
 
@@ -128,20 +156,19 @@ def _as_faults(found: Mapping[str, list[str]], count: int) -> Iterator[Deviation
 
 def _kind(name: str, base: Any, merged: Any, change: _Adapter) -> str:
     """The kind of problem with a merged tensor, "" if it is correct."""
-    if name in change.saved:
-        whole = change.whole(name)
-        return "" if _close(merged.float(), whole.float(), merged, 0) else "saved"
+    place = _place(name)
+    if place in change.saved:
+        return "" if _close(merged.float(), change.whole(place).float(), merged, 0) else "saved"
     if base.shape != merged.shape:
         return "" if _resized(base, merged) else "shape"
-    module = name.removesuffix(".weight")
     difference = merged.float() - base.float()
     noise = _noise(base, merged)
-    if module not in change.modules:
+    if place not in change.modules or not name.endswith(".weight"):
         return "" if float(difference.norm()) <= noise else "base"
-    if not change.plain:
+    expected = change.change(place, base) if change.known else None
+    if expected is None:
         return "unmerged" if float(difference.norm()) == 0 else ""
-    added = change.added(module).reshape(base.shape)
-    return _kind_of_difference(difference, added, noise)
+    return _kind_of_difference(difference, expected, noise)
 
 
 def _kind_of_difference(difference: Any, added: Any, noise: float) -> str:
