@@ -292,6 +292,8 @@ class _Reader:
         if known := renames.foreign(name):
             do = known.do or f'In ms-swift it is "{dashes}{known.name}".'
             return setting.problem(f"is a name of {known.tool}", do)
+        if do := self._misplaced(setting, name):
+            return setting.problem("is not a setting", do)
         if other := self._other_command(name):
             return setting.problem(f"is a setting of swift {other}", _FOR_COMMAND[other])
         if name.lower() in _ENVIRONMENT or name.isupper():
@@ -300,6 +302,16 @@ class _Reader:
         near = (nearest(name, names, most=2) or _holding(name, names)) if place < 50 else []
         mean = " or ".join(f'"{dashes}{word}"' for word in near)
         return setting.problem("is not a setting", f"Did you mean {mean}?" if near else "Remove it.")
+
+    def _misplaced(self, setting: Setting, name: str) -> str:
+        """What to do with a group of settings, a comment, or a name in capitals; "" for any other name."""
+        if isinstance(setting.value, dict) and any(self._knows(_plain(key)) for key in setting.value):
+            return f'Write its settings beside the others, without "{setting.written}".'
+        if name.startswith(("_", "//", "#")):
+            return "Remove it; a .yaml file can hold comments."
+        if name.isupper() and name.lower() in self.fields:
+            return f'Did you mean "{name.lower()}"? {_environment_advice(name)}'
+        return ""
 
     def _other_command(self, name: str) -> Command | None:
         """Another command that has the argument."""

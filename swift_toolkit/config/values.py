@@ -46,6 +46,10 @@ def _typed_list(field: Field, value: Any) -> list[Any]:
         values = [value]
     if not values:
         raise ValueError("is an empty list", "Give at least one, or remove it.")
+    if field.kind == "str" and "" in values:
+        raise ValueError(
+            "is empty" if len(values) == 1 else "has an empty entry", "Give a value, or remove it."
+        )
     return [_typed_one(field, one) for one in values]
 
 

@@ -15,7 +15,7 @@ DATA = ("val_dataset", "dataset", "load_data_args")
 
 
 @dataclass(frozen=True)
-class Line:
+class LineData:
     """The questions and answers of a command line for ms-swift.
 
     Args:
@@ -33,10 +33,10 @@ class Line:
     elsewhere: Problem | None = None
 
 
-NO_LINE = Line()
+NO_LINE = LineData()
 
 
-def read_line(config: Config, checkpoint: Path | None) -> Line:
+def read_line(config: Config, checkpoint: Path | None) -> LineData:
     """Take what a line says about questions and answers out of ``config``.
 
     Args:
@@ -54,7 +54,7 @@ def read_line(config: Config, checkpoint: Path | None) -> Line:
     least = min((one for one in (rows, limit and limit.value) if one and one > 0), default=None)
     if least is not None:
         config.notices.append(f"--limit {least}")
-    return Line(
+    return LineData(
         questions,
         least,
         file,

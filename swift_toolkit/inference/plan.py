@@ -20,7 +20,7 @@ from swift_toolkit.config.rules import secret_problems, slow_dtype
 from swift_toolkit.config.settings import Config
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, Side
-from swift_toolkit.inference.line import DATA, NO_LINE, Line, read_line
+from swift_toolkit.inference.line import DATA, NO_LINE, LineData, read_line
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
@@ -145,7 +145,7 @@ class Plan:
     device: Device
     merge: Literal["no", "beside", "aside"]
     log: Path
-    line: Line = NO_LINE
+    line: LineData = NO_LINE
 
     @property
     def one_engine(self) -> bool:

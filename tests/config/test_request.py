@@ -337,7 +337,7 @@ def test_what_launches_processes_is_no_setting(monkeypatch: pytest.MonkeyPatch) 
         "Set it in the environment (NPROC_PER_NODE=...) or on the command line (--nproc-per-node ...)."
     )
     assert problems_of(MAX_PIXELS=1003520) == (
-        '"MAX_PIXELS" is not a setting. '
+        '"MAX_PIXELS" is not a setting. Did you mean "max_pixels"? '
         "If it is an environment variable, set it before the command: MAX_PIXELS=... python ..."
     )
 

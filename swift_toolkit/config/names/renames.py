@@ -242,7 +242,8 @@ def _list(value: Any) -> list[Any]:
 def split_text(value: Any, separator: str) -> Any:
     """A list from one string with separators; other values unchanged."""
     items = _list(value)
-    if len(items) == 1 and isinstance(items[0], str) and separator in items[0]:
+    is_json = len(items) == 1 and isinstance(items[0], str) and items[0].lstrip().startswith("[")
+    if len(items) == 1 and isinstance(items[0], str) and separator in items[0] and not is_json:
         return [item.strip() for item in items[0].split(separator) if item.strip()]
     return value
 
@@ -454,6 +455,9 @@ def _split_datasets(value: Any) -> Any:
 
 def _dataset(item: Any, work: Work) -> str:
     """The hub id of a data set that had a short name before 3.0 (``alpaca-zh:subset#1000``)."""
+    if isinstance(item, (dict, list)):
+        do = 'Write its file or hub ID as text, with the number of rows after it: "data.jsonl#1000".'
+        work.fail("has an entry that is not text", do, "dataset")
     parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
     ids = legacy_names()["datasets"].get(parts[1]) if parts else None
     if not parts or not ids or exists(item) or exists(parts[1]):

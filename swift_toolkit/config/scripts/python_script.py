@@ -85,7 +85,7 @@ load_dataset                load_dataset         load_dataset
 """
 """Name in a script -> the name in ms-swift 3.12 and in ms-swift 4."""
 
-_PACKAGES: dict[Line, str] = {"v3": "swift.llm", "v4": "swift"}
+_PACKAGES: dict[Line, str] = dict(zip(LINES, ("swift.llm", "swift"), strict=True))
 
 TABLE = {
     name: dict(zip(LINES, new, strict=True)) for name, *new in map(str.split, _SUCCESSORS.split("\n")[1:-1])

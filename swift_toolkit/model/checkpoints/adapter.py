@@ -86,7 +86,12 @@ def adapter_fit(
     if config.swift_form:
         tensors = {name_in_peft(name): tensor for name, tensor in tensors.items()}
     own = list(_empty(path, tensors))
-    own = own or [*_not_numbers(path, tensors), *_other_rank(root, config, tensors)]
+    own = own or [
+        *_not_numbers(path, tensors),
+        *_other_rank(root, config, tensors),
+        *_other_kind(root, config, tensors),
+        *_halves(path, config, tensors),
+    ]
     yield from own
     if not own and base is not None and (model := tensors_in(base)):
         fit = _Fit(path, base, tensors, model, args.new_special_tokens)
@@ -133,6 +138,41 @@ def _other_rank(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]
             what = f"{root / 'adapter_config.json'} says rank {config.rank}, but {name} has {tensor.shape[0]}"
             yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
             return
+
+
+_KINDS = {
+    "LORA": "lora", "ADALORA": "lora", "IA3": "ia3", "VERA": "vera", "BOFT": "boft", "OFT": "oft", "LOHA": "hada",
+    "LOKR": "lokr",
+}  # fmt: skip
+"""PEFT's types of adapters -> how the names of their weights begin."""
+
+
+def _other_kind(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Weights of another type of adapter: PEFT would load none of them, and the base model would answer."""
+    wanted = _KINDS.get(str(config.peft_type))
+    marks = {mark for mark in _KINDS.values() if any(f".{mark}_" in name for name in tensors)}
+    if wanted is not None and marks and wanted not in marks:
+        what = (
+            f'{root / "adapter_config.json"} says "{config.peft_type}", but the weights are of {min(marks)}'
+        )
+        yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
+    content, _ = read_json(root / "adapter_config.json")
+    is_dora = bool((content or {}).get("use_dora")) and wanted == "lora"
+    if is_dora and tensors and not any("lora_magnitude_vector" in name for name in tensors):
+        what = f'{root / "adapter_config.json"} says "use_dora", but the weights hold no magnitudes'
+        yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
+
+
+def _halves(path: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """LoRA's A without B, or the reverse: PEFT would fill in the other one, and the layer would stay untuned."""
+    other = {"A": "B", "B": "A"}
+    matches = [match for name in tensors if (match := _MATRIX.fullmatch(name))]
+    known = {(match[1], match[2]) for match in matches}
+    halves = [(layer, one) for layer, one in known if (layer, other[one]) not in known]
+    if halves and config.peft_type in ("LORA", "ADALORA"):
+        layer, one = min(halves)
+        what = f"{path} is not whole: {layer} has lora_{one} but no lora_{other[one]}"
+        yield Problem(what, "Download it again, or use another checkpoint.")
 
 
 class _Fit:

@@ -13,7 +13,8 @@ folder, change = Path(sys.argv[1]) / "checkpoint-1", sys.argv[2]
 folder.mkdir(parents=True)
 random = numpy.random.default_rng(0)
 config = {
-    "peft_type": "LORA",
+    "peft_type": "IA3" if change == "kind" else "LORA",
+    "use_dora": change == "magnitudes",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": str(materialise("builtin/SmolLM2-135M-Instruct")),
     "r": 16 if change == "rank" else 8,
@@ -32,6 +33,8 @@ if change == "empty":
     weights = {name: numpy.zeros(0, "float32") for name in weights}
 elif change == "nan":
     weights = {name: numpy.full_like(weight, numpy.nan) for name, weight in weights.items()}
+elif change == "half":
+    del weights["base_model.model.model.layers.7.self_attn.v_proj.lora_B.weight"]
 elif change == "other-names":
     weights = {name.replace("model.layers", "model.language_model.layers"): weights[name] for name in weights}
 elif change == "new-tokens":
