@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -12,7 +14,9 @@ import inference_test
 from deploy_model import ModelDeployer
 from finetune_trainer import FineTuner, TrainingResult
 from inference_test import InferenceTester
+from swift_toolkit import __main__
 from swift_toolkit.machine.msswift import installed
+from swift_toolkit.problems import RequestError
 
 pytestmark = [pytest.mark.swift3, pytest.mark.slow]
 
@@ -56,6 +60,36 @@ def test_training(result: TrainingResult) -> None:
     assert result.last_checkpoint is not None
     args = json.loads((result.last_checkpoint / "args.json").read_text())
     assert (args["train_type"], args["torch_dtype"], args["template"]) == ("lora", "float32", "chatml")
+
+
+def test_the_record_of_the_run(
+    result: TrainingResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What ``runs`` and the report say of a run of ms-swift 3."""
+    run = result.run_directory
+    report = (run / "report.html").read_text()
+    for title in ("Loss", "Token accuracy", "Gradient norm", "Learning rate", "Time per step", "Memory"):
+        assert f"<figcaption>{title}" in report
+    other = shutil.copytree(run, tmp_path / "other" / run.name)
+    settings = json.loads((other / "plan.json").read_text())
+    settings["settings"]["learning_rate"]["value"] = "0.5"
+    (other / "plan.json").write_text(json.dumps(settings))
+
+    def said(*words: object) -> Any:
+        assert __main__.main(["runs", *map(str, words), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    (listed,) = said(run.parent)["runs"]
+    assert (listed["state"], listed["step"], listed["max_steps"]) == ("done", STEPS, STEPS)
+    assert listed["best_loss"] < 2 and not listed["faults"] and not listed["resumable"]
+    assert said("show", run)["result"]["steps"] == STEPS
+    page = tmp_path / "comparison.html"
+    assert said("compare", run, other, "--report", page)["settings"] == [["learning_rate", "0.002", "0.5"]]
+    assert "2 runs compared" in page.read_text()
+    assert said("repeat", run)["command"] == ["finetune_trainer.py", "--config", str(run / "settings.json")]
+    assert not said("clean", run.parent)["found"]
+    with pytest.raises(RequestError, match="the run is finished"):
+        FineTuner(run / "settings.json", resume=run)
 
 
 def test_a_batch_of_questions_and_a_served_answer(result: TrainingResult, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.checkpoints import training_state
 
 
@@ -27,7 +28,8 @@ def write_checkpoint(path: Path, processes: int = 1, max_steps: int = 4, **args:
         scheduler.step()
     save_file({"layer.lora_A.weight": weight.detach()}, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    args = {"tuner_type": "lora", "global_world_size": processes, **args}
+    tuner = "tuner_type" if installed().line == "v4" else "train_type"
+    args = {tuner: "lora", "global_world_size": processes, **args}
     (path / "args.json").write_text(json.dumps(args))
     torch.save(optimizer.state_dict(), path / "optimizer.pt")
     torch.save(scheduler.state_dict(), path / "scheduler.pt")

@@ -893,6 +893,7 @@ def keep_running_means() -> None:
     from transformers import Trainer
 
     save, load = Trainer._save_rng_state, Trainer._load_rng_state
+    _keep_sum_of_losses(Trainer)
 
     def saved(self: Any, output_dir: str) -> None:
         save(self, output_dir)
@@ -907,14 +908,39 @@ def keep_running_means() -> None:
         if not file.is_file() or self.args.resume_only_model:
             return
         kept = json.loads(file.read_text())
-        if kept["loss"] and hasattr(self, "_tr_loss"):
-            self._tr_loss += kept["loss"][0]
+        if kept["loss"]:
+            _add_to_sum_of_losses(self, kept["loss"][0])
             self._globalstep_last_logged = kept["loss"][1]
         for name, (state, count) in kept["metrics"].items():
             metric = self.custom_metrics["train"][name]
             metric.state, metric.count = state, count
 
     Trainer._save_rng_state, Trainer._load_rng_state = saved, loaded
+
+
+def _keep_sum_of_losses(trainer_class: Any) -> None:
+    """Let a trainer have the sum of the losses since the last log as ``_tr_loss``. Needed until transformers 5; in 4
+    the sum is a variable of the training loop."""
+    log = trainer_class._maybe_log_save_evaluate
+
+    def logged(self: Any, tr_loss: Any, *args: Any, **kwargs: Any) -> Any:
+        self._tr_loss = tr_loss
+        return log(self, tr_loss, *args, **kwargs)
+
+    trainer_class._maybe_log_save_evaluate = logged
+
+
+def _add_to_sum_of_losses(trainer: Any, loss: float) -> None:
+    """Start the sum of the losses with ``loss``. Until transformers 5 the first step after a resume brings it along."""
+    if hasattr(trainer, "_tr_loss"):
+        trainer._tr_loss += loss
+        return
+
+    def first_step(*args: Any, **kwargs: Any) -> Any:
+        del trainer.training_step
+        return trainer.training_step(*args, **kwargs) + loss
+
+    trainer.training_step = first_step
 
 
 def _running_means(trainer: Any, checkpoint: str) -> Path:

@@ -283,8 +283,7 @@ def test_a_pause_is_no_slow_step(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_the_report_in_a_browser(output: Path) -> None:
     """Every chart is drawn, without network; hovering shows values, dragging zooms, and it fits a phone."""
-    from playwright.sync_api import sync_playwright
-
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     run = output / "a/v0-20260101-000000"
     runs_page.write_run_report(run)
     wrong: list[str] = []
