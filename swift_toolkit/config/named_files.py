@@ -45,6 +45,12 @@ def named_file_problems(config: Config) -> Iterator[Problem]:
                 yield config.problem(
                     name, f'names the file "{path}", which does not hold a list of data sets'
                 )
+    for name in ("cached_dataset", "cached_val_dataset"):
+        for path in config.get(name) or []:
+            places = (path, path.rpartition("#")[0] or path)
+            if not any(Path(place).expanduser().is_dir() for place in places):
+                what = f'names the directory "{path}", which does not exist'
+                yield config.problem(name, what, "Make it with: swift export --to_cached_dataset true")
     for name in ("deepspeed", "teacher_deepspeed"):
         yield from _deepspeed(config, name)
 

@@ -289,7 +289,8 @@ class _Reader:
     def _unknown(self, setting: Setting, name: str, place: int) -> Problem:
         """The problem of an unknown name; only the first fifty get a suggestion, which takes time."""
         dashes = "--" if setting.source.kind == "command line" else ""
-        if known := renames.foreign(name):
+        known = renames.foreign(name)
+        if known and (self.command in tasks.TRAINING_COMMANDS or known.name in self.fields):
             do = known.do or f'In ms-swift it is "{dashes}{known.name}".'
             return setting.problem(f"is a name of {known.tool}", do)
         if do := self._misplaced(setting, name):
@@ -343,8 +344,8 @@ class _Reader:
 
 
 _FOR_COMMAND: dict[Command, str] = {
-    "rlhf": 'Set "rlhf_type", e.g. to "dpo" or "grpo", to use it.',
     "sft": "Pass it to finetune_trainer.py.",
+    "rlhf": 'Set "rlhf_type", e.g. to "dpo" or "grpo", to use it.',
     "infer": "Pass it to inference_test.py.",
     "deploy": "Pass it to deploy_model.py.",
     "export": "Pass it to deploy_model.py.",

@@ -321,6 +321,10 @@ def count_problems(config: Config, report: verify.DataReport) -> Iterator[Proble
         if good and spec.sample is not None and spec.sample > good:
             what = f'requests {spec.sample:,} rows of "{spec.path}", which has {good:,}'
             yield config.problem("val_dataset", what, "ms-swift repeats training rows only.")
+    rows, batch = expected_rows(config, report)["train"], config.get("per_device_train_batch_size") or 1
+    if config.get("dataloader_drop_last") and rows is not None and 0 < rows < batch:
+        what = f"drops every row: a batch has {batch:,} rows, and the data {rows:,}"
+        yield config.problem("dataloader_drop_last", what, "Lower per_device_train_batch_size.")
     for spec, good in zip(report.specs["train"], report.good_rows("train"), strict=True):
         if not good:
             continue

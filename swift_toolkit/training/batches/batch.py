@@ -44,12 +44,18 @@ class Batch:
         """Rows of an optimiser step across all processes of all nodes."""
         return self.rows * self.accumulation * self.feeders
 
-    def steps(self, rows: int, epochs: float) -> int:
+    def steps(self, rows: int, epochs: float, *, drops_last: bool = False) -> int:
         """Number of optimiser steps for ``epochs`` over ``rows``.
 
         Counted as in transformers.Trainer: ``ceil(epochs * ceil(batches / accumulation))``.
+
+        Args:
+            rows: rows of an epoch.
+            epochs: as given.
+            drops_last: an incomplete batch at the end of an epoch is dropped.
         """
-        batches = math.ceil(rows / (self.rows * self.feeders))
+        whole = rows / (self.rows * self.feeders)
+        batches = math.floor(whole) if drops_last else math.ceil(whole)
         return math.ceil(epochs * max(1, math.ceil(batches / self.accumulation)))
 
 
@@ -99,7 +105,7 @@ def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
         return math.ceil(int(epochs * rows) / batch.effective)
     if config.task.batch_of == "answers":
         return math.ceil(epochs * _answer_steps(config, batch, rows))
-    return batch.steps(rows, epochs)
+    return batch.steps(rows, epochs, drops_last=bool(config.get("dataloader_drop_last")))
 
 
 def _answer_steps(config: Config, batch: Batch, prompts: int) -> int:
