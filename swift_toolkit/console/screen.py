@@ -71,7 +71,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], file: IO
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[Text(visible(cell), overflow="fold") for cell in row] for row in rows]
+    cells = [[Text(visible(masked(cell)), overflow="fold") for cell in row] for row in rows]
     table = Table(box=None, show_header=bool(columns), pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns or [""] * len(cells[0]):
         table.add_column(column, overflow="fold", header_style="bold")

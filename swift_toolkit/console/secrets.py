@@ -20,8 +20,24 @@ SECRET_NAME = re.compile(
 """Endings of the names of keys, variables or options that hold a secret."""
 
 _VALUE = re.compile(r"(?=.*[A-Za-z])[\w.\-+/=:~]{6,}")  # not a number, not a special token such as <|im_end|>
-_FORMS = r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{20,}|AKIA[0-9A-Z]{16}"
-_KNOWN = re.compile(rf"\b(?:{_FORMS})\b")
+
+KINDS = {
+    "a private key": ("-----BEGIN", r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
+    "a key of OpenAI or Anthropic": ("sk-", r"\bsk-(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{24,}"),
+    "a key of AWS": ("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
+    **{
+        f"a token of GitHub (gh{letter})": (f"gh{letter}_", rf"\bgh{letter}_[A-Za-z0-9]{{36}}\b")
+        for letter in "pousr"
+    },
+    "a token of GitHub": ("github_pat_", r"\bgithub_pat_\w{60,}"),
+    "a token of Slack": ("xox", r"\bxox[abprs]-[0-9A-Za-z-]{12,}"),
+    "a key of Google": ("AIza", r"\bAIza[\w-]{35}(?![\w-])"),
+    "a token of Hugging Face": ("hf_", r"\bhf_[A-Za-z]{34}\b"),
+}
+"""Name of a kind of secret -> a part that is quick to search for, and its exact form, for long texts."""
+
+_LIKELY = r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{20,})\b"  # on the screen
+_KNOWN = re.compile("|".join((_LIKELY, *(form for _, form in KINDS.values()))))
 _HEXADECIMAL = re.compile(r"\b[0-9a-f]{32,}\b")
 _IN_URL = re.compile(
     r"""(?P<user>\b[a-z][a-z0-9+.-]*://[^\s/@:'"]*:)[^\s/@'"]+(?=@)

@@ -66,3 +66,11 @@ def test_problems_as_json_stay_json(capsys: pytest.CaptureFixture[str]) -> None:
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     said = [problem[name] for name in ("what", "do", "key")]
     assert said == ['is "https://host/a?token=***"', 'Not "https://u:***@h".', "a?token=***"]
+
+
+@pytest.mark.parametrize(
+    "secret", [TOKEN, "xoxb-123456789012-abcdef", "AKIA" + "A1" * 8, "AIza" + "aB3_x" * 7]
+)
+def test_tables(secret: str, capsys: pytest.CaptureFixture[str]) -> None:
+    screen.print_facts([("system", f"x {secret}")])
+    assert capsys.readouterr().err == "system  x ***\n"

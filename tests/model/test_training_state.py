@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -158,3 +159,19 @@ def test_what_ms_swift_writes_is_whole(tiny_checkpoint: Path) -> None:
     assert messages(path) == []
     state = training_state.read_state(path)
     assert (state.step, state.max_steps, state.processes) == (4, 4, 1)
+
+
+@pytest.mark.parametrize("before", [(), (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})])
+def test_code_in_a_pickle_of_old_torch(before: tuple[object, ...], tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.bin"
+    file.write_bytes(b"".join(pickle.dumps(one, 2) for one in (*before, Unsafe())))
+    fault = pickled.fault(file)
+    assert fault is not None and "would run code when it is read" in fault[0]
+
+
+def test_a_harmless_file_of_old_torch(tmp_path: Path) -> None:
+    import torch
+
+    file = tmp_path / "adapter_model.bin"
+    torch.save({"a": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    assert pickled.fault(file) is None

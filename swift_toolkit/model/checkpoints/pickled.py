@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from swift_toolkit.model.files import AGAIN, Fault
 
@@ -48,7 +49,8 @@ def fault(file: Path, every_byte: bool = False) -> Fault | None:
         return f"{file} is empty", AGAIN
     with file.open("rb") as content:
         if content.read(1) == b"\x80":  # torch before 1.6 wrote pickles, whose length is unknown
-            return None
+            content.seek(0)
+            return _code_fault(file, set(_of_old_torch(content)))
     try:
         with zipfile.ZipFile(file) as archive:
             return _entries_fault(file, archive, every_byte)
@@ -74,20 +76,32 @@ def _entries_fault(file: Path, archive: zipfile.ZipFile, every_byte: bool) -> Fa
                 pass  # zipfile compares the checksum at the end
     if not pickles:
         return f"{file} is damaged: it holds no data.pkl", AGAIN
-    unsafe = sorted(
-        {name for pickled in pickles for name in globals_of(pickled) if not HARMLESS.fullmatch(name)}
-    )
-    if unsafe:
-        named = ", ".join(name.replace(" ", ".") for name in unsafe[:3])
-        return (
-            f"{file} would run code when it is read: {named}",
-            "Do not use it unless you wrote it yourself.",
-        )
-    return None
+    return _code_fault(file, {name for pickled in pickles for name in globals_of(pickled)})
 
 
-def globals_of(pickled: bytes) -> Iterator[str]:
-    """The ``module name`` pairs that a pickle names.
+def _code_fault(file: Path, names: set[str]) -> Fault | None:
+    unsafe = sorted(name for name in names if not HARMLESS.fullmatch(name))
+    if not unsafe:
+        return None
+    named = ", ".join(name.replace(" ", ".") for name in unsafe[:3])
+    what = f"{file} would run code when it is read: {named}"
+    return what, "Do not use it unless you wrote it yourself."
+
+
+_OLD_PICKLES = 5
+"""Pickles at the beginning of a file: its mark, its version, the system, the content and the keys of the storages."""
+
+
+def _of_old_torch(content: IO[bytes]) -> Iterator[str]:
+    for _ in range(_OLD_PICKLES):
+        try:
+            yield from globals_of(content)
+        except (ValueError, UnicodeDecodeError):  # the end of the pickles, or damaged
+            return
+
+
+def globals_of(pickled: bytes | IO[bytes]) -> Iterator[str]:
+    """The ``module name`` pairs that a pickle names; a file is read up to its end.
 
     Raises:
         ValueError: it is damaged.
