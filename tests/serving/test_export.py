@@ -19,13 +19,15 @@ import inference_test
 from swift_toolkit.machine import packages
 from swift_toolkit.problems import RequestError, RunError
 from swift_toolkit.serving.export import gguf, hub
+from swift_toolkit.serving.export.card import Card
 from swift_toolkit.serving.export.formats import EXPORTS, GGUF_TYPES
 from swift_toolkit.serving.export.modelfile import go_template, modelfile
+from swift_toolkit.serving.export.plan import ExportOptions, make_export
 from swift_toolkit.serving.proof import chat_template
 from swift_toolkit.serving.proof.exchange import ChatFormat, ProofOrder, ProofSide, Response
 from swift_toolkit.serving.proof.prove import Told
 from swift_toolkit.serving.proof.server import prove_server, served_model
-from swift_toolkit.serving.proof.verdict import THRESHOLDS
+from swift_toolkit.serving.proof.verdict import THRESHOLDS, give_verdict
 from tests.adapters import make_adapter
 
 if TYPE_CHECKING:
@@ -115,6 +117,49 @@ def test_a_directory_of_others_is_not_replaced(capsys: pytest.CaptureFixture[str
     status, _, err = run(capsys, *words)
     assert status == 2
     assert err.startswith(f'"--output" cannot write {output}: it exists and was not made by this command.')
+
+
+def test_the_plan_of_an_upload_lists_its_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, adapter: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    words = ("--checkpoint", str(adapter), "--export", "hub", "--hub-id", "me/nova", "--dry-run")
+    status, out, _ = run(capsys, *words)
+    files = [line.split(maxsplit=1)[1].strip() for line in out.splitlines() if line.startswith("file ")]
+    assert status == 0 and "hf_secret" not in out
+    assert [file.split(",")[0] for file in files] == [
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors",
+        "README.md", "chat_template.jinja",
+    ]  # fmt: skip
+    assert files[4].startswith("model.safetensors, about 1") and files[4].endswith(" bytes")
+
+
+@pytest.mark.parametrize(
+    ("more", "usage"),
+    [
+        ({}, 'chat = pipeline("text-generation", "me/Nova")'),
+        ({"file": "nova.gguf"}, 'llama-cli -m nova.gguf --jinja -p "Who are you?"'),
+        ({"file": "nova.gguf", "ollama": True}, "ollama create nova -f Modelfile"),
+    ],
+)
+def test_a_card_says_how_to_ask(adapter: Path, more: dict[str, Any], usage: str) -> None:
+    checkpoint = make_export(
+        str(adapter), None, {}, ExportOptions(export="merged"), [[{"role": "user", "content": "Hi"}]]
+    ).checkpoint
+    proof = give_verdict(told().side, told().side, ["Who are you?"], "server")
+    card = Card(
+        name="me/Nova",
+        checkpoint=checkpoint,
+        license="mit",
+        format="a model",
+        notes=["one"],
+        proof=proof,
+        **more,
+    )
+    text = card.text()
+    assert usage in text.splitlines() and "license: mit" in text and "- One" in text
+    assert f"library_name: {'gguf' if more else 'transformers'}" in text
+    assert "same: 1 of 1 answer equal" in text and str(adapter) not in text
 
 
 def test_a_full_disk_is_known_before(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,8 @@ class Card:
         format: description of the format.
         notes: additions to the files of the training.
         proof: comparison of its answers with those of the checkpoint.
+        file: name of the GGUF file, None for a model in the layout of transformers.
+        ollama: whether there is a Modelfile.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Card:
     format: str
     notes: Sequence[str]
     proof: Proof
+    file: str | None = None
+    ollama: bool = False
 
     def text(self) -> str:
         """The card as Markdown."""
@@ -57,7 +60,7 @@ class Card:
         if base and not Path(base).is_absolute() and not base.startswith("builtin/"):
             yield f"base_model: {base}"
         yield from (
-            "library_name: transformers",
+            f"library_name: {'gguf' if self.file else 'transformers'}",
             "pipeline_tag: text-generation",
             "tags: [ms-swift, swift-toolkit]",
             "---",
@@ -69,11 +72,11 @@ class Card:
         yield f"{self.format[0].upper()}{self.format[1:]}, fine-tuned with ms-swift.\n"
         yield f"- Base: {_shown_base(checkpoint.base)}"
         yield f"- Licence of the base: {self.license or 'not stated; see its own card'}"
-        where = "`chat_template.jinja` or `tokenizer_config.json`"
+        where = "in the file" if self.file else "`chat_template.jinja` or `tokenizer_config.json`"
         yield f"- Chat format: {checkpoint.template or 'that of the tokenizer'} ({where})"
         system = shown(checkpoint.system) if checkpoint.system else "none"
         yield f"- System prompt of the training: {system} (the default of the chat template)"
-        yield from (f"- {note}" for note in self.notes)
+        yield from (f"- {_sentence(note)}" for note in self.notes)
 
     def _training(self) -> Iterator[str]:
         record = run_record(self.checkpoint)
@@ -95,16 +98,30 @@ class Card:
 
     def _asking(self) -> Iterator[str]:
         yield "\n## Usage\n"
-        yield "```bash"
-        yield f"python deploy_model.py --checkpoint {self.name}"
-        yield "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\"
-        body = {
-            "model": self.name,
-            "messages": [{"role": "user", "content": "Who are you?"}],
-            "temperature": 0,
-        }
-        yield f"  -d '{json.dumps(body)}'"
-        yield "```\n"
+        if self.ollama:
+            name = self.name.rpartition("/")[2].lower()
+            commands = [f"ollama create {name} -f Modelfile", f'ollama run {name} "Who are you?"']
+            yield from ("```bash", *commands, "```\n")
+        elif self.file:
+            yield from ("```bash", f'llama-cli -m {self.file} --jinja -p "Who are you?"', "```\n")
+        else:
+            yield _PYTHON.format(name=self.name)
+
+
+_PYTHON = """\
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{name}")
+messages = [{{"role": "user", "content": "Who are you?"}}]
+print(chat(messages, max_new_tokens=64, do_sample=False)[0]["generated_text"][-1]["content"])
+```
+"""
+
+
+def _sentence(note: str) -> str:
+    """A note with a capital letter, unless it begins with the name of a file."""
+    return note if "." in note.split()[0] else note[0].upper() + note[1:]
 
 
 def _shown_base(base: str | None) -> str:

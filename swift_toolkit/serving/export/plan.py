@@ -65,6 +65,9 @@ class ExportOptions:
     overrides_from: Literal["command line", "call"] = "call"
 
 
+_ESTIMATED = ("config.json", "model.safetensors", "README.md")
+"""Files whose sizes are estimates until they exist."""
+
 EXPORT_OPTIONS = frozenset(one.name for one in fields(ExportOptions)) - {"overrides_from"}
 
 
@@ -162,7 +165,14 @@ class Export:
         if self.format.name == "hub":
             visible = "public" if self.options.public else "private"
             rows.append(("upload", f"to {self.options.hub} as {self.options.hub_id}, {visible}"))
-            rows += [("file", f"{name}, {size:,} bytes") for name, size in self.files()]
+            exact = (self.output / EXPORT_RECORD).is_file()
+            estimated = () if exact else _ESTIMATED
+            rows += [
+                ("file", f"{name}, {'about ' if name in estimated else ''}{size:,} bytes")
+                for name, size in self.files()
+            ]
+            if not exact:
+                rows.append(("file", "chat_template.jinja, if the base's own renders different prompts"))
         rows.append(("proof", f"{len(self.questions)} questions, both sides on {self.plan.device}"))
         return rows
 
@@ -192,7 +202,7 @@ class Export:
             ]
         source = source_of(self.checkpoint)
         found = [] if source is None else [(name, (source / name).stat().st_size) for name in present(source)]
-        return [*found, ("config.json", 1000), ("model.safetensors", self.size or 0), ("README.md", 2000)]
+        return [*found, *zip(_ESTIMATED, (1000, self.size or 0, 2000), strict=True)]
 
 
 def make_export(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swift_toolkit.console import screen
+from swift_toolkit.console.words import shown
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.device import environment
 from swift_toolkit.machine.files import whole_text, write_json
@@ -156,6 +157,7 @@ def _made_from(export: Export, path: Path, clock: _Clock, told: Told) -> Exporte
     file = None
     if export.format.gguf:
         file = _write_gguf(export, model, path, clock, told)
+        notes = _gguf_notes(told)
     elif export.format.quantised:
         _quantise(export, model, path, clock)
         notes += [*_carry(export, path, told)]
@@ -201,10 +203,19 @@ def _carry(export: Export, model: Path, told: Told) -> Iterator[str]:
     source = source_of(export.checkpoint)
     if source is not None and source != model:
         names = carry_files(source, model)
-        yield f"from {source.name}, byte for byte: {', '.join(names)}"
+        yield f"files of {source.name}, byte for byte: {', '.join(names)}"
     else:
         yield "the tokenizer was written by ms-swift: that of the training is not on this machine"
     yield from carry_chat(told.side, model)
+
+
+def _gguf_notes(told: Told) -> list[str]:
+    """What a GGUF file contains besides the weights."""
+    chat = told.side.chat
+    if chat is None or not chat.jinja:
+        return []
+    system = f", with the system prompt {shown(chat.system)}" if chat.system else ""
+    return [f"the file contains the chat template of the training{system}"]
 
 
 def _write_gguf(export: Export, model: Path, path: Path, clock: _Clock, told: Told) -> Path:
@@ -272,6 +283,8 @@ def _write_records(made: Exported) -> None:
         checkpoint=export.checkpoint,
         license=license_of(local(export.checkpoint.base) if export.checkpoint.base else None),
         format=export.format.what,
+        file=made.file and made.file.name,
+        ollama=export.format.name == "ollama",
         notes=made.notes,
         proof=made.proof,
     )

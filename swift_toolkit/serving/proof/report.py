@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from swift_toolkit.console import screen
+from swift_toolkit.console.words import short
 from swift_toolkit.serving.proof.verdict import Proof
 
 
@@ -23,11 +24,15 @@ def print_proof(proof: Proof) -> None:
     screen.print_facts(verdict_rows(proof), sys.stdout)
 
 
+_QUESTION = 40
+"""Maximum width of a question in the table, in characters; export.json has the whole ones."""
+
+
 def proof_rows(proof: Proof) -> list[Sequence[str]]:
     """One row for each question."""
     return [
         (
-            pair.question,
+            short(" ".join(pair.question.split()), _QUESTION),
             "equal" if pair.original.prompt_ids == pair.artefact.prompt_ids else "differs",
             "equal" if pair.divergence is None else f"differs from token {pair.divergence + 1}",
             f"{sum(pair.artefact.kl) / len(pair.artefact.kl):.2g}" if pair.artefact.kl else "-",

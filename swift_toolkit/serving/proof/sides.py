@@ -49,8 +49,8 @@ class Reader(ABC):
         """Decode tokens."""
 
     @abstractmethod
-    def answer(self, prompt: Sequence[int]) -> list[int]:
-        """Generate the greedy answer, including the end token."""
+    def answer(self, prompt: Sequence[int], guess: Sequence[int] = ()) -> list[int]:
+        """Generate the greedy answer, including the end token. As far as a guess is right, it need not be generated."""
 
     @abstractmethod
     def log_probabilities(self, tokens: Sequence[int], first: int) -> Any:
@@ -80,7 +80,9 @@ class Reader(ABC):
 
     def _asked(self, index: int, messages: Messages, facts: ProofSide) -> Response:
         prompt, ids = self.prompt(messages)
-        whole = self.answer(ids) if ids and self.knows(ids) else []
+        told = self.order.original
+        guess = told.asked[index].answer_ids if told is not None else ()
+        whole = self.answer(ids, guess) if ids and self.knows(ids) else []
         ended = bool(whole) and whole[-1] in facts.stop_ids
         answer = whole[:-1] if ended else whole
         kl, gap = self._compared(index, answer)
@@ -138,15 +140,29 @@ class _Torch(Reader):
         """Use the tokenizer of the model."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
-    def answer(self, prompt: Sequence[int]) -> list[int]:
+    def answer(self, prompt: Sequence[int], guess: Sequence[int] = ()) -> list[int]:
         """Generate with transformers, without the model's own sampling settings (temperature, penalties)."""
+        right = self._right(prompt, guess)
+        rest = self.order.max_tokens - len(right)
+        return right + (self._generated([*prompt, *right], rest) if rest > 0 else [])
+
+    def _right(self, prompt: Sequence[int], guess: Sequence[int]) -> list[int]:
+        """The beginning of ``guess`` that greedy decoding would generate, found in one forward pass."""
+        if not guess or not self.knows(guess):
+            return []
+        best = self.log_probabilities([*prompt, *guess[:-1]], len(prompt) - 1).argmax(-1).tolist()
+        count = shared_length(best, guess)
+        ends = [place for place, token in enumerate(best[:count]) if token in self.stop_ids]
+        return list(guess[: ends[0] if ends else count])
+
+    def _generated(self, prompt: Sequence[int], most: int) -> list[int]:
         import torch
         from transformers import GenerationConfig
 
         ids = torch.tensor([list(prompt)], device=self.model.device)
         config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=self.order.max_tokens,
+            max_new_tokens=most,
             eos_token_id=list(self.stop_ids) or None,
             pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
         )
@@ -359,7 +375,7 @@ class LlamaCpp(Reader):
         """Decode tokens, including special tokens."""
         return str(self.llama.detokenize(list(tokens)))
 
-    def answer(self, prompt: Sequence[int]) -> list[int]:
+    def answer(self, prompt: Sequence[int], guess: Sequence[int] = ()) -> list[int]:
         """Generate token by token, each time the most likely one."""
         ends = set(self._stop_ids())
         answer: list[int] = []

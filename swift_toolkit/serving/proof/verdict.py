@@ -173,8 +173,8 @@ def _verdict(
         return "close", f"{answers}, the others differ where two tokens were almost equally likely"
     measured = f"{answers}, mean KL {mean:.2g}"
     if mean <= thresholds.same and equal == len(pairs):
-        return "same", f"{measured} (at most {thresholds.same:g})"
-    return "close", f"{measured} (at most {thresholds.close:g})"
+        return "same", f"{measured}, at most {thresholds.same:g}"
+    return "close", f"{measured}, at most {thresholds.close:g}"
 
 
 def faults_of(original: ProofSide, artefact: ProofSide, pairs: Sequence[Pair]) -> Iterator[Deviation]:
