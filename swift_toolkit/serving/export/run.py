@@ -283,7 +283,7 @@ def _write_records(made: Exported) -> None:
         checkpoint=export.checkpoint,
         license=license_of(local(export.checkpoint.base) if export.checkpoint.base else None),
         format=export.format.what,
-        file=made.file and made.file.name,
+        file=made.file.name if made.file else None,
         ollama=export.format.name == "ollama",
         notes=made.notes,
         proof=made.proof,
