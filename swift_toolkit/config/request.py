@@ -290,7 +290,8 @@ class _Reader:
         """The problem of an unknown name; only the first fifty get a suggestion, which takes time."""
         dashes = "--" if setting.source.kind == "command line" else ""
         known = renames.foreign(name)
-        if known and (self.command in tasks.TRAINING_COMMANDS or known.name in self.fields):
+        trains = self.command in tasks.TRAINING_COMMANDS
+        if known and (trains or (known.name in self.fields and not nearest(name, self.fields))):
             do = known.do or f'In ms-swift it is "{dashes}{known.name}".'
             return setting.problem(f"is a name of {known.tool}", do)
         if do := self._misplaced(setting, name):
