@@ -87,7 +87,8 @@ def resume(plan: TrainingPlan, output: Output, asked: bool | str | Path, force: 
         raise RequestError(problems)
     if not explicit and point.checkpoint:
         resume_from(plan, point.checkpoint, f"--resume: step {point.step}")
-    return Resumption(point, tuple(_lines(point, harmless, harmful)))
+    streams = bool(plan.config.get("streaming"))
+    return Resumption(point, tuple(_lines(point, harmless, harmful, streams=streams)))
 
 
 def resume_from(plan: TrainingPlan, checkpoint: Path, reason: str) -> None:
@@ -120,8 +121,10 @@ def _harmful(point: ResumePoint, changed: list[str]) -> Problem:
     )
 
 
-def _lines(point: ResumePoint, harmless: list[str], harmful: list[str]) -> Iterator[str]:
+def _lines(point: ResumePoint, harmless: list[str], harmful: list[str], *, streams: bool) -> Iterator[str]:
     yield from point.lines()
+    if streams and point.step:
+        yield 'With "streaming", ms-swift processes the earlier rows again; otherwise they are skipped at once.'
     if harmless:
         yield f"Changed since then, with no effect on what is learned: {', '.join(harmless)}."
     if harmful:

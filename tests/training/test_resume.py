@@ -53,6 +53,15 @@ def test_it_goes_on_where_it_was(settings: dict[str, Any], run: Path) -> None:
     ]
 
 
+def test_streamed_rows_are_processed_again(settings: dict[str, Any], run: Path) -> None:
+    settings["streaming"] = True
+    resume.requested(FineTuner(settings).plan).write(run)
+    assert FineTuner(settings, resume=True).describe()["resume"] == [
+        f"Resuming from {run}/checkpoint-2, step 2.",
+        'With "streaming", ms-swift processes the earlier rows again; otherwise they are skipped at once.',
+    ]
+
+
 def test_nothing_to_resume_is_no_error(settings: dict[str, Any]) -> None:
     plan = FineTuner(settings, resume=True).describe()
     assert "resume_from_checkpoint" not in plan["arguments"]
