@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -485,3 +485,9 @@ def test_a_server_of_several_models() -> None:
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9/v1 does not answer: "):
         prove_server(told(), "http://127.0.0.1:9/v1", None, "NO_KEY")
+
+
+@pytest.mark.parametrize(("flag", "names"), [("--export", EXPORTS), ("--gguf-type", GGUF_TYPES)])
+def test_the_help_names_every_format(flag: str, names: Mapping[str, object]) -> None:
+    action = deploy_model.make_parser()._option_string_actions[flag]
+    assert set(re.findall(r"\w+", str(action.help))) >= names.keys()

@@ -15,6 +15,8 @@ from swift_toolkit.dataset.rows.flaws import FlawError
 # Format detection
 
 Family = Literal["messages", "alpaca", "response", "preference"]
+CONVERTED: frozenset[Family] = frozenset({"preference"})
+"""Families that ms-swift does not read; it gets a copy of the file as messages."""
 
 MESSAGE_COLUMNS = ("messages", "conversation", "conversations")
 SYSTEM_COLUMNS = ("system", "system_prompt")
@@ -65,8 +67,7 @@ class Layout:
 
     Args:
         name: name of the format in the report.
-        family: the preprocessor of ms-swift that reads it. "preference" is chosen/rejected, which ms-swift does not
-            read; it gets a converted copy.
+        family: the preprocessor of ms-swift that reads it, or one of `CONVERTED`. "preference" is chosen/rejected.
         rename: column in the file -> standard column, for every column of the file.
         unused: columns that training does not use.
         passed_on: columns that only reward functions use.

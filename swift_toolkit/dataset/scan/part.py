@@ -20,7 +20,7 @@ from swift_toolkit.dataset.reading.tables import TableChunks, TableRows
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
-from swift_toolkit.dataset.rows.formats import TEXT_COLUMNS, Layout, NoFormatError, layout_of
+from swift_toolkit.dataset.rows.formats import CONVERTED, TEXT_COLUMNS, Layout, NoFormatError, layout_of
 from swift_toolkit.dataset.rows.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
@@ -244,8 +244,8 @@ def copy_reason(file: DataFile, layout: Layout, shape: Shape, rules: Rules) -> s
         return "ms-swift needs one row per line"
     if file.values == "array" and not _starts_with(file, b"["):
         return "ms-swift needs an array to start at the first byte"
-    if layout.family == "preference":
-        return "ms-swift does not read chosen/rejected"
+    if layout.family in CONVERTED:
+        return f"ms-swift does not read {layout.name}"
     if file.syntax == "csv":
         return "ms-swift would read text as numbers"
     if rules.task.rows == "class" and any(layout.rename.get(name) == "query" for name in TEXT_COLUMNS):

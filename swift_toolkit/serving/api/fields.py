@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.console.words import did_you_mean, shown
+from swift_toolkit.inference.backend import BACKENDS
 from swift_toolkit.serving.api.schema import RequestBody
 
 CHAT = "/v1/chat/completions"
@@ -18,7 +19,7 @@ COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 
 ENDPOINTS = {CHAT: "chat", COMPLETIONS: "completions", EMBEDDINGS: "embeddings"}
-FIELD_BACKENDS = ("pt", "vllm", "sglang", "lmdeploy")
+FIELD_BACKENDS = tuple(BACKENDS)
 NOWHERE: tuple[str, ...] = ()
 
 Check = Callable[[Any], str | None]
