@@ -106,6 +106,7 @@ def read_request(
         effective_batch=_effective_batch(own.get("effective_batch_size")),
         balance=_balance(own.get("balance")),
         preset_asked=choice.preset is not None and "preset" in own,
+        stored_as=_stored_as(given),
     )
     for name, notice in rules.unused_secrets(config):
         del config.settings[name]
@@ -214,6 +215,12 @@ def _balance(given: Setting | None) -> Setting | None:
         return replace(given, value=typed_value(Field("balance", "bool"), given.value))
     except ValueError:
         return None
+
+
+def _stored_as(given: list[dict[str, Setting]]) -> Setting | None:
+    """The ``quant_method`` of the highest layer that has one, if models are stored by it."""
+    found = [layer["quant_method"] for layer in given if "quant_method" in layer]
+    return found[-1] if found and found[-1].value in renames.STORED_METHODS else None
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,10 @@ def _algorithm(config: Config) -> Iterator[Problem]:
     if (config.get("lisa_activated_layers") or 0) > 0 and config.tuner != "full":
         what = f'cannot be used with "{config.tuner}": LISA is for full training'
         yield config.problem("lisa_activated_layers", what, "Remove it.")
+    if config.tuner == "longlora" and not config.install.trains_longlora:
+        what = 'is "longlora", which ms-swift cannot train with transformers 4.48 or later'
+        do = 'Use "lora"; for long rows also "sequence_parallel_size" or "gradient_checkpointing".'
+        yield config.problem(config.tuner_name, what, do)
     if not task.packs:
         for setting in _FLASH:
             if config.get(setting):

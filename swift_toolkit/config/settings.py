@@ -84,6 +84,8 @@ class Config:
         preset_asked: the preset was given, not derived from other settings.
         warnings: what is legal but probably a mistake.
         balance: whether rows of a step are grouped by length; None lets the plan decide.
+        stored_as: the method (``gptq``, ``awq``, ``aqlm``) by which the user says that the model is stored; ms-swift reads
+            it from the model itself.
     """
 
     command: Command
@@ -97,6 +99,7 @@ class Config:
     preset_asked: bool = False
     warnings: list[Problem] = field(default_factory=list)
     balance: Setting | None = None
+    stored_as: Setting | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of ``name``, or ``default`` if it is not set."""

@@ -82,6 +82,18 @@ class SwiftInstall:
         """Whether the model can be its own teacher (GKD with a column ``teacher_prompt``): only since ms-swift 4.0."""
         return self._either(False, True)
 
+    @property
+    def trains_longlora(self) -> bool:
+        """Whether the tuner ``longlora`` works. Needed until ms-swift's ``tuners/longlora/llama.py`` no longer reads
+        ``num_heads`` of ``LlamaAttention``, which transformers 4.48 removed (3.12 and 4.6 do)."""
+        version = [int(number) for number in re.findall(r"\d+", self.transformers_version)[:2]]
+        return version < [4, 48]
+
+    @property
+    def drops_rows_of_gkd(self) -> bool:
+        """Whether GKD drops the rows that do not fill a batch of a whole step, like GRPO: only since ms-swift 4.0."""
+        return self._either(False, True)
+
     def foreign_generation(self, generation: SwiftGeneration | None) -> str | None:
         """The generation of ms-swift that wrote an adapter's checkpoint, if this one cannot load its optimizer state.
 

@@ -67,8 +67,10 @@ def is_unpacked(found: Quantized, device: Device) -> bool:
 
 def quantization_problems(config: Config, device: Device) -> Iterator[Problem]:
     """What a run cannot do with a quantised model."""
-    found = stored(model) if isinstance(model := config.get("model"), str) else None
+    model = config.get("model")
+    found = stored(model) if isinstance(model, str) else None
     if found is None:
+        yield from _not_stored(config, str(model))
         return
     wanted = config.get("quant_method")
     unpacked = is_unpacked(found, device)
@@ -86,6 +88,16 @@ def quantization_problems(config: Config, device: Device) -> Iterator[Problem]:
     if module and not packages.is_installed(module):
         what = f'names "{model}", which is quantised with {found.method} and needs the package {package}'
         yield config.problem("model", what, f"pip install {package}")
+
+
+def _not_stored(config: Config, model: str) -> Iterator[Problem]:
+    """A method of stored models for a model that is stored unquantised. ms-swift would load it as it is."""
+    if config.stored_as is None or not (Path(model).expanduser() / "config.json").is_file():
+        return
+    method = config.stored_as.value
+    what = f'is "{method}", but {model} is not quantised, and a run cannot quantise it to {method}'
+    do = f'Give a model that is stored as {method}, or set "quant_method" to "bnb" and "quant_bits" to 4.'
+    yield config.stored_as.problem(what, do)
 
 
 def quantization_warnings(config: Config, device: Device) -> Iterator[Problem]:

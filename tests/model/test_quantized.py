@@ -94,6 +94,22 @@ def test_stored_methods_never_become_bitsandbytes() -> None:
         assert (config.get("quant_method"), config.get("quant_bits"), config.preset) == (None, None, "lora")
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq", "aqlm"])
+@pytest.mark.parametrize("tuner", ["lora", "qlora"])
+def test_a_stored_method_needs_a_model_that_is_stored_so(tmp_path: Path, method: str, tuner: str) -> None:
+    given = {"dataset": "d/d", "train_type": tuner, "quant_method": method, "quant_bits": 4}
+    config = load_config({"model": model(tmp_path, None), **given})
+    (problem,) = quantized.quantization_problems(config, CPU)
+    assert str(problem) == (
+        f'"quant_method" is "{method}", but {tmp_path} is not quantised, and a run cannot quantise it to {method}. '
+        f'Give a model that is stored as {method}, or set "quant_method" to "bnb" and "quant_bits" to 4.'
+    )
+    on_a_hub = load_config({"model": "m/m", **given})  # what it holds is not known
+    assert list(quantized.quantization_problems(on_a_hub, CPU)) == []
+    overridden = load_config({"model": model(tmp_path, None), **given}, {"quant_method": "bnb"})
+    assert list(quantized.quantization_problems(overridden, CPU)) == []
+
+
 QWEN3_30B = {
     "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
     "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,

@@ -113,3 +113,26 @@ def test_rows_of_gkd_need_no_answers_where_all_are_generated(tmp_path: Path) -> 
         with pytest.raises(RequestError) as caught:
             tuner("gkd", **given, **more)
         assert "assistant" in str(caught.value)
+
+
+@pytest.mark.swift4
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "refused"), [(8, None, True), (16, None, False), (8, 8, False)]
+)
+def test_gkd_needs_the_rows_of_a_step(
+    rows: int, accumulation: int | None, refused: bool, tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    lines = Path("data/gkd.jsonl").read_text(encoding="utf-8").splitlines()
+    data.write_text("\n".join(lines[:rows]) + "\n", encoding="utf-8")
+    given = {"dataset": str(data), "teacher_model": "m/t", "gradient_accumulation_steps": accumulation}
+    given["per_device_train_batch_size"] = None if accumulation is None else 1
+    if not refused:
+        tuner("gkd", **given)
+        return
+    with pytest.raises(RequestError) as caught:
+        tuner("gkd", **given)
+    assert str(caught.value) == (
+        '"gradient_accumulation_steps" makes a step of 16 rows, but there are 8, and ms-swift drops a step that is not '
+        "full. Use a smaller one, or more rows."
+    )

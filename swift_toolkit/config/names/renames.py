@@ -346,12 +346,12 @@ def _tuner(work: Work, name: str, value: Any) -> Values | None:
     return settings
 
 
-_STORED = ("gptq", "awq", "aqlm")
+STORED_METHODS = ("gptq", "awq", "aqlm")
 """Methods by which a model is stored quantised; ms-swift reads them, and the bits, from its config.json."""
 
 
 def _is_stored(work: Work) -> bool:
-    return as_table_key(work.given.get("quant_method")) in _STORED
+    return as_table_key(work.given.get("quant_method")) in STORED_METHODS
 
 
 def _quant_bits(work: Work, name: str, value: Any) -> Values | None:

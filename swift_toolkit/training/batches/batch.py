@@ -94,6 +94,18 @@ def batch_problems(config: Config, world: int) -> Iterator[Problem]:
     yield wish.problem(f"is {wish.value}, which is not a multiple of {product}", f"Use {near}.")
 
 
+def rows_of_no_step(config: Config, world: int, rows: int | None) -> Iterator[Problem]:
+    """A problem if the rows of GKD do not fill the batch of one step: ms-swift 4 drops them, and trains nothing."""
+    if rows is None or config.task.name != "gkd" or not config.install.drops_rows_of_gkd:
+        return
+    wanted = config.effective_batch.value if config.effective_batch else batch_of(config, world).effective
+    if rows < wanted:
+        what = (
+            f"makes a step of {wanted} rows, but there are {rows}, and ms-swift drops a step that is not full"
+        )
+        yield config.problem("gradient_accumulation_steps", what, "Use a smaller one, or more rows.")
+
+
 def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
     """Optimiser steps of the run; None if the number of rows is unknown."""
     if (steps := config.value("max_steps")) > 0:
