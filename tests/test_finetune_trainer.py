@@ -527,7 +527,7 @@ def test_the_shipped_boxes_are_learned(tiny_llava: Path, tmp_path: Path) -> None
     given = {"model": str(tiny_llava / "model"), "model_type": "llava1_5_hf", "template": "llava1_5_hf"}
     given |= {"preset": "multimodal", "dataset": "data/grounding.jsonl", "output_dir": str(tmp_path)}
     small = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "logging_steps": 1}
-    result = FineTuner(given | small, train_type="full", learning_rate=3e-3, max_steps=12).run_training()
+    result = FineTuner(given | small, train_type="full", learning_rate=3e-3, max_steps=40).run_training()
     lines = (result.run_directory / "logging.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [log["loss"] for log in map(json.loads, lines) if "loss" in log]
     assert result.status == "done" and losses[-1] < losses[0] * 0.7, losses

@@ -84,8 +84,8 @@ class Config:
         preset_asked: the preset was given, not derived from other settings.
         warnings: what is legal but probably a mistake.
         balance: whether rows of a step are grouped by length; None lets the plan decide.
-        stored_as: the method (``gptq``, ``awq``, ``aqlm``) by which the user says that the model is stored; ms-swift reads
-            it from the model itself.
+        stored_as: the method (``gptq``, ``awq``, ``aqlm``) by which the user says that the model is stored; ms-swift
+            reads it from the model itself.
     """
 
     command: Command

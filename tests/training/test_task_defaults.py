@@ -106,7 +106,7 @@ def test_an_adapter_is_no_reward_model(tmp_path: Path) -> None:
 def test_rows_of_gkd_need_no_answers_where_all_are_generated(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     talk = [{"role": "user", "content": "How far is the moon from the earth?"}]
-    file.write_text((json.dumps({"messages": talk}) + "\n") * 4)
+    file.write_text((json.dumps({"messages": talk}) + "\n") * 16)
     given = {"dataset": str(file), "teacher_model": GIVEN["model"]}
     assert tuner("gkd", **given, lmbda=1).data.ok
     for more in ({}, {"lmbda": 0.9}, {"lmbda": 1, "split_dataset_ratio": 0.5}):
