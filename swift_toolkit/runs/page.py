@@ -80,7 +80,7 @@ def run_page(directory: Path, running: bool | None = None) -> str:
     body += page.chart_grid([*charts, *_machine_charts([("", history)])])
     body += "".join(_sections(run, result, plan))
     return page.document(
-        f"{Path(run.model).name} · {run.tuner}",
+        f"{Path(run.model).name} · {run.task} · {run.tuner}",
         body,
         subtitle=str(directory),
         status=(_STATUS.get(run.state, "warn"), _state(run)),

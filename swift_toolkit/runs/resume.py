@@ -49,6 +49,7 @@ class StoredRequest:
         processes: the number of training processes.
         batch: rows of an optimiser step.
         command: the command line that started the run; without secrets. Empty if it was started from Python.
+        task: the training task, a name of `TASKS`.
     """
 
     config: str | None
@@ -59,6 +60,7 @@ class StoredRequest:
     processes: int
     batch: int
     command: tuple[str, ...] = ()
+    task: str = "sft"
 
     def write(self, directory: Path) -> None:
         """Write the request to the run's directory."""
@@ -79,6 +81,7 @@ def request_of(
         processes=processes,
         batch=batch,
         command=tuple(_without_secrets(command)),
+        task=config.task.name,
     )
 
 

@@ -36,6 +36,7 @@ class RunEntry:
             its result cannot be read.
         resumable: whether steps remain after its newest complete checkpoint.
         model: the trained model.
+        task: the training task, e.g. ``sft``.
         tuner: the tuner, e.g. ``lora``.
         data: the training data, as given.
         step: the last step in its log.
@@ -50,6 +51,7 @@ class RunEntry:
     state: State
     resumable: bool
     model: str
+    task: str
     tuner: str
     data: str
     step: int
@@ -70,10 +72,10 @@ class RunEntry:
         when = self.started.strftime("%Y-%m-%d %H:%M")
         data = " ".join(Path(name).name for name in self.data.split())
         run = screen.short_path(self.directory)
-        return (when, run, Path(self.model).name, self.tuner, data, steps, loss, state)
+        return (when, run, Path(self.model).name, f"{self.task} {self.tuner}", data, steps, loss, state)
 
 
-TABLE_COLUMNS = ("started", "run", "model", "tuner", "data", "steps", "best loss", "state")
+TABLE_COLUMNS = ("started", "run", "model", "task", "data", "steps", "best loss", "state")
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def read_run(directory: Path, running: bool | None = None) -> RunEntry:
         state=state,
         resumable=state not in ("running", "done") and _can_go_on(directory, progress.max_steps),
         model=trained.model,
+        task=trained.task,
         tuner=trained.tuner,
         data=trained.data,
         step=progress.step,
@@ -156,9 +159,10 @@ def read_run(directory: Path, running: bool | None = None) -> RunEntry:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What a run trains: the model, the tuner, the data as given."""
+    """What a run trains: the model, the task, the tuner, the data as given."""
 
     model: str
+    task: str
     tuner: str
     data: str
 
@@ -168,12 +172,14 @@ def _trained(directory: Path, request: StoredRequest | None) -> _Trained:
     if request is not None:
         given = request.given
         tuner = given.get("tuner_type") or given.get("train_type") or "lora"
-        return _Trained(given.get("model") or "unknown", tuner, given.get("dataset") or "")
+        return _Trained(given.get("model") or "unknown", request.task, tuner, given.get("dataset") or "")
     args = json_file(directory / "args.json")
     data = args.get("dataset")
     names = data if isinstance(data, list) else [data or ""]
     tuner = args.get("tuner_type") or args.get("train_type") or "lora"
-    return _Trained(str(args.get("model") or "unknown"), str(tuner), " ".join(map(str, names)))
+    task = args.get("rlhf_type") or args.get("task_type") or "sft"
+    task = "sft" if task == "causal_lm" else task
+    return _Trained(str(args.get("model") or "unknown"), str(task), str(tuner), " ".join(map(str, names)))
 
 
 def json_file(file: Path) -> RecordObject:

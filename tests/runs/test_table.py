@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from swift_toolkit import __main__
+from swift_toolkit.config.request import load_config
 from swift_toolkit.runs import lock, resume, table
 from tests.training_checkpoints import write_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 GIVEN = {"model": "/models/tiny", "tuner_type": "lora", "dataset": "/data/a.jsonl"}
 
 
@@ -60,6 +62,7 @@ def test_every_run_with_its_state(output: Path, capsys: pytest.CaptureFixture[st
         "state": "failed",
         "resumable": True,
         "model": "/models/tiny",
+        "task": "sft",
         "tuner": "lora",
         "data": "/data/a.jsonl",
         "step": 2,
@@ -73,7 +76,7 @@ def test_every_run_with_its_state(output: Path, capsys: pytest.CaptureFixture[st
 def test_the_table(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["runs", str(output)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["started", "run", "model", "tuner", "data", "steps", "best", "loss", "state"]
+    assert lines[0] == ["started", "run", "model", "task", "data", "steps", "best", "loss", "state"]
     assert [line[-2:] for line in lines[1:]] == [
         ["0", "killed"],
         ["failed,", "resumable"],
@@ -226,3 +229,11 @@ def test_it_is_a_module_that_can_be_run() -> None:
         [sys.executable, "-m", "swift_toolkit", "runs", "--help"], capture_output=True, text=True, check=True
     )
     assert "usage: python -m swift_toolkit runs" in done.stdout
+
+
+@pytest.mark.parametrize("task", ["sft", "pt", "dpo", "grpo", "seq_cls", "embedding"])
+def test_the_task_of_a_run_is_listed(task: str, tmp_path: Path) -> None:
+    name = {"sft": "lora_sft"}.get(task, task)
+    config = load_config(ROOT / f"configs/{name}.json")
+    resume.request_of(config, {}, 1, 16).write(tmp_path)
+    assert table.read_run(tmp_path).cells()[3] == f"{task} lora"
