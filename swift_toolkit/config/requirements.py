@@ -356,6 +356,7 @@ def unusual_values(config: Config) -> Iterator[Problem]:
         do = 'Remove it, or set it to "steps" or "epoch".'
         yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
     yield from _metric_warnings(config)
+    yield from _teacher_warnings(config)
     yield from warmup_warnings(config, config.value("max_steps"))
 
 
@@ -391,6 +392,15 @@ def _metric_warnings(config: Config) -> Iterator[Problem]:
         what = f'is "{name}", which this run does not measure: it has {", ".join(measured[:4])}'
         do = did_you_mean(str(name), measured, "Use one of them.")
         yield config.problem("metric_for_best_model", what, do)
+
+
+def _teacher_warnings(config: Config) -> Iterator[Problem]:
+    """A model that is to learn from itself: its answers are those of its teacher from the beginning."""
+    teacher, alone = config.get("teacher_model"), not (config.get("sft_alpha") or config.get("adapters"))
+    if config.task.name == "gkd" and alone and teacher is not None and teacher == config.get("model"):
+        what = "is the model itself, so there is nothing to learn, unless rows have a teacher_prompt"
+        do = 'Name a better model, or set "sft_alpha" to learn from the answers of the data, too.'
+        yield config.problem("teacher_model", what, do)
 
 
 def _adapter_warnings(config: Config) -> Iterator[Problem]:

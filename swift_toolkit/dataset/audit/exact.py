@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
@@ -36,12 +37,14 @@ def audit_all(looker: Looker, report: DataReport) -> None:
     Raises:
         FlawError: a file cannot be read.
     """
+    started = time.perf_counter()
     processes = min(cpu_cores(), MOST_PROCESSES) if (report.train_rows or 0) > ALONE else 1
     if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
         found = _look_at(looker, report)
     else:
         found = _with_all_cores(looker, report, processes)
     enter(found, looker, report)
+    report.seconds += time.perf_counter() - started
 
 
 def _with_all_cores(looker: Looker, report: DataReport, processes: int) -> Audit:
