@@ -178,7 +178,7 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
     """
     model = Path(str(config.get("model"))).expanduser()
     kind, template = config.get("model_type"), config.get("template")
-    named = [name for name in (*_TYPES, *_TEMPLATES) if config.get(name)]
+    named = [name for name in (*_TYPES, *_TEMPLATES, *_OTHERS) if config.get(name)]
     if not (named or model.is_dir() or config.task.own_models):
         return
     known, plugins = registry(config.install), registries.plugins_of(config)
@@ -191,13 +191,13 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
         return
     if config.task.own_models:
         yield from _own_model_problems(config, known)
+    yield from _kinds_of_other_models(config, known)
     if (kind and kind not in known.types) or (model / "args.json").exists() or not model.is_dir():
         return
     kinds = [known.types[kind]] if kind else _possible(known, model)
     if len(kinds) > 1:
         more = "" if template else ', and "template"'
-        what = f"is a {_architecture(model)}, which belongs to several model types of ms-swift"
-        yield config.problem("model", what, f'Add "model_type": {_some(one.name for one in kinds)}{more}.')
+        yield config.problem("model", *_several(kinds, model, "model_type", more))
     elif kinds and not template and not config.install.guesses_template:
         found = kinds[0].models.get(model_name(str(model))) or kinds[0].template
         if not found and len(kinds[0].templates) != 1:
@@ -205,8 +205,28 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
             yield config.problem("template", what, f"Add it: {_some(kinds[0].templates)}.")
 
 
+def _several(kinds: Iterable[ModelType], model: Path, setting: str, more: str = "") -> tuple[str, str]:
+    what = f"is a {_architecture(model)}, which belongs to several model types of ms-swift"
+    return what, f'Add "{setting}": {_some(one.name for one in kinds)}{more}.'
+
+
+def _kinds_of_other_models(config: Config, known: Registry) -> Iterator[Problem]:
+    """A local teacher, reward or reference model whose type ms-swift cannot determine."""
+    for name in _OTHERS:
+        given = config.get(name) or []
+        if config.get(f"{name}_type") or (name == "ref_model" and config.get("model_type")):
+            continue  # ms-swift takes the type of the model for that of its reference
+        for value in given if isinstance(given, list) else [given]:
+            model = Path(str(value)).expanduser()
+            if value == config.get("model") or not model.is_dir() or (model / "args.json").exists():
+                continue
+            if len(kinds := _possible(known, model)) > 1:
+                yield config.problem(name, *_several(kinds, model, f"{name}_type"))
+
+
 _TYPES = ("model_type", "ref_model_type", "reward_model_type", "teacher_model_type")
 _TEMPLATES = ("template", "reward_template")
+_OTHERS = ("ref_model", "teacher_model", "reward_model")
 
 
 def _unknown_names(config: Config, settings: Iterable[str], known: Collection[str]) -> Iterator[Problem]:

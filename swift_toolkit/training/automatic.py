@@ -49,6 +49,13 @@ def _fill_for_model(config: Config) -> None:
         config.fill("template", builtin.template, "as the embedded model needs it")
     if builtin is not None or Path(model).is_dir():
         config.fill("check_model", False, "the model is local, so a hub need not be checked")
+    for name in ("ref_model", "teacher_model"):
+        other = config.get(name)
+        if other in model_builtin.BUILTIN:
+            kind = model_builtin.BUILTIN[other].model_type
+            config.fill(f"{name}_type", kind, "as the embedded model needs it")
+        elif other == model and config.get("model_type"):
+            config.fill(f"{name}_type", config.get("model_type"), "the same model")
 
 
 def _fill_for_cpu(plan: TrainingPlan) -> None:

@@ -84,6 +84,19 @@ def test_an_architecture_of_several_types(llama: Path) -> None:
     assert told(model=str(llama), model_type="llama", template="llama3") == []
 
 
+@pytest.mark.parametrize("name", ["teacher_model", "reward_model"])
+def test_another_model_of_an_architecture_of_several_types(name: str, llama: Path) -> None:
+    given = {"model": "a/b", "task": "gkd" if name == "teacher_model" else "ppo", name: str(llama)}
+    (problem,) = told(**given)
+    assert problem.startswith(
+        f'"{name}" is a LlamaForCausalLM, which belongs to several model types of ms-swift.'
+    )
+    assert f'Add "{name}_type": ' in problem
+    assert told(**given, **{f"{name}_type": "llama"}) == []
+    (llama / "args.json").write_text("{}")  # written by a training, and read by ms-swift
+    assert told(**given) == []
+
+
 @pytest.mark.swift4
 def test_a_type_with_several_templates(llama: Path) -> None:
     (problem,) = told(model=str(llama), model_type="llama")
