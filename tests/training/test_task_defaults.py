@@ -86,7 +86,8 @@ def test_a_batch_of_one_embedding_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_steps_of_ppo(tiny_model: Path) -> None:
-    given = {"dataset": "data/grpo.jsonl", "reward_model": str(tiny_model), "per_device_train_batch_size": 4}
+    judge = {"reward_model": str(tiny_model), "reward_model_type": "llama"}
+    given = {"dataset": "data/grpo.jsonl", **judge, "per_device_train_batch_size": 4}
     assert tuner("ppo", **given, max_steps=5).plan.steps == 5
     rows = len(Path("data/grpo.jsonl").read_text().splitlines())
     assert tuner("ppo", **given, num_train_epochs=2).plan.steps == -(-2 * rows // 16)
