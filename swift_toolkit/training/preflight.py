@@ -53,6 +53,7 @@ def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]
     yield from _plugins(config)
     yield from _media(config)
     yield from _output(config)
+    yield from _upload(config)
 
 
 def local_directories(config: Config) -> list[Path]:
@@ -347,6 +348,23 @@ def _output(config: Config) -> Iterator[Problem]:
     elif not os.access(existing, os.W_OK | os.X_OK):
         do = "Choose another directory, or change its permissions."
         yield config.problem("output_dir", f'cannot write to "{existing}": permission denied', do)
+
+
+_HF_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def _upload(config: Config) -> Iterator[Problem]:
+    """An upload without a token: ms-swift would fail after loading the model or after the training."""
+    if not config.get("push_to_hub") or config.get("hub_token"):
+        return
+    uses_hf = config.get("use_hf") or os.environ.get("USE_HF", "").lower() in ("1", "true")
+    names, hub = (_HF_TOKENS, "Hugging Face") if uses_hf else (("MODELSCOPE_API_TOKEN",), "ModelScope")
+    cache = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or f"{cache}/token").expanduser()
+    logged_in = uses_hf and stored.is_file()
+    if not logged_in and not any(map(os.environ.get, names)):
+        do = f"Set the environment variable {names[0]}{' or run hf auth login' if uses_hf else ''}."
+        yield config.problem("push_to_hub", f"needs a token of {hub}", do)
 
 
 def disk_problems(config: Config, steps: int | None, resumed: bool) -> Iterator[Problem]:

@@ -146,3 +146,19 @@ def test_the_task_decision_needs_rows_with_questions(tmp_path: Path) -> None:
         'Add "questions", "kinds", "options" and "target_probs"; see ms-swift\'s ScoringPreprocessor.'
     ]
     assert (reports[1].problems, reports[1].files[0].unused) == ([], [])
+
+
+def test_an_upload_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MODELSCOPE_API_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "USE_HF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert problems(push_to_hub=False) == []
+    assert problems(push_to_hub=True) == [
+        '"push_to_hub" needs a token of ModelScope. Set the environment variable MODELSCOPE_API_TOKEN.'
+    ]
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "given")
+    assert problems(push_to_hub=True) == []
+    (of_hf,) = problems(push_to_hub=True, use_hf=True)
+    assert of_hf.startswith('"push_to_hub" needs a token of Hugging Face.')
+    (tmp_path / "token").write_text("given")
+    assert problems(push_to_hub=True, use_hf=True) == []
