@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
+
+
+with contextlib.suppress(ImportError):  # where only a few tests run
+    import hypothesis
+
+    hypothesis.settings.register_profile("the same each time", derandomize=True)
+    hypothesis.settings.load_profile("the same each time")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -105,7 +105,7 @@ def test_what_is_not_a_number(good: list[float], bad: float) -> None:
     one = ({"loss": bad, "grad_norm": 1.0}, {"loss": 1.0, "grad_norm": bad}, {"eval_loss": bad})
     for logs in (*one, {"loss": bad, "grad_norm": bad}):
         watch = after(*losses(*good), log(step, **logs))
-        (alarm,) = watch.alarms
+        alarm = watch.alarms[-1]  # a good loss may be three times the median of those before it
         assert (alarm.kind, alarm.step, alarm.stops) == ("not a number", step, True)
         assert next(iter(name for name, value in logs.items() if value != 1.0)) in alarm.what
     assert after(*losses(*good), log(step, loss=bad)).finite == len(good)
