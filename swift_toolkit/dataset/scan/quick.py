@@ -28,7 +28,7 @@ from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 COUNTED = 8
 """The tokens of every N-th block are counted for the histogram; it also represents the blocks skipped before it."""
 
-COUNTED_ROWS = 256
+COUNTED_ROWS = 128
 """Number of rows counted in such a block, or a few more."""
 
 UTF8 = 4

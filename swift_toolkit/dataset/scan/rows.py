@@ -91,6 +91,7 @@ class _Scan:
         if self.part.file.has_chunks:
             for block in self._blocks():
                 self._block(block)
+                del block  # its memory serves the next one
                 if self.ends or self._is_over(deadline):
                     return
             return
@@ -122,6 +123,7 @@ class _Scan:
             stream = self.source.stream if self.source else stack.enter_context(open_stream(part.file))
             for chunk in read_chunks(part.file, stream, part.start, part.end):
                 yield block_of(part.file, chunk, part.header)
+                del chunk  # its memory serves the next one
 
     # Many rows at once
 
