@@ -568,6 +568,12 @@ JSON = st.recursive(
 OLD_NAMES = sorted({old for _, old in rename_rows()})
 
 
+@pytest.mark.parametrize("name", ["dataset", "val_dataset", "train_dataset_mix_ds"])
+def test_a_data_set_that_is_not_text(name: str) -> None:
+    (error,) = translate({name: [{"path": "a.jsonl"}]}, "sft", LINE, fields("sft")).errors
+    assert error[:2] == (name, "has an entry that is not text")
+
+
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(COMMANDS), st.dictionaries(st.sampled_from(OLD_NAMES), JSON, max_size=6))
 def test_any_value_is_translated_or_refused(command: Command, values: dict[str, Any]) -> None:
@@ -575,6 +581,7 @@ def test_any_value_is_translated_or_refused(command: Command, values: dict[str, 
     result = translate(values, command, LINE, known)
     assert result.values.keys() <= known.keys()
     assert result.values.keys() == result.origin.keys()
+    assert {name for name, *_ in (*result.errors, *result.warnings)} <= values.keys()  # each has a place
     for names in result.origin.values():
         assert names and set(names) <= values.keys()
     again = translate(result.values, command, LINE, known)

@@ -390,11 +390,11 @@ def _checkpoint(work: Work, name: str, value: Any) -> Values | None:
 
 def _train_data(work: Work, name: str, value: Any) -> Values | None:
     """The training data and its size used to be spread over six settings."""
-    sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("dataset")))]
+    sets = [_dataset(item, work, "dataset") for item in _list(_split_datasets(work.take("dataset")))]
     sets += map(str, _list(split_text(work.take("custom_train_dataset_path"), ",")))
     sets = _sampled(work, "train_dataset_sample", sets)
     for item in _list(work.take("train_dataset_mix_ds")):
-        sets.append(_dataset(item, work))
+        sets.append(_dataset(item, work, "train_dataset_mix_ds"))
     if work.take("train_dataset_mix_ratio") is not None:
         work.warn(
             "train_dataset_mix_ratio",
@@ -408,7 +408,7 @@ def _train_data(work: Work, name: str, value: Any) -> Values | None:
 
 def _val_data(work: Work, name: str, value: Any) -> Values | None:
     """The validation data and its size used to be spread over three settings."""
-    sets = [_dataset(item, work) for item in _list(_split_datasets(work.take("val_dataset")))]
+    sets = [_dataset(item, work, "val_dataset") for item in _list(_split_datasets(work.take("val_dataset")))]
     sets += map(str, _list(split_text(work.take("custom_val_dataset_path"), ",")))
     if work.command in tasks.TRAINING_COMMANDS:  # other commands still have the setting
         sets = _sampled(work, "val_dataset_sample", sets)
@@ -453,11 +453,11 @@ def _split_datasets(value: Any) -> Any:
     return value if len(items) == 1 and exists(items[0]) else split_text(value, ",")
 
 
-def _dataset(item: Any, work: Work) -> str:
-    """The hub id of a data set that had a short name before 3.0 (``alpaca-zh:subset#1000``)."""
+def _dataset(item: Any, work: Work, name: str) -> str:
+    """The hub id of a data set in the setting ``name`` that had a short name before 3.0 (``alpaca-zh:subset#1000``)."""
     if isinstance(item, (dict, list)):
         do = 'Write its file or hub ID as text, with the number of rows after it: "data.jsonl#1000".'
-        work.fail("has an entry that is not text", do, "dataset")
+        work.fail("has an entry that is not text", do, name)
     parts = re.fullmatch(r"([^:#]+)(:[^#]*)?(#.*)?", str(item))
     ids = legacy_names()["datasets"].get(parts[1]) if parts else None
     if not parts or not ids or exists(item) or exists(parts[1]):
