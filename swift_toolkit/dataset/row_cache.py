@@ -10,7 +10,6 @@ each run makes another, with the same rows.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -149,17 +148,14 @@ def _known(arguments: Any, folder: Path | None = None) -> dict[str, list[str]]:
 
 
 def _keep(file: Path, kept: Path) -> None:
-    """Add a copy to an entry unless it is there; its time is part of what `datasets` looks up."""
-    with suppress(FileExistsError):
-        try:
-            os.link(file, kept)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-                raise
-            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-            shutil.copy2(file, part)
-            os.link(part, kept)
-            part.unlink()
+    """Add a data set to an entry unless it is there; its time is part of what `datasets` looks up.
+
+    It is no link, because the user may change a file in the directory of a run.
+    """
+    if not kept.exists():
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        shutil.copy2(file, part)
+        part.replace(kept)
 
 
 def _setting_names(arguments: Any) -> list[str]:

@@ -178,6 +178,8 @@ def test_a_run_finds_the_rows_of_another_run_s_copy(place: Path) -> None:
     assert first["encoded"] and first["kept"] and other["encoded"]
     assert again == {**first, "encoded": 0}
     assert other["tokens"] != first["tokens"]
+    (place / "v0" / "data" / "rows.jsonl").write_text(changed(a="Never."))  # the user's own file, perhaps
+    assert encode(place, [run("v4", lines(ROWS))]) == [again]
     shutil.rmtree(place / "v0")
     (later,) = encode(place, [run("v3", lines(ROWS))])
     assert later == again
