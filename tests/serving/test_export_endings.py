@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from swift_toolkit.serving.export import gguf
 from swift_toolkit.serving.export.run import put_in_place
 from tests.adapters import make_adapter
 from tests.conftest import ROOT
+from tests.disks import fill, mount, small_disk
 
 
 @pytest.fixture
@@ -74,30 +73,18 @@ def test_a_signal_leaves_what_was_there(adapter: Path, number: signal.Signals) -
     assert [one.name for one in earlier.iterdir()] == ["export.json"]
 
 
-def mount(*words: str) -> None:
-    done = subprocess.run(["mount", *words], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with room for a merged ``tiny_model``."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk))
-    yield disk
-    while os.path.ismount(disk):
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+    with small_disk(tmp_path, "64m") as disk:
+        yield disk
 
 
 @pytest.mark.slow
 def test_a_disk_that_others_fill(adapter: Path, disk: Path) -> None:
     words = ("--checkpoint", str(adapter), "--export", "merged", "--output", str(disk / "nova"))
     running = Running(*words, until="merging the adapter")
-    with (disk / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(1 << 16)):
-            pass
+    fill(disk)
     status, said = running.end()
     assert status == 1
     assert f"cannot write {disk / 'nova'}: no space left on the disk of {disk}" in said

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +15,7 @@ from finetune_trainer import FineTuner, Interrupted
 from swift_toolkit.machine import files
 from swift_toolkit.problems import RequestError
 from swift_toolkit.runs import lock, storage
+from tests.disks import fill, mount, small_disk
 from tests.test_finetune_trainer import Started, flags, run, tiny
 
 
@@ -97,30 +95,18 @@ def test_a_stop_that_may_take_no_such_time(tiny_model: Path, tmp_path: Path, gra
 # --- the disk -----------------------------------------------------------------------------------------------
 
 
-def mount(*words: str) -> None:
-    done = subprocess.run(["mount", *words], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-
-
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with room for a few checkpoints of a full fine-tuning of ``tiny_model``."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount("-t", "tmpfs", "-o", "size=256m", "tmpfs", str(disk))
-    yield disk
-    while os.path.ismount(disk):  # each of those that lie above one another
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+    with small_disk(tmp_path, "256m") as disk:
+        yield disk
 
 
 @pytest.mark.slow
-def test_a_full_disk(tiny_model: Path, small_disk: Path) -> None:
-    settings = tiny(tiny_model, small_disk / "out", train_type="full", max_steps=5000, save_total_limit=2)
+def test_a_full_disk(tiny_model: Path, disk: Path) -> None:
+    settings = tiny(tiny_model, disk / "out", train_type="full", max_steps=5000, save_total_limit=2)
     started = Started(settings)
-    with (small_disk / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(1 << 16)):
-            pass
+    fill(disk)
     assert started.wait() == 1
     directory = started.run_directory
     found, said = storage.checkpoints(directory), started.errors.read_text()
@@ -158,10 +144,10 @@ def test_a_directory_that_is_removed_meanwhile(tiny_model: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_directory_that_becomes_read_only(tiny_model: Path, small_disk: Path) -> None:
-    started = Started(tiny(tiny_model, small_disk / "out", max_steps=5000, save_steps=2))
-    mount("--bind", str(small_disk), str(small_disk))
-    mount("-o", "remount,bind,ro", str(small_disk))
+def test_a_directory_that_becomes_read_only(tiny_model: Path, disk: Path) -> None:
+    started = Started(tiny(tiny_model, disk / "out", max_steps=5000, save_steps=2))
+    mount("--bind", str(disk), str(disk))
+    mount("-o", "remount,bind,ro", str(disk))
     assert started.wait() == 1
     said = started.errors.read_text()
     assert "Unexpected" not in said

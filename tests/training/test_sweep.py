@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +156,28 @@ trainer.DEFAULT_CALLBACKS.append(RunsOut)
 """
 
 
+@pytest.fixture
+def runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
+    """The settings of a run that lacks memory for 4 rows at the beginning of a step."""
+
+    def at(step: int) -> dict[str, Any]:
+        monkeypatch.setenv("RUNS_OUT_AT", str(step))
+        plugin = tmp_path / "runs_out.py"
+        plugin.write_text(RUNS_OUT)
+        return {"external_plugins": [str(plugin)], "effective_batch_size": 4}
+
+    return at
+
+
 @pytest.mark.slow
 def test_a_real_run_starts_again_with_half_the_batch(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    runs_out: Callable[[int], dict[str, Any]],
 ) -> None:
-    monkeypatch.setenv("RUNS_OUT_AT", "5")
-    (tmp_path / "runs_out.py").write_text(RUNS_OUT)
-    settings = tiny(
-        tiny_model, tmp_path / "out", max_steps=8, external_plugins=[str(tmp_path / "runs_out.py")]
-    )
-    result = FineTuner(
-        settings | {"per_device_train_batch_size": 4, "effective_batch_size": 4}
-    ).run_training()
+    settings = tiny(tiny_model, tmp_path / "out", max_steps=8, **runs_out(5))
+    result = FineTuner(settings | {"per_device_train_batch_size": 4}).run_training()
     assert result.status == "done"
     said = "Out of memory. Restarting from step 4 with 2 rows at once × 2 accumulated; "
     assert said in capsys.readouterr().err
@@ -180,15 +191,16 @@ def test_a_real_run_starts_again_with_half_the_batch(
 
 @pytest.mark.slow
 def test_half_the_batch_after_a_restart_and_from_the_start(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    runs_out: Callable[[int], dict[str, Any]],
 ) -> None:
     """A run that lacks memory in its first step ends with the same weights as one started with half the batch."""
-    monkeypatch.setenv("RUNS_OUT_AT", "0")
-    (tmp_path / "runs_out.py").write_text(RUNS_OUT)
-    plugins = {"external_plugins": [str(tmp_path / "runs_out.py")], "effective_batch_size": 4}
+    lacking = runs_out(0)
     weights = []
     for rows in (4, 2):
-        settings = tiny(tiny_model, tmp_path / f"out{rows}", max_steps=4, save_steps=4, **plugins)
+        settings = tiny(tiny_model, tmp_path / f"out{rows}", max_steps=4, save_steps=4, **lacking)
         result = FineTuner(
             settings | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 4 // rows}
         ).run_training()
