@@ -171,6 +171,12 @@ def _model_type(
 # --- what ms-swift cannot determine ------------------------------------------------------------------------
 
 
+OTHER_MODELS = ("ref_model", "reward_model", "teacher_model")
+"""Settings that name further models of a run."""
+
+_TYPES = ("model_type", *(f"{name}_type" for name in OTHER_MODELS))
+
+
 def model_type_problems(config: Config) -> Iterator[Problem]:
     """A model type or a template that ms-swift does not know, or cannot determine for a local model by itself.
 
@@ -178,7 +184,7 @@ def model_type_problems(config: Config) -> Iterator[Problem]:
     """
     model = Path(str(config.get("model"))).expanduser()
     kind, template = config.get("model_type"), config.get("template")
-    named = [name for name in (*_TYPES, *_TEMPLATES, *_OTHERS) if config.get(name)]
+    named = [name for name in (*_TYPES, *_TEMPLATES, *OTHER_MODELS) if config.get(name)]
     if not (named or model.is_dir() or config.task.own_models):
         return
     known, plugins = registry(config.install), registries.plugins_of(config)
@@ -212,7 +218,7 @@ def _several(kinds: Iterable[ModelType], model: Path, setting: str, more: str = 
 
 def _kinds_of_other_models(config: Config, known: Registry) -> Iterator[Problem]:
     """A local teacher, reward or reference model whose type ms-swift cannot determine."""
-    for name in _OTHERS:
+    for name in OTHER_MODELS:
         given = config.get(name) or []
         if config.get(f"{name}_type") or (name == "ref_model" and config.get("model_type")):
             continue  # ms-swift takes the type of the model for that of its reference
@@ -224,9 +230,7 @@ def _kinds_of_other_models(config: Config, known: Registry) -> Iterator[Problem]
                 yield config.problem(name, *_several(kinds, model, f"{name}_type"))
 
 
-_TYPES = ("model_type", "ref_model_type", "reward_model_type", "teacher_model_type")
 _TEMPLATES = ("template", "reward_template")
-_OTHERS = ("ref_model", "teacher_model", "reward_model")
 
 
 def _unknown_names(config: Config, settings: Iterable[str], known: Collection[str]) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ from swift_toolkit.runs import resume
 DATA_SECONDS = 2.0
 """Approximate time for checking the data before a run, in seconds; ``--verify-data`` checks all of it."""
 
-_MODELS = ("model", "ref_model", "reward_model", "teacher_model")
+_MODELS = ("model", *registry.OTHER_MODELS)
 _BASES = {"ref_adapters": "model", "teacher_adapters": "teacher_model", "reward_adapters": "reward_model"}
 """Settings that name reference, teacher or reward adapters, each with the setting of its base model."""
 _CHECKPOINTS = ("adapters", "resume_from_checkpoint", *_BASES)
@@ -357,7 +357,7 @@ def _upload(config: Config) -> Iterator[Problem]:
     """An upload without a token: ms-swift would fail after loading the model or after the training."""
     if not config.get("push_to_hub") or config.get("hub_token"):
         return
-    uses_hf = config.get("use_hf") or os.environ.get("USE_HF", "").lower() in ("1", "true")
+    uses_hf = registries.uses_hugging_face(config)
     names, hub = (_HF_TOKENS, "Hugging Face") if uses_hf else (("MODELSCOPE_API_TOKEN",), "ModelScope")
     cache = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     stored = Path(os.environ.get("HF_TOKEN_PATH") or f"{cache}/token").expanduser()

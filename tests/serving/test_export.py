@@ -457,9 +457,8 @@ def server_that(answer: str, tokens: int = 13, more: int = 0, ends: str = "stop"
 def test_a_server_is_compared(server: type[FakeHub], verdict: str, cause: str | None) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        proof = prove_server(
-            told("You are Nova."), f"http://127.0.0.1:{running.server_port}/v1", None, "NO_KEY"
-        )
+        url = f"http://127.0.0.1:{running.server_port}/v1"
+        proof = prove_server(told("You are Nova."), url, served_model(url, None, "NO_KEY"), "NO_KEY")
         running.shutdown()
     assert proof.verdict == verdict, proof
     assert cause is None or cause in [fault.cause for fault in proof.faults]
@@ -483,8 +482,10 @@ def test_a_server_of_several_models() -> None:
 
 
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9/v1 does not answer: "):
-        prove_server(told(), "http://127.0.0.1:9/v1", None, "NO_KEY")
+    url = "http://127.0.0.1:9/v1"
+    for ask in (lambda: served_model(url, None, "NO_KEY"), lambda: prove_server(told(), url, "m", "NO_KEY")):
+        with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9/v1 does not answer: "):
+            ask()
 
 
 @pytest.mark.parametrize(("flag", "names"), [("--export", EXPORTS), ("--gguf-type", GGUF_TYPES)])

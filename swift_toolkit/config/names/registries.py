@@ -388,12 +388,17 @@ def _loss_scale(config: Config, value: str, words: Iterable[str], bases: Iterabl
     yield from _unknown(config, "loss_scale", names, (*([] if rest else bases), *words))
 
 
+def uses_hugging_face(config: Config) -> bool:
+    """Whether models and data sets come from Hugging Face; ModelScope is ms-swift's default."""
+    return bool(config.get("use_hf")) or os.environ.get("USE_HF", "").lower() in ("1", "true")
+
+
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|gz|zst|zip)$", re.IGNORECASE)
 
 
 def _dataset_problems(config: Config, known: tuple[str, ...]) -> Iterator[Problem]:
     """Data sets without an owner that are neither a file nor a name that ms-swift registers. Hugging Face has some."""
-    use_hf = config.get("use_hf") or os.environ.get("USE_HF", "").lower() in ("1", "true")
+    use_hf = uses_hugging_face(config)
     for setting in ("dataset", "val_dataset"):
         for text in config.get(setting) or []:
             hub, _, rest = str(text).rpartition("::")

@@ -20,23 +20,21 @@ _SECONDS = 300
 """Seconds that an answer may take."""
 
 
-def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> Proof:
+def prove_server(told: Told, url: str, model: str, key_variable: str) -> Proof:
     """Ask a server the same questions as the checkpoint and judge the answers.
 
     Args:
         told: the answers of the checkpoint.
         url: base URL of the server, ``http://host:port/v1``.
-        model: the model name to request; None for the only one it serves.
+        model: the model name to request, see `served_model`.
         key_variable: environment variable that may contain the API key.
 
     Raises:
-        RequestError: the server does not serve this model, or serves several and none is named.
         RunError: the server does not answer.
     """
     server = _Server(url, os.environ.get(key_variable))
-    name = served_model(url, model, key_variable)
     asked = tuple(
-        _asked(server, name, messages, one, told.order.max_tokens)
+        _asked(server, model, messages, one, told.order.max_tokens)
         for messages, one in zip(told.order.questions, told.side.asked, strict=True)
     )
     side = ProofSide(
@@ -44,9 +42,9 @@ def prove_server(told: Told, url: str, model: str | None, key_variable: str) -> 
         vocabulary=told.side.vocabulary,
         added={},
         stop_ids=_stop_ids(told.side, asked),
-        read_by=f"{name} at {url}",
+        read_by=f"{model} at {url}",
     )
-    seen = [*_prompt_faults(server, name, told, asked)]
+    seen = [*_prompt_faults(server, model, told, asked)]
     matching = replace(
         side, asked=tuple(_same_prompt(*pair) for pair in zip(told.side.asked, asked, strict=True))
     )
