@@ -390,6 +390,10 @@ def _is_entry(tensor: StoredTensor) -> bool:
     )
 
 
+NO_OWNERS = frozenset("out output outputs checkpoint checkpoints ckpt ckpts models adapters weights".split())
+"""First parts of paths that name a directory, not the owner of a hub model."""
+
+
 def looks_local(name: str) -> bool:
     """Whether a model name is a path on this machine and not a hub id (``owner/name``)."""
     path = Path(name).expanduser()

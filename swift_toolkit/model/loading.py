@@ -13,7 +13,7 @@ from swift_toolkit.machine.msswift import LINES
 from swift_toolkit.model import registry
 from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
 from swift_toolkit.model.checkpoints.checkpoint import HUB_ID, Checkpoint
-from swift_toolkit.model.files import looks_local
+from swift_toolkit.model.files import NO_OWNERS, looks_local
 from swift_toolkit.problems import Problem
 
 
@@ -72,13 +72,13 @@ def local(model: str | None) -> str | None:
 
 
 def is_on_hub(model: str | None) -> bool:
-    """Whether a model or adapter must be downloaded from a hub: its name has the form ``owner/name``, and no directory
-    here is named like the owner or nearly so (which would be a misspelled path).
+    """Whether a model or adapter must be downloaded from a hub: its name has the form ``owner/name``, no directory here
+    is named like the owner or nearly so (which would be a misspelled path), and the owner is none of `NO_OWNERS`.
     """
     if model is None or is_builtin(model) or looks_local(model) or HUB_ID.fullmatch(model) is None:
         return False
     owner, _, name = model.partition("/")
-    if Path(owner).is_dir() or name.startswith("checkpoint-"):
+    if owner in NO_OWNERS or Path(owner).is_dir() or name.startswith("checkpoint-"):
         return False
     directories = [entry.name for entry in Path().iterdir() if entry.is_dir()]
     return not difflib.get_close_matches(owner, directories, n=1, cutoff=0.8)

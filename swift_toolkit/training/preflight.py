@@ -23,7 +23,7 @@ from swift_toolkit.model import files as model_files
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.code import code_problems, pickle_problems
 from swift_toolkit.model.checkpoints.find import CHECKPOINT
-from swift_toolkit.model.files import adapter_root, looks_local
+from swift_toolkit.model.files import NO_OWNERS, adapter_root, looks_local
 from swift_toolkit.problems import Problem
 from swift_toolkit.runs import resume
 
@@ -87,17 +87,12 @@ def _models(config: Config) -> Iterator[Problem]:
                 yield from _local_model(config, name, model)
 
 
-_NO_OWNERS = frozenset("out output outputs checkpoint checkpoints ckpt ckpts models adapters weights".split())
-"""First parts of paths that name a directory, not the owner of a hub model."""
-
-
 def _is_path(config: Config, name: str) -> bool:
     """Whether a name means a local directory that does not exist: its first part is a directory, or usually is one, and
     ms-swift does not know a hub model by the rest."""
     owner = name.partition("/")[0]
     return looks_local(name) or (
-        (owner in _NO_OWNERS or Path(owner).is_dir())
-        and registry.registry(config.install).named(name) is None
+        (owner in NO_OWNERS or Path(owner).is_dir()) and registry.registry(config.install).named(name) is None
     )
 
 
