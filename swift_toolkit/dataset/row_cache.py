@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.machine import packages
-from swift_toolkit.machine.files import blocks, size_of, whole_file
+from swift_toolkit.machine.files import blocks, size_of, whole_file, written_beside
 
 FORMAT = "1"
 """Part of every key; increase it when this toolkit changes the conversion of rows."""
@@ -153,9 +153,8 @@ def _keep(file: Path, kept: Path) -> None:
     It is no link, because the user may change a file in the directory of a run.
     """
     if not kept.exists():
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-        shutil.copy2(file, part)
-        part.replace(kept)
+        with written_beside(kept) as beside:
+            shutil.copy2(file, beside)
 
 
 def _setting_names(arguments: Any) -> list[str]:
