@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from swift_toolkit.config import named_files, requirements
 from swift_toolkit.config.named_files import DEEPSPEED
-from swift_toolkit.config.names import registries
+from swift_toolkit.config.names import benchmarks, registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.console import secrets
@@ -190,6 +190,7 @@ def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
             if value not in words and not (name == "attn_impl" and _is_hub_kernel(str(value))):
                 yield config.problem(name, *not_one_of(value, words))
     yield from registries.registry_problems(config)
+    yield from benchmarks.benchmark_problems(config)
     yield from _deepspeed(config)
     device_map = config.get("device_map")
     if isinstance(device_map, str) and not _DEVICE_MAP.fullmatch(device_map):

@@ -281,7 +281,9 @@ class Plugins:
     def mention(self, *names: str) -> bool:
         """Whether they may use one of these functions and tables: they name it, or their source is incomplete."""
         return not self.complete or any(
-            _last_name(node) in names for tree in self.trees for node in ast.walk(tree)
+            (node.name if isinstance(node, ast.alias) else _last_name(node)) in names
+            for tree in self.trees
+            for node in ast.walk(tree)
         )
 
 

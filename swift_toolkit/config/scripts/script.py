@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import tasks
 from swift_toolkit.config.file import Values, read_small
-from swift_toolkit.config.names import translate
+from swift_toolkit.config.names import benchmarks, translate
 from swift_toolkit.config.scripts import python_script, shell
 from swift_toolkit.config.scripts.python_script import Call, PythonScript
 from swift_toolkit.config.scripts.shell import Script, Statement
@@ -230,6 +230,11 @@ def _for_the_installed(command: SwiftCommand) -> str:
         items = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(one if isinstance(one, str) else json.dumps(one) for one in items)]
     lost = "".join(f" {name} {text}." for name, text in done.warnings)
+    if command.command == "eval":
+        unknown = benchmarks.unknown_benchmarks(
+            done.values.get("eval_dataset"), done.values.get("eval_backend")
+        )
+        lost += "".join(f" {text}" for text in unknown)
     return f"With ms-swift {install.version}: {shlex.join(secrets.masked_words(words))}{lost and f' ({lost.strip()})'}"
 
 
