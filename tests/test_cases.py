@@ -1,13 +1,14 @@
-"""Situations out of the daily work with ms-swift, each a folder of ``tests/cases`` with what must happen.
+"""Situations from daily work with ms-swift, each a folder of ``tests/cases`` with what must happen.
 
 ``case.json`` in the folder is an object:
 
-    runs     a list of {"command", "status", "says", "never"}: the words after ``python``, the exit status, texts that
-             stdout or stderr hold and texts that they do not; runs follow one another in the same copy of the folder
+    runs     a list of {"command", "status", "says", "never", "line"}: the arguments of ``python``, the exit status, texts
+             that stdout or stderr contain, texts that they do not contain, and the only line of ms-swift ("v3" or "v4")
+             that the run is for; runs follow one another in the same copy of the folder
     marks    names of pytest marks such as "slow" or "swift4"
 
-Commands begin with one of the three scripts, which run in this process (in one of their own where the case is marked
-slow), or with ``_tools/NAME.py``. The copy of the folder also holds everything from ``tests/cases/_files``.
+Commands begin with one of the three scripts, which run in this process (in a separate one if the case is marked
+slow), or with ``_tools/NAME.py``. The copy of the folder also contains everything from ``tests/cases/_files``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from swift_toolkit.machine.msswift import installed
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "tests/cases"
@@ -46,7 +49,8 @@ def test_case(
     shutil.copytree(folder, place)
     shutil.copytree(CASES / "_files", place, dirs_exist_ok=True)
     monkeypatch.chdir(place)
-    for run in case["runs"]:
+    runs = [run for run in case["runs"] if run.get("line") in (None, installed().line)]
+    for run in runs:
         script, *words = shlex.split(run["command"])
         aside = script.startswith("_tools/") or "slow" in case.get("marks", [])
         status, said = (_in_a_process if aside else _here)(script, words, monkeypatch, capfd)
