@@ -4,6 +4,7 @@
     python benchmarks/dataset_scan.py                  # 1 MB, 100 MB and 2 GB; 100,000 rows with ms-swift
     python benchmarks/dataset_scan.py --swift-rows 1000000
     python benchmarks/dataset_scan.py --layouts 100000 # the table of all formats, with ms-swift
+    python benchmarks/dataset_scan.py --growth json csv parquet     # memory with 1 MB, 100 MB and 2 GB of a format
 
 The files contain messages in JSON Lines (for the table, a question and an answer in each format), generated with a
 fixed seed and removed afterwards. Each figure is the best of several rounds in separate processes; memory is the
@@ -24,9 +25,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import psutil
+import pyarrow
 import pyarrow.parquet
 import zstandard
 
@@ -98,8 +101,20 @@ def main() -> None:
     parser.add_argument(
         "--layouts", type=int, default=0, help="only the table of formats, with this number of rows"
     )
+    parser.add_argument(
+        "--growth",
+        nargs="+",
+        choices=GROWING,
+        default=[],
+        help="only the growth of memory with these formats",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        for layout in options.growth:
+            for megabytes in options.megabytes:
+                growth(Path(folder), megabytes, options.rounds, layout)
+        if options.growth:
+            return
         if options.layouts:
             layouts(Path(folder), options.layouts, options.rounds, bool(options.swift_rows))
             return
@@ -122,14 +137,49 @@ def throughput(folder: Path, kind: str, megabytes: int, rounds: int) -> None:
         )
 
 
-def growth(folder: Path, megabytes: int, rounds: int) -> None:
-    path = folder / "rows.jsonl"
-    write(path, rows_of("english", 60), size=megabytes << 20)
+GROWING = ("jsonl", "json", "csv", "parquet")
+
+
+def growth(folder: Path, megabytes: int, rounds: int, layout: str = "jsonl") -> None:
+    path = folder / f"rows.{layout}"
+    write_grown(path, megabytes << 20, layout)
     for cores, name in (("one", "one core"), ("all", "all cores")):
         best, memory = best_of(rounds if megabytes < 1000 else 1, VERIFY, path, cores, "")
-        print(f"{megabytes} MB, {name}: {figures(path, best)}, {memory} MB of memory", flush=True)
+        print(f"{megabytes} MB {layout}, {name}: {figures(path, best)}, {memory} MB of memory", flush=True)
     best, memory = best_of(1, VERIFY, path, "one", "2")
-    print(f"{megabytes} MB, within 2 s: {best['seconds']:.2f} s, {memory} MB of memory", flush=True)
+    print(f"{megabytes} MB {layout}, within 2 s: {best['seconds']:.2f} s, {memory} MB of memory", flush=True)
+    path.unlink()
+
+
+def write_grown(path: Path, size: int, layout: str) -> None:
+    """Write ``size`` bytes of distinct rows or a little more; Parquet without compression."""
+    if layout == "jsonl":
+        write(path, rows_of("english", 60), size=size)
+    elif layout == "parquet":
+        schema = pyarrow.schema({"query": pyarrow.string(), "response": pyarrow.string()})
+        with pyarrow.parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+            for rows in endless_pairs():
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                if path.stat().st_size >= size:
+                    break
+    else:
+        with path.open("w", encoding="utf-8", newline="") as out:
+            out.write("[" if layout == "json" else "query,response\r\n")
+            for number, rows in enumerate(endless_pairs()):
+                if layout == "csv":
+                    csv.DictWriter(out, list(rows[0])).writerows(rows)
+                else:
+                    out.write((",\n" if number else "") + ",\n".join(map(json.dumps, rows)))
+                if out.tell() >= size:
+                    break
+            out.write("]\n" if layout == "json" else "")
+
+
+def endless_pairs() -> Iterator[list[dict[str, str]]]:
+    """Distinct rows of a question and an answer, a thousand at a time, endlessly."""
+    table = pairs_of("plain", 1000)
+    for number in count():
+        yield [row | {"query": f"{number}, {row['query']}"} for row in table]
 
 
 def against_swift(folder: Path, rows: int, rounds: int) -> None:

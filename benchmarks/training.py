@@ -2,7 +2,7 @@
 """Speed of the trainer, as ratios to raw ms-swift in one run of this script.
 
     python benchmarks/training.py               # everything; about 20 minutes on two cores
-    python benchmarks/training.py checks        # help, a misspelled key, a dry run; 1 minute
+    python benchmarks/training.py checks        # help, a misspelled key, dry runs (also of a 7B model); 1 minute
     python benchmarks/training.py training      # whole training processes
     python benchmarks/training.py mixed         # steps on rows of mixed length; about 10 minutes
     python benchmarks/training.py mixed --only ours --runs 1 --times t.json   # one side per call; the last prints all
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.model_7b import write_model  # noqa: E402
 
 TRAINER = [sys.executable, str(ROOT / "finetune_trainer.py")]
 RAW = [str(Path(sys.executable).with_name("swift")), "sft"]
@@ -81,16 +83,29 @@ def cpu_seconds() -> float:
 
 
 def checks(runs: int) -> None:
-    """Startup times before anything is trained."""
-    raw_runs, runs = runs, max(runs, 5)
-    ours = {
-        "--help": ([*TRAINER, "--help"], 0),
-        "a misspelled key": ([*TRAINER, "--config", CONFIG, "--lora_rnak", "8"], 2),
-        "a correct --dry-run": ([*TRAINER, "--config", CONFIG, "--dry-run"], 0),
-    }
-    for name, (command, status) in ours.items():
-        seconds(command, status)  # fills the caches
-        report(name, [seconds(command, status) for _ in range(runs)])
+    """Startup times before anything is trained, measured in turn."""
+    from swift_toolkit.model import builtin
+
+    raw_runs, runs = runs, max(runs, 9)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "Qwen2.5-7B-Instruct"
+        write_model(builtin.materialise("builtin/SmolLM2-135M-Instruct"), model)
+        timed = {
+            "python -c pass": ([sys.executable, "-c", "pass"], 0),
+            "--help": ([*TRAINER, "--help"], 0),
+            "a misspelled key": ([*TRAINER, "--config", CONFIG, "--lora_rnak", "8"], 2),
+            "a correct --dry-run": ([*TRAINER, "--config", CONFIG, "--dry-run"], 0),
+            "--dry-run with a local 7B model": (
+                [*TRAINER, "--model", str(model), "--dataset", "data/self_cognition.jsonl", "--dry-run"],
+                0,
+            ),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in timed}
+        for _ in range(1 + runs):  # the first round fills the caches
+            for name, (command, status) in timed.items():
+                taken[name].append(seconds(command, status))
+    for name, times in taken.items():
+        report(name, times[1:])
     misspelled = [*RAW, "--model", "none/none", "--lora_rnak", "8"]
     report("raw swift sft, a misspelled key", [seconds(misspelled, 1) for _ in range(raw_runs)])
 

@@ -420,6 +420,10 @@ def _adapter_warnings(config: Config) -> Iterator[Problem]:
 
 
 def _evaluation_warnings(config: Config) -> Iterator[Problem]:
+    uses, asked = bool(config.get("eval_use_evalscope")), bool(config.get("eval_dataset"))
+    if uses != asked:
+        given, missing = ("eval_use_evalscope", "eval_dataset")[:: 1 if uses else -1]
+        yield config.problem(given, f'has no effect without "{missing}"', "Add it.")
     if has_validation(config):
         return
     if config.get("streaming") and config.get("split_dataset_ratio"):

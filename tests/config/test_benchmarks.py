@@ -12,6 +12,7 @@ import pytest
 import inference_test
 from swift_toolkit.config.names.benchmarks import benchmark_names
 from swift_toolkit.config.request import load_config
+from swift_toolkit.config.requirements import unusual_values
 from swift_toolkit.problems import RequestError
 
 ADAPTER = """
@@ -31,11 +32,8 @@ FILES = {
     "benchmarks/aime/aime_adapter.py": ADAPTER.format("'aime24'") + ADAPTER.format("'aime25'"),
     "benchmarks/data_collection/data_collection_adapter.py": ADAPTER.format("DataCollection.NAME"),
 }
-EVALUATED = {
-    "model": "builtin/SmolLM2-135M-Instruct",
-    "dataset": "data/self_cognition.jsonl",
-    "eval_use_evalscope": True,
-}
+BASE = {"model": "builtin/SmolLM2-135M-Instruct", "dataset": "data/self_cognition.jsonl"}
+EVALUATED = {**BASE, "eval_use_evalscope": True}
 
 
 @pytest.fixture
@@ -80,6 +78,21 @@ def test_a_misspelled_benchmark_is_an_error_with_the_nearest_name() -> None:
 )
 def test_nothing_that_is_found_or_not_looked_up_is_an_error(settings: dict[str, object]) -> None:
     assert problems_of(**settings) == []
+
+
+@pytest.mark.usefixtures("evalscope")
+def test_one_of_the_two_settings_alone_has_no_effect() -> None:
+    def warnings(**settings: object) -> list[str]:
+        config = load_config({**BASE, **settings})
+        return [str(problem) for problem in unusual_values(config)]
+
+    assert warnings(eval_dataset=["gsm8k"]) == [
+        '"eval_dataset" has no effect without "eval_use_evalscope". Add it.'
+    ]
+    assert warnings(eval_use_evalscope=True) == [
+        '"eval_use_evalscope" has no effect without "eval_dataset". Add it.'
+    ]
+    assert warnings(eval_use_evalscope=True, eval_dataset=["gsm8k"]) == []
 
 
 @pytest.mark.usefixtures("evalscope")
