@@ -98,5 +98,5 @@ def _constant(package: Path, name: ast.expr) -> str | None:
         if isinstance(node, ast.ClassDef) and node.name == name.value.id:
             for line in node.body:
                 if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == name.attr:
-                    return ast.literal_eval(line.value)
+                    return str(ast.literal_eval(line.value))
     return None
