@@ -32,6 +32,7 @@ from swift_toolkit.dataset.lengths import Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.rows.checks import Rules, misspelled_column
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.dataset.scan import near
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import WITH_STARTER, scan_parts, starter_command, worth_sharing
@@ -68,7 +69,7 @@ def verify(
     problem_type: str | None = None,
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
-    without_tools: str = "",
+    template: TemplateRules = ANY_TEMPLATE,
     tokenizer: Path | None = None,
     closely: bool = False,
     limit_seconds: float | None = None,
@@ -85,7 +86,7 @@ def verify(
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: maximum length of a row in tokens, for the warning about rows that are longer by an estimate.
         columns: ms-swift's `columns`, names in the file -> standard names.
-        without_tools: the name of the template, if it has no format for tools.
+        template: what the template of the run cannot write.
         tokenizer: the model's `tokenizer.json`, for estimating lengths; None estimates them from bytes.
         closely: look for secrets, and for duplicates that differ in spaces and case, in all rows instead of the first
             10,000 rows or million characters of a file; takes about three times as long. Without `limit_seconds` only.
@@ -94,9 +95,7 @@ def verify(
     """
     started = time.perf_counter()
     kind = replace(TASKS[task], rows="prompt") if answers_itself else TASKS[task]
-    rules = Rules(
-        kind, multimodal, num_labels, problem_type, max_length, columns, without_tools, closely=closely
-    )
+    rules = Rules(kind, multimodal, num_labels, problem_type, max_length, columns, template, closely=closely)
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)

@@ -1,4 +1,4 @@
-"""The chat templates of the installed ms-swift, read from its source: end of answer, start of turn, tool format.
+"""The chat templates of the installed ms-swift, read from its source: the marks of turns, and what they can write.
 
 ms-swift trains with the template of another model without a warning: the model's tokenizer has no token for the
 template's end mark, so the model learns to spell it. Nothing of ms-swift is imported.
@@ -7,6 +7,7 @@ template's end mark, so the model learns to spell it. Nothing of ms-swift is imp
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -36,12 +37,20 @@ class Template:
         end: the mark that ends an answer; "" if it is the model's own end of text, or not a single mark.
         turn: the first mark of a question, "" if there is none.
         agent: its format for tools, "" if there is none.
+        system: whether it has a place for a system prompt, which the setting ``system`` needs.
+        system_in_rows: whether it writes the system prompt of a row, for which some templates have code of their own.
+        rounds: whether it writes more than one round; otherwise ms-swift uses only the last.
+        needs_begin: whether it begins with the tokenizer's ``bos_token``, which ms-swift does not check.
     """
 
     name: str
     end: str = ""
     turn: str = ""
     agent: str = ""
+    system: bool = True
+    system_in_rows: bool = True
+    rounds: bool = True
+    needs_begin: bool = False
 
 
 def templates(install: SwiftInstall) -> dict[str, Template]:
@@ -84,10 +93,20 @@ class _Source:
         }
         name = registry.source_text(given.get("template_type"), self.names)
         if name:
+            system = _takes_system(given)
             end = _last(given.get("suffix"), texts)
             opening = _MARK.search(" ".join(_items(given.get("prompt"), texts)))
             agent = registry.source_text(given.get("agent_template"), texts)
-            yield Template(name, end if _MARK.fullmatch(end) else "", opening[0] if opening else "", agent)
+            yield Template(
+                name,
+                end=end if _MARK.fullmatch(end) else "",
+                turn=opening[0] if opening else "",
+                agent=agent,
+                system=system,
+                system_in_rows=system or self._moves_system(given.get("template_cls")),
+                rounds=not _is_none(given.get("chat_sep")),
+                needs_begin=_mentions(given.get("prefix"), "bos_token_id"),
+            )
 
     def _fields(self, name: str) -> dict[str, ast.expr | None]:
         """The fields of a class and their defaults, in the order of its constructor."""
@@ -102,13 +121,50 @@ class _Source:
                 found[line.target.id] = _default(line.value)
         return found
 
+    def _moves_system(self, name: ast.expr | None) -> bool:
+        """Whether a class of templates, or a base of it below ``Template``, sets ``inputs.system`` itself."""
+        node = self.classes.get(name.id) if isinstance(name, ast.Name) else None
+        if node is None or node.name == "Template":
+            return False
+        sets = any(
+            isinstance(one, ast.Attribute) and one.attr == "system" and isinstance(one.ctx, ast.Store)
+            for one in ast.walk(node)
+        )
+        return sets or any(map(self._moves_system, node.bases))
+
 
 def _default(value: ast.expr | None) -> ast.expr | None:
-    """The value of ``field(default_factory=lambda: X)``."""
+    """The value of ``field(default_factory=lambda: X)`` or ``field(default_factory=list)``."""
     if not isinstance(value, ast.Call):
         return value
     factory = next((word.value for word in value.keywords if word.arg == "default_factory"), None)
+    if isinstance(factory, ast.Name) and factory.id == "list":
+        return ast.List(elts=[])
     return factory.body if isinstance(factory, ast.Lambda) else None
+
+
+def _is_none(node: ast.expr | None) -> bool:
+    """Whether the source says None; an unknown value does not."""
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _mentions(node: ast.expr | None, text: str) -> bool:
+    return node is not None and any(
+        isinstance(one, ast.Constant) and isinstance(one.value, str) and text in one.value
+        for one in ast.walk(node)
+    )
+
+
+def _takes_system(given: Mapping[str, ast.expr | None]) -> bool:
+    """Whether a system prompt has a place; a value that is computed may have one."""
+    parts = [given.get("prefix"), given.get("prompt")]
+    written = all(isinstance(part, ast.List) for part in parts)
+    after = given.get("system_prefix")
+    return (
+        not written
+        or not (after is None or _is_none(after))
+        or any(_mentions(part, "{{SYSTEM}}") for part in parts)
+    )
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -139,10 +195,13 @@ def _last(node: ast.expr | None, texts: Mapping[str, str]) -> str:
 
 def template_warnings(config: Config) -> Iterator[Problem]:
     """A template that was set but does not match the model: its end mark is not a token, or not the right one."""
-    given = _known(config)
-    if given is None or not given.end:
+    if config.get("template_backend") == "jinja" and config.task.output == "chat":
+        what = 'is "jinja", with which ms-swift does not tell answers from questions: it trains on all of the text'
+        yield config.problem("template_backend", what, "Remove it; it is meant for inference.")
+    given, own = _known(config), _own(config)
+    if given is None or not given.end or is_plain(config):
         return
-    own = _own(config)
+    unlike = _unlike_chat_template(config, given)
     its = f'The template of this model is "{own.name}".' if own and own.name != given.name else ""
     files = _tokenizer_files(str(config.get("model")))
     if files and not any(_holds(file, given.end) for file in files):
@@ -151,12 +210,50 @@ def template_warnings(config: Config) -> Iterator[Problem]:
     elif own and own.end and (own.end, own.turn) != (given.end, given.turn):
         what = f'is "{given.name}", which writes turns as {given.turn} ... {given.end}'
         yield config.problem("template", what, f"{its} It has {own.turn} ... {own.end}.")
+    elif unlike is not None and not own:
+        what = f'is "{given.name}", which begins a turn with {given.turn}: the model\'s own {unlike} does not'
+        yield config.problem("template", what, "Choose the template that the model was trained with.")
 
 
-def without_tools(config: Config) -> str:
-    """The template in use if it is known to have no tool format and none is set; else ""."""
-    used = _known(config) or (None if config.get("template") else _own(config))
-    return used.name if used and not used.agent and not config.get("agent_template") else ""
+def template_problems(config: Config) -> Iterator[Problem]:
+    """What the template in use cannot write although the settings ask for it; ms-swift fails after loading the model,
+    or at the first batch."""
+    chosen = used(config)
+    if config.get("system") is not None:
+        if is_plain(config):
+            do = 'Remove it, or set "use_chat_template" to true.'
+            yield config.problem("system", "cannot be used without a chat template", do)
+        elif chosen is not None and not chosen.system:
+            what = f'cannot be used with the template "{chosen.name}", which has no place for a system prompt'
+            yield config.problem("system", what, "Remove it, or choose another template.")
+    if chosen is not None and chosen.needs_begin and not is_plain(config) and _lacks_begin(config):
+        what = f'is "{chosen.name}", which begins with the token bos_token: this model has none'
+        yield config.problem("template", what, "Choose the template that the model was trained with.")
+
+
+def used(config: Config) -> Template | None:
+    """The template in use, if it is known."""
+    return _known(config) or (None if config.get("template") else _own(config))
+
+
+def is_plain(config: Config) -> bool:
+    """Whether training uses plain texts without a chat template."""
+    given = config.get("use_chat_template")
+    if config.command == "pt":
+        return config.install.line == "v3" or not given
+    return given is False
+
+
+def _lacks_begin(config: Config) -> bool:
+    """Whether the tokenizer of a model on this machine says that it has no ``bos_token``."""
+    directory = _directory(str(config.get("model")))
+    file = directory / "tokenizer_config.json" if directory else None
+    if file is None or not file.is_file():
+        return False
+    with contextlib.suppress(ValueError):
+        settings = json.loads(file.read_bytes())
+        return isinstance(settings, dict) and "bos_token" in settings and settings["bos_token"] is None
+    return False
 
 
 def _known(config: Config) -> Template | None:
@@ -184,6 +281,24 @@ def _tokenizer_files(model: str) -> list[Path]:
     if directory is None or not (directory / _TOKENIZER_FILES[0]).is_file():
         return []
     return [file for name in _TOKENIZER_FILES if (file := directory / name).is_file()]
+
+
+def _unlike_chat_template(config: Config, template: Template) -> str | None:
+    """The file of a model on this machine with a chat template that does not contain the template's first mark.
+
+    Marks that name a role are not looked for: a chat template may compose them.
+    """
+    directory = _directory(str(config.get("model")))
+    if directory is None or not template.turn or re.search("(?i)user|human|question", template.turn):
+        return None
+    for file in (directory / "chat_template.jinja", directory / "tokenizer_config.json"):
+        content = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if file.suffix == ".json":
+            with contextlib.suppress(ValueError, AttributeError):
+                content = json.dumps(json.loads(content).get("chat_template") or "", ensure_ascii=False)
+        if content.strip('"'):
+            return None if template.turn in content else file.name
+    return None
 
 
 def _directory(model: str) -> Path | None:

@@ -18,6 +18,7 @@ from swift_toolkit.console.screen import gib
 from swift_toolkit.console.words import did_you_mean_path
 from swift_toolkit.dataset import verify
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
+from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.model import builtin, layers, registry, templates
 from swift_toolkit.model import files as model_files
 from swift_toolkit.model.checkpoints import training_state
@@ -48,6 +49,7 @@ def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]
         yield from code_problems(local_directories(config), bool(config.get("load_args")))
     yield from pickle_problems(local_directories(config))
     yield from registry.model_type_problems(config)
+    yield from templates.template_problems(config)
     yield from layers.layer_problems(config)
     yield from _checkpoints(config)
     yield from _plugins(config)
@@ -197,7 +199,7 @@ class VerifyArguments(TypedDict):
     max_length: int | None
     columns: dict[str, str] | None
     tokenizer: Path | None
-    without_tools: str
+    template: TemplateRules
 
 
 def verify_arguments(config: Config) -> VerifyArguments:
@@ -213,9 +215,39 @@ def verify_arguments(config: Config) -> VerifyArguments:
         "problem_type": config.get("problem_type"),
         "max_length": config.get("max_length"),
         "columns": columns if isinstance(columns, dict) else None,
-        "without_tools": templates.without_tools(config),
+        "template": template_rules(config),
         "tokenizer": _tokenizer(str(config.get("model") or "")),
     }
+
+
+def template_rules(config: Config) -> TemplateRules:
+    """What the template of a training run cannot write."""
+    used = templates.used(config)
+    refuses_tools = used is not None and not used.agent and not config.get("agent_template")
+    if templates.is_plain(config):
+        return _plain_rules(config, refuses_tools)
+    if used is None:
+        return ANY_TEMPLATE
+    return TemplateRules(
+        name=f'the template "{used.name}"',
+        system="used" if used.system_in_rows else "refused",
+        tools="refused" if refuses_tools else "used",
+        rounds=used.rounds,
+    )
+
+
+def _plain_rules(config: Config, refuses_tools: bool) -> TemplateRules:
+    """What training without a chat template leaves out: ms-swift 3.12 rejects system prompts, 4.x drops them."""
+    old = config.install.line == "v3"
+    instead = 'train with "sft"' if old and config.command == "pt" else 'set "use_chat_template" to true'
+    return TemplateRules(
+        name="training without a chat template",
+        system="refused" if old else "dropped",
+        tools="refused" if refuses_tools else "dropped",
+        rounds=False,
+        instead=instead,
+        for_tools=f"{instead.capitalize()}.",
+    )
 
 
 def _tokenizer(model: str) -> Path | None:

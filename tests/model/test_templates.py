@@ -24,4 +24,7 @@ def test_the_templates_are_ms_swifts_own() -> None:
         end = meta.suffix[-1] if meta.suffix else ""
         assert template.end in ("", end.strip() if isinstance(end, str) else ""), name
         assert template.turn in "".join(one for one in meta.prompt if isinstance(one, str)), name
+        assert template.system == meta.support_system, name
+        assert template.rounds == meta.support_multi_round, name
+        assert template.needs_begin == (["bos_token_id"] in meta.prefix), name
     assert sum(bool(template.end) for template in found.values()) > len(found) / 2

@@ -31,6 +31,7 @@ from swift_toolkit.dataset.rows.messages import (
     read_messages,
     standard_row,
 )
+from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules, template_flaws
 
 TINY_ANSWER = 8
 """Answers shorter than this number of characters must contain a letter or a digit."""
@@ -51,7 +52,7 @@ class Rules:
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: maximum length of a row in tokens; None for no limit.
         columns: the run's own mapping of column names, ms-swift's `columns`.
-        without_tools: the name of the template, if it has no format for tools.
+        template: what the template cannot write.
         lengths: estimates the tokens of a text.
         closely: also look at rows beyond the first for secrets and for duplicates that differ in spaces and case.
     """
@@ -62,7 +63,7 @@ class Rules:
     problem_type: str | None = None
     max_length: int | None = None
     columns: Mapping[str, str] | None = None
-    without_tools: str = ""
+    template: TemplateRules = ANY_TEMPLATE
     lengths: Lengths = BY_BYTES
     closely: bool = False
 
@@ -231,9 +232,7 @@ def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
         yield from _object_flaws(row)
     if "tools" in row:
         yield from _tool_flaws(row["tools"])
-    if rules.without_tools and _uses_tools(row):
-        what = f'the row has tools, but the template "{rules.without_tools}" has no format for them'
-        yield Flaw("tools", what, 'Add "agent_template", e.g. "hermes".')
+    yield from template_flaws(row, rules.template)
     yield from _value_flaws(row)
     yield from _text_flaws(messages)
     if rules.task.rows != "text":
@@ -478,14 +477,6 @@ def _object_flaws(row: Row) -> Iterator[Flaw]:
         given, tags = len(objects.get(name) or ()), _count(tag, row)
         if tags != given:
             yield Flaw("objects", f'the text has {tags} {tag} and "objects" {given} of "{name}"')
-
-
-def _uses_tools(row: Row) -> bool:
-    """Whether the template must format tools, their calls or answers."""
-    return bool(row.get("tools")) or any(message["role"] in _TOOL_ROLES for message in row["messages"])
-
-
-_TOOL_ROLES = frozenset({"tool_call", *TOOL_ANSWERS})
 
 
 def _tool_flaws(tools: Any) -> Iterator[Flaw]:

@@ -96,6 +96,9 @@ KINDS: dict[str, FlawKind] = {
         "warning", "same role twice in a row", "ms-swift joins the two texts without a separator."
     ),
     "lost-key": FlawKind("warning", "keys of messages that are dropped"),
+    "lost-text": FlawKind(
+        "warning", "text that the template drops", "The model is trained without it; choose another template."
+    ),
     "marks": FlawKind(
         "warning",
         "marks of a chat template in the text",
