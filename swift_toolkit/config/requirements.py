@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.config.settings import Config
+from swift_toolkit.config.tasks import PAIR_LOSSES
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.problems import Problem
 
@@ -214,6 +215,7 @@ def _algorithm(config: Config) -> Iterator[Problem]:
     ):
         why = "the model without its adapter is the reference" if task.has_reference else f"{name} has none"
         yield config.problem("ref_model", f"cannot be used here: {why}", "Remove it.")
+    yield from _loss_of_task(config)
     loss_types = config.get("loss_type")
     if isinstance(loss_types, list) and len(loss_types) > 1 and not task.several_losses:
         yield config.problem("loss_type", f"takes one value with {name}, not {len(loss_types)}", "Keep one.")
@@ -223,6 +225,19 @@ def _algorithm(config: Config) -> Iterator[Problem]:
         yield config.problem("loss_weights", f"cannot be used with {name}", "Remove it.")
     elif weights and task.several_losses and len(weights) != count:
         yield config.problem("loss_weights", f"has {len(weights)} values for {count} loss type(s)")
+
+
+def _loss_of_task(config: Config) -> Iterator[Problem]:
+    """A loss of embeddings or of rerankers for a task with other outputs; ms-swift fails in the first step."""
+    loss = config.get("loss_type")
+    if config.command == "rlhf" or not isinstance(loss, str):
+        return
+    reranks = loss.endswith("reranker")
+    if reranks or loss in (*PAIR_LOSSES, "infonce"):
+        meant = "reranker" if reranks else "embedding"
+        if not config.task.name.endswith(meant):
+            what = f'is "{loss}", a loss of {meant}s, but the task is "{config.task.name}"'
+            yield config.problem("loss_type", what, f'Set "task_type" to "{meant}", or remove it.')
 
 
 # --- rewards and batches of GRPO ------------------------------------------------------------------------------
@@ -356,6 +371,8 @@ def unusual_values(config: Config) -> Iterator[Problem]:
         do = 'Remove it, or set it to "steps" or "epoch".'
         yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
     yield from _metric_warnings(config)
+    yield from _patience_warnings(config)
+    yield from _strength_warnings(config)
     yield from _teacher_warnings(config)
     yield from warmup_warnings(config, config.value("max_steps"))
 
@@ -392,6 +409,30 @@ def _metric_warnings(config: Config) -> Iterator[Problem]:
         what = f'is "{name}", which this run does not measure: it has {", ".join(measured[:4])}'
         do = did_you_mean(str(name), measured, "Use one of them.")
         yield config.problem("metric_for_best_model", what, do)
+
+
+def _patience_warnings(config: Config) -> Iterator[Problem]:
+    """Early stopping counts checkpoints (``EarlyStopCallback.on_save``), also those without a new evaluation."""
+    patience, saved = config.get("early_stop_interval"), config.value("save_strategy")
+    if not patience or not has_validation(config):
+        return
+    evaluated = config.get("eval_strategy", saved)
+    every, between = config.value("save_steps"), config.get("eval_steps") or config.value("save_steps")
+    rarely = (saved, evaluated) == ("steps", "epoch")
+    if saved == evaluated == "steps" and (every < 1) == (between < 1):
+        rarely = between > every
+    if rarely:
+        what = f"is {patience}: it counts checkpoints, of which some are saved without a new evaluation"
+        do = 'Evaluate at least as often as checkpoints are saved: "eval_steps" at most "save_steps".'
+        yield config.problem("early_stop_interval", what, do)
+
+
+def _strength_warnings(config: Config) -> Iterator[Problem]:
+    """A weight of 0 that makes the loss of an algorithm constant."""
+    learns_answers = any(config.get(name) for name in ("rpo_alpha", "cpo_alpha"))
+    if config.task.name in ("dpo", "kto", "simpo") and config.get("beta") == 0 and not learns_answers:
+        what = f'is 0, with which the loss of "{config.task.name}" is constant: nothing is learned'
+        yield config.problem("beta", what, "Use e.g. 0.1, ms-swift's default.")
 
 
 def _teacher_warnings(config: Config) -> Iterator[Problem]:

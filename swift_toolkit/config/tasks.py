@@ -15,6 +15,9 @@ TaskName = Literal[
     "seq_cls", "embedding", "reranker", "generative_reranker", "decision",
 ]  # fmt: skip
 TaskRows = Literal["answer", "text", "preference", "judged", "prompt", "class", "documents", "decision"]
+PAIR_LOSSES = ("cosine_similarity", "contrastive", "online_contrastive")
+"""Losses of embeddings that compare the two texts of a row by its label."""
+
 TaskOutput = Literal["chat", "reward", "class", "embedding", "score", "decision"]
 
 

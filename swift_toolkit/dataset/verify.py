@@ -51,6 +51,9 @@ MOST = 0.5
 MARKS_OF_A_MESSAGE = 5.0
 """Tokens that most templates add to a message: "<|im_start|>", the role, a newline, "<|im_end|>", a newline."""
 
+FEW_LABELS = 4
+"""Rows with the same label from which a warning is given."""
+
 FEW_ROWS = 20
 """Minimum number of answers for the warning about a frequent answer."""
 
@@ -70,6 +73,7 @@ def verify(
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
     template: TemplateRules = ANY_TEMPLATE,
+    loss_type: str | None = None,
     tokenizer: Path | None = None,
     closely: bool = False,
     limit_seconds: float | None = None,
@@ -87,6 +91,7 @@ def verify(
         max_length: maximum length of a row in tokens, for the warning about rows that are longer by an estimate.
         columns: ms-swift's `columns`, names in the file -> standard names.
         template: what the template of the run cannot write.
+        loss_type: ms-swift's `loss_type` of embeddings.
         tokenizer: the model's `tokenizer.json`, for estimating lengths; None estimates them from bytes.
         closely: look for secrets, and for duplicates that differ in spaces and case, in all rows instead of the first
             10,000 rows or million characters of a file; takes about three times as long. Without `limit_seconds` only.
@@ -95,7 +100,9 @@ def verify(
     """
     started = time.perf_counter()
     kind = replace(TASKS[task], rows="prompt") if answers_itself else TASKS[task]
-    rules = Rules(kind, multimodal, num_labels, problem_type, max_length, columns, template, closely=closely)
+    rules = Rules(
+        kind, multimodal, num_labels, problem_type, max_length, columns, template, loss_type, closely=closely
+    )
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)
@@ -280,11 +287,20 @@ class _Verification:
         if prints["val"].rows:
             self._note_pairs("leak", *prints["train"].common(prints["val"]), "train", "val")
         self._compare_nearly()
+        self._compare_labels()
         for answer, times in answers.most_common(1):
             if sampled >= FEW_ROWS and times > MOST * sampled:
                 self.report.add(
                     Flaw("same-answer", f"{times / sampled:.0%} of the answers are {shown(answer)}")
                 )
+
+    def _compare_labels(self) -> None:
+        """Find that all training rows have the same label."""
+        tallies = [tally for entry, tally in self.tallies if entry.split == "train"]
+        labels = {label for tally in tallies for label in tally.labels}
+        rows = sum(tally.rows for tally in tallies)
+        if len(labels) == 1 and rows >= FEW_LABELS:
+            self.report.add(Flaw("one-label", f'"label" is {labels.pop()} in all {rows:,} rows'))
 
     def _compare_nearly(self) -> None:
         """Find duplicates and leaks that differ only in spaces and case, and secrets."""

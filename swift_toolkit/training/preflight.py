@@ -200,6 +200,7 @@ class VerifyArguments(TypedDict):
     columns: dict[str, str] | None
     tokenizer: Path | None
     template: TemplateRules
+    loss_type: str | None
 
 
 def verify_arguments(config: Config) -> VerifyArguments:
@@ -216,6 +217,7 @@ def verify_arguments(config: Config) -> VerifyArguments:
         "max_length": config.get("max_length"),
         "columns": columns if isinstance(columns, dict) else None,
         "template": template_rules(config),
+        "loss_type": config.get("loss_type") if config.task.name == "embedding" else None,
         "tokenizer": _tokenizer(str(config.get("model") or "")),
     }
 

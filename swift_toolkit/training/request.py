@@ -103,6 +103,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     problems += _row_problems(request, config, data)
     problems += _grace_problems(request)
     problems += defaults.batch_of_one(config, data, world_size)
+    config.warnings += defaults.label_warnings(config, data)
     if not problems:
         rows = preflight.expected_rows(config, data)["train"]
         problems += batch.rows_of_no_step(config, world_size, rows)

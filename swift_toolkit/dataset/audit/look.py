@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from swift_toolkit.console.words import short
 from swift_toolkit.dataset.audit.encoded import IGNORED, Encoded, encode_row, unlimited
-from swift_toolkit.dataset.rows.checks import MARKS, Rules, may_hold_marks, text_of
+from swift_toolkit.dataset.rows.checks import Rules, text_of
 from swift_toolkit.dataset.rows.flaws import Flaw
+from swift_toolkit.dataset.rows.marks import MARKS, may_hold_marks
 from swift_toolkit.dataset.rows.messages import ASSISTANT_ROLES, TOOL_ANSWERS, Message, Row
 from swift_toolkit.dataset.rows.secrets import secret_in
 from swift_toolkit.machine.msswift import TemplateFacts, template_facts

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swift_toolkit.config.tasks import TASKS, Task
+from swift_toolkit.config.tasks import PAIR_LOSSES, TASKS, Task
 from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.lengths import BY_BYTES, Lengths
 from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
@@ -21,6 +21,7 @@ from swift_toolkit.dataset.rows.formats import (
     Layout,
     near_name,
 )
+from swift_toolkit.dataset.rows.marks import mark_flaws
 from swift_toolkit.dataset.rows.messages import (
     TOOL_ANSWERS,
     Message,
@@ -53,6 +54,7 @@ class Rules:
         max_length: maximum length of a row in tokens; None for no limit.
         columns: the run's own mapping of column names, ms-swift's `columns`.
         template: what the template cannot write.
+        loss_type: the loss of embeddings; None for other tasks.
         lengths: estimates the tokens of a text.
         closely: also look at rows beyond the first for secrets and for duplicates that differ in spaces and case.
     """
@@ -64,6 +66,7 @@ class Rules:
     max_length: int | None = None
     columns: Mapping[str, str] | None = None
     template: TemplateRules = ANY_TEMPLATE
+    loss_type: str | None = None
     lengths: Lengths = BY_BYTES
     closely: bool = False
 
@@ -236,7 +239,8 @@ def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
     yield from _value_flaws(row)
     yield from _text_flaws(messages)
     if rules.task.rows != "text":
-        yield from _mark_flaws(messages)
+        texts = [(message["role"], text_of(message)) for message in messages]
+        yield from mark_flaws(texts, rules.task.has_answers)
 
 
 def _conversation_flaws(messages: list[Message], where: str, chat: bool) -> Iterator[Flaw]:
@@ -310,7 +314,7 @@ def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     elif task.rows == "class":
         yield from _class_flaws(row, rules)
     elif task.rows == "documents":
-        yield from _pair_flaws(row, task)
+        yield from _pair_flaws(row, rules)
 
 
 def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
@@ -426,8 +430,9 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
+def _pair_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
     """Embedding needs a list of positive messages, rerankers need positives and negatives."""
+    task = rules.task
     if "label" in row and not _is_number(row["label"]):
         yield Flaw("label", f'"label" is {shown(row["label"])}, not a number')
     for name in ("positive_messages", "negative_messages"):
@@ -441,6 +446,26 @@ def _pair_flaws(row: Row, task: Task) -> Iterator[Flaw]:
         else:
             for turns in value:
                 yield from _pair_list_flaws(turns, name)
+    if rules.loss_type is not None:
+        yield from _loss_flaws(row, rules.loss_type)
+
+
+def _loss_flaws(row: Row, loss: str) -> Iterator[Flaw]:
+    """What a loss of embeddings does not use as the row means it (``_embedding_encode`` and ``loss/embedding.py``)."""
+    positive, negative = row.get("positive_messages"), row.get("negative_messages")
+    if isinstance(positive, list) and len(positive) > 1:
+        what = f'the row has {len(positive)} lists in "positive_messages", of which only the first is used'
+        yield Flaw("lost-text", what, "Write each as a row of its own.")
+    if negative and loss in PAIR_LOSSES:
+        what = f'the row has "negative_messages", but the loss "{loss}" compares two texts'
+        yield Flaw(
+            "pairs",
+            what,
+            'Use "infonce", or write each negative as "positive_messages" of a row with label 0.',
+        )
+    if loss == "infonce" and row.get("label") == 0:
+        what = '"label" is 0, but the loss "infonce" takes the texts of a row for ones that fit'
+        yield Flaw("label", what, f"Remove the row, or use one of {', '.join(PAIR_LOSSES)}.")
 
 
 def _pair_list_flaws(turns: list[Any], name: str) -> Iterator[Flaw]:
@@ -524,28 +549,3 @@ def _text_flaws(messages: list[Message]) -> Iterator[Flaw]:
             yield Flaw("mojibake", f'the text contains "{found[0]}"')
     if not text.translate(_SPACES).isprintable() and (found := INVISIBLE.search(text)):
         yield Flaw("invisible", f"the text contains the invisible character U+{ord(found[0]):04X}")
-
-
-def _mark_flaws(messages: list[Message]) -> Iterator[Flaw]:
-    """The first mark of a chat template in the texts of a row."""
-    for at, message in enumerate(messages, 1):
-        if (content := text_of(message)) and may_hold_marks(content) and (found := MARKS.search(content)):
-            yield Flaw("marks", f'message {at} contains "{found[0]}", a mark of chat templates')
-            return
-
-
-MARKS = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|begin_of_text|start_header_id|end_header_id|eot_id|eom_id|user|assistant|system"
-    r"|end|im_sep|im_user|im_assistant|im_system|im_middle|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
-    r"|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>"
-    r"|<\[?_?(?:Bot|Human)\]?>"
-)
-"""Marks with which the templates of popular models separate turns."""
-
-_BEGINNINGS = re.compile(r"<(?:[|_｜\[BH]|<SYS|start_of_turn|end_of_turn)")
-"""The beginnings of all marks except [INST]; a pattern with a fixed first character is fast."""
-
-
-def may_hold_marks(text: str) -> bool:
-    """Whether `MARKS` may match; cheaper than a search."""
-    return ("<" in text and _BEGINNINGS.search(text) is not None) or ("]" in text and "INST]" in text)

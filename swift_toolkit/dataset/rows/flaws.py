@@ -104,6 +104,17 @@ KINDS: dict[str, FlawKind] = {
         "marks of a chat template in the text",
         "The template adds its own marks to each message; keep only the plain text.",
     ),
+    "half-thinking": FlawKind(
+        "warning",
+        "thinking without its beginning or end",
+        'The answer may have been cut off. Write all of the thinking between "<think>" and "</think>".',
+    ),
+    "filler": FlawKind(
+        "warning", "a missing value written as text", "Leave the value out, or remove the row."
+    ),
+    "one-label": FlawKind(
+        "warning", "one label for every row", "There is nothing to tell apart; add rows with other labels."
+    ),
     "tiny-answer": FlawKind("warning", "near-empty answers", "Check that this is intended."),
     "too-long": FlawKind(
         "warning", "longer than max_length", "Raise max_length, shorten the row, or set truncation_strategy."

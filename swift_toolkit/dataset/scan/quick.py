@@ -13,15 +13,9 @@ from functools import partial, reduce
 from itertools import accumulate, chain
 from operator import add, itemgetter, sub
 
-from swift_toolkit.dataset.rows.checks import (
-    MARKS,
-    TINY_ANSWER,
-    Rules,
-    is_tiny,
-    judge,
-    may_hold_marks,
-)
+from swift_toolkit.dataset.rows.checks import TINY_ANSWER, Rules, is_tiny, judge
 from swift_toolkit.dataset.rows.formats import layout_of
+from swift_toolkit.dataset.rows.marks import may_be_marked
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 
@@ -79,6 +73,9 @@ class QuickCheck:
             short = {answer for answer in answers if len(answer) < TINY_ANSWER}
             if any(map(is_tiny, short)):
                 return False
+        task = self.rules.task
+        if task.rows != "text" and may_be_marked(contents, joined, task.has_answers):
+            return False
         if self._is_odd(joined, talks.data):
             return False
         turns = Counter(map(len, texts))
@@ -104,8 +101,6 @@ class QuickCheck:
     def _is_odd(self, text: str, source: bytes | bytearray | None) -> bool:
         """Whether the text contains anything `judge` may warn about: damaged or invisible characters, media tags."""
         if self.rules.multimodal and any(tag in text for tag in _TAGS):
-            return True
-        if self.rules.task.rows != "text" and may_hold_marks(text) and MARKS.search(text):
             return True
         if not text.isascii() and ("\ufffd" in text or "\ufeff" in text):
             return True

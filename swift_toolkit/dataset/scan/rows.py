@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks, read_records
 from swift_toolkit.dataset.reading.streams import Unpacked, guarded, open_stream
 from swift_toolkit.dataset.rows.checks import judge, text_of
@@ -214,6 +215,8 @@ class _Scan:
         self.tally.note_length(self.part.rules.lengths.of_texts(texts), texts)
         if messages[-1]["role"] == "assistant":
             self.tally.note_answers([texts[-1]])
+        if "label" in row and self.part.rules.task.rows in ("judged", "class"):
+            self.tally.note_label(shown(row["label"]))
 
     def _as_in_head(self, value: Row) -> Any:
         """The row, or a flaw if its columns or types differ from those of the head of the file."""

@@ -119,6 +119,7 @@ class Tally:
         answers: answer -> its number among `sampled` answers; only frequent answers.
         sampled: number of compared answers.
         pending: collected answers that have not been compared yet.
+        labels: two of the labels of the rows, or the only one.
         prints: fingerprints of the rows.
         near: fingerprints of the first rows without spaces and case, and secrets in these rows.
         total: number of rows of the whole file, if counted or known by better means than the bytes per row.
@@ -139,6 +140,7 @@ class Tally:
     answers: Counter[str] = field(default_factory=Counter)
     sampled: int = 0
     pending: list[str] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)
     prints: Prints = field(default_factory=Prints)
     near: Sketch = field(default_factory=Sketch)
     total: int | None = None
@@ -174,6 +176,11 @@ class Tally:
         if len(self.pending) >= ANSWERS_AT_ONCE:
             self.settle()
 
+    def note_label(self, label: str) -> None:
+        """Keep the label of a row if it is one of the first two."""
+        if len(self.labels) < 2:
+            self.labels.add(label)
+
     def settle(self) -> None:
         """Count the most frequent of the collected answers, if they are a substantial share."""
         if self.pending:
@@ -206,6 +213,8 @@ class Tally:
             getattr(self, name).update(getattr(other, name))
         self.longest = heapq.nlargest(LONGEST_ROWS, {*self.longest, *other.longest})
         heapq.heapify(self.longest)
+        for label in other.labels:
+            self.note_label(label)
         self.prints.add(other.prints)
         self.near.add(other.near)
         self.whole = self.whole and other.whole

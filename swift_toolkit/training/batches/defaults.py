@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from swift_toolkit.config.requirements import has_validation
 from swift_toolkit.config.settings import Config
+from swift_toolkit.config.tasks import PAIR_LOSSES
 from swift_toolkit.dataset.classes import find_classes
 from swift_toolkit.dataset.report import DataReport
 from swift_toolkit.dataset.rows.flaws import FlawError
@@ -54,10 +55,17 @@ def _fill_answers(config: Config, world: int) -> None:
 
 def _fill_classes(config: Config) -> None:
     """A classifier: the number of classes, from its data."""
-    if config.task.name != "seq_cls" or {"num_labels", "problem_type"} & config.settings.keys():
+    given = {"num_labels", "problem_type"} & config.settings.keys()
+    one_number = config.get("num_labels") == 1 and given == {"num_labels"}
+    if config.task.name != "seq_cls" or (given and not one_number):
         return
     columns = config.get("columns")
     found = find_classes(config.value("dataset"), columns if isinstance(columns, dict) else None)
+    if one_number:
+        if found is not None and found.count == 2:
+            what = f"is 1, with which ms-swift learns a number instead of classes, but the data has {found.phrase}"
+            config.warnings.append(config.problem("num_labels", what, "Set it to 2 for two classes."))
+        return
     if found is None and any(map(_is_on_hub, config.value("dataset"))):
         what = "is not set and the labels are on a hub: ms-swift assumes 2 classes"
         config.warnings.append(config.problem("num_labels", what, "Set it if there are more."))
@@ -93,3 +101,11 @@ def batch_of_one(config: Config, report: DataReport, world: int) -> Iterator[Pro
     if not any("negative_messages" in file.columns for file in report.files):
         what = "is 1, and the rows have no negative documents: there is nothing to compare with, and the loss is 0"
         yield config.problem("per_device_train_batch_size", what, "Use at least 2.")
+
+
+def label_warnings(config: Config, report: DataReport) -> Iterator[Problem]:
+    """Rows without the labels that a loss of embeddings reads; ms-swift takes each for a pair that fits."""
+    loss, columns = config.get("loss_type"), {name for file in report.files for name in file.columns}
+    if config.task.name == "embedding" and loss in PAIR_LOSSES and columns and "label" not in columns:
+        what = f'is "{loss}", which reads "label"; the rows have none, so all texts are made alike'
+        yield config.problem("loss_type", what, 'Add labels, or use "infonce".')

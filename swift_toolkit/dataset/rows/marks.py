@@ -1,0 +1,100 @@
+"""Texts with the marks of chat templates, with half a thinking block, or with what stands for a missing value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from swift_toolkit.dataset.rows.flaws import Flaw
+
+MARKS = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|begin_of_text|start_header_id|end_header_id|eot_id|eom_id|user|assistant|system"
+    r"|end|im_sep|im_user|im_assistant|im_system|im_middle|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN"
+    r"|eot|header_start|header_end|start|message|channel|return|observation|image|image_pad|video_pad|audio_pad"
+    r"|vision_start|vision_end|vision_pad)\|>"
+    r"|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>|<start_of_image>|\[gMASK\]"
+    r"|<｜(?:User|Assistant|(?:begin|end)▁of▁sentence|tool▁\w+)｜>"
+    r"|<\[?_?(?:Bot|Human)\]?>"
+)
+"""Marks with which the templates of popular models separate turns, or stand for media."""
+
+_BEGINNINGS = re.compile(r"<(?:[|_｜\[BH]|<SYS|start_of_|end_of_turn)")
+"""The beginnings of all marks except [INST] and [gMASK]; a pattern with a fixed first character is fast."""
+
+_AT_ENDS = re.compile(r"\A\s*(<s>|<bos>)|(</s>|<eos>)\s*\Z")
+"""Marks that are HTML, or a subject of the text, anywhere but at its ends."""
+
+_FILLER = re.compile(r"(?:\A|\n)(nan|<noinput>|<nooutput>|#N/A|#REF!|#VALUE!|\[object Object\])\Z")
+"""What programs write for a missing value."""
+
+_FILLER_ENDS = ("nan", "put>", "#N/A", "#REF!", "#VALUE!", "Object]")
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+def may_hold_marks(text: str) -> bool:
+    """Whether `MARKS` may match; cheaper than a search."""
+    return ("<" in text and _BEGINNINGS.search(text) is not None) or (
+        "]" in text and ("INST]" in text or "[gMASK]" in text)
+    )
+
+
+def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:
+    """Whether `mark_flaws` may find something in one of the texts; cheaper than a search in each.
+
+    Args:
+        texts: any number of texts.
+        joined: the same as one text.
+        answers: whether some may be answers to learn.
+    """
+    if may_hold_marks(joined) and MARKS.search(joined):
+        return True
+    if any(mark in joined for mark in ("<s>", "</s>", "<bos>", "<eos>")):
+        return True
+    if answers and "think>" in joined and any(map(_is_half_thought, texts)):
+        return True
+    return any(text.endswith(_FILLER_ENDS) for text in texts)
+
+
+def mark_flaws(texts: list[tuple[str, str]], learns: bool) -> Iterator[Flaw]:
+    """The first text of a row with a mark, with half a thinking block, and with a filler.
+
+    Args:
+        texts: role and content of each message.
+        learns: whether answers are learned.
+    """
+    finders = {"marks": _mark, "filler": _filler} | ({"half-thinking": _half} if learns else {})
+    for kind, find in finders.items():
+        for at, (role, content) in enumerate(texts, 1):
+            if content and (what := find(role, content)):
+                yield Flaw(kind, f"message {at} {what}")
+                break
+
+
+def _mark(role: str, text: str) -> str:
+    found = MARKS.search(text) if may_hold_marks(text) else None
+    if found is not None:
+        return f'contains "{found[0]}", a mark of chat templates'
+    found = _AT_ENDS.search(text) if ">" in text else None
+    if found is None:
+        return ""
+    return (
+        f'begins with "{found[1]}", a mark of chat templates'
+        if found[1]
+        else f'ends with "{found[2]}", a mark of chat templates'
+    )
+
+
+def _filler(role: str, text: str) -> str:
+    found = _FILLER.search(text)
+    return f'ends with "{found[1]}", which programs write for a missing value' if found else ""
+
+
+def _is_half_thought(text: str) -> bool:
+    return text.count(_OPEN) != text.count(_CLOSE)
+
+
+def _half(role: str, text: str) -> str:
+    if role != "assistant" or not _is_half_thought(text):
+        return ""
+    has, lacks = (_OPEN, _CLOSE) if text.count(_OPEN) > text.count(_CLOSE) else (_CLOSE, _OPEN)
+    return f'has "{has}" without "{lacks}"'
