@@ -86,12 +86,19 @@ lr_scheduler_type=cosine_warmup_with_min_lr  lr_scheduler_kwargs.min_lr lr_sched
 lr_scheduler_type=warmup_stable_decay        lr_scheduler_kwargs.num_decay_steps
 """
 """A condition, and the settings of which one must be given."""
+_ON_SOME_LAYERS = tuple(
+    f"optim={kind}{layerwise}"
+    for kind in ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw")
+    for layerwise in ("", "_layerwise")
+)
+"""Optimizers that need ``optim_target_modules``."""
 
 
 def needs(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     """Settings whose requirements are missing."""
     task = (f"task={config.task.name}", *config.task.needs)
-    for text, *wanted in (task, *(row.split() for row in _NEEDS.strip().splitlines())):
+    optimizers = ((text, "optim_target_modules") for text in _ON_SOME_LAYERS)
+    for text, *wanted in (task, *(row.split() for row in _NEEDS.strip().splitlines()), *optimizers):
         condition = Condition.parse(text)
         given = {name for name in wanted if _value(config, name) not in (None, False, [], "")}
         is_known = {name.partition(".")[0] for name in wanted}.isdisjoint(rejected)
@@ -216,6 +223,9 @@ def _algorithm(config: Config) -> Iterator[Problem]:
         why = "the model without its adapter is the reference" if task.has_reference else f"{name} has none"
         yield config.problem("ref_model", f"cannot be used here: {why}", "Remove it.")
     yield from _loss_of_task(config)
+    if task.generates and config.get("temperature") == 0:
+        what = f'is 0, but "{task.name}" needs different answers, and divides by it'
+        yield config.problem("temperature", what, "Use e.g. 1.")
     loss_types = config.get("loss_type")
     if isinstance(loss_types, list) and len(loss_types) > 1 and not task.several_losses:
         yield config.problem("loss_type", f"takes one value with {name}, not {len(loss_types)}", "Keep one.")
@@ -429,6 +439,9 @@ def _patience_warnings(config: Config) -> Iterator[Problem]:
 
 def _strength_warnings(config: Config) -> Iterator[Problem]:
     """A weight of 0 that makes the loss of an algorithm constant."""
+    if config.task.batch_of == "answers" and config.get("top_k") == 1:
+        what = "is 1: all answers to a prompt are the same, and there is nothing to compare"
+        yield config.problem("top_k", what, "Use e.g. 50, or remove it.")
     learns_answers = any(config.get(name) for name in ("rpo_alpha", "cpo_alpha"))
     if config.task.name in ("dpo", "kto", "simpo") and config.get("beta") == 0 and not learns_answers:
         what = f'is 0, with which the loss of "{config.task.name}" is constant: nothing is learned'
@@ -460,12 +473,26 @@ def _adapter_warnings(config: Config) -> Iterator[Problem]:
         )
 
 
+def _unused_steps(config: Config) -> Iterator[Problem]:
+    """Steps between saves, evaluations or log lines that happen once per epoch."""
+    for kind in ("save", "eval", "logging"):
+        strategy = config.get(f"{kind}_strategy", config.get("save_strategy") if kind == "eval" else None)
+        if strategy == "epoch" and config.get(f"{kind}_steps"):
+            what = f'has no effect: "{kind}_strategy" is "epoch"'
+            yield config.problem(f"{kind}_steps", what, 'Remove it, or set the strategy to "steps".')
+
+
 def _evaluation_warnings(config: Config) -> Iterator[Problem]:
     uses, asked = bool(config.get("eval_use_evalscope")), bool(config.get("eval_dataset"))
     if uses != asked:
         given, missing = ("eval_use_evalscope", "eval_dataset")[:: 1 if uses else -1]
         yield config.problem(given, f'has no effect without "{missing}"', "Add it.")
+    yield from _unused_steps(config)
     if has_validation(config):
+        if config.get("val_dataset") and config.get("eval_strategy") == "no":
+            yield config.problem(
+                "val_dataset", 'is not used: "eval_strategy" is "no"', "Remove one of the two."
+            )
         return
     if config.get("streaming") and config.get("split_dataset_ratio"):
         what = 'has no effect: with "streaming" ms-swift sets it to 0, so nothing is evaluated'

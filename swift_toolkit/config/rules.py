@@ -42,6 +42,7 @@ class Bounds:
 
 POSITIVE = Bounds(0, words="greater than 0")
 AT_LEAST_0 = Bounds(0, closed=True, words="0 or more")
+_SHARE_BELOW_HALF = Bounds(0, closed=True, high=0.5, words="at least 0 and below 0.5")
 SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
 _SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
 
@@ -67,6 +68,7 @@ BOUNDS: dict[str, Bounds] = {
             label_smoothing_factor""",
         ),
         (_SHARE, "freeze_parameters_ratio top_p"),
+        (_SHARE_BELOW_HALF, "label_smoothing"),
     )
     for name in names.split()
 }
@@ -118,6 +120,23 @@ MODULES: dict[
     ("eval_metric", "nlg"): "jieba",
     ("eval_use_evalscope", "*"): "evalscope",
     ("use_vllm", "*"): "vllm",
+    **{
+        ("optim", name): module
+        for module, names in {
+            "bitsandbytes": """adamw_bnb_8bit adamw_8bit ademamix ademamix_8bit lion_8bit lion_32bit paged_adamw_32bit
+                paged_adamw_8bit paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit rmsprop_bnb
+                rmsprop_bnb_8bit rmsprop_bnb_32bit""",
+            "galore_torch": """galore_adamw galore_adamw_8bit galore_adafactor galore_adamw_layerwise
+                galore_adamw_8bit_layerwise galore_adafactor_layerwise""",
+            "apollo_torch": "apollo_adamw apollo_adamw_layerwise",
+            "lomo_optim": "lomo adalomo",
+            "schedulefree": "schedule_free_radam schedule_free_adamw schedule_free_sgd",
+            "torchao": "adamw_torch_4bit adamw_torch_8bit",
+            "grokadamw": "grokadamw",
+            "optimi": "stable_adamw",
+        }.items()
+        for name in names.split()
+    },
 }
 
 

@@ -69,6 +69,9 @@ def _typed_one(field: Field, value: Any) -> Any:
 def not_one_of(value: Any, choices: Iterable[Any]) -> tuple[str, str]:
     """What is wrong with a value that is not among the ``choices``, and what to do."""
     words = [str(choice) for choice in choices]
+    bare = str(value).removesuffix("_with_warmup")
+    if bare != value and bare in words:  # a scheduler by the name of its function in transformers
+        return f"cannot be {shown(value)}", f'Use "{bare}", with "warmup_ratio" or "warmup_steps".'
     return f"cannot be {shown(value)}", did_you_mean(str(value), words, f"Use one of {', '.join(words)}.")
 
 

@@ -41,8 +41,9 @@ def not_installed(modules: Iterable[str]) -> list[str]:
 
 def distribution(module: str) -> str:
     """The name of a module's package on PyPI."""
-    if module == "awq":  # the package of this name is another one
-        return "autoawq"
+    others = {"awq": "autoawq", "optimi": "torch-optimi"}
+    if module in others:
+        return others[module]
     return module.replace("_", "-").replace(".", "-")
 
 

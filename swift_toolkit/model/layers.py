@@ -26,6 +26,10 @@ _NOT_STORED = frozenset("lm_head score v_head classifier".split())
 """Modules that may have no weights of their own in the files: tied, or created for training."""
 _OF_EXPERTS = frozenset("experts gate_up_proj down_proj gate router".split())
 """Modules of a mixture of experts that transformers 5 names differently from the files."""
+_NORM = re.compile(r"(?:^|[._])(?:\w*norm\w*|ln_?\w)$", re.IGNORECASE)
+"""Names of normalisations, for which PEFT has no adapters."""
+_WITH_ADAPTERS = ("lora", "adalora", "vera", "boft", "fourierft", "bone")
+"""Tuners of PEFT that put an adapter on single layers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,17 @@ class Layers:
     def last_names(self) -> frozenset[str]:
         """The last components of the names of all modules, including those that contain others."""
         return frozenset(part for name in self.modules for part in name.split(".") if not part.isdecimal())
+
+    @cached_property
+    def containers(self) -> tuple[str, ...]:
+        """The modules that contain others."""
+        parts = [module.split(".") for module in self.modules]
+        return tuple(dict.fromkeys(".".join(words[:end]) for words in parts for end in range(1, len(words))))
+
+    def inside(self, name: str) -> list[str]:
+        """The last names of the modules in containers of this name, without normalisations."""
+        found = [module for module in self.modules if f".{name}." in f".{module}"]
+        return sorted({module.rpartition(".")[2] for module in found if not _NORM.search(module)})
 
     @cached_property
     def has_experts(self) -> bool:
@@ -145,8 +160,32 @@ def layer_problems(config: Config) -> Iterator[Problem]:
     for setting, name, way in _named(config):
         if way.is_pattern and isinstance(pattern := _compiled(name), str):
             yield config.problem(setting, f'has "{name}", which is not a regular expression: {pattern}')
-        elif layers is not None and not _fits(layers, name, way):
+        elif layers is None:
+            continue
+        elif config.tuner in _WITH_ADAPTERS and (wrong := _without_adapter(layers, setting, name)):
+            yield config.problem(setting, *wrong)
+        elif not _fits(layers, name, way):
             yield config.problem(setting, *_nothing_fits(layers, name, way))
+
+
+def _without_adapter(layers: Layers, setting: str, name: str) -> tuple[str, str] | None:
+    """What is wrong with a name of something that cannot have an adapter, and what to do; PEFT fails after loading."""
+    if setting == "target_regex" and not layers.renamed:
+        pattern = re.compile(name)
+        for module in (*layers.containers, *filter(_NORM.search, layers.modules)):
+            if pattern.fullmatch(module):
+                what = f'has "{name}", which also matches "{module}", which cannot have an adapter'
+                return what, 'Let it match layers only, e.g. with "(q_proj|v_proj)" at its end.'
+    if setting != "target_modules" or name in _EVERY:
+        return None
+    if layers.named(name) and _NORM.search(name):
+        do = 'Add it to "modules_to_save" instead, to train all of it.'
+        return f'names "{name}", a normalisation, which cannot have an adapter', do
+    ends = any(f".{part}".endswith(f".{name}") for part in layers.containers)
+    if ends and not layers.named(name) and not layers.has_experts:
+        do = f"Name the layers in it: {' '.join(layers.inside(name))}."
+        return f'names "{name}", which contains layers and cannot have an adapter of its own', do
+    return None
 
 
 def layer_counts(config: Config) -> Iterator[str]:

@@ -307,6 +307,8 @@ def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
         yield from _rejected_flaws(row)
     if task.rows == "prompt" and all(message["role"] != "user" for message in row["messages"]):
         yield Flaw("no-question", 'row has no question: no message is from "user"')
+    if task.rows == "answer" and row.get("label") is False:
+        yield Flaw("bad-answer", f'the row has "label" false, but "{task.name}" learns its answer')
     if task.rows == "judged" and not _is_yes_or_no(row.get("label")):
         what = f"is {shown(row['label'])}" if "label" in row else "is missing"
         do = "It must be true for a good answer and false for a bad one."

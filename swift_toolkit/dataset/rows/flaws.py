@@ -112,6 +112,9 @@ KINDS: dict[str, FlawKind] = {
     "filler": FlawKind(
         "warning", "a missing value written as text", "Leave the value out, or remove the row."
     ),
+    "bad-answer": FlawKind(
+        "warning", "answers labelled as bad", 'Remove such rows, or set "rlhf_type" to "kto".'
+    ),
     "one-label": FlawKind(
         "warning", "one label for every row", "There is nothing to tell apart; add rows with other labels."
     ),

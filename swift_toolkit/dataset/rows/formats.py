@@ -134,6 +134,23 @@ def layout_of(
     return Layout(_format_name(family, names), family, rename, unused)
 
 
+_READ_BY: Mapping[str, tuple[TaskRows, ...]] = {
+    "rejected": ("preference", "judged"),
+    "positive": ("documents",),
+    "negative": ("documents",),
+    "label": ("judged", "class", "documents"),
+}
+"""First word of a column -> the kinds of rows that need it."""
+
+
+def columns_of_other_tasks(layout: Layout, rows: TaskRows) -> list[str]:
+    """Columns that ms-swift reads, but that a task with this kind of rows does not use."""
+    if rows in ("prompt", "decision"):  # reward functions get every column
+        return []
+    kept = layout.kept.items()
+    return [column for column, name in kept if rows not in _READ_BY.get(name.partition("_")[0], (rows,))]
+
+
 def _family_of(names: Collection[str], rows: TaskRows) -> tuple[Family, dict[str, str]]:
     """The family, and the names it searches for -> their standard names."""
     system = dict.fromkeys(SYSTEM_COLUMNS, "system")

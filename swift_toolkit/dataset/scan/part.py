@@ -20,7 +20,14 @@ from swift_toolkit.dataset.reading.tables import TableChunks, TableRows
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
-from swift_toolkit.dataset.rows.formats import CONVERTED, TEXT_COLUMNS, Layout, NoFormatError, layout_of
+from swift_toolkit.dataset.rows.formats import (
+    CONVERTED,
+    TEXT_COLUMNS,
+    Layout,
+    NoFormatError,
+    columns_of_other_tasks,
+    layout_of,
+)
 from swift_toolkit.dataset.rows.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.scan.blocks import block_of
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
@@ -273,7 +280,8 @@ def _keys_inside(shape: Shape, column: str) -> set[str]:
 def unused_names(part: Part) -> list[str]:
     """Columns, and keys of messages, that training does not use."""
     keys = {column: _keys_inside(part.shape, column) for column in part.shape.fields}
-    return [*part.layout.unused, *unused_keys(part.layout, keys)]
+    others = columns_of_other_tasks(part.layout, part.rules.task.rows)
+    return [*part.layout.unused, *others, *unused_keys(part.layout, keys)]
 
 
 _NAMES = (

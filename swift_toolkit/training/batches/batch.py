@@ -95,7 +95,12 @@ def batch_problems(config: Config, world: int) -> Iterator[Problem]:
 
 
 def rows_of_no_step(config: Config, world: int, rows: int | None) -> Iterator[Problem]:
-    """A problem if the rows of GKD do not fill the batch of one step: ms-swift 4 drops them, and trains nothing."""
+    """A problem if the rows do not fill one batch: ms-swift drops them, and trains nothing.
+
+    That holds for the answers of GRPO, and for the rows of GKD in ms-swift 4.
+    """
+    if rows is not None and config.task.batch_of == "answers":
+        yield from _answers_of_no_batch(config, feeders(config, world), rows)
     if rows is None or config.task.name != "gkd" or not config.install.drops_rows_of_gkd:
         return
     wanted = config.effective_batch.value if config.effective_batch else batch_of(config, world).effective
@@ -104,6 +109,16 @@ def rows_of_no_step(config: Config, world: int, rows: int | None) -> Iterator[Pr
             f"makes a step of {wanted} rows, but there are {rows}, and ms-swift drops a step that is not full"
         )
         yield config.problem("gradient_accumulation_steps", what, "Use a smaller one, or more rows.")
+
+
+def _answers_of_no_batch(config: Config, sharing: int, prompts: int) -> Iterator[Problem]:
+    wanted, count = requirements.generation_batch(config, sharing), config.value("num_generations")
+    if 0 < prompts * count < wanted:
+        what = (
+            f"is {count}, and {prompts} prompts make {prompts * count} answers: less than a batch of {wanted}"
+        )
+        do = "Use more rows, or a smaller per_device_train_batch_size or gradient_accumulation_steps."
+        yield config.problem("num_generations", what, do)
 
 
 def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
