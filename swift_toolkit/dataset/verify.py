@@ -71,6 +71,7 @@ def verify(
     num_labels: int | None = None,
     problem_type: str | None = None,
     max_length: int | None = None,
+    truncation: str = "delete",
     columns: Mapping[str, str] | None = None,
     template: TemplateRules = ANY_TEMPLATE,
     loss_type: str | None = None,
@@ -89,6 +90,7 @@ def verify(
         num_labels: classes of a "seq_cls" run.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: maximum length of a row in tokens, for the warning about rows that are longer by an estimate.
+        truncation: ms-swift's `truncation_strategy`.
         columns: ms-swift's `columns`, names in the file -> standard names.
         template: what the template of the run cannot write.
         loss_type: ms-swift's `loss_type` of embeddings.
@@ -101,7 +103,16 @@ def verify(
     started = time.perf_counter()
     kind = replace(TASKS[task], rows="prompt") if answers_itself else TASKS[task]
     rules = Rules(
-        kind, multimodal, num_labels, problem_type, max_length, columns, template, loss_type, closely=closely
+        kind,
+        multimodal,
+        num_labels,
+        problem_type,
+        max_length,
+        truncation,
+        columns,
+        template,
+        loss_type,
+        closely=closely,
     )
     check = _Verification(rules)
     check.collect("train", train)

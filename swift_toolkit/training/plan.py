@@ -107,7 +107,11 @@ class TrainingPlan:
     @property
     def steps(self) -> int | None:
         """Optimiser steps; None if the number of rows is unknown."""
-        return batches_batch.step_count(self.config, self.batch, self.train_rows)
+        rows, total = self.train_rows, self.data.tokens.total()
+        sampled = any(spec.sample is not None for spec in self.data.specs["train"])
+        lost = 0 if sampled or not total else preflight.surely_lost(self.config, self.data) / total
+        kept = rows if rows is None else rows - round(rows * lost)
+        return batches_batch.step_count(self.config, self.batch, kept)
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -118,8 +122,16 @@ class TrainingPlan:
     @property
     def row_tokens(self) -> int | None:
         """Approximate number of tokens of a row; None if the data is not on this machine."""
-        known = self.data.tokens and not self.data.unchecked
-        return run.rows_of(self.data).mean if known else None
+        if not self.data.tokens or self.data.unchecked:
+            return None
+        limit, step = self.config.get("max_length") or 0, self.data.token_step
+        deletes = (self.config.get("truncation_strategy") or "delete") == "delete"
+        bars = {
+            bar: rows for bar, rows in self.data.tokens.items() if not (limit and deletes) or bar <= limit
+        }
+        bars = bars or self.data.tokens
+        total = sum(min(bar + step // 2, limit or bar + step) * rows for bar, rows in bars.items())
+        return int(total / max(sum(bars.values()), 1))
 
     @property
     def tokens(self) -> int | None:

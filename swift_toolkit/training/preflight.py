@@ -16,7 +16,8 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import TaskName
 from swift_toolkit.console.screen import gib
 from swift_toolkit.console.words import did_you_mean_path
-from swift_toolkit.dataset import verify
+from swift_toolkit.dataset import copies, verify
+from swift_toolkit.dataset.lengths import BY_BYTES
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.model import builtin, layers, registry, templates
@@ -197,6 +198,7 @@ class VerifyArguments(TypedDict):
     num_labels: int | None
     problem_type: str | None
     max_length: int | None
+    truncation: str
     columns: dict[str, str] | None
     tokenizer: Path | None
     template: TemplateRules
@@ -215,6 +217,7 @@ def verify_arguments(config: Config) -> VerifyArguments:
         "num_labels": config.get("num_labels"),
         "problem_type": config.get("problem_type"),
         "max_length": config.get("max_length"),
+        "truncation": config.get("truncation_strategy") or "delete",
         "columns": columns if isinstance(columns, dict) else None,
         "template": template_rules(config),
         "loss_type": config.get("loss_type") if config.task.name == "embedding" else None,
@@ -364,6 +367,41 @@ def count_problems(config: Config, report: verify.DataReport) -> Iterator[Proble
             yield config.problem(
                 "split_dataset_ratio", what, 'Name validation data as "val_dataset" instead.'
             )
+
+
+_SURELY, _SURELY_BY_BYTES = 1.25, 4
+"""How much longer than allowed a row must be by the estimate so that it is too long for certain: with the model's
+tokenizer, and without it."""
+
+
+def surely_lost(config: Config, report: verify.DataReport) -> int:
+    """How many training rows ms-swift deletes for certain because they are longer than ``max_length``."""
+    limit, strategy = config.get("max_length"), config.get("truncation_strategy") or "delete"
+    if not limit or strategy != "delete" or config.task.rows == "prompt" or report.unchecked:
+        return 0
+    margin = _SURELY_BY_BYTES if report.rules.lengths is BY_BYTES else _SURELY
+    return sum(rows for tokens, rows in report.tokens.items() if tokens > margin * limit)
+
+
+def length_problems(config: Config, report: verify.DataReport, allowed: str) -> Iterator[Problem]:
+    """A limit that is shorter than so many rows that the run would be stopped after the model is loaded.
+
+    Args:
+        config: the request.
+        report: what is known about the data.
+        allowed: how many rows ms-swift may drop: "N" or "P%".
+    """
+    lost, rows = surely_lost(config, report), report.tokens.total()
+    sampled = any(spec.sample is not None for spec in report.specs["train"])
+    if not lost or (lost < rows and (sampled or lost <= copies.bad_rows_allowed(allowed, rows))):
+        return
+    which = f"{lost:,} of {rows:,} rows are" if lost < rows else "every row is"
+    do = 'Raise it, or set "truncation_strategy" to "right" or "left".'
+    if lost < rows:
+        do += f" Allow it with --max-lost-rows {-(-100 * lost // rows)}%."
+    yield config.problem(
+        "max_length", f"is {config.get('max_length'):,}, but {which} longer and would be deleted", do
+    )
 
 
 # --- output -------------------------------------------------------------------------------------------------

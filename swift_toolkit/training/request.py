@@ -129,4 +129,5 @@ def _row_problems(request: TrainingRequest, config: Config, data: DataReport) ->
     if not wrong and not request.looking:
         yield from copies.refusal(data, request.skip_bad_rows)
         yield from preflight.count_problems(config, data)
+        yield from preflight.length_problems(config, data, request.max_lost_rows)
         yield from preflight.column_problems(config, data)

@@ -52,6 +52,7 @@ class Rules:
         num_labels: number of classes of a "seq_cls" run; None if the run does not set it.
         problem_type: ms-swift's `problem_type` of a "seq_cls" run.
         max_length: maximum length of a row in tokens; None for no limit.
+        truncation: what happens to longer rows: ms-swift's `truncation_strategy`.
         columns: the run's own mapping of column names, ms-swift's `columns`.
         template: what the template cannot write.
         loss_type: the loss of embeddings; None for other tasks.
@@ -64,6 +65,7 @@ class Rules:
     num_labels: int | None = None
     problem_type: str | None = None
     max_length: int | None = None
+    truncation: str = "delete"
     columns: Mapping[str, str] | None = None
     template: TemplateRules = ANY_TEMPLATE
     loss_type: str | None = None
@@ -334,7 +336,16 @@ def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
     if rules.max_length is not None:
         tokens = row_tokens(messages, rules.lengths)
         if tokens > rules.max_length:
-            yield Flaw("too-long", f"row has about {tokens} tokens, more than max_length {rules.max_length}")
+            what = f"row has about {tokens} tokens, more than max_length {rules.max_length}"
+            yield Flaw("too-long", what, _WHEN_CUT.get(rules.truncation, ""))
+
+
+_WHEN_CUT = {
+    "left": "Its beginning is cut off; raise max_length, or shorten it.",
+    "right": "Its end is cut off, so the model does not learn to stop there; raise max_length, or shorten it.",
+    "split": "It is split.",
+}
+"""What ``truncation_strategy`` does to rows that are too long, and advice."""
 
 
 def is_tiny(answer: str) -> bool:
