@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -234,12 +235,16 @@ def step_seconds(output: Path) -> float:
 
 
 def lengths(kind: str, count: int) -> list[int]:
-    """Row lengths in tokens: of chats (mean 168, maximum 928), of short instructions, of documents."""
+    """Row lengths in tokens: of chats (mean 168, maximum 928), of short instructions, of documents.
+
+    They are the quantiles of a log-normal distribution in random order, so that a few rows vary as many do.
+    """
     middle, spread, longest = {
         "chats": (4.72, 0.9, 928), "instructions": (4.6, 0.5, 512), "documents": (6.5, 1.1, 8192),
     }[kind]  # fmt: skip
-    draw = random.Random(7)
-    return [min(longest, max(20, round(draw.lognormvariate(middle, spread)))) for _ in range(count)]
+    normal = statistics.NormalDist(middle, spread)
+    quantiles = [math.exp(normal.inv_cdf((row + 0.5) / count)) for row in range(count)]
+    return random.Random(7).sample([min(longest, max(20, round(size))) for size in quantiles], count)
 
 
 def shares(runs: int) -> None:
