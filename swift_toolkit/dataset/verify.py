@@ -35,8 +35,12 @@ from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.dataset.scan import near
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
-from swift_toolkit.dataset.scan.pool import WITH_STARTER, scan_parts, starter_command, worth_sharing
-from swift_toolkit.dataset.scan.rows import scan_part
+from swift_toolkit.dataset.scan.pool import (
+    scan_alone,
+    scan_parts,
+    starter_command,
+    worth_sharing,
+)
 from swift_toolkit.dataset.scan.sample import sample_part, some_texts
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
 from swift_toolkit.dataset.spec import DatasetSpec
@@ -213,7 +217,7 @@ class _Verification:
             for entry, part in self.work:
                 until = _share(deadline, part.file.size / max(left, 1))
                 left -= part.file.size
-                tally = scan_part(part) if until is None else sample_part(part, until)
+                tally = scan_alone(part) if until is None else sample_part(part, until)
                 self.tallies.append((entry, tally))
         if self._learn():
             self.scan(deadline)
@@ -245,10 +249,8 @@ class _Verification:
         return again
 
     def _scan_with_all_cores(self) -> None:
-        whole = {id(entry): Tally() for entry, _ in self.work}
-        for key, tally in scan_parts((id(entry), part) for entry, part in self.work):
-            whole[key].add(tally)
-        self.tallies = [(entry, whole[id(entry)]) for entry, _ in self.work]
+        tallies = scan_parts([part for _, part in self.work])
+        self.tallies = [(entry, tally) for (entry, _), tally in zip(self.work, tallies, strict=True)]
 
     def _enter(self, entry: FileReport, tally: Tally) -> None:
         """Add the contents of a file to the report."""
@@ -378,7 +380,7 @@ class BackgroundVerify:
         command, environment = starter_command()
         self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
-            [*command, WITH_STARTER],
+            command,
             stdin=subprocess.PIPE,  # stays open as long as this process exists
             stdout=self._out,
             env=environment,

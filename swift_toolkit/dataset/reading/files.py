@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 from swift_toolkit.dataset.reading.json_text import (
     CUT_OFF,
@@ -27,17 +27,21 @@ from swift_toolkit.dataset.reading.json_text import (
 from swift_toolkit.dataset.reading.streams import (
     BLOCK_BYTES,
     MAX_ROW_BYTES,
+    WHOLE,
+    Between,
     Chunk,
     DataFile,
     Record,
+    Section,
     Syntax,
     guarded,
     open_stream,
 )
 from swift_toolkit.dataset.reading.tables import (
+    Batch,
     TableChunks,
     TableRows,
-    batch_chunks,
+    batches_between,
     read_parquet,
     read_table,
 )
@@ -149,28 +153,39 @@ def encoding_flaw(file: DataFile) -> FlawError:
 
 
 def read_chunks(
-    file: DataFile, stream: IO[bytes], start: int = 0, end: int | None = None
-) -> Iterator[Chunk | TableRows]:
+    file: DataFile, stream: IO[bytes], section: Section = WHOLE, trusting: bool = False
+) -> Iterator[Chunk | TableRows | Batch]:
     """Read whole rows of a file, about `BLOCK_BYTES` at a time.
 
     Args:
         file: a file that can be cut into chunks.
         stream: its decompressed bytes.
-        start: first byte; the row that contains it belongs to the previous part. Only for uncompressed files of lines.
-        end: rows that start at this byte or later are not read.
+        section: the rows to read; only of an uncompressed file.
+        trusting: see `ItemChunks`.
 
     Raises:
+        CutError: the section, as it turns out, does not consist of whole rows.
         FlawError: a row is too long, or the file is damaged.
     """
+    start, end = section.start, section.end
     with guarded():
-        if file.has_lines or file.syntax == "txt":
+        if file.is_lines:
             yield from line_chunks(stream, start, end)
-        elif file.values:
-            yield from ItemChunks(stream).chunks()
         elif file.syntax == "parquet":
-            yield from batch_chunks(file)
+            yield from batches_between(file, start, end)
+        elif section == WHOLE:
+            whole = ItemChunks(stream, trusting=trusting) if file.values else TableChunks(stream, file.syntax)
+            yield from whole.chunks()
         else:
-            yield from TableChunks(stream, file.syntax).chunks()
+            yield from _chunks_of_section(file, stream, section)
+
+
+def _chunks_of_section(file: DataFile, stream: IO[bytes], section: Section) -> Iterator[Chunk | TableRows]:
+    part = cast("IO[bytes]", Between(stream, section.start, section.end))
+    if file.values:
+        yield from ItemChunks(part, trusting=True, ends=section.end is None).chunks()
+    else:
+        yield from TableChunks(part, file.syntax, section.header if section.start else None).chunks()
 
 
 def _read_json_lines(stream: IO[bytes]) -> Iterator[Record]:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, cast
 
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, MAX_ROW_BYTES, Chunk, Record
@@ -88,15 +89,21 @@ class ItemChunks:
     hold whole items, its brackets are counted.
 
     Args:
-        stream: the file.
+        stream: the file, or a section of it that starts with the "[" or "," before an item.
         between: the bytes between two items, see `between_items`; b"" to find them in the file.
+        trusting: do not decode the chunks, because the caller does, and raises `CutError` if one is not whole.
+        ends: whether the stream ends with the end of the file.
     """
 
-    def __init__(self, stream: IO[bytes], between: bytes = b"") -> None:
+    def __init__(
+        self, stream: IO[bytes], between: bytes = b"", trusting: bool = False, ends: bool = True
+    ) -> None:
         import msgspec
 
         self.stream = stream
         self.between = between
+        self.trusting = trusting
+        self.ends = ends
         self.decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
         self.errors = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -117,14 +124,14 @@ class ItemChunks:
                 break
             data, size = data + more, max(size, len(data))
         if data:
-            yield Chunk(data, last=True)
+            yield Chunk(data, last=self.ends)
 
     def last_item(self, data: bytes) -> int:
         """The position before the last item that starts in these bytes; 0 if unknown."""
         at = data.rfind(self.between) if self.between else -1
         if at > 0:
             end = data.index(b",", at)
-            if self._is_whole(data[:end]):
+            if self.trusting or self._is_whole(data[:end]):
                 return end
         return last_comma(data)
 
@@ -150,6 +157,21 @@ def between_items(data: bytes) -> bytes:
             found = _NEXT_ITEM.match(data, mark.end())
             return b"}" + found[0] if found else b""
     return b""
+
+
+def item_bounds(path: Path, step: int) -> Iterator[int]:
+    """Positions between the items of an array, about `step` bytes apart: most likely, as for `ItemChunks`."""
+    with path.open("rb") as stream:
+        between = between_items(stream.read(BLOCK_BYTES))
+        at = step
+        while between:
+            stream.seek(at)
+            data = stream.read(min(BLOCK_BYTES, step))
+            if not data:
+                return
+            if (found := data.find(between)) >= 0:
+                yield at + data.index(b",", found)
+            at += step
 
 
 def last_comma(data: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Chunk(NamedTuple):
     """About `BLOCK_BYTES` of whole rows of a file.
 
     Args:
-        data: the bytes of the file; for Parquet, a batch of rows as an Arrow stream.
+        data: the bytes of the file.
         last: whether the file ends here.
     """
 
@@ -81,9 +82,64 @@ class DataFile:
         return self.syntax == "json" and not self.values
 
     @property
+    def is_lines(self) -> bool:
+        """Whether each line is a row: of JSON, or of text."""
+        return self.has_lines or self.syntax == "txt"
+
+    @property
     def has_chunks(self) -> bool:
         """Whether it can be cut into chunks of whole rows."""
         return self.values != "objects"
+
+
+class CutError(Exception):
+    """Rows were cut at a place where, it turns out, no row ends; they must be read again in order."""
+
+
+class Section(NamedTuple):
+    """Consecutive rows of a file.
+
+    Args:
+        start: the first byte of the rows; of a Parquet file, the first row, counted from 0. In a file of lines, the
+            line that contains this byte belongs to the previous section.
+        end: rows that start at this place or later are not in the section; None for the end of the file.
+        header: the column names of a table.
+    """
+
+    start: int = 0
+    end: int | None = None
+    header: tuple[str, ...] = ()
+
+
+WHOLE = Section()
+
+
+class Between(io.RawIOBase):
+    """The bytes between two positions of a file.
+
+    Args:
+        stream: the file.
+        start: the first byte.
+        end: the byte after the last one; None for the end of the file.
+    """
+
+    def __init__(self, stream: IO[bytes], start: int, end: int | None) -> None:
+        self._stream = stream
+        self._left = sys.maxsize if end is None else end - start
+        stream.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
 
 
 class Unpacked:

@@ -10,6 +10,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from swift_toolkit.dataset.reading.streams import (
@@ -17,6 +19,7 @@ from swift_toolkit.dataset.reading.streams import (
     MAX_FIELD,
     MAX_ROW_BYTES,
     Chunk,
+    CutError,
     DataFile,
     Record,
     Rest,
@@ -50,16 +53,25 @@ class TableChunks:
     """Cuts a table into chunks of whole rows after its header.
 
     Args:
-        stream: the file.
+        stream: the file, or a section of it without the header.
         syntax: "csv" or "tsv".
+        header: the names of the columns of a section; it was cut by `row_bounds`.
 
     Raises:
         FlawError: the header cannot be used.
     """
 
-    def __init__(self, stream: IO[bytes], syntax: str) -> None:
+    def __init__(self, stream: IO[bytes], syntax: str, header: Sequence[str] | None = None) -> None:
         self.stream = stream
         self.separator = SEPARATORS[syntax]
+        self.is_section = header is not None
+        self.header: Sequence[str] = header or ()
+        self.lines, self.rest = 0, b""
+        if header is None:
+            self._read_header()
+
+    def _read_header(self) -> None:
+        stream = self.stream
         data = stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
         end = first_row(data)
         self.lines = data.count(b"\n", 0, end)
@@ -73,6 +85,7 @@ class TableChunks:
         """All rows. After a quote that does not enclose a field, they are read one by one.
 
         Raises:
+            CutError: there is such a quote, so the rows of the sections of this file were cut at the wrong places.
             FlawError: a line is too long.
         """
         data, more = self.rest, b"more"
@@ -91,6 +104,8 @@ class TableChunks:
             yield from self._one_by_one(data)
 
     def _one_by_one(self, data: bytes) -> Iterator[TableRows]:
+        if self.is_section:
+            raise CutError
         rest = io.BufferedReader(Rest(data, self.stream), BLOCK_BYTES)
         rows: Fields = []
         first, size = 1, 0
@@ -127,13 +142,28 @@ def first_row(data: bytes) -> int:
 
 def last_row(data: bytes) -> int:
     """Where the last whole row ends: after a line break with an even number of quotes before it; 0 if there is none."""
-    quotes, end = data.count(b'"'), len(data)
+    return _last_row(data, data.count(b'"'))
+
+
+def _last_row(data: bytes, quotes: int) -> int:
+    end = len(data)
     while (at := data.rfind(b"\n", 0, end)) >= 0:
         quotes -= data.count(b'"', at, end)
         if quotes % 2 == 0:
             return at + 1
         end = at
     return 0
+
+
+def row_bounds(path: Path, step: int) -> Iterator[int]:
+    """Positions between the rows of a table, at least `step` bytes apart, if each quote starts or ends a field."""
+    at = quotes = 0
+    with path.open("rb") as stream:
+        while data := stream.read(step):
+            quotes += data.count(b'"')
+            if end := _last_row(data, quotes):
+                yield at + end
+            at += len(data)
 
 
 def header_of(names: list[str], separator: str) -> list[str]:
@@ -205,7 +235,7 @@ def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, 
     names = [f"{at}" for at in range(len(header))]
     try:
         table = arrow.read_csv(
-            io.BytesIO(data),
+            pyarrow.BufferReader(data),
             read_options=arrow.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
             parse_options=arrow.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=arrow.ConvertOptions(
@@ -255,8 +285,18 @@ def _cell(name: str, field: str) -> Any:
 ROWS_AT_ONCE = 2048
 
 
-def batch_chunks(file: DataFile, groups: Sequence[int] | None = None) -> Iterator[Chunk]:
-    """Rows of a Parquet file as batches.
+class Batch(NamedTuple):
+    """Rows of a Parquet file.
+
+    Args:
+        columns: a `pyarrow.RecordBatch`.
+    """
+
+    columns: Any
+
+
+def batches(file: DataFile, groups: Sequence[int] | None = None) -> Iterator[Batch]:
+    """Rows of a Parquet file.
 
     Args:
         file: the file.
@@ -266,10 +306,40 @@ def batch_chunks(file: DataFile, groups: Sequence[int] | None = None) -> Iterato
 
     with pyarrow.parquet.ParquetFile(file.path) as table:
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, use_threads=False):
-            sink = pyarrow.BufferOutputStream()
-            with pyarrow.ipc.new_stream(sink, batch.schema) as out:
-                out.write_batch(batch)
-            yield Chunk(sink.getvalue().to_pybytes())
+            yield Batch(batch)
+
+
+def batches_between(file: DataFile, start: int, end: int | None) -> Iterator[Batch]:
+    """Rows of a Parquet file.
+
+    Args:
+        file: the file.
+        start: number of the first row, counted from 0; those before it in its row group are decoded, too.
+        end: number of the row after the last one; None for the end of the file.
+    """
+    bounds = list(accumulate(group_rows(file), initial=0))
+    groups = [
+        at
+        for at, (first, last) in enumerate(pairwise(bounds))
+        if last > start and (end is None or first < end)
+    ]
+    at = bounds[groups[0]] if groups else 0
+    for (batch,) in batches(file, groups):
+        first, last = max(start - at, 0), batch.num_rows if end is None else min(batch.num_rows, end - at)
+        at += batch.num_rows
+        if first < last:
+            yield Batch(batch.slice(first, last - first))
+        if end is not None and at >= end:
+            return
+
+
+def group_rows(file: DataFile) -> list[int]:
+    """The number of rows of each row group of a Parquet file."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file.path) as table:
+        metadata = table.metadata
+        return [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
 
 
 def spread_groups(file: DataFile) -> list[int]:
@@ -288,7 +358,7 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
     number = 0
     with pyarrow.parquet.ParquetFile(file.path) as table:
         rows = table.metadata.num_rows
-        for batch in table.iter_batches(batch_size=256):
+        for batch in table.iter_batches(batch_size=256, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield Record(number, None, row, file.size // rows)

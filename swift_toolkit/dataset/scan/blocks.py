@@ -5,7 +5,6 @@ A block provides the texts of all its rows at once if they are plain, and each r
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -19,8 +18,16 @@ from swift_toolkit.dataset.reading.json_text import (
     rows_of_lines,
     texts_of_lines,
 )
-from swift_toolkit.dataset.reading.streams import Chunk, DataFile, Record
-from swift_toolkit.dataset.reading.tables import SEPARATORS, Fields, TableRows, columns_of, fields_of, row_of
+from swift_toolkit.dataset.reading.streams import Chunk, CutError, DataFile, Record
+from swift_toolkit.dataset.reading.tables import (
+    SEPARATORS,
+    Batch,
+    Fields,
+    TableRows,
+    columns_of,
+    fields_of,
+    row_of,
+)
 from swift_toolkit.dataset.rows.flaws import Flaw
 from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
 
@@ -52,14 +59,19 @@ class Block(Protocol):
         """The rows as JSON Lines; None if they are not JSON."""
 
 
-def block_of(file: DataFile, chunk: Chunk | TableRows, header: Sequence[str]) -> Block:
+def block_of(
+    file: DataFile, chunk: Chunk | TableRows | Batch, header: Sequence[str], trusting: bool = False
+) -> Block:
     """Create the block of a chunk.
 
     Args:
         file: the file of the chunk.
         chunk: the bytes.
         header: column names of a table.
+        trusting: see `ItemBlock`.
     """
+    if isinstance(chunk, Batch):
+        return BatchBlock(chunk)
     if isinstance(chunk, TableRows):
         return TableBlock(Chunk(b""), header, SEPARATORS[file.syntax], chunk)
     if file.has_lines:
@@ -67,9 +79,7 @@ def block_of(file: DataFile, chunk: Chunk | TableRows, header: Sequence[str]) ->
     if file.syntax == "txt":
         return TextBlock(chunk)
     if file.values:
-        return ItemBlock(chunk)
-    if file.syntax == "parquet":
-        return BatchBlock(chunk)
+        return ItemBlock(chunk, trusting)
     return TableBlock(chunk, header, SEPARATORS[file.syntax])
 
 
@@ -108,16 +118,26 @@ class LineBlock:
 
 
 class ItemBlock(LineBlock):
-    """Items of a JSON array."""
+    """Items of a JSON array.
 
-    def __init__(self, chunk: Chunk) -> None:
+    Args:
+        chunk: the bytes.
+        trusting: raise `CutError` if the chunk does not hold whole items; otherwise, they are read one by one up to the
+            broken place.
+    """
+
+    def __init__(self, chunk: Chunk, trusting: bool) -> None:
         super().__init__(chunk)
         self.chunk = chunk
+        self.trusting = trusting
         self.lines = chunk.data.count(b"\n")
 
     @cached_property
     def _found(self) -> JsonRows | None:
-        return rows_of_items(self.chunk)
+        found = rows_of_items(self.chunk)
+        if found is None and self.trusting:
+            raise CutError
+        return found
 
     @property
     def rows(self) -> JsonRows:
@@ -207,11 +227,9 @@ class BatchBlock:
 
     lines = 0
 
-    def __init__(self, chunk: Chunk) -> None:
-        import pyarrow
-
-        self.size = len(chunk.data)
-        self.batch = pyarrow.ipc.open_stream(io.BytesIO(chunk.data)).read_next_batch()
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch.columns
+        self.size = batch.columns.nbytes
 
     def __len__(self) -> int:
         return int(self.batch.num_rows)

@@ -15,8 +15,8 @@ from swift_toolkit.dataset.reading.files import (
     read_records,
 )
 from swift_toolkit.dataset.reading.json_text import as_array, last_comma
-from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, DataFile, guarded, open_stream
-from swift_toolkit.dataset.reading.tables import TableChunks, TableRows
+from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, DataFile, Section, guarded, open_stream
+from swift_toolkit.dataset.reading.tables import Batch, TableChunks, TableRows
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
@@ -61,10 +61,11 @@ class Part:
         layout: its format.
         shape: its columns and types.
         rules: the requirements of the run for its rows.
-        start: first byte, for a file of lines.
-        end: lines from this byte on belong to the next part; None for the end of the file.
+        start: the first byte, or row; see `Section`.
+        end: the end of the part; None for the end of the file.
         copy_reason: why ms-swift needs a copy of the file; "" if it reads the file itself.
         chunks: the rows themselves, if they have already been read.
+        trusting: raise `CutError` where rows of an array were cut at a wrong place, rather than decode them twice.
         header: column names of a table, in order.
         header_lines: number of lines of the header.
     """
@@ -76,7 +77,8 @@ class Part:
     start: int = 0
     end: int | None = None
     copy_reason: str = ""
-    chunks: tuple[Chunk | TableRows, ...] | None = None
+    chunks: tuple[Chunk | TableRows | Batch, ...] | None = None
+    trusting: bool = False
     header: tuple[str, ...] = ()
     header_lines: int = 0
 
@@ -84,6 +86,11 @@ class Part:
     def begins(self) -> bool:
         """Whether this is the first part of the file."""
         return self.start == 0
+
+    @property
+    def section(self) -> Section:
+        """Its place in the file."""
+        return Section(self.start, self.end, self.header if self.start or self.end else ())
 
 
 @dataclass(frozen=True)

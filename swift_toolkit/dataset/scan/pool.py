@@ -1,37 +1,41 @@
-"""Scan parts of files in several processes. As a module, this file runs such a process."""
+"""Scan parts of files in this process and, on Linux, in forked ones. As a module, this file runs a process that calls
+one function."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NoReturn, cast
 
 from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks
-from swift_toolkit.dataset.reading.streams import Chunk, guarded, open_stream
-from swift_toolkit.dataset.reading.tables import TableRows
+from swift_toolkit.dataset.reading.json_text import item_bounds
+from swift_toolkit.dataset.reading.streams import Chunk, CutError, DataFile, guarded, open_stream
+from swift_toolkit.dataset.reading.tables import Batch, TableRows, group_rows, row_bounds
 from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan.part import Part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
 from swift_toolkit.machine.device import cpu_cores
 
-ALONE_BYTES = 96 << 20
-"""Smaller data is scanned by this process alone."""
+ALONE_BYTES = 12 << 20
+"""Smaller data is scanned by this process alone: another process takes about as long to start and to be heard."""
 
-RANGE_BYTES = 32 << 20
-"""Size of the parts into which an uncompressed file of lines is divided among processes."""
+RANGE_BYTES = 8 << 20
+"""Size of the parts into which an uncompressed file is divided among processes."""
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 2 << 20
 """Bytes of rows sent to a process at a time, if only one process can read the file."""
 
 MAX_PROCESSES = 4
@@ -40,82 +44,195 @@ MAX_PROCESSES = 4
 _PACKED = 6
 """Assumed expansion factor of compressed files and Parquet."""
 
-Key = TypeVar("Key")
+_SHRINKING = 0.75
+"""Size of a part of a row group, relative to the part before it: its process also decodes all rows before it."""
+
+FORKS = sys.platform == "linux"
+"""Whether processes can be forked, which takes milliseconds. The libraries of macOS do not work in a forked process."""
 
 
 def worth_sharing(parts: Iterable[Part]) -> bool:
     """Whether several processes are faster than one."""
-    files = [part.file for part in parts]
-    total = sum(file.size * (_PACKED if file.packing or file.syntax == "parquet" else 1) for file in files)
-    return total > ALONE_BYTES and cpu_cores() > 1
+    return FORKS and sum(_size(part.file) for part in parts) > ALONE_BYTES and cpu_cores() > 1
 
 
-def scan_parts(parts: Iterable[tuple[Key, Part]]) -> Iterator[tuple[Key, Tally]]:
+def _size(file: DataFile) -> int:
+    """Bytes of a file, decompressed."""
+    return file.size * (_PACKED if file.packing or file.syntax == "parquet" else 1)
+
+
+def scan_parts(parts: Sequence[Part]) -> list[Tally]:
     """Scan files with one process per core.
 
     Args:
-        parts: whole files, each with its key.
+        parts: whole files.
 
     Returns:
-        Tallies in the order of the rows. Those of one file have its key and can be added.
+        The tally of each file.
     """
-    workers = [_Worker() for _ in range(min(cpu_cores(), MAX_PROCESSES))]
-    busy: deque[tuple[Key, _Worker | Tally]] = deque()
+    _import_for(parts)
+    workers = [_forked() for _ in range(_processes() - 1)]
     try:
-        for key, piece in ((key, piece) for key, part in parts for piece in pieces_of(part)):
-            if isinstance(piece, Tally):
-                busy.append((key, piece))
-                continue
-            if not workers:
-                yield from _first_done(busy, workers)
-            worker = workers.pop()
-            worker.start(scan_part, piece)
-            busy.append((key, worker))
-        while busy:
-            yield from _first_done(busy, workers)
+        sums = _sums([_pieces(part) for part in parts], workers)
+        in_order = [
+            _batches(part) if tally is None else iter(()) for part, tally in zip(parts, sums, strict=True)
+        ]
+        again = _sums(in_order, workers)
     finally:
-        for worker in (*workers, *(worker for _, worker in busy if isinstance(worker, _Worker))):
+        for worker in workers:
             worker.end()
+    return [
+        cast("Tally", second) if first is None else first for first, second in zip(sums, again, strict=True)
+    ]
 
 
-def _first_done(busy: deque[tuple[Key, _Worker | Tally]], free: list[_Worker]) -> Iterator[tuple[Key, Tally]]:
-    """The result of the worker that has been busy longest, and those of later workers that are done."""
-    key, worker = busy[0]
-    if isinstance(worker, _Worker):
-        yield key, worker.result()
-        free.append(worker)
-        busy.popleft()
-    while busy and isinstance(busy[0][1], Tally):
-        key, tally = busy.popleft()
-        yield key, cast("Tally", tally)
+def _processes() -> int:
+    return min(cpu_cores(), MAX_PROCESSES)
 
 
-def pieces_of(part: Part) -> Iterator[Part | Tally]:
+def _import_for(parts: Iterable[Part]) -> None:
+    """Import once what each process would import."""
+    syntaxes = {part.file.syntax for part in parts}
+    if "parquet" in syntaxes:
+        import pyarrow.parquet
+    if syntaxes & {"csv", "tsv"}:
+        import pyarrow.csv  # noqa: F401
+
+
+def scan_alone(part: Part) -> Tally:
+    """Scan a whole file in this process."""
+    try:
+        return scan_part(replace(part, trusting=True))
+    except CutError:
+        return scan_part(part)
+
+
+Piece = Part | Tally
+"""A part of a file, or the findings at a place where the file cannot be read."""
+
+
+def _sums(files: Sequence[Iterator[Piece]], workers: Sequence[_Worker]) -> list[Tally | None]:
+    """The sum of the tallies of the pieces of each file; None if they were cut at wrong places."""
+    sums: list[Tally | None] = [Tally() for _ in files]
+    pieces = chain.from_iterable(((at, piece) for piece in pieces) for at, pieces in enumerate(files))
+    for at, tally in _in_order(pieces, _Queue(workers)):
+        whole = sums[at]
+        if whole is not None and not whole.cut:
+            if tally is None:
+                sums[at] = None
+            else:
+                whole.add(tally)
+    return sums
+
+
+def _in_order(pieces: Iterable[tuple[int, Piece]], queue: _Queue) -> Iterator[tuple[int, Tally | None]]:
+    files: list[int] = []
+    given = 0
+    for number, (file, piece) in enumerate(pieces):
+        files.append(file)
+        queue.add(number, piece)
+        while given in queue.done:
+            yield files[given], queue.done.pop(given)
+            given += 1
+    for number in range(given, len(files)):
+        yield files[number], queue.result(number)
+
+
+class _Queue:
+    """Distributes pieces among workers and this process.
+
+    Args:
+        workers: all of them idle.
+    """
+
+    def __init__(self, workers: Sequence[_Worker]) -> None:
+        self.idle = list(workers)
+        self.busy: dict[_Worker, int] = {}
+        self.done: dict[int, Tally | None] = {}
+
+    def add(self, number: int, piece: Piece) -> None:
+        """Let an idle worker scan a piece, or scan it here if there is none."""
+        if isinstance(piece, Tally):
+            self.done[number] = piece
+            return
+        if not self.idle:
+            self._collect(0)
+        if self.idle:
+            worker = self.idle.pop()
+            worker.start(_scanned, piece)
+            self.busy[worker] = number
+        else:
+            self.done[number] = _scanned(piece)
+
+    def result(self, number: int) -> Tally | None:
+        """The tally of a piece; None if it was cut at a wrong place."""
+        while number not in self.done:
+            self._collect(None)
+        return self.done.pop(number)
+
+    def _collect(self, timeout: float | None) -> None:
+        for worker in select.select(list(self.busy), (), (), timeout)[0]:
+            self.done[self.busy.pop(worker)] = worker.result()
+            self.idle.append(worker)
+
+
+def _scanned(part: Part) -> Tally | None:
+    try:
+        return scan_part(part)
+    except CutError:
+        return None
+
+
+# Pieces
+
+
+def _pieces(part: Part) -> Iterator[Piece]:
     """Divide a file into parts that can be scanned independently; for an unreadable file, return the reason."""
-    if not part.file.has_chunks:
-        yield part
-    elif part.file.has_lines and not part.file.packing:
-        yield from _ranges(part)
-    else:
-        yield from _batches(part)
+    file = part.file
+    if not file.has_chunks:
+        return iter([part])
+    if file.packing:
+        return _batches(part)
+    if file.syntax == "parquet":
+        return _between(part, _rows_of_parts(part))
+    if file.is_lines:
+        return _between(part, range(RANGE_BYTES, file.size - RANGE_BYTES // 4, RANGE_BYTES))
+    if file.values:
+        return _between(part, item_bounds(file.path, RANGE_BYTES))
+    return _between(part, row_bounds(file.path, RANGE_BYTES))
 
 
-def _ranges(part: Part) -> Iterator[Part]:
-    bounds = [*range(0, part.file.size, RANGE_BYTES), part.file.size]
-    if len(bounds) > 2 and bounds[-1] - bounds[-2] < RANGE_BYTES // 4:
-        del bounds[-2]
-    for start, end in pairwise(bounds):
-        yield replace(part, start=start, end=end)
+def _between(part: Part, bounds: Iterable[int]) -> Iterator[Part]:
+    for start, end in pairwise(chain((0,), bounds, (None,))):
+        yield replace(part, start=cast("int", start), end=end, trusting=True)
 
 
-def _batches(part: Part) -> Iterator[Part | Tally]:
-    held: list[Chunk | TableRows] = []
+def _rows_of_parts(part: Part) -> Iterator[int]:
+    """The rows at which parts of a Parquet file begin: whole row groups, or parts of them if there are few."""
+    bounds = list(accumulate(group_rows(part.file), initial=0))
+    processes = _processes()
+    if len(bounds) > processes * 2:
+        least, at = bounds[-1] // max(_size(part.file) // RANGE_BYTES, processes * 2), 0
+        for end in bounds[1:-1]:
+            if end - at >= least:
+                yield (at := end)
+        return
+    *inner, whole = accumulate(_SHRINKING**number for number in range(processes))
+    ends = {
+        first + round((end - first) * at / whole) for first, end in pairwise(bounds) for at in (*inner, whole)
+    }
+    yield from sorted(ends - {0, bounds[-1]})
+
+
+def _batches(part: Part) -> Iterator[Piece]:
+    """The rows of a file that only one process can read."""
+    held: list[Chunk | TableRows | Batch] = []
     start = size = 0
     try:
         with guarded(), open_stream(part.file) as stream:
             for chunk in read_chunks(part.file, stream):
                 held.append(chunk)
-                size += chunk.size if isinstance(chunk, TableRows) else len(chunk.data)
+                size += _size_of(chunk)
                 if size - start >= BATCH_BYTES:
                     yield replace(part, chunks=tuple(held), start=start)
                     held, start = [], size
@@ -127,20 +244,36 @@ def _batches(part: Part) -> Iterator[Part | Tally]:
         yield tally
 
 
-class _Worker:
-    """A process that calls functions, one at a time."""
+def _size_of(chunk: Chunk | TableRows | Batch) -> int:
+    if isinstance(chunk, Chunk):
+        return len(chunk.data)
+    return chunk.size if isinstance(chunk, TableRows) else int(chunk.columns.nbytes)
 
-    def __init__(self) -> None:
-        command, environment = starter_command()
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+
+# Processes
+
+
+class _Worker:
+    """A process that calls functions, one at a time.
+
+    Args:
+        pid: its process ID.
+        stdin: where it reads calls.
+        stdout: where it writes results.
+    """
+
+    def __init__(self, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self._pid, self._stdin, self._stdout = pid, stdin, stdout
+        self._status: int | None = None
+
+    def fileno(self) -> int:
+        """The file descriptor that is readable when there is a result."""
+        return self._stdout.fileno()
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function."""
-        stdin = cast("IO[bytes]", self._process.stdin)
-        pickle.dump((function, arguments, {}), stdin, protocol=pickle.HIGHEST_PROTOCOL)
-        stdin.flush()
+        pickle.dump((function, arguments), self._stdin, protocol=pickle.HIGHEST_PROTOCOL)
+        self._stdin.flush()
 
     def result(self) -> Any:
         """The return value of the function.
@@ -149,29 +282,64 @@ class _Worker:
             CalledProcessError: the function failed.
         """
         try:
-            return pickle.load(cast("IO[bytes]", self._process.stdout))
+            return pickle.load(self._stdout)
         except EOFError:
-            raise subprocess.CalledProcessError(self._process.wait(), self._process.args) from None
+            self._status = self._wait()
+            raise subprocess.CalledProcessError(self._status, "scan") from None
+
+    def _wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.communicate()
+        if self._status is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self._status = self._wait()
+        for stream in (self._stdin, self._stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def _forked() -> _Worker:
+    calls, results = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(calls[1])
+        os.close(results[0])
+        _be_worker(calls[0], results[1])
+    os.close(calls[0])
+    os.close(results[1])
+    return _Worker(pid, os.fdopen(calls[1], "wb"), os.fdopen(results[0], "rb"))
+
+
+def _be_worker(calls: int, results: int) -> NoReturn:
+    status = 1
+    try:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_DFL)  # Ctrl-C also reaches the starter, which handles it
+        _serve(os.fdopen(calls, "rb"), os.fdopen(results, "wb"))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # nothing that the starter does at its end is done here
+
+
+def _serve(calls: IO[bytes], results: IO[bytes]) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            function, arguments = pickle.load(calls)
+            pickle.dump(function(*arguments), results)
+            results.flush()
 
 
 def starter_command() -> tuple[list[str], dict[str, str]]:
-    """The command and environment of a process that calls functions.
+    """The command and environment of a process that calls one function, and ends once its input is closed.
 
-    The process reads pickled (function, arguments, keywords) and writes pickled results.
+    The process reads a pickled (function, arguments, keywords) and writes the pickled result.
     """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
-    # equal rows must have equal hashes in all processes
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": path}
-    return [sys.executable, "-m", "swift_toolkit.dataset.scan.pool"], environment
-
-
-WITH_STARTER = "with-starter"
-"""Argument of such a process: call one function, and end with all child processes once the input is closed."""
+    return [sys.executable, "-m", "swift_toolkit.dataset.scan.pool"], os.environ | {"PYTHONPATH": path}
 
 
 def _end_with_starter() -> None:
@@ -179,22 +347,15 @@ def _end_with_starter() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _work() -> None:
-    with_starter = WITH_STARTER in sys.argv
-    while True:
-        try:
-            function, arguments, keywords = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        if with_starter:
-            threading.Thread(target=_end_with_starter, daemon=True).start()
-        pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
-        sys.stdout.flush()
-        if with_starter:
-            os._exit(0)  # do not wait for that thread, which holds the lock of the input
+def _call_once() -> None:
+    function, arguments, keywords = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    pickle.dump(function(*arguments, **keywords), sys.stdout.buffer)
+    sys.stdout.flush()
+    os._exit(0)  # do not wait for that thread, which holds the lock of the input
 
 
 if __name__ == "__main__":
     gc.set_threshold(100_000)  # millions of rows are created, and none has reference cycles
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also reaches the starter, which handles it
-    _work()
+    _call_once()

@@ -43,6 +43,9 @@ def scan_part(
         sink: receives every row.
         deadline: time of `time.perf_counter` at which to stop early.
         source: the file, opened by the caller, who continues reading it.
+
+    Raises:
+        CutError: a part of a file, or a trusting one, was cut at a wrong place. Read the file whole, and not trusting.
     """
     scan = _Scan(part, sink, source)
     try:
@@ -118,12 +121,12 @@ class _Scan:
         part = self.part
         if part.chunks is not None:
             for chunk in part.chunks:
-                yield block_of(part.file, chunk, part.header)
+                yield block_of(part.file, chunk, part.header, part.trusting)
             return
         with contextlib.ExitStack() as stack:
             stream = self.source.stream if self.source else stack.enter_context(open_stream(part.file))
-            for chunk in read_chunks(part.file, stream, part.start, part.end):
-                yield block_of(part.file, chunk, part.header)
+            for chunk in read_chunks(part.file, stream, part.section, part.trusting):
+                yield block_of(part.file, chunk, part.header, part.trusting)
                 del chunk  # its memory serves the next one
 
     # Many rows at once

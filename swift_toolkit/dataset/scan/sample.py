@@ -18,8 +18,9 @@ from swift_toolkit.dataset.reading.json_text import ItemChunks, between_items
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, Unpacked, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import (
     SEPARATORS,
+    Batch,
     TableRows,
-    batch_chunks,
+    batches,
     columns_of,
     is_regular,
     last_row,
@@ -116,7 +117,7 @@ class _Blocks:
         data = self._items(self._bytes(at)) if self.part.file.values else self._rows(self._bytes(at))
         return None if data is None else replace(self.part, start=at, chunks=(Chunk(data),))
 
-    def some(self) -> Iterator[Chunk | TableRows]:
+    def some(self) -> Iterator[Chunk | TableRows | Batch]:
         """Blocks at some places after the head."""
         for at in islice(spread(self.part.file.size), 4):
             if self.part.file.has_lines:
@@ -179,7 +180,7 @@ def _sample_parquet(part: Part, deadline: float) -> Tally:
     for group in spread_groups(part.file):
         until = time.perf_counter() + per_group
         with guarded():
-            for chunk in batch_chunks(part.file, [group]):
+            for chunk in batches(part.file, [group]):
                 tally.add(scan_part(replace(part, chunks=(chunk,), start=tally.size)))
                 if time.perf_counter() > until:
                     break
@@ -202,14 +203,14 @@ def some_texts(part: Part) -> Iterator[tuple[str, ...]]:
                     yield tuple(map(text_of, row["messages"]))
 
 
-def some_blocks(part: Part) -> Iterator[Chunk | TableRows]:
+def some_blocks(part: Part) -> Iterator[Chunk | TableRows | Batch]:
     """The first block of a file and, if that is fast, some later blocks."""
     if not part.file.has_chunks:
         return
     with contextlib.suppress(FlawError, UnicodeDecodeError), guarded():
         if part.file.syntax == "parquet":
             for group in spread_groups(part.file):
-                yield from islice(batch_chunks(part.file, [group]), 1)
+                yield from islice(batches(part.file, [group]), 1)
             return
         with open_stream(part.file) as stream:
             yield from islice(read_chunks(part.file, stream), 1)
