@@ -30,6 +30,9 @@ _FILLER = re.compile(r"(?:\A|\n)(nan|<noinput>|<nooutput>|#N/A|#REF!|#VALUE!|\[o
 _FILLER_ENDS = ("nan", "put>", "#N/A", "#REF!", "#VALUE!", "Object]")
 _OPEN, _CLOSE = "<think>", "</think>"
 
+_SIGNS = re.compile("<(?:[|_\\[BH]|｜|<SYS|start_of_|end_of_turn|/?s>|bos>|/?eos>|/?think>)".encode())
+"""The beginnings of everything in angle brackets of which `mark_flaws` finds something."""
+
 
 def may_hold_marks(text: str) -> bool:
     """Whether `MARKS` may match; cheaper than a search."""
@@ -38,8 +41,20 @@ def may_hold_marks(text: str) -> bool:
     )
 
 
+def may_hold_signs(data: bytes | bytearray) -> bool:
+    """Whether `mark_flaws` may find something other than a filler in UTF-8; cheaper than `may_be_marked`."""
+    return (b"<" in data and _SIGNS.search(data) is not None) or (
+        b"]" in data and (b"INST]" in data or b"[gMASK]" in data)
+    )
+
+
+def may_end_in_filler(texts: list[str]) -> bool:
+    """Whether `mark_flaws` may find a filler in one of the texts."""
+    return any(text.endswith(_FILLER_ENDS) for text in texts)
+
+
 def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:
-    """Whether `mark_flaws` may find something in one of the texts; cheaper than a search in each.
+    """Whether `mark_flaws` may find something other than a filler in one of the texts; cheaper than a search in each.
 
     Args:
         texts: any number of texts.
@@ -50,9 +65,7 @@ def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:
         return True
     if any(mark in joined for mark in ("<s>", "</s>", "<bos>", "<eos>")):
         return True
-    if answers and "think>" in joined and any(map(_is_half_thought, texts)):
-        return True
-    return any(text.endswith(_FILLER_ENDS) for text in texts)
+    return answers and "think>" in joined and any(map(_is_half_thought, texts))
 
 
 def mark_flaws(texts: list[tuple[str, str]], learns: bool) -> Iterator[Flaw]:

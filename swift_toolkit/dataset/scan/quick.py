@@ -15,7 +15,7 @@ from operator import add, itemgetter, sub
 
 from swift_toolkit.dataset.rows.checks import TINY_ANSWER, Rules, is_tiny, judge
 from swift_toolkit.dataset.rows.formats import layout_of
-from swift_toolkit.dataset.rows.marks import may_be_marked
+from swift_toolkit.dataset.rows.marks import may_be_marked, may_end_in_filler, may_hold_signs
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 
@@ -32,7 +32,8 @@ LEAST_ROWS = 100
 """A block smaller than this, for example of a small file or next to a bad row, is always counted."""
 
 _last: Callable[[Texts], str] = itemgetter(-1)
-_TAGS = ("<image>", "<video>", "<audio>")
+_TAGS = (b"<image>", b"<video>", b"<audio>")
+_LOST = (b"\xef\xbf\xbd", b"\xef\xbb\xbf")  # U+FFFD and U+FEFF
 _BY_FIRST_BYTE = (
     (b"\xe2", re.compile(rb"\xe2(?:\x80[\x8b\xaa-\xae]|\x81[\xa0\xa6-\xa9])")),  # invisible characters
     (b"\xc2", re.compile(rb"\xc2[\x80-\x9f]")),  # control characters
@@ -41,6 +42,8 @@ _BY_FIRST_BYTE = (
 """Most texts do not contain the first byte, and to search for one byte is much faster than for a pattern."""
 
 _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
+_PROBE = 1 << 12
+_USUAL = bytes(sorted({*range(0x80)} - {*_CONTROL}))
 
 
 class QuickCheck:
@@ -67,16 +70,12 @@ class QuickCheck:
         sizes = list(map(len, contents))
         if not min(sizes) or any(map(str.isspace, contents)):
             return False
-        joined = "".join(contents)
         answers = list(map(_last, texts))
         if min(map(len, answers)) < TINY_ANSWER:
             short = {answer for answer in answers if len(answer) < TINY_ANSWER}
             if any(map(is_tiny, short)):
                 return False
-        task = self.rules.task
-        if task.rows != "text" and may_be_marked(contents, joined, task.has_answers):
-            return False
-        if self._is_odd(joined, talks.data):
+        if self._may_be_odd(contents, talks):
             return False
         turns = Counter(map(len, texts))
         lengths = _row_lengths(sizes, texts, turns)
@@ -98,16 +97,32 @@ class QuickCheck:
             self.good[roles] = not judge(row, layout_of(["messages"]), self.rules)[1]
         return self.good[roles]
 
-    def _is_odd(self, text: str, source: bytes | bytearray | None) -> bool:
-        """Whether the text contains anything `judge` may warn about: damaged or invisible characters, media tags."""
-        if self.rules.multimodal and any(tag in text for tag in _TAGS):
+    def _may_be_odd(self, contents: list[str], talks: Talks) -> bool:
+        """Whether any text may contain what `judge` warns about: damaged or invisible characters, media tags, marks."""
+        task = self.rules.task
+        seeks_marks = task.rows != "text"
+        if seeks_marks and may_end_in_filler(contents):
             return True
-        if not text.isascii() and ("\ufffd" in text or "\ufeff" in text):
+        data = talks.data
+        if data is not None and not self._is_odd(data, talks.is_json):
+            if not seeks_marks or not may_hold_signs(data):
+                return False
+        joined = "".join(contents)
+        data = joined.encode("utf-8", "replace")
+        if seeks_marks and may_hold_signs(data) and may_be_marked(contents, joined, task.has_answers):
             return True
-        if source is not None and b"\x7f" not in source and (text.isascii() or not _is_unusual(source)):
-            return False
-        data = text.encode("utf-8", "replace")
-        return len(data.translate(None, _CONTROL)) != len(data) or _is_unusual(data)
+        return self._is_odd(data, False)
+
+    def _is_odd(self, data: bytes | bytearray, is_json: bool) -> bool:
+        """Whether UTF-8 may contain damaged or invisible characters, or media tags."""
+        if self.rules.multimodal and any(tag in data for tag in _TAGS):
+            return True
+        if is_json and data.isascii():
+            return b"\x7f" in data  # other control characters are escaped
+        if len(data[:_PROBE].translate(None, _USUAL)) * 4 < min(len(data), _PROBE):
+            rest = data.translate(None, _USUAL)
+            return bool(rest) and _is_unusual(rest) and _is_unusual(data)
+        return _is_unusual(data)
 
     def _may_be_too_long(self, sizes: list[int], texts: list[Texts], turns: Counter[int]) -> bool:
         limit, lengths = self.rules.max_length, self.rules.lengths
@@ -138,6 +153,10 @@ class QuickCheck:
 
 def _is_unusual(data: bytes | bytearray) -> bool:
     """Whether UTF-8 may contain invisible characters, control characters or mojibake."""
+    if len(data.translate(None, _CONTROL)) != len(data):
+        return True
+    if b"\xef" in data and any(mark in data for mark in _LOST):
+        return True
     return any(first in data and form.search(data) for first, form in _BY_FIRST_BYTE)
 
 

@@ -26,6 +26,10 @@ _PAIRS = ({"query", "response"}, {"instruction", "input", "response"}, {"query"}
 _ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "response": "assistant"}
 
 
+_ESCAPES = (b"\\u", b"\\b", b"\\f", b"\\/")
+"""With these, JSON may spell what `judge` warns about."""
+
+
 class Talks(NamedTuple):
     """The texts of rows.
 
@@ -33,11 +37,13 @@ class Talks(NamedTuple):
         texts: the texts of each row, system prompt first.
         roles: the distinct sequences of roles in the rows.
         data: the bytes of the rows, if each character of the texts that `judge` may warn about is in them unescaped.
+        is_json: whether these are JSON, which contains no control characters except U+007F.
     """
 
     texts: list[Texts]
     roles: set[Roles]
     data: bytes | bytearray | None = None
+    is_json: bool = False
 
 
 Columns = Mapping[str, Sequence[Any]]
@@ -128,20 +134,21 @@ class PlainTexts:
             talks = self._of_pairs(columns)
         else:
             talks = self._of_messages(columns, attrgetter("role"), attrgetter("content"))
-        escaped = b"\\" in data and any(escape in data for escape in (b"\\u", b"\\b", b"\\f"))
-        return talks if talks is None or escaped else talks._replace(data=data)
+        escaped = b"\\" in data and any(escape in data for escape in _ESCAPES)
+        return talks if talks is None or escaped else talks._replace(data=data, is_json=True)
 
     # Columns
 
-    def of_columns(self, columns: Columns) -> Talks | None:
+    def of_columns(self, columns: Columns, data: bytes | None = None) -> Talks | None:
         """The texts of rows given as columns; None if any of them is not plain.
 
         Args:
             columns: column in the file -> values; messages as text are decoded.
+            data: the bytes from which they were read, with all texts of the cells unescaped.
         """
         named = {name: columns[column] for name, column in self.used.items()}
         if self.keys is None:
-            return self._of_pairs(named)
+            return self._of_pairs(named, data)
         if not all(isinstance(cell, str) for cell in named["messages"]):
             return None
         import msgspec
@@ -157,6 +164,7 @@ class PlainTexts:
         """The texts of a batch of Arrow columns; None if any row is not plain."""
         import pyarrow
 
+        data: list[bytes] = []
         columns: dict[str, Sequence[Any]] = {}
         for name, column in self.used.items():
             values = batch.column(batch.schema.get_field_index(column))
@@ -164,13 +172,16 @@ class PlainTexts:
                 if (talks := self._lists(values)) is None:
                     return None
                 columns[name] = talks
+                data.append(_utf8(self._parts(values)[1]))
             elif values.type not in (pyarrow.string(), pyarrow.large_string()):
                 return None
             else:
                 columns[name] = values.to_pylist()
+                data.append(_utf8(values))
         if self.keys is None:
-            return self._of_pairs(columns)
-        return self._of_messages(columns, itemgetter(0), itemgetter(1))
+            return self._of_pairs(columns, b"".join(data))
+        found = self._of_messages(columns, itemgetter(0), itemgetter(1))
+        return found and found._replace(data=b"".join(data))
 
     def _lists(self, values: Any) -> list[list[tuple[str, str]]] | None:
         """The messages of each row as (role, content); None if one is missing or has another form."""
@@ -179,16 +190,21 @@ class PlainTexts:
         types, text = pyarrow.types, (pyarrow.string(), pyarrow.large_string())
         if not (types.is_list(values.type) or types.is_large_list(values.type)) or values.null_count:
             return None
-        items, keys = values.flatten(), self.keys or ()
-        if not types.is_struct(items.type) or {field.name for field in items.type} != set(keys):
+        items = values.flatten()
+        if not types.is_struct(items.type) or {field.name for field in items.type} != set(self.keys or ()):
             return None
-        parts = [items.field(items.type.get_field_index(key)) for key in keys]
+        parts = self._parts(values)
         if items.null_count or any(part.null_count or part.type not in text for part in parts):
             return None
         if not set(parts[0].unique().to_pylist()) <= set(_ROLES.__args__):  # type: ignore[attr-defined]
             return None
         pairs = iter(zip(parts[0].to_pylist(), parts[1].to_pylist(), strict=True))
         return [[next(pairs) for _ in range(size)] for size in values.value_lengths().to_pylist()]
+
+    def _parts(self, lists: Any) -> list[Any]:
+        """The roles and the contents of all messages."""
+        items = lists.flatten()
+        return [items.field(items.type.get_field_index(key)) for key in self.keys or ()]
 
     # Both
 
@@ -214,14 +230,25 @@ class PlainTexts:
             roles = {("system", *role) for role in roles}
         return Talks(texts, roles)
 
-    def _of_pairs(self, columns: Columns) -> Talks | None:
+    def _of_pairs(self, columns: Columns, data: bytes | None = None) -> Talks | None:
         parts = [list(columns[name]) for name in self._order]
         if not all(all(map(isinstance, part, repeat(str))) for part in parts):
             return None
         if "input" in columns:
             pairs = zip(parts[-2], columns["input"], strict=True)
             parts[-2] = ["\n".join(filter(None, pair)) if pair[1] else pair[0] for pair in pairs]
-        return Talks(list(zip(*parts, strict=True)), {tuple(_ROLE_OF[name] for name in self._order)})
+        return Talks(list(zip(*parts, strict=True)), {tuple(_ROLE_OF[name] for name in self._order)}, data)
+
+
+def _utf8(texts: Any) -> bytes:
+    """The texts of an Arrow array, one after another."""
+    import pyarrow
+
+    _, offsets, data = texts.buffers()
+    if data is None:
+        return b""
+    bounds = memoryview(offsets).cast("i" if texts.type == pyarrow.string() else "q")
+    return memoryview(data)[bounds[texts.offset] : bounds[texts.offset + len(texts)]].tobytes()
 
 
 def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
