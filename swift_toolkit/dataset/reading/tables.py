@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import codecs
 import csv
-import functools
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -91,11 +89,12 @@ class TableChunks:
         data, more = self.rest, b"more"
         while more:
             end = last_row(data)
-            if len(data) > MAX_ROW_BYTES or not is_regular(data[:end], self.separator):
+            rows = data[:end]
+            if len(data) > MAX_ROW_BYTES or not is_regular(rows, self.separator):
                 yield from self._one_by_one(data)
                 return
             if end:
-                yield Chunk(data[:end])
+                yield Chunk(rows)
             more = self.stream.read(BLOCK_BYTES)
             data = data[end:] + more
         if data and is_regular(data, self.separator):
@@ -226,8 +225,37 @@ def row_of(header: Sequence[str], fields: Sequence[str]) -> Row:
     return {name: _cell(name, field) for name, field in zip(header, fields, strict=True) if name}
 
 
-def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, list[str]] | None:
+Columns = dict[str, Sequence[str]]
+"""The cells of some rows by the name of the column."""
+
+
+def columns_of(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
     """The columns of a chunk; None if a row has too few or too many fields, or is not UTF-8."""
+    try:
+        if b'"' not in data and len(header) > 1:
+            return _columns_without_quotes(data, header, separator) or _parsed(data, header, separator)
+        return _parsed(data, header, separator)
+    except UnicodeDecodeError:
+        return None
+
+
+def _columns_without_quotes(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
+    """The same for the simplest form of a table, without loading a library; None for any other."""
+    lines = data.decode().split("\n")
+    if not lines[-1]:
+        lines.pop()
+    rows = [line.split(separator) for line in lines]
+    if set(map(len, rows)) != {len(header)}:
+        return None
+    columns: list[Sequence[str]] = list(zip(*rows, strict=True))
+    if returns := data.count(b"\r"):
+        columns[-1] = [cell[:-1] for cell in columns[-1] if cell.endswith("\r")]
+        if len(columns[-1]) != len(rows) or len(rows) != returns:
+            return None
+    return {name: column for name, column in zip(header, columns, strict=True) if name}
+
+
+def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
     import pyarrow
     from pyarrow import csv as arrow
 
@@ -239,7 +267,7 @@ def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, 
             read_options=arrow.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
             parse_options=arrow.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=arrow.ConvertOptions(
-                column_types=dict.fromkeys(names, text), strings_can_be_null=False
+                column_types=dict.fromkeys(names, text), strings_can_be_null=False, check_utf8=False
             ),
         )
     except pyarrow.ArrowInvalid:
@@ -249,14 +277,23 @@ def columns_of(data: bytes, header: Sequence[str], separator: str) -> dict[str, 
 
 def is_regular(data: bytes, separator: str) -> bool:
     """Whether each quote starts or ends a field, or is an escaped quote within one."""
-    return b'"' not in data or b'"' not in _quoted(separator).sub(b"", data)
+    if b'"' not in data:
+        return True
+    import numpy
 
-
-@functools.cache
-def _quoted(separator: str) -> re.Pattern[bytes]:
-    """A quoted field from its start to its end."""
-    mark = separator.encode()
-    return re.compile(rb'(?:(?<=[%s\r\n])|\A)"[^"]*(?:""[^"]*)*"(?=[%s\r\n]|\Z)' % (mark, mark))
+    values = numpy.frombuffer(data, numpy.uint8)
+    quotes = numpy.flatnonzero(values == ord('"'))
+    if len(quotes) % 2:
+        return False
+    opening, closing = quotes[::2], quotes[1::2]  # an escaped quote closes a field and opens it again
+    between = numpy.isin(numpy.arange(256), [ord(separator), ord("\r"), ord("\n")])
+    starts, ends = between[values[opening - 1]], between[values[(closing + 1) % len(data)]]
+    escaped = opening[1:] - closing[:-1] == 1
+    starts[1:] |= escaped
+    ends[:-1] |= escaped
+    starts[0] |= opening[0] == 0
+    ends[-1] |= closing[-1] == len(data) - 1
+    return bool(starts.all() and ends.all())
 
 
 _NUMBER_COLUMNS = frozenset({"label", "margin"})
