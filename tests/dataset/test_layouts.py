@@ -17,7 +17,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swift_toolkit.config.tasks import TaskName
 from swift_toolkit.dataset.reading import json_text, tables
+from swift_toolkit.dataset.reading.files import look_at
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan import part, pool, sample
@@ -158,6 +160,75 @@ def test_flaws_are_found_where_they_are(name: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(pool, constant, 8000)
     (together,) = verify([name]).problems
     assert str(alone) == str(together)
+
+
+def same_first_key(count: int) -> list[Row]:
+    """Rows that begin like the objects in them, so that an array cannot be cut by the bytes between two rows."""
+    return [{"role": "a", "messages": [*row["messages"], *row["messages"]]} for row in talks(count)]
+
+
+def in_one_group(rows: list[Row]) -> bytes:
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+def halved(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def in_the_middle(data: bytes, what: bytes, before: bytes) -> bytes:
+    at = data.index(before, len(data) // 2)
+    return data[:at] + what + data[at:]
+
+
+HARD_TO_CUT: dict[str, tuple[str, bytes]] = {
+    "rows that begin like their parts": ("a.json", json.dumps(same_first_key(400)).encode()),
+    "a cut off array": ("a.json", halved(json.dumps(pairs(400)).encode())),
+    "a broken item": ("a.json", in_the_middle(json.dumps(pairs(400), indent=1).encode(), b"nonsense ", b"{")),
+    "text after the array": ("a.json", json.dumps(pairs(400)).encode() + b" []"),
+    "an array without objects": ("a.json", json.dumps([[at] for at in range(9000)]).encode()),
+    "a lone quote": ("a.csv", in_the_middle(table(pairs(400)), b'a 5" screen,b\r\n', b"\n5")),
+    "an open quote": ("a.csv", table(pairs(400)) + b'"open, it never ends\r\n' * 30),
+    "a row with too many fields": ("a.csv", in_the_middle(table(pairs(400)), b"a,b,c\r\n", b"\n5")),
+    "a table that is not UTF-8": ("a.csv", in_the_middle(table(pairs(400)), b"\xff", b"word")),
+    "lines that are not UTF-8": ("a.jsonl", in_the_middle(lines(pairs(400)), b"\xff", b"word")),
+    "text that is not UTF-8": ("a.txt", in_the_middle(lines(pairs(400)), b"\xff", b"word")),
+    "text": ("a.txt", lines(pairs(400))),
+    "one row group": ("a.parquet", in_one_group(pairs(400))),
+    "few row groups": ("a.parquet", parquet(pairs(250))),
+    "a row group of messages": ("a.parquet", in_one_group(talks(400))),
+}
+
+
+@pytest.mark.parametrize("case", HARD_TO_CUT)
+@pytest.mark.parametrize("cores", [2, 4])
+@pytest.mark.usefixtures("small_blocks")
+def test_several_processes_find_what_one_finds(
+    case: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, data = HARD_TO_CUT[case]
+    Path(name).write_bytes(data)
+    Path("b.jsonl").write_bytes(lines(pairs(300)))
+    task: TaskName = "pt" if name == "a.txt" else "sft"
+    alone = verify([name, "b.jsonl"], task=task).as_dict()
+    for constant in ("ALONE_BYTES", "BATCH_BYTES", "RANGE_BYTES"):
+        monkeypatch.setattr(pool, constant, 8000)
+    monkeypatch.setattr(pool, "cpu_cores", lambda: cores)
+    together = verify([name, "b.jsonl"], task=task).as_dict()
+    for report in (alone, together):
+        del report["seconds"], report["tokens"]  # an estimate from some of the rows
+    assert alone == together
+
+
+def test_the_rows_between_two_rows_of_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 7)
+    rows = [{"query": f"{at}", "response": f"a{at}"} for at in range(200)]
+    Path("a.parquet").write_bytes(parquet(rows))
+    file = look_at(Path("a.parquet"), "a.parquet")
+    for start, end in ((0, 200), (0, 1), (5, 5), (89, 91), (90, 180), (181, None), (30, 199), (199, 200)):
+        found = [row for (batch,) in tables.batches_between(file, start, end) for row in batch.to_pylist()]
+        assert found == rows[start:end]
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in {"d.json", "b.csv"}])
