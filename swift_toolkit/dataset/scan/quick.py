@@ -103,10 +103,9 @@ class QuickCheck:
         seeks_marks = task.rows != "text"
         if seeks_marks and may_end_in_filler(contents):
             return True
-        data = talks.data
-        if data is not None and not self._is_odd(data, talks.is_json):
-            if not seeks_marks or not may_hold_signs(data):
-                return False
+        data, marked = talks.data, seeks_marks and (talks.data is None or may_hold_signs(talks.data))
+        if data is not None and not marked and not self._is_odd(data, talks.is_json):
+            return False
         joined = "".join(contents)
         data = joined.encode("utf-8", "replace")
         if seeks_marks and may_hold_signs(data) and may_be_marked(contents, joined, task.has_answers):
