@@ -22,6 +22,8 @@ EXTENSIONS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
 Values = dict[str, Any]
 """Settings as a user gives them: names of any generation of ms-swift, and values that JSON can hold."""
 
+_SCRIPTS = frozenset(".py .sh .bash .txt .bat .cmd .ps1 .ipynb .slurm .sbatch".split())
+
 MAX_BYTES = 4 << 20  # larger files are probably data files given by mistake
 
 
@@ -70,7 +72,18 @@ def _stop(what: str, do: str, name: str, line: int | None = None, key: str | Non
 def _read_text(path: Path, name: str) -> str:
     raw = read_small(path, name)
     if path.suffix.lower() not in EXTENSIONS:
-        is_script = path.suffix.lower() in (".py", ".sh", ".bash", ".txt", ".bat", ".ps1")
+        is_script = path.suffix.lower() in (
+            ".py",
+            ".sh",
+            ".bash",
+            ".txt",
+            ".bat",
+            ".cmd",
+            ".ps1",
+            ".ipynb",
+            ".slurm",
+            ".sbatch",
+        )
         do = "Use .json, .yaml or .yml" + (", or pass a script with --from-script." if is_script else ".")
         raise _stop("has an unknown extension", do, name)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

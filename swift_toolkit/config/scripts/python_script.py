@@ -92,9 +92,22 @@ TABLE = {
 }
 
 
-def is_python(text: str) -> bool:
-    """Whether a text is a Python script that imports ms-swift."""
+def imports_swift(text: str) -> bool:
+    """Whether a text has a line of Python that imports ms-swift."""
     return _IMPORT.search(text) is not None
+
+
+def is_python(text: str, file: str | None = None) -> bool:
+    """Whether a text is a Python script that imports ms-swift, by its file name or because it is valid."""
+    if not imports_swift(text):
+        return False
+    if file is not None and file.lower().endswith(".py"):
+        return True
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

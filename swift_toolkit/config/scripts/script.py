@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import tasks
-from swift_toolkit.config.file import Values, read_small
+from swift_toolkit.config.file import EXTENSIONS, Values, read_small
 from swift_toolkit.config.names import benchmarks, translate
-from swift_toolkit.config.scripts import python_script, shell
+from swift_toolkit.config.scripts import blocks, python_script, shell
 from swift_toolkit.config.scripts.python_script import Call, PythonScript
 from swift_toolkit.config.scripts.shell import Script, Statement
 from swift_toolkit.console import secrets
@@ -63,24 +63,43 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     Raises:
         RequestError: the script has no such command, or several.
     """
-    if python_script.is_python(text):
+    if python_script.is_python(text, file):
         return _from_python(text, wanted, file)
-    text = shell.without_surroundings(text)
+    text = blocks.without_surroundings(text)
     if strange := list(shell.shell_problems(text, file)):
         raise RequestError(strange)
-    found: list[tuple[int, SwiftCommand]] = []
+    found: list[tuple[Statement, SwiftCommand]] = []
     others: list[tuple[Statement, SwiftCommand | None]] = []
     for statement, command in _commands(text, file):
         if command is not None and command.command in wanted:
-            found.append((statement.line, command))
+            found.append((statement, command))
         elif statement.words:
             others.append((statement, command))
+    if not found and python_script.imports_swift(text):
+        return _from_python(text, wanted, file)
     if len(found) != 1:
         raise RequestError([_not_one(found, others, wanted, file)])
-    _, command = found[0]
+    statement, command = found[0]
+    strange += [*shell.value_problems(statement, file), *_stray_problems(statement, file)]
+    for other, _ in others:
+        strange += [*shell.name_problems(other, command.values.values(), file)]
+    if strange:
+        raise RequestError(strange)
     return command._replace(
         left_out=command.left_out + [f"line {other.line}: {other}" for other, _ in others]
     )
+
+
+def _stray_problems(statement: Statement, file: str | None) -> Iterator[Problem]:
+    """Words that belong to no setting, which ms-swift refuses, too."""
+    for word in statement.stray:
+        where, shown = (file, statement.line), statement.without_secrets(word)
+        if re.fullmatch(r"-[A-Za-z]\w+(?:=.*)?", word):
+            yield Problem(f'"{shown}" starts with one dash', f"Write -{shown}.", None, *where)
+        else:
+            yield Problem(
+                f'"{shown}" belongs to no setting', "Remove it, or write --NAME before it.", None, *where
+            )
 
 
 def _from_python(text: str, wanted: Collection[Command], file: str | None) -> SwiftCommand:
@@ -140,34 +159,82 @@ def all_commands(text: str) -> list[SwiftCommand]:
     return [command for _, command in _commands(text) if command]
 
 
-def _commands(text: str, file: str | None = None) -> Iterator[tuple[Statement, SwiftCommand | None]]:
-    """The statements of a script, with the command of ms-swift that they run."""
-    script = Script(text, file)
+def _commands(
+    text: str, file: str | None = None, around: Mapping[str, str] | None = None
+) -> Iterator[tuple[Statement, SwiftCommand | None]]:
+    """The statements of a script, with the command of ms-swift that they run.
+
+    Args:
+        text: the script.
+        file: its path.
+        around: the variables that a script around it sets for it.
+    """
+    around = around or {}
+    script = Script(text, file, {**os.environ, **around})
     for statement in script.statements():
+        exported = {**around, **script.exported}
         if (inner := _inner_script(statement)) is not None:
-            yield from _commands(inner, file)
+            yield from _within(statement, inner, file, exported)
             continue
-        yield statement, _swift_command(statement, script.exported)
+        command = _swift_command(statement, exported)
+        if command and script.moved:
+            moved = (
+                f"the script changes to {script.moved}; relative paths are read from the current directory"
+            )
+            command = command._replace(left_out=[*command.left_out, moved])
+        yield statement, command
+
+
+def _within(
+    statement: Statement, inner: str, file: str | None, exported: dict[str, str]
+) -> Iterator[tuple[Statement, SwiftCommand | None]]:
+    """The statements of a text that a statement runs."""
+    sets = exported | statement.env | _container_variables(statement.words)
+    for place, command in _commands(inner, file, sets):
+        place.line = statement.line
+        notes = [statement.without_secrets(note) for note in statement.notes]
+        yield place, command and command._replace(left_out=[*notes, *command.left_out])
+
+
+_PASSES_ON = frozenset(
+    "ssh tmux screen su sudo docker podman nerdctl kubectl singularity apptainer eval srun sbatch script nohup timeout"
+    " conda mamba parallel xargs".split()
+)
+"""Programs that run a text which one of their arguments holds."""
+_CONTAINERS = frozenset("docker podman nerdctl".split())
 
 
 def _inner_script(statement: Statement) -> str | None:
-    """The text that a shell is told to run: ``bash -c "swift sft ..."``."""
+    """The text that a program is told to run: ``bash -c "swift sft ..."``, ``ssh host "swift sft ..."``."""
     words = statement.words
-    if len(words) < 3 or _base_name(words[0]) not in ("bash", "sh", "zsh"):
-        return None
-    is_text = words[1].startswith("-") and not words[1].startswith("--") and words[1].endswith("c")
-    return words[2] if is_text else None
+    for position, word in enumerate(words[:-2]):
+        is_text = re.fullmatch(r"-[a-z]*c", words[position + 1])
+        if _base_name(word) in ("bash", "sh", "zsh", "dash") and is_text:
+            return words[position + 2]
+    if words and _base_name(words[0]) in _PASSES_ON:
+        texts = [word.partition("=")[2] if word.startswith("--wrap=") else word for word in words[1:]]
+        return next((one for one in texts if re.search(r"(?:\bswift|\.py)\s+\S", one)), None)
+    return None
+
+
+def _container_variables(words: Sequence[str]) -> dict[str, str]:
+    """The variables that ``docker run -e NAME=VALUE`` sets."""
+    if not words or _base_name(words[0]) not in _CONTAINERS:
+        return {}
+    given = [words[place + 1] for place, word in enumerate(words[:-1]) if word in ("-e", "--env")]
+    given += [word.partition("=")[2] for word in words if word.startswith("--env=")]
+    return {name: value for name, sign, value in (one.partition("=") for one in given) if sign}
 
 
 def _not_one(
-    found: list[tuple[int, SwiftCommand]],
+    found: list[tuple[Statement, SwiftCommand]],
     others: list[tuple[Statement, SwiftCommand | None]],
     wanted: Collection[Command],
     file: str | None,
 ) -> Problem:
     """The problem of a script with no command or with several."""
     if found:
-        places = ", ".join(f"swift {command.command} in line {line}" for line, command in found)
+        places = ", ".join(f"swift {one.command} in line {place.line}" for place, one in found)
         return Problem(f"contains several commands of ms-swift: {places}", "Keep one of them.", file=file)
     for other, command in others:
         if command is not None and command.command in _SCRIPTS:
@@ -185,7 +252,9 @@ def _not_one(
             raw, instead = command and _for_the_installed(command), _instead(other)
             do = " ".join(filter(None, [instead, raw])) or _which(wanted)
             return Problem(what, do, file=file, line=other.line)
-    return Problem("contains no command of ms-swift", _which(wanted), file=file)
+    is_config = file is not None and Path(file).suffix.lower() in EXTENSIONS
+    do = "Pass a file of settings with --config." if is_config else _which(wanted)
+    return Problem("contains no command of ms-swift", do, file=file)
 
 
 _OTHER_TOOLS = {
@@ -283,15 +352,26 @@ def _swift_command(statement: Statement, exported: dict[str, str]) -> SwiftComma
         values, stray = _arguments([word for word in rest if word not in ("...", "…")])
         if stray and stray[0].endswith((".yaml", ".yml", ".json")):
             values = {"config": stray.pop(0)} | values
-        launched = _launched(statement.words[:position])
-        env = exported | statement.env | launched.env
+        statement.stray = stray
+        before = statement.words[:position]
+        launched = _launched(before)
+        env, unknown = _known(exported | statement.env | _container_variables(before) | launched.env)
         if env.get("USE_HF", "").lower() in ("1", "true"):
             fixed["use_hf"] = "true"
-        notes = [*statement.notes, *launched.notes, *(f"{text} belongs to no setting" for text in stray)]
+        kept = tuple(f"{value} is not" for value in unknown.values())
+        notes = [note for note in statement.notes if not note.startswith(kept)]
+        notes += launched.notes
+        notes += [f"{name}={value}, which is not known here" for name, value in unknown.items()]
         notes = [statement.without_secrets(note) for note in notes]
         shared = _one_process(command, env)
         return SwiftCommand(command, env | shared.env, fixed | values, notes, shared.notes)
     return None
+
+
+def _known(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The variables whose values are known, and the others."""
+    unknown = {name: value for name, value in env.items() if re.search(r"\$[({\w]|`", value)}
+    return {name: value for name, value in env.items() if name not in unknown}, unknown
 
 
 def _command_settings(name: str) -> tuple[Command, Values] | None:
@@ -311,10 +391,11 @@ def _arguments(words: list[str]) -> tuple[Values, list[str]]:
     for word in words:
         option = re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
         if option:
-            given = [] if option[2] is None else [option[2]]
-            values[option[1].replace("-", "_")] = given
+            given = []
+            values[option[1].replace("-", "_")] = given if option[2] is None else [option[2]]
+            given = given if option[2] is None else stray  # as in argparse: "=" gives the whole value
         else:
-            given.append(word)
+            (stray if re.match(r"-[A-Za-z]\w", word) else given).append(word)
     return {name: _value(texts) for name, texts in values.items()}, stray
 
 
@@ -332,7 +413,7 @@ class _Launched(NamedTuple):
 def _launched(words: list[str]) -> _Launched:
     """The arguments of a launcher in front of ms-swift."""
     launcher = _launcher(words)
-    values, _ = _arguments(words)
+    values, _ = _arguments([word for word in words if word != "-m"])
     env: dict[str, str] = {}
     notes = []
     for name, value in values.items():
@@ -419,7 +500,7 @@ def given(options: argparse.Namespace, settings: Mapping[str, object], wanted: S
         raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
     if not named or options.config:
         return Given(options.config, dict(settings))
-    text = _text_of(options.from_script) if options.from_script else options.from_command
+    text = text_of(options.from_script) if options.from_script else options.from_command
     command = from_command(text, wanted, options.from_script)
     notices = (*(f"skipped: {line}" for line in command.left_out), *command.notices)
     values = dict(command.values)
@@ -431,8 +512,30 @@ def given(options: argparse.Namespace, settings: Mapping[str, object], wanted: S
     return Given(str(config), {**values, **settings}, command.env, notices)
 
 
-def _text_of(script: str) -> str:
+def text_of(script: str) -> str:
+    """The text of a script, or of the cells of a notebook.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     try:
-        return read_small(Path(script), script).decode("utf-8-sig")
+        text = read_small(Path(script), script).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise RequestError([Problem("is not UTF-8 text", "Save it as UTF-8.", file=script)]) from None
+    return _cells_of(text, script) if script.lower().endswith(".ipynb") else text
+
+
+def _cells_of(text: str, notebook: str) -> str:
+    """The code of a notebook: its Python if that calls ms-swift, else the commands in its cells."""
+    try:
+        cells = json.loads(text)["cells"]
+        codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (ValueError, LookupError, TypeError):
+        raise RequestError([Problem("is not a Jupyter notebook", "Check the file.", file=notebook)]) from None
+    python = "\n".join(re.sub(r"(?m)^[ \t]*[!%].*", "", code) for code in codes if not code.startswith("%%"))
+    if python_script.is_python(python) and python_script.PythonScript(python).calls:
+        return python
+    commands = (
+        re.findall(r"(?ms)^[ \t]*!.*?(?<!\\)$", code) if "%%" not in code else [code] for code in codes
+    )
+    return "\n".join(line for found in commands for line in found)

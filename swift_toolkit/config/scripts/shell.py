@@ -1,7 +1,8 @@
 """A shell script parsed into simple commands, without running any of it.
 
 Variables, arrays and sums that the script assigns are substituted, also from the script's directory and the user's
-environment; comments, continued lines, quotes and redirections are supported. Loops and conditions are not evaluated.
+environment; functions, comments, continued lines, quotes and redirections are supported. Loops and conditions are not
+evaluated: what depends on them is noted.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import ast
 import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swift_toolkit.config.scripts import expansion
+from swift_toolkit.config.scripts.blocks import Function, functions_of, without_texts
 from swift_toolkit.console import secrets as console_secrets
 from swift_toolkit.console.command_line import LONG_DASH, long_dash
 from swift_toolkit.console.words import short
@@ -24,7 +27,8 @@ _CONTINUED = r"[ \t\r]*(?:[ \t]\#[^\n]*)?\n"
 _SUBSTITUTED = r"\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 # Within a word: 'quoted', "quoted", $(substituted), `substituted`, $variable, ${variable}, escaped, ordinary.
 _PIECE = re.compile(
-    rf"""'[^']*' | "(?:\\.|{_SUBSTITUTED}|[^"\\])*" | {_SUBSTITUTED} | `[^`]*` | \$\w+ | \$\{{[^}}]*\}}
+    rf"""\$'(?:\\.|[^'\\])*' | '[^']*' | "(?:\\.|{_SUBSTITUTED}|[^"\\])*" | {_SUBSTITUTED} | `[^`]*` | \$\w+
+    | \$\{{(?:[^{{}}]|\$\{{[^{{}}]*\}})*\}}
     | \\(?!{_CONTINUED}). | [^\s'"\\;&|<>()`]""",
     re.VERBOSE | re.DOTALL,
 )
@@ -41,8 +45,13 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-_VARIABLE = re.compile(r"(?<!\\)\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?:\[0\])?(?::?-(?P<default>[^}]*))?\})")
+_VARIABLE = re.compile(
+    r"(?<!\\)\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?:\[(?P<index>\d+)\])?(?P<how>(?:[^{}]|\$\{[^{}]*\})*)\})"
+)
+_LENGTH = re.compile(r"\$\{#(?P<name>\w+)(?P<array>\[[@*]\])?\}|\$#")
 _ARRAY = re.compile(r"(?P<quote>\"?)\$\{(?P<name>\w+)\[[@*]\]\}(?P=quote)")
+_ARGUMENTS = re.compile(r"(?P<quote>\"?)\$(?:[@*]|\{[@*]\})(?P=quote)")
+_OUTPUT = re.compile(r"\$\((?P<new>[^()]*)\)|`(?P<old>[^`]*)`")
 _SUM = re.compile(r"\$\(\((?P<sum>[^()]*)\)\)|\$\(\s*expr\s(?P<expr>[^()]*)\)|`\s*expr\s(?P<old>[^`]*)`")
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -61,22 +70,29 @@ _SECRET = re.compile("TOKEN|KEY|SECRET|PASSW", re.IGNORECASE)
 LEAST_SECRET = 6
 """Number of characters; shorter values of variables such as ``MAX_TOKENS=2048`` are shown."""
 _DECLARES = {"export", "env", "declare", "local", "readonly", "typeset"}
+_BEGINS = {"then", "else", "do", "{"}
+"""Words that stand before a command and are not part of it."""
+_ENDS = {"fi": "if", "esac": "case", "done": "for"}
+_NESTED = 8
+"""How deep functions call each other at most."""
 _FOR_OTHER_SHELLS = (
     (re.compile(r"(?m)(?<=[ \t])\^[ \t\r]*$"), '"^" continues lines in cmd.exe'),
     (re.compile(r"(?m)(?<=[ \t])`[ \t\r]*$"), '"`" continues lines in PowerShell'),
 )
-_SETS_FOR_OTHER_SHELLS = re.compile(r"(?mi)^[ \t]*\$env:(?P<name>\w+)[ \t]*=")
-_WINDOWS_PATH = re.compile(r"(?:.*=)?(?P<path>[A-Za-z]:\\\w.*)")
-_AROUND = re.compile(
-    r"(?m)^[ \t]*(?:```\w*|%%(?:bash|sh|script.*))[ \t]*\r?$|^[ \t]*!(?=[\w./])|[\u200b\u2060\ufeff]"
+_SETS_FOR_OTHER_SHELLS = (
+    (re.compile(r"(?mi)^[ \t]*(?P<shown>\$env:(?P<name>\w+))[ \t]*="), "PowerShell sets"),
+    (re.compile(r"(?mi)^[ \t]*(?P<shown>set[ \t]+(?P<name>[a-z_]\w*)=)"), "cmd.exe sets"),
 )
-"""What surrounds a line copied from a page or a notebook: fences, cell marks, ``!``, invisible characters."""
+_READS_FOR_CMD = re.compile(r"%(?P<name>[A-Za-z_]\w*)%")
+_DIGITS = re.compile(r"\d+(?:,\d*)*")
+_WINDOWS_PATH = re.compile(r"(?:.*=)?(?P<path>[A-Za-z]:\\\w.*)")
 _TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
 
 
 @dataclass
 class Statement:
-    """One simple command of a script: where it starts, the variables set only for it, its words.
+    """One simple command of a script: where it starts, the variables set only for it, its words, and those of a command
+    of ms-swift that belong to no setting.
 
     ``str`` shows it without secrets; ``secrets`` are those that the script assigns to variables.
     """
@@ -85,6 +101,7 @@ class Statement:
     env: dict[str, str] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    stray: list[str] = field(default_factory=list)
     secrets: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
@@ -98,11 +115,6 @@ class Statement:
         return console_secrets.masked(text)
 
 
-def without_surroundings(text: str) -> str:
-    """The text without the marks of the page or notebook that it was copied from; lines keep their numbers."""
-    return _AROUND.sub("", text)
-
-
 def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
     """Syntax that no Linux shell reads as intended: line continuations of other shells, and dashes and quotes from a
     word processor or web page."""
@@ -111,9 +123,12 @@ def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
             yield Problem(
                 what, 'Write "\\" at the end of the line.', file=file, line=_line(text, found.start())
             )
-    for found in _SETS_FOR_OTHER_SHELLS.finditer(text):
-        what = f'"$env:{found["name"]}" is how PowerShell sets a variable'
-        yield Problem(what, f"Write export {found['name']}=...", file=file, line=_line(text, found.start()))
+    for pattern, sets in _SETS_FOR_OTHER_SHELLS:
+        for found in pattern.finditer(text):
+            what = f'"{found["shown"]}" is how {sets} a variable'
+            yield Problem(
+                what, f"Write export {found['name']}=...", file=file, line=_line(text, found.start())
+            )
     starts, is_foreign = False, any(pattern.search(text) for pattern, _ in _FOR_OTHER_SHELLS)
     for token in _TOKEN.finditer(f"{text}\n\n"):
         word = token["word"] or ""
@@ -129,6 +144,9 @@ def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
             )
         if dashed := LONG_DASH.fullmatch(word):
             yield long_dash(word, dashed, file, _line(text, token.start()))
+        if read := _READS_FOR_CMD.search(word):
+            what = f'"{read[0]}" is how cmd.exe reads a variable'
+            yield Problem(what, f"Write ${{{read['name']}}}.", file=file, line=_line(text, token.start()))
         plain = [piece for piece in _PIECE.findall(word) if piece in _TYPED_QUOTES]
         if plain:
             what = f'"{plain[0]}" is a typographic quotation mark, which the shell reads as a letter'
@@ -137,6 +155,28 @@ def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
 
 def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
+
+
+def value_problems(statement: Statement, file: str | None = None) -> Iterator[Problem]:
+    """A space in the value of a variable before a command: ``CUDA_VISIBLE_DEVICES=0, 1 swift sft``."""
+    first = statement.words[0] if statement.words else ""
+    name, value = next(reversed(statement.env.items()), ("", ""))
+    if name and _DIGITS.fullmatch(first):
+        do = f"Write {name}={value}{first}."
+        yield Problem(
+            f'"{name}={value} {first}" has a space in the value', do, file=file, line=statement.line
+        )
+
+
+def name_problems(
+    statement: Statement, values: Iterable[object], file: str | None = None
+) -> Iterator[Problem]:
+    """Spaces around the "=" of a variable that is used in ``values``: ``MODEL = a/b``."""
+    first, *rest = statement.words
+    used = first.isidentifier() and re.search(rf"\$\{{?{first}\b", str([*values]))
+    if rest[:1] == ["="] and used:
+        do = f"Write {first}={' '.join(rest[1:2])}."
+        yield Problem(f'"{statement}" has spaces around "="', do, file=file, line=statement.line)
 
 
 class Script:
@@ -151,20 +191,34 @@ class Script:
     def __init__(
         self, text: str, file: str | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.text = f"{text}\n\n"  # the last line may end in a backslash
+        self._text, self._functions = functions_of(without_texts(text))
         self.directory = str(Path(file).parent) if file else "."
         around = os.environ if environment is None else environment
         self.environment = {name: value for name, value in around.items() if not _SECRET.search(name)}
         self.variables: dict[str, str] = {"PWD": str(Path.cwd())}
         self.arrays: dict[str, list[str]] = {}
         self.exported: dict[str, str] = {}
+        self._arguments: list[str] = []
+        self._within: list[str] = []  # the open "if", "case" and "for"
+        self._calls = 0
+        self._exports_all = self._after_a_condition = False
+        self._conditional: set[str] = set()
+        self._loops: dict[str, list[str]] = {}
         self._secrets: set[str] = set()
         self._statement = Statement(secrets=self._secrets)
 
+    @property
+    def moved(self) -> str | None:
+        """The directory to which the script has changed; None if it is the current one."""
+        return None if self.variables["PWD"] == str(Path.cwd()) else self.variables["PWD"]
+
     def statements(self) -> Iterator[Statement]:
         """The simple commands in order, including those that run nothing."""
+        yield from self._run(self._text, 0)
+
+    def _run(self, text: str, lines_before: int) -> Iterator[Statement]:
         redirected = ""
-        for token in _TOKEN.finditer(self.text):
+        for token in _TOKEN.finditer(f"{text}\n\n"):  # the last line may end in a backslash
             if token["redirection"]:
                 redirected = "" if token["handle"] else token["redirection"]
             elif token["word"] and redirected:
@@ -173,55 +227,128 @@ class Script:
             elif token["array"]:
                 self._keep_array(token["name"], bool(token["more"]), token["items"])
             elif token["word"]:
-                self._statement.line = self._statement.line or _line(self.text, token.start())
+                if not self._statement.line:
+                    self._statement.line = lines_before + _line(text, token.start())
                 self._add(token["word"])
             elif token["end"]:
-                self._assign()
-                yield self._statement
-                self._statement = Statement(secrets=self._secrets)
+                yield from self._end(token["end"])
+
+    def _end(self, sign: str) -> Iterator[Statement]:
+        """The statement that ends here, or those of the function that it calls."""
+        self._assign()
+        done, self._statement = self._statement, Statement(secrets=self._secrets)
+        self._after_a_condition = sign in ("&&", "||") and bool(done.words or self._after_a_condition)
+        function = self._functions.get(done.words[0]) if done.words else None
+        if function is None or self._calls >= _NESTED:
+            yield done
+            return
+        yield from self._call(function, done)
+
+    def _call(self, function: Function, call: Statement) -> Iterator[Statement]:
+        before, places = (
+            self._arguments,
+            {str(number): self.variables.get(str(number)) for number in range(1, 10)},
+        )
+        self._arguments, self._calls = call.words[1:], self._calls + 1
+        self.variables |= {str(number): word for number, word in enumerate(self._arguments, 1)}
+        exported, self.exported = self.exported, self.exported | call.env
+        yield from self._run(function.body, function.line - 1)
+        self.exported = exported
+        self._arguments, self._calls = before, self._calls - 1
+        for name, value in places.items():
+            self.variables.pop(name, None)
+            self.variables |= {} if value is None else {name: value}
 
     def _keep_array(self, name: str, adds: bool, items: str) -> None:
         outside, self._statement = self._statement, Statement()
         for token in _TOKEN.finditer(items):
             if token["word"]:
-                self._add(token["word"])
+                self._add(token["word"], is_item=True)
         words = self._statement.words
         outside.notes += self._statement.notes
         self._statement = outside
         self.arrays[name] = [*(self.arrays.get(name, []) if adds else []), *words]
         self.variables[name] = self.arrays[name][0] if self.arrays[name] else ""
 
-    def _add(self, word: str) -> None:
-        assignment = _ASSIGNMENT.fullmatch(word)
-        if assignment and all(one in _DECLARES or one[0] == "-" for one in self._statement.words):
-            name, adds, value = assignment.groups()
-            before = self.variables.get(name, "") if adds else ""
-            text = before + "".join(self._pieces(value))
-            self._statement.env[name] = text
-            if _SECRET.search(name) and len(text) >= LEAST_SECRET:
-                self._secrets.add(text)
+    def _add(self, word: str, is_item: bool = False) -> None:
+        words = self._statement.words
+        assignment = None if is_item else _ASSIGNMENT.fullmatch(word)
+        if not words and not self._statement.env and not is_item and word in _BEGINS:
+            return
+        if assignment and all(one in _DECLARES or one[0] == "-" for one in words):
+            self._keep(*assignment.groups())
         elif (array := _ARRAY.fullmatch(word)) and array["name"] in self.arrays:
-            self._statement.words += self.arrays[array["name"]]
+            words += self.arrays[array["name"]]
+        elif _ARGUMENTS.fullmatch(word):
+            words += self._arguments
         elif _VARIABLE.fullmatch(word):  # not quoted: the shell splits its value into words
             text = self._with_variables(word)
-            self._statement.words += [text] if "$(" in text else text.split()
+            words += [text] if "$(" in text else text.split()
         else:
-            self._statement.words.append("".join(self._pieces(word)))
+            text = "".join(self._pieces(word))
+            words += expansion.words_of(text) if not set(word) & set("'\"\\`$") else [text]
+
+    def _keep(self, name: str, adds: str, value: str) -> None:
+        """Note an assignment of the current statement."""
+        before = self.variables.get(name, "") if adds else ""
+        text = before + "".join(self._pieces(value))
+        self._statement.env[name] = text
+        if _SECRET.search(name) and len(text) >= LEAST_SECRET:
+            self._secrets.add(text)
+        named = {found["name"] or found["braced"] for found in _VARIABLE.finditer(value)}
+        if self._after_a_condition or {"if", "case"} & {*self._within} or named & self._conditional:
+            self._conditional.add(name)
+        elif not adds:
+            self._conditional.discard(name)
 
     def _assign(self) -> None:
+        """Apply a statement that changes the state of the shell, and store the variables of one that runs nothing."""
+        statement = self._statement
+        name, *rest = statement.words or [""]
+        if name in ("if", "case", "while", "until", "for", "select"):
+            self._within.append({"if": "if", "case": "case"}.get(name, "for"))
+            if name in ("for", "select") and rest[1:2] == ["in"]:
+                self._start_loop(rest[0], rest[2:])
+        elif name in _ENDS:
+            if self._within and self._within[-1] == _ENDS[name]:
+                self._within.pop()
+            statement.words = []
+        elif name == "unset":
+            for one in rest:
+                self.variables.pop(one, None)
+                self.exported.pop(one, None)
+        elif name == "set" and rest and rest[-1] in ("-a", "allexport", "+a"):
+            self._exports_all = rest[0][0] == "-"
+        elif name in ("cd", "pushd") and len(rest) == 1 and "$" not in rest[0]:
+            where = Path(self.variables["PWD"]) / expansion.at_home(rest[0])
+            self.variables["PWD"] = os.path.normpath(where)
+        elif not statement.words or (name in _DECLARES - {"env"}):
+            self._store(statement)
+
+    def _start_loop(self, name: str, items: list[str]) -> None:
+        self.variables.pop(name, None)
+        self._loops[name] = items
+        if len(items) == 1:
+            self.variables[name] = items[0]
+
+    def _store(self, statement: Statement) -> None:
         """Store the variables of a statement that runs nothing."""
-        words = self._statement.words
-        declares = bool(words) and words[0] in _DECLARES - {"env"}
-        if declares or not words:
-            self.variables |= self._statement.env
-            self.exported |= self._statement.env if words[:1] == ["export"] else {}
-            self._statement.words = []
+        name, *rest = statement.words or [""]
+        self.variables |= statement.env
+        exports = self._exports_all or name == "export" or "-x" in rest
+        again = {one: value for one, value in statement.env.items() if exports or one in self.exported}
+        self.exported |= again
+        if exports:
+            self.exported |= {one: self.variables[one] for one in rest if one in self.variables}
+        statement.words = []
 
     def _pieces(self, word: str) -> Iterator[str]:
         """The parts of a word as the shell would pass them on."""
         for match in _PIECE.finditer(word):
             piece = match[0]
-            if piece.startswith("'"):
+            if piece.startswith("$'"):
+                yield expansion.unescaped(piece[2:-1])
+            elif piece.startswith("'"):
                 yield piece[1:-1]
             elif piece.startswith('"'):
                 yield re.sub(r"\\([$`\"\\])|\\\n", r"\1", self._with_variables(piece[1:-1]))
@@ -233,10 +360,33 @@ class Script:
     def _with_variables(self, text: str) -> str:
         """The text with paths, variables and sums substituted; what is not known is noted and kept."""
         text = self._with_places(text)
-        text = _SUM.sub(self._sum, _VARIABLE.sub(self._variable, text))
+        text = _SUM.sub(self._sum, self._with_names(text))
+        text = _OUTPUT.sub(self._output, text)
         for left in re.findall(r"(?<!\\)(?:\$\(.*\)|`.*?`|\$\{.*?\}|\$\w+)", text):
-            self._statement.notes.append(f"{left} is not known here and is kept unchanged")
+            self._statement.notes.append(self._unknown(left))
         return text
+
+    def _unknown(self, left: str) -> str:
+        """The note on a variable or command whose value is not known."""
+        name = left.strip("${}")
+        if name not in self._loops:
+            return f"{left} is not known here and is kept unchanged"
+        values = f": {', '.join(self._loops[name])}" if self._loops[name] else ""
+        return f"the loop over {name}{values}; give one value for the setting, or train with each: --sweep"
+
+    def _with_names(self, text: str) -> str:
+        return _VARIABLE.sub(self._variable, _LENGTH.sub(self._length, text))
+
+    def _length(self, match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None:
+            return str(len(self._arguments))
+        known = self.arrays.get(name) if match["array"] else self.variables.get(name)
+        return match[0] if known is None else str(len(known))
+
+    def _output(self, match: re.Match[str]) -> str:
+        printed = expansion.output_of(match["new"] or match["old"] or "")
+        return match[0] if printed is None else printed
 
     def _with_places(self, text: str) -> str:
         """The text with the script's directory and the current directory substituted."""
@@ -246,11 +396,18 @@ class Script:
         return _PWD.sub(lambda _: self.variables["PWD"], text)
 
     def _variable(self, match: re.Match[str]) -> str:
-        name, default = match["name"] or match["braced"], match["default"]
+        name = match["name"] or match["braced"]
         known = self.variables.get(name, self.environment.get(name))
-        if known is not None:
-            return known
-        return match[0] if default is None else default
+        if match["index"] and match["index"] != "0":
+            known = dict(enumerate(self.arrays.get(name, []))).get(int(match["index"]))
+        if name in self._conditional and known is not None:
+            note = f"the condition under which {name} is set; its last value, {known}, is used"
+            self._statement.notes += [note] if note not in self._statement.notes else []
+        how = match["how"] or ""
+        value = expansion.expanded(known, self._with_names(how))
+        if known is None and value is not None and how.startswith((":=", "=")):
+            self.variables[name] = value
+        return match[0] if value is None else value
 
     def _sum(self, match: re.Match[str]) -> str:
         terms = match["sum"] or match["expr"] or match["old"]
