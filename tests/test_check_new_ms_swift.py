@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from swift_toolkit.machine.msswift import installed
+from swift_toolkit.machine.msswift import installed, installed_in
 from swift_toolkit.machine.packages import record_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +85,26 @@ def test_what_a_new_version_brings_is_named_with_the_file_to_change(tmp_path: Pa
             f"  trl=={pinned[1]} is pinned, but it needs trl>=99",
         ],
         "9 to check",
+    )
+
+
+@pytest.mark.skipif(not OTHERS, reason="needs another ms-swift in a virtual environment beside")
+def test_a_wheel_of_another_generation_is_not_compared_with_our_transformers(tmp_path: Path) -> None:
+    (package,) = [file.parent for file in OTHERS if file.parent != installed().location][:1] or [None]
+    if package is None or installed_in(package).line == installed().line:
+        pytest.skip("needs the other generation")
+    (record,) = package.parent.glob("ms_swift-*.dist-info")
+    wheel = tmp_path / "ms_swift.whl"
+    with ZipFile(wheel, "w") as archive:
+        for file in package.rglob("*.py"):
+            archive.write(file, file.relative_to(package.parent))
+        archive.write(record / "METADATA", f"{record.name}/METADATA")
+    status, found, said = check(wheel)
+    assert (status, found) == (0, []), said
+    assert re.fullmatch(
+        r"transformers \S+ is installed, but ms-swift \S+ needs \S+: "
+        r"renamed arguments of training were not compared\neverything is known",
+        said,
     )
 
 

@@ -76,6 +76,14 @@ class Versions:
         """The arguments of every command of the installed version."""
         return {command: fields(command, self.known) for command in COMMANDS} if self.known else {}
 
+    @cached_property
+    def other_transformers(self) -> packages.Misfit | None:
+        """The transformers whose arguments were read, if the new version does not accept it."""
+        if (self.new.location.parent / "transformers").is_dir():
+            return None
+        here = {"transformers": packages.version("transformers") or ""}
+        return next(packages.misfits(self.requires, {name: one for name, one in here.items() if one}), None)
+
     def findings(self) -> Iterator[Finding]:
         """Everything that the toolkit does not know."""
         yield from self._tasks()
@@ -101,6 +109,8 @@ class Versions:
         """Rows of the table whose new name does not exist."""
         for (command, old), row in renames.rename_rows().items():
             name = row.names[self.new.line]
+            if self.other_transformers and command in tasks.TRAINING_COMMANDS:
+                continue  # it may be an argument of transformers
             if name and name != old and name not in self.arguments[command]:
                 what = f'{command}: "{old}" would become "{name}", which does not exist'
                 yield Finding("swift_toolkit/config/names/renames.json", what)
@@ -199,8 +209,15 @@ def find(place: Path) -> tuple[SwiftInstall, list[str]]:
     return install, packages.requirements(records[0]) if records else []
 
 
-def compare(place: Path) -> list[Finding]:
-    """What the toolkit does not know about the ms-swift in ``place``, a wheel or a directory."""
+class Comparison(NamedTuple):
+    """What the toolkit does not know about a version, and what could not be compared."""
+
+    findings: list[Finding]
+    notice: str = ""
+
+
+def compare(place: Path) -> Comparison:
+    """Compare the ms-swift in ``place``, a wheel or a directory, with the toolkit."""
     if place.is_file():
         with tempfile.TemporaryDirectory() as folder:
             with zipfile.ZipFile(place) as wheel:
@@ -214,7 +231,13 @@ def compare(place: Path) -> list[Finding]:
     except RequestError:
         here = None
     known = here if here is not None and here.line == new.line else None
-    return list(Versions(new, requires, known).findings())
+    versions = Versions(new, requires, known)
+    notice = ""
+    if other := versions.other_transformers:
+        notice = f"transformers {other.version} is installed, but ms-swift {new.version} needs "
+        notice += f"transformers{other.wanted}: renamed "
+        notice += "arguments of training were not compared"
+    return Comparison(list(versions.findings()), notice)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,12 +250,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     place = parser.parse_args(argv).place
     try:
-        found = compare(place)
+        found, notice = compare(place)
     except (RequestError, zipfile.BadZipFile) as error:
         print(f"{place}: {error}", file=sys.stderr)
         return 2
     for file in dict.fromkeys(one.file for one in found):
         print(file, *(f"  {one.what}" for one in found if one.file == file), sep="\n")
+    if notice:
+        print(notice, file=sys.stderr)
     print(f"{len(found)} to check" if found else "everything is known", file=sys.stderr)
     return int(bool(found))
 

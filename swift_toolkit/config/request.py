@@ -82,7 +82,7 @@ def read_request(
         given = _with_task(own, given)
         command = _task(own, given)
     install = msswift.installed()
-    problems += msswift.version_problems()
+    problems += [*msswift.missing_problems(command), *msswift.version_problems()]
     reader = _Reader(command, install, config_fields.fields(command, install))
     read = reader.merged(given)
     problems += read.problems

