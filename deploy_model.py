@@ -32,6 +32,7 @@ from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.options import OPTION_NAMES, ServingOptions
 
 if TYPE_CHECKING:
+    from swift_toolkit.config.tasks import TaskOutput
     from swift_toolkit.serving.export.run import Exported
     from swift_toolkit.serving.order import ServerReady
     from swift_toolkit.serving.plan import Deployment
@@ -58,6 +59,7 @@ exit status: 0 ended by SIGTERM or exported, 1 the server failed, its end cut an
 differently, 2 the request was wrong, 130 Ctrl-C"""
 
 EXAMPLE_QUESTION = "Who are you?"
+EXAMPLE_ANSWER = "I am Robin."
 
 
 class ModelDeployer:
@@ -187,35 +189,50 @@ def print_ready(server: Server) -> None:
     print(f"Models: {', '.join(names)}")
     if deployment.options.chat:
         print(f"Chat page: {server.url.removesuffix('/v1')}/")
-    with_key = deployment.key is not None
-    print(
-        f"\n{curl(server.url, names[-1], with_key)}\n\n{python(server.url, names[-1], with_key)}", flush=True
-    )
+    of = (server.url, names[-1], deployment.key is not None, deployment.checkpoint.output)
+    print(f"\n{curl(*of)}\n\n{python(*of)}", flush=True)
     screen.say(f"\nLog: {server.log} (Ctrl-C ends the server)")
 
 
-def curl(url: str, name: str, with_key: bool) -> str:
-    """A command that queries the model ``name`` at ``url``."""
-    body = {"model": name, "messages": [{"role": "user", "content": EXAMPLE_QUESTION}], "max_tokens": 64}
-    lines = [f"curl {url}/chat/completions", "-H 'Content-Type: application/json'"]
+def curl(url: str, name: str, with_key: bool, output: TaskOutput = "chat") -> str:
+    """A command that queries the model ``name`` at ``url``, which gives ``output``."""
+    place = "embeddings" if output == "embedding" else "chat/completions"
+    lines = [f"curl {url}/{place}", "-H 'Content-Type: application/json'"]
     if with_key:
         lines.append('-H "Authorization: Bearer $SWIFT_API_KEY"')
-    return " \\\n  ".join([*lines, f"-d {shlex.quote(json.dumps(body))}"])
+    body = json.dumps({"model": name, **_example(output)})
+    return " \\\n  ".join([*lines, f"-d {shlex.quote(body)}"])
 
 
-def python(url: str, name: str, with_key: bool) -> str:
+def python(url: str, name: str, with_key: bool, output: TaskOutput = "chat") -> str:
     """The same in Python."""
     key = 'os.environ["SWIFT_API_KEY"]' if with_key else '"none"'
+    asked = _example(output)
+    given = {one: one if one == "messages" else json.dumps(value) for one, value in asked.items()}
+    words = [f'model="{name}"', *(f"{one}={value}" for one, value in given.items())]
+    call, shown = "chat.completions", "choices[0].message.content"
+    if output == "embedding":
+        call, shown = "embeddings", "data[0].embedding"
     lines = [
         *(["import os", ""] if with_key else []),
         "from openai import OpenAI",
         "",
         f'client = OpenAI(base_url="{url}", api_key={key})',
-        f'messages = [{{"role": "user", "content": "{EXAMPLE_QUESTION}"}}]',
-        f'answer = client.chat.completions.create(model="{name}", messages=messages, max_tokens=64)',
-        "print(answer.choices[0].message.content)",
+        *([f"messages = {json.dumps(asked['messages'])}"] if "messages" in asked else []),
+        f"answer = client.{call}.create({', '.join(words)})",
+        f"print(answer.{shown})",
     ]
     return "\n".join(lines)
+
+
+def _example(output: TaskOutput) -> dict[str, object]:
+    """The fields of an example request, besides the model."""
+    if output == "embedding":
+        return {"input": EXAMPLE_QUESTION}
+    messages = [{"role": "user", "content": EXAMPLE_QUESTION}]
+    if output in ("reward", "score"):
+        return {"messages": [*messages, {"role": "assistant", "content": EXAMPLE_ANSWER}]}
+    return {"messages": messages, **({"max_tokens": 64} if output == "chat" else {})}
 
 
 def as_json(server: Server) -> str:

@@ -31,7 +31,6 @@ from swift_toolkit.runs.record import Interrupted, TrainingResult
 
 if TYPE_CHECKING:
     from swift_toolkit.config.settings import Config
-    from swift_toolkit.config.tasks import TaskOutput
     from swift_toolkit.dataset.preview import TemplateView
     from swift_toolkit.dataset.verify import DataReport
     from swift_toolkit.machine.device import Device
@@ -409,7 +408,7 @@ def _command(words: list[str]) -> int:
             _say_how_to_go_on(interrupted.result, words)
         raise interrupted.cause from None
     if tuner.plan.cluster.is_first:
-        _print_result(result, tuner.config.task.output, options.json)
+        _print_result(result, tuner.config, options.json)
     return 0
 
 
@@ -466,6 +465,7 @@ def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
 
 def _sweep(whole: TrainingRequest, options: argparse.Namespace, words: list[str]) -> int:
     """Train with each value of ``--sweep``, and compare."""
+    from swift_toolkit.config.request import load_config
     from swift_toolkit.training import sweep
 
     found = sweep.check(whole, sweep.parse_sweep(options.sweep))
@@ -490,11 +490,13 @@ def _sweep(whole: TrainingRequest, options: argparse.Namespace, words: list[str]
         except RunError as error:
             failed += 1
             screen.say(str(error))
-    _print_sweep(sweep.outcome(found), words, as_json=options.json)
+    request = found[0].request(whole)
+    config = load_config(request.config, request.overrides)
+    _print_sweep(sweep.outcome(found), config, words, as_json=options.json)
     return 1 if failed else 0
 
 
-def _print_sweep(outcome: sweep.Outcome, words: list[str], *, as_json: bool) -> None:
+def _print_sweep(outcome: sweep.Outcome, config: Config, words: list[str], *, as_json: bool) -> None:
     if as_json:
         runs = [{"name": name, **run.as_dict()} for name, run in outcome.runs]
         best = outcome.best.name if outcome.best else None
@@ -512,9 +514,8 @@ def _print_sweep(outcome: sweep.Outcome, words: list[str], *, as_json: bool) -> 
         settings = [word for name, value in outcome.best.settings.items() for word in (f"--{name}", value)]
         swept = [f"--{name.replace('_', '-')}" for name in outcome.best.settings]
         print(f"Best: {outcome.best.name}. Next:")
-        print(
-            f"  python inference_test.py --checkpoint {shlex.quote(screen.short_path(outcome.best.output / 'last'))}"
-        )
+        for command in _next_commands(outcome.best.output / "last", config):
+            print(f"  {command}")
         print(f"  python finetune_trainer.py {shlex.join([*_without(words, '--sweep', *swept), *settings])}")
 
 
@@ -558,7 +559,7 @@ def _verify(tuner: FineTuner, options: argparse.Namespace) -> int:
     return 0 if report.ok else 2
 
 
-def _print_result(result: TrainingResult, output: TaskOutput, as_json: bool) -> None:
+def _print_result(result: TrainingResult, config: Config, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(result), ensure_ascii=False, default=str))
         return
@@ -580,20 +581,29 @@ def _print_result(result: TrainingResult, output: TaskOutput, as_json: bool) -> 
     print(f"{'Best' if result.best_checkpoint else 'Last'} checkpoint: {screen.short_path(shown)}")
     print(f"Report: {screen.short_path(result.run_directory / 'report.html')}")
     print("Next:")
-    for command in _next_commands(shown, output):
+    for command in _next_commands(shown, config):
         print(f"  {command}")
 
 
-def _next_commands(checkpoint: Path, output: TaskOutput) -> Iterator[str]:
+def _next_commands(checkpoint: Path, config: Config) -> Iterator[str]:
     """Next commands for a checkpoint, depending on its model: not every model generates text."""
-    path = shlex.quote(screen.short_path(checkpoint))
-    if output in ("chat", "class", "reward"):
-        yield f"python inference_test.py --checkpoint {path}"
-    if output in ("chat", "embedding"):
-        yield f"python deploy_model.py --checkpoint {path}"
-    if output in ("score", "decision"):
+    output, path = config.task.output, shlex.quote(screen.short_path(checkpoint))
+    if output == "decision":
         flag = "--adapters" if (checkpoint / "adapter_config.json").is_file() else "--model"
         yield f"swift infer {flag} {path} --val_dataset FILE"
+        return
+    if output == "chat":
+        yield f"python inference_test.py --checkpoint {path}"
+    elif output != "embedding":
+        yield f"python inference_test.py --checkpoint {path} --questions-file {_data_file(config)}"
+    yield f"python deploy_model.py --checkpoint {path}"
+
+
+def _data_file(config: Config) -> str:
+    """The first local file of the training data; FILE if there is none."""
+    named = [str(one) for one in [*(config.get("val_dataset") or []), *(config.get("dataset") or [])]]
+    files = (Path(name.rpartition("#")[0] if "#" in name else name).expanduser() for name in named)
+    return next((shlex.quote(screen.short_path(file)) for file in files if file.is_file()), "FILE")
 
 
 def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:

@@ -171,7 +171,7 @@ class InferenceTester:
         """The same answer, piece by piece while it is generated."""
         from swift_toolkit.evaluation.questions import QuestionSet
 
-        asked = QuestionSet([question])
+        asked = QuestionSet([question], output=self.plan.checkpoint.output)
         asked.check()
         side: Side = "base" if base else "tuned"
         for piece in self.engine(side).stream(next(iter(asked)), side):
@@ -224,7 +224,8 @@ class InferenceTester:
         from swift_toolkit.evaluation.questions import QuestionSet
 
         places = [Path(place) if place is not None else None for place in (output, report)]
-        return QuestionRun(self.plan, QuestionSet(questions, limit), *places, compare_base=compare_base)
+        asked = QuestionSet(questions, limit, self.plan.checkpoint.output)
+        return QuestionRun(self.plan, asked, *places, compare_base=compare_base)
 
     def run(self, batch: QuestionRun, progress: Progress) -> BatchResult:
         """Run a batch whose file is open, and report to ``progress``."""
@@ -312,10 +313,24 @@ def _command(words: list[str]) -> int:
             console_screen.say(notice)
     if _is_chat(flags, tester):
         mode = "interactive"
+    if problem := _whole_problem(tester, flags, mode):
+        raise RequestError([problem])
     if mode == "batch" and not flags.questions_file and tester.plan.line.elsewhere is not None:
         raise RequestError([tester.plan.line.elsewhere])
     with tester:
         return {"batch": _batch, "single": _single, "interactive": _interactive}[mode](tester, flags)
+
+
+def _whole_problem(tester: InferenceTester, flags: argparse.Namespace, mode: str) -> Problem | None:
+    """The problem of a reward model or reranker that would get a question without an answer or document."""
+    scored = {"reward": "an answer", "score": "a document"}.get(tester.plan.checkpoint.output)
+    if scored is None or (mode == "batch" and (flags.questions_file or tester.plan.line.questions)):
+        return None
+    from swift_toolkit.inference.plan import ASKED_ALONE
+
+    model = ASKED_ALONE[tester.plan.checkpoint.output]
+    do = 'Give rows as in the training data, or "messages" that end with it, a turn from "assistant".'
+    return Problem(f"is needed: {model} scores {scored}, not a question alone", do, "--questions-file")
 
 
 def _options(flags: argparse.Namespace) -> AskOptions:

@@ -74,10 +74,10 @@ def test_the_shipped_rows_are_good(name: str) -> None:
         ("grpo", {"final_loss": 0.0, "best_loss": 0.0, "reward": 0.75}, "reward 0.750", ["inference_test", "deploy_model"]),
         ("dpo", {"final_loss": 0.5, "best_loss": 0.5, "rewards/margins": 1.5, "rewards/accuracies": 1.0},
          "loss 0.5000 (best 0.5000), margin 1.500, accuracy 100%", ["inference_test", "deploy_model"]),
-        ("rm", {}, "", ["inference_test"]),
-        ("seq_cls", {}, "", ["inference_test"]),
+        ("rm", {}, "", ["--questions-file data/preference.jsonl", "deploy_model"]),
+        ("seq_cls", {}, "", ["--questions-file data/seq_cls.jsonl", "deploy_model"]),
         ("embedding", {}, "", ["deploy_model"]),
-        ("reranker", {}, "", ["swift infer --adapters"]),
+        ("reranker", {}, "", ["--questions-file data/reranker.jsonl", "deploy_model"]),
         ("decision", {}, "", ["swift infer --adapters"]),
     ],
 )  # fmt: skip
@@ -91,7 +91,8 @@ def test_what_is_said_of_a_trained_model(
 ) -> None:
     (tmp_path / "adapter_config.json").touch()
     result = TrainingResult("done", tmp_path, tmp_path, None, 8, metrics, {"training": 2.0})
-    finetune_trainer._print_result(result, TASKS[name].output, as_json=False)
+    config = load_config("configs/quickstart.json" if name == "sft" else f"configs/{name}.json")
+    finetune_trainer._print_result(result, config, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Trained 8 steps in 2.0 s{f', {first}' if first else ''}."
     for line, command in zip(lines[4:], commands, strict=True):

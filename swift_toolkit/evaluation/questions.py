@@ -2,7 +2,8 @@
 
 A question is a string, or an object ``{id, question | messages, system, reference, category, images, videos,
 audios}``. A training row is also a question: everything before its last assistant turn is asked, and that turn is the
-reference.
+reference. A model that scores or classifies gets the whole conversation: a reward model with the answer, a reranker
+with each of the row's documents.
 
     questions = QuestionSet("test_questions.json")
     questions.check()           # reads the set once, raises with all problems
@@ -15,20 +16,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from swift_toolkit.config.tasks import TaskOutput
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.dataset.reading.files import look_at, read_records
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.rows.formats import MEDIA, RESPONSE_COLUMNS, Layout, layout_of
 from swift_toolkit.dataset.rows.media import file_flaw
-from swift_toolkit.dataset.rows.messages import standard_row
-from swift_toolkit.inference.exchange import Question
+from swift_toolkit.dataset.rows.messages import Row, standard_row
+from swift_toolkit.inference.exchange import ChatMessage, Question
 from swift_toolkit.problems import Problem, RequestError
 
 KEYS = ("id", "question", "messages", "system", "reference", "category", *MEDIA)
@@ -66,13 +68,17 @@ class QuestionSet:
 
     Args:
         source: a file, or a list of strings and objects.
-        limit: how many of them are read; None for all.
+        limit: how many of its rows are read; None for all.
+        output: what the model gives for a question.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[str | Mapping[str, object]], limit: int | None = None
+        self,
+        source: str | Path | Sequence[str | Mapping[str, object]],
+        limit: int | None = None,
+        output: TaskOutput = "chat",
     ) -> None:
-        self.source, self.limit = source, limit
+        self.source, self.limit, self.output = source, limit, output
         self.name = str(source) if isinstance(source, (str, Path)) else "questions"
 
     def __iter__(self) -> Iterator[Question]:
@@ -81,9 +87,12 @@ class QuestionSet:
         Raises:
             RequestError: at the first row that is not a question.
         """
-        for index, (line, row) in enumerate(islice(self._rows(), self.limit)):
+        index = 0
+        for line, row in islice(self._rows(), self.limit):
             try:
-                yield _question(index, row, self._folder)
+                for question in _questions(index, row, self._folder, self.output):
+                    yield question
+                    index += 1
             except FlawError as error:
                 raise RequestError([self._problem(line, error.flaw)]) from None
 
@@ -97,9 +106,10 @@ class QuestionSet:
         reading = _Reading()
         problems: list[Problem] = []
         more = 0
-        for index, (line, row) in enumerate(islice(self._rows(), self.limit)):
+        for line, row in islice(self._rows(), self.limit):
             try:
-                reading.add(row, _question(index, row, self._folder), line)
+                for question in _questions(reading.count, row, self._folder, self.output):
+                    reading.add(row, question, line)
             except FlawError as error:
                 if len(problems) < SHOWN_PROBLEMS:
                     problems.append(self._problem(line, error.flaw))
@@ -170,8 +180,16 @@ class _Reading:
 # --- rows into questions ------------------------------------------------------------------------------------
 
 
-def _question(index: int, row: Any, folder: Path) -> Question:
-    """Read the question in a row.
+class _Asked(NamedTuple):
+    """One conversation of a row, with what is known of the answer to it."""
+
+    messages: list[ChatMessage]
+    reference: str | None = None
+    category: str | None = None
+
+
+def _questions(index: int, row: Any, folder: Path, output: TaskOutput) -> Iterator[Question]:
+    """Yield the questions in a row, numbered from ``index``: one, or one for each answer or document to score.
 
     Raises:
         FlawError: the row is not a question.
@@ -189,24 +207,77 @@ def _question(index: int, row: Any, folder: Path) -> Question:
     if not asked:
         raise FlawError("no-question", "has no question", 'Write a "question" or "messages".')
     standard = standard_row(asked, _layout(tuple(asked)))
-    messages = standard["messages"]
-    answer = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
-    if not messages or messages[-1]["role"] == "system" or not messages[-1]["content"]:
-        raise FlawError(
-            "no-question", "has no question", 'Write a "question", or "messages" with a turn from "user".'
-        )
+    asked_for = [*_CONVERSATIONS.get(output, _of_a_chat)(standard)]
     extra = {key: standard[key] for key in _PASSED_ON if standard.get(key)}
     for kind in MEDIA:
         if kind in extra:
             extra[kind] = [_medium(item, kind, folder) for item in extra[kind]]
-    return Question(
-        index,
-        own.get("id", str(index + 1)),
-        tuple(messages),
-        own.get("reference", answer),
-        own.get("category"),
-        extra,
-    )
+    for number, one in enumerate(asked_for):
+        name = own.get("id", str(index + number + 1))
+        yield Question(
+            index + number,
+            f"{name}.{number + 1}" if "id" in own and len(asked_for) > 1 else name,
+            tuple(one.messages),
+            own.get("reference", one.reference),
+            own.get("category", one.category),
+            extra,
+        )
+
+
+def _of_a_chat(row: Row) -> Iterator[_Asked]:
+    messages = row["messages"]
+    answer = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+    _check_question(messages)
+    yield _Asked(messages, answer)
+
+
+def _of_a_class(row: Row) -> Iterator[_Asked]:
+    _check_question(row["messages"])
+    label = row.get("label")
+    classes = label if isinstance(label, list) else [label]
+    known = classes and all(isinstance(one, int) for one in classes)  # not the number of a regression
+    yield _Asked(row["messages"], ", ".join(map(str, classes)) if known else None)
+
+
+def _of_a_reward(row: Row) -> Iterator[_Asked]:
+    messages = row["messages"]
+    if not messages or messages[-1]["role"] != "assistant":
+        do = 'End "messages" with the answer to score, a turn from "assistant".'
+        raise FlawError("no-question", "has no answer to score", do)
+    rejected = row.get("rejected_response")
+    yield _Asked(messages, category=None if rejected is None else "preferred")
+    for answer in [] if rejected is None else rejected if isinstance(rejected, list) else [rejected]:
+        yield _Asked([*messages[:-1], {"role": "assistant", "content": str(answer)}], category="rejected")
+
+
+def _of_a_score(row: Row) -> Iterator[_Asked]:
+    messages, found = row["messages"], False
+    for name, category in (("positive_messages", "matching"), ("negative_messages", "not matching")):
+        for document in row.get(name) or ():
+            if not isinstance(document, list) or not all(isinstance(one, Mapping) for one in document):
+                raise FlawError("columns", f'"{name}" is not a list of lists of messages')
+            found = True
+            yield _Asked([*messages, *document], category=category)
+    if found:
+        return
+    if not messages or messages[-1]["role"] != "assistant":
+        do = 'Write "positive_messages", or end "messages" with the document, a turn from "assistant".'
+        raise FlawError("no-question", "has no document to score", do)
+    yield _Asked(messages)
+
+
+_CONVERSATIONS: Mapping[TaskOutput, Callable[[Row], Iterator[_Asked]]] = {
+    "class": _of_a_class,
+    "reward": _of_a_reward,
+    "score": _of_a_score,
+}
+
+
+def _check_question(messages: Sequence[ChatMessage]) -> None:
+    if not messages or messages[-1]["role"] == "system" or not messages[-1]["content"]:
+        raise FlawError(
+            "no-question", "has no question", 'Write a "question", or "messages" with a turn from "user".'
+        )
 
 
 @lru_cache(maxsize=256)

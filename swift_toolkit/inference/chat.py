@@ -71,6 +71,11 @@ class Chat:
         self.turns.append(asked)
         messages = self.messages()[:-1]
         images = [image for turn in self.turns for image in turn.images]
+        if not self.plan.checkpoint.generates:  # each text is classified on its own
+            messages, images = (
+                [one for one in messages if one["role"] == "system"] + messages[-1:],
+                asked.images,
+            )
         question = Question(len(self.turns), "", tuple(messages), extra={"images": images} if images else {})
         with _stopped_by_ctrl_c(engine):
             for piece in engine.stream(question, self.side):

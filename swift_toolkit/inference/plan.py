@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.rules import secret_problems, slow_dtype
 from swift_toolkit.config.settings import Config
+from swift_toolkit.config.tasks import TaskOutput
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, Side
 from swift_toolkit.inference.line import DATA, NO_LINE, LineData, read_line
@@ -165,7 +166,8 @@ class Plan:
     def base_problems(self) -> list[Problem]:
         """Reasons why the base cannot be asked too."""
         if not self.checkpoint.generates:
-            what = "cannot compare with the base: the base of a classifier has a randomly initialised head"
+            model = ASKED_ALONE.get(self.checkpoint.output, "such a model")
+            what = f"cannot compare with the base: the base of {model} has a randomly initialised head"
             return [Problem(what, "Remove it.", "--compare-base")]
         if self.checkpoint.base is not None:
             return []
@@ -321,19 +323,24 @@ def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[
 
 
 def _task_problems(checkpoint: Checkpoint, backend: str) -> Iterator[Problem]:
-    """Yield problems with models that do not generate text; classifiers and reward models return a class or score."""
+    """Yield problems with models that do not generate text; some return a class or score instead."""
     task = str(checkpoint.task_type)
-    if task != "seq_cls":
+    model = ASKED_ALONE.get(checkpoint.output)
+    if model is None:
         do = _OTHER_TASKS.get(task, "Use ms-swift itself for it.")
         yield Problem(f"{checkpoint.path} was trained for {task} and cannot answer questions", do)
     elif backend not in ("auto", PT.name, PT.alias):
-        yield Problem(f'is "{backend}", but a classifier only runs with pt', "Remove it.", "--infer-backend")
+        yield Problem(f'is "{backend}", but {model} only runs with pt', "Remove it.", "--infer-backend")
+
+
+ASKED_ALONE: Mapping[TaskOutput, str] = {
+    "class": "a classifier", "reward": "a reward model", "score": "a reranker"
+}  # fmt: skip
+"""Models that give a class or a score instead of text."""
 
 
 _OTHER_TASKS = {
     "embedding": "Serve it with deploy_model.py and use /v1/embeddings.",
-    "reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
-    "generative_reranker": "Score documents with it in ms-swift itself: swift infer --val_dataset.",
     "decision": "Run it in ms-swift itself: swift infer --val_dataset.",
 }
 

@@ -267,7 +267,7 @@ def _decide(
     if found.type == "lora" and (asked.merge or not backend.serves_adapter(found.checkpoints[0])):
         merge = "beside" if asked.merge else "aside"
     models = served_models(found, config, merge)
-    problems = [*name_problems(models), *adapters_together(found, backend)]
+    problems = [*name_problems(models), *adapters_together(found, backend), *_task_problems(found)]
     if asked.merge:
         problems += _merge_problems(found)
     if problems:
@@ -286,6 +286,14 @@ def _decide(
         key=key,
         options=options,
     )
+
+
+def _task_problems(found: FoundModels) -> Iterator[Problem]:
+    """The problem of a model that the API has no request for."""
+    first = found.checkpoints[0]
+    if first.output == "decision":
+        what = f"{first.path} was trained for decision and cannot be served here"
+        yield Problem(what, "Run it in ms-swift itself: swift infer --val_dataset.")
 
 
 def _limits(options: ServingOptions) -> Limits:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from swift_toolkit.config.tasks import TaskOutput
 from swift_toolkit.evaluation.questions import QuestionSet
 from swift_toolkit.problems import RequestError
 
@@ -220,3 +221,79 @@ def test_the_shipped_set():
     assert len(chinese) >= 8 and len(questions) - len(chinese) >= 8
     assert sum(question.reference is not None for question in questions) >= 8
     assert sum(len(question.messages) > 1 for question in questions) >= 3
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+SCORED = {
+    "class": (
+        [
+            {"messages": [user("good"), {"role": "assistant", "content": "so"}], "label": 1},
+            {"messages": [user("late")], "label": [0, 2]},
+            {"messages": [user("fine")], "label": 3.5},
+            "text",
+        ],
+        [("good so", "1", None), ("late", "0, 2", None), ("fine", None, None), ("text", None, None)],
+    ),
+    "reward": (
+        [
+            {"messages": [user("2+2"), {"role": "assistant", "content": "4"}], "rejected_response": "5"},
+            {"messages": [user("1+1"), {"role": "assistant", "content": "2"}]},
+        ],
+        [("2+2 4", None, "preferred"), ("2+2 5", None, "rejected"), ("1+1 2", None, None)],
+    ),
+    "score": (
+        [
+            {
+                "messages": [user("q")],
+                "positive_messages": [[{"role": "assistant", "content": "a"}]],
+                "negative_messages": [[{"role": "assistant", "content": name}] for name in "bc"],
+            },
+            {"messages": [user("r"), {"role": "assistant", "content": "d"}]},
+        ],
+        [("q a", None, "matching"), ("q b", None, "not matching"), ("q c", None, "not matching"), ("r d", None, None)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("output", SCORED)
+def test_what_scores_or_classifies_gets_the_whole_conversation(output: TaskOutput) -> None:
+    rows, expected = SCORED[output]
+    asked = QuestionSet(rows, output=output)
+    said = [(" ".join(one["content"] for one in q.messages), q.reference, q.category) for q in asked]
+    assert said == expected
+    assert [question.index for question in asked] == list(range(len(expected)))
+    assert asked.check().count == len(expected)
+
+
+def test_parts_of_a_row_have_their_own_ids() -> None:
+    row = {
+        "id": "x",
+        "messages": [user("q"), {"role": "assistant", "content": "a"}],
+        "rejected_response": "b",
+    }
+    asked = QuestionSet([row], output="reward")
+    asked.check()
+    assert [question.id for question in asked] == ["x.1", "x.2"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            "reward",
+            '1: has no answer to score. End "messages" with the answer to score, a turn from "assistant".',
+        ),
+        (
+            "score",
+            '1: has no document to score. Write "positive_messages", or end "messages" with the document, '
+            'a turn from "assistant".',
+        ),
+    ],
+)
+def test_what_has_nothing_to_score(output: TaskOutput, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        QuestionSet(["Hi?"], output=output).check()
+    assert message in str(caught.value)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swift_toolkit.config.names import renames
+from swift_toolkit.config.tasks import TASKS, TaskOutput
 from swift_toolkit.machine.msswift import SwiftGeneration
 from swift_toolkit.model.builtin import builtin_of, builtin_problems, is_builtin
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
@@ -79,7 +80,15 @@ class Checkpoint:
     @property
     def generates(self) -> bool:
         """Whether it generates text; otherwise it is a classifier, a reward model, an embedding model or similar."""
-        return self.task_type in (None, "causal_lm")
+        return self.output == "chat"
+
+    @property
+    def output(self) -> TaskOutput:
+        """What it gives: text, a class, a score, vectors, ..."""
+        if self.task_type == "seq_cls" and self.args.rlhf_type == "rm":
+            return "reward"
+        outputs = {task.task_type: task.output for task in TASKS.values() if not task.rlhf_type}
+        return outputs.get(self.task_type or "causal_lm", "chat")
 
 
 def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:

@@ -31,6 +31,7 @@ class RecordedArguments:
         template: the chat format.
         system: the system prompt, if not the template's own.
         task_type: ``causal_lm``, ``seq_cls``, ``embedding``, ...
+        rlhf_type: ``dpo``, ``rm``, ...
         torch_dtype: the type of the weights, e.g. ``bfloat16``.
         tuner_type: how it was trained: ``lora``, ``full``, ...
         quant_method: how the model was quantised.
@@ -52,6 +53,7 @@ class RecordedArguments:
     template: str | None = None
     system: str | None = None
     task_type: str | None = None
+    rlhf_type: str | None = None
     torch_dtype: str | None = None
     tuner_type: str | None = None
     quant_method: str | None = None
@@ -72,7 +74,8 @@ class RecordedArguments:
     def of(cls, content: JsonObject, is_old_file: bool = False) -> RecordedArguments:
         """The arguments in the content of an args.json or, with ``is_old_file``, of an sft_args.json."""
         dtype = _typed(content, "dtype", str) or ""
-        texts = "model model_cache_dir model_id_or_path model_dir model_type system task_type quant_method output_dir"
+        texts = "model model_cache_dir model_id_or_path model_dir model_type system task_type rlhf_type quant_method"
+        texts += " output_dir"
         deepspeed = content.get("deepspeed")
         zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, dict) else None
         size = _typed(content, "global_world_size", int)

@@ -38,6 +38,9 @@ MEDIA_KINDS = ("image", "audio", "video")
 MEDIA_PARTS = ("image", "audio", "video", "image_url", "audio_url", "video_url")
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
 
+RERANKERS = ("reranker", "generative_reranker")
+"""Tasks whose models score a document for a query."""
+
 FILE_TAGS = ("<img>", "<audio>")
 """ms-swift, or the code of a model such as Qwen-VL, opens the text between one of these tags and its end as a file."""
 
@@ -357,8 +360,7 @@ def _chat(request: RequestBody, limits: Limits, facts: Facts) -> tuple[Conversat
         raise _refuse(message, "messages")
     read = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
     messages = _with_one_system([message for message, _ in read])
-    if messages[-1]["role"] in ("assistant", "system"):
-        raise _refuse(f'The last message must not be from "{messages[-1]["role"]}".', "messages")
+    _raise_first(_last_message_faults(messages[-1]["role"], facts))
     parts, listed = [one for _, media in read for one in media], [*_listed_media(request)]
     if parts and listed:
         raise _refuse("Media must be either parts of messages or separate lists, not both.", listed[0].where)
@@ -372,6 +374,14 @@ def _chat(request: RequestBody, limits: Limits, facts: Facts) -> tuple[Conversat
         chat_template_kwargs=_template_switches(request),
     )
     return (conversation,)
+
+
+def _last_message_faults(role: str, facts: Facts) -> Iterator[FieldFault]:
+    """Who may speak last: not the model itself, unless it scores what was said."""
+    if facts.task in RERANKERS and role != "assistant":
+        yield "messages", "A reranker scores a document: it must be the last message, from assistant."
+    elif role == "system" or (role == "assistant" and facts.task == "causal_lm"):
+        yield "messages", f'The last message must not be from "{role}".'
 
 
 def _tools(request: RequestBody) -> tuple[RequestBody, ...]:
