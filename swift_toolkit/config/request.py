@@ -111,6 +111,8 @@ def read_request(
     for name, notice in rules.unused_secrets(config):
         del config.settings[name]
         config.notices.append(notice)
+    if command == "sft" and config.get("num_labels") is not None:
+        config.fill("task_type", "seq_cls", "num_labels makes a classifier")
     if trains:
         problems += rules.rule_problems(config, typed.rejected)
         config.warnings += requirements.unusual_values(config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_toolkit.config.settings import Config
-from swift_toolkit.config.tasks import PAIR_LOSSES
+from swift_toolkit.config.tasks import DECISION_LOSSES, PAIR_LOSSES
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.problems import Problem
 
@@ -238,10 +238,13 @@ def _algorithm(config: Config) -> Iterator[Problem]:
 
 
 def _loss_of_task(config: Config) -> Iterator[Problem]:
-    """A loss of embeddings or of rerankers for a task with other outputs; ms-swift fails in the first step."""
+    """A loss of embeddings, rerankers or decisions for a task with other outputs; ms-swift fails in the first step."""
     loss = config.get("loss_type")
     if config.command == "rlhf" or not isinstance(loss, str):
         return
+    if loss in DECISION_LOSSES and config.task.name != "decision":
+        what = f'is "{loss}", a loss of decisions, but the task is "{config.task.name}"'
+        yield config.problem("loss_type", what, 'Set "task_type" to "decision", or remove it.')
     reranks = loss.endswith("reranker")
     if reranks or loss in (*PAIR_LOSSES, "infonce"):
         meant = "reranker" if reranks else "embedding"

@@ -15,6 +15,7 @@ TaskName = Literal[
     "seq_cls", "embedding", "reranker", "generative_reranker", "decision",
 ]  # fmt: skip
 TaskRows = Literal["answer", "text", "preference", "judged", "prompt", "class", "documents", "decision"]
+DECISION_LOSSES = ("scoring", "distill_rps", "smooth_brier", "ce_rps")
 PAIR_LOSSES = ("cosine_similarity", "contrastive", "online_contrastive")
 """Losses of embeddings that compare the two texts of a row by its label."""
 

@@ -204,7 +204,7 @@ class Plan:
         kind = f"{checkpoint.kind}, rank {checkpoint.lora_rank}" if checkpoint.lora_rank else checkpoint.kind
         rows = [("checkpoint", f"{checkpoint.path} ({self.why})"), ("kind", kind)]
         if checkpoint.base is not None:
-            rows.append(("base", f"{checkpoint.base} ({checkpoint.base_source})"))
+            rows.append(("base", f"{checkpoint.base} ({checkpoint.base_source or 'embedded'})"))
         if checkpoint.template or checkpoint.system:
             system = (
                 f"system {json.dumps(checkpoint.system, ensure_ascii=False)}" if checkpoint.system else ""
@@ -418,6 +418,12 @@ def _taken(config: Config, name: str) -> Any:
     return None if setting is None else setting.value
 
 
+def two_models(checkpoint: str) -> tuple[str, str]:
+    """The problem of ``adapters`` beside ``--checkpoint``: what is wrong, and what to do."""
+    what = f'cannot be used with --checkpoint, which names "{checkpoint}"'
+    return what, "Keep one of them. For an adapter on a base: --checkpoint ADAPTER --base-model BASE"
+
+
 class _Asked(NamedTuple):
     """The model that the options and, as in ms-swift's own commands, the settings ``adapters`` and ``model`` name."""
 
@@ -436,6 +442,8 @@ def _asked_for(config: Config, checkpoint: str | None, options: AskOptions) -> _
     how = (options.infer_backend or backend or "auto", options.merge_lora or merge)
     base = options.base_model
     if checkpoint is not None:
+        if adapters is not None:
+            raise RequestError([adapters.problem(*two_models(checkpoint))])
         base = base or model
         kind: Literal["adapter", "model"] = "model" if base is None else "adapter"
         return _Asked(checkpoint, base, kind if is_on_hub(checkpoint) else "", *how)

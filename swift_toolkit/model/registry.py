@@ -241,6 +241,14 @@ def _unknown_names(config: Config, settings: Iterable[str], known: Collection[st
                 yield config.problem(setting, *_unknown(str(name), known))
 
 
+def fill_task(config: Config) -> None:
+    """Fill in the task of a model that ms-swift makes for one task only, e.g. of a reranker, as ms-swift does."""
+    known, kind = registry(config.install), config.get("model_type")
+    found = known.types.get(kind) if kind else known.named(str(config.get("model")))
+    if config.command == "sft" and found is not None and found.task_type:
+        config.fill("task_type", found.task_type, f"models of the type {found.name} are made for it")
+
+
 def _own_model_problems(config: Config, known: Registry) -> Iterator[Problem]:
     """A model of a type that ms-swift does not support for the task."""
     kind = config.get("model_type")

@@ -221,6 +221,8 @@ def make_deployment(
         *_option_problems(options),
         *adapter_name_problems(config),
     ]
+    if options.checkpoint is not None and "adapters" in config.settings:
+        problems.append(config.problem("adapters", *plan.two_models(options.checkpoint)))
     asked = take_asked(config, options)
     problems += backend_problems(asked.backend)
     found = _collect(problems, lambda: read_models(asked))

@@ -14,7 +14,7 @@ from swift_toolkit.console.words import shown
 from swift_toolkit.dataset import copies
 from swift_toolkit.dataset.verify import DataReport
 from swift_toolkit.machine.device import Device, find_device
-from swift_toolkit.model import quantized, templates
+from swift_toolkit.model import quantized, registry, templates
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.training import preflight
 from swift_toolkit.training.batches import batch, defaults
@@ -84,6 +84,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     """
     as_flags = request.overrides_from == "command line"
     config, problems = read_request(request.config, request.overrides, overrides_from=request.overrides_from)
+    registry.fill_task(config)
     problems += preflight.file_problems(config, request.trust_code)
     config.warnings += templates.template_warnings(config)
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)

@@ -17,6 +17,7 @@ from swift_toolkit.serving.api import request as api_request
 from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS
 from swift_toolkit.serving.api.request import ApiError, ApiRequest, Conversation, Facts, Limits
 from tests.clock import processor_seconds
+from tests.serving import heeded
 
 LIMITS = Limits(max_tokens=100)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -365,3 +366,14 @@ def test_any_messages_are_taken_or_refused(messages: list[Any]) -> None:
         chat(messages=messages)
     except ApiError as error:
         assert error.status == 400
+
+
+def test_every_field_is_checked_on_a_running_server() -> None:
+    """See `tests.serving.heeded`, which the tests of the server use for each backend."""
+    for one in fields.FIELDS:
+        if one.endpoints == ("embeddings",):
+            continue
+        if {"pt", "vllm"} & {*one.backends}:
+            assert one.name in heeded.CHECKS.keys() | heeded.ELSEWHERE
+        if {"pt", "vllm"} - {*one.backends}:
+            assert one.name in heeded.REFUSED

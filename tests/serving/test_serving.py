@@ -36,6 +36,7 @@ from swift_toolkit.problems import RunError
 from swift_toolkit.serving import server as serving_server
 from swift_toolkit.serving.engine import batches as engine_batches
 from tests.adapters import make_adapter
+from tests.serving import heeded
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +220,10 @@ def test_what_is_asked_is_heeded(client: openai.OpenAI) -> None:
         client.models.retrieve("v3.0")
     with pytest.raises(openai.BadRequestError, match="This model was not trained to make embeddings"):
         client.embeddings.create(model="one", input="x")
+
+
+def test_every_field_is_applied_or_refused_as_the_table_says(deployer: ModelDeployer) -> None:
+    assert list(heeded.faults(heeded.Server(deployer.url, KEY, "one"), "pt")) == []
 
 
 def test_the_async_client(deployer: ModelDeployer, client: openai.OpenAI) -> None:

@@ -19,6 +19,7 @@ import deploy_model
 from deploy_model import ModelDeployer
 from swift_toolkit.problems import RunError
 from tests.adapters import make_adapter
+from tests.serving import heeded
 
 pytestmark = [
     pytest.mark.vllm,
@@ -136,6 +137,10 @@ def test_adapters_come_and_go(client: openai.OpenAI, adapters: dict[str, Path]) 
         ask(client, "new")
     too_high = change("load", lora_name="new", lora_path=str(adapters["spare"]))
     assert (too_high.status_code, too_high.json()["error"]["param"]) == (400, "lora_path")
+
+
+def test_every_field_is_applied_or_refused_as_the_table_says(deployer: ModelDeployer) -> None:
+    assert list(heeded.faults(heeded.Server(deployer.url, KEY, "one"), "vllm")) == []
 
 
 def test_an_engine_that_dies_ends_the_server(deployer: ModelDeployer, client: openai.OpenAI) -> None:

@@ -241,6 +241,9 @@ def _not_one(
             what = f'"{other}" is a command for another script'
             do = f"Pass it to {_SCRIPTS[command.command]}."
             return Problem(what, do, file=file, line=other.line)
+        if other.words and (served := _served(other.words)):
+            do = f"Here: deploy_model.py --checkpoint {served.model} --infer-backend {served.backend}"
+            return Problem(f'"{other}" is a command of {served.backend}', do, file=file, line=other.line)
         if other.words and (tool := _OTHER_TOOLS.get(_base_name(other.words[0]))):
             do = (
                 f"Write its settings to a .json or .yaml file and pass it with --config: names of {tool} are "
@@ -255,6 +258,29 @@ def _not_one(
     is_config = file is not None and Path(file).suffix.lower() in EXTENSIONS
     do = "Pass a file of settings with --config." if is_config else _which(wanted)
     return Problem("contains no command of ms-swift", do, file=file)
+
+
+class _Served(NamedTuple):
+    """What a command of another server serves, and with which engine."""
+
+    model: str
+    backend: str
+
+
+def _served(words: Sequence[str]) -> _Served | None:
+    """The model that ``vllm serve``, ``lmdeploy serve`` or a module of vLLM or SGLang serves; None for others."""
+    known = re.search(
+        r"(?:^|[\s/])(vllm|lmdeploy|sglang)(?= serve|\.(?:entrypoints|launch_server))", " ".join(words)
+    )
+    if known is None:
+        return None
+    values, plain = _arguments(list(words))
+    model = (
+        values.get("model")
+        or values.get("model_path")
+        or next((one for one in reversed(plain) if "/" in one), "DIR")
+    )
+    return _Served(str(model), known[1])
 
 
 _OTHER_TOOLS = {
