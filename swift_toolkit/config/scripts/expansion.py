@@ -89,7 +89,8 @@ def at_home(path: str) -> Path:
 
 
 def _without_braces(word: str) -> list[str]:
-    done, left = [], [word]
+    done: list[str] = []
+    left = [word]
     while left and len(done) < _MOST:
         one = left.pop(0)
         found = _BRACES.search(one)
