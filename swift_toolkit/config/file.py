@@ -72,18 +72,7 @@ def _stop(what: str, do: str, name: str, line: int | None = None, key: str | Non
 def _read_text(path: Path, name: str) -> str:
     raw = read_small(path, name)
     if path.suffix.lower() not in EXTENSIONS:
-        is_script = path.suffix.lower() in (
-            ".py",
-            ".sh",
-            ".bash",
-            ".txt",
-            ".bat",
-            ".cmd",
-            ".ps1",
-            ".ipynb",
-            ".slurm",
-            ".sbatch",
-        )
+        is_script = path.suffix.lower() in _SCRIPTS
         do = "Use .json, .yaml or .yml" + (", or pass a script with --from-script." if is_script else ".")
         raise _stop("has an unknown extension", do, name)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
