@@ -10,7 +10,7 @@ from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config.names import renames, translate
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine.msswift import LINES
-from swift_toolkit.model import registry
+from swift_toolkit.model import registry, templates
 from swift_toolkit.model.builtin import BUILTIN, is_builtin, materialise
 from swift_toolkit.model.checkpoints.checkpoint import HUB_ID, Checkpoint
 from swift_toolkit.model.files import NO_OWNERS, looks_local
@@ -59,11 +59,12 @@ def _names(config: Config, checkpoint: Checkpoint, model: str | None) -> dict[st
 
 
 def naming_problems(config: Config, checkpoint: Checkpoint) -> list[Problem]:
-    """What ms-swift cannot determine about the model, given the request and the checkpoint."""
+    """What ms-swift cannot determine about the model, and what its template cannot write, given the request and the
+    checkpoint."""
     model = checkpoint.base if checkpoint.kind == "lora" else str(checkpoint.path)
     filled = deepcopy(config)
     fill_model(filled, checkpoint, model=model, adapter=None)
-    return list(registry.model_type_problems(filled))
+    return [*registry.model_type_problems(filled), *templates.template_problems(filled)]
 
 
 def local(model: str | None) -> str | None:

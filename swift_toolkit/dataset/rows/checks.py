@@ -152,7 +152,7 @@ def judge(value: Any, layout: Layout, rules: Rules) -> tuple[Row | None, list[Fl
     flaws = [*_flaws_of(row, rules), *lost_keys(value, layout)]
     clean = not any(flaw.is_error for flaw in flaws)
     if not clean:
-        flaws = [_as_meant(flaw, value, layout, rules) for flaw in flaws]
+        flaws = list(dict.fromkeys(_as_meant(flaw, value, layout, rules) for flaw in flaws))
     if clean and rules.task.keeps_negatives and _lacks(row, "negative_messages", layout):
         what = 'row has no "negative_messages", unlike other rows of the file, so ms-swift would delete it'
         flaws.append(Flaw("pairs", what, "Write an empty list: []."))
@@ -199,7 +199,7 @@ def _as_meant(flaw: Flaw, row: Row, layout: Layout, rules: Rules) -> Flaw:
     if (found := layout_elsewhere(row)) is not None:
         return Flaw(flaw.kind, f"row is in the format of {found[0]}", found[1])
     if (
-        flaw.kind in ("no-question", "no-answer")
+        flaw.kind in ("no-question", "no-answer", "rejected")
         and layout.family in ("response", "preference")
         and layout.unused
     ):

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,13 @@ from swift_toolkit.dataset.rows.formats import OTHER_COLUMNS
 
 QUESTIONS = (
     "question", "query", "prompt", "instruction", "input", "inputs", "q", "user", "human", "source", "src", "article",
-    "document", "dialogue", "passage", "context", "sentence", "text", "content", "问题", "提问", "输入",
+    "problem", "problem_statement", "question_text", "user_query", "user_input", "user_message", "document",
+    "dialogue", "passage", "context", "sentence", "text", "content", "问题", "提问", "输入",
 )  # fmt: skip
 ANSWERS = (
     "answer", "response", "output", "outputs", "a", "assistant", "bot", "gpt", "target", "targets", "tgt", "reply",
-    "highlights", "summary", "caption", "回答", "答案", "输出",
+    "generated_solution", "generation", "response_text", "answer_text", "model_answer", "model_output", "final_answer",
+    "expected_answer", "ideal", "highlights", "summary", "caption", "回答", "答案", "输出",
 )  # fmt: skip
 """Names that people give to the text that is asked and to the one that is learned, most usual first."""
 
@@ -81,11 +84,28 @@ def renaming(row: Mapping[str, object], rows: str) -> str:
     answer = next((lower[name] for name in ANSWERS if name in lower), None)
     if rows in ("class", "prompt") and asked:
         return f'Set "columns": {{"{asked}": "query"}}.'
+    if rows == "preference":
+        return _renaming_of_pairs(list(row))
     if rows == "answer" and asked and answer:
         return f'Set "columns": {{"{asked}": "query", "{answer}": "response"}}.'
     if rows == "text" and len(lower) == 1:
         return f'Set "columns": {{"{next(iter(lower.values()))}": "response"}}.'
     return ""
+
+
+_BETTER = re.compile(r"chosen|prefer|accept|better|win(?:ner|ning)?\b", re.IGNORECASE)
+_WORSE = re.compile(r"reject|dispref|worse|los(?:e|er|ing)\b", re.IGNORECASE)
+
+
+def _renaming_of_pairs(names: list[str]) -> str:
+    """How to name the columns of two answers; "" if there are not exactly two such columns."""
+    worse = [name for name in names if _WORSE.search(name)]
+    better = [name for name in names if _BETTER.search(name) and name not in worse]
+    if len(worse) != 1 or len(better) != 1 or (better, worse) == (["chosen"], ["rejected"]):
+        return ""
+    meant = zip((*better, *worse), ("chosen", "rejected"), strict=True)
+    renamed = ", ".join(f'"{name}": "{new}"' for name, new in meant if name != new)
+    return f'Set "columns": {{{renamed}}}.'
 
 
 def _is_conversation(value: object) -> bool:

@@ -488,6 +488,9 @@ def _joined_parts(parts: list[Message], at: int, talk: Talk) -> str:
         if kind == "text":
             text += _text(value, "text part")
             continue
+        if kind is None:
+            do = 'Write the text itself as "content", or {"type": "text", "text": ...}.'
+            raise FlawError("content", f'a part of message {at} has no "type"', do)
         name = kind.removesuffix("_url") if isinstance(kind, str) else ""
         if f"{name}s" not in MEDIA:
             raise FlawError("content", f"a part of message {at} has the unknown type {shown(kind)}")
@@ -507,7 +510,7 @@ _TALK_COLUMNS = ("messages", "rejected_messages", "prompt", "chosen", "rejected"
 
 
 def lost_keys(row: Row, layout: Layout) -> Iterator[Flaw]:
-    """Meaningful keys of messages that neither ms-swift nor a copy keeps; each is reported once.
+    """Meaningful keys of messages, and answers, that neither ms-swift nor a copy keeps; each is reported once.
 
     Args:
         row: the row as in the file.
@@ -515,6 +518,9 @@ def lost_keys(row: Row, layout: Layout) -> Iterator[Flaw]:
     """
     said: set[str] = set()
     for column, value in row.items():
+        if layout.rename.get(column) in ("response", "output") and isinstance(value, list) and len(value) > 1:
+            what = f"the row has {len(value)} answers, of which only the first is used"
+            yield Flaw("lost-text", what, "Write a row for each, or a preference.")
         turns = value if layout.rename.get(column) in _TALK_COLUMNS else None
         for at, message in enumerate(turns if isinstance(turns, list) else (), 1):
             if not isinstance(message, dict):
