@@ -53,6 +53,9 @@ def template_flaws(row: Mapping[str, Any], template: TemplateRules) -> Iterator[
     messages = row["messages"]
     if template.tools == "refused" and _uses_tools(row):
         what = f"the row has tools, but {template.name} has no format for them"
+        yield Flaw("tools", what, _EMPTY_TEXT if _is_empty_text(row.get("tools")) else template.for_tools)
+    elif template.tools == "dropped" and any(message["role"] in TOOL_ANSWERS for message in messages):
+        what = f"the row has a tool's answer, but {template.name} has no format for it"
         yield Flaw("tools", what, template.for_tools)
     elif template.tools == "dropped" and row.get("tools"):
         yield template.lost(f"{template.name} drops the tools of the row")
@@ -63,6 +66,14 @@ def template_flaws(row: Mapping[str, Any], template: TemplateRules) -> Iterator[
         yield template.lost(f"{template.name} drops the system prompt of the row")
     if not template.rounds and (count := _rounds(messages)) > 1:
         yield template.lost(f"the row has {count} rounds, of which {template.name} keeps only the last")
+
+
+_EMPTY_TEXT = 'Write an empty list, not text that contains one: "tools": [].'
+
+
+def _is_empty_text(tools: object) -> bool:
+    """Whether this is a text that stands for no tools, which ms-swift takes for tools."""
+    return isinstance(tools, str) and tools.strip() in ("[]", "{}", "null", "None")
 
 
 def _uses_tools(row: Mapping[str, Any]) -> bool:
