@@ -6,9 +6,10 @@
     python benchmarks/training.py training      # whole training processes
     python benchmarks/training.py mixed         # steps on rows of mixed length; about 10 minutes
     python benchmarks/training.py mixed --only ours --runs 1 --times t.json   # one side per call; the last prints all
+    python benchmarks/training.py mixed --rows 4  # micro-batches of 4 rows, instead of those that are chosen
     python benchmarks/training.py equal         # the same on rows of equal length
     python benchmarks/training.py start         # imports of the three kinds of workers; a few minutes
-    python benchmarks/training.py known         # one-step trainings on 20,000 new rows, 20,000 cached rows, and 16 rows
+    python benchmarks/training.py known         # one-step trainings on 100,000 new rows, the same cached, and 16 rows
     python benchmarks/training.py shares        # padding and waiting, simulated on 1 and 8 devices; seconds
 
 Both sides run alternately, so that changes in the machine's speed affect both. The figures are medians of wall-clock
@@ -59,10 +60,12 @@ def main() -> None:
         "--times", type=Path, help="with mixed and equal: a file that collects the times of all sides"
     )
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each side (default 3)")
+    parser.add_argument("--rows", type=int, help="with mixed and equal: rows per micro-batch, 1 to 16")
     options = parser.parse_args()
     for part in [options.part] if options.part else PARTS:
         if part in ("mixed", "equal"):
-            steps(part, options.runs, [options.only] if options.only else list(SIDES), options.times)
+            sides = [options.only] if options.only else list(SIDES)
+            steps(part, options.runs, sides, options.times, options.rows)
         else:
             SIMPLE[part](options.runs)
 
@@ -155,7 +158,7 @@ def pair(name: str, ours: dict[str, Any], raw: dict[str, Any], folder: Path, run
 # --- rows of mixed length -----------------------------------------------------------------------------------
 
 
-def steps(part: str, runs: int, sides: list[str], times: Path | None) -> None:
+def steps(part: str, runs: int, sides: list[str], times: Path | None, rows: int | None) -> None:
     """Times of steps on 48 chats, 16 per step: raw with its default, raw with our micro-batch, and ours.
 
     Args:
@@ -163,6 +166,7 @@ def steps(part: str, runs: int, sides: list[str], times: Path | None) -> None:
         runs: number of runs per side.
         sides: the sides to run now.
         times: a file with earlier measurements, to which the new ones are added.
+        rows: rows per micro-batch of ours; None for those that are chosen.
     """
     from finetune_trainer import FineTuner
 
@@ -171,6 +175,8 @@ def steps(part: str, runs: int, sides: list[str], times: Path | None) -> None:
         sizes = lengths("chats", 48) if part == "mixed" else [168] * 48
         data.write_text("".join(map(chat, sizes)), encoding="utf-8")
         ours = {"model": "builtin/SmolLM2-135M-Instruct", "train_type": "lora", **common(data)}
+        if rows:
+            ours |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 16 // rows}
         batch = FineTuner(ours).plan.batch
         found = json.loads(times.read_text()) if times and times.exists() else {}
         for number in range(runs):
@@ -305,16 +311,16 @@ def start(runs: int) -> None:
 
 
 def known(runs: int) -> None:
-    """Time whole trainings of one step on 20,000 new rows, on the same rows once they are cached, and on 16 rows."""
-    took: dict[str, list[float]] = {"16 rows": [], "20,000 new rows": [], "20,000 known rows": []}
+    """Time whole trainings of one step on 100,000 new rows, on the same rows once they are cached, and on 16 rows."""
+    took: dict[str, list[float]] = {"16 rows": [], "100,000 new rows": [], "100,000 known rows": []}
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:
             environment = os.environ | {"XDG_CACHE_HOME": folder, "MODELSCOPE_CACHE": f"{folder}/modelscope"}
             for name, count in (
                 ("", 16),
                 ("16 rows", 16),
-                ("20,000 new rows", 20_000),
-                ("20,000 known rows", 20_000),
+                ("100,000 new rows", 100_000),
+                ("100,000 known rows", 100_000),
             ):
                 data = Path(folder) / f"{count}.jsonl"
                 if not data.exists():
@@ -328,7 +334,7 @@ def known(runs: int) -> None:
     print("\na whole training of one step")
     for name, times in took.items():
         report(f"  {name}", times)
-    ratio = statistics.median(took["20,000 known rows"]) / statistics.median(took["16 rows"])
+    ratio = statistics.median(took["100,000 known rows"]) / statistics.median(took["16 rows"])
     print(f"  known rows against 16: {ratio:.2f}", flush=True)
 
 
