@@ -468,12 +468,6 @@ def _adapter_warnings(config: Config) -> Iterator[Problem]:
         factor = alpha / rank
         what = f"is {alpha:g} with rank {rank:g}: a factor of {factor:g}; usual is 1 to 8 (ms-swift's default: 4)"
         yield config.problem("lora_alpha", what, "Is this intended?")
-    trained = {*(config.get("modules_to_save") or []), *(config.get("target_modules") or [])}
-    if config.get("new_special_tokens") and trained.isdisjoint({"embed_tokens", "all-embedding", "wte"}):
-        what = "adds tokens that the model cannot learn: adapters do not train their embeddings"
-        yield config.problem(
-            "new_special_tokens", what, 'Add "modules_to_save": ["embed_tokens", "lm_head"].'
-        )
 
 
 def _unused_steps(config: Config) -> Iterator[Problem]:

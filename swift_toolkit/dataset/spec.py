@@ -55,6 +55,8 @@ class DatasetSpec:
         local = Path(path).expanduser()
         if local.exists():
             return cls(text, path, "folder" if local.is_dir() else "file", sample)
+        if (inner := _file_in(path)) is not None:
+            return cls(text, inner, "file", sample)
         near = near_path(local)
         looks_local = path.startswith(("./", "../", "/", "~")) or data_suffix(path) is not None
         if "::" not in path and (looks_local or path.partition(":")[0].count("/") > 1):
@@ -87,6 +89,34 @@ class DatasetSpec:
         train = [name for name in names if "train" in str(name).lower()]
         other = [name for name in names if not _OTHER_SPLIT.search(str(name).lower())]
         return [path / name for name in train or other]
+
+
+def _file_in(path: str) -> str | None:
+    """The existing file in "HF::file" or "file:subset", of which ms-swift uses only the file.
+
+    Raises:
+        FlawError: there is something else than a hub before "::", which ms-swift ignores.
+    """
+    hub, mark, rest = path.rpartition("::")
+    if mark and hub.lower() not in ("hf", "ms"):
+        do = 'Write "HF::" or "MS::" for a hub, and each data set as a word of its own.'
+        raise FlawError("no-file", f"{shown(hub + mark)} is not a hub", do)
+    found = next(
+        (one for one in (rest, rest.partition(":")[0]) if one and Path(one).expanduser().is_file()), None
+    )
+    return found if found != path else None
+
+
+def missing_hint(path: str) -> str:
+    """What to do about a path that does not exist, "" if nothing special is known."""
+    words = path.split()
+    if "://" in path:
+        return "Download it, and name the file."
+    if any(mark in path for mark in "*?[") and any(Path().glob(path) if not path.startswith("/") else ()):
+        return "Patterns are not expanded here: remove the quotes, or name the folder."
+    if len(words) > 1 and all(Path(word).expanduser().exists() for word in words):
+        return f"Write each as a word of its own: {' '.join(words)}."
+    return ""
 
 
 def _walk(path: Path) -> Iterator[Path]:

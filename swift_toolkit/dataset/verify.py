@@ -43,7 +43,7 @@ from swift_toolkit.dataset.scan.pool import (
 )
 from swift_toolkit.dataset.scan.sample import sample_part, some_texts
 from swift_toolkit.dataset.scan.tally import TOKEN_STEP, Prints, Tally
-from swift_toolkit.dataset.spec import DatasetSpec
+from swift_toolkit.dataset.spec import DatasetSpec, missing_hint
 
 __all__ = [
     "BackgroundVerify", "DataReport", "DatasetSpec", "FileReport", "Group", "Split", "verify",
@@ -154,7 +154,8 @@ class _Verification:
                 what = f'"{spec.path}" is used as a hub ID, but there is a local "{spec.near}"'
                 report.add(Flaw("near-name", what, "Correct the name if you meant that."))
             elif spec.kind == "missing":
-                hint = f'Did you mean "{spec.near}"?' if spec.near else "Check the path."
+                near = f'Did you mean "{spec.near}"?' if spec.near else "Check the path."
+                hint = missing_hint(spec.path) or near
                 report.add(Flaw("no-file", "no such file", hint), spec.path)
             elif spec.kind != "hub":
                 self._files(spec, split)

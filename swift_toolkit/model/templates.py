@@ -215,6 +215,20 @@ def template_warnings(config: Config) -> Iterator[Problem]:
         yield config.problem("template", what, "Choose the template that the model was trained with.")
 
 
+def new_token_warnings(config: Config) -> Iterator[Problem]:
+    """Tokens that are added but not learned: adapters do not train embeddings unless they are told to."""
+    trained = {*(config.get("modules_to_save") or []), *(config.get("target_modules") or [])}
+    if config.tuner not in ("lora", "adalora") or trained & {"embed_tokens", "all-embedding", "wte"}:
+        return
+    files = _tokenizer_files(str(config.get("model")))
+    given = [str(token) for token in config.get("new_special_tokens") or []]
+    if any(not any(_holds(file, token) for file in files) for token in given):
+        what = "adds tokens that the model cannot learn: adapters do not train their embeddings"
+        yield config.problem(
+            "new_special_tokens", what, 'Add "modules_to_save": ["embed_tokens", "lm_head"].'
+        )
+
+
 def template_problems(config: Config) -> Iterator[Problem]:
     """What the template in use cannot write although the settings ask for it; ms-swift fails after loading the model,
     or at the first batch."""

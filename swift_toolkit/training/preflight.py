@@ -155,6 +155,11 @@ def _checkpoint(config: Config, name: str, path: Path) -> Iterator[Problem]:
         found = training_state.training_state_problems(path)
     for problem in found:
         yield config.problem(name, f"cannot be used: {problem.what}", problem.do)
+    is_model = name != "resume_from_checkpoint" and config.tuner != "full" and adapter_root(path) is None
+    if is_model and not found and (path / "config.json").is_file():
+        do = 'Name it with "model", and an adapter here.' if name == "adapters" else "Name an adapter."
+        yield config.problem(name, f'names "{path}", which is a complete model, not an adapter', do)
+        return
     if not found and name not in _BASES:
         yield from resume.fit_problems(path, config, name)
     elif not found and adapter_root(path) is not None:

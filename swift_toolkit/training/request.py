@@ -87,6 +87,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     registry.fill_task(config)
     problems += preflight.file_problems(config, request.trust_code)
     config.warnings += templates.template_warnings(config)
+    config.warnings += templates.new_token_warnings(config)
     device, asked = find_device(), LaunchRequest(request.launch, as_flags=as_flags)
     problems += asked.problems(device)
     cluster = asked.cluster()
