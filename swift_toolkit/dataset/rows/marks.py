@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from operator import methodcaller
 
 from swift_toolkit.dataset.rows.flaws import Flaw
 
@@ -50,7 +51,7 @@ def may_hold_signs(data: bytes | bytearray) -> bool:
 
 def may_end_in_filler(texts: list[str]) -> bool:
     """Whether `mark_flaws` may find a filler in one of the texts."""
-    return any(text.endswith(_FILLER_ENDS) for text in texts)
+    return any(map(methodcaller("endswith", _FILLER_ENDS), texts))
 
 
 def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:

@@ -6,7 +6,8 @@ by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, repeat
 from operator import attrgetter, itemgetter
@@ -28,6 +29,9 @@ _ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "respons
 
 _ESCAPES = (b"\\u", b"\\b", b"\\f", b"\\/")
 """With these, JSON may spell what `judge` warns about."""
+
+
+_PROBE = 1 << 14
 
 
 class Talks(NamedTuple):
@@ -98,7 +102,7 @@ class PlainTexts:
     def _errors(self) -> tuple[type[Exception], ...]:
         import msgspec
 
-        return msgspec.DecodeError, UnicodeDecodeError, RecursionError
+        return msgspec.DecodeError, UnicodeDecodeError, RecursionError, json.JSONDecodeError
 
     @cached_property
     def _decode_lines(self) -> Callable[[bytes], list[Any]]:
@@ -112,13 +116,38 @@ class PlainTexts:
 
         return msgspec.json.Decoder(list[self._row]).decode  # type: ignore[name-defined]
 
+    @cached_property
+    def _loads(self) -> Callable[[bytes | bytearray], Any] | None:
+        """The decoder of orjson, if it is installed; it reads \\u escapes three times as fast as msgspec.
+
+        They agree on texts; on numbers they do not, so a file with other columns is left to msgspec.
+        """
+        if self.shape.fields.keys() - self.used.values():
+            return None
+        try:
+            import orjson
+        except ImportError:
+            return None
+        loads: Callable[[bytes | bytearray], Any] = orjson.loads
+        return loads
+
     def of_lines(self, data: bytes) -> Talks | None:
         """The texts of rows with one row per line; None if any of them is not plain."""
-        return self._of_json(self._decode_lines, data)
+        if (loads := self._loads) is None or not _is_escaped(data):
+            return self._of_json(self._decode_lines, data)
+        return self._of_json(lambda data: self._typed(map(loads, data.strip().split(b"\n"))), data)
 
     def of_array(self, data: bytes | bytearray) -> Talks | None:
         """The texts of the items of an array; None if any of them is not plain."""
-        return self._of_json(self._decode_array, data)
+        if (loads := self._loads) is None or not _is_escaped(data):
+            return self._of_json(self._decode_array, data)
+        return self._of_json(lambda data: self._typed(loads(data)), data)
+
+    def _typed(self, values: Iterable[Any]) -> list[Any]:
+        import msgspec
+
+        rows: list[Any] = msgspec.convert(list(values), list[self._row])  # type: ignore[name-defined]
+        return rows
 
     def _of_json(self, decode: Callable[[Any], list[Any]], data: bytes | bytearray) -> Talks | None:
         try:
@@ -164,7 +193,7 @@ class PlainTexts:
         """The texts of a batch of Arrow columns; None if any row is not plain."""
         import pyarrow
 
-        data: list[bytes] = []
+        data: list[bytes | memoryview] = []
         columns: dict[str, Sequence[Any]] = {}
         for name, column in self.used.items():
             values = batch.column(batch.schema.get_field_index(column))
@@ -240,7 +269,7 @@ class PlainTexts:
         return Talks(list(zip(*parts, strict=True)), {tuple(_ROLE_OF[name] for name in self._order)}, data)
 
 
-def _utf8(texts: Any) -> bytes:
+def _utf8(texts: Any) -> bytes | memoryview:
     """The texts of an Arrow array, one after another."""
     import pyarrow
 
@@ -248,7 +277,13 @@ def _utf8(texts: Any) -> bytes:
     if data is None:
         return b""
     bounds = memoryview(offsets).cast("i" if texts.type == pyarrow.string() else "q")
-    return memoryview(data)[bounds[texts.offset] : bounds[texts.offset + len(texts)]].tobytes()
+    return memoryview(data)[bounds[texts.offset] : bounds[texts.offset + len(texts)]]
+
+
+def _is_escaped(data: bytes | bytearray) -> bool:
+    """Whether most of these bytes belong to \\u escapes."""
+    some = data[:_PROBE]
+    return some.count(b"\\u") * 6 > len(some) // 2
 
 
 def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
