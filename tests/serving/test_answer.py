@@ -113,3 +113,11 @@ def test_embeddings(packed: bool, expected: Any) -> None:
     assert [one["embedding"] for one in made["data"]] == [expected, expected]
     assert made["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
     assert json.dumps(made)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(2, "2"), ([0, 2], "0, 2"), ([0.93456789], "0.934568"), (-1.5, "-1.5"), (None, None)]
+)
+def test_classes_and_scores_are_text(content: Any, text: str | None) -> None:
+    (choice,) = form(CHAT).whole([answer(content)])["choices"]
+    assert choice["message"]["content"] == text  # type: ignore[typeddict-item]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from swift_toolkit.inference.stop_text import StopText
+from swift_toolkit.inference.stop_text import StopText, as_text
 from swift_toolkit.serving.api.fields import COMPLETIONS
 from swift_toolkit.serving.api.request import ApiRequest
 from swift_toolkit.serving.api.schema import (
@@ -117,9 +117,9 @@ class Form:
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def _cut(self, content: Any, reason: str | None) -> tuple[Any, str | None]:
-        """Cut the content before the first stop text; a classifier's content is not text."""
+        """Cut the content before the first stop text. A class or score becomes text: clients expect nothing else."""
         if not isinstance(content, str):
-            return content, reason
+            return None if content is None else as_text(content), reason
         stop = StopText(self.request.sampling.stop)
         text = stop.feed(content, last=True)
         return text, self.request.sampling.why_ended(reason, stop.found)
