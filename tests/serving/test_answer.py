@@ -116,7 +116,8 @@ def test_embeddings(packed: bool, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [(2, "2"), ([0, 2], "0, 2"), ([0.93456789], "0.934568"), (-1.5, "-1.5"), (None, None)]
+    ("content", "text"),
+    [(2, "2"), ([0, 2], "0, 2"), ([0.93456789], "0.934568"), (-1.5, "-1.5"), (None, None)],
 )
 def test_classes_and_scores_are_text(content: Any, text: str | None) -> None:
     (choice,) = form(CHAT).whole([answer(content)])["choices"]

@@ -377,3 +377,30 @@ def test_every_field_is_checked_on_a_running_server() -> None:
             assert one.name in heeded.CHECKS.keys() | heeded.ELSEWHERE
         if {"pt", "vllm"} - {*one.backends}:
             assert one.name in heeded.REFUSED
+
+
+CLASSIFIER, RERANKER = Facts(task="seq_cls"), Facts(task="generative_reranker")
+ANSWERED = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("facts", "body", "message"),
+    [
+        (Facts(), {"messages": ANSWERED}, 'The last message must not be from "assistant".'),
+        (CLASSIFIER, {"messages": ANSWERED}, ""),
+        (CLASSIFIER, {"messages": ANSWERED[:1]}, ""),
+        (RERANKER, {"messages": ANSWERED}, ""),
+        (RERANKER, {"messages": ANSWERED[:1]}, "A reranker scores a document: it must be the last message, from assistant."),
+        (CLASSIFIER, {"messages": ANSWERED, "stream": True}, "stream is not supported here: this model does not generate text."),
+        (CLASSIFIER, {"messages": ANSWERED, "n": 2, "temperature": 1}, "n is not supported here: this model does not generate text."),
+        (CLASSIFIER, {"messages": ANSWERED, "stream": False, "n": 1, "max_tokens": 4}, ""),
+    ],
+)  # fmt: skip
+def test_what_scores_and_classifiers_take(facts: Facts, body: dict[str, Any], message: str) -> None:
+    asked = {"model": "one", **body}
+    if not message:
+        api_request.check_fields(CHAT, asked, ["one"], Limits(), facts)
+        return
+    with pytest.raises(ApiError) as caught:
+        api_request.check_fields(CHAT, asked, ["one"], Limits(), facts)
+    assert caught.value.message == message

@@ -302,6 +302,7 @@ def check_fields(
     conversations = _CONVERSATIONS[path](asked, limits, facts)
     _raise_first(field_faults(asked, path, facts.backend))
     _raise_first(_combination_faults(asked))
+    _raise_first(_generation_faults(asked, facts))
     for one in conversations:
         _check_conversation(one, facts)
     return ApiRequest(
@@ -327,6 +328,15 @@ def _task_faults(path: str, facts: Facts) -> Iterator[FieldFault]:
         yield "model", f"This model only makes embeddings: use {EMBEDDINGS}."
     if path == COMPLETIONS and facts.task not in ("causal_lm", "embedding"):
         yield "model", f"This model does not generate text: use {CHAT}."
+
+
+def _generation_faults(request: RequestBody, facts: Facts) -> Iterator[FieldFault]:
+    """Yield fields that only text that is generated can have."""
+    if facts.task == "causal_lm":
+        return
+    for name in ("stream", "n", "num_beams", "tools"):
+        if request.get(name) not in (None, False, 1, []):
+            yield name, f"{name} is not supported here: this model does not generate text."
 
 
 def _combination_faults(request: RequestBody) -> Iterator[FieldFault]:
