@@ -335,7 +335,8 @@ def _generation_faults(request: RequestBody, facts: Facts) -> Iterator[FieldFaul
     if facts.task == "causal_lm":
         return
     for name in ("stream", "n", "num_beams", "tools"):
-        if request.get(name) not in (None, False, 1, []):
+        value = request.get(name)
+        if value and (value is True or value != 1):
             yield name, f"{name} is not supported here: this model does not generate text."
 
 
