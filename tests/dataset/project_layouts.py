@@ -123,6 +123,14 @@ LAYOUTS: dict[str, tuple[TaskName, Callable[[str, str], Row]]] = {
     "MATH": ("sft", lambda q, a: {"problem": q, "level": "Level 1", "type": "Algebra", "solution": a}),
     "GSM8K": ("sft", lambda q, a: {"question": q, "answer": a}),
     "ms-swift": ("sft", lambda q, a: {"query": q, "response": a, "history": [["a", "b"]], "system": "s"}),
+    "question of parts": (
+        "sft",
+        lambda q, a: {"query": [{"type": "text", "text": q}, {"type": "text", "text": " "}], "response": a},
+    ),
+    "question of parts, unpaired": (
+        "kto",
+        lambda q, a: {"query": [{"type": "text", "text": q}], "response": a, "label": len(a) % 2 == 0},
+    ),
     "text": ("pt", lambda q, a: {"text": f"{q} {a}"}),
 }
 """Layout -> task, and what makes a row of a question and an answer. verl's is refused as a whole, as is OpenAI's

@@ -253,3 +253,15 @@ def test_a_table_of_line_ends() -> None:
     assert [str(problem) for problem in verify(["ends.csv"]).problems] == [
         "ends.csv: the file has no rows. Add at least one row."
     ]
+
+
+def test_a_question_of_typed_parts_is_not_a_list_of_messages() -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1?"}]
+    assert verify([write("parts.jsonl", {"query": parts, "response": "1"})]).ok
+    image = {"type": "image", "image": "https://example.com/a.png"}
+    assert verify([write("image.jsonl", {"query": [image, *parts], "response": "1"})]).ok
+    for wrong in ([*parts, 5], [{"type": "text", "text": 5}], [{"text": "no type"}]):
+        report = verify([write("wrong.jsonl", {"query": wrong, "response": "1"})])
+        assert list(report.groups) == ["content"], wrong
+    turns = [{"role": "user", "content": "What?"}]
+    assert list(verify([write("turns.jsonl", {"query": turns, "response": "1"})]).groups) == ["messages"]

@@ -114,6 +114,10 @@ def _from_texts(row: Row, family: Family) -> Row:
         if not response:
             raise FlawError("content", "the response is an empty list")
         response = response[0]  # as ms-swift does
+    if _is_parts(query):
+        talk = Talk()
+        query = _joined_parts(query, 1, talk)
+        row |= talk.media_beside(row)
     _refuse_conversations(row, query, response)
     messages: list[Message] = []
     if (system := row.pop("system", None)) is not None:
@@ -128,6 +132,16 @@ def _from_texts(row: Row, family: Family) -> Row:
     return row
 
 
+def _is_parts(query: Any) -> bool:
+    """Whether a question is a list of typed parts, ``{"type": "text", "text": ...}``, not of messages."""
+    is_list = isinstance(query, list) and all(isinstance(part, dict) for part in query)
+    return is_list and any("type" in part for part in query) and not _has_roles(query)
+
+
+def _has_roles(turns: list[Message]) -> bool:
+    return any("role" in turn or "from" in turn for turn in turns)
+
+
 def _instruction(row: Row) -> str:
     parts = [row.pop("instruction", None), row.pop("input", None)]
     if not all(part is None or isinstance(part, str) for part in parts):
@@ -137,7 +151,8 @@ def _instruction(row: Row) -> str:
 
 def _refuse_conversations(row: Row, query: Any, response: Any) -> None:
     """Reject a question that is a list of messages, the form of prompts in TRL and verl."""
-    if not isinstance(query, list) or not query or not all(isinstance(turn, dict) for turn in query):
+    is_list = isinstance(query, list) and all(isinstance(turn, dict) for turn in query)
+    if not is_list or not _has_roles(query):
         return
     if isinstance(response, (list, dict)):
         do = 'Combine them into one list "messages".'
