@@ -176,6 +176,8 @@ def test_legacy_names_are_known_to_the_installed_ms_swift() -> None:
         ),
         ({"push_hub_strategy": "push_best"}, {"hub_strategy": "every_save"}, None),
         ({"save_total_limit": -1}, {}, "save_total_limit -1 → left to ms-swift"),
+        ({"save_total_limit": 0}, {}, "save_total_limit 0 → left to ms-swift"),
+        ({"dataset_num_proc": 0}, {"dataset_num_proc": "1"}, 'dataset_num_proc 0 → dataset_num_proc "1"'),
         ({"quantization_bit": 0}, {}, "quantization_bit 0 → left to ms-swift"),
         ({"quantization_bit": 4}, {"quant_method": "bnb", "quant_bits": 4}, None),
         ({"quantization_bit": 3}, {"quant_method": "hqq", "quant_bits": 3}, None),
