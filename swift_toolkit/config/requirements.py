@@ -139,8 +139,10 @@ def _needs_validation(config: Config, rejected: Collection[str]) -> Iterator[Pro
 
 
 def _needs_steps(config: Config) -> Iterator[Problem]:
-    if config.get("streaming") and config.value("max_steps") <= 0 and not config.get("max_epochs"):
+    if config.get("streaming") and config.value("max_steps") <= 0:
         do = 'Add "max_steps": the length of a stream is not known.'
+        if config.get("max_epochs"):
+            do += ' "max_epochs" may end the run earlier.'
         yield config.problem("streaming", 'needs "max_steps"', do)
 
 
@@ -385,6 +387,8 @@ def unusual_values(config: Config) -> Iterator[Problem]:
         yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
     yield from _metric_warnings(config)
     yield from _patience_warnings(config)
+    yield from _epoch_warnings(config)
+    yield from _direction_warnings(config)
     yield from _strength_warnings(config)
     yield from _teacher_warnings(config)
     yield from warmup_warnings(config, config.value("max_steps"))
@@ -468,6 +472,32 @@ def _adapter_warnings(config: Config) -> Iterator[Problem]:
         factor = alpha / rank
         what = f"is {alpha:g} with rank {rank:g}: a factor of {factor:g}; usual is 1 to 8 (ms-swift's default: 4)"
         yield config.problem("lora_alpha", what, "Is this intended?")
+
+
+def _epoch_warnings(config: Config) -> Iterator[Problem]:
+    """``max_epochs`` ends a run early, but does not make it longer (``DefaultFlowCallbackNew.on_epoch_end``)."""
+    most, epochs = config.get("max_epochs"), config.value("num_train_epochs")
+    if most and most > epochs and config.value("max_steps") <= 0 and not config.get("streaming"):
+        what = f'is {most:g}, but "num_train_epochs" is {epochs:g}, after which the run ends'
+        yield config.problem("max_epochs", what, 'Set "num_train_epochs" instead.')
+
+
+GROWS = {"loss": False} | dict.fromkeys(
+    "reward acc token_acc seq_acc rouge-1 rouge-2 rouge-l bleu-4".split(), True
+)
+"""Metrics, and whether a higher value is better."""
+
+
+def _direction_warnings(config: Config) -> Iterator[Problem]:
+    """A direction that makes the worst model the best one."""
+    greater, metric = config.get("greater_is_better"), config.get("metric_for_best_model")
+    if metric is None:
+        usual = "rouge-l" if config.get("predict_with_generate") else "loss"
+        metric = "reward" if config.task.name == "grpo" else usual
+    grows = GROWS.get(str(metric).removeprefix("eval_"))
+    if None not in (greater, grows) and greater is not grows and has_validation(config):
+        what = f"is {str(greater).lower()}, but a {'higher' if grows else 'lower'} {metric} is better: the worst model"
+        yield config.problem("greater_is_better", f"{what} would be kept as the best", "Remove it.")
 
 
 def _unused_steps(config: Config) -> Iterator[Problem]:

@@ -26,12 +26,13 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 from swift_toolkit.config.tasks import TASKS, TaskName
-from swift_toolkit.console.words import shown
+from swift_toolkit.console.words import did_you_mean, shown
 from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.lengths import Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.rows.checks import Rules, misspelled_column
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.rows.formats import STANDARD_COLUMNS
 from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.dataset.scan import near
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
@@ -121,6 +122,7 @@ def verify(
     check = _Verification(rules)
     check.collect("train", train)
     check.collect("val", val)
+    check.look_up_columns()
     if tokenizer is not None:
         check.measure(tokenizer)
     check.scan(None if limit_seconds is None else started + limit_seconds)
@@ -183,6 +185,23 @@ class _Verification:
             if flaw := misspelled_column(part.layout, self.rules):
                 self.report.add(flaw, shown)
             self.work.append((entry, part))
+
+    def look_up_columns(self) -> None:
+        """Find names in the run's mapping of columns that no file has, or that ms-swift does not use."""
+        report, rules = self.report, self.rules
+        mapping = rules.columns if self.work and not report.unchecked and not report.groups else None
+        found = {column for _, part in self.work for column in part.layout.rename}
+        for column, name in (mapping or {}).items():
+            if column not in found:
+                do = did_you_mean(column, sorted(found), f"They have {', '.join(sorted(found)[:8])}.")
+                report.add(Flaw("near-column", f'"columns" names "{column}", which no file has', do))
+            elif name not in STANDARD_COLUMNS and rules.task.rows not in ("prompt", "decision"):
+                do = did_you_mean(
+                    name, sorted(STANDARD_COLUMNS), 'Use e.g. "messages", "query" or "response".'
+                )
+                report.add(
+                    Flaw("near-column", f'"columns" maps "{column}" to "{name}", which is not used', do)
+                )
 
     def _show(self, entry: FileReport, part: Part) -> None:
         entry.bytes, entry.copy_reason = part.file.size, part.copy_reason

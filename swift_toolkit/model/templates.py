@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,8 @@ def templates(install: SwiftInstall) -> dict[str, Template]:
         return found, [*files, Path(__file__)]
 
     def decode(rows: Any) -> dict[str, Template]:
-        return {row[0]: Template(*row) for row in rows}
+        names = [one.name for one in fields(Template)]  # rows of an earlier version have fewer
+        return {row[0]: Template(**dict(zip(names, row, strict=True))) for row in rows}
 
     return machine_files.kept(f"templates-{install.version}", str(install.location), read, decode)
 

@@ -77,6 +77,8 @@ def renaming(row: Mapping[str, object], rows: str) -> str:
     """
     if turns := [name for name, value in row.items() if _is_conversation(value)]:
         meant = "prompt" if row.keys() >= {"chosen", "rejected"} else "messages"
+        if turns[0] == meant:  # the run maps it to another name
+            return f'Leave "{meant}" out of "columns".'
         return f'Set "columns": {{"{turns[0]}": "{meant}"}}.'
     texts = [name for name, value in row.items() if isinstance(value, str) and name not in OTHER_COLUMNS]
     lower = {name.lower(): name for name in texts}

@@ -49,6 +49,10 @@ KNOWN_COLUMNS = frozenset(
 )
 
 
+STANDARD_COLUMNS = KNOWN_COLUMNS | {"chosen", "rejected"}
+"""Names to which a run may map a column."""
+
+
 class NoFormatError(FlawError):
     """No known format has the columns of a file."""
 

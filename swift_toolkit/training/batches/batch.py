@@ -123,11 +123,15 @@ def _answers_of_no_batch(config: Config, sharing: int, prompts: int) -> Iterator
 
 def step_count(config: Config, batch: Batch, rows: int | None) -> int | None:
     """Optimiser steps of the run; None if the number of rows is unknown."""
-    if (steps := config.value("max_steps")) > 0:
+    steps, most = config.value("max_steps"), config.get("max_epochs")
+    is_counted = rows is not None and not config.get("streaming") and not config.get("packing")
+    if steps > 0 and not (most and is_counted):
         return int(steps)
-    if rows is None or config.get("streaming") or config.get("packing"):
+    if rows is None or not is_counted:
         return None
-    epochs: float = config.get("max_epochs") or config.value("num_train_epochs")
+    if steps > 0:  # the run ends with the first of the two
+        return min(int(steps), batch.steps(rows, most, drops_last=bool(config.get("dataloader_drop_last"))))
+    epochs: float = min(config.value("num_train_epochs"), most or math.inf)
     if config.task.name == "ppo":  # TRL counts whole batches of answers
         return math.ceil(int(epochs * rows) / batch.effective)
     if config.task.batch_of == "answers":
