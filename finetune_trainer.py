@@ -586,24 +586,11 @@ def _print_result(result: TrainingResult, config: Config, as_json: bool) -> None
 
 
 def _next_commands(checkpoint: Path, config: Config) -> Iterator[str]:
-    """Next commands for a checkpoint, depending on its model: not every model generates text."""
-    output, path = config.task.output, shlex.quote(screen.short_path(checkpoint))
-    if output == "decision":
-        flag = "--adapters" if (checkpoint / "adapter_config.json").is_file() else "--model"
-        yield f"swift infer {flag} {path} --val_dataset FILE"
-        return
-    if output == "chat":
-        yield f"python inference_test.py --checkpoint {path}"
-    elif output != "embedding":
-        yield f"python inference_test.py --checkpoint {path} --questions-file {_data_file(config)}"
-    yield f"python deploy_model.py --checkpoint {path}"
+    """Next commands for a checkpoint of a run with these settings."""
+    from swift_toolkit.runs.next_steps import checkpoint_commands
 
-
-def _data_file(config: Config) -> str:
-    """The first local file of the training data; FILE if there is none."""
-    named = [str(one) for one in [*(config.get("val_dataset") or []), *(config.get("dataset") or [])]]
-    files = (Path(name.rpartition("#")[0] if "#" in name else name).expanduser() for name in named)
-    return next((shlex.quote(screen.short_path(file)) for file in files if file.is_file()), "FILE")
+    data = map(str, [*(config.get("val_dataset") or []), *(config.get("dataset") or [])])
+    return checkpoint_commands(checkpoint, config.task.output, data)
 
 
 def _say_how_to_go_on(result: TrainingResult, words: list[str]) -> None:

@@ -14,6 +14,7 @@ from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.find import checkpoints_of
 from swift_toolkit.runs.comparison import Comparison, compare
 from swift_toolkit.runs.history import History, read_history
+from swift_toolkit.runs.next_steps import recorded_commands
 from swift_toolkit.runs.record import PLAN, REPORT, RESULT, SETTINGS, ResultRecord, RunPlan, read_record
 from swift_toolkit.runs.table import RunEntry, read_run
 
@@ -202,8 +203,7 @@ def next_commands(run: RunEntry) -> Iterator[str]:
     if run.state in ("done", "stopped") and checkpoints_of(run.directory):
         best = run.directory.parent / "best"
         good = best if best.resolve().parent == run.directory.resolve() else checkpoints_of(run.directory)[0]
-        for script in ("inference_test.py", "deploy_model.py"):
-            yield f"python {script} --checkpoint {shlex.quote(screen.short_path(good))}"
+        yield from recorded_commands(good)
     if run.state != "running":
         yield f"python -m swift_toolkit runs repeat {shlex.quote(screen.short_path(run.directory))}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swift_toolkit.config.names import renames
-from swift_toolkit.config.tasks import TASKS, TaskOutput
+from swift_toolkit.config.tasks import TaskOutput
 from swift_toolkit.machine.msswift import SwiftGeneration
 from swift_toolkit.model.builtin import builtin_of, builtin_problems, is_builtin
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
@@ -85,10 +85,7 @@ class Checkpoint:
     @property
     def output(self) -> TaskOutput:
         """What it gives: text, a class, a score, vectors, ..."""
-        if self.task_type == "seq_cls" and self.args.rlhf_type == "rm":
-            return "reward"
-        outputs = {task.task_type: task.output for task in TASKS.values() if not task.rlhf_type}
-        return outputs.get(self.task_type or "causal_lm", "chat")
+        return replace(self.args, task_type=self.task_type).output
 
 
 def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from swift_toolkit.config.tasks import TASKS, TaskOutput
 from swift_toolkit.machine.msswift import SwiftGeneration, recorded_generation
 from swift_toolkit.model.files import ARGS_FILES, Fault, JsonObject, adapter_root, read_json, tuner_type
 
@@ -42,6 +43,7 @@ class RecordedArguments:
         processes: number of training processes.
         num_train_epochs: as given.
         max_steps: as given.
+        data: validation and training data, as named.
     """
 
     generation: SwiftGeneration | None = None
@@ -64,6 +66,15 @@ class RecordedArguments:
     processes: int | None = None
     num_train_epochs: float | None = None
     max_steps: int | None = None
+    data: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> TaskOutput:
+        """What the trained model gives: text, a class, a score, vectors, ..."""
+        if self.task_type == "seq_cls" and self.rlhf_type == "rm":
+            return "reward"
+        outputs = {task.task_type: task.output for task in TASKS.values() if not task.rlhf_type}
+        return outputs.get(self.task_type or "causal_lm", "chat")
 
     @property
     def is_old(self) -> bool:
@@ -91,6 +102,7 @@ class RecordedArguments:
             processes=size if size and size > 0 else None,
             num_train_epochs=epochs if isinstance(epochs, (int, float)) else None,
             max_steps=_typed(content, "max_steps", int),
+            data=tuple(one for name in ("val_dataset", "dataset") for one in _texts(content.get(name))),
             **{name: _typed(content, name, str) or None for name in texts.split()},
         )
 
@@ -154,6 +166,10 @@ def read_arguments(directories: Sequence[Path]) -> tuple[RecordedArguments, Faul
             content, fault = read_json(file)
             return RecordedArguments.of(content or {}, file.name == ARGS_FILES[-1]), fault
     return RecordedArguments(), None
+
+
+def _texts(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def _typed(content: Mapping[str, object], name: str, kind: type[_T]) -> _T | None:
