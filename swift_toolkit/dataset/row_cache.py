@@ -11,6 +11,7 @@ each run makes another, with the same rows.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -202,13 +203,13 @@ def _fast_hash() -> Any:
 
 def own_code() -> list[Path]:
     """The files of all imported modules that belong neither to Python nor to an installed package."""
-    installed = [Path(path).resolve() for path in sysconfig.get_paths().values()]
-    installed += [
-        Path(path).resolve() for path in sys.path if "site-packages" in path or "dist-packages" in path
-    ]
-    installed.append(Path(__file__).resolve().parents[1])
-    files = {Path(file).resolve() for module in list(sys.modules.values()) if (file := _file_of(module))}
-    return sorted(file for file in files if not any(map(file.is_relative_to, installed)) and file.is_file())
+    paths = [*sysconfig.get_paths().values(), str(Path(__file__).parents[1])]
+    paths += [path for path in sys.path if "site-packages" in path or "dist-packages" in path]
+    installed = tuple(f"{Path(path).resolve()}{os.sep}" for path in paths)
+    real = functools.cache(lambda folder: f"{Path(folder).resolve()}{os.sep}")
+    found = [file.rpartition(os.sep) for module in list(sys.modules.values()) if (file := _file_of(module))]
+    files = {Path(real(folder), name) for folder, _, name in found if not real(folder).startswith(installed)}
+    return sorted(filter(Path.is_file, files))
 
 
 def _file_of(module: object) -> str | None:

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -773,6 +774,19 @@ def keep_rows(open_folder: Callable[[Any, Any], Path | None], give_up: Callable[
         return prepare(self)
 
     pipeline.SwiftSft._prepare_dataset = prepared
+
+
+def measure_rows_at_once() -> None:
+    """Let ms-swift read the lengths of all rows at once to print their mean. Needed until ms-swift does so: 4.6 reads
+    them row by row, 9 s for a million rows."""
+    pipeline = importlib.import_module(train_function("sft", []).__module__).SwiftSft
+    own = pipeline._stat_dataset
+
+    def measured(dataset: Any) -> Any:
+        lengths = row_lengths(dataset)
+        return own(dataset if lengths is None else types.SimpleNamespace(packed_length=lengths))
+
+    pipeline._stat_dataset = staticmethod(measured)
 
 
 @contextlib.contextmanager

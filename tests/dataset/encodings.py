@@ -5,7 +5,7 @@
 The request: ``arguments`` of all cases; ``cases``, objects with further ``arguments``, and optionally ``write``, files to
 be written before (path -> text; a file that exists keeps its time); ``spare``, bytes that must be free for an entry.
 Prints for every case how many rows were ``encoded``, of every row the noted ``lengths`` and the real ``tokens`` and
-``learned`` ones, and whether it is ``kept``.
+``learned`` ones, whether it is ``kept``, and what ms-swift ``shows`` of the lengths.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
         row_cache.SPARE_BYTES = request["spare"]
     keeper = RowKeeper()
     msswift.keep_rows(keeper.open, keeper.drop)
+    msswift.measure_rows_at_once()
     out = []
     for case in request["cases"]:
         for path, text in case.get("write", {}).items():
@@ -49,7 +50,9 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
         kept = keeper.folder is not None
         lengths = msswift.row_lengths(dataset)
         tokens = [len(row["input_ids"]) for row in rows]
-        out.append({"encoded": used, "tokens": tokens, "lengths": lengths, "learned": learned, "kept": kept})
+        shows = run.train_msg["train_dataset"]
+        found = {"encoded": used, "tokens": tokens, "lengths": lengths, "learned": learned}
+        out.append({**found, "kept": kept, "shows": shows})
     return out
 
 

@@ -155,6 +155,7 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
     first = found["first"]
     for name, case in found.items():
         assert case["lengths"] == case["tokens"], name  # what is noted is what is trained on
+        assert f"max={max(case['tokens']):.6f}, size={len(case['tokens'])}" in case["shows"], name
     for name in ("again", "another learning rate", "the rows as before"):
         assert found[name] == {**first, "encoded": 0}
     parts = ("tokens", "learned")

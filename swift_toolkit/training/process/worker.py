@@ -81,6 +81,7 @@ class _Training:
                 rewards.try_rewards(self.report, self.audit)
                 audit_rows(self.report, self.audit)
             add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
+            msswift.measure_rows_at_once()
             if keeps_rows:
                 msswift.keep_rows(keeper.open, keeper.drop)
             self._prepare_resume()
