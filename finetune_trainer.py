@@ -14,6 +14,11 @@ Everything is checked before ms-swift is started in a separate process.
 
 from __future__ import annotations
 
+from swift_toolkit.machine import interrupt
+
+if __name__ == "__main__":
+    interrupt.quit_on_ctrl_c()  # until the imports are done
+
 import argparse
 import contextlib
 import json

@@ -14,6 +14,11 @@ Everything is checked before a model is loaded, and the model is loaded in a sep
 
 from __future__ import annotations
 
+from swift_toolkit.machine import interrupt
+
+if __name__ == "__main__":
+    interrupt.quit_on_ctrl_c()  # until the imports are done
+
 import argparse
 import json
 import shlex

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from swift_toolkit.machine import interrupt
+
+if __name__ == "__main__":
+    interrupt.quit_on_ctrl_c()  # until the imports are done
+
 import argparse
 import json
 import sys

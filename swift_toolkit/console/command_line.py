@@ -21,6 +21,7 @@ from swift_toolkit.console import screen
 from swift_toolkit.console.secrets import masked
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.machine import packages
+from swift_toolkit.machine.interrupt import raise_on_ctrl_c
 from swift_toolkit.machine.process import Terminated, interrupt_on_sigterm
 from swift_toolkit.problems import Problem, RequestError, ToolkitError
 
@@ -170,6 +171,7 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None 
     words = list(sys.argv[1:] if argv is None else argv)
     interrupt_on_sigterm()
     try:
+        raise_on_ctrl_c()
         status = command(words)
         sys.stdout.flush()  # so that an error is reported here
         return status

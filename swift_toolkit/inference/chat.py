@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from swift_toolkit.inference.engine import Engine
 
-WELCOME = "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Ctrl-D quits; /help lists the commands."
+WELCOME = "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Ctrl-D or /exit quits; /help lists the commands."
+
+ENDINGS = frozenset({"exit", "quit", "/exit", "/quit"})
+"""Lines that end the chat, in any case: the words of ms-swift's own chat, and the same as commands."""
 
 
 @dataclass
@@ -97,6 +100,7 @@ class Chat:
             f"  {name + ' ' + argument:<18} {does.__doc__}"
             for name, (argument, does) in self.commands().items()
         ]
+        rows.append(f"  {'/exit':<18} end the chat (also exit, quit, /quit, Ctrl-D)")
         return "\n".join(rows)
 
     def set_system(self, text: str) -> str:
@@ -182,7 +186,7 @@ class Chat:
 
 
 def run_chat(plan: Plan, engine: Callable[[Side], Engine]) -> int:
-    """Chat until Ctrl-D. Returns the exit status.
+    """Chat until Ctrl-D or one of `ENDINGS`. Returns the exit status.
 
     Args:
         plan: the plan of the model.
@@ -205,6 +209,8 @@ def run_chat(plan: Plan, engine: Callable[[Side], Engine]) -> int:
         except KeyboardInterrupt:
             continue
         except EOFError:
+            return 0
+        if line.lower() in ENDINGS:
             return 0
         if line.startswith("/"):
             print(visible(chat.command(line)) + "\n")
@@ -233,7 +239,7 @@ def _session(chat: Chat) -> PromptSession[str]:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    names = WordCompleter(list(chat.commands()), sentence=True)
+    names = WordCompleter([*chat.commands(), "/exit"], sentence=True)
     return PromptSession(key_bindings=keys, multiline=True, completer=names, complete_while_typing=False)
 
 

@@ -20,9 +20,10 @@ def chat(tuned_checkpoint):
     terminal = pexpect.spawn(
         sys.executable, arguments, cwd=ROOT, encoding="utf-8", timeout=120, dimensions=(40, 120)
     )
+    terminal.expect_exact("Ctrl-D or /exit quits")
     prompted(terminal)
     yield terminal
-    terminal.sendeof()
+    terminal.send("Exit\r")  # as in ms-swift's own chat
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
@@ -68,7 +69,7 @@ def test_settings_and_commands_that_are_wrong(chat):
     say(chat, "/image nothing.png", '"nothing.png" does not exist.')
     say(chat, "/image README.md", '"README.md" is not a readable image.')
     say(chat, "/sing", "/sing is not a command. /help lists the commands.")
-    say(chat, "/help", "/system TEXT", "/set NAME VALUE", "/base")
+    say(chat, "/help", "/system TEXT", "/set NAME VALUE", "/base", "/exit")
 
 
 def test_the_system_prompt_is_used(chat, tmp_path):
