@@ -446,14 +446,9 @@ def _request(
 
 def _flag_problems(options: argparse.Namespace) -> Iterator[Problem]:
     """Flags with a path that cannot be written, or that need another flag."""
-    for name in ("report", "convert"):
-        if (target := getattr(options, name)) is None:
-            continue
-        if Path(target).is_dir():
-            yield Problem(f'names "{target}", which is a directory', "Give a file.", key=f"--{name}")
-        elif not Path(target).parent.is_dir():
-            what = f'names "{target}", whose directory does not exist'
-            yield Problem(what, "Create it first, or give another path.", key=f"--{name}")
+    for name, suffixes in (("report", (".html",)), ("convert", (".jsonl", ".json"))):
+        if (target := getattr(options, name)) is not None:
+            yield from command_line.unwritable(Path(target), f"--{name}", suffixes)
     for name in ("report", "exact"):
         if getattr(options, name) and not options.verify_data:
             yield Problem("needs --verify-data", "Add that, or remove this.", key=f"--{name}")

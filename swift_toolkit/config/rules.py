@@ -270,7 +270,8 @@ def _advice_for_part(name: str, place: secrets.SecretPlace) -> str:
     if place.in_url:
         return "Remove it; ~/.netrc can hold user and password."
     if name == "model_kwargs":  # ms-swift turns them into environment variables
-        return f"Remove it and set the environment variable {place.key.upper()}."
+        variable = re.sub(r"\W", "_", place.key.upper(), flags=re.ASCII)  # what a shell accepts
+        return f"Remove it and set the environment variable {variable}."
     return "Remove it."
 
 

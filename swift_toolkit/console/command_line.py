@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NoReturn
 
 from swift_toolkit.console import screen
@@ -144,6 +145,24 @@ def _grouped(argv: Sequence[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(word)
     return groups
+
+
+def unwritable(place: Path, flag: str, suffixes: Sequence[str]) -> Iterator[Problem]:
+    """Why a file named by ``flag`` cannot be written.
+
+    Args:
+        place: the file.
+        flag: the flag that names it.
+        suffixes: the extensions that it may have, each of which decides the format.
+    """
+    if place.is_dir():
+        yield Problem(f'names "{place}", which is a directory', "Give a file.", flag)
+    elif place.suffix not in suffixes:
+        do = f"Name a file that ends in {' or '.join(suffixes)}."
+        yield Problem(f"has an unsupported extension: {place}", do, flag)
+    elif not place.parent.is_dir():
+        what = f'names "{place}", whose directory does not exist'
+        yield Problem(what, "Create it first, or give another path.", flag)
 
 
 def take_over(environment: Mapping[str, str], notices: Iterable[str]) -> None:

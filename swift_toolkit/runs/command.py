@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from swift_toolkit.console import screen
+from swift_toolkit.console import command_line, screen
 from swift_toolkit.console.words import counted, did_you_mean, did_you_mean_path
 from swift_toolkit.model.checkpoints.find import CHECKPOINT, RUN, runs_of
 from swift_toolkit.problems import Problem, RequestError
@@ -92,10 +92,8 @@ def _problems(action: str, words: Sequence[str], options: argparse.Namespace) ->
         yield Problem("needs the action clean", do or "Remove it, or use: runs clean --yes.", "--yes")
     if options.report and action not in ("show", "compare"):
         yield Problem("needs the action show or compare", "Remove it.", "--report")
-    elif options.report and not Path(options.report).expanduser().parent.is_dir():
-        yield Problem(
-            f'names "{options.report}", whose directory does not exist', "Create it first.", "--report"
-        )
+    elif options.report:
+        yield from command_line.unwritable(Path(options.report).expanduser(), "--report", (".html",))
     least, most = {"show": (1, 1), "repeat": (1, 1), "compare": (2, 12)}.get(action, (0, 1))
     if not least <= len(words) <= most:
         wanted = f"{least} to {most} runs" if most > least else counted(least, "run")

@@ -223,6 +223,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"fp16": True, "bf16": True}, '"fp16" cannot be used with "bf16". Keep one of the two.'),
     # secrets and packages
     ({"hub_token": "hf_abc"}, '"hub_token" is a secret, and ms-swift writes it in plain text to its log and args.json. Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.'),
+    ({"model_kwargs": {"Api-Key": "abc-123"}}, '"model_kwargs" holds a secret under "Api-Key", and ms-swift writes it in plain text to its log and args.json. Remove it and set the environment variable API_KEY.'),
     ({"model_kwargs": {"my_token": "abc-123"}}, '"model_kwargs" holds a secret under "my_token", and ms-swift writes it in plain text to its log and args.json. Remove it and set the environment variable MY_TOKEN.'),
     ({"dataset": "https://me:word@host/a.jsonl"}, '"dataset" holds a secret in a URL, and ms-swift writes it in plain text to its log and args.json. Remove it; ~/.netrc can hold user and password.'),
     ({"report_to": "swanlab"}, '"report_to" needs the package swanlab, which is not installed. Run: pip install swanlab'),
