@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ class LineData:
         questions: the local file with the questions.
         limit: how many of them are asked; None for all.
         output: the file for the answers.
-        chat: the line names no data, which means a chat.
-        elsewhere: the problem of data that cannot be asked here; None if there is none.
+        chat: the line means a chat: it names no data, or has "eval_human true".
+        elsewhere: the problem of data that is missing or cannot be asked here; None if there is none.
     """
 
     questions: str | None = None
@@ -36,12 +36,13 @@ class LineData:
 NO_LINE = LineData()
 
 
-def read_line(config: Config, checkpoint: Path | None) -> LineData:
+def read_line(config: Config, checkpoint: Path | None, human: bool | None) -> LineData:
     """Take what a line says about questions and answers out of ``config``.
 
     Args:
         config: the settings of the line.
         checkpoint: the checkpoint, whose recorded validation data ``load_data_args`` means.
+        human: the line's ``eval_human``, see `asks_human`.
     """
     given = {name: config.settings.pop(name) for name in DATA if name in config.settings}
     limit = config.settings.pop("val_dataset_sample", None)
@@ -54,13 +55,26 @@ def read_line(config: Config, checkpoint: Path | None) -> LineData:
     least = min((one for one in (rows, limit and limit.value) if one and one > 0), default=None)
     if least is not None:
         config.notices.append(f"--limit {least}")
-    return LineData(
-        questions,
-        least,
-        file,
-        not given,
-        _elsewhere(given, asked) if given and questions is None else None,
-    )
+    if human or (human is None and not given):
+        return LineData(chat=True)
+    elsewhere = None if questions else _elsewhere(given, asked) if given else _NO_DATA
+    return LineData(questions, least, file, elsewhere=elsewhere)
+
+
+_NO_DATA = Problem(
+    "is false, and the line names no data to ask", "Give the questions with --questions-file.", "--eval_human"
+)
+
+
+def asks_human(given: Mapping[str, object]) -> bool | None:
+    """``eval_human`` of ms-swift 1 and 2: true for a chat, whatever data there is, and false for the data only; None if
+    it is not given.
+
+    Args:
+        given: the settings of the line, as written.
+    """
+    word = str(given.get("eval_human", "")).lower()
+    return {"true": True, "1": True, "false": False, "0": False}.get(word)
 
 
 def _entries(given: dict[str, Setting], checkpoint: Path | None) -> Sequence[str]:

@@ -21,7 +21,7 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import TaskOutput
 from swift_toolkit.inference.backend import PT, Backend, backend_problems, choose_backend
 from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, Side
-from swift_toolkit.inference.line import DATA, NO_LINE, LineData, read_line
+from swift_toolkit.inference.line import DATA, NO_LINE, LineData, asks_human, read_line
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.model.builtin import is_builtin, materialise
@@ -303,7 +303,10 @@ def make_plan(
     if problems or found is None:
         raise RequestError(problems)
     why, read = found
-    line = read_line(config, read.path) if options.from_line else NO_LINE
+    line = NO_LINE
+    if options.from_line:
+        human = asks_human(source) if isinstance(source, Mapping) else None
+        line = read_line(config, read.path, human)
     device = find_device()
     backend, backend_why = choose_backend(asked.backend, [read], device)
     merge: Literal["no", "beside", "aside"] = "no"
