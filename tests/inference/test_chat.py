@@ -20,7 +20,7 @@ def chat(tuned_checkpoint):
     terminal = pexpect.spawn(
         sys.executable, arguments, cwd=ROOT, encoding="utf-8", timeout=120, dimensions=(40, 120)
     )
-    terminal.expect_exact("Ctrl-D or /exit quits")
+    terminal.expect_exact("/exit quits")
     prompted(terminal)
     yield terminal
     terminal.send("Exit\r")  # as in ms-swift's own chat

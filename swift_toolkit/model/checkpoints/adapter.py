@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swift_toolkit.model.checkpoints import peft_config
 from swift_toolkit.model.checkpoints.old_adapter import name_in_peft
 from swift_toolkit.model.checkpoints.recorded import AdapterConfig, RecordedArguments
 from swift_toolkit.model.files import adapter_root, read_json, safetensors_header
@@ -85,10 +86,11 @@ def adapter_fit(
     tensors = tensors_in(root)
     if config.swift_form:
         tensors = {name_in_peft(name): tensor for name, tensor in tensors.items()}
-    own = list(_empty(path, tensors))
+    file = root / "adapter_config.json"
+    own = [*peft_config.type_problems(file, config), *_empty(path, tensors)]
     own = own or [
         *_not_numbers(path, tensors),
-        *_other_rank(root, config, tensors),
+        *_other_rank(file, config, tensors),
         *_other_kind(root, config, tensors),
         *_halves(path, config, tensors),
     ]
@@ -128,14 +130,17 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(value & exponent != exponent for value in memoryview(content).cast("H"))
 
 
-def _other_rank(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+def _other_rank(file: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
     """LoRA's A has one row per rank. AdaLoRA, which drops ranks, and parameters of several experts are not checked."""
     if config.peft_type != "LORA" or config.has_parameters:
         return
-    for name, tensor in tensors.items():
-        match = _MATRIX.fullmatch(name)
-        if match and match[2] == "A" and tensor.shape[0] not in config.ranks:
-            what = f"{root / 'adapter_config.json'} says rank {config.rank}, but {name} has {tensor.shape[0]}"
+    matches = {name: match for name in tensors if (match := _MATRIX.fullmatch(name)) and match[2] == "A"}
+    found = list(peft_config.pattern_problems(file, config, [match[1] for match in matches.values()]))
+    yield from found
+    for name, match in matches.items() if not found else ():
+        rank, rows = peft_config.rank_of(config, match[1]), tensors[name].shape[0]
+        if rows != rank:
+            what = f"{file} says rank {rank}, but {name} has {rows}"
             yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
             return
 

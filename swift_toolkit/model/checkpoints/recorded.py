@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -116,7 +116,9 @@ class AdapterConfig:
         task_type: PEFT's name for the task of the model, e.g. ``SEQ_CLS``; "" if not given.
         base: the model it was trained from, as it was given.
         rank: the rank of its matrices, if it has one.
-        own_ranks: the ranks of the layers that have their own.
+        rank_pattern: regular expression -> the rank of the layers that it fits, instead of ``rank``.
+        alpha_pattern: regular expressions for layers whose alpha differs.
+        peft_version: the version of PEFT that wrote it; "" if not given.
         has_parameters: it adapts parameters that are not layers, such as those of several experts.
         swift_form: the type of an adapter in ms-swift 1's own format, ``LORA`` for plain LoRA; "" for PEFT's format.
     """
@@ -125,15 +127,16 @@ class AdapterConfig:
     task_type: str = ""
     base: str | None = None
     rank: int | None = None
-    own_ranks: tuple[int, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: tuple[str, ...] = ()
+    peft_version: str = ""
     has_parameters: bool = False
     swift_form: str = ""
 
     @classmethod
     def of(cls, content: JsonObject) -> AdapterConfig:
         """The configuration in the content of an adapter_config.json."""
-        pattern = content.get("rank_pattern")
-        ranks = pattern.values() if isinstance(pattern, dict) else ()
+        ranks = _typed(content, "rank_pattern", dict) or {}
         form = str(content.get("swift_type") or "")
         odd = next((name for name in ("use_qa_lora", "use_merged_linear") if content.get(name)), form)
         return cls(
@@ -141,7 +144,9 @@ class AdapterConfig:
             task_type=_typed(content, "task_type", str) or "",
             base=_typed(content, "base_model_name_or_path", str) or None,
             rank=_typed(content, "r", int),
-            own_ranks=tuple(rank for rank in ranks if isinstance(rank, int)),
+            rank_pattern={key: rank for key, rank in ranks.items() if isinstance(rank, int)},
+            alpha_pattern=tuple(_typed(content, "alpha_pattern", dict) or ()),
+            peft_version=_typed(content, "peft_version", str) or "",
             has_parameters=bool(content.get("target_parameters")),
             swift_form=form and odd,
         )
@@ -156,7 +161,7 @@ class AdapterConfig:
     @property
     def ranks(self) -> set[int]:
         """Every rank that a layer may have."""
-        return {*self.own_ranks, *([] if self.rank is None else [self.rank])}
+        return {*self.rank_pattern.values(), *([] if self.rank is None else [self.rank])}
 
 
 def read_arguments(directories: Sequence[Path]) -> tuple[RecordedArguments, Fault | None]:

@@ -13,7 +13,18 @@ folder, change = Path(sys.argv[1]) / "checkpoint-1", sys.argv[2]
 folder.mkdir(parents=True)
 random = numpy.random.default_rng(0)
 config = {
-    "peft_type": "IA3" if change == "kind" else "LORA",
+    "peft_type": {"kind": "IA3", "unknown-kind": "LORAA", "newer-kind": "FUTURE", "no-kind": None}.get(
+        change, "LORA"
+    ),
+    "peft_version": "99.1.0",
+    "rank_pattern": {
+        "other": {"layers.3.self_attn.v_proj": 16},
+        "fitting": {"q_proj": 16, r"5\.\w+\.v_proj": 8},
+    }.get(change, {}),
+    "alpha_pattern": {
+        "path": {"model.decoder.layers.3.self_attn.v_proj": 16},
+        "fitting": {"q_proj": 64, "v_proj": 16},
+    }.get(change, {}),
     "use_dora": change == "magnitudes",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": str(materialise("builtin/SmolLM2-135M-Instruct")),
