@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from swift_toolkit.config import fields as config_fields
-from swift_toolkit.config import presets, requirements, rules, tasks
+from swift_toolkit.config import named_files, presets, requirements, rules, sharding, tasks
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import read_config_file
 from swift_toolkit.config.names import renames, translate
@@ -108,6 +108,8 @@ def read_request(
         preset_asked=choice.preset is not None and "preset" in own,
         stored_as=_stored_as(given),
     )
+    for name, content in list(named_files.objects_in_files(config)):
+        config.replace(name, content)
     for name, notice in rules.unused_secrets(config):
         del config.settings[name]
         config.notices.append(notice)
@@ -115,7 +117,9 @@ def read_request(
         config.fill("task_type", "seq_cls", "num_labels makes a classifier")
     if trains:
         problems += rules.rule_problems(config, typed.rejected)
-        config.warnings += requirements.unusual_values(config)
+        config.warnings += [*requirements.unusual_values(config), *sharding.sharding_warnings(config)]
+    else:
+        problems += named_files.named_file_problems(config)
     return config, problems
 
 

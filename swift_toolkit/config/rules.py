@@ -11,8 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from swift_toolkit.config import named_files, requirements
-from swift_toolkit.config.named_files import DEEPSPEED
+from swift_toolkit.config import named_files, requirements, sharding
 from swift_toolkit.config.names import benchmarks, registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
@@ -161,6 +160,7 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
     yield from requirements.rewards(config)
     yield from requirements.best_model(config)
     yield from named_files.named_file_problems(config)
+    yield from sharding.sharding_problems(config)
 
 
 def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
@@ -210,7 +210,6 @@ def _choices(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
                 yield config.problem(name, *not_one_of(value, words))
     yield from registries.registry_problems(config)
     yield from benchmarks.benchmark_problems(config)
-    yield from _deepspeed(config)
     device_map = config.get("device_map")
     if isinstance(device_map, str) and not _DEVICE_MAP.fullmatch(device_map):
         yield config.problem("device_map", *not_one_of(device_map, _DEVICE_MAPS))
@@ -226,13 +225,6 @@ _DEVICE_MAP = re.compile(
 def _is_hub_kernel(value: str) -> bool:
     """Whether transformers reads this as a kernel on a hub: ``owner/name``, maybe with a version and a function."""
     return re.fullmatch(r"(?:paged\|)?[\w.-]+/[\w.-]+(?:@[\w.-]+)?(?::\w+)?", value) is not None
-
-
-def _deepspeed(config: Config) -> Iterator[Problem]:
-    """A DeepSpeed configuration under a name that ms-swift does not have."""
-    value = config.get("deepspeed")
-    if isinstance(value, str) and "/" not in value and not value.endswith(".json") and value not in DEEPSPEED:
-        yield config.problem("deepspeed", *not_one_of(value, DEEPSPEED))
 
 
 _PLACEHOLDER = re.compile(r"(?i)<.*|\$.*|\.\.\.|x+|(?:hf_)?x+|your.*|.*(?:sdk[-_ ]?token|placeholder).*")

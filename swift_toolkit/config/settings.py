@@ -153,10 +153,18 @@ class Config:
         result = {}
         for name, setting in self.settings.items():
             values = setting.value if isinstance(setting.value, list) else [setting.value]
-            words = [word_of(value) for value in values]
+            words = [_argument(name, value) for value in values]
             # with "=", so that a value may start with "-"
             result[name] = [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
         return result
+
+
+def _argument(name: str, value: Any) -> str:
+    """A value for ms-swift's own parser, which reads ``max_memory`` as a Python literal: in JSON the numbers of devices
+    would be text, which accelerate refuses."""
+    if name == "max_memory" and isinstance(value, dict):
+        return repr({int(key) if str(key).isdecimal() else key: limit for key, limit in value.items()})
+    return word_of(value)
 
 
 def word_of(value: Any) -> str:

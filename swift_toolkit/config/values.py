@@ -17,6 +17,8 @@ _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": 
 
 _ALSO_BOOL = ("init_weights", "fsdp")
 """Strings that may mean ``true`` or ``false``."""
+_ALSO_OBJECT = ("fsdp", "teacher_deepspeed", "rope_scaling", "reft_args")
+"""Strings that ms-swift reads as JSON."""
 
 
 def typed_value(field: Field, value: Any) -> Any:
@@ -56,6 +58,9 @@ def _typed_list(field: Field, value: Any) -> list[Any]:
 def _typed_one(field: Field, value: Any) -> Any:
     if isinstance(value, bool) and field.kind == "str" and not field.choices and field.name not in _ALSO_BOOL:
         raise ValueError(f"must be text, not {shown(value)}", "")
+    is_object = isinstance(value, dict) or str(value).lstrip().startswith("{")
+    if is_object and field.name in _ALSO_OBJECT:
+        return _dict(value)
     if isinstance(value, str) and not value.strip() and field.kind != "str":
         raise ValueError("is empty", "Give a value, or remove it.")
     if field.choices is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,23 @@ def near_path(path: Path, suffixes: Sequence[str] = ()) -> Path | None:
     return names[near[0]] if near else None
 
 
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
+
+
+def variable_advice(path: str | Path) -> str:
+    """What to do about a path with a variable of a shell, such as ``$HOME``; "" if it has none."""
+    found = _VARIABLE.search(str(path))
+    if found is None:
+        return ""
+    meant = _VARIABLE.sub(lambda one: os.environ.get(one[1] or one[2], one[0]), str(path))
+    known = f" {meant}" if _VARIABLE.search(meant) is None else ""
+    return f"Only a shell replaces {found[0]}: write the path itself{known and ','}{known}."
+
+
 def did_you_mean_path(path: Path, otherwise: str = "", suffixes: Sequence[str] = ()) -> str:
     """`did_you_mean` for a path that does not exist."""
+    if advice := variable_advice(path):
+        return advice
     near = near_path(path, suffixes)
     return f'Did you mean "{near}"?' if near else otherwise
 

@@ -58,7 +58,7 @@ class DatasetSpec:
         if (inner := _file_in(path)) is not None:
             return cls(text, inner, "file", sample)
         near = near_path(local)
-        looks_local = path.startswith(("./", "../", "/", "~")) or data_suffix(path) is not None
+        looks_local = path.startswith(("./", "../", "/", "~")) or "$" in path or data_suffix(path) is not None
         if "::" not in path and (looks_local or path.partition(":")[0].count("/") > 1):
             return cls(text, path, "missing", sample, near)
         return cls(text, path, "hub", sample, near)

@@ -26,7 +26,7 @@ from subprocess import TimeoutExpired
 from typing import Any
 
 from swift_toolkit.config.tasks import TASKS, TaskName
-from swift_toolkit.console.words import did_you_mean, shown
+from swift_toolkit.console.words import did_you_mean, did_you_mean_path, shown
 from swift_toolkit.dataset.agreement import agree
 from swift_toolkit.dataset.lengths import Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
@@ -156,7 +156,7 @@ class _Verification:
                 what = f'"{spec.path}" is used as a hub ID, but there is a local "{spec.near}"'
                 report.add(Flaw("near-name", what, "Correct the name if you meant that."))
             elif spec.kind == "missing":
-                near = f'Did you mean "{spec.near}"?' if spec.near else "Check the path."
+                near = did_you_mean_path(Path(spec.path).expanduser(), "Check the path.")
                 hint = missing_hint(spec.path) or near
                 report.add(Flaw("no-file", "no such file", hint), spec.path)
             elif spec.kind != "hub":

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from swift_toolkit.inference.engine import Engine
 
-WELCOME = "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, /exit quits; /help lists the commands."
+WELCOME = (
+    "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, /exit quits; /help lists the commands."
+)
 
 ENDINGS = frozenset({"exit", "quit", "/exit", "/quit"})
 """Lines that end the chat, in any case: the words of ms-swift's own chat, and the same as commands."""

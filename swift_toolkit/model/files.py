@@ -397,4 +397,9 @@ NO_OWNERS = frozenset("out output outputs checkpoint checkpoints ckpt ckpts mode
 def looks_local(name: str) -> bool:
     """Whether a model name is a path on this machine and not a hub id (``owner/name``)."""
     path = Path(name).expanduser()
-    return path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+    return (
+        path.exists()
+        or name.startswith((".", "/", "~"))
+        or name.count("/") != 1
+        or not {"\\", "$"}.isdisjoint(name)
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from swift_toolkit.config import named_files, requirements
+from swift_toolkit.config import requirements, sharding
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.words import shown
@@ -97,7 +97,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     problems += batch.batch_problems(config, world_size)
     problems += requirements.generations(config, world_size)
     problems += requirements.processes(config, world_size)
-    problems += named_files.batch_contradictions(config, world_size)
+    problems += sharding.batch_contradictions(config, world_size)
     problems += quantized.quantization_problems(config, device)
     config.warnings += quantized.quantization_warnings(config, device)
     whole = request.looking or request.skip_bad_rows is not None

@@ -83,6 +83,22 @@ def test_arguments_are_one_word_each_and_survive_a_leading_dash() -> None:
     assert arguments[at : at + 3] == ["--dataset", "a/b", "c/d"]
 
 
+def test_max_memory_is_a_python_literal_with_numbers_of_devices() -> None:
+    for given in ({"0": "20GB", "cpu": "9GB"}, "{0: '20GB', 'cpu': '9GB'}"):
+        config = load_config({**BASE, "max_memory": given})
+        assert "--max_memory={0: '20GB', 'cpu': '9GB'}" in config.arguments()
+
+
+def test_fsdp2_needs_a_file_of_ms_swift() -> None:
+    if msswift.installed().has_fsdp2:
+        load_config({**BASE, "fsdp": "fsdp2"})
+    else:
+        said = problems_of(fsdp="fsdp2")
+        assert said.startswith(
+            '"fsdp" is "fsdp2", but ms-swift 3.12.6 lacks the file with its settings. Set it to'
+        )
+
+
 # --- presets ------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.machine import packages
+from swift_toolkit.machine.msswift import package_of
 from swift_toolkit.model.checkpoints.recorded import AdapterConfig
 from swift_toolkit.problems import Problem
 
@@ -41,12 +41,11 @@ def type_problems(file: Path, config: AdapterConfig) -> Iterator[Problem]:
 @cache
 def _known_types() -> frozenset[str]:
     """The types of adapters of the installed PEFT, read from its source; none if it cannot be read."""
-    found = importlib.util.find_spec("peft")
-    places = found.submodule_search_locations if found else None
-    if not places:
+    package = package_of("peft")
+    if package is None:
         return frozenset()
     try:
-        tree = ast.parse((Path(places[0]) / "utils/peft_types.py").read_bytes())
+        tree = ast.parse((package / "utils/peft_types.py").read_bytes())
     except (OSError, SyntaxError):
         return frozenset()
     bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PeftType"]
