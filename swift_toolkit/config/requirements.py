@@ -173,6 +173,7 @@ def excludes(config: Config) -> Iterator[Problem]:
             other = f'"{second.blamed(config)}"' + (f' "{second.value}"' if second.value != "*" else "")
             yield config.problem(first.setting, f"cannot be used with {other}", "Keep one of the two.")
     yield from _algorithm(config)
+    yield from _truncation(config)
     yield from _interleaving(config)
     yield from _all_frozen(config)
 
@@ -197,6 +198,25 @@ def _all_frozen(config: Config) -> Iterator[Problem]:
     if config.tuner == "full" and config.get("freeze_parameters_ratio") == 1 and not thaws:
         do = 'Add "trainable_parameters", or lower the ratio.'
         yield config.problem("freeze_parameters_ratio", "is 1: no parameter would be trained", do)
+
+
+def _truncation(config: Config) -> Iterator[Problem]:
+    """What becomes of rows that are too long: ms-swift finds out after the model is loaded."""
+    strategy, task = config.get("truncation_strategy"), config.task
+    is_chat = config.get("use_chat_template", task.name != "pt")
+    if strategy in ("right", "split") and task.name == "grpo":
+        yield config.problem("truncation_strategy", f'is "{strategy}", but GRPO takes "left" or "delete"')
+    elif strategy == "split" and (task.name not in ("sft", "pt") or is_chat):
+        do = (
+            'Use "left" or "right".'
+            if task.name != "sft"
+            else 'Use "left" or "right", or set "task" to "pt".'
+        )
+        yield config.problem("truncation_strategy", 'is "split", which is for pre-training', do)
+    elif strategy == "split" and config.get("lazy_tokenize"):
+        yield config.problem(
+            "lazy_tokenize", 'cannot be used with "truncation_strategy" "split"', "Remove it."
+        )
 
 
 def _algorithm(config: Config) -> Iterator[Problem]:

@@ -170,6 +170,7 @@ class DataReport:
         tokens: tokens per row, rounded down to a multiple of `token_step` -> rows of the training data.
         token_step: the precision of `tokens`.
         longest: for each split, tokens of the longest checked row, rounded up to `token_step`; 0 without rows.
+        all_too_long: whether the model's tokenizer finds every training row longer than `max_length`, as far as looked.
         exact_tokens: whether the model's own template counted the tokens; otherwise they are estimated.
         learned: how much is learned; None if the template was not used, or the task learns no tokens.
         seconds: duration of the check.
@@ -183,6 +184,7 @@ class DataReport:
     tokens: Counter[int] = field(default_factory=Counter)
     token_step: int = TOKEN_STEP
     longest: dict[Split, int] = field(default_factory=lambda: {"train": 0, "val": 0})
+    all_too_long: bool = False
     exact_tokens: bool = False
     learned: Learned | None = None
     seconds: float = 0.0

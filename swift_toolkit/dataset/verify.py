@@ -28,7 +28,7 @@ from typing import Any
 from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.console.words import did_you_mean, did_you_mean_path, shown
 from swift_toolkit.dataset.agreement import agree
-from swift_toolkit.dataset.lengths import Tokenizer
+from swift_toolkit.dataset.lengths import SAMPLE_ROWS, Tokenizer
 from swift_toolkit.dataset.report import DataReport, FileReport, Group, Split
 from swift_toolkit.dataset.rows.checks import Rules, misspelled_column
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
@@ -55,6 +55,9 @@ MOST = 0.5
 
 MARKS_OF_A_MESSAGE = 5.0
 """Tokens that most templates add to a message: "<|im_start|>", the role, a newline, "<|im_end|>", a newline."""
+
+LONGEST_TOKEN = 64
+"""Of a text, this many characters for each token of max_length are enough to find whether it is too long."""
 
 FEW_LABELS = 4
 """Rows with the same label from which a warning is given."""
@@ -141,6 +144,7 @@ class _Verification:
         self.work: list[tuple[FileReport, Part]] = []
         self.tallies: list[tuple[FileReport, Tally]] = []
         self.tokenizer: Tokenizer | None = None
+        self.sample: list[tuple[str, ...]] = []
 
     def collect(self, split: Split, entries: Sequence[str]) -> None:
         """Find the files of these data sets, and the format of each."""
@@ -221,7 +225,9 @@ class _Verification:
             self.tokenizer = Tokenizer(path)
         except ValueError:
             return
-        rows = [texts for _, part in self.work for texts in some_texts(part)]
+        found = [(entry, list(some_texts(part))) for entry, part in self.work]
+        rows = [row for _, some in found for row in some]
+        self.sample = [row for entry, some in found if entry.split == "train" for row in some]
         message = MARKS_OF_A_MESSAGE if self.rules.task.rows != "text" else 1.0
         self.rules = replace(self.rules, lengths=self.tokenizer.lengths(rows, message))
         self.report.rules = self.rules
@@ -308,6 +314,7 @@ class _Verification:
 
     def compare(self) -> None:
         """Find problems across rows: duplicates, validation leaks, one answer for everything."""
+        self.report.all_too_long = self._all_too_long()
         prints: dict[Split, Prints] = {"train": Prints(), "val": Prints()}
         answers: Counter[str] = Counter()
         sampled = 0
@@ -326,6 +333,15 @@ class _Verification:
                 self.report.add(
                     Flaw("same-answer", f"{times / sampled:.0%} of the answers are {shown(answer)}")
                 )
+
+    def _all_too_long(self) -> bool:
+        """Whether every row is longer than ``max_length``: by the estimates, and by the tokenizer for a sample."""
+        limit, tokens = self.rules.max_length, self.report.tokens
+        if limit is None or self.tokenizer is None or not tokens or min(tokens) + TOKEN_STEP <= limit:
+            return False
+        count, most = self.tokenizer.count, limit * LONGEST_TOKEN
+        some = self.sample[:: max(len(self.sample) // SAMPLE_ROWS, 1)]
+        return bool(some) and all(sum(count(text[:most]) for text in row) > limit for row in some)
 
     def _compare_labels(self) -> None:
         """Find that all training rows have the same label."""

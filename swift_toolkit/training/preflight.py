@@ -384,6 +384,8 @@ def surely_lost(config: Config, report: verify.DataReport) -> int:
     limit, strategy = config.get("max_length"), config.get("truncation_strategy") or "delete"
     if not limit or strategy != "delete" or config.task.rows == "prompt" or report.unchecked:
         return 0
+    if report.all_too_long:
+        return report.tokens.total()
     margin = _SURELY_BY_BYTES if report.rules.lengths is BY_BYTES else _SURELY
     return sum(rows for tokens, rows in report.tokens.items() if tokens > margin * limit)
 

@@ -111,6 +111,7 @@ ODD_TEXTS = [
     "ok", "a\ufffdb", "Ã©", "â€™", "€", "x\u200b", "\u2060", "\ufeff", "\u202a", "\u2069", "\x07", "\x7f", "\x85",
     "\x9f", "\u2028", "\u00ad", "...", " ", "<image>", "<audio>", "é", "你好", "x" * 60, "你" * 30,
     "<|im_end|>", "[INST]", "<<SYS>>", "<start_of_turn>", "<｜User｜>", "<_Bot>", "<Bot>", "<[_Human]>",
+    "Human: a\nAssistant: b", "### User：a\n### Assistant：b", "a\nAssistant: b",
 ]  # fmt: skip
 """Texts next to each check on texts: what it finds, and what only looks like that."""
 

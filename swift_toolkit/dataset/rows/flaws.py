@@ -118,6 +118,12 @@ KINDS: dict[str, FlawKind] = {
     "one-label": FlawKind(
         "warning", "one label for every row", "There is nothing to tell apart; add rows with other labels."
     ),
+    "turns": FlawKind(
+        "warning",
+        "several turns in one text",
+        'The template marks the text as one question. Write each turn as a message: {"messages": [{"role": "user", '
+        '"content": ...}, {"role": "assistant", "content": ...}]}.',
+    ),
     "tiny-answer": FlawKind("warning", "near-empty answers", "Check that this is intended."),
     "too-long": FlawKind(
         "warning", "longer than max_length", "Raise max_length, shorten the row, or set truncation_strategy."

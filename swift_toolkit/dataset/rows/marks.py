@@ -1,4 +1,5 @@
-"""Texts with the marks of chat templates, with half a thinking block, or with what stands for a missing value."""
+"""Texts with the marks of chat templates, with several turns, with half a thinking block, or with what stands for a
+missing value."""
 
 from __future__ import annotations
 
@@ -64,19 +65,23 @@ def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:
     """
     if may_hold_marks(joined) and MARKS.search(joined):
         return True
+    if "ssistant:" in joined or "ssistant：" in joined:
+        return True
     if any(mark in joined for mark in ("<s>", "</s>", "<bos>", "<eos>")):
         return True
     return answers and "think>" in joined and any(map(_is_half_thought, texts))
 
 
 def mark_flaws(texts: list[tuple[str, str]], learns: bool) -> Iterator[Flaw]:
-    """The first text of a row with a mark, with half a thinking block, and with a filler.
+    """The first text of a row with a mark, with several turns, with half a thinking block, and with a filler.
 
     Args:
         texts: role and content of each message.
         learns: whether answers are learned.
     """
-    finders = {"marks": _mark, "filler": _filler} | ({"half-thinking": _half} if learns else {})
+    finders = {"marks": _mark, "turns": _turns, "filler": _filler} | (
+        {"half-thinking": _half} if learns else {}
+    )
     for kind, find in finders.items():
         for at, (role, content) in enumerate(texts, 1):
             if content and (what := find(role, content)):
@@ -96,6 +101,15 @@ def _mark(role: str, text: str) -> str:
         if found[1]
         else f'ends with "{found[2]}", a mark of chat templates'
     )
+
+
+_TURNS = re.compile(r"\s*(?:#+ *)?((?:Human|User)[:：])(?s:.*?)\n\s*(?:#+ *)?(Assistant[:：])")
+
+
+def _turns(role: str, text: str) -> str:
+    """A conversation written into one text, as in BELLE's multi-turn data."""
+    found = _TURNS.match(text) if "ssistant" in text else None
+    return f'holds several turns ("{found[1]}", "{found[2]}")' if found else ""
 
 
 def _filler(role: str, text: str) -> str:
