@@ -65,6 +65,24 @@ def read_config_file(path: str | Path) -> ConfigFile:
     return ConfigFile(name, values, lines)
 
 
+def environment_in(path: str | Path) -> dict[str, str]:
+    """The environment variables under the key ``ENV`` of a config file, which ms-swift's command line sets unless they
+    are set already.
+
+    Raises:
+        RequestError: the file cannot be read.
+    """
+    if b"ENV" not in read_small(Path(path), str(path)):
+        return {}
+    return environment_of(read_config_file(path).values)
+
+
+def environment_of(values: Values) -> dict[str, str]:
+    """The environment variables among the values of a config file."""
+    found = values.get("ENV")
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
 def _stop(what: str, do: str, name: str, line: int | None = None, key: str | None = None) -> RequestError:
     return RequestError([Problem(what, do, key, name, line)])
 

@@ -10,6 +10,7 @@ Precedence: command line or call > config file > preset > automatic setting > ms
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -19,7 +20,7 @@ from typing import Literal
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import named_files, presets, requirements, rules, sharding, tasks
 from swift_toolkit.config.fields import Field
-from swift_toolkit.config.file import read_config_file
+from swift_toolkit.config.file import environment_of, read_config_file
 from swift_toolkit.config.names import renames, translate
 from swift_toolkit.config.presets import PRESETS_OF_LORA, Choice
 from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source
@@ -137,7 +138,11 @@ def _given(
                 [Problem("is the args.json of a run, which lists every default", _RUN_ADVICE, file=read.path)]
             )
         sources = {key: Source("file", file=read.path, line=line) for key, line in read.lines.items()}
-        layers.append({_plain(key): Setting(value, sources[key], key) for key, value in read.values.items()})
+        environment = environment_of(read.values)
+        left = {"ENV"} if environment and os.environ.keys() >= environment.keys() else set()
+        layers.append(
+            {_plain(key): Setting(v, sources[key], key) for key, v in read.values.items() if key not in left}
+        )
     elif source is not None:
         layers.append(
             {_plain(key): Setting(v, Source(overrides_from), str(key)) for key, v in source.items()}
@@ -320,6 +325,8 @@ class _Reader:
 
     def _misplaced(self, setting: Setting, name: str) -> str:
         """What to do with a group of settings, a comment, or a name in capitals; "" for any other name."""
+        if name == "ENV" and isinstance(setting.value, dict):
+            return f"Set these environment variables before: {', '.join(map(str, setting.value))}."
         if isinstance(setting.value, dict) and any(self._knows(_plain(key)) for key in setting.value):
             return f'Write its settings beside the others, without "{setting.written}".'
         if name.startswith(("_", "//", "#")):

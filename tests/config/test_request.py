@@ -99,6 +99,15 @@ def test_fsdp2_needs_a_file_of_ms_swift() -> None:
         )
 
 
+def test_variables_in_a_file_must_be_set_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({**BASE, "ENV": {"SOME_VARIABLE": 1}}))
+    with pytest.raises(RequestError, match="these environment variables before: SOME_VARIABLE"):
+        load_config(path)
+    monkeypatch.setenv("SOME_VARIABLE", "2")  # as ms-swift, which does not replace it
+    load_config(path)
+
+
 # --- presets ------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import tasks
-from swift_toolkit.config.file import EXTENSIONS, Values, read_small
+from swift_toolkit.config.file import EXTENSIONS, Values, environment_in, read_small
 from swift_toolkit.config.names import benchmarks, translate
 from swift_toolkit.config.scripts import blocks, python_script, shell
 from swift_toolkit.config.scripts.python_script import Call, PythonScript
@@ -524,8 +524,10 @@ def given(options: argparse.Namespace, settings: Mapping[str, object], wanted: S
     if len(named) > 1:
         names = " and ".join("--" + flag.replace("_", "-") for flag in named)
         raise RequestError([Problem(f"{names} cannot be used together", "Keep one of them.")])
-    if not named or options.config:
-        return Given(options.config, dict(settings))
+    if not named:
+        return Given(None, dict(settings))
+    if options.config:
+        return _with_environment(options.config, settings)
     text = text_of(options.from_script) if options.from_script else options.from_command
     command = from_command(text, wanted, options.from_script)
     notices = (*(f"skipped: {line}" for line in command.left_out), *command.notices)
@@ -535,7 +537,19 @@ def given(options: argparse.Namespace, settings: Mapping[str, object], wanted: S
         values = {"task": command.command, **values}
     if config is None:
         return Given(values, dict(settings), command.env, notices)
-    return Given(str(config), {**values, **settings}, command.env, notices)
+    read = _with_environment(str(config), {**values, **settings})
+    return read._replace(environment={**read.environment, **command.env}, notices=(*notices, *read.notices))
+
+
+def _with_environment(config: str, settings: Mapping[str, object]) -> Given:
+    """A config file, with the environment variables in it."""
+    environment = environment_in(config)
+    shown = [
+        f"{name}={os.environ[name]} (set before the command)" if name in os.environ else f"{name}={value}"
+        for name, value in environment.items()
+    ]
+    notices = (f"ENV of {config}: {', '.join(secrets.masked_words(shown))}",) if shown else ()
+    return Given(config, dict(settings), environment, notices)
 
 
 def text_of(script: str) -> str:
