@@ -73,9 +73,15 @@ class Parser(argparse.ArgumentParser):
         """The problem of a word that is neither a known flag nor an expected argument."""
         see = f"See {self.prog} --help."
         if not word.startswith("-"):
-            return Problem(f'"{word}" is not expected here', see)
+            return Problem(f'"{word}" is not expected here', self._flag_for(word) or see)
         flag = word.partition("=")[0]
         return Problem("is not a flag", did_you_mean(flag, self._flags(), see), flag)
+
+    def _flag_for(self, word: str) -> str:
+        """The advice for a file or directory without its flag; "" for another word."""
+        kinds = {".json": "--config", ".yaml": "--config", ".yml": "--config", ".sh": "--from-script"}
+        flag = "--checkpoint" if Path(word).is_dir() else kinds.get(Path(word).suffix)
+        return f"Write {flag} {word}." if flag in self._flags() else ""
 
     def _flags(self) -> list[str]:
         """The long flags of this parser."""
