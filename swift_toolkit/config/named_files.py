@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,33 @@ def named_file_problems(config: Config) -> Iterator[Problem]:
         what = f'names the directory "{repository}", which does not exist'
         yield config.problem("local_repo_path", what, variable_advice(repository) or "Check the path.")
     for name in _WRITTEN:
-        path = config.get(name)
-        if path and (do := variable_advice(path)) and not machine_files.exists(path):
-            yield config.problem(name, f'is "{path}", which would be a directory of this very name', do)
+        yield from _written(config, name)
+
+
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/].*|.*\\.*")
+
+
+def _written(config: Config, name: str) -> Iterator[Problem]:
+    """A directory that would be made under another name than is meant."""
+    path = config.get(name)
+    if path == "":
+        yield config.problem(name, "is empty, which is the current directory", "Name a directory.")
+    if not path or machine_files.exists(path):
+        return
+    do = variable_advice(path)
+    if os.name == "posix" and _WINDOWS.fullmatch(path):
+        do = "It is a path of Windows: write one of this machine, with /."
+    if do:
+        yield config.problem(name, f'is "{path}", which would be a directory of this very name', do)
+
+
+def named_file_warnings(config: Config) -> Iterator[Problem]:
+    """A text that looks like the name of a file, which ms-swift reads only if it ends in .txt."""
+    text = config.get("system") or ""
+    is_name = re.fullmatch(r"\S+\.(?:md|json|ya?ml|jinja2?|prompt|text)", text) is not None
+    if is_name or ("." in text and not text.endswith(".txt") and machine_files.exists(text)):
+        what = f'is the text "{text}" itself: ms-swift reads a file only if its name ends in .txt'
+        yield config.problem("system", what, "Rename the file, or write the prompt here.")
 
 
 def _paths(config: Config, name: str, suffix: str) -> Iterator[str]:

@@ -119,6 +119,7 @@ def read_request(
     if trains:
         problems += rules.rule_problems(config, typed.rejected)
         config.warnings += [*requirements.unusual_values(config), *sharding.sharding_warnings(config)]
+        config.warnings += named_files.named_file_warnings(config)
     else:
         problems += named_files.named_file_problems(config)
     return config, problems

@@ -52,7 +52,7 @@ BOUNDS: dict[str, Bounds] = {
             POSITIVE,
             """learning_rate vit_lr aligner_lr num_train_epochs max_epochs per_device_train_batch_size
             per_device_eval_batch_size gradient_accumulation_steps save_steps eval_steps logging_steps
-            save_total_limit max_length packing_length lora_rank lora_alpha vera_rank galore_rank adalora_init_r
+            max_length packing_length lora_rank lora_alpha vera_rank galore_rank adalora_init_r
             adalora_target_r num_labels max_new_tokens dataset_num_proc shuffle_buffer_size early_stop_interval
             adam_epsilon max_pixels ddp_timeout sequence_parallel_size""",
         ),

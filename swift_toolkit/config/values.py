@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,7 +58,8 @@ def _typed_list(field: Field, value: Any) -> list[Any]:
 
 def _typed_one(field: Field, value: Any) -> Any:
     if isinstance(value, bool) and field.kind == "str" and not field.choices and field.name not in _ALSO_BOOL:
-        raise ValueError(f"must be text, not {shown(value)}", "")
+        do = "--resume finds the newest checkpoint." if field.name == "resume_from_checkpoint" else ""
+        raise ValueError(f"must be text, not {shown(value)}", do)
     is_object = isinstance(value, dict) or str(value).lstrip().startswith("{")
     if is_object and field.name in _ALSO_OBJECT:
         return _dict(value)
@@ -105,9 +107,26 @@ def _float(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"must be a number, not {shown(value)}", "")
+        raise ValueError(f"must be a number, not {shown(value)}", _number_meant(str(value).strip()))
     whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
     return int(value) if whole else number
+
+
+_DASHES = str.maketrans("‐‑‒–—−－", "-------")
+
+
+def _number_meant(text: str) -> str:
+    """The advice for a number as people and pages write it: ``1e−4`` with a long dash, ``1×10^-4``, ``1,000``, ``5%``,
+    and DeepSpeed's ``auto``; "" for other text."""
+    if text.lower() == "auto":
+        return "Remove it: the value is then chosen."
+    plain = re.sub(r"\s*[×x*]\s*10\s*\^?\s*\{?(-?\d+)\}?", r"e\1", text.translate(_DASHES))
+    plain = plain.replace(",", "") if re.fullmatch(r"\d{1,3}(?:,\d{3})+", plain) else plain
+    try:
+        number = float(plain.removesuffix("%")) / (100 if plain.endswith("%") else 1)
+    except ValueError:
+        return ""
+    return f"Write {number:g}." if math.isfinite(number) else ""
 
 
 def _str(value: Any) -> str:

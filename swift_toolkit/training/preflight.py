@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,10 +100,20 @@ def _is_path(config: Config, name: str) -> bool:
     )
 
 
+_HUB_PAGE = re.compile(
+    r"https?://(?:huggingface\.co|hf\.co|hf-mirror\.com|(?:www\.)?modelscope\.(?:cn|ai)/models)/"
+    r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/.*)?"
+    r"|([A-Za-z0-9][\w.-]*/[\w.-]+)/"
+)
+"""The address of a model's page on a hub, or its id with a slash at the end."""
+
+
 def _local_model(config: Config, name: str, model: str) -> Iterator[Problem]:
     path = Path(model).expanduser()
     if not path.exists():
         do = did_you_mean_path(path, "Check the path, or name a hub model as owner/name.")
+        if (found := _HUB_PAGE.fullmatch(model)) and not _is_path(config, meant := found[1] or found[2]):
+            do = f'Did you mean the hub model "{meant}"?'
         yield config.problem(name, f'names the directory "{model}", which does not exist', do)
         return
     where = config.problem(name, "")
@@ -139,6 +150,8 @@ def _checkpoints(config: Config) -> Iterator[Problem]:
             path = Path(given).expanduser()
             if not path.is_dir():
                 do = did_you_mean_path(path, "Check the path.")
+                if name == "resume_from_checkpoint" and given.lower() in ("latest", "last", "auto", "true"):
+                    do = "--resume finds the newest checkpoint."
                 yield config.problem(name, f'names the directory "{given}", which does not exist', do)
             else:
                 yield from _checkpoint(config, name, path)
@@ -485,7 +498,7 @@ def _kept(config: Config, steps: int | None) -> int:
         saves = math.ceil(float(config.get("num_train_epochs") or 1))
     elif steps:
         saves = math.ceil(1 / every if every < 1 else steps / every)
-    limit = config.get("save_total_limit")
+    limit = max(config.get("save_total_limit") or 0, 0)
     return max(1, min(saves, limit + 1) if limit else saves)
 
 
