@@ -50,7 +50,7 @@ def _known_types() -> frozenset[str]:
         return frozenset()
     bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PeftType"]
     values = [line.value for body in bodies for line in body if isinstance(line, ast.Assign)]
-    return frozenset(value.value for value in values if isinstance(value, ast.Constant))
+    return frozenset(str(value.value) for value in values if isinstance(value, ast.Constant))
 
 
 def rank_of(config: AdapterConfig, layer: str) -> int:
