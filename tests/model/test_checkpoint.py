@@ -371,7 +371,7 @@ def test_merged_and_plain_models(tmp_path):
 
 def test_an_adapter_that_peft_wrote(tmp_path):
     base = make_model(tmp_path / "base")
-    config = {"base_model_name_or_path": str(base), "rank_pattern": {"q_proj": 32}}
+    config = {"base_model_name_or_path": str(base), "rank_pattern": {"o_proj": 32}}
     found = read_checkpoint(make_adapter(tmp_path / "adapter", config=config))
     assert (found.kind, found.tuner_type, found.lora_rank, found.generation) == ("lora", "lora", 32, None)
     assert (found.base, found.base_source) == (str(base), "base_model_name_or_path in adapter_config.json")

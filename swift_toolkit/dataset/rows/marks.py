@@ -36,6 +36,12 @@ _SIGNS = re.compile("<(?:[|_\\[BH]|｜|<SYS|start_of_|end_of_turn|/?s>|bos>|/?eo
 """The beginnings of everything in angle brackets of which `mark_flaws` finds something."""
 
 
+TURNS_WITHIN = 1 << 16
+"""Turns in one text are looked for in the first bytes of a block of rows; files that have them have them everywhere."""
+
+_TURN_SIGNS = (b"ssistant:", "ssistant：".encode(), b"ssistant\\uff1a", b"ssistant\\uFF1A")
+
+
 def may_hold_marks(text: str) -> bool:
     """Whether `MARKS` may match; cheaper than a search."""
     return ("<" in text and _BEGINNINGS.search(text) is not None) or (
@@ -45,9 +51,11 @@ def may_hold_marks(text: str) -> bool:
 
 def may_hold_signs(data: bytes | bytearray) -> bool:
     """Whether `mark_flaws` may find something other than a filler in UTF-8; cheaper than `may_be_marked`."""
-    return (b"<" in data and _SIGNS.search(data) is not None) or (
+    if (b"<" in data and _SIGNS.search(data) is not None) or (
         b"]" in data and (b"INST]" in data or b"[gMASK]" in data)
-    )
+    ):
+        return True
+    return any(sign in data[:TURNS_WITHIN] for sign in _TURN_SIGNS)
 
 
 def may_end_in_filler(texts: list[str]) -> bool:
@@ -65,7 +73,7 @@ def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:
     """
     if may_hold_marks(joined) and MARKS.search(joined):
         return True
-    if "ssistant:" in joined or "ssistant：" in joined:
+    if any(sign in joined[:TURNS_WITHIN] for sign in ("ssistant:", "ssistant：")):
         return True
     if any(mark in joined for mark in ("<s>", "</s>", "<bos>", "<eos>")):
         return True
