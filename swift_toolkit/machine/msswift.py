@@ -91,11 +91,6 @@ class SwiftInstall:
         return version < [4, 48]
 
     @property
-    def has_fsdp2(self) -> bool:
-        """Whether it has the file for ``--fsdp fsdp2``. Needed until ms-swift 4: the wheel of 3.12 lacks it."""
-        return (self.location / self._either("llm/fsdp_config", "config") / "fsdp2.json").is_file()
-
-    @property
     def drops_rows_of_gkd(self) -> bool:
         """Whether GKD drops the rows that do not fill a batch of a whole step, like GRPO: only since ms-swift 4.0."""
         return self._either(False, True)

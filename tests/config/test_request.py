@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.request import load_config
+from swift_toolkit.config.sharding import has_fsdp2
 from swift_toolkit.machine import msswift
 from swift_toolkit.problems import RequestError
 
@@ -90,7 +91,7 @@ def test_max_memory_is_a_python_literal_with_numbers_of_devices() -> None:
 
 
 def test_fsdp2_needs_a_file_of_ms_swift() -> None:
-    if msswift.installed().has_fsdp2:
+    if has_fsdp2(msswift.installed()):
         load_config({**BASE, "fsdp": "fsdp2"})
     else:
         said = problems_of(fsdp="fsdp2")
