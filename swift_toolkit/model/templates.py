@@ -40,6 +40,7 @@ class Template:
         system: whether it has a place for a system prompt, which the setting ``system`` needs.
         system_in_rows: whether it writes the system prompt of a row, for which some templates have code of their own.
         rounds: whether it writes more than one round; otherwise ms-swift uses only the last.
+        thinking: the mark with which it begins every answer when asked, if it has no way to answer without thinking.
         needs_begin: whether it begins with the tokenizer's ``bos_token``, which ms-swift does not check.
     """
 
@@ -50,6 +51,7 @@ class Template:
     system: bool = True
     system_in_rows: bool = True
     rounds: bool = True
+    thinking: str = ""
     needs_begin: bool = False
 
 
@@ -106,6 +108,7 @@ class _Source:
                 system=system,
                 system_in_rows=system or self._moves_system(given.get("template_cls")),
                 rounds=not _is_none(given.get("chat_sep")),
+                thinking=_always_thinks(given, texts),
                 needs_begin=_mentions(given.get("prefix"), "bos_token_id"),
             )
 
@@ -154,6 +157,15 @@ def _mentions(node: ast.expr | None, text: str) -> bool:
         isinstance(one, ast.Constant) and isinstance(one.value, str) and text in one.value
         for one in ast.walk(node)
     )
+
+
+def _always_thinks(given: Mapping[str, ast.expr | None], texts: Mapping[str, str]) -> str:
+    thinks, without = given.get("is_thinking"), given.get("non_thinking_prefix")
+    if not (isinstance(thinks, ast.Constant) and thinks.value is True) or registry.source_text(
+        without, texts
+    ):
+        return ""
+    return registry.source_text(given.get("thinking_prefix"), texts).strip()
 
 
 def _takes_system(given: Mapping[str, ast.expr | None]) -> bool:

@@ -256,6 +256,7 @@ def template_rules(config: Config) -> TemplateRules:
         system="used" if used.system_in_rows else "refused",
         tools="refused" if refuses_tools else "used",
         rounds=used.rounds,
+        thinking=used.thinking,
     )
 
 

@@ -26,5 +26,7 @@ def test_the_templates_are_ms_swifts_own() -> None:
         assert template.turn in "".join(one for one in meta.prompt if isinstance(one, str)), name
         assert template.system == meta.support_system, name
         assert template.rounds == meta.support_multi_round, name
+        always = meta.is_thinking and not meta.non_thinking_prefix
+        assert template.thinking == (meta.thinking_prefix.strip() if always else ""), name
         assert template.needs_begin == (["bos_token_id"] in meta.prefix), name
     assert sum(bool(template.end) for template in found.values()) > len(found) / 2

@@ -237,7 +237,7 @@ def _flaws_of(row: Row, rules: Rules) -> Iterator[Flaw]:
         yield from _object_flaws(row)
     if "tools" in row:
         yield from _tool_flaws(row["tools"])
-    yield from template_flaws(row, rules.template)
+    yield from template_flaws(row, rules.template, rules.task.has_answers)
     yield from _value_flaws(row)
     yield from _text_flaws(messages)
     if rules.task.rows != "text":

@@ -109,6 +109,11 @@ KINDS: dict[str, FlawKind] = {
         "thinking without its beginning or end",
         'The answer may have been cut off. Write all of the thinking between "<think>" and "</think>".',
     ),
+    "no-thinking": FlawKind(
+        "warning",
+        "answers without thinking for a model that always thinks",
+        'Write the thinking between "<think>" and "</think>", or choose a model that answers without it.',
+    ),
     "filler": FlawKind(
         "warning", "a missing value written as text", "Leave the value out, or remove the row."
     ),

@@ -21,6 +21,7 @@ class TemplateRules:
         system: what happens to the system prompt of a row.
         tools: what happens to its tools.
         rounds: whether it writes all rounds of a conversation; otherwise only the last one is used.
+        thinking: the mark with which every answer begins, "" if it has none or answers without thinking, too.
         instead: what the advice for rows that need more says after "or".
         for_tools: advice for rows with tools.
     """
@@ -29,6 +30,7 @@ class TemplateRules:
     system: Literal["used", "dropped", "refused"] = "used"
     tools: Literal["used", "dropped", "refused"] = "used"
     rounds: bool = True
+    thinking: str = ""
     instead: str = "choose another template"
     for_tools: str = 'Add "agent_template", e.g. "hermes".'
 
@@ -41,12 +43,13 @@ ANY_TEMPLATE = TemplateRules()
 """A template without limits, or one that is not known."""
 
 
-def template_flaws(row: Mapping[str, Any], template: TemplateRules) -> Iterator[Flaw]:
+def template_flaws(row: Mapping[str, Any], template: TemplateRules, learns: bool) -> Iterator[Flaw]:
     """What the template of the run drops or rejects in a standard row.
 
     Args:
         row: a row as `standard_row` makes it.
         template: the template of the run.
+        learns: whether the last answer is learned.
     """
     if not template.name:
         return
@@ -66,6 +69,15 @@ def template_flaws(row: Mapping[str, Any], template: TemplateRules) -> Iterator[
         yield template.lost(f"{template.name} drops the system prompt of the row")
     if not template.rounds and (count := _rounds(messages)) > 1:
         yield template.lost(f"the row has {count} rounds, of which {template.name} keeps only the last")
+    last = messages[-1]
+    if (
+        learns
+        and template.thinking
+        and last["role"] == "assistant"
+        and template.thinking not in str(last["content"])
+    ):
+        what = f'the answer has no "{template.thinking}", with which {template.name} begins every answer when asked'
+        yield Flaw("no-thinking", what)
 
 
 _EMPTY_TEXT = 'Write an empty list, not text that contains one: "tools": [].'
