@@ -19,6 +19,7 @@ from swift_toolkit.config.names import registries
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.machine.msswift import SwiftInstall
 from swift_toolkit.model import builtin, registry
+from swift_toolkit.model.files import read_json
 from swift_toolkit.problems import Problem
 
 if TYPE_CHECKING:
@@ -246,6 +247,9 @@ def template_problems(config: Config) -> Iterator[Problem]:
     """What the template in use cannot write although the settings ask for it; ms-swift fails after loading the model,
     or at the first batch."""
     chosen = used(config)
+    if _lacks(config, "eos_token", "pad_token"):
+        do = 'Set "eos_token" in its tokenizer_config.json to the token that ends an answer.'
+        yield config.problem("model", "has a tokenizer without eos_token and pad_token", do)
     if config.get("system") is not None:
         if is_plain(config):
             do = 'Remove it, or set "use_chat_template" to true.'
@@ -253,7 +257,7 @@ def template_problems(config: Config) -> Iterator[Problem]:
         elif chosen is not None and not chosen.system:
             what = f'cannot be used with the template "{chosen.name}", which has no place for a system prompt'
             yield config.problem("system", what, "Remove it, or choose another template.")
-    if chosen is not None and chosen.needs_begin and not is_plain(config) and _lacks_begin(config):
+    if chosen is not None and chosen.needs_begin and not is_plain(config) and _lacks(config, "bos_token"):
         what = f'is "{chosen.name}", which begins with the token bos_token: this model has none'
         yield config.problem("template", what, "Choose the template that the model was trained with.")
 
@@ -271,16 +275,15 @@ def is_plain(config: Config) -> bool:
     return given is False
 
 
-def _lacks_begin(config: Config) -> bool:
-    """Whether the tokenizer of a model on this machine says that it has no ``bos_token``."""
+def _lacks(config: Config, *names: str) -> bool:
+    """Whether the tokenizer of a model on this machine says that it has none of these tokens."""
     directory = _directory(str(config.get("model")))
-    file = directory / "tokenizer_config.json" if directory else None
-    if file is None or not file.is_file():
+    if directory is None:
         return False
-    with contextlib.suppress(ValueError):
-        settings = json.loads(file.read_bytes())
-        return isinstance(settings, dict) and "bos_token" in settings and settings["bos_token"] is None
-    return False
+    files = ("special_tokens_map.json", "tokenizer_config.json")
+    special, settings = ((read_json(directory / file)[0] or {}) for file in files)
+    given = settings | {name: token for name, token in special.items() if token is not None}
+    return names[0] in given and all(given.get(name) is None for name in names)
 
 
 def _known(config: Config) -> Template | None:
