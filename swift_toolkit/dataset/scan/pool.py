@@ -95,8 +95,10 @@ def _import_for(parts: Iterable[Part]) -> None:
     syntaxes = {part.file.syntax for part in parts}
     if "parquet" in syntaxes:
         import pyarrow.parquet
+
+        pyarrow.default_memory_pool().release_unused()  # after the head of the file; each process would keep a copy
     if syntaxes & {"csv", "tsv"}:
-        import pyarrow.csv  # noqa: F401
+        import pyarrow.csv
 
 
 def scan_alone(part: Part) -> Tally:
