@@ -21,7 +21,7 @@ from typing import IO, Any, NoReturn, cast
 
 from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks
 from swift_toolkit.dataset.reading.json_text import item_bounds
-from swift_toolkit.dataset.reading.streams import Chunk, CutError, DataFile, guarded, open_stream
+from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, CutError, DataFile, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import Batch, TableRows, group_rows, row_bounds
 from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan.part import Part
@@ -90,15 +90,21 @@ def _processes() -> int:
     return min(cpu_cores(), MAX_PROCESSES)
 
 
-def _import_for(parts: Iterable[Part]) -> None:
+def _import_for(parts: Sequence[Part]) -> None:
     """Import once what each process would import."""
-    syntaxes = {part.file.syntax for part in parts}
-    if "parquet" in syntaxes:
+    if any(part.file.syntax == "parquet" for part in parts):
         import pyarrow.parquet
 
         pyarrow.default_memory_pool().release_unused()  # after the head of the file; each process would keep a copy
-    if syntaxes & {"csv", "tsv"}:
+    if any(part.file.syntax in {"csv", "tsv"} and _begins_with_quotes(part.file) for part in parts):
         import pyarrow.csv
+
+
+def _begins_with_quotes(file: DataFile) -> bool:
+    """Whether there are quotes at the beginning of a table; without any, pyarrow is not needed to read it."""
+    with contextlib.suppress(FlawError), guarded(), open_stream(file) as stream:
+        return b'"' in stream.read(BLOCK_BYTES)
+    return False
 
 
 def scan_alone(part: Part) -> Tally:
