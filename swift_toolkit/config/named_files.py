@@ -11,7 +11,7 @@ from typing import Any
 
 from swift_toolkit.config import fields
 from swift_toolkit.config.settings import Config
-from swift_toolkit.console.words import shown, variable_advice
+from swift_toolkit.console.words import did_you_mean_path, shown, variable_advice
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.problems import Problem
 
@@ -30,6 +30,7 @@ def named_file_problems(config: Config) -> Iterator[Problem]:
             elif not read.strip():
                 yield config.problem(name, f'names the file "{path}", which is empty')
     yield from _tables(config)
+    yield from _plugins(config)
     yield from _objects(config)
     yield from _generation_config(config)
     for name in ("cached_dataset", "cached_val_dataset"):
@@ -90,6 +91,14 @@ def _tables(config: Config) -> Iterator[Problem]:
         elif not isinstance(found, list):
             what = f'names the file "{text}", which does not hold a list of data sets'
             yield config.problem("custom_dataset_info", what)
+
+
+def _plugins(config: Config) -> Iterator[Problem]:
+    for name in ("external_plugins", "custom_register_path"):
+        for file in config.get(name) or []:
+            if not Path(file).expanduser().is_file():
+                do = did_you_mean_path(Path(file), "Check the path.")
+                yield config.problem(name, f'names the file "{file}", which does not exist', do)
 
 
 def _objects(config: Config) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from swift_toolkit.console.words import listed, nearest
+from swift_toolkit.console.words import listed, nearest, variable_advice
 from swift_toolkit.machine import packages
 from swift_toolkit.problems import Problem
 
@@ -140,6 +140,8 @@ def missing(path: Path) -> Fault:
         there = there.parent
     name, *rest = path.parts[len(there.parts) :] or [""]
     names = sorted(entry.name for entry in there.iterdir() if name and not entry.name.startswith("."))
+    if advice := variable_advice(path):
+        return f"{path} does not exist", advice
     near = [there / found for found in nearest(name, names, most=3)]
     if near:
         whole = [found.joinpath(*rest) for found in near]

@@ -54,7 +54,6 @@ def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]
     yield from templates.template_problems(config)
     yield from layers.layer_problems(config)
     yield from _checkpoints(config)
-    yield from _plugins(config)
     yield from _media(config)
     yield from _output(config)
     yield from _upload(config)
@@ -129,14 +128,6 @@ def _merge(adapter: Path) -> str:
     merged = adapter.with_name(f"{adapter.name}-merged")
     command = f"swift export --adapters {adapter} --merge_lora true --output_dir {merged}"
     return f'Merge it with "{command}", and name "{merged}".'
-
-
-def _plugins(config: Config) -> Iterator[Problem]:
-    for name in ("external_plugins", "custom_register_path"):
-        for file in config.value(name):
-            if not Path(file).expanduser().is_file():
-                do = did_you_mean_path(Path(file), "Check the path.")
-                yield config.problem(name, f'names the file "{file}", which does not exist', do)
 
 
 def _checkpoints(config: Config) -> Iterator[Problem]:

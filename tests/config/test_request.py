@@ -247,6 +247,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"eval_strategy": "steps"}, '"eval_strategy" needs validation data, but there is none. Add "val_dataset" or "split_dataset_ratio", or remove it.'),
     ({"load_best_model_at_end": True, "split_dataset_ratio": 0.1, "eval_steps": 30, "save_steps": 100}, '"save_steps" is 100, not a multiple of eval_steps 30. With "load_best_model_at_end" it must be.'),
     ({"fp16": True, "bf16": True}, '"fp16" cannot be used with "bf16". Keep one of the two.'),
+    ({"external_plugins": ["plugin.py"]}, '"external_plugins" names the file "plugin.py", which does not exist. Check the path.'),
     # secrets and packages
     ({"hub_token": "hf_abc"}, '"hub_token" is a secret, and ms-swift writes it in plain text to its log and args.json. Remove it and set the environment variable MODELSCOPE_API_TOKEN or HF_TOKEN.'),
     ({"model_kwargs": {"Api-Key": "abc-123"}}, '"model_kwargs" holds a secret under "Api-Key", and ms-swift writes it in plain text to its log and args.json. Remove it and set the environment variable API_KEY.'),

@@ -45,13 +45,10 @@ def test_an_unknown_builtin() -> None:
 
 
 def test_files_and_checkpoints_that_settings_name(tmp_path: Path) -> None:
-    assert problems(
-        adapters=["./no/adapter"], resume_from_checkpoint=str(tmp_path), external_plugins=["plugin.py"]
-    ) == [
+    assert problems(adapters=["./no/adapter"], resume_from_checkpoint=str(tmp_path)) == [
         '"adapters" names the directory "./no/adapter", which does not exist. Check the path.',
         f'"resume_from_checkpoint" cannot be used: "{tmp_path}" has no trainer_state.json to resume from. '
         "Name a checkpoint-N directory of a training run.",
-        '"external_plugins" names the file "plugin.py", which does not exist. Check the path.',
     ]
 
 
