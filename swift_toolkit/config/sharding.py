@@ -188,10 +188,6 @@ def _fsdp_content(config: Config, content: dict[str, object]) -> Iterator[Proble
     if unknown or not isinstance(words, str):
         what, do = not_one_of(unknown[0] if unknown else words, _OPTIONS)
         yield config.problem("fsdp", f'holds an object whose "fsdp" {what}', do)
-    astray = next((key for key in content if key.removeprefix("fsdp_") in _KEYS), None)
-    if astray is not None:
-        what = f'has "{astray}" outside of its "fsdp_config", where ms-swift ignores it'
-        yield config.problem("fsdp", what, 'Put it inside: {"fsdp_config": {...}}.')
     settings = content.get("fsdp_config", {})
     if not isinstance(settings, dict):
         yield config.problem("fsdp", 'holds a "fsdp_config" that is not an object', "Fix the file.")
@@ -204,6 +200,13 @@ def _fsdp_content(config: Config, content: dict[str, object]) -> Iterator[Proble
 
 def sharding_warnings(config: Config) -> Iterator[Problem]:
     """Settings of FSDP without effect."""
+    value = config.get("fsdp")
+    content = json_of(value) if isinstance(value, str) and _is_file(value) else value
+    keys = content if isinstance(content, dict) else {}
+    astray = next((key for key in keys if key.removeprefix("fsdp_") in _KEYS), None)
+    if astray is not None:
+        what = f'has "{astray}" outside of its "fsdp_config", where ms-swift ignores it'
+        yield config.problem("fsdp", what, 'Put it inside: {"fsdp_config": {...}}.')
     if config.get("fsdp_config") is not None:
         what = 'has no effect: ms-swift takes the settings of FSDP from the object that "fsdp" names'
         yield config.problem("fsdp_config", what, 'Put them there, under "fsdp_config".')
