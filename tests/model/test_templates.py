@@ -28,5 +28,6 @@ def test_the_templates_are_ms_swifts_own() -> None:
         assert template.rounds == meta.support_multi_round, name
         always = meta.is_thinking and not meta.non_thinking_prefix
         assert template.thinking == (meta.thinking_prefix.strip() if always else ""), name
-        assert template.needs_begin == (["bos_token_id"] in meta.prefix), name
+        begins = ["bos_token_id"] in meta.prefix  # 3.12 removes it from a prefix with a system prompt
+        assert template.needs_begin == begins or (install.line == "v3" and template.needs_begin), name
     assert sum(bool(template.end) for template in found.values()) > len(found) / 2
