@@ -325,6 +325,7 @@ def _be_worker(calls: int, results: int) -> NoReturn:
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, signal.SIG_DFL)  # Ctrl-C also reaches the starter, which handles it
+        gc.freeze()  # what the starter holds, perhaps on a GPU, is never collected here
         _serve(os.fdopen(calls, "rb"), os.fdopen(results, "wb"))
         status = 0
     except BaseException:

@@ -116,32 +116,28 @@ class PlainTexts:
 
         return msgspec.json.Decoder(list[self._row]).decode  # type: ignore[name-defined]
 
-    @cached_property
-    def _loads(self) -> Callable[[bytes | bytearray], Any] | None:
-        """The decoder of orjson, if it is installed; it reads \\u escapes three times as fast as msgspec.
+    def _left_to_orjson(self, data: bytes | bytearray) -> bool:
+        """Whether orjson reads these rows, which decodes \\u escapes three times as fast as msgspec.
 
         They agree on texts; on numbers they do not, so a file with other columns is left to msgspec.
         """
-        if self.shape.fields.keys() - self.used.values():
-            return None
-        try:
-            import orjson
-        except ImportError:
-            return None
-        loads: Callable[[bytes | bytearray], Any] = orjson.loads
-        return loads
+        return not self.shape.fields.keys() - self.used.values() and _is_escaped(data)
 
     def of_lines(self, data: bytes) -> Talks | None:
         """The texts of rows with one row per line; None if any of them is not plain."""
-        if (loads := self._loads) is None or not _is_escaped(data):
+        if not self._left_to_orjson(data):
             return self._of_json(self._decode_lines, data)
-        return self._of_json(lambda data: self._typed(map(loads, data.strip().split(b"\n"))), data)
+        import orjson
+
+        return self._of_json(lambda data: self._typed(map(orjson.loads, data.strip().split(b"\n"))), data)
 
     def of_array(self, data: bytes | bytearray) -> Talks | None:
         """The texts of the items of an array; None if any of them is not plain."""
-        if (loads := self._loads) is None or not _is_escaped(data):
+        if not self._left_to_orjson(data):
             return self._of_json(self._decode_array, data)
-        return self._of_json(lambda data: self._typed(loads(data)), data)
+        import orjson
+
+        return self._of_json(lambda data: self._typed(orjson.loads(data)), data)
 
     def _typed(self, values: Iterable[Any]) -> list[Any]:
         import msgspec
