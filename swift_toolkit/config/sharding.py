@@ -11,7 +11,6 @@ from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
 from swift_toolkit.console.words import shown
 from swift_toolkit.machine import files as machine_files
-from swift_toolkit.machine.msswift import SwiftInstall
 from swift_toolkit.problems import Problem
 
 DEEPSPEED = tuple("zero0 zero1 zero2 zero3 zero2_offload zero3_offload".split())
@@ -149,21 +148,13 @@ _KEYS = frozenset(
 """Settings of FSDP, without the ``fsdp_`` that may precede them."""
 
 
-def has_fsdp2(install: SwiftInstall) -> bool:
-    """Whether ms-swift has the file for ``--fsdp fsdp2``. Needed until ms-swift 4: the wheel of 3.12 lacks it."""
-    return any((install.location / place).is_file() for place in _FSDP2)
-
-
-_FSDP2 = ("config/fsdp2.json", "llm/fsdp_config/fsdp2.json")
-
-
 def _fsdp(config: Config) -> Iterator[Problem]:
     """``_init_fsdp`` of ms-swift reads a file of its own named ``fsdp2``, a JSON file, or JSON; it takes the settings
     from this object and ignores the argument ``fsdp_config``."""
     value = config.get("fsdp")
     if value in (None, ""):
         return
-    if value == "fsdp2" and not has_fsdp2(config.install):
+    if value == "fsdp2" and not config.install.has_fsdp2:
         what = f'is "fsdp2", but ms-swift {config.install.version} lacks the file with its settings'
         yield config.problem("fsdp", what, f"Set it to {_FILE}")
     if value == "fsdp2":

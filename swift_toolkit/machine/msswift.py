@@ -95,6 +95,21 @@ class SwiftInstall:
         """Whether GKD drops the rows that do not fill a batch of a whole step, like GRPO: only since ms-swift 4.0."""
         return self._either(False, True)
 
+    @property
+    def pretrains_plainly(self) -> bool:
+        """Whether pre-training never uses a chat template; since ms-swift 4.0 ``use_chat_template`` decides."""
+        return self._either(True, False)
+
+    @property
+    def drops_system_of_plain(self) -> bool:
+        """Whether training without a chat template drops system prompts; ms-swift 3.12 fails at such a row."""
+        return self._either(False, True)
+
+    @property
+    def has_fsdp2(self) -> bool:
+        """Whether it has the file for ``--fsdp fsdp2``. Needed until ms-swift 4: the wheel of 3.12 lacks it."""
+        return (self.location / self._either("llm/fsdp_config/fsdp2.json", "config/fsdp2.json")).is_file()
+
     def foreign_generation(self, generation: SwiftGeneration | None) -> str | None:
         """The generation of ms-swift that wrote an adapter's checkpoint, if this one cannot load its optimizer state.
 

@@ -271,7 +271,7 @@ def is_plain(config: Config) -> bool:
     """Whether training uses plain texts without a chat template."""
     given = config.get("use_chat_template")
     if config.command == "pt":
-        return config.install.line == "v3" or not given
+        return config.install.pretrains_plainly or not given
     return given is False
 
 

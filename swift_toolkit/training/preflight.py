@@ -253,11 +253,11 @@ def template_rules(config: Config) -> TemplateRules:
 
 def _plain_rules(config: Config, refuses_tools: bool) -> TemplateRules:
     """What training without a chat template leaves out: ms-swift 3.12 rejects system prompts, 4.x drops them."""
-    old = config.install.line == "v3"
-    instead = 'train with "sft"' if old and config.command == "pt" else 'set "use_chat_template" to true'
+    always = config.install.pretrains_plainly and config.command == "pt"
+    instead = 'train with "sft"' if always else 'set "use_chat_template" to true'
     return TemplateRules(
         name="training without a chat template",
-        system="refused" if old else "dropped",
+        system="dropped" if config.install.drops_system_of_plain else "refused",
         tools="refused" if refuses_tools else "dropped",
         rounds=False,
         instead=instead,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from swift_toolkit.config.request import load_config
-from swift_toolkit.config.sharding import has_fsdp2
 from swift_toolkit.machine import msswift
 from swift_toolkit.problems import RequestError
 
@@ -91,7 +90,7 @@ def test_max_memory_is_a_python_literal_with_numbers_of_devices() -> None:
 
 
 def test_fsdp2_needs_a_file_of_ms_swift() -> None:
-    if has_fsdp2(msswift.installed()):
+    if msswift.installed().has_fsdp2:
         load_config({**BASE, "fsdp": "fsdp2"})
     else:
         said = problems_of(fsdp="fsdp2")
