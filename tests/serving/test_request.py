@@ -404,3 +404,10 @@ def test_what_scores_and_classifiers_take(facts: Facts, body: dict[str, Any], me
     with pytest.raises(ApiError) as caught:
         api_request.check_fields(CHAT, asked, ["one"], Limits(), facts)
     assert caught.value.message == message
+
+
+def test_whole_numbers_become_floats_where_transformers_wants_them() -> None:
+    body = {"model": "one", "messages": ANSWERED[:1], "repetition_penalty": 2, "top_p": 1, "min_p": 0}
+    sampling = api_request.check_fields(CHAT, body, ["one"], Limits(), Facts()).sampling
+    found = (sampling.repetition_penalty, sampling.top_p, sampling.min_p)
+    assert found == (2, 1, 0) and all(isinstance(one, float) for one in found)

@@ -651,6 +651,8 @@ def _is_inside(path: str, folder: Path) -> bool:
 def _sampling(request: RequestBody, limits: Limits, facts: Facts) -> Sampling:
     names = Sampling.__dataclass_fields__.keys() - {"max_tokens", "stop", "logprobs", "top_logprobs"}
     given = {name: request[name] for name in names if name in request}
+    for name in given.keys() & {"temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"}:
+        given[name] = float(given[name])  # transformers refuses a penalty that is a whole number
     if given.get("temperature", 1) < LEAST_TEMPERATURE:
         given["temperature"] = 0.0
     stop = request.get("stop", [])
