@@ -117,12 +117,20 @@ def read_request(
     if command == "sft" and config.get("num_labels") is not None:
         config.fill("task_type", "seq_cls", "num_labels makes a classifier")
     if trains:
+        _start_from_checkpoint(config)
         problems += rules.rule_problems(config, typed.rejected)
         config.warnings += [*requirements.unusual_values(config), *sharding.sharding_warnings(config)]
         config.warnings += named_files.named_file_warnings(config)
     else:
         problems += named_files.named_file_problems(config)
     return config, problems
+
+
+def _start_from_checkpoint(config: Config) -> None:
+    """Full training from only the weights of a checkpoint needs no other model: ms-swift loads the checkpoint as it."""
+    checkpoint = config.get("resume_from_checkpoint")
+    if checkpoint and config.get("resume_only_model") and config.tuner == "full":
+        config.fill("model", checkpoint, "resume_only_model loads only the checkpoint")
 
 
 def _given(

@@ -79,6 +79,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
             inverse_sqrt reduce_lr_on_plateau cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay
             greedy""",
         "eval_strategy": "no steps epoch",
+        "log_level": "detail debug info warning error critical passive",
+        "log_level_replica": "detail debug info warning error critical passive",
         "attn_impl": """sdpa eager flash_attn flash_attention_2 flash_attention_3 flash_attention_4 flex_attention
             flash_attn_2 flash_attn_3""",
         "report_to": """none all tensorboard wandb swanlab mlflow comet_ml neptune clearml trackio azure_ml codecarbon
@@ -165,7 +167,7 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
 
 def _required(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     given = {*config.settings, *rejected}
-    if "model" not in given and not config.get("resume_only_model"):
+    if "model" not in given:
         yield config.problem("model", "is missing", 'Give a model, e.g. "Qwen/Qwen2.5-7B-Instruct".')
     if not given & {"dataset", "cached_dataset"}:
         yield config.problem(

@@ -417,3 +417,15 @@ def test_a_missing_package_of_our_own_is_named(tmp_path: Path, module: str, pack
     run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert run.returncode == 2, run.stderr
     assert run.stderr == f"{package.partition('.')[0]} is not installed. Run: pip install {package}\n"
+
+
+def test_full_training_from_the_weights_of_a_checkpoint_needs_no_other_model() -> None:
+    settings = {
+        "dataset": BASE["dataset"],
+        "resume_from_checkpoint": "output/v0/checkpoint-2",
+        "resume_only_model": True,
+    }
+    assert load_config({**settings, "train_type": "full"}).get("model") == "output/v0/checkpoint-2"
+    for missing in ({"train_type": "lora"}, {"train_type": "full", "resume_only_model": False}):
+        with pytest.raises(RequestError, match='"model" is missing'):
+            load_config({**settings, **missing})

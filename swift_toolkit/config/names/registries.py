@@ -106,6 +106,8 @@ def read_registries(install: SwiftInstall) -> tuple[Registries, list[Path]]:
     init_names, sources = _init_names()
     names["init_weights"] = tuple(init_names)
     files += sources
+    names["torch_compile_backend"], sources = _compilers()
+    files += sources
     schedulers, sources = _scheduler_keys()
     names |= {f"{_SCHEDULER}{name}": tuple(keys) for name, keys in schedulers.items()}
     files += sources
@@ -202,6 +204,19 @@ def _init_names() -> tuple[list[str], list[Path]]:
                 | _compared([file], "init_lora_weights")
             ), [file]
     return [], [file]
+
+
+def _compilers() -> tuple[tuple[str, ...], list[Path]]:
+    """The backends of ``torch.compile`` that accelerate knows."""
+    accelerate = package_of("accelerate")
+    file = accelerate / "utils/dataclasses.py" if accelerate else Path()
+    if not file.is_file():
+        return (), []
+    for node in ast.parse(file.read_bytes()).body:
+        if isinstance(node, ast.ClassDef) and node.name == "DynamoBackend":
+            values = [line.value for line in node.body if isinstance(line, ast.Assign)]
+            return tuple(text.lower() for value in values for text in _texts(value)), [file]
+    return (), [file]
 
 
 _OF_EVERY_SCHEDULER = frozenset("optimizer num_warmup_steps num_training_steps last_epoch".split())
@@ -370,6 +385,10 @@ def registry_problems(config: Config) -> Iterator[Problem]:
         else:
             yield from _unknown(config, setting, values, allowed)
     yield from _init_weights(config)
+    if (compiler := config.get("torch_compile_backend")) is not None:
+        yield from _unknown(
+            config, "torch_compile_backend", str(compiler).lower(), known.names.get("torch_compile_backend")
+        )
     yield from _scheduler_problems(config)
     if not config.get("custom_dataset_info") and not plugins.trees and plugins.complete:
         yield from _dataset_problems(config, known.datasets)
