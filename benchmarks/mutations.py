@@ -1,4 +1,4 @@
-"""Which of 1,500 wrong commands the trainer rejects, compared with ms-swift itself.
+"""Which of 1,200 wrong commands the trainer rejects, compared with ms-swift itself.
 
     python benchmarks/mutations.py             # our answers, compared with the tables of ms-swift's answers
     python benchmarks/mutations.py --draw 2    # only the second draw
@@ -526,7 +526,7 @@ class Draw:
 _SIX = tuple(_KINDS)[:6]
 DRAWS = (
     Draw(Path(__file__).with_suffix(".jsonl"), 16, 1000, _SIX),
-    Draw(Path(__file__).with_name("mutations_2.jsonl"), 2026, 500, (*_SIX, "any argument", "any argument")),
+    Draw(Path(__file__).with_name("mutations_2.jsonl"), 2026, 200, (*_SIX, "any argument", "any argument")),
 )
 
 

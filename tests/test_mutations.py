@@ -43,18 +43,18 @@ def test_what_is_right_is_accepted(benchmark: ModuleType) -> None:
 
 
 @pytest.mark.usefixtures("laid_out")
-@pytest.mark.parametrize("number", [0])
+@pytest.mark.parametrize("number", [0, 1])
 def test_what_ms_swift_refuses_is_refused_before(benchmark: ModuleType, number: int) -> None:
     draw = benchmark.DRAWS[number]
     if json.loads(draw.table.read_text().splitlines()[0])["ms-swift"] != installed().version:
         pytest.skip("the table has the answers of another version of ms-swift")
     answers = benchmark.kept_answers(draw)
-    asked = [one for one in benchmark.mutations(draw)[::8] if answers[one.words].error is not None]
+    asked = [one for one in benchmark.mutations(draw)[:: draw.count // 100] if answers[one.words].error is not None]
     missed = []
     for mutation in asked:
         found = benchmark.ours(mutation.words)
         assert found.status in (0, 2), found.said
         if not (found.refused and found.names(mutation)) and not benchmark.is_old(mutation):
             missed.append(f"{mutation.kind}: {' '.join(mutation.words)}: {answers[mutation.words].error}")
-    assert len(asked) > draw.count / 20
-    assert len(missed) <= 0.02 * len(asked), "\n".join(missed)
+    assert len(asked) > 50
+    assert len(missed) <= 0.03 * len(asked), "\n".join(missed)
