@@ -40,6 +40,7 @@ test-swift3: .venv-swift3/.ready
 		tests/config/test_old_commands.py tests/config/test_fields.py tests/model/test_registry.py \
 		tests/config/test_from_command.py tests/test_generations.py tests/dataset/test_row_cache.py \
 		tests/runs $(ARGS)
+	@.venv-swift3/bin/python -m pytest -m "not swift4 and not slow" tests/test_cases.py $(ARGS)
 
 .venv-swift3/.ready: pyproject.toml constraints-swift3.txt
 	@$(PYTHON) -m venv .venv-swift3
