@@ -49,7 +49,9 @@ def test_what_ms_swift_refuses_is_refused_before(benchmark: ModuleType, number: 
     if json.loads(draw.table.read_text().splitlines()[0])["ms-swift"] != installed().version:
         pytest.skip("the table has the answers of another version of ms-swift")
     answers = benchmark.kept_answers(draw)
-    asked = [one for one in benchmark.mutations(draw)[:: draw.count // 100] if answers[one.words].error is not None]
+    asked = [
+        one for one in benchmark.mutations(draw)[:: draw.count // 100] if answers[one.words].error is not None
+    ]
     missed = []
     for mutation in asked:
         found = benchmark.ours(mutation.words)
