@@ -122,3 +122,9 @@ def test_embeddings(packed: bool, expected: Any) -> None:
 def test_classes_and_scores_are_text(content: Any, text: str | None) -> None:
     (choice,) = form(CHAT).whole([answer(content)])["choices"]
     assert choice["message"]["content"] == text  # type: ignore[typeddict-item]
+
+
+def test_the_log_probabilities_of_classes_are_kept() -> None:
+    classes = {"content": [{"index": 1, "logprob": -0.5}, {"index": 0, "logprob": -0.9}]}
+    (choice,) = form(CHAT).whole([answer(1, logprobs=classes)])["choices"]  # type: ignore[arg-type]
+    assert choice["logprobs"] == classes

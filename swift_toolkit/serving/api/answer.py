@@ -113,7 +113,9 @@ class Form:
             message["reasoning_content"] = choice.message.reasoning_content
         if calls := self._calls(choice.message):
             message["tool_calls"], reason = calls, "tool_calls"
-        logprobs = _trimmed(choice.logprobs, content)
+        logprobs = (
+            _trimmed(choice.logprobs, content) if isinstance(choice.message.content, str) else choice.logprobs
+        )
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def _cut(self, content: Any, reason: str | None) -> tuple[Any, str | None]:
