@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,3 +319,12 @@ def test_what_an_array_holds_behind_its_head_counts(monkeypatch: pytest.MonkeyPa
     report = verify(["c.json"])
     assert report.ok
     assert report.files[0].copy_reason == 'ms-swift would read texts like "42" in "response" as numbers'
+
+
+def test_a_parquet_file_is_not_kept_in_memory() -> None:
+    rows = [{"query": f"{at}", "response": os.urandom(500).hex()} for at in range(20_000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet", row_group_size=500)
+    file, memory = look_at(Path("a.parquet"), "a.parquet"), pyarrow.default_memory_pool()
+    before = memory.bytes_allocated()
+    held = [memory.bytes_allocated() - before for _ in tables.batches(file)]
+    assert max(held) < Path("a.parquet").stat().st_size / 4

@@ -341,7 +341,8 @@ def batches(file: DataFile, groups: Sequence[int] | None = None) -> Iterator[Bat
     """
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file.path) as table:
+    # without pre_buffer=False, pyarrow keeps everything that it has read until the end
+    with pyarrow.parquet.ParquetFile(file.path, pre_buffer=False) as table:
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, use_threads=False):
             yield Batch(batch)
 
@@ -393,7 +394,7 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
     import pyarrow.parquet
 
     number = 0
-    with pyarrow.parquet.ParquetFile(file.path) as table:
+    with pyarrow.parquet.ParquetFile(file.path, pre_buffer=False) as table:
         rows = table.metadata.num_rows
         for batch in table.iter_batches(batch_size=256, use_threads=False):
             for row in batch.to_pylist():
