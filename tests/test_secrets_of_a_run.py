@@ -19,8 +19,9 @@ export WANDB_API_KEY=planted-2-of-wandb
 MY_PASSWORD=planted-3-word
 huggingface-cli login --token planted-4
 wandb login $WANDB_API_KEY
+notify-me $MY_PASSWORD
 curl -H "Authorization: Bearer planted-5" https://me:planted-6@127.0.0.1/x?token=planted-7
-SWANLAB_API_KEY=planted-8 swift sft stray-$MY_PASSWORD --model {model} --model_type llama --template chatml \\
+SWANLAB_API_KEY=planted-8 swift sft --model {model} --model_type llama --template chatml \\
   --dataset {data} --train_type lora --max_steps 2 --per_device_train_batch_size 2 --hub_token your_token
 """
 
@@ -50,11 +51,24 @@ def test_no_file_of_a_run_holds_a_secret(tiny_model: Path, tmp_path: Path) -> No
     assert "planted" not in done.stdout + done.stderr
     skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
     assert skipped == [
-        "skipped: stray-*** belongs to no setting",
         "skipped: line 5: huggingface-cli login --token ***",
         "skipped: line 6: wandb login ***",
-        "skipped: line 7: curl -H Authorization: Bearer ***",
+        "skipped: line 7: notify-me ***",
+        "skipped: line 8: curl -H Authorization: Bearer ***",
     ]
+
+
+def test_a_word_of_a_script_that_is_refused_shows_no_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "MY_PASSWORD=planted-3-word\nswift sft stray-$MY_PASSWORD --model a/b --dataset a.jsonl\n"
+    )
+    assert finetune_trainer.main(["--from-script", str(script)]) == 2
+    shown = capsys.readouterr()
+    assert '"stray-***" belongs to no setting' in shown.err
+    assert "planted" not in shown.out + shown.err
 
 
 @pytest.mark.parametrize(

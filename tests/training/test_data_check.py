@@ -158,9 +158,9 @@ def result(output: str = "out") -> dict[str, Any]:
 def test_a_run_that_loses_too_many_rows_takes_no_step(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that finds the rows of an earlier run."""
+    """Also one that finds the rows of an earlier run; before loading, the rows are not long enough to be certain."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    long = "word " * 200
+    long = "word " * 56
     path = write("a.jsonl", *(talk(f"a{n}") for n in range(18)), talk(f"{long}1"), talk(f"{long}2"))
     for name in ("new", "known"):
         asked = tuner(tiny_model, path, max_length=64, load_from_cache_file=True, output_dir=name)
