@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from swift_toolkit.inference import screen
 from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.merge import is_fresh, merged, place
 from swift_toolkit.problems import RequestError
+from tests.disks import mount
 from tests.model.test_checkpoint import make_adapter, make_model, v4_args
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +168,19 @@ def test_the_plan_of_a_lora_checkpoint(output, capsys):
         "--system=Be brief.",
         "--infer_backend=transformers",
     } <= set(plan["arguments"])
+
+
+def test_a_dry_run_writes_nothing_where_the_log_cannot_stand_beside_the_run(output, capsys, monkeypatch):
+    run, temporary = output / RUN, output.parent / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    mount("--bind", str(run), str(run))
+    try:
+        mount("-o", "remount,bind,ro", str(run))
+        dry_run(capsys, "--checkpoint", output, "--question", "a", "--infer-backend", "pt")
+    finally:
+        subprocess.run(["umount", "-l", str(run)], check=True)
+    assert list(temporary.iterdir()) == []
 
 
 def test_bfloat16_on_a_cpu_without_its_arithmetic(output, capsys, monkeypatch):

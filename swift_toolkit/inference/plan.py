@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -357,7 +358,7 @@ def _log(checkpoint: Checkpoint, output: str | Path | None) -> Path:
     """The log file: next to the answers or the checkpoint, or elsewhere if that directory is not writable."""
     folder = folder_of(checkpoint) if output is None else Path(output).absolute().parent
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        folder = Path(tempfile.mkdtemp(prefix="swift-toolkit-"))
+        folder = Path(tempfile.gettempdir(), f"swift-toolkit-{secrets.token_hex(8)}")  # made with the log
     return folder / "infer.log"
 
 

@@ -32,6 +32,9 @@ FAREWELL_SECONDS = 0.25
 """The kernel closes the files of a killed starter one after the other, so the child may see the end of its input this
 long before the end of the pipe."""
 
+LAUNCHER_FILES = "PET_LOG_DIR"
+"""Environment variable of torch.distributed.run: where it makes a folder for each run, which it does not remove."""
+
 KILL_AFTER_SECONDS = 10.0
 """How long a process group may take to end before it is killed."""
 
@@ -90,6 +93,7 @@ class Child:
                 stdout=subprocess.PIPE if echo else output,
                 stderr=subprocess.STDOUT,
                 env={
+                    LAUNCHER_FILES: str(self._directory.path),
                     **{name: value for name, value in os.environ.items() if name not in without},
                     **(environment or {}),
                     **_import_path(),

@@ -131,10 +131,12 @@ def weights(run: Path) -> dict[str, Any]:
 def test_two_processes_learn_what_one_learns(alone: Path, tiny_model: Path, tmp_path: Path) -> None:
     import numpy
 
-    plugin = tmp_path / "plugin.py"
+    plugin, temporary = tmp_path / "plugin.py", tmp_path / "temporary"
     plugin.write_text(PLUGIN)
+    temporary.mkdir()
     asked = flags(settings(tiny_model, tmp_path / "out", external_plugins=plugin))
-    run = train(tmp_path / "out", *asked, "--nproc-per-node", "2", MARKS=str(tmp_path))
+    run = train(tmp_path / "out", *asked, "--nproc-per-node", "2", MARKS=str(tmp_path), TMPDIR=str(temporary))
+    assert [*temporary.glob("torchelastic*"), *temporary.glob("swift-toolkit*")] == []
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
     for name, there in weights(alone).items():
