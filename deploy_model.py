@@ -189,7 +189,7 @@ def print_plan(deployment: Deployment, as_json: bool) -> None:
 def print_ready(server: Server) -> None:
     """Print the address, the names and an example request, on stdout."""
     deployment = server.deployment
-    names = [model.name for model in deployment.models]
+    names = deployment.names
     print(f"Serving on {server.url}")
     print(f"Models: {', '.join(names)}")
     if deployment.options.chat:
@@ -242,8 +242,8 @@ def _example(output: TaskOutput) -> dict[str, object]:
 
 def as_json(server: Server) -> str:
     """What a script needs to know about the running server, on one line."""
-    names = [model.name for model in server.deployment.models]
-    return json.dumps({"url": server.url, "pid": os.getpid(), "models": names, "log": str(server.log)})
+    facts = {"url": server.url, "pid": os.getpid(), "models": server.deployment.names, "log": str(server.log)}
+    return json.dumps(facts)
 
 
 # --- command line -------------------------------------------------------------------------------------------

@@ -79,6 +79,22 @@ def session_root(factory: pytest.TempPathFactory) -> Path:
     return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """More open files than select() takes: further ones get numbers above 1,023."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 2048:
+        pytest.skip("at most 1,023 files can be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, limits[1]))
+    numbers = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    yield
+    for number in numbers:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """The path that ``make`` fills, called by the first of the test processes that comes here."""
     root = session_root(factory)

@@ -89,6 +89,25 @@ def test_an_adapter_is_served_beside_its_base(
     assert {"--host=127.0.0.1", "--served_model_name=tiny-llama", "--verbose=false"} <= set(arguments)
 
 
+@pytest.mark.parametrize("task", ["seq_cls", "reranker"])
+def test_a_base_without_the_head_of_its_adapter_is_not_offered(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, task: str
+) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "a", 1, task_type=task, num_labels=2)
+    found = plan(capsys, "--checkpoint", adapter)
+    assert [(model["name"], model["offered"]) for model in found["models"]] == [
+        ("tiny-llama", False),
+        ("tiny-llama-lora", True),
+    ]
+    classifier = tmp_path / "classifier"
+    shutil.copytree(tiny_model, classifier)
+    config = json.loads((classifier / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (classifier / "config.json").write_text(json.dumps(config))
+    found = plan(capsys, "--checkpoint", adapter, "--base-model", classifier)
+    assert found["models"][0]["offered"]
+
+
 def test_the_served_name_is_the_adapters(capsys: pytest.CaptureFixture[str], adapter: Path) -> None:
     found = plan(capsys, "--checkpoint", adapter, "--served-model-name", "v1.5")
     assert [model["name"] for model in found["models"]] == ["tiny-llama", "v1.5"]

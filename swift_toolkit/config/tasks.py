@@ -162,6 +162,12 @@ _ROWS = (
     _kind("decision", rows="decision", output="decision", needs=("loss_type",), own_models=True),
 )
 TASKS: dict[TaskName, Task] = {task.name: task for task in _ROWS}
+RERANKERS = tuple(task.task_type for task in _ROWS if task.output == "score")
+"""The ``task_type`` of models that score a document for a query."""
+NEW_HEADS = frozenset(
+    task.task_type for task in _ROWS if task.logits == "none" and task.output in ("class", "reward", "score")
+)
+"""The ``task_type`` of models that get a head of random weights for training."""
 TRAINING_COMMANDS = tuple(dict.fromkeys(task.command for task in _ROWS))
 """The commands of ms-swift that train."""
 

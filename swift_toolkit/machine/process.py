@@ -84,6 +84,8 @@ class Child:
         os.mkfifo(pipe, 0o600)
         # Read-write, so that opening does not wait for the child and the child's exit does not end the file.
         self._reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._readable = select.poll()  # select() takes no file descriptor above 1,023
+        self._readable.register(self._reader, select.POLLIN)
         self._pending = b""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -143,7 +145,7 @@ class Child:
             yield from self._read()
             if ended:
                 return
-            select.select([self._reader], [], [], tick)
+            self._readable.poll(tick * 1000)
             yield None
 
     def _read(self) -> Iterator[ChildReport]:

@@ -45,6 +45,7 @@ class ServedModel:
         base: the base model of an adapter.
         system: system prompt for requests without one; None for the template's default.
         rank: LoRA rank of an adapter.
+        offered: whether clients can request it; not a base without the head of its adapters.
     """
 
     name: str
@@ -53,10 +54,12 @@ class ServedModel:
     base: str | None = None
     system: str | None = None
     rank: int | None = None
+    offered: bool = True
 
     def __str__(self) -> str:
         if self.kind != "lora":
-            return f"{self.path} ({self.kind})"
+            offered = "" if self.offered else ", only with an adapter: its own head has random weights"
+            return f"{self.path} ({self.kind}{offered})"
         return f"{self.path} (lora{f', rank {self.rank}' if self.rank else ''}, on {self.base})"
 
 
@@ -287,7 +290,8 @@ def served_models(found: FoundModels, config: Config, merge: str) -> tuple[Serve
         return (ServedModel(given or f"{base_name}-lora", "merged", str(first.path), first.base),)
     several = found.type == "multi-lora"
     names = found.names if several else (given or f"{base_name}-lora",)
-    base = ServedModel(given if given and several else base_name, "base", str(first.base))
+    base_name = given if given and several else base_name
+    base = ServedModel(base_name, "base", str(first.base), offered=first.base_answers)
     return base, *(_adapter(name, one) for name, one in zip(names, found.checkpoints, strict=True))
 
 
@@ -343,5 +347,6 @@ _MUST_AGREE: dict[str, Callable[[Checkpoint], object]] = {
     "base model": lambda one: one.base,
     "template": lambda one: one.template,
     "task": lambda one: one.task_type or "causal_lm",
+    "number of classes": lambda one: one.args.num_labels,
     "quantisation of the base": lambda one: one.args.quant_method,
 }

@@ -89,6 +89,11 @@ class Deployment:
         return self.checkpoints[0]
 
     @property
+    def names(self) -> list[str]:
+        """The names that clients can request."""
+        return [one.name for one in self.models if one.offered]
+
+    @property
     def host(self) -> str:
         """The address to listen on."""
         return str(self.config.get("host"))

@@ -238,6 +238,17 @@ def test_parts_in_several_processes_find_the_same(monkeypatch: pytest.MonkeyPatc
     )
 
 
+@pytest.mark.usefixtures("many_open_files")
+def test_parts_in_several_processes_of_a_program_with_many_open_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "cpu_cores", lambda: 2)
+    for name in ("ALONE_BYTES", "RANGE_BYTES", "BATCH_BYTES"):
+        monkeypatch.setattr(pool, name, 100_000)
+    report = verify([write("train.jsonl", many_rows(3000))])
+    assert (report.complete, report.problems) == (True, [])
+
+
 def test_a_large_file_is_sampled_within_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = many_rows(20_000)
     rows[-1] = talk("the last", "")

@@ -82,6 +82,12 @@ def test_events_arrive_whole_and_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "printed\n"
 
 
+@pytest.mark.usefixtures("many_open_files")
+def test_events_of_a_child_of_a_program_with_many_open_files(tmp_path: Path) -> None:
+    with Child(command(0.2), tmp_path / "log") as child:
+        assert [event["event"] for event in child.events() if event] == ["ready", "done"]
+
+
 def test_leaving_early_ends_the_whole_group(tmp_path: Path) -> None:
     with Child(command(600), tmp_path / "log") as child:
         pids = next(event for event in child.events() if event is not None)["pids"]

@@ -179,9 +179,19 @@ class _Queue:
         return self.done.pop(number)
 
     def _collect(self, timeout: float | None) -> None:
-        for worker in select.select(list(self.busy), (), (), timeout)[0]:
+        for worker in _with_result(self.busy, timeout):
             self.done[self.busy.pop(worker)] = worker.result()
             self.idle.append(worker)
+
+
+def _with_result(workers: Iterable[_Worker], timeout: float | None) -> list[_Worker]:
+    """The workers that have a result or have ended; waits at most ``timeout`` seconds for the first."""
+    by_number = {worker.fileno(): worker for worker in workers}
+    poll = select.poll()  # select() takes no file descriptor above 1,023
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    ready = poll.poll(None if timeout is None else timeout * 1000)
+    return [by_number[number] for number, _ in ready]
 
 
 def _scanned(part: Part) -> Tally | None:

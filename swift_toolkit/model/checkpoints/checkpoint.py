@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swift_toolkit.config.names import renames
-from swift_toolkit.config.tasks import TaskOutput
+from swift_toolkit.config.tasks import NEW_HEADS, TaskOutput
 from swift_toolkit.machine.msswift import SwiftGeneration
 from swift_toolkit.model.builtin import builtin_of, builtin_problems, is_builtin
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
@@ -30,6 +30,9 @@ from swift_toolkit.model.files import (
     read_json,
 )
 from swift_toolkit.problems import Problem, RequestError
+
+_CLASSIFIER = "ForSequenceClassification"
+"""How the names of architectures end that have a head for classes or scores."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -86,6 +89,14 @@ class Checkpoint:
     def output(self) -> TaskOutput:
         """What it gives: text, a class, a score, vectors, ..."""
         return replace(self.args, task_type=self.task_type).output
+
+    @property
+    def base_answers(self) -> bool:
+        """Whether the base model can be asked without the adapter; otherwise its head has random weights."""
+        if self.task_type not in NEW_HEADS:
+            return True
+        config, _ = read_json(Path(str(self.base)) / "config.json")
+        return _CLASSIFIER in str((config or {}).get("architectures"))
 
 
 def read_checkpoint(path: Path, base_model: str | None = None, trust_code: bool = False) -> Checkpoint:
@@ -171,7 +182,7 @@ def _task_type(path: Path, args: RecordedArguments, adapter: AdapterConfig) -> s
         return args.task_type
     config, _ = read_json(path / "config.json")
     architectures = str((config or {}).get("architectures"))
-    classifies = adapter.task_type == "SEQ_CLS" or "ForSequenceClassification" in architectures
+    classifies = adapter.task_type == "SEQ_CLS" or _CLASSIFIER in architectures
     return "seq_cls" if classifies else None
 
 

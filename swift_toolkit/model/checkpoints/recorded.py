@@ -36,6 +36,7 @@ class RecordedArguments:
         torch_dtype: the type of the weights, e.g. ``bfloat16``.
         tuner_type: how it was trained: ``lora``, ``full``, ...
         quant_method: how the model was quantised.
+        num_labels: the number of classes.
         new_special_tokens: whether tokens were added.
         output_dir: the output directory of the training.
         zero_stage: the stage of DeepSpeed's ZeRO, if known.
@@ -59,6 +60,7 @@ class RecordedArguments:
     torch_dtype: str | None = None
     tuner_type: str | None = None
     quant_method: str | None = None
+    num_labels: int | None = None
     new_special_tokens: bool = False
     output_dir: str | None = None
     zero_stage: int | None = None
@@ -102,6 +104,7 @@ class RecordedArguments:
             processes=size if size and size > 0 else None,
             num_train_epochs=epochs if isinstance(epochs, (int, float)) else None,
             max_steps=_typed(content, "max_steps", int),
+            num_labels=_typed(content, "num_labels", int),
             data=tuple(one for name in ("val_dataset", "dataset") for one in _texts(content.get(name))),
             **{name: _typed(content, name, str) or None for name in texts.split()},
         )

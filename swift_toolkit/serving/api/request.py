@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swift_toolkit.config.tasks import RERANKERS
 from swift_toolkit.console.words import shown
 from swift_toolkit.serving.api.fields import CHAT, COMPLETIONS, EMBEDDINGS, FieldFault, Number, field_faults
 from swift_toolkit.serving.api.schema import RequestBody, RequestMessage
@@ -37,9 +38,6 @@ MOST_MEDIA = 32
 MEDIA_KINDS = ("image", "audio", "video")
 MEDIA_PARTS = ("image", "audio", "video", "image_url", "audio_url", "video_url")
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
-
-RERANKERS = ("reranker", "generative_reranker")
-"""Tasks whose models score a document for a query."""
 
 FILE_TAGS = ("<img>", "<audio>")
 """ms-swift, or the code of a model such as Qwen-VL, opens the text between one of these tags and its end as a file."""

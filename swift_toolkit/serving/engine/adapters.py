@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class RuntimeAdapters:
         self._router = router
         self._directories = [Path(one).resolve() for one in directories]
         self._changing = asyncio.Lock()
-        self._made = len(router.models)
+        self._made = len(router.loaded)
 
     async def load(self, body: RequestBody) -> str:
         """``POST /v1/load_lora_adapter``, with ``lora_name`` and ``lora_path``.
@@ -44,10 +45,10 @@ class RuntimeAdapters:
             raise ApiError(400, "lora_name may only contain letters, digits and . _ : / -.", "lora_name")
         router = self._router
         async with self._changing:
-            if name in router.models:
+            if name in router.loaded:
                 raise ApiError(400, f"A model {name} is already loaded.", "lora_name")
             most = router.backend.most_adapters(router.engine)
-            if most is not None and len(router.models) > most:
+            if most is not None and len(router.loaded) > most:
                 raise ApiError(400, f"The server has already loaded {most} adapters, its maximum.")
             model = await asyncio.to_thread(self._read, name, path)
             await self._add(model)
@@ -55,12 +56,12 @@ class RuntimeAdapters:
 
     async def _add(self, model: ServedModel) -> None:
         router = self._router
-        router.models[model.name], router.aliases[model.name] = model, f"adapter{self._made}"
+        router.loaded[model.name], router.aliases[model.name] = model, f"adapter{self._made}"
         self._made += 1
         try:
             await router.touch(model.name)
         except Exception as error:
-            del router.models[model.name]
+            del router.loaded[model.name]
             if isinstance(error, ApiError):
                 raise replace(error, param="lora_path") from error
             raise ApiError(400, "The adapter cannot be loaded.", "lora_path") from error
@@ -103,9 +104,22 @@ class RuntimeAdapters:
                 f"lora_path has rank {checkpoint.lora_rank}, but the server was started for at most {highest}"
             )
             raise ApiError(400, f"{what}: start it with --vllm_max_lora_rank.", "lora_path")
-        base = router.models[router.first]
+        base = router.loaded[router.first]
         if os.path.realpath(str(checkpoint.base)) != os.path.realpath(base.path):
             raise ApiError(400, "lora_path was trained on a different base model.", "lora_path")
+        for what, own, server in self._compared(checkpoint):
+            if own != server:
+                message = f"lora_path was trained for the {what} {own}, but the server runs with {server}."
+                raise ApiError(400, message, "lora_path")
+
+    def _compared(self, checkpoint: Checkpoint) -> Iterator[tuple[str, object, object]]:
+        """What an adapter shares with all others of the server: its name, the adapter's value, the server's."""
+        router, args = self._router, checkpoint.args
+        yield "task", checkpoint.task_type or "causal_lm", router.facts.task
+        if checkpoint.template is not None:
+            yield "template", checkpoint.template, router.server.template.template_meta.template_type
+        if args.num_labels is not None and router.facts.task == "seq_cls":
+            yield "number of classes", args.num_labels, router.engine.model.config.num_labels
 
     async def unload(self, body: RequestBody) -> str:
         """``POST /v1/unload_lora_adapter``, with ``lora_name``; running answers finish first.
@@ -116,9 +130,9 @@ class RuntimeAdapters:
         (name,) = _texts(body, "lora_name")
         router = self._router
         async with self._changing:
-            if name == router.first or name not in router.models:
+            if name == router.first or name not in router.loaded:
                 raise ApiError(404, f"The adapter {name} does not exist.", "lora_name")
-            del router.models[name]
+            del router.loaded[name]
             while router.running[name]:
                 await asyncio.sleep(0.05)
             alias = router.aliases.pop(name)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +44,8 @@ class Router:
         self.server, self.engine = server, server.infer_engine
         self.backend = BACKENDS[order.backend]
         served = [replace(one, path=as_peft(one.path)) for one in order.models]
-        self.models = {one.name: one for one in served}
-        self.aliases = {name: f"adapter{index}" for index, name in enumerate(self.models)}
+        self.loaded = {one.name: one for one in served}
+        self.aliases = {name: f"adapter{index}" for index, name in enumerate(self.loaded)}
         self.first = served[0].name
         self.running: Counter[str] = Counter()
         self.limits = order.limits
@@ -58,13 +58,18 @@ class Router:
             self._prepare_pt(order)
         self.facts = self._facts(order)
 
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The models that clients can request, by name."""
+        return {name: one for name, one in self.loaded.items() if one.offered}
+
     def _prepare_pt(self, order: ServingOrder) -> None:
         tokens = min(self.engine.max_model_len or 8192, 2 * order.limits.max_tokens)
         model = self.engine.model
         self.engine.max_batch_size = order.max_batch_size or sequences_that_fit(
             model, tokens, largest_batch(model.device.type)
         )
-        if self.engine.task_type != "causal_lm" and len(self.models) > 1:
+        if self.engine.task_type != "causal_lm" and len(self.loaded) > 1:
             self.engine.max_batch_size = 1  # ms-swift gives PEFT one adapter name for a whole batch
         msswift.repair_generation(self.server.template)
         self._batches = Batches(self.engine, self.server.template)
@@ -198,7 +203,7 @@ class Router:
         Raises:
             ApiError: the request cannot be answered; the message is written for the client.
         """
-        model = self.models.get(name)
+        model = self.loaded.get(name)
         if model is None:  # it has just been unloaded
             raise ApiError(404, f"The model {name} does not exist.", "model", "model_not_found")
         try:
@@ -272,7 +277,7 @@ class Router:
 
     async def warm_up(self) -> None:
         """Ask every model for one token, so that adapters are loaded and errors appear now."""
-        for name in self.models:
+        for name in self.loaded:
             await self.touch(name)
 
     async def touch(self, name: str, hook: Any = None) -> None:
