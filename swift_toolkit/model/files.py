@@ -6,6 +6,7 @@ The safetensors format: https://github.com/huggingface/safetensors#format.
 
 from __future__ import annotations
 
+import codecs
 import json
 import struct
 import zipfile
@@ -152,7 +153,7 @@ def missing(path: Path) -> Fault:
 
 
 def read_json(path: Path) -> tuple[JsonObject | None, Fault | None]:
-    """The JSON object in ``path``, or the fault of the file."""
+    """The JSON object in ``path``, and what is wrong with the file. Only one with a byte order mark gives both."""
     try:
         if path.stat().st_size == 0:
             return None, (f"{path} is empty", AGAIN)
@@ -169,6 +170,9 @@ def read_json(path: Path) -> tuple[JsonObject | None, Fault | None]:
         return None, (f"{path} is not valid JSON: {error}", AGAIN)
     if not isinstance(value, dict):
         return None, (f"{path} does not hold a JSON object", AGAIN)
+    if content.startswith(codecs.BOM_UTF8):
+        what = f"{path} begins with a byte order mark, which transformers and PEFT do not accept"
+        return value, (what, "Save it as UTF-8 without BOM.")
     return value, None
 
 
@@ -205,8 +209,25 @@ def _adapter_faults(path: Path) -> list[Fault]:
         faults.append(fault)
     files = [root / name for name in ADAPTER_WEIGHTS if (root / name).exists()][:1]
     if not files:
-        faults.append((f"{root} has no weights: neither {' nor '.join(ADAPTER_WEIGHTS)} is there", AGAIN))
+        faults.append(_no_adapter_weights(root))
     return faults + _files_faults(files)
+
+
+def _no_adapter_weights(root: Path) -> Fault:
+    """The fault of an adapter without its file of weights; names what is there instead."""
+    link = next((file for name in ADAPTER_WEIGHTS if (file := root / name).is_symlink()), None)
+    if link is not None:
+        return f"{link} is a link to {link.readlink()}, which does not exist", AGAIN
+    what = f"{root} has no weights: neither {' nor '.join(ADAPTER_WEIGHTS)} is there"
+    others = sorted(file.name for kind in ("*.safetensors", "*.bin") for file in root.glob(kind))
+    others = [name for name in others if name != "training_args.bin"]
+    if len(others) > 1:
+        return f"{what}, but {listed(others)}", f"PEFT loads one file: merge them into {ADAPTER_WEIGHTS[0]}."
+    if others:
+        suffix = Path(others[0]).suffix
+        name = next(name for name in ADAPTER_WEIGHTS if name.endswith(suffix))
+        return f"{what}, but {others[0]}", f"If these are the adapter's weights, rename it to {name}."
+    return what, AGAIN
 
 
 def _adapter_as_model(path: Path) -> Fault:

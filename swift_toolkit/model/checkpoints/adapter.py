@@ -1,4 +1,4 @@
-"""Whether an adapter is usable and matches its base model, judged by the headers of their safetensors files.
+"""Whether an adapter is usable and matches its base model, judged by the headers of their files.
 
 PEFT only warns when it loads an adapter whose layers have other names, and the untuned base model then answers. Other
 mismatches fail only after the model is loaded, or produce answers that repeat a single token.
@@ -7,66 +7,30 @@ mismatches fail only after the model is loaded, or produce answers that repeat a
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from swift_toolkit.model.checkpoints import peft_config
 from swift_toolkit.model.checkpoints.old_adapter import name_in_peft
+from swift_toolkit.model.checkpoints.peft_config import ITS_OWN
 from swift_toolkit.model.checkpoints.recorded import AdapterConfig, RecordedArguments
-from swift_toolkit.model.files import adapter_root, read_json, safetensors_header
+from swift_toolkit.model.checkpoints.tensors import FLOATS, Tensor, tensors_in, tensors_of
+from swift_toolkit.model.files import ADAPTER_WEIGHTS, JsonObject, adapter_root, read_json
 from swift_toolkit.problems import Problem
 
 OWN_BASE = "Give the right base model: --base-model DIR"
 
-SAMPLED_TENSORS, SAMPLED_VALUES = 64, 256
-"""How many tensors are checked for NaN and infinity, and how many values of each."""
+SAMPLED_TENSORS = 64
+"""How many tensors are checked for NaN and infinity."""
 
-_NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00}  # the exponent bits of infinity and NaN
-_FLOATS = ("F32", *_NOT_FINITE)
-
-# base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight
-_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?(?:\.weight)?")
-_EMBEDDING = re.compile(r"base_model\.model\.(.+)\.lora_embedding_(?:A|B)(?:\.default)?")
+# base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
+_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.weight)?")
+_EMBEDDING = re.compile(r"base_model\.model\.(.+)\.lora_embedding_(A|B)")
 _SAVED = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save(?:\.default)?)?\.(?:weight|bias)")
 _OF_ANOTHER_MODULE = re.compile(r"\.(?:lora|ia3|vera|oft|boft|hada|lokr|bone|miss|prompt)_|\.default\.")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One weight in a safetensors file, as its header describes it.
-
-    Args:
-        shape: its size in each dimension.
-        dtype: safetensors' name of the type, e.g. ``BF16``.
-        file: the file that holds it.
-        start: its first byte in the file.
-        length: its size in bytes.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
-    start: int
-    length: int
-
-    def __str__(self) -> str:
-        return " x ".join(map(str, self.shape))
-
-
-def tensors_in(path: Path) -> dict[str, Tensor]:
-    """Every weight in the safetensors files of the directory ``path``, by name; none if it is not a directory."""
-    found = {}
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
-        header = safetensors_header(file)
-        if header is None:
-            continue  # reported by `model.files`
-        for name, one in header.tensors.items():
-            start, end = one["data_offsets"]
-            found[name] = Tensor(tuple(one["shape"]), one["dtype"], file, header.start + start, end - start)
-    return found
 
 
 def adapter_fit(
@@ -83,25 +47,52 @@ def adapter_fit(
     """
     root = adapter_root(path) or path
     config = AdapterConfig.read(path)
-    tensors = tensors_in(root)
-    if config.swift_form:
-        tensors = {name_in_peft(name): tensor for name, tensor in tensors.items()}
     file = root / "adapter_config.json"
-    own = [*peft_config.type_problems(file, config), *_empty(path, tensors)]
-    own = own or [
-        *_not_numbers(path, tensors),
-        *_other_rank(file, config, tensors),
-        *_other_kind(root, config, tensors),
-        *_halves(path, config, tensors),
-    ]
+    tensors = _weights(root, config)
+    own = [*peft_config.type_problems(file, config), *peft_config.value_problems(file, config)]
+    if not own and tensors is not None:
+        own = list(_own_problems(path, file, config, tensors))
     yield from own
-    if not own and base is not None and (model := tensors_in(base)):
-        fit = _Fit(path, base, tensors, model, args.new_special_tokens)
-        yield from (replace(problem, do=do) for problem in fit.problems())
+    if not own and tensors and base is not None and (model := tensors_in(base)):
+        fit = _Fit(path, base, config, tensors, model, args.new_special_tokens)
+        yield from (problem if problem.do else replace(problem, do=do) for problem in fit.problems())
+
+
+def _weights(root: Path, config: AdapterConfig) -> dict[str, Tensor] | None:
+    """The weights that PEFT would load, by PEFT's names; None if they cannot be read here."""
+    files = [root / name for name in ADAPTER_WEIGHTS if (root / name).is_file()]
+    tensors = tensors_of(files[0]) if files else None
+    if tensors is not None and config.swift_form:
+        return {name_in_peft(name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _own_problems(
+    path: Path, file: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]
+) -> Iterator[Problem]:
+    """Why an adapter with a valid configuration cannot be used with any base model."""
+    found = (
+        [*_empty(path, tensors)] or [*_other_kind(file, config, tensors)] or [*_unread(path, config, tensors)]
+    )
+    yield from found
+    if found:
+        return
+    yield from _not_numbers(path, tensors)
+    yield from _other_rank(file, config, tensors)
+    yield from _halves(path, config, tensors)
+    yield from peft_config.target_problems(file, config, _layers(tensors))
+
+
+def _layers(tensors: Iterable[str]) -> list[str]:
+    """The layers that have matrices of LoRA."""
+    matches = ((_MATRIX.fullmatch(name) or _EMBEDDING.fullmatch(name)) for name in tensors)
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def _empty(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
     empty = [tensor for tensor in tensors.values() if 0 in tensor.shape]
+    if not tensors:
+        yield Problem(f"{path} holds no weights: its file lists no tensor", "Use another checkpoint.")
     if empty:
         shape = list(empty[0].shape)
         what = f"{path} has empty weights: {len(empty)} of its {len(tensors)} tensors have the shape {shape}"
@@ -110,24 +101,12 @@ def _empty(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
 
 
 def _not_numbers(path: Path, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    looked_at = list(tensors.items())[:: max(1, len(tensors) // SAMPLED_TENSORS)]
-    for name, tensor in looked_at:
-        if tensor.dtype in _FLOATS and not _is_finite(tensor):
+    step = len(tensors) // SAMPLED_TENSORS | 1  # odd: A and B of LoRA alternate
+    for name, tensor in list(tensors.items())[::step]:
+        if not tensor.is_finite():
             what = f"{path} holds values that are not numbers (NaN or infinite), e.g. in {name}"
             yield Problem(what, "Its training diverged: use an earlier checkpoint, or train again.")
             return
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    size = 4 if tensor.dtype == "F32" else 2
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.start)
-        content = file.read(min(tensor.length, SAMPLED_VALUES * size))
-    content = content[: len(content) // size * size]
-    if tensor.dtype == "F32":
-        return all(map(math.isfinite, memoryview(content).cast("f")))
-    exponent = _NOT_FINITE[tensor.dtype]
-    return all(value & exponent != exponent for value in memoryview(content).cast("H"))
 
 
 def _other_rank(file: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
@@ -140,8 +119,7 @@ def _other_rank(file: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]
     for name, match in matches.items() if not found else ():
         rank, rows = peft_config.rank_of(config, match[1]), tensors[name].shape[0]
         if rows != rank:
-            what = f"{file} says rank {rank}, but {name} has {rows}"
-            yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
+            yield Problem(f"{file} says rank {rank}, but {name} has {rows}", ITS_OWN)
             return
 
 
@@ -152,20 +130,51 @@ _KINDS = {
 """PEFT's types of adapters -> how the names of their weights begin."""
 
 
-def _other_kind(root: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+def _other_kind(file: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
     """Weights of another type of adapter: PEFT would load none of them, and the base model would answer."""
     wanted = _KINDS.get(str(config.peft_type))
     marks = {mark for mark in _KINDS.values() if any(f".{mark}_" in name for name in tensors)}
     if wanted is not None and marks and wanted not in marks:
-        what = (
-            f'{root / "adapter_config.json"} says "{config.peft_type}", but the weights are of {min(marks)}'
-        )
-        yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
-    content, _ = read_json(root / "adapter_config.json")
-    is_dora = bool((content or {}).get("use_dora")) and wanted == "lora"
-    if is_dora and tensors and not any("lora_magnitude_vector" in name for name in tensors):
-        what = f'{root / "adapter_config.json"} says "use_dora", but the weights hold no magnitudes'
-        yield Problem(what, "Use the adapter_config.json that was saved with these weights.")
+        yield Problem(f'{file} says "{config.peft_type}", but the weights are of {min(marks)}', ITS_OWN)
+    is_dora = bool(config.content.get("use_dora")) and wanted == "lora"
+    has_magnitudes = any("lora_magnitude_vector" in name for name in tensors)
+    if is_dora and not has_magnitudes:
+        yield Problem(f'{file} says "use_dora", but the weights hold no magnitudes', ITS_OWN)
+    elif has_magnitudes and wanted == "lora" and not is_dora:
+        yield Problem(f'{file} does not say "use_dora", but the weights hold magnitudes', ITS_OWN)
+
+
+_PREFIX = "base_model.model."
+
+
+def _unread(path: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Names of weights that PEFT ignores, because another program wrote them or a wrapper of the model is part of them:
+    those layers would stay untuned.
+    """
+    mark = _KINDS.get(str(config.peft_type))
+    if mark is None:
+        return
+    own = [name for name in tensors if f"{mark}_" in name]
+    unread = [name for name in own if not _is_read(name, mark)]
+    if not own or (mark == "lora" and not _layers(tensors)):
+        unread = list(tensors)
+    if unread:
+        of = f"{len(unread)} of its {len(tensors)} weights, e.g. {unread[0]}"
+        example = f"{_PREFIX}<layer>.{mark}_{'A.weight' if mark == 'lora' else '...'}"
+        what = f"{path} was not saved by PEFT, which would not load {of}: PEFT's names are like {example}"
+        yield Problem(what, "Save it with PEFT (save_pretrained), or rename its weights.")
+
+
+def _is_read(name: str, mark: str) -> bool:
+    """Whether PEFT loads a weight of this name."""
+    layer, _, parameter = name.partition(f".{mark}_")
+    wrapped = not _WRAPPERS.isdisjoint(layer.split("."))
+    prefix = _PREFIX if mark == "lora" else "base_model."  # VeRA's projections belong to no layer
+    return name.startswith(prefix) and bool(parameter) and ".default" not in parameter and not wrapped
+
+
+_WRAPPERS = frozenset("_orig_mod module _fsdp_wrapped_module _checkpoint_wrapped_module".split())
+"""Modules that torch.compile, data parallelism and FSDP put around others."""
 
 
 def _halves(path: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
@@ -181,28 +190,51 @@ def _halves(path: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) ->
 
 
 class _Fit:
-    """An adapter and its base model."""
+    """An adapter and its base model.
+
+    Args:
+        path: the adapter.
+        base: the directory of its base model.
+        config: the adapter's configuration.
+        adapter, model: the weights of both, by name.
+        grown: tokens were added, and are added again when it is loaded.
+    """
 
     def __init__(
-        self, path: Path, base: Path, adapter: Mapping[str, Tensor], model: Mapping[str, Tensor], grown: bool
-    ) -> None:
-        self.path, self.base, self.adapter, self.model = path, base, adapter, model
-        self.grown = grown  # tokens were added, and are added again when it is loaded
+        self, path: Path, base: Path, config: AdapterConfig, adapter: Mapping[str, Tensor],
+        model: Mapping[str, Tensor], grown: bool,
+    ) -> None:  # fmt: skip
+        self.path, self.base, self.config, self.adapter, self.model = path, base, config, adapter, model
+        self.grown = grown
         self.modules = {name.rpartition(".")[0] for name in model}
-        matches = ((_MATRIX.fullmatch(name) or _EMBEDDING.fullmatch(name)) for name in adapter)
-        self.layers = dict.fromkeys(match[1] for match in matches if match)
+        self.roots = {name.partition(".")[0] for name in model}
+        self.layers = _layers(adapter)
 
     def problems(self) -> Iterator[Problem]:
         """The first mismatch of each kind."""
-        found = [*self._names(), *self._matrices()]
+        found = [*self._names(), *self._matrices(), *self._embeddings(), *self._untuned()]
         yield from found[:1]
         yield from self._saved()
+        yield from self._not_saved()
 
     def _in_model(self, layer: str) -> str | None:
-        """The layer's name in the model's files, which may lack the names of its outermost modules."""
-        parts = layer.split(".")
+        """The layer's name in the model's files, which may lack the names of its outermost modules, or have one more
+        where a model without its head is loaded.
+        """
+        if layer in self.modules:
+            return layer
+        root, *parts = layer.split(".")
         names = (".".join(parts[index:]) for index in range(len(parts)))
-        return next((name for name in names if name in self.modules), None)
+        if root not in self.roots and (found := next((one for one in names if one in self.modules), None)):
+            return found
+        return self._headless.get(layer)
+
+    @cached_property
+    def _headless(self) -> dict[str, str]:
+        """The modules by their names in a model that is loaded without its head."""
+        if self.config.task_type != "FEATURE_EXTRACTION":
+            return {}
+        return {name.partition(".")[2]: name for name in self.modules}
 
     def _names(self) -> Iterator[Problem]:
         layers = [layer for layer in self.layers if layer.rpartition(".")[2] not in _MADE]
@@ -214,12 +246,34 @@ class _Fit:
                 f"none of the {len(layers)} layers of the adapter, e.g. {absent[0]}, is in the model{shown}"
             )
             yield self._problem(what)
-        elif absent and len(absent) < len(layers):
-            kinds = {_INDEX.sub(".N.", one) for one in self.modules}
-            cut = [layer for layer in absent if self._kind(layer) in kinds]
+        elif absent and len(absent) < len(layers) and not self.config.content.get("layer_replication"):
+            kinds = {self._kind(one) for one in self.modules}
+            cut = [layer for layer in absent if self._kind(layer) in kinds or self._is_misnamed(layer)]
             if cut:
                 more = f" and {len(cut) - 1} more of its layers are" if len(cut) > 1 else " is"
                 yield self._problem(f"{cut[0]}{more} not in the model")
+
+    def _is_misnamed(self, layer: str) -> bool:
+        """Whether the model has the block of a layer, but not the layer. The parts of a larger model, and experts, may
+        have other names in the files than in the loaded model, and code of the model's own may name them as it likes.
+        """
+        if self._has_parts or "auto_map" in self.base_config or "expert" in layer:
+            return False
+        return layer.rpartition(".")[0] in self._blocks
+
+    @cached_property
+    def _blocks(self) -> set[str]:
+        return {module.rpartition(".")[0] for module in self.modules}
+
+    @cached_property
+    def base_config(self) -> JsonObject:
+        """The config.json of the base model."""
+        return read_json(self.base / "config.json")[0] or {}
+
+    @property
+    def _has_parts(self) -> bool:
+        values = self.base_config.items()
+        return any(isinstance(value, dict) and name.endswith("_config") for name, value in values)
 
     def _kind(self, layer: str) -> str:
         return _INDEX.sub(".N.", layer)
@@ -231,8 +285,7 @@ class _Fit:
 
     def _fits_loosely(self, layers: list[str]) -> bool:
         """Whether a model of several parts has such layers: transformers renames those parts when it loads them."""
-        config = read_json(self.base / "config.json")[0] or {}
-        if not any(isinstance(value, dict) and name.endswith("_config") for name, value in config.items()):
+        if not self._has_parts:
             return False
         tails = {_tail(one) for one in self.modules}
         return any(_tail(layer) in tails for layer in layers)
@@ -254,6 +307,56 @@ class _Fit:
                 yield self._problem(what)
                 return
 
+    def _embeddings(self) -> Iterator[Problem]:
+        """LoRA of an embedding of shape (tokens, width) is A of shape (r, tokens) and B of shape (width, r)."""
+        for name, a in self.adapter.items():
+            match = _EMBEDDING.fullmatch(name)
+            b = self.adapter.get(name.replace("lora_embedding_A", "lora_embedding_B"))
+            weight = self.model.get(f"{self._in_model(match[1])}.weight") if match else None
+            if match is None or match[2] == "B" or b is None or not _is_matrix(weight, a, b):
+                continue
+            expected = (a.shape[1], b.shape[0])
+            if weight is not None and weight.shape != expected and not self.grown:
+                what = f"{match[1]} is {expected[0]} x {expected[1]} in the adapter and {weight} in the model"
+                yield self._problem(what)
+
+    def _untuned(self) -> Iterator[Problem]:
+        """Layers that the configuration targets and the adapter lacks, though it has the same layer of other blocks."""
+        if not peft_config.lists_targets(self.config) or self.config.peft_type != "LORA":
+            return
+        blocks = self.base_config.get("num_hidden_layers")
+        if not isinstance(blocks, int):
+            return
+        kinds = {self._kind(layer) for layer in self.layers}
+        there = {name for layer in self.layers if (name := self._in_model(layer))}
+        same = sorted(
+            name for name in self.modules - there
+            if self._kind(name) in kinds and (block := _INDEX.search(name)) and int(block[0][1:-1]) < blocks
+        )  # fmt: skip
+        lacking = [name for name in same if peft_config.is_target(self.config, name)]
+        if lacking:
+            more = f" and {len(lacking) - 1} more layers" if len(lacking) > 1 else ""
+            what = f'{self.path} is not whole: "target_modules" names {lacking[0]}{more}, which it has no weights for'
+            yield Problem(what, "Download it again, or use another checkpoint.")
+
+    @property
+    def _tied_head(self) -> list[str]:
+        """The head of a language model that shares its weights with the embedding, and is not in the files."""
+        writes = str(self.base_config.get("architectures")).endswith("ForCausalLM']")
+        return ["lm_head"] if writes and "model.embed_tokens" in self.modules else []
+
+    def _not_saved(self) -> Iterator[Problem]:
+        """Fully trained layers that the configuration names and the adapter lacks; PEFT fails with a KeyError."""
+        for module in peft_config.saved_modules(self.config):
+            inside = re.compile(rf"(?:^|.*\.){re.escape(module)}(?:\.modules_to_save)?\.")
+            names = [name.removeprefix(_PREFIX) for name in self.adapter]
+            stored = any(inside.match(f"{name}.") for name in (*self.modules, *self._tied_head))
+            if stored and not any(inside.match(name) for name in names):
+                what = (
+                    f'{self.path} is not whole: "modules_to_save" names {module}, which it has no weights for'
+                )
+                yield Problem(what, "Download it again, or use another checkpoint.")
+
     def _saved(self) -> Iterator[Problem]:
         """Fully trained layers (``modules_to_save``) and embeddings."""
         for name, tensor in self.adapter.items():
@@ -262,7 +365,7 @@ class _Fit:
                 continue
             leaf = name.rpartition(".")[2]
             weight = self.model.get(f"{self._in_model(match[1])}.{leaf}")
-            if weight is None or weight.dtype not in _FLOATS or weight.shape == tensor.shape:
+            if weight is None or weight.dtype not in FLOATS or weight.shape == tensor.shape:
                 continue
             if self.grown and weight.shape[1:] == tensor.shape[1:]:
                 continue
@@ -285,4 +388,4 @@ def _tail(module: str) -> str:
 
 
 def _is_matrix(*tensors: Tensor | None) -> bool:
-    return all(one is not None and len(one.shape) == 2 and one.dtype in _FLOATS for one in tensors)
+    return all(one is not None and len(one.shape) == 2 and one.dtype in FLOATS for one in tensors)

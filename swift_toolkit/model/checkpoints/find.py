@@ -142,7 +142,11 @@ def damage(path: Path) -> list[Problem]:
 def _no_checkpoint(path: Path) -> Problem:
     """``path`` exists but holds nothing usable; suggests paths one level below."""
     below = (
-        sorted(child for child in path.iterdir() if runs_of(child) or checkpoints_of(child))
+        sorted(
+            child
+            for child in path.iterdir()
+            if runs_of(child) or checkpoints_of(child) or (child.is_dir() and checkpoint_kind(child))
+        )
         if path.is_dir()
         else []
     )

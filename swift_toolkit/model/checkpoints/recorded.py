@@ -122,6 +122,7 @@ class AdapterConfig:
         rank_pattern: regular expression -> the rank of the layers that it fits, instead of ``rank``.
         alpha_pattern: regular expressions for layers whose alpha differs.
         peft_version: the version of PEFT that wrote it; "" if not given.
+        content: the whole object.
         has_parameters: it adapts parameters that are not layers, such as those of several experts.
         swift_form: the type of an adapter in ms-swift 1's own format, ``LORA`` for plain LoRA; "" for PEFT's format.
     """
@@ -133,6 +134,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: tuple[str, ...] = ()
     peft_version: str = ""
+    content: JsonObject = field(default_factory=dict)
     has_parameters: bool = False
     swift_form: str = ""
 
@@ -150,6 +152,7 @@ class AdapterConfig:
             rank_pattern={key: rank for key, rank in ranks.items() if isinstance(rank, int)},
             alpha_pattern=tuple(_typed(content, "alpha_pattern", dict) or ()),
             peft_version=_typed(content, "peft_version", str) or "",
+            content=content,
             has_parameters=bool(content.get("target_parameters")),
             swift_form=form and odd,
         )
