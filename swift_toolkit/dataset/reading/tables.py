@@ -21,6 +21,7 @@ from swift_toolkit.dataset.reading.streams import (
     DataFile,
     Record,
     Rest,
+    count_byte,
 )
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.rows.formats import MEDIA_COLUMNS, MESSAGE_COLUMNS, OTHER_COLUMNS
@@ -141,7 +142,7 @@ def first_row(data: bytes) -> int:
 
 def last_row(data: bytes) -> int:
     """Where the last whole row ends: after a line break with an even number of quotes before it; 0 if there is none."""
-    return _last_row(data, data.count(b'"'))
+    return _last_row(data, _quotes_in(data))
 
 
 def _last_row(data: bytes, quotes: int) -> int:
@@ -154,12 +155,20 @@ def _last_row(data: bytes, quotes: int) -> int:
     return 0
 
 
+def _quotes_in(data: bytes) -> int:
+    if b'"' not in data:
+        return 0
+    import numpy
+
+    return int(numpy.count_nonzero(numpy.frombuffer(data, numpy.uint8) == ord('"')))
+
+
 def row_bounds(path: Path, step: int) -> Iterator[int]:
     """Positions between the rows of a table, at least `step` bytes apart, if each quote starts or ends a field."""
     at = quotes = 0
     with path.open("rb") as stream:
         while data := stream.read(step):
-            quotes += data.count(b'"')
+            quotes += _quotes_in(data)
             if end := _last_row(data, quotes):
                 yield at + end
             at += len(data)
@@ -248,7 +257,7 @@ def _columns_without_quotes(data: bytes, header: Sequence[str], separator: str) 
     if set(map(len, rows)) != {len(header)}:
         return None
     columns: list[Sequence[str]] = list(zip(*rows, strict=True))
-    if returns := data.count(b"\r"):
+    if returns := count_byte(data, b"\r"):
         columns[-1] = [cell[:-1] for cell in columns[-1] if cell.endswith("\r")]
         if len(columns[-1]) != len(rows) or len(rows) != returns:
             return None

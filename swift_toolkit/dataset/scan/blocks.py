@@ -18,7 +18,7 @@ from swift_toolkit.dataset.reading.json_text import (
     rows_of_lines,
     texts_of_lines,
 )
-from swift_toolkit.dataset.reading.streams import Chunk, CutError, DataFile, Record
+from swift_toolkit.dataset.reading.streams import Chunk, CutError, DataFile, Record, count_byte
 from swift_toolkit.dataset.reading.tables import (
     SEPARATORS,
     Batch,
@@ -89,7 +89,7 @@ class LineBlock:
     def __init__(self, chunk: Chunk) -> None:
         self.data = chunk.data
         self.size = len(chunk.data)
-        self.lines = chunk.data.count(b"\n") + (not chunk.data.endswith(b"\n"))
+        self.lines = count_byte(chunk.data, b"\n") + (not chunk.data.endswith(b"\n"))
 
     @cached_property
     def rows(self) -> JsonRows:
@@ -130,7 +130,7 @@ class ItemBlock(LineBlock):
         super().__init__(chunk)
         self.chunk = chunk
         self.trusting = trusting
-        self.lines = chunk.data.count(b"\n")
+        self.lines = count_byte(chunk.data, b"\n")
 
     @cached_property
     def _found(self) -> JsonRows | None:
@@ -159,7 +159,7 @@ class TextBlock:
     def __init__(self, chunk: Chunk) -> None:
         self.data = chunk.data
         self.size = len(chunk.data)
-        self.lines = chunk.data.count(b"\n")
+        self.lines = count_byte(chunk.data, b"\n")
 
     @cached_property
     def rows(self) -> list[tuple[int, str]]:
@@ -191,7 +191,7 @@ class TableBlock:
     ) -> None:
         self.data, self.header, self.separator, self.read = chunk.data, header, separator, read
         self.size = len(chunk.data) if read is None else read.size
-        self.lines = chunk.data.count(b"\n") if read is None else read.lines
+        self.lines = count_byte(chunk.data, b"\n") if read is None else read.lines
 
     @cached_property
     def rows(self) -> Fields:

@@ -1,10 +1,11 @@
-"""Scan parts of files in this process and, on Linux, in forked ones. As a module, this file runs a process that calls
+"""Scan parts of files in this process or, on Linux, in forked ones. As a module, this file runs a process that calls
 one function."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import pickle
 import select
@@ -33,7 +34,7 @@ ALONE_BYTES = 12 << 20
 """Smaller data is scanned by this process alone: another process takes about as long to start and to be heard."""
 
 RANGE_BYTES = 8 << 20
-"""Size of the parts into which an uncompressed file is divided among processes."""
+"""Maximum size of the parts into which an uncompressed file is divided among processes."""
 
 BATCH_BYTES = 2 << 20
 """Bytes of rows sent to a process at a time, if only one process can read the file."""
@@ -71,7 +72,7 @@ def scan_parts(parts: Sequence[Part]) -> list[Tally]:
         The tally of each file.
     """
     _import_for(parts)
-    workers = [_forked() for _ in range(_processes() - 1)]
+    workers = [_forked() for _ in range(_processes())]
     try:
         sums = _sums([_pieces(part) for part in parts], workers)
         in_order = [
@@ -147,7 +148,7 @@ def _in_order(pieces: Iterable[tuple[int, Piece]], queue: _Queue) -> Iterator[tu
 
 
 class _Queue:
-    """Distributes pieces among workers and this process.
+    """Distributes pieces among workers. This process scans none itself, so that no worker waits for it.
 
     Args:
         workers: all of them idle.
@@ -159,39 +160,35 @@ class _Queue:
         self.done: dict[int, Tally | None] = {}
 
     def add(self, number: int, piece: Piece) -> None:
-        """Let an idle worker scan a piece, or scan it here if there is none."""
+        """Let a worker scan a piece, as soon as one is idle."""
         if isinstance(piece, Tally):
             self.done[number] = piece
             return
         if not self.idle:
-            self._collect(0)
-        if self.idle:
-            worker = self.idle.pop()
-            worker.start(_scanned, piece)
-            self.busy[worker] = number
-        else:
-            self.done[number] = _scanned(piece)
+            self._collect()
+        worker = self.idle.pop()
+        worker.start(_scanned, piece)
+        self.busy[worker] = number
 
     def result(self, number: int) -> Tally | None:
         """The tally of a piece; None if it was cut at a wrong place."""
         while number not in self.done:
-            self._collect(None)
+            self._collect()
         return self.done.pop(number)
 
-    def _collect(self, timeout: float | None) -> None:
-        for worker in _with_result(self.busy, timeout):
+    def _collect(self) -> None:
+        for worker in _with_result(self.busy):
             self.done[self.busy.pop(worker)] = worker.result()
             self.idle.append(worker)
 
 
-def _with_result(workers: Iterable[_Worker], timeout: float | None) -> list[_Worker]:
-    """The workers that have a result or have ended; waits at most ``timeout`` seconds for the first."""
+def _with_result(workers: Iterable[_Worker]) -> list[_Worker]:
+    """Wait for workers that have a result or have ended."""
     by_number = {worker.fileno(): worker for worker in workers}
     poll = select.poll()  # select() takes no file descriptor above 1,023
     for number in by_number:
         poll.register(number, select.POLLIN)
-    ready = poll.poll(None if timeout is None else timeout * 1000)
-    return [by_number[number] for number, _ in ready]
+    return [by_number[number] for number, _ in poll.poll()]
 
 
 def _scanned(part: Part) -> Tally | None:
@@ -214,10 +211,15 @@ def _pieces(part: Part) -> Iterator[Piece]:
     if file.syntax == "parquet":
         return _between(part, _rows_of_parts(part))
     if file.is_lines:
-        return _between(part, range(RANGE_BYTES, file.size - RANGE_BYTES // 4, RANGE_BYTES))
-    if file.values:
-        return _between(part, item_bounds(file.path, RANGE_BYTES))
-    return _between(part, row_bounds(file.path, RANGE_BYTES))
+        return _between(part, range(_step(file), file.size, _step(file)))
+    find_bounds = item_bounds if file.values else row_bounds
+    return _between(part, find_bounds(file.path, _step(file)))
+
+
+def _step(file: DataFile) -> int:
+    """Size of the parts of a file: as many for each process."""
+    rounds = math.ceil(file.size / (_processes() * RANGE_BYTES))
+    return math.ceil(file.size / max(rounds * _processes(), 1))
 
 
 def _between(part: Part, bounds: Iterable[int]) -> Iterator[Part]:

@@ -7,7 +7,7 @@ by one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, repeat
 from operator import attrgetter, itemgetter
@@ -125,24 +125,34 @@ class PlainTexts:
 
     def of_lines(self, data: bytes) -> Talks | None:
         """The texts of rows with one row per line; None if any of them is not plain."""
-        if not self._left_to_orjson(data):
-            return self._of_json(self._decode_lines, data)
-        import orjson
-
-        return self._of_json(lambda data: self._typed(map(orjson.loads, data.strip().split(b"\n"))), data)
+        escaped = self._left_to_orjson(data)
+        return self._of_json(self._decode_escaped_lines if escaped else self._decode_lines, data)
 
     def of_array(self, data: bytes | bytearray) -> Talks | None:
         """The texts of the items of an array; None if any of them is not plain."""
-        if not self._left_to_orjson(data):
-            return self._of_json(self._decode_array, data)
+        escaped = self._left_to_orjson(data)
+        return self._of_json(self._decode_escaped_array if escaped else self._decode_array, data)
+
+    def _decode_escaped_lines(self, data: bytes | bytearray) -> list[Any]:
+        """The rows, decoded as one array, which is faster than line by line.
+
+        A 0 is added between lines. Within a row it is an error, so every line is a row if there are as many.
+        """
         import orjson
 
-        return self._of_json(lambda data: self._typed(orjson.loads(data)), data)
+        array = data.replace(b"\n", b",\n0,\n")
+        values = orjson.loads(b"".join((b"[", array, b"0]" if data.endswith(b"\n") else b",0,0]")))
+        return self._typed(values[:-1:2])
 
-    def _typed(self, values: Iterable[Any]) -> list[Any]:
+    def _decode_escaped_array(self, data: bytes | bytearray) -> list[Any]:
+        import orjson
+
+        return self._typed(orjson.loads(data))
+
+    def _typed(self, values: list[Any]) -> list[Any]:
         import msgspec
 
-        rows: list[Any] = msgspec.convert(list(values), list[self._row])  # type: ignore[name-defined]
+        rows: list[Any] = msgspec.convert(values, list[self._row])  # type: ignore[name-defined]
         return rows
 
     def _of_json(self, decode: Callable[[Any], list[Any]], data: bytes | bytearray) -> Talks | None:
@@ -277,9 +287,9 @@ def _utf8(texts: Any) -> bytes | memoryview:
 
 
 def _is_escaped(data: bytes | bytearray) -> bool:
-    """Whether most of these bytes belong to \\u escapes."""
+    """Whether more than a quarter of these bytes belong to \\u escapes; with fewer, msgspec is faster."""
     some = data[:_PROBE]
-    return some.count(b"\\u") * 6 > len(some) // 2
+    return some.count(b"\\u") * 6 > len(some) // 4
 
 
 def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
