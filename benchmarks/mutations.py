@@ -2,6 +2,7 @@
 
     python benchmarks/mutations.py             # our answers, compared with the tables of ms-swift's answers
     python benchmarks/mutations.py --draw 2    # only the second draw
+    python benchmarks/mutations.py --limits    # ms-swift's answers to the rows of tests/limits.txt
     python benchmarks/mutations.py --raw       # add the answers of ms-swift that the tables lack: about 1 s each
 
 The commands follow the style of ms-swift's own examples (sft, pt, rlhf), with a tiny model and small files. A seeded
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -107,6 +109,7 @@ rlhf grpo_full   {_FULL} {_LOOK} --rlhf_type grpo --dataset grpo.jsonl --reward_
 """ms-swift's command, a name, and the flags in addition to `_MODEL`; a backslash continues a line."""
 
 
+@functools.cache
 def commands() -> dict[str, list[str]]:
     """The unchanged commands: name -> arguments of ``swift``."""
     lines = COMMANDS.strip().replace("\\\n", "").splitlines()
@@ -527,6 +530,7 @@ _SIX = tuple(_KINDS)[:6]
 DRAWS = (
     Draw(Path(__file__).with_suffix(".jsonl"), 16, 1000, _SIX),
     Draw(Path(__file__).with_name("mutations_2.jsonl"), 2026, 200, (*_SIX, "any argument", "any argument")),
+    Draw(Path(__file__).with_name("mutations_3.jsonl"), 777, 250, (*_SIX, "any argument", "any argument")),
 )
 
 
@@ -726,6 +730,57 @@ def ask_raw(draw: Draw, folder: Path, most: int) -> None:
             file.flush()
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A row of ``tests/limits.txt``.
+
+    Args:
+        wrong: a command that ms-swift rejects.
+        near: a similar command that it accepts, None if there is none.
+    """
+
+    wrong: Mutation
+    near: Mutation | None
+
+
+@functools.cache
+def limits(file: Path = ROOT / "tests/limits.txt") -> list[Limit]:
+    """The commands of ``tests/limits.txt``."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            base, wrong, key, *near = line.split(" | ")
+            mutations = [Mutation("limit", base, _changed(base, text), key) for text in (wrong, *near)]
+            found.append(Limit(mutations[0], mutations[1] if near else None))
+    return found
+
+
+def _changed(base: str, text: str) -> tuple[str, ...]:
+    """A command with other settings; ``--no-NAME`` removes one."""
+    words = commands()[base]
+    flags = _flags(words)
+    for flag, values in _flags(["", *shlex.split(text)]).items():
+        if flag.startswith("--no-"):
+            flags.pop(f"--{flag[5:]}", None)
+        else:
+            flags[flag] = values
+    return _joined(words[0], flags)
+
+
+def ask_limits(folder: Path) -> bool:
+    """Whether ms-swift rejects and accepts what ``tests/limits.txt`` says; prints the rows that differ."""
+    rows = limits()
+    asked = [(row.wrong, True) for row in rows] + [(row.near, False) for row in rows if row.near]
+    answers = raw_answers([(number, one) for number, (one, _) in enumerate(asked)], folder)
+    differ = 0
+    for answer, (mutation, rejects) in zip(answers, asked, strict=True):
+        if (answer.error is not None) != rejects:
+            differ += 1
+            print(f"DIFFERS {shlex.join(mutation.words)}: {answer.error}", flush=True)
+    print(f"{len(asked)} commands of tests/limits.txt, {differ} answers differ")
+    return not differ
+
+
 def compare_unchanged() -> bool:
     """Whether no unchanged command is rejected; prints how many are accepted."""
     false = [name for name, words in commands().items() if ours(words).status != 0]
@@ -772,16 +827,23 @@ def compare(draw: Draw, show: bool) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draw", type=int, choices=[1, 2], help="only this one (default: both)")
+    parser.add_argument(
+        "--draw", type=int, choices=range(1, len(DRAWS) + 1), help="only this one (default: all)"
+    )
     parser.add_argument("--raw", action="store_true", help="add the answers of ms-swift that the tables lack")
     parser.add_argument("--most", type=int, default=2000, help="with --raw: at most so many answers")
     parser.add_argument(
         "--show", action="store_true", help="print each command that is missed here or rejected only here"
     )
+    parser.add_argument(
+        "--limits", action="store_true", help="ask ms-swift about the rows of tests/limits.txt"
+    )
     options = parser.parse_args()
     draws = [DRAWS[options.draw - 1]] if options.draw else DRAWS
     with tempfile.TemporaryDirectory() as name:
         lay_out(Path(name))
+        if options.limits:
+            return 0 if ask_limits(Path(name)) else 1
         if options.raw:
             for draw in draws:
                 ask_raw(draw, Path(name), options.most)

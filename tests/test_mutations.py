@@ -60,3 +60,27 @@ def test_what_ms_swift_refuses_is_refused_before(benchmark: ModuleType, number: 
             missed.append(f"{mutation.kind}: {' '.join(mutation.words)}: {answers[mutation.words].error}")
     assert len(asked) > 50
     assert len(missed) <= 0.03 * len(asked), "\n".join(missed)
+
+
+@pytest.fixture(scope="module")
+def place(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("limits")
+    benchmark.lay_out(folder)
+    return folder
+
+
+LIMITS = Path(__file__).parent / "limits.txt"
+COUNT = sum(1 for line in LIMITS.read_text(encoding="utf-8").splitlines() if line and line[0] != "#")
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_what_ms_swift_raises_is_refused_and_what_is_next_to_it_is_not(
+    benchmark: ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.chdir(place)
+    row = benchmark.limits()[number]
+    found = benchmark.ours(row.wrong.words)
+    assert found.status == 2, row.wrong.words
+    assert f'{row.wrong.key}"' in found.said, found.said
+    if row.near is not None:
+        assert benchmark.ours(row.near.words).status == 0

@@ -11,8 +11,7 @@ from typing import Any
 
 from swift_toolkit.config import fields
 from swift_toolkit.config.settings import Config
-from swift_toolkit.config.values import not_one_of
-from swift_toolkit.console.words import did_you_mean_path, shown, variable_advice
+from swift_toolkit.console.words import shown, variable_advice
 from swift_toolkit.machine import files as machine_files
 from swift_toolkit.problems import Problem
 
@@ -31,9 +30,7 @@ def named_file_problems(config: Config) -> Iterator[Problem]:
             elif not read.strip():
                 yield config.problem(name, f'names the file "{path}", which is empty')
     yield from _tables(config)
-    yield from _plugins(config)
     yield from _objects(config)
-    yield from _rope_scaling(config)
     yield from _generation_config(config)
     for name in ("cached_dataset", "cached_val_dataset"):
         for path in config.get(name) or []:
@@ -95,14 +92,6 @@ def _tables(config: Config) -> Iterator[Problem]:
             yield config.problem("custom_dataset_info", what)
 
 
-def _plugins(config: Config) -> Iterator[Problem]:
-    for name in ("external_plugins", "custom_register_path"):
-        for file in config.get(name) or []:
-            if not Path(file).expanduser().is_file():
-                do = did_you_mean_path(Path(file), "Check the path.")
-                yield config.problem(name, f'names the file "{file}", which does not exist', do)
-
-
 def _objects(config: Config) -> Iterator[Problem]:
     for name, value in _given_as_text(config):
         found = json_of(value)
@@ -110,23 +99,6 @@ def _objects(config: Config) -> Iterator[Problem]:
             yield config.problem(name, found.what, found.do)
         elif not isinstance(found, dict):
             yield config.problem(name, *not_an_object(value))
-
-
-_ROPE_SCALINGS = ("linear", "dynamic", "yarn")
-
-
-def _rope_scaling(config: Config) -> Iterator[Problem]:
-    """A name, an object, or a JSON file with one."""
-    value = config.get("rope_scaling")
-    if not isinstance(value, str) or value in _ROPE_SCALINGS:
-        return
-    found = json_of(value)
-    if isinstance(found, Problem) and not machine_files.exists(value):
-        yield config.problem("rope_scaling", *not_one_of(value, _ROPE_SCALINGS))
-    elif isinstance(found, Problem):
-        yield config.problem("rope_scaling", found.what, found.do)
-    elif not isinstance(found, dict):
-        yield config.problem("rope_scaling", *not_an_object(value))
 
 
 def objects_in_files(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:

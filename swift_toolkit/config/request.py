@@ -21,6 +21,7 @@ from swift_toolkit.config import fields as config_fields
 from swift_toolkit.config import named_files, presets, requirements, rules, sharding, tasks
 from swift_toolkit.config.fields import Field
 from swift_toolkit.config.file import environment_of, read_config_file
+from swift_toolkit.config.limits import plugins, rope
 from swift_toolkit.config.names import renames, translate
 from swift_toolkit.config.presets import PRESETS_OF_LORA, Choice
 from swift_toolkit.config.settings import OWN_KEYS, TUNER_NAMES, Config, Setting, Source
@@ -111,6 +112,7 @@ def read_request(
     )
     for name, content in list(named_files.objects_in_files(config)):
         config.replace(name, content)
+    rope.write_for_transformers(config)
     for name, notice in rules.unused_secrets(config):
         del config.settings[name]
         config.notices.append(notice)
@@ -122,7 +124,8 @@ def read_request(
         config.warnings += [*requirements.unusual_values(config), *sharding.sharding_warnings(config)]
         config.warnings += named_files.named_file_warnings(config)
     else:
-        problems += named_files.named_file_problems(config)
+        problems += [*named_files.named_file_problems(config), *rope.rope_problems(config)]
+        problems += plugins.plugin_problems(config)
     return config, problems
 
 

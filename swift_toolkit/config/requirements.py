@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any
 
+from swift_toolkit.config.limits import algorithms, trainer, tuners
+from swift_toolkit.config.limits.conditions import Condition, Conditions
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import DECISION_LOSSES, PAIR_LOSSES
 from swift_toolkit.console.words import did_you_mean
@@ -18,50 +18,6 @@ from swift_toolkit.problems import Problem
 
 _VALIDATION = "val_dataset cached_val_dataset split_dataset_ratio eval_dataset".split()
 _DATA = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
-
-
-@dataclass(frozen=True)
-class Condition:
-    """``setting=value``: the setting has this value, is a list that contains it, or with ``*`` is set and not false.
-
-    ``task`` and ``tuner`` stand for their final values.
-    """
-
-    setting: str
-    value: str = "*"
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        setting, _, value = text.partition("=")
-        return cls(setting, value or "*")
-
-    def holds(self, config: Config) -> bool:
-        """Whether the condition holds in ``config``."""
-        given = _value(config, self.setting)
-        if self.value == "*":
-            return given not in (None, False, "no", [], {})
-        return self.value in [str(one) for one in (given if isinstance(given, list) else [given])]
-
-    def blamed(self, config: Config) -> str:
-        """The setting to name in the message."""
-        names = {"task": "task_type" if config.get("task_type") else "rlhf_type", "tuner": config.tuner_name}
-        return names.get(self.setting, self.setting)
-
-    @property
-    def shown(self) -> str:
-        return "" if self.value == "*" else f'is "{self.value}", which '
-
-
-def _value(config: Config, name: str) -> Any:
-    if name == "task":
-        return config.task.name
-    if name == "tuner":
-        return config.tuner
-    setting, _, key = name.partition(".")
-    value = config.get(setting)
-    if key and isinstance(value, dict):
-        return value.get(key)
-    return None if key else value
 
 
 def has_validation(config: Config) -> bool:
@@ -76,16 +32,11 @@ def has_validation(config: Config) -> bool:
 # --- needs --------------------------------------------------------------------------------------------------
 
 _NEEDS = """
-reward_funcs=soft_overlong                   soft_cache_length
-reward_weights                               reward_funcs reward_model use_gym_env
-advantage_reweight=rlsd                      reward_funcs
-vllm_mode                                    use_vllm
-vllm_mode=server                             vllm_server_host vllm_server_base_url
 lr_scheduler_type=cosine_with_min_lr         lr_scheduler_kwargs.min_lr lr_scheduler_kwargs.min_lr_rate
 lr_scheduler_type=cosine_warmup_with_min_lr  lr_scheduler_kwargs.min_lr lr_scheduler_kwargs.min_lr_rate
 lr_scheduler_type=warmup_stable_decay        lr_scheduler_kwargs.num_decay_steps
 """
-"""A condition, and the settings of which one must be given."""
+"""Conditions, and the conditions of which one must hold, too."""
 _ON_SOME_LAYERS = tuple(
     f"optim={kind}{layerwise}"
     for kind in ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw")
@@ -97,28 +48,33 @@ _ON_SOME_LAYERS = tuple(
 def needs(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
     """Settings whose requirements are missing."""
     task = (f"task={config.task.name}", *config.task.needs)
+    tables = (_NEEDS, algorithms.NEEDS, trainer.NEEDS, tuners.NEEDS)
     optimizers = ((text, "optim_target_modules") for text in _ON_SOME_LAYERS)
-    for text, *wanted in (task, *(row.split() for row in _NEEDS.strip().splitlines()), *optimizers):
-        condition = Condition.parse(text)
-        given = {name for name in wanted if _value(config, name) not in (None, False, [], "")}
-        is_known = {name.partition(".")[0] for name in wanted}.isdisjoint(rejected)
-        if not wanted or given or not is_known or not condition.holds(config):
+    rows = [row.split() for table in tables for row in table.strip().splitlines()]
+    for text, *wanted in (task, *rows, *optimizers):
+        conditions, one_of = Conditions.parse(text), [Condition.parse(name) for name in wanted]
+        is_known = {one.setting.partition(".")[0] for one in one_of}.isdisjoint(rejected)
+        if not one_of or not is_known or any(one.is_given(config) for one in one_of):
             continue
-        names = " or ".join(f'"{name}"' for name in wanted)
-        yield config.problem(condition.blamed(config), f"{condition.shown}needs {names}", _how(wanted))
+        if conditions.hold(config):
+            names, first = " or ".join(one.named(config) for one in one_of), conditions.first
+            yield config.problem(first.blamed(config), f"{first.shown}needs {names}", _how(config, one_of))
     yield from _needs_validation(config, rejected)
     yield from _needs_steps(config)
 
 
-def _how(wanted: list[str]) -> str:
-    if "." in wanted[0]:
-        setting, _, key = wanted[0].partition(".")
+def _how(config: Config, one_of: list[Condition]) -> str:
+    setting, _, key = one_of[0].setting.partition(".")
+    if key:
         return f'Add "{setting}": {{"{key}": ...}}.'
-    return "Add one of them." if len(wanted) > 1 else "Add it."
+    if one_of[0].value != "*":
+        return f'Set "{one_of[0].blamed(config)}" to "{one_of[0].value}".'
+    return "Add one of them." if len(one_of) > 1 else "Add it."
 
 
 _AFTER_EVALUATION = (
-    "eval_strategy load_best_model_at_end predict_with_generate early_stop_interval save_strategy=best"
+    "eval_strategy load_best_model_at_end predict_with_generate early_stop_interval save_strategy=best "
+    "lr_scheduler_type=reduce_lr_on_plateau lr_scheduler_type=greedy"
 )
 """Conditions of settings that take effect in an evaluation only."""
 
@@ -150,12 +106,9 @@ def _needs_steps(config: Config) -> Iterator[Problem]:
 
 _EXCLUDES = """
 warmup_steps             warmup_ratio
-fp16                     bf16
 fsdp                     deepspeed
 lazy_tokenize            packing
 lazy_tokenize            streaming
-teacher_model_server     teacher_model
-async_generate           multi_turn_scheduler
 device_map               deepspeed=zero3
 device_map               deepspeed=zero3_offload
 """
@@ -165,13 +118,16 @@ _FLASH = ("packing", "padding_free")
 
 def excludes(config: Config) -> Iterator[Problem]:
     """Settings that cannot be used together."""
-    rows = [row.split() for row in _EXCLUDES.strip().splitlines()]
+    tables = (_EXCLUDES, algorithms.EXCLUDES, trainer.EXCLUDES, tuners.EXCLUDES)
+    rows = [row.split() for table in tables for row in table.strip().splitlines()]
     rows += [[setting, f"task={config.task.name}"] for setting in config.task.excludes]
     for row in rows:
-        first, second = map(Condition.parse, row)
-        if first.holds(config) and second.holds(config):
-            other = f'"{second.blamed(config)}"' + (f' "{second.value}"' if second.value != "*" else "")
-            yield config.problem(first.setting, f"cannot be used with {other}", "Keep one of the two.")
+        first, second = Conditions.parse(row[0]), Condition.parse(row[1])
+        if first.hold(config) and second.holds(config):
+            what = f"{first.first.shown}cannot be used with {second.named(config)}"
+            yield config.problem(first.first.blamed(config), what, "Keep one of the two.")
+    for rule in (algorithms.algorithm_problems, trainer.trainer_problems, tuners.tuner_problems):
+        yield from rule(config)
     yield from _algorithm(config)
     yield from _truncation(config)
     yield from _interleaving(config)
@@ -312,6 +268,12 @@ def generations(config: Config, world_size: int) -> Iterator[Problem]:
     if config.task.batch_of != "answers":
         return
     size, count = generation_batch(config, world_size), config.value("num_generations")
+    given, steps = config.get("generation_batch_size"), config.get("steps_per_generation")
+    batch = config.value("per_device_train_batch_size") * world_size
+    if given and steps and steps > 0 and given != batch * steps:
+        what = f"is {given}, but {batch} answers of {world_size} process(es) × {steps} steps make {batch * steps}"
+        yield config.problem("generation_batch_size", what, "Remove one of the two.")
+        return
     if count < 2 and not (config.get("teacher_model") or config.get("teacher_model_server")):
         yield config.problem("num_generations", f"is {count}; GRPO compares at least 2 answers to a prompt")
         return
@@ -321,7 +283,6 @@ def generations(config: Config, world_size: int) -> Iterator[Problem]:
             f"is {count}, but generation_batch_size {size} is not a multiple of it",
             _divisible(config, size, count),
         )
-    batch = config.value("per_device_train_batch_size") * world_size
     if size % batch:
         what = f"is {size}, not a multiple of the {batch} answers of {world_size} process(es)"
         yield config.problem("generation_batch_size", what, f"Use e.g. {batch * count}.")
@@ -369,9 +330,24 @@ def best_model(config: Config) -> Iterator[Problem]:
             config.value("save_steps"),
             config.get("eval_steps") or config.value("save_steps"),
         )
-        if every >= 1 and between >= 1 and every % between:
-            what = f"is {every:g}, not a multiple of eval_steps {between:g}"
-            yield config.problem("save_steps", what, 'With "load_best_model_at_end" it must be.')
+        yield from _out_of_step(config, every, between)
+
+
+_FINE = 1_000_000
+"""A factor that makes shares of a run whole numbers."""
+
+
+def _out_of_step(config: Config, every: float, between: float) -> Iterator[Problem]:
+    """Saving that is not at every few evaluations (transformers' ``_validate_args``)."""
+    if every % between == 0:
+        return
+    do = 'With "load_best_model_at_end" it must be.'
+    if (every < 1) != (between < 1):
+        what = f"is {every:g}, and eval_steps {between:g}: one is a share of the run, the other a number"
+        yield config.problem("save_steps", what, "Use two shares or two numbers of steps.")
+    elif every >= 1 or every * _FINE % (between * _FINE):
+        what = f"is {every:g}, not a multiple of eval_steps {between:g}"
+        yield config.problem("save_steps", what, do)
 
 
 # --- warnings -----------------------------------------------------------------------------------------------

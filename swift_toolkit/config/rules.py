@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from swift_toolkit.config import named_files, requirements, sharding
+from swift_toolkit.config.limits import plugins, rope
 from swift_toolkit.config.names import benchmarks, registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.values import not_one_of
@@ -43,6 +44,7 @@ POSITIVE = Bounds(0, words="greater than 0")
 AT_LEAST_0 = Bounds(0, closed=True, words="0 or more")
 _SHARE_BELOW_HALF = Bounds(0, closed=True, high=0.5, words="at least 0 and below 0.5")
 SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
+_SHARE_INSIDE = Bounds(0, high=1, words="greater than 0 and below 1")
 _SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
 
 BOUNDS: dict[str, Bounds] = {
@@ -54,13 +56,17 @@ BOUNDS: dict[str, Bounds] = {
             per_device_eval_batch_size gradient_accumulation_steps save_steps eval_steps logging_steps
             max_length packing_length lora_rank lora_alpha vera_rank galore_rank adalora_init_r
             adalora_target_r num_labels max_new_tokens dataset_num_proc shuffle_buffer_size early_stop_interval
-            adam_epsilon max_pixels ddp_timeout sequence_parallel_size""",
+            adam_epsilon max_pixels ddp_timeout sequence_parallel_size torch_empty_cache_steps
+            steps_per_generation gkd_logits_topk max_completion_length num_iterations fourier_n_frequency
+            adapter_length reft_rank adalora_deltaT adalora_orth_reg_weight llamapro_num_new_blocks
+            llamapro_num_groups dataloader_prefetch_factor generation_num_beams""",
         ),
         (
             AT_LEAST_0,
             """warmup_steps weight_decay max_grad_norm seed data_seed dataloader_num_workers temperature
-            neftune_noise_alpha""",
+            neftune_noise_alpha boft_block_size boft_block_num boft_n_butterfly_factor""",
         ),
+        (_SHARE_INSIDE, "adalora_beta1 adalora_beta2"),
         (
             SHARE_BELOW_1,
             """lora_dropout vera_dropout boft_dropout warmup_ratio split_dataset_ratio adam_beta1 adam_beta2
@@ -79,6 +85,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
             inverse_sqrt reduce_lr_on_plateau cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay
             greedy""",
         "eval_strategy": "no steps epoch",
+        "torch_compile_mode": "default reduce-overhead max-autotune max-autotune-no-cudagraphs",
+        "debug": "underflow_overflow tpu_metrics_debug",
+        "ddp_backend": "nccl gloo mpi xccl ccl hccl cncl mccl",
+        "bnb_4bit_quant_storage": "float16 float32 int8 uint8 float64 bfloat16",
         "log_level": "detail debug info warning error critical passive",
         "log_level_replica": "detail debug info warning error critical passive",
         "attn_impl": """sdpa eager flash_attn flash_attention_2 flash_attention_3 flash_attention_4 flex_attention
@@ -121,6 +131,10 @@ MODULES: dict[
     ("eval_metric", "nlg"): "jieba",
     ("eval_use_evalscope", "*"): "evalscope",
     ("use_vllm", "*"): "vllm",
+    ("use_flash_ckpt", "*"): "dlrover",
+    ("init_weights", "lora-ga"): "lora_ga",
+    ("tuner_type", "reft"): "pyreft",
+    ("train_type", "reft"): "pyreft",
     **{
         ("optim", name): module
         for module, names in {
@@ -162,6 +176,8 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
     yield from requirements.rewards(config)
     yield from requirements.best_model(config)
     yield from named_files.named_file_problems(config)
+    yield from rope.rope_problems(config)
+    yield from plugins.plugin_problems(config)
     yield from sharding.sharding_problems(config)
 
 

@@ -58,6 +58,9 @@ def _deepspeed(config: Config, name: str) -> Iterator[Problem]:
     elif not isinstance(content, dict):
         yield config.problem(name, *not_an_object(str(value)))
     elif name == "deepspeed":
+        if config.get("zero_hpz_partition_size") is not None and "zero_optimization" not in content:
+            what = f'needs "zero_optimization" in {_place(value)}'
+            yield config.problem("zero_hpz_partition_size", what, "Add it, or remove this setting.")
         yield from _contradictions(config, content, _place(value))
 
 

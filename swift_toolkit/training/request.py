@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from swift_toolkit.config import requirements, sharding
+from swift_toolkit.config.limits import algorithms, trainer
 from swift_toolkit.config.request import read_request
 from swift_toolkit.config.settings import Config
 from swift_toolkit.console.words import shown
@@ -99,6 +100,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     problems += requirements.processes(config, world_size)
     problems += sharding.batch_contradictions(config, world_size)
     problems += quantized.quantization_problems(config, device)
+    problems += trainer.device_problems(config, device)
     config.warnings += quantized.quantization_warnings(config, device)
     whole = request.looking or request.skip_bad_rows is not None
     data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
@@ -107,8 +109,9 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     problems += defaults.batch_of_one(config, data, world_size)
     config.warnings += defaults.label_warnings(config, data)
     if not problems:
-        rows = preflight.expected_rows(config, data)["train"]
-        problems += batch.rows_of_no_step(config, world_size, rows)
+        rows = preflight.expected_rows(config, data)
+        problems += batch.rows_of_no_step(config, world_size, rows["train"])
+        problems += algorithms.batches(config, world_size, rows["val"])
     if problems:
         raise RequestError(problems)
     return RequestFacts(config=config, device=device, data=data, cluster=cluster)

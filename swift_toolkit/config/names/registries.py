@@ -108,6 +108,10 @@ def read_registries(install: SwiftInstall) -> tuple[Registries, list[Path]]:
     files += sources
     names["torch_compile_backend"], sources = _compilers()
     files += sources
+    names["adapter_act"], sources = _activations()
+    files += sources
+    names["experts_impl"], sources = _experts()
+    files += sources
     schedulers, sources = _scheduler_keys()
     names |= {f"{_SCHEDULER}{name}": tuple(keys) for name, keys in schedulers.items()}
     files += sources
@@ -219,6 +223,30 @@ def _compilers() -> tuple[tuple[str, ...], list[Path]]:
     return (), [file]
 
 
+def _activations() -> tuple[tuple[str, ...], list[Path]]:
+    """The names of transformers' activation functions."""
+    package = package_of("transformers")
+    file = package / "activations.py" if package else Path()
+    if not file.is_file():
+        return (), []
+    return tuple(name for name, _ in _entries(ast.parse(file.read_bytes()), "ACT2CLS")), [file]
+
+
+def _experts() -> tuple[tuple[str, ...], list[Path]]:
+    """The implementations of experts in transformers 5: the tables of its ``ExpertsInterface`` classes."""
+    package = package_of("transformers")
+    places = [package / f"integrations/{name}.py" for name in ("moe", "finegrained_fp8")] if package else []
+    files = [file for file in places if file.is_file()]
+    classes = [
+        node
+        for file in files
+        for node in ast.parse(file.read_bytes()).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("ExpertsInterface")
+    ]
+    found = [name for node in classes for name, _ in _entries(ast.Module(node.body, []), "_global_mapping")]
+    return (tuple(dict.fromkeys(["eager", *found])) if found else ()), files
+
+
 _OF_EVERY_SCHEDULER = frozenset("optimizer num_warmup_steps num_training_steps last_epoch".split())
 _WITHOUT_KEYS = ("constant", "constant_with_warmup")
 """Schedulers to which transformers does not pass ``lr_scheduler_kwargs``."""
@@ -250,10 +278,18 @@ def _texts(tree: ast.AST) -> list[str]:
 
 
 def _compared(files: Iterable[Path], name: str) -> set[str]:
-    """The strings that a variable or attribute is compared with."""
+    """The strings that a variable or attribute is compared with, without those for which the code only raises."""
     found = set()
     for file in files:
-        for node in ast.walk(ast.parse(file.read_bytes())):
+        tree = ast.parse(file.read_bytes())
+        rejecting = {
+            id(node.test)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)
+        }
+        for node in ast.walk(tree):
+            if id(node) in rejecting:
+                continue
             if isinstance(node, ast.Compare) and name in (
                 getattr(node.left, "id", ""),
                 getattr(node.left, "attr", ""),
@@ -389,6 +425,10 @@ def registry_problems(config: Config) -> Iterator[Problem]:
         yield from _unknown(
             config, "torch_compile_backend", str(compiler).lower(), known.names.get("torch_compile_backend")
         )
+    if config.tuner == "adapter" and (activation := config.get("adapter_act")) is not None:
+        yield from _unknown(config, "adapter_act", activation, known.names.get("adapter_act"))
+    if (experts := config.get("experts_impl")) is not None:
+        yield from _unknown(config, "experts_impl", experts, known.names.get("experts_impl"))
     yield from _scheduler_problems(config)
     if not config.get("custom_dataset_info") and not plugins.trees and plugins.complete:
         yield from _dataset_problems(config, known.datasets)

@@ -1,0 +1,1 @@
+"""What settings require and exclude together: conditions, the rules of algorithms, tuners and the trainer."""
