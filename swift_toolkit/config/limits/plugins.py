@@ -43,7 +43,12 @@ def _source_problems(config: Config, path: Path) -> Iterator[tuple[str, str]]:
         return
     for module, line in _imported(tree):
         if not _exists(config, module, path.parent):
-            yield f'whose line {line} imports "{module}", which is not installed', _advice(config, module)
+            lacks = (
+                f"ms-swift {config.install.version} does not have"
+                if _is_swift(module)
+                else "is not installed"
+            )
+            yield f'whose line {line} imports "{module}", which {lacks}', _advice(config, module)
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -57,16 +62,20 @@ def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 def _exists(config: Config, module: str, folder: Path) -> bool:
     root, _, rest = module.partition(".")
-    if root == "swift":
+    if _is_swift(module):
         place = config.install.location.joinpath(*rest.split(".")) if rest else config.install.location
         return place.is_dir() or place.with_suffix(".py").is_file()
     beside = [place for base in (folder, Path.cwd()) for place in (base / root, base / f"{root}.py")]
     return root in sys.stdlib_module_names or any(map(Path.exists, beside)) or packages.is_installed(root)
 
 
+def _is_swift(module: str) -> bool:
+    return module.partition(".")[0] == "swift"
+
+
 def _advice(config: Config, module: str) -> str:
     if module.startswith(_OF_VERSION_3) and config.install.line == "v4":
         return "It is a module of ms-swift 3; ms-swift 4 has swift.rewards, swift.loss, swift.optimizers and others."
-    if module.startswith("swift."):
-        return f"ms-swift {config.install.version} has no such module."
+    if _is_swift(module):
+        return "Change the plugin, or install the ms-swift that it was written for."
     return packages.install(module.partition(".")[0])

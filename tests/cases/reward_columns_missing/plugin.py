@@ -1,4 +1,7 @@
-from swift.rewards import ORM, orms
+try:
+    from swift.rewards import ORM, orms
+except ImportError:  # ms-swift 3
+    from swift.plugin import ORM, orms
 
 
 class Closeness(ORM):
