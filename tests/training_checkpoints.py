@@ -11,22 +11,30 @@ from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.checkpoints import training_state
 
 
-def write_checkpoint(path: Path, processes: int = 1, max_steps: int = 4, **args: Any) -> Path:
-    """The LoRA checkpoint ``checkpoint-N`` after N steps of AdamW, with the files that transformers writes."""
+_LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def write_checkpoint(
+    path: Path, processes: int = 1, max_steps: int = 4, width: int = 64, **args: Any
+) -> Path:
+    """The LoRA checkpoint ``checkpoint-N`` after N steps of AdamW, with the files that transformers writes; the base has
+    layers of this width."""
     import numpy
     import torch
     from safetensors.torch import save_file
 
     path.mkdir(parents=True)
     steps = int(path.name.partition("-")[2])
-    weight = torch.nn.Parameter(torch.randn(64, 8))
-    optimizer = torch.optim.AdamW([weight])
+    first, second = torch.nn.Parameter(torch.randn(8, width)), torch.nn.Parameter(torch.randn(width, 8))
+    optimizer = torch.optim.AdamW([first, second])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for _ in range(steps):
-        weight.square().sum().backward()
+        (second @ first).square().sum().backward()
         optimizer.step()
         scheduler.step()
-    save_file({"layer.lora_A.weight": weight.detach()}, path / "adapter_model.safetensors")
+    weights = {"lora_A": first.detach(), "lora_B": second.detach()}
+    tensors = {f"{_LAYER}.{name}.weight": weight for name, weight in weights.items()}
+    save_file(tensors, path / "adapter_model.safetensors")
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
     tuner = "tuner_type" if installed().line == "v4" else "train_type"
     args = {tuner: "lora", "global_world_size": processes, **args}

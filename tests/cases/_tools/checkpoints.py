@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.training_checkpoints import write_checkpoint
 
-whole = write_checkpoint(Path("whole/checkpoint-2"))
+whole = write_checkpoint(Path("whole/checkpoint-2"), width=576)
 cut, model_only = (Path(shutil.copytree(whole, f"{name}/checkpoint-2")) for name in ("cut", "model_only"))
 weights = cut / "adapter_model.safetensors"
 weights.write_bytes(weights.read_bytes()[:1000])
