@@ -10,7 +10,6 @@ from typing import Any
 from swift_toolkit.machine.msswift import installed
 from swift_toolkit.model.checkpoints import training_state
 
-
 _LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
