@@ -1150,6 +1150,91 @@ def _micro_batches(sampler: Any, iterate: Callable[[Any], Iterator[list[int]]]) 
         yield from ([rows[index] for index in micro_batch] for micro_batch in shares[sampler.rank])
 
 
+# ------------------------------------------------------------------------------------------ patches for faster steps
+
+
+def select_learned_logits() -> None:
+    """Let supervised training compute logits only for the learned tokens of micro-batches with several rows. Needed
+    until ms-swift does so: 4.6 does it for micro-batches of one row, and otherwise computes the logits of all rows from
+    the first learned token of any of them on, a matrix product for each row.
+
+    The first of these micro-batches is computed in ms-swift's way, and shows whether the model computes its logits with
+    its output embedding alone.
+    """
+    mixin: Any = importlib.import_module("swift.trainers.mixin").SwiftMixin
+    own = mixin.prepare_logits_to_keep
+
+    def prepare(self: Any, inputs: Generating) -> None:
+        rows, learns = len(inputs["labels"]), self.model.training and _learns_from_tokens_alone(self)
+        if rows == 1 or not learns:
+            own(self, inputs)
+            return
+        if not hasattr(self, "learned_logits"):
+            self.learned_logits = _LearnedLogits(self.template.get_base_model(self.model))
+        if not self.learned_logits.select(inputs):
+            own(self, inputs)
+            self.learned_logits.expected = (rows, inputs["logits_to_keep"])
+
+    mixin.prepare_logits_to_keep = prepare
+
+
+def _learns_from_tokens_alone(trainer: Any) -> bool:
+    """Whether a trainer's loss and metrics do not depend on the position of a token in its row."""
+    args, template = trainer.args, trainer.template
+    return (
+        type(trainer).__name__ == "Seq2SeqTrainer"
+        and trainer.compute_loss_func is None
+        and args.acc_strategy == "token"
+        and args.tuner_backend != "unsloth"
+        and args.n_gpu <= 1
+        and len(set(getattr(trainer.model, "hf_device_map", {}).values())) <= 1
+        and not (args.enable_channel_loss or args.use_liger_kernel or args.torch_compile)
+        and not (template.model_meta.is_multimodal or template.is_encoder_decoder)
+    )
+
+
+class _LearnedLogits:
+    """Reduces the input of a model's output embedding to the tokens that predict learned ones.
+
+    Args:
+        model: the model, without adapters around it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.expected: tuple[int, int] | None = None
+        self._calls: list[tuple[int, ...]] = []
+        self._as_expected = False
+        self._mask: Any = None
+        if (head := model.get_output_embeddings()) is not None:
+            head.register_forward_pre_hook(self._reduce)
+
+    def select(self, inputs: Generating) -> bool:
+        """Change labels and weights of a micro-batch to those of its learned tokens, behind one without a label, which
+        a shift by one token drops. False, and no change, if the last micro-batch was not computed as expected."""
+        from torch.nn.functional import pad
+
+        self._as_expected = self._as_expected or self._calls == [self.expected]
+        self._calls = []
+        if not self._as_expected:
+            return False
+        labels = inputs["labels"]
+        learned = labels[:, 1:] != -100
+        self._mask = pad(learned, (0, 1), value=False)
+        self._mask[-1, -1] = True
+        inputs["labels"] = pad(labels[:, 1:][learned], (1, 0), value=-100)[None]
+        if inputs.get("loss_scale") is not None:
+            inputs["loss_scale"] = pad(inputs["loss_scale"][:, 1:][learned], (1, 0), value=0)[None]
+        return True
+
+    def _reduce(self, head: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        mask, self._mask = self._mask, None
+        if mask is not None:
+            return (given[0][mask][None], *given[1:])
+        if head.training and not self._as_expected:
+            self._calls.append(tuple(given[0].shape[:-1]))
+        return None
+
+
 # ------------------------------------------------------------------------------------------ patches for serving
 
 

@@ -1,10 +1,12 @@
-"""Trains in ms-swift's own order and with the rows of a step shared out, and writes both down for a test.
+"""Trains in ms-swift's own way and with one of our patches, and writes both down for a test.
 
     python tests/training/gradients.py <request.json>
 
-The request: ``runs``, a list of objects with ``name``, ``command`` and ``arguments``; ``output``, a folder. Of every
-run ``<output>/<own|shared>-<name>-<rank>.pt`` gets the gradient of the first optimiser step, the losses, and the rows
-of each micro-batch as their lengths. Started by torch.distributed.run it is one rank of each run.
+The request: ``patch``, "shared" (the rows of a step shared out) or "learned" (logits of learned tokens only);
+``runs``, a list of objects with ``name``, ``command`` and ``arguments``; ``output``, a folder. Of every run
+``<output>/<own|patch>-<name>-<rank>.pt`` gets the gradient of the first optimiser step, the losses, the rows of each
+micro-batch as their lengths, and the numbers of tokens and logits that were computed. Started by torch.distributed.run
+it is one rank of each run.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def main(request: dict[str, Any]) -> None:
     class Spy(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             found["weights"] = _trained(model) if args.deepspeed else {}
+            if (head := model.get_output_embeddings()) is not None:
+                head.register_forward_hook(count)
 
         def on_pre_optimizer_step(
             self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -51,14 +55,19 @@ def main(request: dict[str, Any]) -> None:
         found["computed"] = found.get("computed", 0) + mask.numel()
         return step(self, model, inputs, *args, **kwargs)
 
+    def count(head: Any, given: Any, out: Any) -> None:
+        found["logits"] = found.get("logits", 0) + out.shape[0] * out.shape[1]
+
     msswift.train_function("sft", [])
     hooks.add_callback(lambda *_, **__: None, hooks.StopFlag(), None)
     trainer.DEFAULT_CALLBACKS.append(Spy)
     step = trainer.Trainer.training_step
     trainer.Trainer.training_step = record
-    for kind in ("own", "shared"):
+    for kind in ("own", request["patch"]):
         if kind == "shared":
             hooks.balance_rows(4.0, BY_BYTES)
+        if kind == "learned":
+            msswift.select_learned_logits()
         for run in request["runs"]:
             found.clear()
             output = Path(request["output"]) / f"{kind}-{run['name']}"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_toolkit.machine.msswift import installed
 from swift_toolkit.training.batches import balance
 from tests.clock import processor_seconds
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.training.both_ways import arguments, compare, write_mixed
 
 
 @st.composite
@@ -146,82 +141,12 @@ def test_a_step_of_4096_rows_takes_little_time(ranks: int) -> None:
 
 # --- real training ------------------------------------------------------------------------------------------
 
-TUNER = "tuner_type" if installed().line == "v4" else "train_type"
-
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Chats of very different length."""
-    random, words = Random(1), (ROOT / "README.md").read_text(encoding="utf-8").split()
     path = tmp_path_factory.mktemp("mixed") / "chats.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(120):
-            count = max(2, int(random.lognormvariate(2.3, 0.9)))
-            answer = " ".join(random.choices(words, k=count))
-            turns = [("user", f"Say {count}"), ("assistant", answer)]
-            file.write(
-                json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n"
-            )
+    write_mixed(path)
     return path
-
-
-def arguments(model: Path, data: Path, tuner: str, *more: str) -> list[str]:
-    """Three steps of 16 rows in float32, without dropout, without clipping."""
-    settings = {
-        "model": model,
-        "model_type": "llama",
-        "template": "chatml",
-        TUNER: tuner,
-        "dataset": data,
-        "torch_dtype": "float32",
-        "fp16": "false",
-        "bf16": "false",
-        "use_cpu": "true",
-        "check_model": "false",
-        "max_steps": 3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "split_dataset_ratio": 0,
-        "seed": 3,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 4,
-        "learning_rate": 1e-3,
-        "lora_dropout": 0,
-        "max_grad_norm": 0,
-        "report_to": "none",
-        "add_version": "false",
-        "gradient_checkpointing": "false",
-        "dataloader_num_workers": 0,
-    }
-    return [*(f"--{name}={value}" for name, value in settings.items()), *more]
-
-
-def compare(folder: Path, runs: list[dict[str, Any]], ranks: int = 1, **environment: str) -> None:
-    """Train both ways; the gradient of the first step and all losses must be those of ms-swift's own order."""
-    import torch
-
-    request = folder / "request.json"
-    request.write_text(json.dumps({"runs": runs, "output": str(folder)}))
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    )
-    command = [sys.executable, *launcher, str(ROOT / "tests/training/gradients.py"), str(request)]
-    quiet = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for run in runs:
-        computed = [0, 0]
-        for rank in range(ranks):
-            own, shared = (
-                torch.load(folder / f"{kind}-{run['name']}-{rank}.pt") for kind in ("own", "shared")
-            )
-            assert shared["losses"] == pytest.approx(own["losses"], abs=1e-5)
-            there, here = (
-                torch.cat([one.flatten() for one in found["gradient"].values()]) for found in (own, shared)
-            )
-            assert (there - here).norm() <= 1e-6 * there.norm()
-            computed = [computed[0] + own["computed"], computed[1] + shared["computed"]]
-        assert computed[1] < run.get("computes", 0.75) * computed[0]
 
 
 @pytest.mark.slow
@@ -230,7 +155,7 @@ def test_the_gradient_is_that_of_the_own_order(tiny_model: Path, mixed: Path, tm
         {"name": tuner, "command": "sft", "arguments": arguments(tiny_model, mixed, tuner)}
         for tuner in ("lora", "full")
     ]
-    compare(tmp_path, runs)
+    compare("shared", tmp_path, runs)
 
 
 @pytest.mark.slow
@@ -278,7 +203,7 @@ def test_the_gradient_of_other_tasks_is_that_of_the_own_order(
             "computes": 0.95,
         },
     ]
-    compare(tmp_path, runs)
+    compare("shared", tmp_path, runs)
 
 
 @pytest.mark.slow
@@ -286,7 +211,7 @@ def test_the_gradient_of_two_processes_is_that_of_the_own_order(
     tiny_model: Path, mixed: Path, tmp_path: Path
 ) -> None:
     run = arguments(tiny_model, mixed, "full", "--ddp_backend=gloo", "--gradient_accumulation_steps=2")
-    compare(tmp_path, [{"name": "ddp", "command": "sft", "arguments": run}], ranks=2)
+    compare("shared", tmp_path, [{"name": "ddp", "command": "sft", "arguments": run}], ranks=2)
 
 
 @pytest.mark.slow
@@ -299,4 +224,10 @@ def test_the_gradient_under_zero_2_is_that_of_the_own_order(
     one_step = ["--optim=sgd", "--learning_rate=100", "--lr_scheduler_type=constant", "--max_steps=1"]
     more = ["--deepspeed=zero2", "--gradient_accumulation_steps=2", *one_step]
     run = arguments(tiny_model, mixed, "full", *more)
-    compare(tmp_path, [{"name": "zero2", "command": "sft", "arguments": run}], ranks=2, DS_ACCELERATOR="cpu")
+    compare(
+        "shared",
+        tmp_path,
+        [{"name": "zero2", "command": "sft", "arguments": run}],
+        ranks=2,
+        DS_ACCELERATOR="cpu",
+    )

@@ -1,0 +1,96 @@
+"""Real training both ways: as ms-swift does it, and with a patch that must not change what is learned."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import pytest
+
+from swift_toolkit.machine.msswift import installed
+
+ROOT = Path(__file__).resolve().parents[2]
+TUNER = "tuner_type" if installed().line == "v4" else "train_type"
+
+
+def write_mixed(path: Path) -> None:
+    """Write chats of very different length."""
+    random, words = Random(1), (ROOT / "README.md").read_text(encoding="utf-8").split()
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(120):
+            count = max(2, int(random.lognormvariate(2.3, 0.9)))
+            answer = " ".join(random.choices(words, k=count))
+            turns = [("user", f"Say {count}"), ("assistant", answer)]
+            file.write(
+                json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n"
+            )
+
+
+def arguments(model: Path, data: Path, tuner: str, *more: str) -> list[str]:
+    """Three steps of 16 rows in float32, without dropout, without clipping."""
+    settings = {
+        "model": model,
+        "model_type": "llama",
+        "template": "chatml",
+        TUNER: tuner,
+        "dataset": data,
+        "torch_dtype": "float32",
+        "fp16": "false",
+        "bf16": "false",
+        "use_cpu": "true",
+        "check_model": "false",
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "split_dataset_ratio": 0,
+        "seed": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "learning_rate": 1e-3,
+        "lora_dropout": 0,
+        "max_grad_norm": 0,
+        "report_to": "none",
+        "add_version": "false",
+        "gradient_checkpointing": "false",
+        "dataloader_num_workers": 0,
+    }
+    return [*(f"--{name}={value}" for name, value in settings.items()), *more]
+
+
+def compare(
+    patch: Literal["shared", "learned"],
+    folder: Path,
+    runs: list[dict[str, Any]],
+    ranks: int = 1,
+    **environment: str,
+) -> None:
+    """Train both ways; the gradient of the first step and all losses must be those of ms-swift, with fewer tokens
+    ("shared") or logits ("learned"): at most the share ``computes`` of a run."""
+    import torch
+
+    request = folder / "request.json"
+    request.write_text(json.dumps({"patch": patch, "runs": runs, "output": str(folder)}))
+    counted = {"shared": "computed", "learned": "logits"}[patch]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    )
+    command = [sys.executable, *launcher, str(ROOT / "tests/training/gradients.py"), str(request)]
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for run in runs:
+        computed = [0, 0]
+        for rank in range(ranks):
+            own, shared = (torch.load(folder / f"{kind}-{run['name']}-{rank}.pt") for kind in ("own", patch))
+            assert shared["losses"] == pytest.approx(own["losses"], abs=1e-5)
+            there, here = (
+                torch.cat([one.flatten() for one in found["gradient"].values()]) for found in (own, shared)
+            )
+            assert (there - here).norm() <= 1e-6 * there.norm()
+            computed = [computed[0] + own[counted], computed[1] + shared[counted]]
+        assert computed[1] < run.get("computes", 0.75) * computed[0]
