@@ -131,6 +131,8 @@ def verify(
     check.scan(None if limit_seconds is None else started + limit_seconds)
     check.agree()
     check.compare()
+    if check.tokenizer is not None:
+        check.tokenizer.keep()
     check.report.seconds = time.perf_counter() - started
     return check.report
 
