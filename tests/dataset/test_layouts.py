@@ -26,6 +26,7 @@ from swift_toolkit.dataset.rows.flaws import FlawError
 from swift_toolkit.dataset.scan import part, pool, sample
 from swift_toolkit.dataset.scan.part import find_part
 from swift_toolkit.dataset.scan.rows import scan_part
+from swift_toolkit.dataset.scan.tally import Tally
 from swift_toolkit.dataset.verify import DataReport, verify
 
 Row = dict[str, Any]
@@ -319,6 +320,17 @@ def test_what_an_array_holds_behind_its_head_counts(monkeypatch: pytest.MonkeyPa
     report = verify(["c.json"])
     assert report.ok
     assert report.files[0].copy_reason == 'ms-swift would read texts like "42" in "response" as numbers'
+
+
+def test_a_parquet_file_of_many_row_groups_has_few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read a part, the metadata of all row groups is read."""
+    rows = pyarrow.Table.from_pylist(pairs(3000))
+    pyarrow.parquet.write_table(rows, "a.parquet", row_group_size=1, compression="none")
+    monkeypatch.setattr(pool, "RANGE_BYTES", 1000)
+    pieces = list(pool._pieces(find_part(Path("a.parquet"), "a.parquet", Rules())))
+    most = pool._processes() * pool.MAX_ROUNDS
+    assert most // 2 < len(pieces) <= most + 1
+    assert sum(scan_part(piece).rows for piece in pieces if not isinstance(piece, Tally)) == 3000
 
 
 def test_a_parquet_file_is_not_kept_in_memory() -> None:

@@ -348,12 +348,20 @@ def batches(file: DataFile, groups: Sequence[int] | None = None) -> Iterator[Bat
         file: the file.
         groups: row groups to read; None for all.
     """
+    with _opened(file) as table:
+        yield from _batches_of(table, groups)
+
+
+def _opened(file: DataFile) -> Any:
+    """A `pyarrow.parquet.ParquetFile`."""
     import pyarrow.parquet
 
     # without pre_buffer=False, pyarrow keeps everything that it has read until the end
-    with pyarrow.parquet.ParquetFile(file.path, pre_buffer=False) as table:
-        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, use_threads=False):
-            yield Batch(batch)
+    return pyarrow.parquet.ParquetFile(file.path, pre_buffer=False)
+
+
+def _batches_of(table: Any, groups: Sequence[int] | None) -> Iterator[Batch]:
+    yield from map(Batch, table.iter_batches(ROWS_AT_ONCE, row_groups=groups, use_threads=False))
 
 
 def batches_between(file: DataFile, start: int, end: int | None) -> Iterator[Batch]:
@@ -364,46 +372,45 @@ def batches_between(file: DataFile, start: int, end: int | None) -> Iterator[Bat
         start: number of the first row, counted from 0; those before it in its row group are decoded, too.
         end: number of the row after the last one; None for the end of the file.
     """
-    bounds = list(accumulate(group_rows(file), initial=0))
-    groups = [
-        at
-        for at, (first, last) in enumerate(pairwise(bounds))
-        if last > start and (end is None or first < end)
-    ]
-    at = bounds[groups[0]] if groups else 0
-    for (batch,) in batches(file, groups):
-        first, last = max(start - at, 0), batch.num_rows if end is None else min(batch.num_rows, end - at)
-        at += batch.num_rows
-        if first < last:
-            yield Batch(batch.slice(first, last - first))
-        if end is not None and at >= end:
-            return
+    with _opened(file) as table:
+        bounds = list(accumulate(_group_rows(table), initial=0))
+        groups = [
+            at
+            for at, (first, last) in enumerate(pairwise(bounds))
+            if last > start and (end is None or first < end)
+        ]
+        at = bounds[groups[0]] if groups else 0
+        for (batch,) in _batches_of(table, groups):
+            first, last = max(start - at, 0), batch.num_rows if end is None else min(batch.num_rows, end - at)
+            at += batch.num_rows
+            if first < last:
+                yield Batch(batch.slice(first, last - first))
+            if end is not None and at >= end:
+                return
 
 
 def group_rows(file: DataFile) -> list[int]:
     """The number of rows of each row group of a Parquet file."""
-    import pyarrow.parquet
+    with _opened(file) as table:
+        return _group_rows(table)
 
-    with pyarrow.parquet.ParquetFile(file.path) as table:
-        metadata = table.metadata
-        return [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
+
+def _group_rows(table: Any) -> list[int]:
+    metadata = table.metadata
+    return [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
 
 
 def spread_groups(file: DataFile) -> list[int]:
     """The first and last row group of a Parquet file, and some in between."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(file.path) as table:
+    with _opened(file) as table:
         last = table.metadata.num_row_groups - 1
     return list(dict.fromkeys(last * at // 4 for at in range(5)))
 
 
 def read_parquet(file: DataFile) -> Iterator[Record]:
     """Every row of a Parquet file in order."""
-    import pyarrow.parquet
-
     number = 0
-    with pyarrow.parquet.ParquetFile(file.path, pre_buffer=False) as table:
+    with _opened(file) as table:
         rows = table.metadata.num_rows
         for batch in table.iter_batches(batch_size=256, use_threads=False):
             for row in batch.to_pylist():
@@ -413,7 +420,5 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
 
 def parquet_rows(file: DataFile) -> int:
     """The number of rows according to the metadata of a Parquet file."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(file.path) as table:
+    with _opened(file) as table:
         return int(table.metadata.num_rows)

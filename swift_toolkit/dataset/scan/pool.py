@@ -39,6 +39,9 @@ RANGE_BYTES = 8 << 20
 BATCH_BYTES = 2 << 20
 """Bytes of rows sent to a process at a time, if only one process can read the file."""
 
+MAX_ROUNDS = 16
+"""Maximum number of parts of a Parquet file for each process; for each part, the metadata of all row groups is read."""
+
 MAX_PROCESSES = 4
 """Maximum number of processes; more would exceed the memory limit of the whole scan."""
 
@@ -232,7 +235,8 @@ def _rows_of_parts(part: Part) -> Iterator[int]:
     bounds = list(accumulate(group_rows(part.file), initial=0))
     processes = _processes()
     if len(bounds) > processes * 2:
-        least, at = bounds[-1] // max(_size(part.file) // RANGE_BYTES, processes * 2), 0
+        parts = min(max(_size(part.file) // RANGE_BYTES, processes * 2), processes * MAX_ROUNDS)
+        least, at = bounds[-1] // parts, 0
         for end in bounds[1:-1]:
             if end - at >= least:
                 yield (at := end)
