@@ -18,7 +18,7 @@ $(TUNED): configs/quickstart.json data/self_cognition.jsonl | .venv/.ready
 	@$(BIN)/python finetune_trainer.py --config configs/quickstart.json
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: .venv/.dev
 	@FUZZ=all FUZZ_REQUESTS=500 $(BIN)/python -m pytest tests/fuzz tests/serving/test_fuzz.py -s $(ARGS)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,14 +35,23 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.import_plugin("tests.processes")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: the tests wait for processes that start or end."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is meant for the ms-swift that is not installed."""
+    """Skip what is meant for the ms-swift that is not installed; files with many slow tests come first, so that no test
+    process is busy with one of them when the others are done."""
     from swift_toolkit.machine.msswift import installed
 
     other = {"v4": ("swift3", "3.12"), "v3": ("swift4", "4")}[installed().line]
     for item in items:
         if item.get_closest_marker(other[0]):
             item.add_marker(pytest.mark.skip(reason=f"needs ms-swift {other[1]}"))
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
