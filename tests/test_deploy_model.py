@@ -90,6 +90,21 @@ def test_an_adapter_is_served_beside_its_base(
     assert {"--host=127.0.0.1", "--served_model_name=tiny-llama", "--verbose=false"} <= set(arguments)
 
 
+@pytest.mark.parametrize(
+    ("directory", "name"), [("_tuned", "tuned"), ("Qwen 2.5 (new)", "Qwen-2.5-new"), ("模型", "model")]
+)
+def test_a_directory_whose_name_is_no_name_of_a_model(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, directory: str, name: str
+) -> None:
+    base = tmp_path / directory
+    base.symlink_to(tiny_model)
+    words = ("--model_type", "llama", "--template", "chatml")
+    assert [model["name"] for model in plan(capsys, "--checkpoint", base, *words)["models"]] == [name]
+    adapter = make_adapter(tiny_model, tmp_path / "a", 1)
+    found = plan(capsys, "--checkpoint", adapter, "--base-model", base)
+    assert [model["name"] for model in found["models"]] == [name, f"{name}-lora"]
+
+
 @pytest.mark.parametrize("task", ["seq_cls", "reranker"])
 def test_a_base_without_the_head_of_its_adapter_is_not_offered(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, task: str

@@ -95,6 +95,12 @@ class Vllm(Backend):
     name = module = "vllm"
     several_adapters = adapter_requests = True
 
+    _unsupported = tuple(
+        "use_dora modules_to_save lora_bias alora_invocation_tokens layer_replication use_bdlora use_qalora "
+        "trainable_token_indices".split()
+    )
+    _only_starts = ("gaussian", "eva", "orthogonal", "mica", "lora_ga", "lora-ga")
+
     ranks = (8, 16, 32, 64, 128, 256, 320, 512)
     """The values that it accepts for max_lora_rank (``vllm/config/lora.py``)."""
 
@@ -119,12 +125,14 @@ class Vllm(Backend):
         return False
 
     def serves_adapter(self, checkpoint: Checkpoint) -> bool:
-        """Whether it is plain LoRA on linear layers: no DoRA, no fully trained layers, no bias, rank up to 512
-        (``vllm/lora/peft_helper.py``).
+        """Whether it is plain LoRA on linear layers: no DoRA, no fully trained layers, no bias, rank up to 512, and not
+        relative to weights that PEFT computes from those of the base (``vllm/lora/peft_helper.py``).
         """
         root = adapter_root(checkpoint.path) or checkpoint.path
         adapter = read_json(root / "adapter_config.json")[0] or {}
-        plain = not any(adapter.get(key) for key in ("use_dora", "modules_to_save"))
+        start = adapter.get("init_lora_weights")
+        plain = adapter.get("peft_type", "LORA") == "LORA" and not any(map(adapter.get, self._unsupported))
+        plain = plain and (not isinstance(start, str) or start.lower() in self._only_starts)
         plain = plain and adapter.get("bias", "none") == "none" and checkpoint.tuner_type == "lora"
         return plain and (checkpoint.lora_rank or 0) <= self.ranks[-1]
 

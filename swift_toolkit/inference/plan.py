@@ -38,7 +38,7 @@ from swift_toolkit.model.checkpoints.find import find_checkpoint
 from swift_toolkit.model.gguf import opened
 from swift_toolkit.model.loading import fill_model, is_on_hub, naming_problems
 from swift_toolkit.model.merge import merge_problems as merging_problems
-from swift_toolkit.model.merge import merged
+from swift_toolkit.model.merge import merged, unmergeable
 from swift_toolkit.problems import Problem, RequestError
 
 MAX_NEW_TOKENS = 512
@@ -313,8 +313,17 @@ def make_plan(
     merge: Literal["no", "beside", "aside"] = "no"
     if read.kind == "lora" and (asked.merge or not backend.serves_adapter(read)):
         merge = "beside" if asked.merge else "aside"
+    if merge == "aside" and (problems := list(aside_problems(backend, read))):
+        raise RequestError(problems)
     log = Path(options.log) if options.log else _log(read, options.output)
     return Plan(read, why, config, backend, backend_why, device, merge, log, line)
+
+
+def aside_problems(backend: Backend, checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Why a backend cannot run an adapter that it cannot load: it cannot be merged either."""
+    for problem in unmergeable(checkpoint):
+        what = f'is "{backend.name}", which cannot load this adapter; {problem.what}'
+        yield Problem(what, "Use --infer-backend pt.", "--infer-backend")
 
 
 def _misuses(config: Config, checkpoint: Checkpoint, asked: _Asked) -> Iterator[Problem]:

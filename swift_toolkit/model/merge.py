@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,11 @@ from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
 from swift_toolkit.machine.scratch import ScratchFolder
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
-from swift_toolkit.model.files import ARGS_FILES, model_problems, read_json
+from swift_toolkit.model.checkpoints.recorded import AdapterConfig
+from swift_toolkit.model.checkpoints.tensors import tensors_in, tensors_of
+from swift_toolkit.model.files import ADAPTER_WEIGHTS, ARGS_FILES, adapter_root, model_problems, read_json
 from swift_toolkit.model.loading import fill_model, local
+from swift_toolkit.model.quantized import stored
 from swift_toolkit.problems import Problem, RunError
 
 MARK = "merged_from.json"
@@ -66,7 +70,7 @@ def merge_problems(checkpoint: Checkpoint) -> list[Problem]:
         return [Problem(what, "Move it, or give it as the checkpoint.", "--merge-lora")]
     if not os.access(path.parent, os.W_OK):
         return [Problem(f"cannot write {path}: permission denied", "", "--merge-lora")]
-    return []
+    return [replace(problem, key="--merge-lora") for problem in unmergeable(checkpoint)]
 
 
 @contextmanager
@@ -156,3 +160,73 @@ def export_arguments(plan: Merging) -> list[str]:
     model = local(plan.checkpoint.base)
     fill_model(config, plan.checkpoint, model=model, adapter=plan.checkpoint.path)
     return config.arguments()
+
+
+# --- adapters that cannot be merged ---------------------------------------------------------------------------
+
+_WITHOUT_MERGE = frozenset(
+    "ADAPTION_PROMPT CARTRIDGE CPT MULTITASK_PROMPT_TUNING P_TUNING POLY PREFIX_TUNING PROMPT_TUNING XLORA".split()
+)
+"""PEFT's types of adapters that are not added to weights: virtual tokens, and mixtures of adapters."""
+
+_PACKED = ("gptq", "awq", "aqlm")
+"""Ways to store weights quantised to which PEFT cannot add others."""
+
+_TIED = ("embed_tokens", "wte", "word_embeddings", "lm_head")
+"""The last names of the embedding and the head of language models."""
+
+AS_IT_IS = "Use the adapter without merging it."
+
+
+def unmergeable(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Why the adapter of ``checkpoint`` cannot be merged into its base; nothing for a whole model."""
+    if checkpoint.kind != "lora" or not checkpoint.path.is_absolute():
+        return
+    config, base = AdapterConfig.read(checkpoint.path), Path(str(checkpoint.base))
+    packed = stored(str(base))
+    reasons = []
+    if config.peft_type in _WITHOUT_MERGE:
+        reasons.append(f"PEFT cannot merge {config.peft_type}")
+    if config.content.get("layer_replication"):
+        reasons.append('it repeats layers of its base ("layer_replication")')
+    if packed is not None and packed.method in _PACKED:
+        reasons.append(f"the weights of its base are packed ({packed.method})")
+    if config.peft_type == "LORA":
+        reasons += [
+            *_bias_reasons(config, checkpoint.path, base),
+            *_tied_reasons(config, checkpoint.path, base),
+        ]
+    for reason in reasons:
+        yield Problem(f"cannot merge {checkpoint.path}: {reason}", AS_IT_IS)
+
+
+def _layers(path: Path) -> set[str]:
+    """The layers that the adapter changes by matrices."""
+    root = adapter_root(path) or path
+    file = next((root / name for name in ADAPTER_WEIGHTS if (root / name).is_file()), None)
+    names = (tensors_of(file) or {}) if file is not None else {}
+    return {
+        name.partition(".lora_")[0].removeprefix("base_model.model.") for name in names if ".lora_" in name
+    }
+
+
+def _bias_reasons(config: AdapterConfig, path: Path, base: Path) -> Iterator[str]:
+    if not config.content.get("lora_bias"):
+        return
+    model = tensors_in(base)
+    without = sorted(one for one in _layers(path) if f"{one}.weight" in model and f"{one}.bias" not in model)
+    if without:
+        yield f'it has biases ("lora_bias"), and {without[0]} of its base has none'
+
+
+def _tied_reasons(config: AdapterConfig, path: Path, base: Path) -> Iterator[str]:
+    """The embedding and the head share one weight, to which PEFT adds the change of either."""
+    model = read_json(base / "config.json")[0] or {}
+    tied = model.get("tie_word_embeddings")
+    if tied is None and isinstance(model.get("text_config"), dict):
+        tied = model["text_config"].get("tie_word_embeddings")
+    if not tied or config.content.get("ensure_weight_tying"):
+        return
+    changed = sorted(one for one in _layers(path) if one.rpartition(".")[2] in _TIED)
+    if changed:
+        yield f"{changed[0]} shares its weights with another layer, which the merged model would change, too"

@@ -281,7 +281,7 @@ def _with_form(problem: Problem) -> Problem:
 def served_models(found: FoundModels, config: Config, merge: str) -> tuple[ServedModel, ...]:
     """The models to serve; with adapters, the base comes first. Removes ``served_model_name`` from ``config``."""
     first, asked = found.checkpoints[0], config.settings.pop("served_model_name", None)
-    base_name = Path(str(first.base)).name
+    base_name = _as_name(Path(str(first.base)).name)
     given = str(asked.value) if asked else None
     if found.type == "full":
         kind: Literal["full", "merged"] = "merged" if first.kind == "merged" else "full"
@@ -297,7 +297,13 @@ def served_models(found: FoundModels, config: Config, merge: str) -> tuple[Serve
 
 def _own_name(path: Path) -> str:
     """The name of a model: its directory, or for ``<output>/<run>/checkpoint-N`` the output directory."""
-    return path.parent.parent.name if path.name.startswith("checkpoint-") else path.name
+    return _as_name(path.parent.parent.name if path.name.startswith("checkpoint-") else path.name)
+
+
+def _as_name(directory: str) -> str:
+    """The name of a directory without what `MODEL_NAME` does not allow."""
+    allowed = re.sub(r"[^A-Za-z0-9._:/-]+", "-", directory)
+    return allowed[:100].strip("-._:/") or "model"
 
 
 def _adapter(name: str, checkpoint: Checkpoint) -> ServedModel:

@@ -277,6 +277,8 @@ def _decide(
     problems = [*name_problems(models), *adapters_together(found, backend), *_task_problems(found)]
     if asked.merge:
         problems += _merge_problems(found)
+    elif merge == "aside":
+        problems += plan.aside_problems(backend, found.checkpoints[0])
     if problems:
         raise RequestError(problems)
     _fill(config, backend, device, models, options)

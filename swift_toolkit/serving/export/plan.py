@@ -22,6 +22,7 @@ from swift_toolkit.machine.device import find_device, free_memory
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.files import gguf_in
 from swift_toolkit.model.loading import is_on_hub
+from swift_toolkit.model.merge import unmergeable
 from swift_toolkit.model.size import find_shape
 from swift_toolkit.problems import Problem, RequestError
 from swift_toolkit.serving.export import gguf
@@ -320,6 +321,7 @@ def _export_problems(made: Export) -> Iterator[Problem]:
     if made.format.name == "merged" and checkpoint.kind != "lora":
         what = f'is "merged", but {checkpoint.path} already contains a whole model'
         yield Problem(what, "Use it as it is.", "--export")
+    yield from unmergeable(checkpoint)
     yield from _place_problems(made)
 
 
