@@ -97,7 +97,7 @@ def test_a_directory_whose_name_is_no_name_of_a_model(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, directory: str, name: str
 ) -> None:
     base = tmp_path / directory
-    base.symlink_to(tiny_model)
+    shutil.copytree(tiny_model, base)
     words = ("--model_type", "llama", "--template", "chatml")
     assert [model["name"] for model in plan(capsys, "--checkpoint", base, *words)["models"]] == [name]
     adapter = make_adapter(tiny_model, tmp_path / "a", 1)
