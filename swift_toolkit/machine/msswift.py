@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.files import kept, write_json
@@ -1157,9 +1157,6 @@ def select_learned_logits() -> None:
     """Let supervised training compute logits only for the learned tokens of micro-batches with several rows. Needed
     until ms-swift does so: 4.6 does it for micro-batches of one row, and otherwise computes the logits of all rows from
     the first learned token of any of them on, a matrix product for each row.
-
-    The first of these micro-batches is computed in ms-swift's way, and shows whether the model computes its logits with
-    its output embedding alone.
     """
     mixin: Any = importlib.import_module("swift.trainers.mixin").SwiftMixin
     own = mixin.prepare_logits_to_keep
@@ -1173,7 +1170,6 @@ def select_learned_logits() -> None:
             self.learned_logits = _LearnedLogits(self.template.get_base_model(self.model))
         if not self.learned_logits.select(inputs):
             own(self, inputs)
-            self.learned_logits.expected = (rows, inputs["logits_to_keep"])
 
     mixin.prepare_logits_to_keep = prepare
 
@@ -1189,6 +1185,7 @@ def _learns_from_tokens_alone(trainer: Any) -> bool:
         and args.n_gpu <= 1
         and len(set(getattr(trainer.model, "hf_device_map", {}).values())) <= 1
         and not (args.enable_channel_loss or args.use_liger_kernel or args.torch_compile)
+        and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
         and not (template.model_meta.is_multimodal or template.is_encoder_decoder)
     )
 
@@ -1201,21 +1198,18 @@ class _LearnedLogits:
     """
 
     def __init__(self, model: Any) -> None:
-        self.expected: tuple[int, int] | None = None
-        self._calls: list[tuple[int, ...]] = []
-        self._as_expected = False
         self._mask: Any = None
-        if (head := model.get_output_embeddings()) is not None:
+        head = model.get_output_embeddings()
+        self._works = head is not None and _ends_in(head, model)
+        if self._works:
             head.register_forward_pre_hook(self._reduce)
 
     def select(self, inputs: Generating) -> bool:
         """Change labels and weights of a micro-batch to those of its learned tokens, behind one without a label, which
-        a shift by one token drops. False, and no change, if the last micro-batch was not computed as expected."""
+        a shift by one token drops. False, and no change, if the model computes its logits in a way of its own."""
         from torch.nn.functional import pad
 
-        self._as_expected = self._as_expected or self._calls == [self.expected]
-        self._calls = []
-        if not self._as_expected:
+        if not self._works:
             return False
         labels = inputs["labels"]
         learned = labels[:, 1:] != -100
@@ -1228,11 +1222,158 @@ class _LearnedLogits:
 
     def _reduce(self, head: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
         mask, self._mask = self._mask, None
-        if mask is not None:
-            return (given[0][mask][None], *given[1:])
-        if head.training and not self._as_expected:
-            self._calls.append(tuple(given[0].shape[:-1]))
-        return None
+        return None if mask is None else (given[0][mask][None], *given[1:])
+
+
+def _ends_in(head: Any, model: Any) -> bool:
+    """Whether a model computes its logits by one call of ``head`` with one vector for each token to keep. It computes a
+    few tokens to see that; the random numbers of the training stay the same."""
+    import torch
+
+    calls: list[tuple[int, ...]] = []
+    hook = head.register_forward_pre_hook(lambda _, given: calls.append(tuple(given[0].shape[:-1])))
+    device = next(model.parameters()).device
+    tokens = torch.ones((2, 3), dtype=torch.long, device=device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+            model(input_ids=tokens, attention_mask=tokens, logits_to_keep=2)
+    except Exception:
+        return False
+    finally:
+        hook.remove()
+    return calls == [(2, 2)]
+
+
+def skip_padding() -> None:
+    """Let supervised training on a CPU leave padded positions out of linear layers, which take most of its time. Their
+    outputs there are 0 instead; no token sees them. Dropout draws the same random numbers as with padding. Needed until
+    ms-swift has ``padding_free`` without flash attention.
+    """
+    from peft.tuners.lora import layer
+    from torch import nn
+
+    _skip_padding_in(nn.Linear)
+    _skip_padding_in(layer.Linear)
+    _drop_as_if_padded(nn.Dropout)
+    trainer: Any = _module("swift.trainers.seq2seq_trainer", "swift.trainers.trainers").Seq2SeqTrainer
+    own = trainer.training_step
+
+    def training_step(self: Any, model: Any, inputs: Generating, *args: Any, **kwargs: Any) -> Any:
+        _Padding.current = _Padding.of(inputs.get("attention_mask")) if _ends_in_padding(self) else None
+        try:
+            return own(self, model, inputs, *args, **kwargs)
+        finally:
+            _Padding.current = None
+
+    trainer.training_step = training_step
+
+
+def _ends_in_padding(trainer: Any) -> bool:
+    """Whether a trainer's model treats every token alike, and its code is known."""
+    base = trainer.template.get_base_model(trainer.model)
+    return (
+        type(trainer).__name__ == "Seq2SeqTrainer"
+        and trainer.args.device.type == "cpu"
+        and type(base).__module__.startswith("transformers.")
+        and not trainer.model.model_info.is_moe_model
+        and not trainer.template.model_meta.is_multimodal
+        and not (trainer.template.is_encoder_decoder or trainer.args.torch_compile)
+        and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    )
+
+
+@dataclass(frozen=True)
+class _Padding:
+    """Which positions of a micro-batch hold tokens.
+
+    Args:
+        shape: rows and positions.
+        tokens: the positions of the tokens, counted over all rows.
+    """
+
+    shape: tuple[int, int]
+    tokens: Any
+
+    current: ClassVar[_Padding | None] = None
+
+    @classmethod
+    def of(cls, mask: Any) -> _Padding | None:
+        """The padding of a micro-batch; None if little of it is padding, or if a row begins with padding."""
+        if mask is None or mask.dim() != 2 or not mask[:, 0].all():
+            return None
+        tokens = mask.flatten().nonzero().squeeze(1)
+        return cls(tuple(mask.shape), tokens) if len(tokens) <= 0.97 * mask.numel() else None
+
+    def select(self, inputs: Any) -> Any:
+        """The tokens' part of ``inputs`` [rows, positions, features], as [tokens, features]."""
+        return _functions_of_padding()[0].apply(inputs, self.tokens)
+
+    def spread(self, outputs: Any) -> Any:
+        """The reverse of `select`, with 0 for padding."""
+        return _functions_of_padding()[1].apply(outputs, self.tokens, self.shape)
+
+
+@functools.cache
+def _functions_of_padding() -> tuple[Any, Any]:
+    """Differentiable functions that select the tokens, and that spread them; each is the derivative of the other."""
+    from torch.autograd import Function
+
+    def select(inputs: Any, tokens: Any) -> Any:
+        return inputs.flatten(0, 1).index_select(0, tokens)
+
+    def spread(outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
+        out = outputs.new_zeros(shape[0] * shape[1], outputs.shape[-1])
+        return out.index_copy_(0, tokens, outputs).view(*shape, -1)
+
+    class Select(Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(context: Any, inputs: Any, tokens: Any) -> Any:
+            context.tokens, context.shape = tokens, tuple(inputs.shape[:2])
+            return select(inputs, tokens)
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            return spread(gradient, context.tokens, context.shape), None
+
+    class Spread(Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(context: Any, outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
+            context.tokens = tokens
+            return spread(outputs, tokens, shape)
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            return select(gradient, context.tokens), None, None
+
+    return Select, Spread
+
+
+def _skip_padding_in(layer: Any) -> None:
+    """Let a class of linear layers compute the tokens of a padded micro-batch only."""
+    forward = layer.forward
+
+    def without_padding(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        padding = _Padding.current
+        if padding is None or kwargs or x.dim() != 3 or tuple(x.shape[:2]) != padding.shape:
+            return forward(self, x, *args, **kwargs)
+        return padding.spread(forward(self, padding.select(x), *args))
+
+    layer.forward = without_padding
+
+
+def _drop_as_if_padded(dropout: Any) -> None:
+    """Let dropout draw for tokens without padding what it would draw for them with padding."""
+    forward = dropout.forward
+
+    def drop(self: Any, x: Any) -> Any:
+        padding = _Padding.current
+        alone = padding is not None and x.dim() == 2 and len(x) == len(padding.tokens)
+        if padding is None or not alone or not self.training or not 0 < self.p < 1:
+            return forward(self, x)
+        kept = x.new_empty(*padding.shape, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * padding.select(kept)
+
+    dropout.forward = drop
 
 
 # ------------------------------------------------------------------------------------------ patches for serving

@@ -2,11 +2,12 @@
 
     python tests/training/gradients.py <request.json>
 
-The request: ``patch``, "shared" (the rows of a step shared out) or "learned" (logits of learned tokens only);
+The request: ``patch``, "shared" (the rows of a step shared out), "learned" (logits of learned tokens only) or "tokens"
+(linear layers skip padding);
 ``runs``, a list of objects with ``name``, ``command`` and ``arguments``; ``output``, a folder. Of every run
 ``<output>/<own|patch>-<name>-<rank>.pt`` gets the gradient of the first optimiser step, the losses, the rows of each
-micro-batch as their lengths, and the numbers of tokens and logits that were computed. Started by torch.distributed.run
-it is one rank of each run.
+micro-batch as their lengths, and the numbers of tokens, logits and inputs of linear layers that were computed. Started
+by torch.distributed.run it is one rank of each run.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ def main(request: dict[str, Any]) -> None:
     def count(head: Any, given: Any, out: Any) -> None:
         found["logits"] = found.get("logits", 0) + out.shape[0] * out.shape[1]
 
+    def linear(x: Any, *args: Any) -> Any:
+        found["multiplied"] = found.get("multiplied", 0) + x.numel() // x.shape[-1]
+        return multiply(x, *args)
+
+    multiply, torch.nn.functional.linear = torch.nn.functional.linear, linear
     msswift.train_function("sft", [])
     hooks.add_callback(lambda *_, **__: None, hooks.StopFlag(), None)
     trainer.DEFAULT_CALLBACKS.append(Spy)
@@ -68,6 +74,8 @@ def main(request: dict[str, Any]) -> None:
             hooks.balance_rows(4.0, BY_BYTES)
         if kind == "learned":
             msswift.select_learned_logits()
+        if kind == "tokens":
+            msswift.skip_padding()
         for run in request["runs"]:
             found.clear()
             output = Path(request["output"]) / f"{kind}-{run['name']}"

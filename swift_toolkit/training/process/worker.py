@@ -83,6 +83,7 @@ class _Training:
             add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
             msswift.measure_rows_at_once()
             msswift.select_learned_logits()
+            msswift.skip_padding()
             if keeps_rows:
                 msswift.keep_rows(keeper.open, keeper.drop)
             self._prepare_resume()

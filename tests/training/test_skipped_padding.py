@@ -1,0 +1,29 @@
+"""Linear layers without padding: the same gradient and losses as with it, also with dropout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.both_ways import arguments, compare, write_mixed
+
+
+@pytest.mark.slow
+def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> None:
+    """Also where adapters are on some layers only, and where activations are computed twice."""
+    chats = tmp_path / "chats.jsonl"
+    write_mixed(chats)
+    given = {
+        "lora": ("sft", arguments(tiny_model, chats, "lora", "--max_steps=20")),
+        "dropout": ("sft", arguments(tiny_model, chats, "lora", "--lora_dropout=0.2")),
+        "some": ("sft", arguments(tiny_model, chats, "lora", "--target_modules", "q_proj", "down_proj")),
+        "full": ("sft", arguments(tiny_model, chats, "full")),
+        "twice": ("sft", arguments(tiny_model, chats, "lora", "--gradient_checkpointing=true")),
+        "pt": ("pt", arguments(tiny_model, chats, "full")),
+    }
+    runs = [
+        {"name": name, "command": command, "arguments": words, "computes": 0.8}
+        for name, (command, words) in given.items()
+    ]
+    compare("tokens", tmp_path, runs)
