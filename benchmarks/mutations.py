@@ -1,4 +1,4 @@
-"""Which of 1,200 wrong commands the trainer rejects, compared with ms-swift itself.
+"""Which of 1,600 wrong commands the trainer rejects, compared with ms-swift itself.
 
     python benchmarks/mutations.py             # our answers, compared with the tables of ms-swift's answers
     python benchmarks/mutations.py --draw 2    # only the second draw
@@ -7,10 +7,10 @@
 
 The commands follow the style of ms-swift's own examples (sft, pt, rlhf), with a tiny model and small files. A seeded
 generator makes one mistake in each: a misspelled key, a misspelled value, a wrong type, a missing file, an invalid
-pair of settings, a missing requirement. The second draw has another seed, no command of the first, and one more kind:
-any argument of ms-swift with a value that may be wrong. ms-swift's answer is the result of ``SwiftSft`` and its
-subclasses up to ``trainer.train``, without network. The answers are stored in ``mutations.jsonl`` and
-``mutations_2.jsonl``; the first line of each names the version of ms-swift.
+pair of settings, a missing requirement. The later draws have other seeds, no command of an earlier one, and one more
+kind, which is half of the fourth: any argument of ms-swift with a value that may be wrong. ms-swift's answer is the
+result of ``SwiftSft`` and its subclasses up to ``trainer.train``, without network. The answers are stored in
+``mutations.jsonl`` and ``mutations_N.jsonl``; the first line of each names the version of ms-swift.
 
 The exit status is 1 if in a draw less than 98% of the commands that ms-swift rejects are rejected here with status 2
 and the name of the setting in less than 1 s, or if an unchanged command is rejected.
@@ -531,6 +531,7 @@ DRAWS = (
     Draw(Path(__file__).with_suffix(".jsonl"), 16, 1000, _SIX),
     Draw(Path(__file__).with_name("mutations_2.jsonl"), 2026, 200, (*_SIX, "any argument", "any argument")),
     Draw(Path(__file__).with_name("mutations_3.jsonl"), 777, 250, (*_SIX, "any argument", "any argument")),
+    Draw(Path(__file__).with_name("mutations_4.jsonl"), 31337, 150, (*_SIX, *["any argument"] * 6)),
 )
 
 

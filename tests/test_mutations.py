@@ -43,7 +43,7 @@ def test_what_is_right_is_accepted(benchmark: ModuleType) -> None:
 
 
 @pytest.mark.usefixtures("laid_out")
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_what_ms_swift_refuses_is_refused_before(benchmark: ModuleType, number: int) -> None:
     draw = benchmark.DRAWS[number]
     if json.loads(draw.table.read_text().splitlines()[0])["ms-swift"] != installed().version:

@@ -56,6 +56,8 @@ def needs(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
         is_known = {one.setting.partition(".")[0] for one in one_of}.isdisjoint(rejected)
         if not one_of or not is_known or any(one.is_given(config) for one in one_of):
             continue
+        if text == "task=grpo" and config.get("vllm_mode") == "server":
+            continue  # the server may have a gym, which gives the rewards
         if conditions.hold(config):
             names, first = " or ".join(one.named(config) for one in one_of), conditions.first
             yield config.problem(first.blamed(config), f"{first.shown}needs {names}", _how(config, one_of))
@@ -73,7 +75,7 @@ def _how(config: Config, one_of: list[Condition]) -> str:
 
 
 _AFTER_EVALUATION = (
-    "eval_strategy load_best_model_at_end predict_with_generate early_stop_interval save_strategy=best "
+    "load_best_model_at_end predict_with_generate early_stop_interval save_strategy=best "
     "lr_scheduler_type=reduce_lr_on_plateau lr_scheduler_type=greedy"
 )
 """Conditions of settings that take effect in an evaluation only."""
@@ -520,6 +522,9 @@ def _evaluation_warnings(config: Config) -> Iterator[Problem]:
     if config.get("streaming") and config.get("split_dataset_ratio"):
         what = 'has no effect: with "streaming" ms-swift sets it to 0, so nothing is evaluated'
         yield config.problem("split_dataset_ratio", what, 'Set "val_dataset" to a file.')
-    elif config.get("eval_steps"):
-        what = "has no effect: there is no validation data, so nothing is evaluated"
-        yield config.problem("eval_steps", what)
+        return
+    for name in ("eval_strategy", "eval_steps"):
+        if config.get(name) not in (None, "no"):
+            what = "has no effect: there is no validation data, so nothing is evaluated"
+            yield config.problem(name, what)
+            return

@@ -50,6 +50,10 @@ def _problems(**settings: object) -> list[str]:
             {"auto_find_batch_size": True, "deepspeed": "zero3"},
             '"auto_find_batch_size" cannot be used with "deepspeed" "zero3"',
         ),
+        (
+            {**_GRPO, "reward_funcs": [], "use_vllm": True, "vllm_mode": "server", "vllm_server_host": ["a"]},
+            None,
+        ),
         ({"debug": "word"}, '"debug" cannot be "word"'),
         ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0}}, None),
         ({**_LIGER, "top_entropy_quantile": 1.0, "sequence_parallel_size": 1, "log_entropy": False}, None),

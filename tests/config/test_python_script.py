@@ -83,3 +83,19 @@ def test_what_cannot_be_read(text: str, says: str) -> None:
 def test_shell_is_not_python() -> None:
     assert not is_python("swift sft --model a/b\npython -c 'import swift'")
     assert PythonScript("x = 1").calls == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nos.environ['FOO'] = '1'\nos.system('swift sft --model a/b --lora_rank 8')",
+        "import os\nos.environ['FOO'] = '1'\nRANK = 8\nos.system(f'swift sft --model a/b --lora_rank {RANK}')",
+        "import os, subprocess\nos.environ['FOO'] = '1'\ncmd = ['swift', 'sft', '--model', 'a/b', '--lora_rank', '8']\nsubprocess.run(cmd, check=True)",
+        "import subprocess\nsubprocess.Popen('env FOO=1 swift sft --model a/b --lora_rank 8'.split())",
+        "import shlex, subprocess\nline = \"\"\"\nFOO=1 swift sft \\\\\n  --model a/b \\\\\n  --lora_rank 8\n\"\"\"\nsubprocess.check_call(line, shell=True)",
+    ],
+)  # fmt: skip
+def test_a_script_that_runs_a_command_of_the_shell(text: str) -> None:
+    found = from_command(text)
+    assert (found.command, found.values) == ("sft", {"model": "a/b", "lora_rank": "8"})
+    assert found.env == {"FOO": "1"}

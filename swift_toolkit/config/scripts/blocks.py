@@ -6,6 +6,7 @@ Each is taken out of the script, whose other lines keep their numbers.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import NamedTuple
 
 _HEREDOC = re.compile(r"(?<![<\d])<<-?[ \t]*(?P<quote>['\"\\]?)(?P<mark>[A-Za-z_]\w*)(?P=quote)?")
@@ -19,6 +20,8 @@ _FUNCTION = re.compile(
     re.MULTILINE,
 )
 _COUNTING_LOOP = re.compile(r"\bfor[ \t]*\(\([ \t]*(\w+)[^;\n]*;[^;\n]*;[^\n]*?\)\)")
+_SUM_ALONE = re.compile(r"(?m)(^|[;&|]|\b(?:then|do|else)\b)([ \t]*)\(\(([^()\n]*)\)\)")
+"""``((N = 2 * 4))``, which is ``let "N = 2 * 4"``."""
 _AROUND = re.compile(
     r"(?m)^[ \t]*(?:```\w*|%%(?:bash|sh|script.*))[ \t]*\r?$|^[ \t]*!(?=[\w./])|[\u200b\u2060\ufeff]"
 )
@@ -48,18 +51,32 @@ def without_surroundings(text: str) -> str:
 def without_texts(text: str) -> str:
     """The script without texts after ``<<EOF``, except those that a shell runs, and with loops that count as
     loops over a name."""
-    lines = _COUNTING_LOOP.sub(r"for \1 in", text).split("\n")
+    text = _SUM_ALONE.sub(r'\1\2let "\3"', _COUNTING_LOOP.sub(r"for \1 in", text))
+    lines = text.split("\n")
     number = 0
     while number < len(lines):
         found = _HEREDOC.search(lines[number])
         end = _end_of(lines, number + 1, found["mark"]) if found else None
         if found and end is not None:
             runs = _RUNS_TEXT.search(lines[number])
-            lines[number] = lines[number][: found.start()] + lines[number][found.end() :]
-            lines[number + 1 : end + 1] = [*lines[number + 1 : end], ""] if runs else [""] * (end - number)
-            number = number if runs else end
+            body = lines[number + 1 : end]
+            read = _READS_TEXT.search(lines[number]) is not None and bool(body)
+            text = f"<<< {_quoted(body, bool(found['quote']))}" if read else ""
+            lines[number] = lines[number][: found.start()] + text + lines[number][found.end() :]
+            blank = ["", ""] if read else [""] * (end - number)
+            lines[number + 1 : end + 1] = [*body, ""] if runs else blank
+            number = number if runs else number + len(blank)
         number += 1
     return "\n".join(lines)
+
+
+_READS_TEXT = re.compile(r"(?:^|[;&|])\s*(?:\w+=\S*\s+)?read\s")
+
+
+def _quoted(lines: list[str], literally: bool) -> str:
+    """Lines as one word of a shell."""
+    text = "\n".join(lines)
+    return shlex.quote(text) if literally else '"' + text.replace('"', '\\"') + '"'
 
 
 def _end_of(lines: list[str], start: int, mark: str) -> int | None:

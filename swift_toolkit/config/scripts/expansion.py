@@ -1,4 +1,4 @@
-"""What a shell makes of ``${name...}``, ``{a,b}``, ``*.jsonl`` and of a few commands in ``$(...)``.
+"""What a shell makes of ``${name...}``, ``{a,b}`` and ``*.jsonl``.
 
 Nothing is run.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -38,6 +37,8 @@ def expanded(value: str | None, how: str) -> str | None:
     if found := re.fullmatch(r":(\d+)(?::(\d+))?", how):
         start = int(found[1])
         return value[start : None if found[2] is None else start + int(found[2])]
+    if how in ("^", ","):
+        return (value[:1].upper() if how == "^" else value[:1].lower()) + value[1:]
     return {"^^": value.upper(), ",,": value.lower(), "": value}.get(how)
 
 
@@ -113,28 +114,3 @@ def _numbers(first: str, last: str) -> Sequence[str]:
 def unescaped(text: str) -> str:
     """The text of ``$'...'``."""
     return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), text, flags=re.DOTALL)
-
-
-_COUNT = re.compile(
-    r"echo\s+\"?([\w,]+)\"?\s*\|\s*"
-    r"(?:tr\s+['\"]?,['\"]?\s+\S+\s*\|\s*wc\s+-l|awk\s+-F\S+\s+\S*print NF\S*)\s*"
-)
-"""The usual ways to count devices: ``echo 0,1 | tr ',' '\\n' | wc -l``."""
-
-
-def output_of(command: str) -> str | None:
-    """What a simple command prints that only names a file, repeats its words or counts; None for any other command."""
-    if counted := _COUNT.fullmatch(command.strip()):
-        return str(counted[1].count(",") + 1)
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return None
-    if not words or set(command) & set("|;&<>$`*"):
-        return None
-    name, *rest = [word for word in words if word not in ("-v", "-p", "--", "-f", "-n")]
-    if name in ("which", "command", "type", "echo", "realpath", "readlink") and len(rest) == 1:
-        return str(Path(rest[0]).absolute()) if name in ("realpath", "readlink") else rest[0]
-    if name == "basename" and len(rest) in (1, 2):
-        return Path(rest[0]).name.removesuffix(rest[1] if len(rest) == 2 else "")
-    return str(Path(rest[0]).parent) if name == "dirname" and len(rest) == 1 else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,6 +111,24 @@ def is_python(text: str, file: str | None = None) -> bool:
     return True
 
 
+_STARTS = ("os.system", "os.popen", "subprocess.")
+"""How a call begins that runs a command of the shell."""
+
+
+def shell_of(text: str) -> str | None:
+    """The commands that a Python script runs in a shell, as a script of the shell: ``os.system("swift sft ...")``; None
+    if the text is no such script."""
+    if not any(start in text for start in _STARTS):
+        return None
+    try:
+        script = PythonScript(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    commands = list(script.commands())
+    sets = [f"export {name}={shlex.quote(value)}" for name, value in script.env.items()]
+    return "\n".join([*sets, *commands]) if commands else None
+
+
 @dataclass(frozen=True)
 class Call:
     """A call that sets the arguments of a command.
@@ -157,6 +176,16 @@ class PythonScript:
                 if isinstance(name, str) and isinstance(value, str):
                     found[name] = value
         return found
+
+    def commands(self) -> Iterator[str]:
+        """The commands that it runs in a shell, as far as their words can be read."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).startswith(_STARTS):
+                command = _constant(node.args[0], self._names)
+                if isinstance(command, list) and all(isinstance(word, str) for word in command):
+                    command = shlex.join(command)
+                if isinstance(command, str):
+                    yield command
 
     def imports(self, line: Line) -> str:
         """What the script imports from ms-swift, as the installed one names it; "" if nothing is known."""
@@ -214,6 +243,14 @@ def _constant(node: ast.expr, names: Mapping[str, object]) -> object:
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_constant(item, names) for item in node.elts]
         return None if None in items else items
+    if isinstance(node, ast.JoinedStr):
+        parts = [one.value if isinstance(one, ast.FormattedValue) else one for one in node.values]
+        texts = [_constant(part, names) for part in parts]
+        return None if None in texts else "".join(map(str, texts))
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".split", "shlex.split")):
+        whole = node.args[0] if node.args else getattr(node.func, "value", node)
+        text = _constant(whole, names) if whole is not node else None
+        return shlex.split(text) if isinstance(text, str) else None
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         return _of_class(node.value.id, node.attr)
     try:

@@ -65,7 +65,7 @@ def from_command(text: str, wanted: Collection[Command] = COMMANDS, file: str | 
     """
     if python_script.is_python(text, file):
         return _from_python(text, wanted, file)
-    text = blocks.without_surroundings(text)
+    text = blocks.without_surroundings(python_script.shell_of(text) or text)
     if strange := list(shell.shell_problems(text, file)):
         raise RequestError(strange)
     found: list[tuple[Statement, SwiftCommand]] = []
@@ -447,6 +447,8 @@ def _launched(words: list[str]) -> _Launched:
         if variable is None:
             shown = "" if value is True else " ".join(value) if isinstance(value, list) else value
             notes.append(f"{launcher} --{name} {shown}".rstrip())
+        elif variable == "NPROC_PER_NODE" and value in ("gpu", "auto"):
+            continue  # as many as there are devices, which is also the default here
         elif "$" in str(value):
             notes.append(f"{launcher} --{name} {value}, which is not set here")
         else:
@@ -459,6 +461,9 @@ def _launched(words: list[str]) -> _Launched:
     ) and launcher == "deepspeed":
         env |= {"CUDA_VISIBLE_DEVICES": included[1], "NPROC_PER_NODE": str(included[1].count(",") + 1)}
         notes = [note for note in notes if not note.startswith("deepspeed --include")]
+    if launcher in ("mpirun", "mpiexec", "horovodrun"):
+        start = next((place for place, word in enumerate(words) if _base_name(word) == launcher), 0)
+        notes = [f"{' '.join(words[start:])}; start processes with --nproc-per-node and --nnodes"]
     if "hostfile" in values:
         notes.append("a hostfile: start this on each machine with --nnodes, --node-rank and --master-addr")
     return _Launched(env, notes)

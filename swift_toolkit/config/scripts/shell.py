@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swift_toolkit.config.scripts import expansion
+from swift_toolkit.config.scripts import expansion, pipeline
 from swift_toolkit.config.scripts.blocks import Function, functions_of, without_texts
 from swift_toolkit.console import secrets as console_secrets
 from swift_toolkit.console.command_line import LONG_DASH, long_dash
@@ -46,10 +46,11 @@ _TOKEN = re.compile(
 )
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(
-    r"(?<!\\)\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?:\[(?P<index>\d+)\])?(?P<how>(?:[^{}]|\$\{[^{}]*\})*)\})"
+    r"(?<!\\)\$(?:(?P<name>\w+)|\{(?P<braced>\w+)(?:\[(?P<index>-?\d+)\])?(?P<how>(?:[^{}]|\$\{[^{}]*\})*)\})"
 )
 _LENGTH = re.compile(r"\$\{#(?P<name>\w+)(?P<array>\[[@*]\])?\}|\$#")
 _ARRAY = re.compile(r"(?P<quote>\"?)\$\{(?P<name>\w+)\[[@*]\]\}(?P=quote)")
+_ONE_OUTPUT = re.compile(r"\$\([^()]*\)")
 _ARGUMENTS = re.compile(r"(?P<quote>\"?)\$(?:[@*]|\{[@*]\})(?P=quote)")
 _OUTPUT = re.compile(r"\$\((?P<new>[^()]*)\)|`(?P<old>[^`]*)`")
 _SUM = re.compile(r"\$\(\((?P<sum>[^()]*)\)\)|\$\(\s*expr\s(?P<expr>[^()]*)\)|`\s*expr\s(?P<old>[^`]*)`")
@@ -70,11 +71,15 @@ _SECRET = re.compile("TOKEN|KEY|SECRET|PASSW", re.IGNORECASE)
 LEAST_SECRET = 6
 """Number of characters; shorter values of variables such as ``MAX_TOKENS=2048`` are shown."""
 _DECLARES = {"export", "env", "declare", "local", "readonly", "typeset"}
+_OF_ENV = ("-u", "--unset", "-C", "--chdir")
+"""Options of ``env`` that take a word."""
 _BEGINS = {"then", "else", "do", "{"}
 """Words that stand before a command and are not part of it."""
 _ENDS = {"fi": "if", "esac": "case", "done": "for"}
 _NESTED = 8
 """How deep functions call each other at most."""
+_MOST_SOURCED = 1 << 16
+"""Size of the largest file that ``source`` reads here, in bytes."""
 _FOR_OTHER_SHELLS = (
     (re.compile(r"(?m)(?<=[ \t])\^[ \t\r]*$"), '"^" continues lines in cmd.exe'),
     (re.compile(r"(?m)(?<=[ \t])`[ \t\r]*$"), '"`" continues lines in PowerShell'),
@@ -84,6 +89,8 @@ _SETS_FOR_OTHER_SHELLS = (
     (re.compile(r"(?mi)^[ \t]*(?P<shown>set[ \t]+(?P<name>[a-z_]\w*)=)"), "cmd.exe sets"),
 )
 _READS_FOR_CMD = re.compile(r"%(?P<name>[A-Za-z_]\w*)%")
+_CASE = re.compile(r"\s*(?:\|\s*[^\s|()]+\s*)*\)")
+"""The rest of a pattern of ``case``: ``--model|-m)``."""
 _DIGITS = re.compile(r"\d+(?:,\d*)*")
 _WINDOWS_PATH = re.compile(r"(?:.*=)?(?P<path>[A-Za-z]:\\\w.*)")
 _TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
@@ -92,7 +99,7 @@ _TYPED_QUOTES = frozenset("“”„‟‘’‚«»")
 @dataclass
 class Statement:
     """One simple command of a script: where it starts, the variables set only for it, its words, and those of a command
-    of ms-swift that belong to no setting.
+    of ms-swift that belong to no setting; ``here`` is the text after ``<<<``.
 
     ``str`` shows it without secrets; ``secrets`` are those that the script assigns to variables.
     """
@@ -102,6 +109,7 @@ class Statement:
     words: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
+    here: str = ""
     secrets: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
@@ -130,9 +138,11 @@ def shell_problems(text: str, file: str | None = None) -> Iterator[Problem]:
                 what, f"Write export {found['name']}=...", file=file, line=_line(text, found.start())
             )
     starts, is_foreign = False, any(pattern.search(text) for pattern, _ in _FOR_OTHER_SHELLS)
+    text = without_texts(text)
     for token in _TOKEN.finditer(f"{text}\n\n"):
         word = token["word"] or ""
-        if starts and not is_foreign and re.match(r"--[A-Za-z]", word):
+        is_case = _CASE.match(text, token.end()) is not None
+        if starts and not is_foreign and not is_case and re.match(r"--[A-Za-z]", word):
             what = f'"{word}" is at the beginning of a command'
             do = 'Write "\\" at the end of the line before.'
             yield Problem(what, do, file=file, line=_line(text, token.start()))
@@ -221,6 +231,8 @@ class Script:
         for token in _TOKEN.finditer(f"{text}\n\n"):  # the last line may end in a backslash
             if token["redirection"]:
                 redirected = "" if token["handle"] else token["redirection"]
+            elif token["word"] and redirected == "<<<":
+                self._statement.here, redirected = "".join(self._pieces(token["word"])), ""
             elif token["word"] and redirected:
                 self._statement.notes.append(f"{redirected} {token['word']}")
                 redirected = ""
@@ -238,11 +250,27 @@ class Script:
         self._assign()
         done, self._statement = self._statement, Statement(secrets=self._secrets)
         self._after_a_condition = sign in ("&&", "||") and bool(done.words or self._after_a_condition)
+        if (sourced := self._sourced(done)) is not None:
+            for _ in self._run(without_texts(sourced), 0):
+                pass
+            return
         function = self._functions.get(done.words[0]) if done.words else None
         if function is None or self._calls >= _NESTED:
             yield done
             return
         yield from self._call(function, done)
+
+    def _sourced(self, statement: Statement) -> str | None:
+        """The text of a file of the script's own that it reads with ``source``; None for any other statement."""
+        name, *rest = statement.words or [""]
+        if name not in ("source", ".") or len(rest) != 1 or Path(rest[0]).is_absolute():
+            return None
+        path = Path(self.variables["PWD"]) / rest[0]
+        try:
+            text = path.read_text(encoding="utf-8") if path.stat().st_size <= _MOST_SOURCED else None
+        except (OSError, ValueError):
+            return None
+        return None if path.name == "activate" or self._calls >= _NESTED else text
 
     def _call(self, function: Function, call: Statement) -> Iterator[Statement]:
         before, places = (
@@ -275,13 +303,15 @@ class Script:
         assignment = None if is_item else _ASSIGNMENT.fullmatch(word)
         if not words and not self._statement.env and not is_item and word in _BEGINS:
             return
-        if assignment and all(one in _DECLARES or one[0] == "-" for one in words):
+        if assignment and _may_assign(words):
             self._keep(*assignment.groups())
         elif (array := _ARRAY.fullmatch(word)) and array["name"] in self.arrays:
             words += self.arrays[array["name"]]
         elif _ARGUMENTS.fullmatch(word):
             words += self._arguments
-        elif _VARIABLE.fullmatch(word):  # not quoted: the shell splits its value into words
+        elif _VARIABLE.fullmatch(word) or _ONE_OUTPUT.fullmatch(
+            word
+        ):  # not quoted: the shell splits its value into words
             text = self._with_variables(word)
             words += [text] if "$(" in text else text.split()
         else:
@@ -292,6 +322,9 @@ class Script:
         """Note an assignment of the current statement."""
         before = self.variables.get(name, "") if adds else ""
         text = before + "".join(self._pieces(value))
+        if re.search(r"\$[\w{(]", text) and {"if", "case"} & {*self._within}:
+            self._conditional.add(name)  # and the value from before the condition stays
+            return
         self._statement.env[name] = text
         if _SECRET.search(name) and len(text) >= LEAST_SECRET:
             self._secrets.add(text)
@@ -317,6 +350,8 @@ class Script:
             for one in rest:
                 self.variables.pop(one, None)
                 self.exported.pop(one, None)
+        elif name in ("let", "read", "printf", "set", "shift") and self._computes(name, rest):
+            statement.words = []
         elif name == "set" and rest and rest[-1] in ("-a", "allexport", "+a"):
             self._exports_all = rest[0][0] == "-"
         elif name in ("cd", "pushd") and len(rest) == 1 and "$" not in rest[0]:
@@ -324,6 +359,60 @@ class Script:
             self.variables["PWD"] = os.path.normpath(where)
         elif not statement.words or (name in _DECLARES - {"env"}):
             self._store(statement)
+
+    def _computes(self, name: str, words: list[str]) -> bool:
+        """Apply a command of the shell that sets variables from its words. Returns whether it was understood."""
+        if name == "set" and words[:1] == ["--"]:
+            self._give_arguments(words[1:])
+        elif name == "shift":
+            self._give_arguments(self._arguments[int(words[0]) if words and words[0].isdecimal() else 1 :])
+        elif name == "let":
+            return all(map(self._sets_sum, words))
+        elif name == "printf" and words[:1] == ["-v"] and len(words) > 2:
+            try:
+                self.variables[words[1]] = pipeline.formatted(words[2:])
+            except (ValueError, TypeError):
+                return False
+        elif name == "read" and self._statement.here:
+            self._read(words)
+        else:
+            return False
+        return True
+
+    def _give_arguments(self, words: list[str]) -> None:
+        """Let ``$1``, ``$2`` … and ``$@`` be these words."""
+        for number in range(1, 10):
+            self.variables.pop(str(number), None)
+        self._arguments = words
+        self.variables |= {str(number): word for number, word in enumerate(words[:9], 1)}
+
+    def _sets_sum(self, text: str) -> bool:
+        """Apply ``N = 2 * M``, ``N += 1`` or ``N++``."""
+        found = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:([-+*/]?)=(?!=)\s*(.+)|(\+\+|--))\s*", text)
+        if found is None:
+            return False
+        name, sign, terms, step = found.groups()
+        value = _SUM.sub(self._sum, f"$(({terms or 1}))")
+        if sign or step:
+            value = _SUM.sub(self._sum, f"$(({name} {sign or step[0]} {value}))")
+        if not value.lstrip("-").isdecimal():
+            return False
+        self.variables[name] = value
+        return True
+
+    def _read(self, words: list[str]) -> None:
+        """``IFS=, read -ra NAME <<< "0,1"``: the text after ``<<<``, in parts."""
+        flags = [word for word in words if word.startswith("-")]
+        names = [word for word in words if word and not word.startswith("-")]
+        text, between = self._statement.here, self._statement.env.pop("IFS", None)
+        parts = re.split(f"[{re.escape(between)}]", text) if between else text.split()
+        if any("a" in flag for flag in flags) and names:
+            self.arrays[names[-1]] = parts
+            self.variables[names[-1]] = parts[0] if parts else ""
+        elif len(names) == 1:
+            self.variables[names[0]] = text.strip()
+        else:
+            self.variables |= dict(zip(names, parts, strict=False))
 
     def _start_loop(self, name: str, items: list[str]) -> None:
         self.variables.pop(name, None)
@@ -385,7 +474,7 @@ class Script:
         return match[0] if known is None else str(len(known))
 
     def _output(self, match: re.Match[str]) -> str:
-        printed = expansion.output_of(match["new"] or match["old"] or "")
+        printed = pipeline.output_of(match["new"] or match["old"] or "")
         return match[0] if printed is None else printed
 
     def _with_places(self, text: str) -> str:
@@ -399,10 +488,13 @@ class Script:
         name = match["name"] or match["braced"]
         known = self.variables.get(name, self.environment.get(name))
         if match["index"] and match["index"] != "0":
-            known = dict(enumerate(self.arrays.get(name, []))).get(int(match["index"]))
+            items = self.arrays.get(name, [])
+            known = dict(enumerate(items)).get(int(match["index"]) % max(len(items), 1))
         if name in self._conditional and known is not None:
             note = f"the condition under which {name} is set; its last value, {known}, is used"
             self._statement.notes += [note] if note not in self._statement.notes else []
+        elif name in self._conditional:
+            self._statement.notes.append(f"the condition under which {name} is set; it counts as not set")
         how = match["how"] or ""
         value = expansion.expanded(known, self._with_names(how))
         if known is None and value is not None and how.startswith((":=", "=")):
@@ -426,6 +518,12 @@ class Script:
             MemoryError,
         ):
             return match[0]
+
+
+def _may_assign(words: list[str]) -> bool:
+    """Whether ``NAME=VALUE`` after these words sets a variable: they declare, as ``export`` and ``env -u NAME`` do."""
+    pairs = zip(["", *words], words, strict=False)
+    return all(one in _DECLARES or one[0] == "-" or before in _OF_ENV for before, one in pairs)
 
 
 def _value_of(node: ast.expr) -> int:
