@@ -150,7 +150,7 @@ _ROWS = (
     _rlhf(
         "gkd",
         rows="answer",
-        excludes=("async_generate", "seq_kd"),
+        excludes=("async_generate",),
         packs=True,
         generates=True,
         has_teacher=True,

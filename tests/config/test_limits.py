@@ -64,6 +64,11 @@ def test_limits(settings: dict[str, object], message: str | None) -> None:
     assert any(message in one for one in found) if message else not found, found
 
 
+@pytest.mark.swift3
+def test_ms_swift_3_learns_from_the_answers_of_a_teacher() -> None:
+    assert not _problems(rlhf_type="gkd", teacher_model="o/t", seq_kd=True)
+
+
 def test_a_misspelled_condition_is_an_error() -> None:
     with pytest.raises(ValueError, match="not a condition"):
         Condition.parse("a b")
