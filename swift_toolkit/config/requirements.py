@@ -9,24 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 
+from swift_toolkit.config.evaluation import VALIDATION, direction_warnings, has_validation, patience_warnings
 from swift_toolkit.config.limits import algorithms, trainer, tuners
 from swift_toolkit.config.limits.conditions import Condition, Conditions
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import DECISION_LOSSES, PAIR_LOSSES
-from swift_toolkit.console.words import did_you_mean
 from swift_toolkit.problems import Problem
 
-_VALIDATION = "val_dataset cached_val_dataset split_dataset_ratio eval_dataset".split()
 _DATA = 'Add "val_dataset" or "split_dataset_ratio", or remove it.'
-
-
-def has_validation(config: Config) -> bool:
-    """Whether the run has validation data; a stream cannot be split."""
-    return any(
-        config.get(name)
-        for name in _VALIDATION
-        if name != "split_dataset_ratio" or not config.get("streaming")
-    )
 
 
 # --- needs --------------------------------------------------------------------------------------------------
@@ -74,18 +64,22 @@ def _how(config: Config, one_of: list[Condition]) -> str:
     return "Add one of them." if len(one_of) > 1 else "Add it."
 
 
-_AFTER_EVALUATION = (
-    "load_best_model_at_end predict_with_generate early_stop_interval save_strategy=best "
-    "lr_scheduler_type=reduce_lr_on_plateau lr_scheduler_type=greedy"
-)
-"""Conditions of settings that take effect in an evaluation only."""
+_AFTER_EVALUATION = [
+    "load_best_model_at_end",
+    "early_stop_interval",
+    "lr_scheduler_type=reduce_lr_on_plateau",
+    "lr_scheduler_type=greedy",
+]
+"""Conditions of settings that do not work without an evaluation."""
+_IN_EVALUATION = ("eval_strategy", "eval_steps", "predict_with_generate", "save_strategy=best")
+"""Conditions of settings without effect if nothing is evaluated; ms-swift trains all the same."""
 
 
 def _needs_validation(config: Config, rejected: Collection[str]) -> Iterator[Problem]:
-    if has_validation(config) or not set(_VALIDATION).isdisjoint(rejected):
+    if has_validation(config) or not set(VALIDATION).isdisjoint(rejected):
         return
     dropped = config.get("streaming") and config.get("split_dataset_ratio")
-    for name in _AFTER_EVALUATION.split():
+    for name in _AFTER_EVALUATION:
         if not Condition.parse(name).holds(config):
             continue
         name = name.partition("=")[0]
@@ -206,6 +200,7 @@ def _algorithm(config: Config) -> Iterator[Problem]:
     if task.generates and config.get("temperature") == 0:
         what = f'is 0, but "{task.name}" needs different answers, and divides by it'
         yield config.problem("temperature", what, "Use e.g. 1.")
+    yield from _divisions(config)
     loss_types = config.get("loss_type")
     if isinstance(loss_types, list) and len(loss_types) > 1 and not task.several_losses:
         yield config.problem("loss_type", f"takes one value with {name}, not {len(loss_types)}", "Keep one.")
@@ -215,6 +210,23 @@ def _algorithm(config: Config) -> Iterator[Problem]:
         yield config.problem("loss_weights", f"cannot be used with {name}", "Remove it.")
     elif weights and task.several_losses and len(weights) != count:
         yield config.problem("loss_weights", f"has {len(weights)} values for {count} loss type(s)")
+
+
+_DIVIDES_BY_BETA = frozenset({"simpo", "ipo", "sppo_hard"})
+"""Losses that divide by ``beta``."""
+
+
+def _losses(config: Config) -> list[str]:
+    """The losses of an algorithm: those that are set, or its name."""
+    given = config.get("loss_type") or [config.task.name]
+    return list(map(str, given if isinstance(given, list) else [given]))
+
+
+def _divisions(config: Config) -> Iterator[Problem]:
+    """A ``beta`` of 0 that the loss divides by."""
+    beta, losses = config.get("beta"), _losses(config)
+    if beta == 0 and config.command == "rlhf" and (by := _DIVIDES_BY_BETA.intersection(losses)):
+        yield config.problem("beta", f'is 0, and the loss "{min(by)}" divides by it', "Use e.g. 0.1.")
 
 
 def _loss_of_task(config: Config) -> Iterator[Problem]:
@@ -311,47 +323,6 @@ def generation_batch(config: Config, world_size: int) -> int:
     return int(config.get("generation_batch_size") or batch * steps)
 
 
-# --- the best model -----------------------------------------------------------------------------------------
-
-
-def best_model(config: Config) -> Iterator[Problem]:
-    """``load_best_model_at_end`` requires saving and evaluating at the same steps."""
-    if not config.get("load_best_model_at_end") or not has_validation(config):
-        return
-    saved = config.value("save_strategy")
-    evaluated = config.get("eval_strategy", saved)
-    if saved == "best":
-        return
-    if saved != evaluated:
-        what = f'is "{evaluated}", but "save_strategy" is "{saved}"'
-        do = 'With "load_best_model_at_end" they must be the same.'
-        name = "eval_strategy" if "eval_strategy" in config.settings else "save_strategy"
-        yield config.problem(name, what if name == "eval_strategy" else f'is "{saved}"', do)
-    elif saved == "steps":
-        every, between = (
-            config.value("save_steps"),
-            config.get("eval_steps") or config.value("save_steps"),
-        )
-        yield from _out_of_step(config, every, between)
-
-
-_FINE = 1_000_000
-"""A factor that makes shares of a run whole numbers."""
-
-
-def _out_of_step(config: Config, every: float, between: float) -> Iterator[Problem]:
-    """Saving that is not at every few evaluations (transformers' ``_validate_args``)."""
-    if every % between == 0:
-        return
-    do = 'With "load_best_model_at_end" it must be.'
-    if (every < 1) != (between < 1):
-        what = f"is {every:g}, and eval_steps {between:g}: one is a share of the run, the other a number"
-        yield config.problem("save_steps", what, "Use two shares or two numbers of steps.")
-    elif every >= 1 or every * _FINE % (between * _FINE):
-        what = f"is {every:g}, not a multiple of eval_steps {between:g}"
-        yield config.problem("save_steps", what, do)
-
-
 # --- warnings -----------------------------------------------------------------------------------------------
 
 _USUAL = """
@@ -383,10 +354,9 @@ def unusual_values(config: Config) -> Iterator[Problem]:
     if config.get("save_strategy") == "no":
         do = 'Remove it, or set it to "steps" or "epoch".'
         yield config.problem("save_strategy", 'is "no": no checkpoint is kept and the result is lost', do)
-    yield from _metric_warnings(config)
-    yield from _patience_warnings(config)
+    yield from patience_warnings(config)
     yield from _epoch_warnings(config)
-    yield from _direction_warnings(config)
+    yield from direction_warnings(config)
     yield from _strength_warnings(config)
     yield from _teacher_warnings(config)
     yield from warmup_warnings(config, config.value("max_steps"))
@@ -407,50 +377,34 @@ def warmup_warnings(config: Config, steps: int | None) -> Iterator[Problem]:
         yield config.problem("warmup_steps", what)
 
 
-_MEASURED = "loss token_acc seq_acc acc runtime samples_per_second steps_per_second".split()
-_OF_GENERATED = "rouge-1 rouge-2 rouge-l bleu-4".split()
-
-
-def _metric_warnings(config: Config) -> Iterator[Problem]:
-    """A metric for choosing the best model that an evaluation of plain training does not produce."""
-    name = config.get("metric_for_best_model")
-    plain = config.task.name in ("sft", "pt") and not (
-        config.get("eval_metric") or config.get("external_plugins") or config.get("eval_use_evalscope")
-    )
-    if not name or not plain or not has_validation(config):
-        return
-    measured = _OF_GENERATED if config.get("predict_with_generate") else _MEASURED
-    if str(name).removeprefix("eval_") not in (*measured, "loss"):
-        what = f'is "{name}", which this run does not measure: it has {", ".join(measured[:4])}'
-        do = did_you_mean(str(name), measured, "Use one of them.")
-        yield config.problem("metric_for_best_model", what, do)
-
-
-def _patience_warnings(config: Config) -> Iterator[Problem]:
-    """Early stopping counts checkpoints (``EarlyStopCallback.on_save``), also those without a new evaluation."""
-    patience, saved = config.get("early_stop_interval"), config.value("save_strategy")
-    if not patience or not has_validation(config):
-        return
-    evaluated = config.get("eval_strategy", saved)
-    every, between = config.value("save_steps"), config.get("eval_steps") or config.value("save_steps")
-    rarely = (saved, evaluated) == ("steps", "epoch")
-    if saved == evaluated == "steps" and (every < 1) == (between < 1):
-        rarely = between > every
-    if rarely:
-        what = f"is {patience}: it counts checkpoints, of which some are saved without a new evaluation"
-        do = 'Evaluate at least as often as checkpoints are saved: "eval_steps" at most "save_steps".'
-        yield config.problem("early_stop_interval", what, do)
-
-
 def _strength_warnings(config: Config) -> Iterator[Problem]:
     """A weight of 0 that makes the loss of an algorithm constant."""
     if config.task.batch_of == "answers" and config.get("top_k") == 1:
         what = "is 1: all answers to a prompt are the same, and there is nothing to compare"
         yield config.problem("top_k", what, "Use e.g. 50, or remove it.")
-    learns_answers = any(config.get(name) for name in ("rpo_alpha", "cpo_alpha"))
-    if config.task.name in ("dpo", "kto", "simpo") and config.get("beta") == 0 and not learns_answers:
+    needs_none = config.get("rpo_alpha") or not {"sft", *_DIVIDES_BY_BETA}.isdisjoint(_losses(config))
+    if config.task.name in ("dpo", "kto") and config.get("beta") == 0 and not needs_none:
         what = f'is 0, with which the loss of "{config.task.name}" is constant: nothing is learned'
         yield config.problem("beta", what, "Use e.g. 0.1, ms-swift's default.")
+    yield from _smoothing_warnings(config)
+    for name, weights in _weights(config):
+        if weights and not any(weights):
+            yield config.problem(name, "gives nothing any weight: nothing is learned", "Use e.g. 1.")
+
+
+def _smoothing_warnings(config: Config) -> Iterator[Problem]:
+    """A share of wrong labels with which the answers are not told apart, or are taken for their opposite."""
+    share = config.get("label_smoothing") or 0
+    if share >= 0.5:
+        result = "nothing is learned" if share == 0.5 else "rejected answers are preferred"
+        yield config.problem("label_smoothing", f"is {share:g}: {result}", "Use a value below 0.5.")
+
+
+def _weights(config: Config) -> Iterator[tuple[str, list[float]]]:
+    """Weights of which one must be above 0, with the setting to name."""
+    yield "reward_weights", config.get("reward_weights") or []
+    if config.task.name == "kto":
+        yield "desirable_weight", [config.value(f"{kind}desirable_weight") for kind in ("", "un")]
 
 
 def _teacher_warnings(config: Config) -> Iterator[Problem]:
@@ -480,24 +434,6 @@ def _epoch_warnings(config: Config) -> Iterator[Problem]:
         yield config.problem("max_epochs", what, 'Set "num_train_epochs" instead.')
 
 
-GROWS = {"loss": False} | dict.fromkeys(
-    "reward acc token_acc seq_acc rouge-1 rouge-2 rouge-l bleu-4".split(), True
-)
-"""Metrics, and whether a higher value is better."""
-
-
-def _direction_warnings(config: Config) -> Iterator[Problem]:
-    """A direction that makes the worst model the best one."""
-    greater, metric = config.get("greater_is_better"), config.get("metric_for_best_model")
-    if metric is None:
-        usual = "rouge-l" if config.get("predict_with_generate") else "loss"
-        metric = "reward" if config.task.name == "grpo" else usual
-    grows = GROWS.get(str(metric).removeprefix("eval_"))
-    if None not in (greater, grows) and greater is not grows and has_validation(config):
-        what = f"is {str(greater).lower()}, but a {'higher' if grows else 'lower'} {metric} is better: the worst model"
-        yield config.problem("greater_is_better", f"{what} would be kept as the best", "Remove it.")
-
-
 def _unused_steps(config: Config) -> Iterator[Problem]:
     """Steps between saves, evaluations or log lines that happen once per epoch."""
     for kind in ("save", "eval", "logging"):
@@ -523,8 +459,8 @@ def _evaluation_warnings(config: Config) -> Iterator[Problem]:
         what = 'has no effect: with "streaming" ms-swift sets it to 0, so nothing is evaluated'
         yield config.problem("split_dataset_ratio", what, 'Set "val_dataset" to a file.')
         return
-    for name in ("eval_strategy", "eval_steps"):
-        if config.get(name) not in (None, "no"):
+    for condition in map(Condition.parse, _IN_EVALUATION):
+        if condition.holds(config):
             what = "has no effect: there is no validation data, so nothing is evaluated"
-            yield config.problem(name, what)
+            yield config.problem(condition.setting, what)
             return

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from swift_toolkit.config import named_files, requirements, sharding
+from swift_toolkit.config import evaluation, named_files, requirements, sharding
 from swift_toolkit.config.limits import plugins, rope
 from swift_toolkit.config.names import benchmarks, registries
 from swift_toolkit.config.settings import Config
@@ -42,7 +42,6 @@ class Bounds:
 
 POSITIVE = Bounds(0, words="greater than 0")
 AT_LEAST_0 = Bounds(0, closed=True, words="0 or more")
-_SHARE_BELOW_HALF = Bounds(0, closed=True, high=0.5, words="at least 0 and below 0.5")
 SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
 _SHARE_INSIDE = Bounds(0, high=1, words="greater than 0 and below 1")
 _SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
@@ -72,8 +71,7 @@ BOUNDS: dict[str, Bounds] = {
             """lora_dropout vera_dropout boft_dropout warmup_ratio split_dataset_ratio adam_beta1 adam_beta2
             label_smoothing_factor""",
         ),
-        (_SHARE, "freeze_parameters_ratio top_p"),
-        (_SHARE_BELOW_HALF, "label_smoothing"),
+        (_SHARE, "freeze_parameters_ratio top_p label_smoothing"),
     )
     for name in names.split()
 }
@@ -129,6 +127,7 @@ MODULES: dict[
     ("reward_funcs", "accuracy"): "math_verify",
     ("reward_funcs", "cosine"): "math_verify",
     ("eval_metric", "nlg"): "jieba",
+    ("predict_with_generate", "*"): "jieba",
     ("eval_use_evalscope", "*"): "evalscope",
     ("use_vllm", "*"): "vllm",
     ("use_flash_ckpt", "*"): "dlrover",
@@ -174,7 +173,9 @@ def _requirements(config: Config, rejected: Collection[str]) -> Iterator[Problem
     yield from requirements.needs(config, rejected)
     yield from requirements.excludes(config)
     yield from requirements.rewards(config)
-    yield from requirements.best_model(config)
+    yield from evaluation.best_model(config)
+    yield from evaluation.strategy_problems(config)
+    yield from evaluation.metric_problems(config)
     yield from named_files.named_file_problems(config)
     yield from rope.rope_problems(config)
     yield from plugins.plugin_problems(config)
@@ -316,6 +317,11 @@ def _packages(config: Config) -> Iterator[Problem]:
         if asked and not packages.is_installed(module):
             what = f"needs the package {packages.distribution(module)}, which is not installed"
             yield config.problem(name, what, packages.install(module))
+    module = evaluation.package_of_pairs(config)
+    if module and not packages.is_installed(module):
+        what = f"needs the package {packages.distribution(module)} to evaluate, which is not installed"
+        do = f"{packages.install(module)}, or remove the validation data."
+        yield config.problem("eval_metric" if config.get("eval_metric") else "loss_type", what, do)
 
 
 def slow_dtype(config: Config, device: Device) -> Iterator[Problem]:

@@ -109,4 +109,5 @@ def _is_number(text: str) -> bool:
 
 def _whole(label: object) -> list[int]:
     values: list[object] = label if isinstance(label, list) else [label]
-    return [int(float(str(one))) for one in values if _is_number(str(one))]
+    numbers = [int(one) if isinstance(one, bool) else one for one in values]
+    return [int(float(str(one))) for one in numbers if _is_number(str(one))]

@@ -44,7 +44,7 @@ def not_installed(modules: Iterable[str]) -> list[str]:
 
 def distribution(module: str) -> str:
     """The name of a module's package on PyPI."""
-    others = {"awq": "autoawq", "optimi": "torch-optimi"}
+    others = {"awq": "autoawq", "optimi": "torch-optimi", "sklearn": "scikit-learn"}
     if module in others:
         return others[module]
     return module.replace("_", "-").replace(".", "-")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from swift_toolkit.config import requirements
+from swift_toolkit.config.evaluation import has_validation
 from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import TaskName
@@ -194,7 +194,7 @@ def check_data(
 def _answers_itself(config: Config) -> bool:
     """Whether GKD trains on generated answers only (``GKDTrainer.training_step``), so that rows need none."""
     on_policy = config.task.name == "gkd" and config.value("lmbda") >= 1
-    return on_policy and not requirements.has_validation(config)
+    return on_policy and not has_validation(config)
 
 
 class VerifyArguments(TypedDict):

@@ -106,7 +106,7 @@ def check_training(request: TrainingRequest) -> RequestFacts:
     data = preflight.check_data(config, whole=whole, by_tokenizer=not problems)
     problems += _row_problems(request, config, data)
     problems += _grace_problems(request)
-    problems += defaults.batch_of_one(config, data, world_size)
+    problems += defaults.nothing_to_compare(config, data, world_size)
     config.warnings += defaults.label_warnings(config, data)
     if not problems:
         rows = preflight.expected_rows(config, data)

@@ -110,7 +110,8 @@ def batches(config: Config, world_size: int, evaluated: int | None) -> Iterator[
         evaluated: number of rows for validation; None if not known.
     """
     rows = config.value("per_device_train_batch_size") * world_size
-    compares = config.task.name == "kto" and config.get("loss_type") != "apo_zero_unpaired"
+    alone = Condition.parse("loss_type=apo_zero_unpaired").holds(config)
+    compares = config.task.name == "kto" and not alone
     if compares and rows == 1 and config.get("gradient_accumulation_steps") == 1:
         what = "is 1, and a step has one row: KTO compares the rows of a step"
         yield config.problem("gradient_accumulation_steps", what, "Use at least 2.")

@@ -187,11 +187,12 @@ def _demanded(function: Any) -> list[str]:
 
 
 def _trainer_files(install: SwiftInstall, trainer: str) -> list[Path]:
-    """The sources of the trainer of an algorithm: ms-swift's, and TRL's if that computes the loss."""
+    """The sources of an algorithm: ms-swift's trainer, and TRL's trainer and settings if TRL computes the loss."""
     files = [install.location / install.sources.trainers / f"{trainer}_trainer.py"]
     trl = package_of("trl")
     if trl is not None and trainer != "grpo":  # ms-swift computes GRPO's loss itself
-        files += [trl / place / f"{trainer}_trainer.py" for place in ("trainer", f"experimental/{trainer}")]
+        places = ("trainer", f"experimental/{trainer}")
+        files += [trl / place / f"{trainer}_{kind}.py" for place in places for kind in ("trainer", "config")]
     return [file for file in files if file.is_file()]
 
 

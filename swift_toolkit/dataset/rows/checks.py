@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -409,50 +410,66 @@ def _rejected_list_flaws(response: list[Any], row: Row) -> Iterator[Flaw]:
 
 
 def _is_yes_or_no(label: Any) -> bool:
-    return isinstance(label, (bool, int)) and label in (0, 1)
+    return isinstance(label, (bool, int, float)) and label in (0, 1)
 
 
 def _class_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
-    label, classes = row.get("label"), rules.num_labels
+    label = row.get("label")
     if label is None:
         yield Flaw("label", '"label" is missing', "Add the class, a whole number from 0.")
-        return
-    if rules.is_regression:
-        if not _is_number(label):
-            yield Flaw("label", f'"label" is {shown(label)}, not a number')
-        return
-    many = rules.problem_type == "multi_label_classification"
-    if isinstance(label, list) != many:
-        yield Flaw("label", f'"label" is {shown(label)}, not {"a list of classes" if many else "one class"}')
-        return
-    for value in label if isinstance(label, list) else [label]:
-        number = _whole(value)
-        if number is None:
-            yield Flaw(
-                "label", f'"label" is {shown(value)}, not a whole number', "Number the classes from 0."
-            )
-        elif number < 0 or (classes is not None and number >= classes):
-            allowed = "negative" if classes is None else f"outside 0 to {classes - 1}"
-            yield Flaw("label", f'"label" {number} is {allowed}', "Correct it, or set num_labels.")
+    elif rules.is_regression:
+        yield from _target_flaws(label, rules.num_labels or 1)
+    elif isinstance(label, list) and rules.problem_type != "multi_label_classification":
+        yield Flaw("label", f'"label" is {shown(label)}, not one class')
+    else:
+        for value in label if isinstance(label, list) else [label]:
+            yield from _class_flaw(value, rules)
 
 
-def _whole(value: Any) -> int | None:
-    """Convert a label like ms-swift's int(label), but without truncating fractions."""
+def _target_flaws(label: Any, count: int) -> Iterator[Flaw]:
+    """What is wrong with the number, or the numbers, that a regression learns."""
+    values = label if isinstance(label, list) else [label]
+    wrong = [value for value in values if not isinstance(value, (int, float))]
+    if wrong:
+        yield Flaw("label", f'"label" is {shown(wrong[0])}, not a number')
+    elif len(values) != count:
+        yield Flaw("label", f'"label" has {len(values)} values, but num_labels is {count}')
+
+
+def _class_flaw(value: Any, rules: Rules) -> Iterator[Flaw]:
+    number, classes = _whole(value, rules.problem_type == "multi_label_classification"), rules.num_labels
+    if number is None:
+        yield Flaw("label", f'"label" is {shown(value)}, not a whole number', "Number the classes from 0.")
+    elif number < 0 or (classes is not None and number >= classes):
+        allowed = "negative" if classes is None else f"outside 0 to {classes - 1}"
+        yield Flaw("label", f'"label" {number} is {allowed}', "Correct it, or set num_labels.")
+
+
+def _whole(value: Any, as_index: bool) -> int | None:
+    """A class as in ms-swift: it converts one class with int(), but uses each of several as an index.
+
+    Fractions, which int() cuts off, are not classes here.
+    """
+    if as_index:
+        return value if type(value) is int else None
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
     return value if isinstance(value, int) else None
 
 
 def _pair_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
-    """Embedding needs a list of positive messages, rerankers need positives and negatives."""
-    task = rules.task
+    """The documents of a query: at least one that fits; ``negative_messages`` may be empty."""
     if "label" in row and not _is_number(row["label"]):
         yield Flaw("label", f'"label" is {shown(row["label"])}, not a number')
     for name in ("positive_messages", "negative_messages"):
         value = row.get(name)
         if value is None or value == []:
-            if name == "positive_messages" or not task.keeps_negatives:
+            if name == "positive_messages":
                 yield Flaw("pairs", f'"{name}" is missing', "Add it, a list of lists of messages.")
+            elif rules.task.has_negatives:
+                yield _NOTHING_TO_COMPARE
         elif not isinstance(value, list) or not all(isinstance(turns, list) for turns in value):
             do = f'Put brackets around it: "{name}": [[{{"role": ...}}]].'
             yield Flaw("pairs", f'"{name}" is not a list of lists of messages', do)
@@ -461,6 +478,9 @@ def _pair_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
                 yield from _pair_list_flaws(turns, name)
     if rules.loss_type is not None:
         yield from _loss_flaws(row, rules.loss_type)
+
+
+_NOTHING_TO_COMPARE = Flaw("no-negatives", "the row has no documents that do not match")
 
 
 def _loss_flaws(row: Row, loss: str) -> Iterator[Flaw]:
@@ -540,12 +560,19 @@ def _is_tool(tool: Any) -> bool:
 
 
 def _value_flaws(row: Row) -> Iterator[Flaw]:
-    if "margin" in row and not _is_number(row["margin"]):
-        yield Flaw("value", f'"margin" is {json_kind(row["margin"])}, not a number')
+    if "margin" in row and not _is_numeric(row["margin"]):
+        yield Flaw("value", f'"margin" is {shown(row["margin"])}, not a number')
     if not isinstance(row.get("chat_template_kwargs", {}), dict):
         yield Flaw(
             "value", f'"chat_template_kwargs" is {json_kind(row["chat_template_kwargs"])}, not an object'
         )
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether float() takes the value."""
+    with contextlib.suppress(ValueError):
+        return isinstance(value, (int, float)) or (isinstance(value, str) and float(value) is not None)
+    return False
 
 
 def _is_number(value: Any) -> bool:

@@ -120,6 +120,11 @@ KINDS: dict[str, FlawKind] = {
     "bad-answer": FlawKind(
         "warning", "answers labelled as bad", 'Remove such rows, or set "rlhf_type" to "kto".'
     ),
+    "no-negatives": FlawKind(
+        "warning",
+        "queries without documents that do not match",
+        "A reranker learns by comparison: add documents of other queries.",
+    ),
     "one-label": FlawKind(
         "warning", "one label for every row", "There is nothing to tell apart; add rows with other labels."
     ),

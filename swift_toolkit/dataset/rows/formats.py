@@ -139,7 +139,7 @@ def layout_of(
 
 
 _READ_BY: Mapping[str, tuple[TaskRows, ...]] = {
-    "rejected": ("preference", "judged"),
+    "rejected": ("preference",),
     "positive": ("documents",),
     "negative": ("documents",),
     "label": ("judged", "class", "documents"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from swift_toolkit.config.requirements import has_validation
+from swift_toolkit.config.evaluation import has_validation, is_evaluated
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import PAIR_LOSSES
 from swift_toolkit.dataset.classes import find_classes
@@ -88,19 +88,27 @@ def _is_infonce(config: Config) -> bool:
 
 def _fill_embedding(config: Config) -> None:
     """Embeddings: rows are compared with one another, so a batch of one row teaches nothing."""
-    if _is_infonce(config) and config.effective_batch is None:
-        reason = "the rows of a batch are compared with one another"
-        config.fill("per_device_train_batch_size", EMBEDDING_ROWS, reason)
-
-
-def batch_of_one(config: Config, report: DataReport, world: int) -> Iterator[Problem]:
-    """A problem if a batch is a single embedding with nothing to compare it with: its loss is 0."""
-    alone = config.get("per_device_train_batch_size") == 1 and world == 1
-    if not alone or not _is_infonce(config) or report.unchecked:
+    if not _is_infonce(config):
         return
-    if not any("negative_messages" in file.columns for file in report.files):
-        what = "is 1, and the rows have no negative documents: there is nothing to compare with, and the loss is 0"
-        yield config.problem("per_device_train_batch_size", what, "Use at least 2.")
+    reason = "the rows of a batch are compared with one another"
+    if config.effective_batch is None:
+        config.fill("per_device_train_batch_size", EMBEDDING_ROWS, reason)
+    if is_evaluated(config):
+        config.fill("per_device_eval_batch_size", EMBEDDING_ROWS, reason)
+
+
+def nothing_to_compare(config: Config, report: DataReport, world: int) -> Iterator[Problem]:
+    """A loss that compares documents, for data and batches without anything to compare with: it is always 0."""
+    if report.unchecked or any("negative_messages" in file.columns for file in report.files):
+        return
+    what = "the rows have no negative documents: there is nothing to compare with, and the loss is 0"
+    sizes = ["per_device_train_batch_size"] + ["per_device_eval_batch_size"] * is_evaluated(config)
+    alone = [size for size in sizes if config.get(size) == 1 and world == 1 and _is_infonce(config)]
+    for size in alone:
+        yield config.problem(size, f"is 1, and {what}", "Use at least 2.")
+    if config.task.has_negatives and config.get("loss_type") == "listwise_reranker":
+        do = 'Add "negative_messages", or use "pointwise_reranker".'
+        yield config.problem("loss_type", f'is "listwise_reranker", and {what}', do)
 
 
 def label_warnings(config: Config, report: DataReport) -> Iterator[Problem]:
