@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import deploy_model
 import finetune_trainer
+import inference_test
 from finetune_trainer import FineTuner
 from swift_toolkit.config.request import load_config
 from swift_toolkit.config.tasks import TASKS, TaskName
@@ -183,6 +186,39 @@ def test_the_shipped_config_trains_and_learns(name: str, tiny_model: Path, tmp_p
     assert max(log["grad_norm"] for log in logs) > 0
     if name != "grpo":
         assert min(losses[2:]) < sum(losses[:2]) / 2, losses
+    assert result.last_checkpoint is not None
+    config = load_config(f"configs/{name}.json")
+    for command in finetune_trainer._next_commands(result.last_checkpoint, config):
+        follow(command, name, tmp_path / "answers.json")
+
+
+ASKED = {
+    "class": [None, None],
+    "reward": ["preferred", "rejected"] * 2,
+    "score": ["matching", "not matching"] * 2,
+}
+"""The categories of the first two rows of a task's data."""
+
+
+def follow(command: str, name: str, answers: Path) -> None:
+    """Run a command that is recommended after training: ask two rows, or check what would be served.
+
+    Models that generate text are asked in other tests; of them, only the request is checked.
+    """
+    _, script, *words = shlex.split(command)
+    task = load_config(f"configs/{name}.json").task
+    if script == "deploy_model.py":
+        assert deploy_model.main([*words, "--dry-run"]) == 0
+    elif script == "inference_test.py" and task.output in ASKED:
+        assert inference_test.main([*words, "--limit", "2", "--output", str(answers)]) == 0
+        results = json.loads(answers.read_text())["results"]
+        assert [one["category"] for one in results] == ASKED[task.output]
+        if task.output == "class":
+            assert all(one["reference"] for one in results) or name == "seq_cls_regression"
+        else:  # the answer or the document decides, not the question alone
+            assert len({one["answer"] for one in results}) > 1
+    elif script == "inference_test.py":
+        assert inference_test.main([*words, "--dry-run"]) == 0
 
 
 @pytest.mark.slow

@@ -317,10 +317,10 @@ def _packages(config: Config) -> Iterator[Problem]:
         if asked and not packages.is_installed(module):
             what = f"needs the package {packages.distribution(module)}, which is not installed"
             yield config.problem(name, what, packages.install(module))
-    module = evaluation.package_of_pairs(config)
-    if module and not packages.is_installed(module):
-        what = f"needs the package {packages.distribution(module)} to evaluate, which is not installed"
-        do = f"{packages.install(module)}, or remove the validation data."
+    of_pairs = evaluation.package_of_pairs(config)
+    if of_pairs and not packages.is_installed(of_pairs):
+        what = f"needs the package {packages.distribution(of_pairs)} to evaluate, which is not installed"
+        do = f"{packages.install(of_pairs)}, or remove the validation data."
         yield config.problem("eval_metric" if config.get("eval_metric") else "loss_type", what, do)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swift_toolkit.config.tasks import TaskOutput
 from swift_toolkit.console.screen import short_path
+from swift_toolkit.model.checkpoints.code import code_in
 from swift_toolkit.model.checkpoints.recorded import read_arguments
 
 
@@ -19,16 +20,23 @@ def checkpoint_commands(checkpoint: Path, output: TaskOutput, data: Iterable[str
         output: what its model gives.
         data: the data of its training, for models that do not answer questions.
     """
-    path = shlex.quote(short_path(checkpoint))
+    path, trust = shlex.quote(short_path(checkpoint)), _trust(checkpoint)
     if output == "decision":
         flag = "--adapters" if (checkpoint / "adapter_config.json").is_file() else "--model"
         yield f"swift infer {flag} {path} --val_dataset {_local_file(data)}"
         return
     if output == "chat":
-        yield f"python inference_test.py --checkpoint {path}"
+        yield f"python inference_test.py --checkpoint {path}{trust}"
     elif output != "embedding":
-        yield f"python inference_test.py --checkpoint {path} --questions-file {_local_file(data)}"
-    yield f"python deploy_model.py --checkpoint {path}"
+        yield f"python inference_test.py --checkpoint {path} --questions-file {_local_file(data)}{trust}"
+    yield f"python deploy_model.py --checkpoint {path}{trust}"
+
+
+def _trust(checkpoint: Path) -> str:
+    """The flag for a checkpoint that loads Python code, which its training has run before."""
+    base = read_arguments([checkpoint])[0].model
+    directories = [checkpoint] if base is None else [checkpoint, Path(base)]
+    return " --trust-code" if any(code.needed for code in code_in(directories)) else ""
 
 
 def recorded_commands(checkpoint: Path) -> Iterator[str]:

@@ -21,10 +21,13 @@ ASK, SERVE = "python inference_test.py --checkpoint {path}", "python deploy_mode
         ({"task_type": "seq_cls", "rlhf_type": "rm"}, [ASK + " --questions-file FILE", SERVE]),
         ({"task_type": "generative_reranker"}, [ASK + " --questions-file FILE", SERVE]),
         ({"task_type": "embedding"}, [SERVE]),
+        ({"external_plugins": ["rewards.py"]}, [ASK + " --trust-code", SERVE + " --trust-code"]),
         ({"task_type": "decision"}, ["swift infer --adapters {path} --val_dataset FILE"]),
     ],
 )
-def test_commands_by_what_the_model_gives(args: dict[str, str], commands: list[str], tmp_path: Path) -> None:
+def test_commands_by_what_the_model_gives(
+    args: dict[str, object], commands: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "args.json").write_text(json.dumps({"dataset": ["owner/name"], **args}))
     assert list(recorded_commands(tmp_path)) == [one.format(path=tmp_path) for one in commands]
