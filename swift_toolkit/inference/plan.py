@@ -25,6 +25,7 @@ from swift_toolkit.inference.exchange import AskedOf, EngineOrder, Generation, S
 from swift_toolkit.inference.line import DATA, NO_LINE, LineData, asks_human, read_line
 from swift_toolkit.machine.device import Device, cpu_computes_bfloat16, environment, find_device
 from swift_toolkit.machine.msswift import trust
+from swift_toolkit.model import templates
 from swift_toolkit.model.builtin import is_builtin, materialise
 from swift_toolkit.model.checkpoints.checkpoint import (
     Checkpoint,
@@ -214,7 +215,8 @@ class Plan:
         rows.append(("backend", f"{self.backend.name} ({self.backend_why}) on {self.device}"))
         if self.merge != "no":
             rows.append(("merging", _MERGING[self.merge].format(self=self)))
-        rows += [("warning", str(warning)) for warning in slow_dtype(self.config, self.device)]
+        warnings = [*served_warnings(self.config, checkpoint), *slow_dtype(self.config, self.device)]
+        rows += [("warning", str(warning)) for warning in warnings]
         if code := code_phrase(checkpoint.code, checkpoint.trusted):
             rows.append(("code", code))
         return [*rows, ("settings", self.settings())]
@@ -317,6 +319,13 @@ def make_plan(
         raise RequestError(problems)
     log = Path(options.log) if options.log else _log(read, options.output)
     return Plan(read, why, config, backend, backend_why, device, merge, log, line)
+
+
+def served_warnings(config: Config, checkpoint: Checkpoint) -> Iterator[Problem]:
+    """A template that does not match the checkpoint's model; see `templates.served_warnings`."""
+    if checkpoint.generates:
+        model = checkpoint.base if checkpoint.kind == "lora" else checkpoint.path
+        yield from templates.served_warnings(config, str(model or checkpoint.path), checkpoint.template)
 
 
 def aside_problems(backend: Backend, checkpoint: Checkpoint) -> Iterator[Problem]:

@@ -212,12 +212,31 @@ def template_warnings(config: Config) -> Iterator[Problem]:
     if config.get("template_backend") == "jinja" and config.task.output == "chat":
         what = 'is "jinja", with which ms-swift does not tell answers from questions: it trains on all of the text'
         yield config.problem("template_backend", what, "Remove it; it is meant for inference.")
-    given, own = _known(config), _own(config)
-    if given is None or not given.end or is_plain(config):
+    model, given = str(config.get("model") or ""), _known(config)
+    if given is not None and not is_plain(config):
+        yield from _mismatch(config, given, model)
+
+
+def served_warnings(config: Config, model: str, recorded: str | None) -> Iterator[Problem]:
+    """A template that does not match the model that is asked or served with it.
+
+    Args:
+        config: the request.
+        model: the model, or the base model of an adapter.
+        recorded: the template of its training; ``template`` in the request has priority.
+    """
+    name = config.get("template") or recorded
+    given = templates(config.install).get(str(name)) if name and not _plugins_register(config) else None
+    if given is not None and config.get("use_chat_template") is not False:
+        yield from _mismatch(config, given, model)
+
+
+def _mismatch(config: Config, given: Template, model: str) -> Iterator[Problem]:
+    """Why a template does not match a model, if it is known."""
+    if not given.end:
         return
-    unlike = _unlike_chat_template(config, given)
+    own, files, unlike = _own(config, model), _tokenizer_files(model), _unlike_chat_template(model, given)
     its = f'The template of this model is "{own.name}".' if own and own.name != given.name else ""
-    files = _tokenizer_files(str(config.get("model")))
     if files and not any(_holds(file, given.end) for file in files):
         what = f'is "{given.name}", which ends an answer with {given.end}: that is not a token of this model'
         yield config.problem("template", what, its or "Choose the template that the model was trained with.")
@@ -264,7 +283,9 @@ def template_problems(config: Config) -> Iterator[Problem]:
 
 def used(config: Config) -> Template | None:
     """The template in use, if it is known."""
-    return _known(config) or (None if config.get("template") else _own(config))
+    return _known(config) or (
+        None if config.get("template") else _own(config, str(config.get("model") or ""))
+    )
 
 
 def is_plain(config: Config) -> bool:
@@ -288,14 +309,17 @@ def _lacks(config: Config, *names: str) -> bool:
 
 def _known(config: Config) -> Template | None:
     """The template that was set, if ms-swift registers it."""
-    plugins = registries.plugins_of(config).mention("register_template", "TEMPLATE_MAPPING")
     name = config.get("template")
-    return None if plugins or not name else templates(config.install).get(str(name))
+    return None if _plugins_register(config) or not name else templates(config.install).get(str(name))
 
 
-def _own(config: Config) -> Template | None:
+def _plugins_register(config: Config) -> bool:
+    """Whether a plugin of the request registers templates."""
+    return registries.plugins_of(config).mention("register_template", "TEMPLATE_MAPPING")
+
+
+def _own(config: Config, model: str) -> Template | None:
     """The template of the model, if its name or the embedded model determines it."""
-    model = str(config.get("model") or "")
     if builtin.is_builtin(model):
         return templates(config.install).get(builtin.template_of(model))
     named = registry.registry(config.install).named(model)
@@ -313,12 +337,12 @@ def _tokenizer_files(model: str) -> list[Path]:
     return [file for name in _TOKENIZER_FILES if (file := directory / name).is_file()]
 
 
-def _unlike_chat_template(config: Config, template: Template) -> str | None:
+def _unlike_chat_template(model: str, template: Template) -> str | None:
     """The file of a model on this machine with a chat template that does not contain the template's first mark.
 
     Marks that name a role are not looked for: a chat template may compose them.
     """
-    directory = _directory(str(config.get("model")))
+    directory = _directory(model)
     if directory is None or not template.turn or re.search("(?i)user|human|question", template.turn):
         return None
     for file in (directory / "chat_template.jinja", directory / "tokenizer_config.json"):

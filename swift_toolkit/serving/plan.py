@@ -176,7 +176,11 @@ class Deployment:
         rows.append(("limits", f"answers up to {self.limits.max_tokens} tokens, requests up to {body}"))
         if self.limits.urls:
             rows.append(("media", "fetched from public addresses"))
-        return [*rows, *(("warning", str(warning)) for warning in slow_dtype(self.config, self.device))]
+        warnings = [
+            one for checkpoint in self.checkpoints for one in plan.served_warnings(self.config, checkpoint)
+        ]
+        warnings += slow_dtype(self.config, self.device)
+        return [*rows, *(("warning", text) for text in dict.fromkeys(map(str, warnings)))]
 
     def as_dict(self) -> dict[str, object]:
         """The deployment as plain data, without the key."""
