@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import deploy_model
 from deploy_model import ModelDeployer
 from swift_toolkit.config import rules
 from swift_toolkit.problems import RequestError
+from swift_toolkit.serving import access
 from tests.adapters import make_adapter
 
 KEY = "correct-horse-battery"
@@ -401,3 +403,30 @@ def test_a_wrong_base_does_not_hide_a_wrong_checkpoint(
         '"--base-model" cannot be used: no/base',
     ]
     assert any("lora_rnak" in line for line in lines)
+
+
+def test_two_adapters_of_one_name(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    one, two = (make_adapter(tiny_model, tmp_path / name, seed) for seed, name in enumerate("ab"))
+    assert refusals(capsys, "--adapters", f"x={one}", f"x={two}", "--port", 0) == [
+        '"--adapters" has several adapters with the name x. Choose another name: clients request an adapter by its name.'
+    ]
+
+
+def test_a_key_from_a_pipe(
+    capsys: pytest.CaptureFixture[str], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(access, "PIPE_SECONDS", 0.2)
+    words = ("--checkpoint", adapter, "--api-key-file", pipe, "--port", 0)
+    assert refusals(capsys, *words) == [
+        f'"--api-key-file" names {pipe}, which cannot be read: nothing was written into this pipe within 0.2 s.'
+    ]
+    both = os.open(pipe, os.O_RDWR)
+    os.write(both, b"a-key-from-a-program\n")
+    monkeypatch.setattr(access, "PIPE_SECONDS", 10)
+    threading.Timer(0.2, os.close, [both]).start()
+    status, _, err = run(capsys, *words, "--dry-run")
+    assert (status, err) == (0, [])

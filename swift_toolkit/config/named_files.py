@@ -142,7 +142,9 @@ def not_an_object(value: str) -> tuple[str, str]:
 
 
 def file_text(path: str) -> str | Problem:
-    """The text of a file, or why it cannot be read."""
+    """The text of a file, or why it cannot be read; a pipe is not waited for."""
+    if Path(path).is_fifo():
+        return Problem(f'names "{path}", which is not a regular file', "Write the content to a file.")
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

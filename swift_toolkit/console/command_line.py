@@ -254,11 +254,22 @@ def _missing_package(error: Exception) -> Problem | None:
     return Problem(f"{name} is not installed", packages.install(name))
 
 
+def _is_nowhere() -> bool:
+    """Whether the current directory has been removed."""
+    try:
+        Path.cwd()
+    except OSError:
+        return True
+    return False
+
+
 def _impossible_path(error: Exception) -> Problem | None:
     """The problem of a path or string that the operating system rejects; None for any other error."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)
         return Problem(f'"{name[:40]}..." is too long for the name of a file', "Check the path.")
+    if isinstance(error, FileNotFoundError) and error.filename is None and _is_nowhere():
+        return Problem("the current directory no longer exists", "Change to another one.")
     if isinstance(error, UnicodeEncodeError):
         return Problem(
             "an argument contains characters that are not valid text (a lone surrogate)",

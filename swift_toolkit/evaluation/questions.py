@@ -130,7 +130,8 @@ class QuestionSet:
             return
         path = Path(self.source).expanduser()
         if not path.is_file():
-            what = "is a directory, not a questions file" if path.is_dir() else "does not exist"
+            what = "is not a regular file" if path.exists() else "does not exist"
+            what = "is a directory, not a questions file" if path.is_dir() else what
             raise RequestError([Problem(what, file=self.name)])
         try:
             file = look_at(path, self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -57,22 +57,18 @@ class Progress:
 
 def read_progress(directory: Path) -> Progress:
     """The progress of the run in ``directory``, by what ms-swift logged."""
-    step = max_steps = 0
-    least: dict[str, float] = {}
-    for step, max_steps, line in _lines(directory / LOG):  # noqa: B007 - those of the last line are kept
-        for name in ("loss", "eval_loss"):
-            value = line.get(name)
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                least[name] = min(value, least.get(name, value))
-    return Progress(step, max_steps, least.get("eval_loss", least.get("loss")))
+    logged = _read_log(directory, only=("loss", "eval_loss"))
+    losses = [filter(math.isfinite, logged.of(name).values()) for name in ("eval_loss", "loss")]
+    least = (min(values, default=None) for values in losses)
+    return Progress(logged.step, logged.max_steps, next((one for one in least if one is not None), None))
 
 
-def _read_log(directory: Path) -> History:
-    """What ms-swift logged, without speed and memory."""
+def _read_log(directory: Path, only: Collection[str] = ()) -> History:
+    """What ms-swift logged, without speed and memory; with ``only``, these values alone."""
     values: dict[str, dict[int, float]] = {}
     step = max_steps = 0
     for step, max_steps, line in _lines(directory / LOG):  # noqa: B007 - those of the last line are kept
-        for name, value in line.items():
+        for name, value in ((one, line.get(one)) for one in only or line):
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 values.setdefault(name, {})[step] = float(value)
     return History(step, max_steps, values)

@@ -6,8 +6,10 @@ import errno
 import ipaddress
 import os
 import re
+import select
 import socket
 import ssl
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +67,7 @@ def find_key(file: str | None) -> str | None:
     else:
         where = Problem("", key="--api-key-file")
         try:
-            key = Path(file).expanduser().read_text(encoding="utf-8").strip()
+            key = _read(Path(file).expanduser())
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise RequestError(
@@ -75,6 +77,28 @@ def find_key(file: str | None) -> str | None:
         return key
     do = f"A key has at least {MIN_KEY_LENGTH} printable ASCII characters and no spaces."
     raise RequestError([replace(where, what="does not contain a valid key", do=do)])
+
+
+PIPE_SECONDS = 10
+"""How long a program may take to write the key into a pipe, as in ``--api-key-file <(pass show key)``."""
+
+
+def _read(file: Path) -> str:
+    """The text in ``file``, without spaces around it.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe into which nobody writes.
+        ValueError: it is not text.
+    """
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            return stream.read().decode().strip()
+        poll = select.poll()
+        poll.register(stream, select.POLLIN)
+        if not poll.poll(PIPE_SECONDS * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, f"nothing was written into this pipe within {PIPE_SECONDS} s")
+        os.set_blocking(stream.fileno(), True)
+        return stream.read().decode().strip()
 
 
 def _is_key(text: str) -> bool:
@@ -112,7 +136,8 @@ def tls_problems(config: Config) -> Iterator[Problem]:
         return
     gone = [name for name, file in files.items() if not file.is_file()]
     for name in gone:
-        yield config.problem(name, f'names the file "{files[name]}", which does not exist', "Check the path.")
+        what = "is not a regular file" if Path(files[name]).expanduser().exists() else "does not exist"
+        yield config.problem(name, f'names the file "{files[name]}", which {what}', "Check the path.")
     if files and not gone:
         yield from _certificate_problems(config, *files.values())
 

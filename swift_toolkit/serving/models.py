@@ -130,9 +130,14 @@ def _named_adapters(config: Config) -> dict[str, str]:
 
 
 def adapter_name_problems(config: Config) -> Iterator[Problem]:
-    """A problem if ``config`` has several adapters and not all of them have a name."""
+    """A problem if ``config`` has several adapters and not all of them have a name of their own."""
     adapters = config.value("adapters")
-    if len(adapters) > 1 and len(_named_adapters(config)) < len(adapters):
+    names = [one.partition("=")[0] for one in adapters if "=" in one and not Path(one).exists()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        do = "Choose another name: clients request an adapter by its name."
+        yield config.problem("adapters", f"has several adapters with the name {twice[0]}", do)
+    elif len(adapters) > 1 and len(names) < len(adapters):
         do = "Write name=DIR for each: clients request an adapter by its name."
         yield config.problem("adapters", "has several adapters, but not all of them have a name", do)
 

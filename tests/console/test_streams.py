@@ -30,3 +30,13 @@ def test_streams(command: str, streams: str, status: int, said: str) -> None:
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(said) and "Traceback" not in done.stderr
+
+
+def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    root = Path(__file__).resolve().parents[2]
+    command = f"cd {gone}; rmdir {gone}; {sys.executable} {root}/finetune_trainer.py --config {root}/configs/quickstart.json --dry-run"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "the current directory no longer exists. Change to another one.\n"

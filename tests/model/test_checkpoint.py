@@ -15,6 +15,7 @@ from swift_toolkit.model.checkpoints.find import find_checkpoint
 from swift_toolkit.model.checkpoints.recorded import RecordedArguments
 from swift_toolkit.model.files import adapter_problems, checkpoint_kind, model_problems
 from swift_toolkit.problems import RequestError
+from tests import adapters
 
 RUN = "v0-20260102-101500"
 WEIGHT = "model.layers.0.self_attn.q_proj"
@@ -617,3 +618,36 @@ def test_looking_at_a_checkpoint_imports_nothing_heavy(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert shown.stdout == f"{base}\nset()\n"
+
+
+@pytest.mark.parametrize(
+    ("base", "what", "do"),
+    [
+        ("/root/.cache/huggingface/hub/models--Qwen--Qwen2.5-7B/snapshots/01ab", "is not on this machine", "Qwen/Qwen2.5-7B"),
+        ("/data/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B", "is not on this machine", "Qwen/Qwen2.5-7B"),
+        ("https://huggingface.co/Qwen/Qwen2.5-7B", "is not on this machine", "Qwen/Qwen2.5-7B"),
+        ("{tmp}/first", "is an adapter itself", "DIR"),
+        ("{tmp}/first/args.json", "holds no model", "DIR"),
+    ],
+)  # fmt: skip
+def test_a_base_that_is_no_model_here(
+    tiny_model: Path, tmp_path: Path, base: str, what: str, do: str
+) -> None:
+    adapters.make_adapter(tiny_model, tmp_path / "first", 1)
+    base = base.format(tmp=tmp_path)
+    path = adapters.make_adapter(tiny_model, tmp_path / "second", 2, model=base)
+    config = json.loads((path / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(RequestError) as caught:
+        read_checkpoint(path)
+    assert f"{path} was trained from {base}, which {what}. Give " in str(caught.value)
+    assert str(caught.value).endswith(f"--base-model {do}")
+
+
+def test_a_task_of_tomorrow(tiny_model: Path, tmp_path: Path) -> None:
+    path = adapters.make_adapter(tiny_model, tmp_path / "a", 1, task_type="token_cls")
+    with pytest.raises(RequestError) as caught:
+        read_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path} was trained for token_cls, which this toolkit does not know. Use the ms-swift that trained it."
+    )

@@ -25,9 +25,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import openai
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import deploy_model
 from deploy_model import ModelDeployer
@@ -430,6 +432,43 @@ def test_adapters_come_and_go(
         status, said = load("bad", path)
         assert (status, said["error"]["param"]) == (400, "lora_path")
     assert {name: ask(client, name) for name in before} == before
+
+
+def test_a_server_of_classifiers_offers_only_what_can_classify(tiny_model: Path, tmp_path: Path) -> None:
+    def classifier(name: str, classes: int) -> Path:
+        adapter = make_adapter(tiny_model, tmp_path / name, classes, task_type="seq_cls", num_labels=classes)
+        file = adapter / "adapter_model.safetensors"
+        head = numpy.random.default_rng(0).normal(0, 1, (classes, 64)).astype("float32")
+        save_file(load_file(file) | {"base_model.model.score.weight": head}, file, {"format": "pt"})
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        return adapter
+
+    (tmp_path / "key").write_text(KEY)
+    three, chat = classifier("three", 3), make_adapter(tiny_model, tmp_path / "chat", 1)
+    deployer = ModelDeployer(
+        checkpoint=str(classifier("two", 2)),
+        port=0,
+        allow_runtime_lora=True,
+        api_key_file=str(tmp_path / "key"),
+        adapter_dir=[str(tmp_path)],
+        output_dir=str(tmp_path / "runs"),
+    )
+    with deployer:
+        client = openai.OpenAI(base_url=deployer.url, api_key=KEY, max_retries=0, timeout=120)
+        assert [model.id for model in client.models.list()] == ["tiny-llama-lora"]
+        answer = client.chat.completions.create(model="tiny-llama-lora", messages=HELLO)
+        assert answer.choices[0].message.content in ("0", "1")
+        with pytest.raises(openai.NotFoundError, match="Available models: tiny-llama-lora"):
+            client.chat.completions.create(model="tiny-llama", messages=HELLO)
+        for path, why in (
+            (three, "the number of classes 3, but the server runs with 2"),
+            (chat, "the task causal_lm, but the server runs with seq_cls"),
+        ):
+            body = json.dumps({"lora_name": "other", "lora_path": str(path)}).encode()
+            status, said = post(deployer, "/v1/load_lora_adapter", body)
+            assert (status, said["error"]["message"]) == (400, f"lora_path was trained for {why}.")
 
 
 # --- the chat page ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swift_toolkit.config.names import renames
-from swift_toolkit.config.tasks import NEW_HEADS, TaskOutput
+from swift_toolkit.config.tasks import NEW_HEADS, TASKS, TaskOutput
 from swift_toolkit.machine.msswift import SwiftGeneration
 from swift_toolkit.model.builtin import builtin_of, builtin_problems, is_builtin
 from swift_toolkit.model.checkpoints.adapter import adapter_fit
@@ -129,6 +129,9 @@ def _read(path: Path, base_model: str | None, trust_code: bool) -> Checkpoint:
     if kind == "lora" and base is not None and not problems:
         problems += adapter_fit(path, Path(base.model), args)
     problems += _form_problems(path, adapter)
+    if args.task_type is not None and args.task_type not in _TASK_TYPES:
+        what = f"{path} was trained for {args.task_type}, which this toolkit does not know"
+        problems.append(Problem(what, "Use the ms-swift that trained it."))
     problems += [one for one in pickle_problems([path]) if one not in problems]
     if not trust_code:
         problems += code_problems([path, Path(base.model)] if base else [path])
@@ -211,11 +214,36 @@ def _base(
             return _Base(value, source), []
         looked_at += places
     if not recorded:
-        what, where = f"{path} does not say which model it was trained from", ""
+        what, do = f"{path} does not say which model it was trained from", _GIVE
     else:
-        what = f"{path} was trained from {recorded[0][0]}, which no longer exists"
-        where = f"Looked for: {', '.join(dict.fromkeys(looked_at))}. "
-    return None, [Problem(what, where + "Give its base model: --base-model DIR")]
+        what, do = _lost_base(recorded[0][0], list(dict.fromkeys(looked_at)))
+        what = f"{path} was trained from {what}"
+    return None, [Problem(what, do)]
+
+
+_TASK_TYPES = frozenset(task.task_type for task in TASKS.values())
+_GIVE = "Give its base model: --base-model DIR"
+
+
+def _lost_base(value: str, looked_at: list[str]) -> tuple[str, str]:
+    """What is wrong with the recorded base ``value``, which is not in ``looked_at``, and what to do."""
+    there = next((place for place in looked_at if Path(place).exists()), None)
+    if there is not None:
+        kind = "is an adapter itself" if checkpoint_kind(Path(there)) == "lora" else "holds no model"
+        return f"{value}, which {kind}", "Give the model below it: --base-model DIR"
+    found = next((match for pattern in _IN_A_HUB if (match := re.search(pattern, value))), None)
+    if found is not None:
+        name = f"{found[1]}/{found[2]}".replace("___", ".")
+        return f"{value}, which is not on this machine", f"Give its base model: --base-model {name}"
+    return f"{value}, which no longer exists", f"Looked for: {', '.join(looked_at)}. {_GIVE}"
+
+
+_IN_A_HUB = (
+    r"models--([\w.-]+?)--([\w.-]+)/snapshots/",
+    r"/modelscope/(?:hub/)?(?:models/)?([\w.-]+)/([\w.-]+)/?$",
+    r"^https?://(?:www\.)?(?:huggingface\.co|modelscope\.cn/models)/([\w.-]+)/([\w.-]+)",
+)
+"""A model in the cache of Hugging Face or ModelScope, or its page there."""
 
 
 def _given_base(given: str) -> tuple[_Base | None, list[Problem]]:
