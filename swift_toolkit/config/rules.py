@@ -43,6 +43,7 @@ class Bounds:
 POSITIVE = Bounds(0, words="greater than 0")
 AT_LEAST_0 = Bounds(0, closed=True, words="0 or more")
 SHARE_BELOW_1 = Bounds(0, closed=True, high=1, words="at least 0 and below 1")
+_SEED = Bounds(0, closed=True, high=2**32, words="from 0 to 4294967295")
 _SHARE_INSIDE = Bounds(0, high=1, words="greater than 0 and below 1")
 _SHARE = Bounds(0, closed=True, high=1, high_closed=True, words="from 0 to 1")
 
@@ -62,7 +63,7 @@ BOUNDS: dict[str, Bounds] = {
         ),
         (
             AT_LEAST_0,
-            """warmup_steps weight_decay max_grad_norm seed data_seed dataloader_num_workers temperature
+            """warmup_steps weight_decay max_grad_norm dataloader_num_workers temperature
             neftune_noise_alpha boft_block_size boft_block_num boft_n_butterfly_factor""",
         ),
         (_SHARE_INSIDE, "adalora_beta1 adalora_beta2"),
@@ -72,6 +73,7 @@ BOUNDS: dict[str, Bounds] = {
             label_smoothing_factor""",
         ),
         (_SHARE, "freeze_parameters_ratio top_p label_smoothing"),
+        (_SEED, "seed data_seed"),
     )
     for name in names.split()
 }
