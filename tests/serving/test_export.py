@@ -312,7 +312,12 @@ def test_bitsandbytes_runs_on_a_cpu(
     assert made["proof"]["mean_kl"] is not None
     assert [one for one in made["proof"]["faults"] if one["cause"] != "weights"] == []
     assert status == (made["proof"]["verdict"] == "different")
-    assert (adapter.with_name("checkpoint-4-bnb") / "export.json").is_file()
+    artefact = adapter.with_name("checkpoint-4-bnb")
+    assert (artefact / "export.json").is_file()
+    real = sum(file.stat().st_size for file in artefact.glob("*.safetensors"))
+    status, out, _ = run(capsys, *words, "--dry-run")
+    said = re.search(r"about (\d+) MiB;", out)
+    assert said is not None and int(said[1]) << 20 == pytest.approx(real, rel=0.1)
 
 
 # --- a hub --------------------------------------------------------------------------------------------------

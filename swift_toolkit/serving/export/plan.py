@@ -128,7 +128,15 @@ class Export:
         bits = self.gguf_type.bits if self.format.gguf else self.format.bits or self._stored_bits()
         if self.format.quantised and self.config.get("quant_bits") == 8:
             bits = 8.5
-        return None if self.parameters is None else int(self.parameters * bits / 8)
+        whole = self._unquantised() if self.format.quantised else 0
+        return None if self.parameters is None else int(
+            ((self.parameters - whole) * bits + whole * self._stored_bits()) / 8
+        )  # fmt: skip
+
+    def _unquantised(self) -> int:
+        """Weights of the embedding and the output layer, which quantisation leaves as they are."""
+        shape = find_shape(self.checkpoint.base or str(self.checkpoint.path))
+        return 0 if shape is None else shape.vocabulary * shape.text.hidden * (1 if shape.tied else 2)
 
     @property
     def disk(self) -> int | None:
