@@ -58,12 +58,16 @@ LOSS_KEYS = ("weight", "train", "trainable", "loss_mask")
 LOST_KEYS = {
     "reasoning_content": THOUGHT, "reasoning": THOUGHT, "thinking": THOUGHT, "thought": THOUGHT,
     "function_call": 'Write a message with the role "tool_call".',
+    "refusal": 'Write it as the "content" if it should be learned.',
     "tools": 'Move them to the column "tools" of the row.',
     **{name: f'Move them to the column "{media}" of the row.' for name, media in MEDIA_COLUMNS.items()},
 }  # fmt: skip
 """Meaningful keys of a message that ms-swift drops silently -> advice."""
 
-_HARMLESS_KEYS = frozenset({"role", "content", "from", "value", *_KEPT_KEYS, *LOSS_KEYS, "tool_calls"})
+_HARMLESS_KEYS = frozenset(
+    {"role", "content", "from", "value", *_KEPT_KEYS, *LOSS_KEYS, "tool_calls", "tool_call_id"}
+)
+"""Keys that are used, or that say what the order of the messages says, too."""
 
 
 def standard_row(row: Row, layout: Layout) -> Row:
