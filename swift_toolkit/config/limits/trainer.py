@@ -11,7 +11,6 @@ from swift_toolkit.machine.device import Device
 from swift_toolkit.problems import Problem
 
 NEEDS = """
-save_strategy=best                   eval_strategy
 optim=galore_adamw_layerwise         gradient_accumulation_steps=1
 optim=galore_adamw_8bit_layerwise    gradient_accumulation_steps=1
 optim=galore_adafactor_layerwise     gradient_accumulation_steps=1
