@@ -336,7 +336,7 @@ def test_losses_are_those_of_ms_swift_itself(tiny_model: Path, tmp_path: Path) -
     code = "import sys; from swift import sft_main; sft_main(sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, *flags(raw)], check=True, capture_output=True)
     (raw_run,) = (tmp_path / "raw").glob("v0-*")
-    assert losses(ours.run_directory) == losses(raw_run)
+    assert losses(ours.run_directory) == pytest.approx(losses(raw_run), abs=1e-5)
     assert len(losses(raw_run)) == 8
 
 

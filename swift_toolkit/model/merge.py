@@ -172,9 +172,6 @@ _WITHOUT_MERGE = frozenset(
 _PACKED = ("gptq", "awq", "aqlm")
 """Ways to store weights quantised to which PEFT cannot add others."""
 
-_TIED = ("embed_tokens", "wte", "word_embeddings", "lm_head")
-"""The last names of the embedding and the head of language models."""
-
 AS_IT_IS = "Use the adapter without merging it."
 
 
@@ -192,10 +189,7 @@ def unmergeable(checkpoint: Checkpoint) -> Iterator[Problem]:
     if packed is not None and packed.method in _PACKED:
         reasons.append(f"the weights of its base are packed ({packed.method})")
     if config.peft_type == "LORA":
-        reasons += [
-            *_bias_reasons(config, checkpoint.path, base),
-            *_tied_reasons(config, checkpoint.path, base),
-        ]
+        reasons += _bias_reasons(config, checkpoint.path, base)
     for reason in reasons:
         yield Problem(f"cannot merge {checkpoint.path}: {reason}", AS_IT_IS)
 
@@ -217,16 +211,3 @@ def _bias_reasons(config: AdapterConfig, path: Path, base: Path) -> Iterator[str
     without = sorted(one for one in _layers(path) if f"{one}.weight" in model and f"{one}.bias" not in model)
     if without:
         yield f'it has biases ("lora_bias"), and {without[0]} of its base has none'
-
-
-def _tied_reasons(config: AdapterConfig, path: Path, base: Path) -> Iterator[str]:
-    """The embedding and the head share one weight, to which PEFT adds the change of either."""
-    model = read_json(base / "config.json")[0] or {}
-    tied = model.get("tie_word_embeddings")
-    if tied is None and isinstance(model.get("text_config"), dict):
-        tied = model["text_config"].get("tie_word_embeddings")
-    if not tied or config.content.get("ensure_weight_tying"):
-        return
-    changed = sorted(one for one in _layers(path) if one.rpartition(".")[2] in _TIED)
-    if changed:
-        yield f"{changed[0]} shares its weights with another layer, which the merged model would change, too"
