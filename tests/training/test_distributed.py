@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -131,9 +132,8 @@ def weights(run: Path) -> dict[str, Any]:
 def test_two_processes_learn_what_one_learns(alone: Path, tiny_model: Path, tmp_path: Path) -> None:
     import numpy
 
-    plugin, temporary = tmp_path / "plugin.py", tmp_path / "temporary"
+    plugin, temporary = tmp_path / "plugin.py", Path(tempfile.mkdtemp())  # sockets in it need a short path
     plugin.write_text(PLUGIN)
-    temporary.mkdir()
     asked = flags(settings(tiny_model, tmp_path / "out", external_plugins=plugin))
     run = train(tmp_path / "out", *asked, "--nproc-per-node", "2", MARKS=str(tmp_path), TMPDIR=str(temporary))
     assert [*temporary.glob("torchelastic*"), *temporary.glob("swift-toolkit*")] == []

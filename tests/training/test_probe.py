@@ -100,7 +100,7 @@ def test_a_run_that_fits_goes_on(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_stops_with_advice(tiny_model: Path, tmp_path: Path) -> None:
-    data = rows(tmp_path / "train.jsonl", 5, 6, 20_000)
+    data = rows(tmp_path / "train.jsonl", 20_000, 20_001, 20_002)
     settings = tiny(
         tiny_model, tmp_path / "out", dataset=data, per_device_train_batch_size=3, max_length=8000
     )
