@@ -12,15 +12,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-
-from tests import warm  # noqa: E402
 
 SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 
@@ -84,21 +81,6 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _warm_workers(_temporary_files: None) -> Iterator[None]:
-    """What tests start in Python begins with ms-swift imported, see `tests.warm`; with ms-swift 3, few tests start any."""
-    from swift_toolkit.machine.msswift import installed
-
-    if installed().line == "v3":
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        names = {**vars(subprocess), "Popen": warm.WarmPopen}
-        patch.setattr("swift_toolkit.machine.process.subprocess", SimpleNamespace(**names))
-        yield
-    warm.FORKERS.close()
 
 
 def session_root(factory: pytest.TempPathFactory) -> Path:

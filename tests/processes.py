@@ -20,8 +20,6 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from tests.warm import FORKERS
-
 MARK = "SWIFT_TOOLKIT_TESTS"
 """Environment variable of everything that a session starts: the session, and the worker of pytest-xdist."""
 
@@ -51,10 +49,7 @@ class Leftovers:
         """What this session started and still runs, but for what fixtures keep."""
         below = {one for one in psutil.Process().children(recursive=True) if not _ended(one)}
         marked = {one for one in psutil.process_iter() if self._is_marked(one)}
-        forkers = FORKERS.pids()
-        return {
-            one for one in below | marked if one.pid not in forkers and not _serves_python(one)
-        } - self.kept
+        return {one for one in below | marked if not _serves_python(one)} - self.kept
 
     def _is_marked(self, process: psutil.Process) -> bool:
         value = _environment(process).get(MARK, "")
