@@ -1176,17 +1176,26 @@ def select_learned_logits() -> None:
 
 def _learns_from_tokens_alone(trainer: Any) -> bool:
     """Whether a trainer's loss and metrics do not depend on the position of a token in its row."""
-    args, template = trainer.args, trainer.template
+    args = trainer.args
     return (
-        type(trainer).__name__ == "Seq2SeqTrainer"
+        _supervises_text(trainer)
         and trainer.compute_loss_func is None
         and args.acc_strategy == "token"
         and args.tuner_backend != "unsloth"
         and args.n_gpu <= 1
         and len(set(getattr(trainer.model, "hf_device_map", {}).values())) <= 1
-        and not (args.enable_channel_loss or args.use_liger_kernel or args.torch_compile)
-        and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+        and not (args.enable_channel_loss or args.use_liger_kernel)
+    )
+
+
+def _supervises_text(trainer: Any) -> bool:
+    """Whether a trainer learns texts from labels with a model as it is: not compiled, and whole on each device."""
+    template = trainer.template
+    return (
+        type(trainer).__name__ == "Seq2SeqTrainer"
         and not (template.model_meta.is_multimodal or template.is_encoder_decoder)
+        and not trainer.args.torch_compile
+        and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
     )
 
 
@@ -1259,7 +1268,7 @@ def skip_padding() -> None:
     own = trainer.training_step
 
     def training_step(self: Any, model: Any, inputs: Generating, *args: Any, **kwargs: Any) -> Any:
-        _Padding.current = _Padding.of(inputs.get("attention_mask")) if _ends_in_padding(self) else None
+        _Padding.current = _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(self) else None
         try:
             return own(self, model, inputs, *args, **kwargs)
         finally:
@@ -1268,17 +1277,14 @@ def skip_padding() -> None:
     trainer.training_step = training_step
 
 
-def _ends_in_padding(trainer: Any) -> bool:
+def _treats_tokens_alike(trainer: Any) -> bool:
     """Whether a trainer's model treats every token alike, and its code is known."""
     base = trainer.template.get_base_model(trainer.model)
     return (
-        type(trainer).__name__ == "Seq2SeqTrainer"
+        _supervises_text(trainer)
         and trainer.args.device.type == "cpu"
         and type(base).__module__.startswith("transformers.")
         and not trainer.model.model_info.is_moe_model
-        and not trainer.template.model_meta.is_multimodal
-        and not (trainer.template.is_encoder_decoder or trainer.args.torch_compile)
-        and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
     )
 
 

@@ -23,10 +23,11 @@ from swift_toolkit.machine.files import write_json
 from swift_toolkit.machine.msswift import trust
 from swift_toolkit.machine.process import Child
 from swift_toolkit.machine.scratch import ScratchFolder
+from swift_toolkit.model.checkpoints.adapter import adapter_weights, layers_of
 from swift_toolkit.model.checkpoints.checkpoint import Checkpoint
 from swift_toolkit.model.checkpoints.recorded import AdapterConfig
-from swift_toolkit.model.checkpoints.tensors import tensors_in, tensors_of
-from swift_toolkit.model.files import ADAPTER_WEIGHTS, ARGS_FILES, adapter_root, model_problems, read_json
+from swift_toolkit.model.checkpoints.tensors import tensors_in
+from swift_toolkit.model.files import ARGS_FILES, model_problems, read_json
 from swift_toolkit.model.loading import fill_model, local
 from swift_toolkit.model.quantized import stored
 from swift_toolkit.problems import Problem, RunError
@@ -194,20 +195,10 @@ def unmergeable(checkpoint: Checkpoint) -> Iterator[Problem]:
         yield Problem(f"cannot merge {checkpoint.path}: {reason}", AS_IT_IS)
 
 
-def _layers(path: Path) -> set[str]:
-    """The layers that the adapter changes by matrices."""
-    root = adapter_root(path) or path
-    file = next((root / name for name in ADAPTER_WEIGHTS if (root / name).is_file()), None)
-    names = (tensors_of(file) or {}) if file is not None else {}
-    return {
-        name.partition(".lora_")[0].removeprefix("base_model.model.") for name in names if ".lora_" in name
-    }
-
-
 def _bias_reasons(config: AdapterConfig, path: Path, base: Path) -> Iterator[str]:
     if not config.content.get("lora_bias"):
         return
-    model = tensors_in(base)
-    without = sorted(one for one in _layers(path) if f"{one}.weight" in model and f"{one}.bias" not in model)
+    model, layers = tensors_in(base), layers_of(adapter_weights(path, config) or {})
+    without = sorted(one for one in layers if f"{one}.weight" in model and f"{one}.bias" not in model)
     if without:
         yield f'it has biases ("lora_bias"), and {without[0]} of its base has none'

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from swift_toolkit.config.limits.conditions import Condition
+from swift_toolkit.config.limits.conditions import Condition, Conditions
 from swift_toolkit.config.settings import Config
 from swift_toolkit.problems import Problem
 
@@ -93,7 +93,7 @@ def _out_of_range(config: Config) -> Iterator[Problem]:
     for row in _RANGES.strip().splitlines():
         text, name, low, high = row.split()
         value = config.get(name)
-        if value is None or not all(Condition.parse(one).holds(config) for one in text.split("&")):
+        if value is None or not Conditions.parse(text).hold(config):
             continue
         if value < float(low) or (high != "-" and value > float(high)):
             limits = f"{low} or more" if high == "-" else f"from {low} to {high}"

@@ -48,7 +48,7 @@ def adapter_fit(
     root = adapter_root(path) or path
     config = AdapterConfig.read(path)
     file = root / "adapter_config.json"
-    tensors = _weights(root, config)
+    tensors = adapter_weights(path, config)
     own = [*peft_config.type_problems(file, config), *peft_config.value_problems(file, config)]
     if not own and tensors is not None:
         own = list(_own_problems(path, file, config, tensors))
@@ -58,8 +58,9 @@ def adapter_fit(
         yield from (problem if problem.do else replace(problem, do=do) for problem in fit.problems())
 
 
-def _weights(root: Path, config: AdapterConfig) -> dict[str, Tensor] | None:
-    """The weights that PEFT would load, by PEFT's names; None if they cannot be read here."""
+def adapter_weights(path: Path, config: AdapterConfig) -> dict[str, Tensor] | None:
+    """The weights of the adapter ``path`` that PEFT would load, by PEFT's names; None if they cannot be read here."""
+    root = adapter_root(path) or path
     files = [root / name for name in ADAPTER_WEIGHTS if (root / name).is_file()]
     tensors = tensors_of(files[0]) if files else None
     if tensors is not None and config.swift_form:
@@ -80,10 +81,10 @@ def _own_problems(
     yield from _not_numbers(path, tensors)
     yield from _other_rank(file, config, tensors)
     yield from _halves(path, config, tensors)
-    yield from peft_config.target_problems(file, config, _layers(tensors))
+    yield from peft_config.target_problems(file, config, layers_of(tensors))
 
 
-def _layers(tensors: Iterable[str]) -> list[str]:
+def layers_of(tensors: Iterable[str]) -> list[str]:
     """The layers that have matrices of LoRA."""
     matches = ((_MATRIX.fullmatch(name) or _EMBEDDING.fullmatch(name)) for name in tensors)
     return list(dict.fromkeys(match[1] for match in matches if match))
@@ -156,7 +157,7 @@ def _unread(path: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) ->
         return
     own = [name for name in tensors if f"{mark}_" in name]
     unread = [name for name in own if not _is_read(name, mark)]
-    if not own or (mark == "lora" and not _layers(tensors)):
+    if not own or (mark == "lora" and not layers_of(tensors)):
         unread = list(tensors)
     if unread:
         of = f"{len(unread)} of its {len(tensors)} weights, e.g. {unread[0]}"
@@ -208,7 +209,7 @@ class _Fit:
         self.grown = grown
         self.modules = {name.rpartition(".")[0] for name in model}
         self.roots = {name.partition(".")[0] for name in model}
-        self.layers = _layers(adapter)
+        self.layers = layers_of(adapter)
 
     def problems(self) -> Iterator[Problem]:
         """The first mismatch of each kind."""

@@ -77,15 +77,20 @@ _OF_OTHERS = ("lora-ga", "lora_ga")  # ms-swift and the package of LoRA-GA add t
 @cache
 def _ways_to_start() -> frozenset[str]:
     """The names that ``init_lora_weights`` of the installed PEFT takes, read from its source."""
-    package = package_of("peft")
-    try:
-        tree = ast.parse((package / "tuners/lora/config.py").read_bytes()) if package else ast.Module([], [])
-    except (OSError, SyntaxError):
-        return frozenset()
+    tree = _source("tuners/lora/config.py")
     fields = [node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
     types = [node.annotation for node in fields if getattr(node.target, "id", "") == "init_lora_weights"]
     values = [node.value for one in types for node in ast.walk(one) if isinstance(node, ast.Constant)]
     return frozenset(value for value in values if isinstance(value, str))
+
+
+def _source(file: str) -> ast.Module:
+    """A file of the installed PEFT; empty if it cannot be read."""
+    package = package_of("peft")
+    try:
+        return ast.parse((package / file).read_bytes() if package else b"")
+    except (OSError, SyntaxError):
+        return ast.Module([], [])
 
 
 def _is_number(value: object) -> bool:
@@ -142,13 +147,7 @@ def _known_types() -> frozenset[str]:
 @cache
 def _values_of(name: str) -> frozenset[str]:
     """The values of an enumeration of the installed PEFT, read from its source; none if it cannot be read."""
-    package = package_of("peft")
-    if package is None:
-        return frozenset()
-    try:
-        tree = ast.parse((package / "utils/peft_types.py").read_bytes())
-    except (OSError, SyntaxError):
-        return frozenset()
+    tree = _source("utils/peft_types.py")
     bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     values = [line.value for body in bodies for line in body if isinstance(line, ast.Assign)]
     return frozenset(str(value.value) for value in values if isinstance(value, ast.Constant))
