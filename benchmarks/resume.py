@@ -119,6 +119,7 @@ class Trial:
             "save_total_limit": 3,
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 1,
+            "report_to": "none",
             **KINDS[kind],
         }
 

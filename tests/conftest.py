@@ -19,6 +19,10 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # The test processes share the cores; with more threads, each would wait for those of the others.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+
 SMOLLM2 = "builtin/SmolLM2-135M-Instruct"
 
 
@@ -179,6 +183,7 @@ def tiny_checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "logging_steps": 1,
+        "report_to": "none",
     }
     return made_once(
         tmp_path_factory,

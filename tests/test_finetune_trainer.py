@@ -251,6 +251,7 @@ def tiny(model: Path, output: Path, **settings: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_steps": 2,
+        "report_to": "none",  # ms-swift's pictures of the curves take a fifth of such a run
         **settings,
     }
 
@@ -279,6 +280,7 @@ def leftovers(run_directory: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_run_and_a_second_one(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = tiny(tiny_model, tmp_path)
+    del settings["report_to"]
     done = run(*flags(settings))
     assert done.returncode == 0, done.stderr
     (first,) = tmp_path.glob("v0-*")
@@ -313,7 +315,7 @@ def test_a_run_and_a_second_one(tiny_model: Path, tmp_path: Path, capfd: pytest.
     assert (tmp_path / "last").resolve() == first / "checkpoint-4"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
 
-    tuner = FineTuner(settings, max_steps=2, split_dataset_ratio=0.1, eval_steps=1)
+    tuner = FineTuner(settings, max_steps=2, split_dataset_ratio=0.1, eval_steps=1, report_to="none")
     result = tuner.run_training(verbose=True)
     assert "{'loss'" in capfd.readouterr().err
     assert result.status == "done"
@@ -499,7 +501,12 @@ def test_the_shipped_configs_train(config: str, tiny_model: Path, tmp_path: Path
     from safetensors.numpy import load_file
 
     settings = {"model": str(tiny_model), "model_type": "llama", "template": "chatml", "dataset": DATA}
-    settings |= {"output_dir": str(tmp_path), "max_steps": 2, "gradient_accumulation_steps": 1}
+    settings |= {
+        "output_dir": str(tmp_path),
+        "max_steps": 2,
+        "gradient_accumulation_steps": 1,
+        "report_to": "none",
+    }
     result = FineTuner(f"configs/{config}", **settings).run_training()
     assert (result.status, result.steps) == ("done", 2)
     assert result.last_checkpoint is not None
@@ -535,6 +542,7 @@ def test_the_multimodal_config_trains_on_pictures(tiny_llava: Path, tmp_path: Pa
         "dataset": str(tiny_llava / "train.jsonl"),
         "output_dir": str(tmp_path),
         "split_dataset_ratio": 0.2,
+        "report_to": "none",
     }
     result = FineTuner("configs/multimodal_sft.json", **settings, max_steps=2).run_training()
     assert (result.status, result.steps) == ("done", 2)
@@ -547,7 +555,12 @@ def test_the_shipped_boxes_are_learned(tiny_llava: Path, tmp_path: Path) -> None
     """``<ref-object>`` and ``<bbox>`` become text, and the loss on them falls."""
     given = {"model": str(tiny_llava / "model"), "model_type": "llava1_5_hf", "template": "llava1_5_hf"}
     given |= {"preset": "multimodal", "dataset": "data/grounding.jsonl", "output_dir": str(tmp_path)}
-    small = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "logging_steps": 1}
+    small = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+    }
     result = FineTuner(given | small, train_type="full", learning_rate=3e-3, max_steps=40).run_training()
     lines = (result.run_directory / "logging.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [log["loss"] for log in map(json.loads, lines) if "loss" in log]

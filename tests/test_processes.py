@@ -137,7 +137,7 @@ def test_fails_while_training():
     command = [sys.executable, {str(ROOT / "finetune_trainer.py")!r}, "--model", {str(tiny_model)!r},
         "--model_type", "llama", "--template", "chatml", "--train_type", "lora",
         "--dataset", {str(ROOT / "data/self_cognition.jsonl")!r}, "--num_train_epochs", "500",
-        "--logging_steps", "1", "--output_dir", {str(tmp_path / "out")!r}]
+        "--logging_steps", "1", "--report_to", "none", "--output_dir", {str(tmp_path / "out")!r}]
     subprocess.Popen(command, start_new_session=True)
     while not list(Path({str(tmp_path)!r}).glob("out/*/logging.jsonl")):
         time.sleep(0.1)

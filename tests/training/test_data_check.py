@@ -145,7 +145,9 @@ def test_a_number_that_is_none(name: str) -> None:
 def tuner(model: Path, dataset: str, **settings: Any) -> FineTuner:
     """Of a run of one step."""
     given = {"model": str(model), "model_type": "llama", "template": "chatml", "dataset": dataset}
-    return FineTuner(given | {"train_type": "lora", "output_dir": "out", "max_steps": 1} | settings)
+    return FineTuner(
+        given | {"train_type": "lora", "output_dir": "out", "max_steps": 1, "report_to": "none"} | settings
+    )
 
 
 def result(output: str = "out") -> dict[str, Any]:

@@ -63,6 +63,7 @@ def settings(model: Path, output: Path, **more: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_steps": 4,
+        "report_to": "none",
         **more,
     }
 

@@ -171,7 +171,13 @@ def tiny_run(model: Path, folder: Path, **more: Any) -> dict[str, Any]:
     answers = [" ".join(["word"] * max(1, int(random.lognormvariate(2.5, 0.9)))) for _ in range(64)]
     data.write_text("\n".join(json.dumps({"query": "Say it", "response": one}) for one in answers))
     settings = {"model": str(model), "model_type": "llama", "template": "chatml", "dataset": str(data)}
-    settings |= {"train_type": "lora", "lora_dropout": 0, "learning_rate": 1e-3, "logging_steps": 1}
+    settings |= {
+        "train_type": "lora",
+        "lora_dropout": 0,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "report_to": "none",
+    }
     return {**settings, **more}
 
 
