@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -231,11 +232,20 @@ def cpu_cores() -> int:
 
 def cpu_computes_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions; True if the system does not say."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return True
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+    words = _cpu_words()
+    return not words or bool(words & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def mkl_lacks_avx512() -> bool:
+    """Whether this CPU has AVX-512 instructions that MKL does not use, because the CPU is not Intel's."""
+    return {"AuthenticAMD", "avx512f"} <= _cpu_words()
+
+
+def _cpu_words() -> frozenset[str]:
+    """The words of Linux's description of the CPU, among them its instruction sets; empty if there is none."""
+    with contextlib.suppress(OSError):
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    return frozenset()
 
 
 BFLOAT16_FACTOR = 18

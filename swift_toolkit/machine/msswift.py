@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.files import kept, write_json
@@ -1178,7 +1178,7 @@ def _learns_from_tokens_alone(trainer: Any) -> bool:
     """Whether a trainer's loss and metrics do not depend on the position of a token in its row."""
     args = trainer.args
     return (
-        _supervises_text(trainer)
+        supervises_text(trainer)
         and trainer.compute_loss_func is None
         and args.acc_strategy == "token"
         and args.tuner_backend != "unsloth"
@@ -1188,7 +1188,7 @@ def _learns_from_tokens_alone(trainer: Any) -> bool:
     )
 
 
-def _supervises_text(trainer: Any) -> bool:
+def supervises_text(trainer: Any) -> bool:
     """Whether a trainer learns texts from labels with a model as it is: not compiled, and whole on each device."""
     template = trainer.template
     return (
@@ -1253,133 +1253,17 @@ def _ends_in(head: Any, model: Any) -> bool:
     return calls == [(2, 2)]
 
 
-def skip_padding() -> None:
-    """Let supervised training on a CPU leave padded positions out of linear layers, which take most of its time. Their
-    outputs there are 0 instead; no token sees them. Dropout draws the same random numbers as with padding. Needed until
-    ms-swift has ``padding_free`` without flash attention.
-    """
-    from peft.tuners.lora import layer
-    from torch import nn
-
-    _skip_padding_in(nn.Linear)
-    _skip_padding_in(layer.Linear)
-    _drop_as_if_padded(nn.Dropout)
+def around_training_steps(enter: Callable[[Any, Generating], contextlib.AbstractContextManager[None]]) -> None:
+    """Compute every micro-batch of supervised training inside the context that ``enter`` returns for the trainer and
+    the micro-batch."""
     trainer: Any = _module("swift.trainers.seq2seq_trainer", "swift.trainers.trainers").Seq2SeqTrainer
     own = trainer.training_step
 
     def training_step(self: Any, model: Any, inputs: Generating, *args: Any, **kwargs: Any) -> Any:
-        _Padding.current = _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(self) else None
-        try:
+        with enter(self, inputs):
             return own(self, model, inputs, *args, **kwargs)
-        finally:
-            _Padding.current = None
 
     trainer.training_step = training_step
-
-
-def _treats_tokens_alike(trainer: Any) -> bool:
-    """Whether a trainer's model treats every token alike, and its code is known."""
-    base = trainer.template.get_base_model(trainer.model)
-    return (
-        _supervises_text(trainer)
-        and trainer.args.device.type == "cpu"
-        and type(base).__module__.startswith("transformers.")
-        and not trainer.model.model_info.is_moe_model
-    )
-
-
-@dataclass(frozen=True)
-class _Padding:
-    """Which positions of a micro-batch hold tokens.
-
-    Args:
-        shape: rows and positions.
-        tokens: the positions of the tokens, counted over all rows.
-    """
-
-    shape: tuple[int, int]
-    tokens: Any
-
-    current: ClassVar[_Padding | None] = None
-
-    @classmethod
-    def of(cls, mask: Any) -> _Padding | None:
-        """The padding of a micro-batch; None if little of it is padding, or if a row begins with padding."""
-        if mask is None or mask.dim() != 2 or not mask[:, 0].all():
-            return None
-        tokens = mask.flatten().nonzero().squeeze(1)
-        return cls(tuple(mask.shape), tokens) if len(tokens) <= 0.97 * mask.numel() else None
-
-    def select(self, inputs: Any) -> Any:
-        """The tokens' part of ``inputs`` [rows, positions, features], as [tokens, features]."""
-        return _functions_of_padding()[0].apply(inputs, self.tokens)
-
-    def spread(self, outputs: Any) -> Any:
-        """The reverse of `select`, with 0 for padding."""
-        return _functions_of_padding()[1].apply(outputs, self.tokens, self.shape)
-
-
-@functools.cache
-def _functions_of_padding() -> tuple[Any, Any]:
-    """Differentiable functions that select the tokens, and that spread them; each is the derivative of the other."""
-    from torch.autograd import Function
-
-    def select(inputs: Any, tokens: Any) -> Any:
-        return inputs.flatten(0, 1).index_select(0, tokens)
-
-    def spread(outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
-        out = outputs.new_zeros(shape[0] * shape[1], outputs.shape[-1])
-        return out.index_copy_(0, tokens, outputs).view(*shape, -1)
-
-    class Select(Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(context: Any, inputs: Any, tokens: Any) -> Any:
-            context.tokens, context.shape = tokens, tuple(inputs.shape[:2])
-            return select(inputs, tokens)
-
-        @staticmethod
-        def backward(context: Any, gradient: Any) -> Any:
-            return spread(gradient, context.tokens, context.shape), None
-
-    class Spread(Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(context: Any, outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
-            context.tokens = tokens
-            return spread(outputs, tokens, shape)
-
-        @staticmethod
-        def backward(context: Any, gradient: Any) -> Any:
-            return select(gradient, context.tokens), None, None
-
-    return Select, Spread
-
-
-def _skip_padding_in(layer: Any) -> None:
-    """Let a class of linear layers compute the tokens of a padded micro-batch only."""
-    forward = layer.forward
-
-    def without_padding(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        padding = _Padding.current
-        if padding is None or kwargs or x.dim() != 3 or tuple(x.shape[:2]) != padding.shape:
-            return forward(self, x, *args, **kwargs)
-        return padding.spread(forward(self, padding.select(x), *args))
-
-    layer.forward = without_padding
-
-
-def _drop_as_if_padded(dropout: Any) -> None:
-    """Let dropout draw for tokens without padding what it would draw for them with padding."""
-    forward = dropout.forward
-
-    def drop(self: Any, x: Any) -> Any:
-        padding = _Padding.current
-        alone = padding is not None and x.dim() == 2 and len(x) == len(padding.tokens)
-        if padding is None or not alone or not self.training or not 0 < self.p < 1:
-            return forward(self, x)
-        kept = x.new_empty(*padding.shape, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * padding.select(kept)
-
-    dropout.forward = drop
 
 
 # ------------------------------------------------------------------------------------------ patches for serving

@@ -63,19 +63,19 @@ def arguments(model: Path, data: Path, tuner: str, *more: str) -> list[str]:
 
 
 def compare(
-    patch: Literal["shared", "learned", "tokens"],
+    patch: Literal["shared", "learned", "tokens", "onednn"],
     folder: Path,
     runs: list[dict[str, Any]],
     ranks: int = 1,
     **environment: str,
 ) -> None:
     """Train both ways; the gradient of the first step and all losses must be those of ms-swift, with fewer tokens
-    ("shared"), logits ("learned") or inputs of linear layers ("tokens"): at most the share ``computes`` of a run."""
+    ("shared"), logits ("learned") or inputs of torch's linear function ("tokens", "onednn"): at most the share ``computes`` of a run."""
     import torch
 
     request = folder / "request.json"
     request.write_text(json.dumps({"patch": patch, "runs": runs, "output": str(folder)}))
-    counted = {"shared": "computed", "learned": "logits", "tokens": "multiplied"}[patch]
+    counted = {"shared": "computed", "learned": "logits"}.get(patch, "multiplied")
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     )

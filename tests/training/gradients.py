@@ -3,7 +3,7 @@
     python tests/training/gradients.py <request.json>
 
 The request: ``patch``, "shared" (the rows of a step shared out), "learned" (logits of learned tokens only) or "tokens"
-(linear layers skip padding);
+(linear layers skip padding) or "onednn" (so they do, and multiply with oneDNN);
 ``runs``, a list of objects with ``name``, ``command`` and ``arguments``; ``output``, a folder. Of every run
 ``<output>/<own|patch>-<name>-<rank>.pt`` gets the gradient of the first optimiser step, the losses, the rows of each
 micro-batch as their lengths, and the numbers of tokens, logits and inputs of linear layers that were computed. Started
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.dataset.lengths import BY_BYTES
-from swift_toolkit.machine import msswift
+from swift_toolkit.machine import cpu, msswift
 from swift_toolkit.training.process import hooks
 
 
@@ -74,8 +74,10 @@ def main(request: dict[str, Any]) -> None:
             hooks.balance_rows(4.0, BY_BYTES)
         if kind == "learned":
             msswift.select_learned_logits()
-        if kind == "tokens":
-            msswift.skip_padding()
+        if kind in ("tokens", "onednn"):
+            cpu.mkl_lacks_avx512 = lambda: kind == "onednn"  # type: ignore[assignment]
+            cpu.LARGE = 0
+            cpu.speed_up_steps()
         for run in request["runs"]:
             found.clear()
             output = Path(request["output"]) / f"{kind}-{run['name']}"

@@ -22,7 +22,7 @@ import msgspec
 
 from swift_toolkit.dataset.lengths import Lengths
 from swift_toolkit.dataset.row_cache import RowKeeper
-from swift_toolkit.machine import msswift
+from swift_toolkit.machine import cpu, msswift
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model.checkpoints import training_state
@@ -83,7 +83,7 @@ class _Training:
             add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
             msswift.measure_rows_at_once()
             msswift.select_learned_logits()
-            msswift.skip_padding()
+            cpu.speed_up_steps()
             if keeps_rows:
                 msswift.keep_rows(keeper.open, keeper.drop)
             self._prepare_resume()

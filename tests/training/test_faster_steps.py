@@ -1,4 +1,4 @@
-"""Linear layers without padding: the same gradient and losses as with it, also with dropout."""
+"""Faster steps on a CPU: the same gradient and losses as those of ms-swift, also with dropout."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> 
         for name, (command, words) in given.items()
     ]
     compare("tokens", tmp_path, runs)
+
+
+@pytest.mark.slow
+def test_the_gradient_with_onednn_is_that_with_mkl(tiny_model: Path, tmp_path: Path) -> None:
+    """Where only adapters are trained; weights that are trained themselves are multiplied as before."""
+    chats = tmp_path / "chats.jsonl"
+    write_mixed(chats)
+    given = {
+        "lora": (0.6, arguments(tiny_model, chats, "lora", "--max_steps=20")),
+        "twice": (0.6, arguments(tiny_model, chats, "lora", "--gradient_checkpointing=true")),
+        "full": (0.8, arguments(tiny_model, chats, "full")),
+    }
+    runs = [
+        {"name": name, "command": "sft", "arguments": words, "computes": share}
+        for name, (share, words) in given.items()
+    ]
+    compare("onednn", tmp_path, runs)
