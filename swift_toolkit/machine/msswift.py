@@ -553,6 +553,13 @@ def spare_imports() -> None:
             _import_bitsandbytes()
 
 
+def spare_deepspeed() -> None:
+    """Let accelerate look for a model inside DeepSpeed's only if DeepSpeed is in use: it imports it to compare classes,
+    which takes 0.3 s where it is installed."""
+    other: Any = importlib.import_module("accelerate.utils.other")
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+
+
 def _import_losses() -> None:
     """Import transformers' table of losses without the modules of its object detectors, which import scipy."""
     spec = importlib.util.find_spec("transformers.loss")
@@ -815,6 +822,39 @@ def measure_rows_at_once() -> None:
         return own(dataset if lengths is None else types.SimpleNamespace(packed_length=lengths))
 
     pipeline._stat_dataset = staticmethod(measured)
+
+
+def convert_rows_here() -> None:
+    """Let ms-swift convert rows in this process where it asks for one process, as ``datasets`` did until 4.0; since then
+    it starts a process and a server for each step, 0.5 s in all. The random numbers stay those of this process."""
+    from datasets import Dataset
+
+    own = Dataset.map
+
+    def map_here(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("num_proc") != 1:
+            return own(self, *args, **kwargs)
+        with _random_numbers_kept():
+            return own(self, *args, **{**kwargs, "num_proc": None})
+
+    Dataset.map = map_here
+
+
+@contextlib.contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Restore the state of the random numbers of Python, numpy and torch at the end."""
+    import random
+
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 @contextlib.contextmanager
@@ -1253,7 +1293,9 @@ def _ends_in(head: Any, model: Any) -> bool:
     return calls == [(2, 2)]
 
 
-def around_training_steps(enter: Callable[[Any, Generating], contextlib.AbstractContextManager[None]]) -> None:
+def around_training_steps(
+    enter: Callable[[Any, Generating], contextlib.AbstractContextManager[None]],
+) -> None:
     """Compute every micro-batch of supervised training inside the context that ``enter`` returns for the trainer and
     the micro-batch."""
     trainer: Any = _module("swift.trainers.seq2seq_trainer", "swift.trainers.trainers").Seq2SeqTrainer

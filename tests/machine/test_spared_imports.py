@@ -46,6 +46,34 @@ print(json.dumps({
 """
 
 
+STARTS = """
+import os, random, sys
+import torch
+from accelerate.utils import extract_model_from_parallel
+from datasets import Dataset
+from swift_toolkit.machine import msswift
+
+def process(row):
+    random.random()
+    return {"process": os.getpid()}
+
+msswift.convert_rows_here()
+msswift.spare_deepspeed()
+rows, state = Dataset.from_list([{"a": 1}] * 4), random.getstate()
+assert set(rows.map(process, num_proc=1)["process"]) == {os.getpid()}
+assert random.getstate() == state
+assert os.getpid() not in rows.map(process, num_proc=2)["process"]
+extract_model_from_parallel(torch.nn.Linear(1, 1))
+assert "deepspeed" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_rows_need_no_process_and_a_plain_model_no_deepspeed() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_spared_imports_come_when_they_are_used() -> None:
     pytest.importorskip("bitsandbytes")

@@ -81,6 +81,8 @@ class _Training:
                 rewards.try_rewards(self.report, self.audit)
                 audit_rows(self.report, self.audit)
             add_callback(self.report, self.stop, self.data_check.path if self.data_check else None)
+            msswift.spare_deepspeed()
+            msswift.convert_rows_here()
             msswift.measure_rows_at_once()
             msswift.select_learned_logits()
             cpu.speed_up_steps()
