@@ -825,8 +825,8 @@ def measure_rows_at_once() -> None:
 
 
 def convert_rows_here() -> None:
-    """Let ms-swift convert rows in this process where it asks for one process, as ``datasets`` did until 4.0; since then
-    it starts a process and a server for each step, 0.5 s in all. The random numbers stay those of this process."""
+    """Let ms-swift convert rows in this process where it asks for one process, as ``datasets`` did before 4.0; now it
+    starts a process and a server for each conversion, 0.5 s in all. The state of the random numbers stays as it is."""
     from datasets import Dataset
 
     own = Dataset.map
