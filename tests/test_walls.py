@@ -14,6 +14,7 @@ DOORS = {
     "swift_toolkit/dataset/preview.py",
     "swift_toolkit/inference/capacity.py",
     "swift_toolkit/inference/worker.py",
+    "swift_toolkit/machine/cpu.py",
     "swift_toolkit/machine/msswift.py",
     "swift_toolkit/model/checkpoints/old_adapter.py",
     "swift_toolkit/model/worker.py",
