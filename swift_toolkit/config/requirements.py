@@ -66,12 +66,17 @@ def _how(config: Config, one_of: list[Condition]) -> str:
 
 _AFTER_EVALUATION = [
     "load_best_model_at_end",
-    "early_stop_interval",
     "lr_scheduler_type=reduce_lr_on_plateau",
     "lr_scheduler_type=greedy",
 ]
 """Conditions of settings that do not work without an evaluation."""
-_IN_EVALUATION = ("eval_strategy", "eval_steps", "predict_with_generate", "save_strategy=best")
+_IN_EVALUATION = (
+    "early_stop_interval",
+    "eval_strategy",
+    "eval_steps",
+    "predict_with_generate",
+    "save_strategy=best",
+)
 """Conditions of settings without effect if nothing is evaluated; ms-swift trains all the same."""
 
 

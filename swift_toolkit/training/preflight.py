@@ -16,7 +16,7 @@ from swift_toolkit.config.names import registries
 from swift_toolkit.config.settings import Config
 from swift_toolkit.config.tasks import TaskName
 from swift_toolkit.console.screen import gib
-from swift_toolkit.console.words import did_you_mean_path
+from swift_toolkit.console.words import did_you_mean_path, near_path
 from swift_toolkit.dataset import copies, verify
 from swift_toolkit.dataset.lengths import BY_BYTES
 from swift_toolkit.dataset.rows.media import SPEAKS_OF_MEDIA
@@ -92,13 +92,17 @@ def _models(config: Config) -> Iterator[Problem]:
 
 
 def _is_path(config: Config, name: str) -> bool:
-    """Whether a name means a local directory that does not exist: its first part is a directory, or usually is one, and
-    ms-swift does not know a hub model by the rest."""
+    """Whether a name means a local directory: it is a path; or its first part is a directory, or usually is one, and
+    ms-swift does not know a hub model by the rest. Hugging Face has models without an owner, such as gpt2."""
     owner = name.partition("/")[0]
+    if _BARE_ID.fullmatch(name) and registries.uses_hugging_face(config):
+        return Path(name).exists() or bool(near_path(Path(name)))
     return looks_local(name) or (
         (owner in NO_OWNERS or Path(owner).is_dir()) and registry.registry(config.install).named(name) is None
     )
 
+
+_BARE_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 _HUB_PAGE = re.compile(
     r"https?://(?:huggingface\.co|hf\.co|hf-mirror\.com|(?:www\.)?modelscope\.(?:cn|ai)/models)/"

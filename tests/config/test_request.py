@@ -244,7 +244,6 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"streaming": True}, '"streaming" needs "max_steps". Add "max_steps": the length of a stream is not known.'),
     ({"packing": True}, '"packing" needs flash attention. Add "attn_impl": "flash_attn".'),
     ({"lr_scheduler_type": "reduce_lr_on_plateau"}, '"lr_scheduler_type" needs validation data, but there is none. Add "val_dataset" or "split_dataset_ratio", or remove it.'),
-    ({"early_stop_interval": 2}, '"early_stop_interval" needs validation data, but there is none. Add "val_dataset" or "split_dataset_ratio", or remove it.'),
     ({"load_best_model_at_end": True, "split_dataset_ratio": 0.1, "eval_steps": 30, "save_steps": 100}, '"save_steps" is 100, not a multiple of eval_steps 30. With "load_best_model_at_end" it must be.'),
     ({"fp16": True, "bf16": True}, '"fp16" cannot be used with "bf16". Keep one of the two.'),
     ({"external_plugins": ["plugin.py"]}, '"external_plugins" names the file "plugin.py", which does not exist. Check the path.'),
@@ -279,7 +278,9 @@ def test_every_problem_of_a_file_with_its_line(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "value"), [("eval_steps", 100), ("eval_strategy", "steps")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("eval_steps", 100), ("eval_strategy", "steps"), ("early_stop_interval", 2)]
+)
 def test_evaluation_without_validation_data_is_only_said(name: str, value: object) -> None:
     config = load_config({**BASE, name: value})
     assert config.notices == []

@@ -38,6 +38,16 @@ def test_a_missing_model_names_the_nearest(tmp_path: Path) -> None:
     ]
 
 
+def test_hugging_face_has_models_without_an_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert problems(model="gpt2", use_hf=True) == []
+    assert problems(model="gpt2", use_hf=False) != []
+    Path("my-model").mkdir()
+    assert problems(model="my-modle", use_hf=True) == [
+        '"model" names the directory "my-modle", which does not exist. Did you mean "my-model"?'
+    ]
+
+
 def test_an_unknown_builtin() -> None:
     assert problems(model="builtin/SmolLM3") == [
         '"model" "builtin/SmolLM3" is not an embedded model. Available: "builtin/SmolLM2-135M-Instruct".'
