@@ -4,8 +4,9 @@ missing value."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from operator import methodcaller
+from collections.abc import Callable, Iterator
+from itertools import compress
+from operator import itemgetter, methodcaller
 
 from swift_toolkit.dataset.rows.flaws import Flaw
 
@@ -31,6 +32,7 @@ _FILLER = re.compile(r"(?:\A|\n)(nan|<noinput>|<nooutput>|#N/A|#REF!|#VALUE!|\[o
 
 _FILLER_ENDS = ("nan", "put>", "#N/A", "#REF!", "#VALUE!", "Object]")
 _LAST_CHARACTERS = frozenset(end[-1] for end in _FILLER_ENDS)
+_last: Callable[[str], str] = itemgetter(slice(-1, None))
 _OPEN, _CLOSE = "<think>", "</think>"
 
 _SIGNS = re.compile("<(?:[|_\\[BH]|｜|<SYS|start_of_|end_of_turn|/?s>|bos>|/?eos>|/?think>)".encode())
@@ -38,6 +40,9 @@ _SIGNS = re.compile("<(?:[|_\\[BH]|｜|<SYS|start_of_|end_of_turn|/?s>|bos>|/?eo
 
 _BRACKETS = re.compile(rb"\](?:(?<=INST\])|(?<=\[gMASK\]))")
 """The ends of [INST], [/INST] and [gMASK]: one search instead of two."""
+
+_FEW = 64
+"""A byte that occurs more often in a block is not rare."""
 
 TURNS_WITHIN = 1 << 16
 """Turns in one text are looked for in the first bytes of a block of rows; files that have them have them everywhere."""
@@ -54,14 +59,31 @@ def may_hold_marks(text: str) -> bool:
 
 def may_hold_signs(data: bytes | bytearray) -> bool:
     """Whether `mark_flaws` may find something other than a filler in UTF-8; cheaper than `may_be_marked`."""
-    if (b"<" in data and _SIGNS.search(data)) or (b"]" in data and _BRACKETS.search(data)):
+    if occurs(b"<", _SIGNS, data) or occurs(b"]", _BRACKETS, data):
         return True
-    return any(sign in data[:TURNS_WITHIN] for sign in _TURN_SIGNS)
+    some = data[:TURNS_WITHIN]
+    return b"ssistant" in some and any(sign in some for sign in _TURN_SIGNS)
+
+
+def occurs(first: bytes, form: re.Pattern[bytes], data: bytes | bytearray) -> bool:
+    """Whether a pattern matches anywhere; ten times as fast as a search if its first byte is rare.
+
+    Args:
+        first: the byte with which each match begins.
+        form: the pattern.
+        data: where to search.
+    """
+    at = data.find(first)
+    for _ in range(_FEW):
+        if at < 0 or form.match(data, at):
+            return at >= 0
+        at = data.find(first, at + 1)
+    return at >= 0 and form.search(data, at) is not None
 
 
 def may_end_in_filler(texts: list[str]) -> bool:
     """Whether `mark_flaws` may find a filler in one of the texts."""
-    some = [text for text in texts if text[-1:] in _LAST_CHARACTERS]
+    some = compress(texts, map(_LAST_CHARACTERS.__contains__, map(_last, texts)))
     return any(map(methodcaller("endswith", _FILLER_ENDS), some))
 
 

@@ -26,6 +26,7 @@ from swift_toolkit.dataset.reading.tables import (
     TableRows,
     columns_of,
     fields_of,
+    lines_in,
     row_of,
 )
 from swift_toolkit.dataset.rows.flaws import Flaw
@@ -191,7 +192,7 @@ class TableBlock:
     ) -> None:
         self.data, self.header, self.separator, self.read = chunk.data, header, separator, read
         self.size = len(chunk.data) if read is None else read.size
-        self.lines = count_byte(chunk.data, b"\n") if read is None else read.lines
+        self.lines = lines_in(chunk.data) if read is None else read.lines
 
     @cached_property
     def rows(self) -> Fields:

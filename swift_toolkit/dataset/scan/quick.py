@@ -15,7 +15,7 @@ from operator import add, itemgetter, sub
 
 from swift_toolkit.dataset.rows.checks import TINY_ANSWER, Rules, is_tiny, judge
 from swift_toolkit.dataset.rows.formats import layout_of
-from swift_toolkit.dataset.rows.marks import may_be_marked, may_end_in_filler, may_hold_signs
+from swift_toolkit.dataset.rows.marks import may_be_marked, may_end_in_filler, may_hold_signs, occurs
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 
@@ -33,13 +33,12 @@ LEAST_ROWS = 100
 
 _last: Callable[[Texts], str] = itemgetter(-1)
 _TAGS = (b"<image>", b"<video>", b"<audio>")
-_LOST = (b"\xef\xbf\xbd", b"\xef\xbb\xbf")  # U+FFFD and U+FEFF
 _BY_FIRST_BYTE = (
     (b"\xe2", re.compile(rb"\xe2(?:\x80[\x8b\xaa-\xae]|\x81[\xa0\xa6-\xa9])")),  # invisible characters
     (b"\xc2", re.compile(rb"\xc2[\x80-\x9f]")),  # control characters
     (b"\xc3", re.compile(rb"\xc3(?:\x83|\xa2\xe2\x82\xac)")),  # the beginnings of `MOJIBAKE`
+    (b"\xef", re.compile(rb"\xef(?:\xbf\xbd|\xbb\xbf)")),  # U+FFFD and U+FEFF
 )
-"""Most texts do not contain the first byte, and to search for one byte is much faster than for a pattern."""
 
 _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
 _PROBE = 1 << 12
@@ -154,9 +153,7 @@ def _is_unusual(data: bytes | bytearray) -> bool:
     """Whether UTF-8 may contain invisible characters, control characters or mojibake."""
     if len(data.translate(None, _CONTROL)) != len(data):
         return True
-    if b"\xef" in data and any(mark in data for mark in _LOST):
-        return True
-    return any(first in data and form.search(data) for first, form in _BY_FIRST_BYTE)
+    return any(occurs(first, form, data) for first, form in _BY_FIRST_BYTE)
 
 
 def _row_lengths(sizes: list[int], texts: list[Texts], turns: Counter[int]) -> list[int]:

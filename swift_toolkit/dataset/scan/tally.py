@@ -74,7 +74,7 @@ class Prints:
         Returns:
             The number, and index pairs (earlier, later); there are no pairs if only a share was kept.
         """
-        values = self.values.tolist()
+        values = self.values
         seen = set(values)
         count = len(values) - len(seen)
         if not count or self.mask:

@@ -7,6 +7,7 @@ by one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, repeat
@@ -27,7 +28,7 @@ _PAIRS = ({"query", "response"}, {"instruction", "input", "response"}, {"query"}
 _ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "response": "assistant"}
 
 
-_ESCAPES = (b"\\u", b"\\b", b"\\f", b"\\/")
+_ESCAPES = re.compile(rb"\\[ubf/]")
 """With these, JSON may spell what `judge` warns about."""
 
 
@@ -71,6 +72,9 @@ class PlainTexts:
         self.keys = self._message_keys() if known and self.has_messages else None
         self.known = known and (self.keys is not None or names in _PAIRS)
         self._order = [name for name in ("system", "query", "instruction", "response") if name in self.used]
+        self._roles = tuple(_ROLE_OF[name] for name in self._order)
+        is_pairs = known and self.keys is None
+        self._is_texts_in_order = is_pairs and [*shape.fields] == [self.used[name] for name in self._order]
 
     def _message_keys(self) -> tuple[str, str] | None:
         """The two keys that all messages in the head of the file have, if they have no others."""
@@ -160,6 +164,12 @@ class PlainTexts:
             rows = decode(data)
         except self._errors:
             return None
+        escaped = b"\\" in data and _ESCAPES.search(data) is not None
+        raw = None if escaped else data
+        if self._is_texts_in_order:
+            import msgspec
+
+            return Talks(list(map(msgspec.structs.astuple, rows)), {self._roles}, raw, True)
         places = list(self.shape.fields)
         columns = {
             name: list(map(attrgetter(f"field_{places.index(column)}"), rows))
@@ -169,8 +179,7 @@ class PlainTexts:
             talks = self._of_pairs(columns)
         else:
             talks = self._of_messages(columns, attrgetter("role"), attrgetter("content"))
-        escaped = b"\\" in data and any(escape in data for escape in _ESCAPES)
-        return talks if talks is None or escaped else talks._replace(data=data, is_json=True)
+        return talks and talks._replace(data=raw, is_json=True)
 
     # Columns
 
@@ -272,7 +281,7 @@ class PlainTexts:
         if "input" in columns:
             pairs = zip(parts[-2], columns["input"], strict=True)
             parts[-2] = ["\n".join(filter(None, pair)) if pair[1] else pair[0] for pair in pairs]
-        return Talks(list(zip(*parts, strict=True)), {tuple(_ROLE_OF[name] for name in self._order)}, data)
+        return Talks(list(zip(*parts, strict=True)), {self._roles}, data)
 
 
 def _utf8(texts: Any) -> bytes | memoryview:
@@ -287,9 +296,9 @@ def _utf8(texts: Any) -> bytes | memoryview:
 
 
 def _is_escaped(data: bytes | bytearray) -> bool:
-    """Whether more than a quarter of these bytes belong to \\u escapes; with fewer, msgspec is faster."""
+    """Whether more than a sixth of these bytes belong to \\u escapes; with fewer, msgspec is faster."""
     some = data[:_PROBE]
-    return some.count(b"\\u") * 6 > len(some) // 4
+    return some.count(b"\\u") * 6 > len(some) // 6
 
 
 def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
