@@ -37,8 +37,8 @@ from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.dataset.scan import near
 from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import (
+    Workers,
     scan_alone,
-    scan_parts,
     starter_command,
     worth_sharing,
 )
@@ -122,13 +122,14 @@ def verify(
         loss_type,
         closely=closely,
     )
-    check = _Verification(rules)
-    check.collect("train", train)
-    check.collect("val", val)
-    check.look_up_columns()
-    if tokenizer is not None:
-        check.measure(tokenizer)
-    check.scan(None if limit_seconds is None else started + limit_seconds)
+    with Workers() as workers:
+        check = _Verification(rules, None if limit_seconds is not None else workers)
+        check.collect("train", train)
+        check.collect("val", val)
+        check.look_up_columns()
+        if tokenizer is not None:
+            check.measure(tokenizer)
+        check.scan(None if limit_seconds is None else started + limit_seconds)
     check.agree()
     check.compare()
     if check.tokenizer is not None:
@@ -138,11 +139,17 @@ def verify(
 
 
 class _Verification:
-    """The steps of `verify`."""
+    """The steps of `verify`.
 
-    def __init__(self, rules: Rules) -> None:
+    Args:
+        rules: what the run asks of its rows.
+        workers: processes for large files; None within a time limit.
+    """
+
+    def __init__(self, rules: Rules, workers: Workers | None) -> None:
         self.report = DataReport(rules)
         self.rules = rules
+        self.workers = workers
         self.work: list[tuple[FileReport, Part]] = []
         self.tallies: list[tuple[FileReport, Tally]] = []
         self.tokenizer: Tokenizer | None = None
@@ -182,7 +189,7 @@ class _Verification:
             entry = FileReport(shown, split, len(self.report.specs[split]) - 1)
             self.report.files.append(entry)
             try:
-                part = find_part(path, shown, self.rules)
+                part = (self.workers.find_part if self.workers else find_part)(path, shown, self.rules)
             except FlawError as error:
                 self.report.add(error.flaw, shown)
                 entry.unusable = True
@@ -237,8 +244,9 @@ class _Verification:
 
     def scan(self, deadline: float | None) -> None:
         """Scan the rows of all files."""
-        if deadline is None and worth_sharing(part for _, part in self.work):
-            self._scan_with_all_cores()
+        if self.workers is not None and worth_sharing(part for _, part in self.work):
+            tallies = self.workers.scan([part for _, part in self.work])
+            self.tallies = [(entry, tally) for (entry, _), tally in zip(self.work, tallies, strict=True)]
         else:
             self.tallies = []
             left = sum(part.file.size for _, part in self.work)
@@ -275,10 +283,6 @@ class _Verification:
             self.work[at] = (entry, new)
             self._show(entry, new)
         return again
-
-    def _scan_with_all_cores(self) -> None:
-        tallies = scan_parts([part for _, part in self.work])
-        self.tallies = [(entry, tally) for (entry, _), tally in zip(self.work, tallies, strict=True)]
 
     def _enter(self, entry: FileReport, tally: Tally) -> None:
         """Add the contents of a file to the report."""

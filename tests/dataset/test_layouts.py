@@ -327,7 +327,8 @@ def test_a_parquet_file_of_many_row_groups_has_few_parts(monkeypatch: pytest.Mon
     rows = pyarrow.Table.from_pylist(pairs(3000))
     pyarrow.parquet.write_table(rows, "a.parquet", row_group_size=1, compression="none")
     monkeypatch.setattr(pool, "RANGE_BYTES", 1000)
-    pieces = list(pool._pieces(find_part(Path("a.parquet"), "a.parquet", Rules())))
+    file = find_part(Path("a.parquet"), "a.parquet", Rules())
+    pieces = list(pool._pieces(file, tables.group_rows(file.file)))
     most = pool._processes() * pool.MAX_ROUNDS
     assert most // 2 < len(pieces) <= most + 1
     assert sum(scan_part(piece).rows for piece in pieces if not isinstance(piece, Tally)) == 3000

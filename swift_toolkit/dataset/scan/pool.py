@@ -20,12 +20,14 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks
+from swift_toolkit.dataset.reading.files import data_suffix, encoding_flaw, read_chunks
 from swift_toolkit.dataset.reading.json_text import item_bounds
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, CutError, DataFile, guarded, open_stream
 from swift_toolkit.dataset.reading.tables import Batch, TableRows, group_rows, row_bounds
-from swift_toolkit.dataset.rows.flaws import FlawError
-from swift_toolkit.dataset.scan.part import Part
+from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
+from swift_toolkit.dataset.scan.near import NEAR_ROWS
+from swift_toolkit.dataset.scan.part import Part, find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
 from swift_toolkit.machine.device import cpu_cores
@@ -48,7 +50,7 @@ MAX_PROCESSES = 4
 _PACKED = 6
 """Assumed expansion factor of compressed files and Parquet."""
 
-_SHRINKING = 0.75
+_SHRINKING = 0.9
 """Size of a part of a row group, relative to the part before it: its process also decodes all rows before it."""
 
 FORKS = sys.platform == "linux"
@@ -65,33 +67,96 @@ def _size(file: DataFile) -> int:
     return file.size * (_PACKED if file.packing or file.syntax == "parquet" else 1)
 
 
-def scan_parts(parts: Sequence[Part]) -> list[Tally]:
-    """Scan files with one process per core.
+class Workers:
+    """One process per core, forked when they are first needed."""
 
-    Args:
-        parts: whole files.
+    def __init__(self) -> None:
+        self._all: list[_Worker] = []
 
-    Returns:
-        The tally of each file.
-    """
-    _import_for(parts)
-    workers = [_forked() for _ in range(_processes())]
-    try:
-        sums = _sums([_pieces(part) for part in parts], workers)
+    def find_part(self, path: Path, shown: str, rules: Rules) -> Part:
+        """Call `find_part`; for a large Parquet file in a worker, which needs pyarrow in any case."""
+        if not _is_large_parquet(path):
+            return find_part(path, shown, rules)
+        self._fork(_import_pyarrow)
+        found = self._call(_found, path, shown, rules)
+        if isinstance(found, Flaw):
+            raise FlawError(*found)
+        return cast("Part", found)
+
+    def scan(self, parts: Sequence[Part]) -> list[Tally]:
+        """Scan files.
+
+        Args:
+            parts: whole files.
+
+        Returns:
+            The tally of each file.
+        """
+        if not self._all:
+            _import_for(parts)
+        self._fork()
+        groups = [
+            self._call(group_rows, part.file) if part.file.syntax == "parquet" else [] for part in parts
+        ]
+        sums = _sums(list(map(_pieces, parts, groups)), self._all)
         in_order = [
             _batches(part) if tally is None else iter(()) for part, tally in zip(parts, sums, strict=True)
         ]
-        again = _sums(in_order, workers)
-    finally:
-        for worker in workers:
+        again = _sums(in_order, self._all)
+        return [
+            cast("Tally", second) if first is None else first
+            for first, second in zip(sums, again, strict=True)
+        ]
+
+    def _fork(self, prepare: Callable[[], None] | None = None) -> None:
+        self._all = self._all or [_forked(prepare) for _ in range(_processes())]
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._all[0].start(function, *arguments)
+        return self._all[0].result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._all:
+            worker.kill()
+        for worker in self._all:
             worker.end()
-    return [
-        cast("Tally", second) if first is None else first for first, second in zip(sums, again, strict=True)
-    ]
+
+
+def _is_large_parquet(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size * _PACKED if data_suffix(path) == ".parquet" else 0
+        return FORKS and cpu_cores() > 1 and size > ALONE_BYTES
+    return False
+
+
+def _found(path: Path, shown: str, rules: Rules) -> Part | Flaw:
+    try:
+        return find_part(path, shown, rules)
+    except FlawError as error:
+        return error.flaw
 
 
 def _processes() -> int:
     return min(cpu_cores(), MAX_PROCESSES)
+
+
+def _import_pyarrow() -> None:
+    """Import pyarrow without numpy, which is not used to read Parquet and takes longer to import than pyarrow.
+
+    Only for a worker: there is no way back.
+    """
+    if "numpy" in sys.modules:
+        return
+    sys.modules["numpy"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        pass  # before pyarrow 18, which needs numpy
+    finally:
+        del sys.modules["numpy"]
 
 
 def _import_for(parts: Sequence[Part]) -> None:
@@ -204,15 +269,20 @@ def _scanned(part: Part) -> Tally | None:
 # Pieces
 
 
-def _pieces(part: Part) -> Iterator[Piece]:
-    """Divide a file into parts that can be scanned independently; for an unreadable file, return the reason."""
+def _pieces(part: Part, groups: Sequence[int]) -> Iterator[Piece]:
+    """Divide a file into parts that can be scanned independently; for an unreadable file, return the reason.
+
+    Args:
+        part: a whole file.
+        groups: the number of rows of each row group of a Parquet file.
+    """
     file = part.file
     if not file.has_chunks:
         return iter([part])
     if file.packing:
         return _batches(part)
     if file.syntax == "parquet":
-        return _between(part, _rows_of_parts(part))
+        return _between(part, _rows_of_parts(part, groups))
     if file.is_lines:
         return _between(part, range(_step(file), file.size, _step(file)))
     find_bounds = item_bounds if file.values else row_bounds
@@ -230,9 +300,9 @@ def _between(part: Part, bounds: Iterable[int]) -> Iterator[Part]:
         yield replace(part, start=cast("int", start), end=end, trusting=True)
 
 
-def _rows_of_parts(part: Part) -> Iterator[int]:
+def _rows_of_parts(part: Part, groups: Sequence[int]) -> Iterator[int]:
     """The rows at which parts of a Parquet file begin: whole row groups, or parts of them if there are few."""
-    bounds = list(accumulate(group_rows(part.file), initial=0))
+    bounds = list(accumulate(groups, initial=0))
     processes = _processes()
     if len(bounds) > processes * 2:
         parts = min(max(_size(part.file) // RANGE_BYTES, processes * 2), processes * MAX_ROUNDS)
@@ -242,10 +312,11 @@ def _rows_of_parts(part: Part) -> Iterator[int]:
                 yield (at := end)
         return
     *inner, whole = accumulate(_SHRINKING**number for number in range(processes))
+    begins = [-NEAR_ROWS, *bounds[1:]]  # the first rows take twice as long
     ends = {
-        first + round((end - first) * at / whole) for first, end in pairwise(bounds) for at in (*inner, whole)
+        first + round((end - first) * at / whole) for first, end in pairwise(begins) for at in (*inner, whole)
     }
-    yield from sorted(ends - {0, bounds[-1]})
+    yield from sorted(end for end in ends if 0 < end < bounds[-1])
 
 
 def _batches(part: Part) -> Iterator[Piece]:
@@ -314,34 +385,45 @@ class _Worker:
     def _wait(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End the process, whatever it is doing."""
         if self._status is None:
             os.kill(self._pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Wait for its end."""
+        if self._status is None:
             self._status = self._wait()
         for stream in (self._stdin, self._stdout):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
 
 
-def _forked() -> _Worker:
+def _forked(prepare: Callable[[], None] | None = None) -> _Worker:
+    """Fork a worker.
+
+    Args:
+        prepare: called by it before anything else.
+    """
     calls, results = os.pipe(), os.pipe()
     pid = os.fork()
     if not pid:
         os.close(calls[1])
         os.close(results[0])
-        _be_worker(calls[0], results[1])
+        _be_worker(calls[0], results[1], prepare)
     os.close(calls[0])
     os.close(results[1])
     return _Worker(pid, os.fdopen(calls[1], "wb"), os.fdopen(results[0], "rb"))
 
 
-def _be_worker(calls: int, results: int) -> NoReturn:
+def _be_worker(calls: int, results: int, prepare: Callable[[], None] | None) -> NoReturn:
     status = 1
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, signal.SIG_DFL)  # Ctrl-C also reaches the starter, which handles it
         gc.freeze()  # what the starter holds, perhaps on a GPU, is never collected here
+        if prepare is not None:
+            prepare()
         _serve(os.fdopen(calls, "rb"), os.fdopen(results, "wb"))
         status = 0
     except BaseException:
