@@ -7,6 +7,9 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,6 +335,43 @@ def test_a_parquet_file_of_many_row_groups_has_few_parts(monkeypatch: pytest.Mon
     most = pool._processes() * pool.MAX_ROUNDS
     assert most // 2 < len(pieces) <= most + 1
     assert sum(scan_part(piece).rows for piece in pieces if not isinstance(piece, Tally)) == 3000
+
+
+def test_workers_read_parquet_without_numpy() -> None:
+    """It takes longer to import than pyarrow. Times of a nanosecond, which need pandas and so numpy, are still read."""
+    rows = pyarrow.Table.from_pylist([*pairs(299), {"query": "q", "response": ""}])
+    times = pyarrow.array([1_700_000_000_123_456_789] * 300, pyarrow.timestamp("ns"))
+    pyarrow.parquet.write_table(rows, "a.parquet")
+    pyarrow.parquet.write_table(rows.append_column("time", times), "b.parquet")
+    Path("c.parquet").write_bytes(b"PAR1 and no more")
+    out = run_python(
+        """
+        import sys
+        from pathlib import Path
+        from swift_toolkit.dataset.scan import pool
+        from swift_toolkit.dataset.verify import verify
+
+        def loaded():
+            return sorted({"numpy", "pyarrow"} & sys.modules.keys())
+
+        pool.cpu_cores, pool.ALONE_BYTES = lambda: 2, 0
+        report = verify(["a.parquet"])
+        with pool.Workers() as workers:
+            workers.find_part(Path("a.parquet"), "a.parquet", report.rules)
+            print(report.files[0].rows, loaded(), workers._call(loaded))
+        print(*verify(["b.parquet", "c.parquet"]).problems, sep="\\n")
+        """
+    )
+    modules, broken, bad = out.splitlines()
+    assert modules == "300 [] ['pyarrow']"
+    assert broken.startswith("c.parquet: cannot be read to the end: ")
+    assert bad == 'b.parquet: row 300: the content of message 2 ("assistant") is empty.'
+
+
+def run_python(code: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(Path(pool.__file__).parents[3])}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def test_a_parquet_file_is_not_kept_in_memory() -> None:

@@ -101,6 +101,12 @@ HARMLESS = [
 ]
 
 
+def test_a_secret_after_something_similar_is_found() -> None:
+    assert secret_in(f"task-1, sk-learn, disk-{SECRETS[1]}: {SECRETS[1]}") == (
+        'a key of OpenAI or Anthropic ("sk-pro...")'
+    )
+
+
 @pytest.mark.parametrize("secret", SECRETS)
 def test_secrets_are_found_and_never_shown_whole(secret: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", row("Why?"), row(f"My key is {secret}, keep it."))

@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -26,7 +27,7 @@ from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, CutError, 
 from swift_toolkit.dataset.reading.tables import Batch, TableRows, group_rows, row_bounds
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
-from swift_toolkit.dataset.scan.near import NEAR_ROWS
+from swift_toolkit.dataset.scan.near import NEAR_CHARACTERS, NEAR_ROWS
 from swift_toolkit.dataset.scan.part import Part, find_part
 from swift_toolkit.dataset.scan.rows import scan_part
 from swift_toolkit.dataset.scan.tally import Tally
@@ -151,12 +152,9 @@ def _import_pyarrow() -> None:
     if "numpy" in sys.modules:
         return
     sys.modules["numpy"] = None  # type: ignore[assignment]  # as if it were not installed
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        pass  # before pyarrow 18, which needs numpy
-    finally:
-        del sys.modules["numpy"]
+    with contextlib.suppress(ImportError):  # before pyarrow 18, which needs numpy
+        import_module("pyarrow.parquet")
+    del sys.modules["numpy"]
 
 
 def _import_for(parts: Sequence[Part]) -> None:
@@ -312,11 +310,16 @@ def _rows_of_parts(part: Part, groups: Sequence[int]) -> Iterator[int]:
                 yield (at := end)
         return
     *inner, whole = accumulate(_SHRINKING**number for number in range(processes))
-    begins = [-NEAR_ROWS, *bounds[1:]]  # the first rows take twice as long
+    begins = [-_extra_rows(part.file, bounds[-1]), *bounds[1:]]
     ends = {
         first + round((end - first) * at / whole) for first, end in pairwise(begins) for at in (*inner, whole)
     }
     yield from sorted(end for end in ends if 0 < end < bounds[-1])
+
+
+def _extra_rows(file: DataFile, rows: int) -> int:
+    """How many rows take as long as what is done with the first rows only, see `near`."""
+    return min(3 * NEAR_ROWS, rows // max(_size(file) // (3 * NEAR_CHARACTERS), 4))
 
 
 def _batches(part: Part) -> Iterator[Piece]:
