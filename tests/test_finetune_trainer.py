@@ -427,14 +427,6 @@ def test_two_processes_stop_together(tiny_model: Path, tmp_path: Path) -> None:
     assert not leftovers(started.run_directory)
 
 
-@pytest.mark.slow
-def test_sigterm_ends_with_143(started: Started) -> None:
-    started.process.terminate()
-    assert started.wait() == 143
-    assert json.loads((started.run_directory / "result.json").read_text())["status"] == "stopped"
-    assert not leftovers(started.run_directory)
-
-
 def training_process(started: Started) -> int:
     """The process that trains, not those it started."""
     (pid,) = [int(pid) for pid in leftovers(started.run_directory) if os.getpgid(int(pid)) == int(pid)]

@@ -2,8 +2,9 @@
 
     python tests/dataset/encodings.py <request.json>
 
-The request: ``arguments`` of all cases; ``cases``, objects with further ``arguments``, and optionally ``write``, files to
-be written before (path -> text; a file that exists keeps its time); ``spare``, bytes that must be free for an entry.
+The request: ``arguments`` of all cases; ``cases``, objects with further ``arguments``, and optionally ``remove``, a folder
+that goes before, ``write``, files to be written before (path -> text; a file that exists keeps its time), and ``spare``,
+bytes that must be free for an entry.
 Prints for every case how many rows were ``encoded``, of every row the noted ``lengths`` and the real ``tokens`` and
 ``learned`` ones, whether it is ``kept``, and what ms-swift ``shows`` of the lengths.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,14 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
         return encode(row, **kwargs)
 
     msswift.encode_through(lambda encode, args, *more, **kwargs: encode(*more, **kwargs), count)
-    if "spare" in request:
-        row_cache.SPARE_BYTES = request["spare"]
-    keeper = RowKeeper()
+    spare, keeper = row_cache.SPARE_BYTES, RowKeeper()
     msswift.keep_rows(keeper.open, keeper.drop)
     msswift.measure_rows_at_once()
     out = []
     for case in request["cases"]:
+        row_cache.SPARE_BYTES = case.get("spare", spare)
+        if "remove" in case:
+            shutil.rmtree(case["remove"])
         for path, text in case.get("write", {}).items():
             write(Path(path), text)
         encoded.write_text("")

@@ -72,16 +72,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> 
     return tmp_path
 
 
-def encode(
-    place: Path, cases: list[dict[str, Any]], before: Sequence[str] = (), **more: Any
-) -> list[dict[str, Any]]:
+def encode(place: Path, cases: list[dict[str, Any]], before: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What a process finds that encodes the rows of these cases."""
     request = {
         "arguments": [
             f"--model={place / 'model'}", "--model_type=llama", "--check_model=false", "--torch_dtype=float32",
             "--use_cpu=true", "--bf16=false", "--fp16=false", f"--output_dir={place / 'output'}", "--add_version=false",
         ],
         "cases": cases,
-        **more,
     }  # fmt: skip
     here = Path(tempfile.mkdtemp(dir=place))
     file = here / "request.json"
@@ -167,11 +165,11 @@ def test_only_the_same_data_and_settings_find_kept_rows(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_finds_the_rows_of_another_run_s_copy(place: Path) -> None:
-    def run(name: str, content: str) -> dict[str, Any]:
+    def run(name: str, content: str, **before: str) -> dict[str, Any]:
         (place / name / "data").mkdir(parents=True)
         file = place / name / "data" / "rows.jsonl"
         own = [f"--output_dir={place / name}", f"--dataset={file}#4", "--template=chatml", COLUMNS]
-        return {"write": {str(file): content}, "arguments": own}
+        return {"write": {str(file): content}, "arguments": own, **before}
 
     first, again, other = encode(
         place, [run("v0", lines(ROWS)), run("v1", lines(ROWS)), run("v2", changed(a="No."))]
@@ -180,10 +178,8 @@ def test_a_run_finds_the_rows_of_another_run_s_copy(place: Path) -> None:
     assert again == {**first, "encoded": 0}
     assert other["tokens"] != first["tokens"]
     (place / "v0" / "data" / "rows.jsonl").write_text(changed(a="Never."))  # the user's own file, perhaps
-    assert encode(place, [run("v4", lines(ROWS))]) == [again]
-    shutil.rmtree(place / "v0")
-    (later,) = encode(place, [run("v3", lines(ROWS))])
-    assert later == again
+    later = [run("v4", lines(ROWS)), run("v3", lines(ROWS), remove=str(place / "v0"))]
+    assert encode(place, later) == [again] * 2
 
 
 @pytest.mark.slow
@@ -195,10 +191,8 @@ def test_a_full_disk_means_that_rows_are_not_kept(place: Path) -> None:
     row_cache.root().mkdir(parents=True)
     (place / "rows.jsonl").write_text(lines(ROWS * 200))
     case = {"arguments": data()}
-    full, too_full = (
-        encode(place, [case], [*alone, "sh", "-c", shell, "sh"], spare=spare)[0]
-        for spare in (-(1 << 40), 256 << 20)
-    )
+    cases = [{**case, "spare": spare} for spare in (-(1 << 40), 256 << 20)]
+    full, too_full = encode(place, cases, [*alone, "sh", "-c", shell, "sh"])
     (fresh,) = encode(place, [case])
     assert fresh["kept"] and not full["kept"] and not too_full["kept"]
     assert full["tokens"] == too_full["tokens"] == fresh["tokens"]

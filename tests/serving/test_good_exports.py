@@ -164,3 +164,5 @@ def test_a_full_checkpoint(capsys: pytest.CaptureFixture[str], tiny_model: Path,
     record(checkpoint, tuner_type="full", model=str(tiny_model), **LLAMA)
     verdict, faults = exported(capsys, checkpoint, "gguf", "--gguf-type", "f16")
     assert (verdict in ("same", "close"), faults) == (True, [])
+    made = json.loads((checkpoint.with_name("checkpoint-4-gguf") / "export.json").read_text())
+    assert made["proof"]["mean_kl"] < 1e-3

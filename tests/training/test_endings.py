@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from swift_toolkit.machine import files
 from swift_toolkit.problems import RequestError
 from swift_toolkit.runs import lock, storage
 from tests.disks import fill, mount, small_disk
-from tests.test_finetune_trainer import Started, flags, run, tiny
+from tests.test_finetune_trainer import Started, flags, leftovers, run, tiny
 
 
 def test_of_runs_that_start_at_once_one_gets_the_directory(
@@ -42,12 +43,16 @@ def test_of_runs_that_start_at_once_one_gets_the_directory(
 
 
 @pytest.mark.slow
-def test_a_second_run_in_the_same_directory(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_directory_and_sigterm_to_the_first(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     settings = tiny(tiny_model, tmp_path / "out", max_steps=5000, add_version="false")
     first = Started(settings)
     done = run(*flags(settings))
     first.process.terminate()
     assert first.wait() == 143
+    assert json.loads((first.run_directory / "result.json").read_text())["status"] == "stopped"
+    assert not leftovers(first.run_directory)
     assert done.returncode == 2
     assert f"{tmp_path}/out is in use by process {first.process.pid} on " in done.stderr.splitlines()[-1]
 

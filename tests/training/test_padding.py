@@ -186,26 +186,33 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-@pytest.mark.slow
-def test_a_real_run_shares_the_rows_out(tiny_model: Path, tmp_path: Path) -> None:
-    """Its losses are those of ms-swift's order."""
-    settings = tiny_run(tiny_model, tmp_path, max_steps=4)
-    found = {}
-    for balance in (True, False):
-        tuner = FineTuner(settings, balance=balance, output_dir=str(tmp_path / str(balance)))
-        assert tuner.plan.balances == balance
-        found[balance] = losses(tuner.run_training().run_directory)
-    assert len(found[True]) == 4
-    assert found[True] == pytest.approx(found[False], abs=1e-5)
+@pytest.fixture(scope="module")
+def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The settings and the directory of a run that shares the rows out: over an epoch of four steps, into the next."""
+    folder = tmp_path_factory.mktemp("shared")
+    settings = tiny_run(tiny_model, folder, max_steps=6, save_steps=2, save_total_limit=5)
+    tuner = FineTuner(settings, output_dir=str(folder / "whole"))
+    assert tuner.plan.balances
+    return settings, tuner.run_training().run_directory
 
 
 @pytest.mark.slow
-def test_a_resumed_run_takes_the_rows_it_would_have_taken(tiny_model: Path, tmp_path: Path) -> None:
-    """From the middle of an epoch of four steps, into the next: every loss is that of the uninterrupted run."""
-    settings = tiny_run(tiny_model, tmp_path, max_steps=6, save_steps=2, save_total_limit=5)
-    whole = FineTuner(settings, output_dir=str(tmp_path / "whole"))
-    assert whole.plan.balances
-    first = whole.run_training().run_directory
+def test_the_losses_of_a_real_run_are_those_of_ms_swifts_order(
+    shared: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    settings, first = shared
+    tuner = FineTuner(settings, balance=False, output_dir=str(tmp_path / "own"))
+    assert not tuner.plan.balances
+    assert len(losses(first)) == 6
+    assert losses(first) == pytest.approx(losses(tuner.run_training().run_directory), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_takes_the_rows_it_would_have_taken(
+    shared: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """From the middle of an epoch: every loss is that of the uninterrupted run."""
+    settings, first = shared
     again = {"resume_from_checkpoint": str(first / "checkpoint-2"), "output_dir": str(tmp_path / "again")}
     second = FineTuner({**settings, **again}).run_training().run_directory
     assert losses(second) == losses(first)[2:]
