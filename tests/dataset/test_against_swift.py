@@ -239,6 +239,9 @@ class Verdicts:
             self.bad[f"row {number - 1}"] = kinds
 
 
+QUESTIONS = {"user", "human", "tool", "tool_response", "function_response", "observation", "observations"}
+
+
 def answer_of(row: Row) -> str | None:
     """The text of the last answer, where it is plain text."""
     for name in ("chosen", "messages", "conversations", "conversation", "completion"):
@@ -247,6 +250,7 @@ def answer_of(row: Row) -> str | None:
         if isinstance(last, dict):
             answer = last.get("content", last.get("value", last.get("assistant")))
             is_learned = last.get("loss") is not False and last.get("weight") not in (0, False)
+            is_learned = is_learned and last.get("role", last.get("from")) not in QUESTIONS
             return answer if isinstance(answer, str) and is_learned else None
     answer = row.get("chosen", row.get("output", row.get("response")))
     return answer if isinstance(answer, str) else None
@@ -305,6 +309,18 @@ nothing = st.just({})
             "messages": [
                 {"role": "user", "content": "1999-05-01"},
                 {"role": "assistant", "content": "1999-05-02"},
+            ],
+            "channel": "row 0",
+        }
+    ]
+)
+@example(
+    rows=[
+        {
+            "messages": [
+                {"role": "user", "content": "one?"},
+                {"role": "assistant", "content": "one answer"},
+                {"role": "user", "content": "two?"},
             ],
             "channel": "row 0",
         }

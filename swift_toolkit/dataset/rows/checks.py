@@ -323,15 +323,15 @@ def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
 
 
 def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
-    if messages[-1]["role"] not in {"assistant", "tool_call"}:
-        yield Flaw("no-answer", 'row has no answer: the last message must be from "assistant"')
-        return
-    answers = [message for message in messages if message["role"] in {"assistant", "tool_call"}]
-    if all(message.get("loss") in (False, 0) for message in answers if "loss" in message) and all(
-        "loss" in message for message in answers
-    ):
+    answers = [message for message in messages if message["role"] in _ANSWERS]
+    if messages[-1]["role"] not in _ANSWERS:
+        if not answers or rules.task.rows != "answer":
+            yield Flaw("no-answer", 'row has no answer: the last message must be from "assistant"')
+            return
+        yield Flaw("unanswered", f"message {len(messages)}, the last one, has no answer")
+    if all("loss" in message and message["loss"] in (False, 0) for message in answers):
         yield Flaw("no-answer", 'no answer is learned: every one has "loss" false')
-    content = messages[-1]["content"]
+    content = answers[-1]["content"]
     if isinstance(content, str) and is_tiny(content):
         yield Flaw("tiny-answer", f"the answer is only {shown(content)}")
     if rules.max_length is not None:
@@ -340,6 +340,8 @@ def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
             what = f"row has about {tokens} tokens, more than max_length {rules.max_length}"
             yield Flaw("too-long", what, _WHEN_CUT.get(rules.truncation, ""))
 
+
+_ANSWERS = frozenset({"assistant", "tool_call"})
 
 _WHEN_CUT = {
     "left": "Its beginning is cut off; raise max_length, or shorten it.",

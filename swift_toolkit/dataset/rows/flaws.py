@@ -95,6 +95,11 @@ KINDS: dict[str, FlawKind] = {
     "same-role": FlawKind(
         "warning", "same role twice in a row", "ms-swift joins the two texts without a separator."
     ),
+    "unanswered": FlawKind(
+        "warning",
+        "conversations that end with a question",
+        "The answers before it are learned; nothing after them is.",
+    ),
     "lost-key": FlawKind("warning", "keys of messages that are dropped"),
     "lost-text": FlawKind(
         "warning", "text that the template drops", "The model is trained without it; choose another template."
