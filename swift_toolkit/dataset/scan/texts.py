@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain, repeat
@@ -49,6 +50,12 @@ class Talks(NamedTuple):
     roles: set[Roles]
     data: bytes | bytearray | None = None
     is_json: bool = False
+
+    def turns(self) -> Counter[int]:
+        """The number of messages of a row -> the number of rows."""
+        if len(self.roles) == 1:  # the case for most files
+            return Counter({len(roles): len(self.texts) for roles in self.roles})
+        return Counter(map(len, self.texts))
 
 
 Columns = Mapping[str, Sequence[Any]]
