@@ -167,7 +167,9 @@ def lines_in(data: bytes) -> int:
 def _count(data: bytes, byte: bytes) -> int:
     import numpy
 
-    return int(numpy.count_nonzero(numpy.frombuffer(data, numpy.uint8) == ord(byte)))
+    values = numpy.frombuffer(data, numpy.uint8)
+    blocks = (values[at : at + BLOCK_BYTES] for at in range(0, len(values), BLOCK_BYTES))
+    return sum(int(numpy.count_nonzero(block == ord(byte))) for block in blocks)
 
 
 def row_bounds(path: Path, step: int) -> Iterator[int]:
