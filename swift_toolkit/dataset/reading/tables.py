@@ -280,7 +280,7 @@ def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | Non
     text = pyarrow.string()
     names = [f"{at}" for at in range(len(header))]
     try:
-        table = arrow.read_csv(
+        reader = arrow.open_csv(  # read_csv would start a thread for each chunk
             pyarrow.BufferReader(data),
             read_options=arrow.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
             parse_options=arrow.ParseOptions(delimiter=separator, newlines_in_values=True),
@@ -288,6 +288,7 @@ def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | Non
                 column_types=dict.fromkeys(names, text), strings_can_be_null=False, check_utf8=False
             ),
         )
+        table = reader.read_all()
     except pyarrow.ArrowInvalid:
         return None
     return {name: table.column(at).to_pylist() for at, name in enumerate(header) if name}
