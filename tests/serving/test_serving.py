@@ -675,7 +675,6 @@ def commands(
         "drained": ["--drain-seconds", "120"],
         "cut": ["--drain-seconds", "2", "--max-tokens-limit", "8000"],
         "interrupted": ["--log-requests"],
-        "killed": [],
     }
     for name, more in all_of_them.items():
         folder = tmp_path_factory.mktemp(name)
@@ -765,18 +764,6 @@ def test_ctrl_c_and_a_second_one(commands: Any) -> None:
     assert running.end(signal.SIGINT)[0] == 130
 
 
-def test_a_server_that_dies_is_told(commands: Any) -> None:
-    running, folder = commands["killed"]
-    running.ready()
-    running.server[0].kill()
-    status, err = running.wait()
-    (log,) = folder.glob("*/serve.log")
-    assert status == 1
-    said = f"The server has ended: it was killed, most likely because memory ran out. Full log: {log}"
-    assert err.splitlines()[-1] == said
-    assert json.loads((log.parent / "result.json").read_text())["error"] == said
-
-
 def test_a_server_that_does_not_end_is_killed_and_told(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -817,8 +804,10 @@ def test_a_start_that_fails_says_why(tmp_path: Path, tiny_model: Path) -> None:
     assert re.fullmatch(r"The server could not be started: \w+: .*\. Full log: " + re.escape(str(log)), last)
 
 
-def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]) -> None:
-    """The curl command and the Python example, over TLS and with a key."""
+def test_what_is_printed_can_be_pasted_and_a_server_that_dies_is_told(
+    tmp_path: Path, adapters: dict[str, Path]
+) -> None:
+    """The curl command and the Python example, over TLS and with a key; then the server is killed."""
     from tests.test_deploy_model import make_certificate
 
     certificate, key = make_certificate(tmp_path, "server")
@@ -851,7 +840,13 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, adapters: dict[str, Path]
         )
         assert said.stdout.strip() and answer
         running.server = psutil.Process(running.process.pid).children(recursive=True)
-        assert running.end(signal.SIGTERM)[0] == 0
+        running.server[0].kill()
+        status, err = running.wait()
+        (log,) = (tmp_path / "runs").glob("*/serve.log")
+        assert status == 1
+        end = f"The server has ended: it was killed, most likely because memory ran out. Full log: {log}"
+        assert err.splitlines()[-1] == end
+        assert json.loads((log.parent / "result.json").read_text())["error"] == end
     finally:
         running.process.kill()
         running.process.wait()
