@@ -43,7 +43,8 @@ def adapters(
     taught = (ROOT / "data/self_cognition.jsonl").read_text(encoding="utf-8")
     (folder / "names.jsonl").write_text(taught.replace(NAMES["one"], NAMES["two"]), encoding="utf-8")
     config, data = str(ROOT / "configs/quickstart.json"), str(folder / "names.jsonl")
-    FineTuner(config, dataset=data, output_dir=str(folder / "two")).run_training()
+    fewer = {"max_steps": 14, "report_to": "none"}  # ten suffice for the name
+    FineTuner(config, dataset=data, output_dir=str(folder / "two"), **fewer).run_training()
     spare = make_adapter(demo_model, folder / "spare", 1, rank=128)
     return {"one": tuned_checkpoint, "two": folder / "two", "spare": spare}
 

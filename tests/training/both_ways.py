@@ -18,13 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 TUNER = "tuner_type" if installed().line == "v4" else "train_type"
 
 
+WORDS = "the river bank holds small bright stones and nobody knows why they never move in spring".split()
+
+
 def write_mixed(path: Path) -> None:
-    """Write chats of very different length."""
-    random, words = Random(1), (ROOT / "README.md").read_text(encoding="utf-8").split()
+    """Write chats of very different length. Most of the time of a step goes into logits: a word is one token, and a
+    fifth of the chats is long."""
+    random = Random(1)
     with path.open("w", encoding="utf-8") as file:
-        for _ in range(120):
-            count = max(2, int(random.lognormvariate(2.3, 0.9)))
-            answer = " ".join(random.choices(words, k=count))
+        for number in range(120):
+            count = random.randint(30, 60) if number % 5 == 0 else random.randint(1, 8)
+            answer = " ".join(random.choices(WORDS, k=count))
             turns = [("user", f"Say {count}"), ("assistant", answer)]
             file.write(
                 json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n"

@@ -15,7 +15,7 @@ def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> 
     chats = tmp_path / "chats.jsonl"
     write_mixed(chats)
     given = {
-        "lora": ("sft", arguments(tiny_model, chats, "lora", "--max_steps=20")),
+        "lora": ("sft", arguments(tiny_model, chats, "lora", "--max_steps=10")),
         "dropout": ("sft", arguments(tiny_model, chats, "lora", "--lora_dropout=0.2")),
         "some": ("sft", arguments(tiny_model, chats, "lora", "--target_modules", "q_proj", "down_proj")),
         "full": ("sft", arguments(tiny_model, chats, "full")),
@@ -35,7 +35,7 @@ def test_the_gradient_with_onednn_is_that_with_mkl(tiny_model: Path, tmp_path: P
     chats = tmp_path / "chats.jsonl"
     write_mixed(chats)
     given = {
-        "lora": (0.6, arguments(tiny_model, chats, "lora", "--max_steps=20")),
+        "lora": (0.6, arguments(tiny_model, chats, "lora", "--max_steps=10")),
         "twice": (0.6, arguments(tiny_model, chats, "lora", "--gradient_checkpointing=true")),
         "full": (0.8, arguments(tiny_model, chats, "full")),
     }

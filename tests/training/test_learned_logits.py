@@ -25,7 +25,7 @@ def test_the_gradient_is_that_of_all_logits(tiny_model: Path, tmp_path: Path) ->
         "lora": ("sft", arguments(tiny_model, chats, "lora"), 0.7),
         "full": ("sft", arguments(tiny_model, chats, "full", "--per_device_train_batch_size=2"), 0.8),
         "head": ("sft", arguments(tiny_model, chats, "lora", *head), 0.7),
-        "turns": ("sft", arguments(tiny_model, turns, "lora", "--max_steps=20"), 0.7),
+        "turns": ("sft", arguments(tiny_model, turns, "lora", "--max_steps=10"), 0.7),
         "last": ("sft", arguments(tiny_model, turns, "lora", "--loss_scale=last_round"), 0.9),
         "pt": ("pt", arguments(tiny_model, chats, "full"), 0.7),
     }
