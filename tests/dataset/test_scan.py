@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
 import zstandard
@@ -24,6 +25,7 @@ from swift_toolkit.dataset.reading import json_text
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk
 from swift_toolkit.dataset.rows import flaws
 from swift_toolkit.dataset.rows.checks import Rules
+from swift_toolkit.dataset.rows.marks import may_hold_signs
 from swift_toolkit.dataset.scan import part as part_module
 from swift_toolkit.dataset.scan import pool, sample
 from swift_toolkit.dataset.scan import rows as scan_rows
@@ -369,6 +371,28 @@ def test_a_share_of_the_prints_is_kept_of_many(monkeypatch: pytest.MonkeyPatch) 
     count, places = prints.repeats()
     assert len(prints.values) <= 1000
     assert 6_000 < count < 10_000 and places == []
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_equal_rows_are_counted_with_and_without_numpy(
+    is_loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "numpy", raising=False)
+    if is_loaded:
+        monkeypatch.setitem(sys.modules, "numpy", numpy)
+    prints = Prints()
+    assert prints.repeats() == (0, [])
+    prints.extend([5, -(1 << 63), 7, 5, 5, -(1 << 63), (1 << 63) - 1], 7)
+    assert prints.repeats() == (3, [(0, 3), (0, 4), (1, 5)])
+
+
+@pytest.mark.parametrize("before", [0, 1, 63, 64, 65, 1000])
+def test_a_mark_after_any_number_of_brackets_is_found(before: int) -> None:
+    text = "1 < 2, a[0] " * before
+    assert not may_hold_signs(text.encode())
+    for mark in ("<|im_end|>", "[/INST]"):
+        assert may_hold_signs(f"{text}{mark}".encode())
+        assert may_hold_signs(f"{mark}{text}".encode())
 
 
 def test_the_same_content_in_another_format_is_a_leak() -> None:
