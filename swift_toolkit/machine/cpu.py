@@ -38,7 +38,7 @@ def _faster(trainer: Any, inputs: Generating) -> Iterator[None]:
     if trainer.args.device.type != "cpu" or not supervises_text(trainer):
         yield
         return
-    _OneDnn.used = True
+    _OneDnn.used = trainer.accelerator.mixed_precision in (None, "no")
     _Padding.current = _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(trainer) else None
     try:
         yield

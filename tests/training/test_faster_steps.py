@@ -31,13 +31,15 @@ def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_gradient_with_onednn_is_that_with_mkl(tiny_model: Path, tmp_path: Path) -> None:
-    """Where only adapters are trained; weights that are trained themselves are multiplied as before."""
+    """Where only adapters are trained. Weights that are trained themselves, and products in bfloat16 of weights in
+    float32, are computed as before."""
     chats = tmp_path / "chats.jsonl"
     write_mixed(chats)
     given = {
         "lora": (0.6, arguments(tiny_model, chats, "lora", "--max_steps=10")),
         "twice": (0.6, arguments(tiny_model, chats, "lora", "--gradient_checkpointing=true")),
         "full": (0.8, arguments(tiny_model, chats, "full")),
+        "mixed": (0.8, arguments(tiny_model, chats, "lora", "--bf16=true")),
     }
     runs = [
         {"name": name, "command": "sft", "arguments": words, "computes": share}
