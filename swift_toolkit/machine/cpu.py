@@ -38,9 +38,11 @@ def _faster(trainer: Any, inputs: Generating) -> Iterator[None]:
     if trainer.args.device.type != "cpu" or not supervises_text(trainer):
         yield
         return
-    _OneDnn.used = trainer.accelerator.mixed_precision in (None, "no")
-    _Padding.current = _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(trainer) else None
     try:
+        _OneDnn.used = trainer.accelerator.mixed_precision in (None, "no")
+        _Padding.current = (
+            _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(trainer) else None
+        )
         yield
     finally:
         _OneDnn.used, _Padding.current = False, None
@@ -163,18 +165,22 @@ class _OneDnn:
 
 def _multiply_with_onednn(layer: Any) -> None:
     """Let a class of linear layers multiply by large frozen weights in float32 with oneDNN."""
-    import torch
-
-    forward, single = layer.forward, torch.float32
+    forward = layer.forward
 
     def multiply(self: Any, x: Any) -> Any:
-        weight, bias = self.weight, self.bias
-        learned = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not _OneDnn.used or learned or weight.numel() < LARGE or not x.dtype == weight.dtype == single:
-            return forward(self, x)
-        return _product().apply(x, weight, bias)
+        if _OneDnn.used and _is_frozen_product(x, self.weight, self.bias):
+            return _product().apply(x, self.weight, self.bias)
+        return forward(self, x)
 
     layer.forward = multiply
+
+
+def _is_frozen_product(x: Any, weight: Any, bias: Any) -> bool:
+    """Whether a large weight and its bias are frozen, and all is in float32."""
+    import torch
+
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    return frozen and weight.numel() >= LARGE and x.dtype == weight.dtype == torch.float32
 
 
 @functools.cache

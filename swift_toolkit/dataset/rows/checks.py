@@ -24,6 +24,7 @@ from swift_toolkit.dataset.rows.formats import (
 )
 from swift_toolkit.dataset.rows.marks import mark_flaws
 from swift_toolkit.dataset.rows.messages import (
+    MODEL_ROLES,
     TOOL_ANSWERS,
     Message,
     Row,
@@ -323,8 +324,8 @@ def _task_flaws(row: Row, rules: Rules) -> Iterator[Flaw]:
 
 
 def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
-    answers = [message for message in messages if message["role"] in _ANSWERS]
-    if messages[-1]["role"] not in _ANSWERS:
+    answers = [message for message in messages if message["role"] in MODEL_ROLES]
+    if messages[-1]["role"] not in MODEL_ROLES:
         if not answers or rules.task.rows != "answer":
             yield Flaw("no-answer", 'row has no answer: the last message must be from "assistant"')
             return
@@ -340,8 +341,6 @@ def _answer_flaws(messages: list[Message], rules: Rules) -> Iterator[Flaw]:
             what = f"row has about {tokens} tokens, more than max_length {rules.max_length}"
             yield Flaw("too-long", what, _WHEN_CUT.get(rules.truncation, ""))
 
-
-_ANSWERS = frozenset({"assistant", "tool_call"})
 
 _WHEN_CUT = {
     "left": "Its beginning is cut off; raise max_length, or shorten it.",
@@ -390,7 +389,7 @@ def _rejected_messages_flaws(messages: Any, row: Row) -> Iterator[Flaw]:
         yield error.flaw
         return
     yield from _conversation_flaws(messages, "rejected ", True)
-    if messages[-1]["role"] not in {"assistant", "tool_call"}:
+    if messages[-1]["role"] not in MODEL_ROLES:
         yield Flaw("rejected", 'the last rejected message must be from "assistant"')
     if messages == row["messages"]:
         yield Flaw("rejected", "the rejected messages are the same as the chosen ones")

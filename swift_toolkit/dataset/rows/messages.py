@@ -28,7 +28,8 @@ Message = Row
 USER_ROLES = frozenset({"user", "human"})
 ASSISTANT_ROLES = frozenset({"assistant", "gpt", "bot"})
 TOOL_ANSWERS = frozenset({"tool", "tool_response"})
-STANDARD_ROLES = frozenset({"system", "user", "assistant", "tool_call", *TOOL_ANSWERS})
+MODEL_ROLES = frozenset({"assistant", "tool_call"})
+STANDARD_ROLES = frozenset({"system", "user", *MODEL_ROLES, *TOOL_ANSWERS})
 OTHER_ROLES = {
     **dict.fromkeys(USER_ROLES, "user"),
     **dict.fromkeys(ASSISTANT_ROLES, "assistant"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from swift_toolkit.dataset.rows.flaws import Flaw
-from swift_toolkit.dataset.rows.messages import TOOL_ANSWERS
+from swift_toolkit.dataset.rows.messages import MODEL_ROLES, TOOL_ANSWERS
 
 TOOL_ROLES = frozenset({"tool_call", *TOOL_ANSWERS})
 
@@ -95,10 +95,6 @@ def _uses_tools(row: Mapping[str, Any]) -> bool:
 
 def _rounds(messages: Sequence[Mapping[str, Any]]) -> int:
     """Number of rounds as the template counts them: a question or a tool's answers, and what follows."""
-    asks = [
-        message["role"] not in ("assistant", "tool_call")
-        for message in messages
-        if message["role"] != "system"
-    ]
+    asks = [message["role"] not in MODEL_ROLES for message in messages if message["role"] != "system"]
     starts = sum(now and not before for before, now in zip([False, *asks], asks, strict=False))
     return starts + (bool(asks) and not asks[0])

@@ -60,7 +60,11 @@ FORKS = sys.platform == "linux"
 
 def worth_sharing(parts: Iterable[Part]) -> bool:
     """Whether several processes are faster than one."""
-    return FORKS and sum(_size(part.file) for part in parts) > ALONE_BYTES and cpu_cores() > 1
+    return _is_worth_sharing(sum(_size(part.file) for part in parts))
+
+
+def _is_worth_sharing(size: int) -> bool:
+    return FORKS and size > ALONE_BYTES and cpu_cores() > 1
 
 
 def _size(file: DataFile) -> int:
@@ -128,8 +132,7 @@ class Workers:
 
 def _is_large_parquet(path: Path) -> bool:
     with contextlib.suppress(OSError):
-        size = path.stat().st_size * _PACKED if data_suffix(path) == ".parquet" else 0
-        return FORKS and cpu_cores() > 1 and size > ALONE_BYTES
+        return data_suffix(path) == ".parquet" and _is_worth_sharing(path.stat().st_size * _PACKED)
     return False
 
 
