@@ -8,6 +8,7 @@ the same way, see `spawned`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -87,23 +88,31 @@ class Child:
         self._readable = select.poll()  # select() takes no file descriptor above 1,023
         self._readable.register(self._reader, select.POLLIN)
         self._pending = b""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if echo else output,
-                stderr=subprocess.STDOUT,
-                env={
-                    LAUNCHER_FILES: str(self._directory.path),
-                    **{name: value for name, value in os.environ.items() if name not in without},
-                    **(environment or {}),
-                    **_import_path(),
-                    PIPE_VARIABLE: str(pipe),
-                },
-                start_new_session=True,  # Ctrl-C reaches only the starter, which decides
-            )
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if echo else output,
+                    stderr=subprocess.STDOUT,
+                    env={
+                        LAUNCHER_FILES: str(self._directory.path),
+                        **{name: value for name, value in os.environ.items() if name not in without},
+                        **(environment or {}),
+                        **_import_path(),
+                        PIPE_VARIABLE: str(pipe),
+                    },
+                    start_new_session=True,  # Ctrl-C reaches only the starter, which decides
+                )
+        except BaseException:  # after Ctrl-C the command may run already; it ends when the pipe is closed
+            self._close()
+            raise
         self._echo = self._start_echo(log, echo) if echo else None
+
+    def _close(self) -> None:
+        os.close(self._reader)
+        self._directory.cleanup()
 
     def _start_echo(self, log: Path, echo: IO[str]) -> threading.Thread:
         def copy() -> None:
@@ -125,8 +134,7 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end(0 if kind else KILL_AFTER_SECONDS)
-        os.close(self._reader)
-        self._directory.cleanup()
+        self._close()
 
     def send(self, message: Mapping[str, object]) -> None:
         """Write one JSON object as a line to the command's stdin.
@@ -197,7 +205,7 @@ class Reporter:
 
     def __init__(self) -> None:
         path = os.environ.get(PIPE_VARIABLE)
-        self._pipe = os.open(path, os.O_WRONLY | os.O_CLOEXEC) if path else None
+        self._pipe = _open_for_writing(path) if path else None
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **details: Any) -> None:
@@ -238,6 +246,21 @@ class Reporter:
         _watch(pipe).poll()
         _remove_pipe()
         end_group()
+
+
+def _open_for_writing(path: str) -> int:
+    """The pipe's descriptor. If the starter has already ended, this process group ends here: a pipe that nobody reads
+    would keep ``open`` waiting forever."""
+    try:
+        pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT):
+            raise
+        _remove_pipe()
+        end_group()
+        raise
+    os.set_blocking(pipe, True)
+    return pipe
 
 
 def _watch(pipe: int) -> select.poll:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from swift_toolkit.machine.process import Child
+from swift_toolkit.machine import process
+from swift_toolkit.machine.process import PIPE_VARIABLE, Child
 
 CHILD = """
 import os, subprocess, sys, time
@@ -138,3 +140,30 @@ def test_a_killed_child_takes_along_what_it_spawned_though_nobody_looks(tmp_path
         assert all(map(alive, pids))
         os.kill(pids[0], signal.SIGKILL)
         assert gone(pids)
+
+
+def test_a_child_that_starts_after_its_starter_has_ended(tmp_path: Path) -> None:
+    """A pipe without a reader keeps who opens it for writing waiting."""
+    pipe = tmp_path / "scratch" / "report"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), PIPE_VARIABLE: str(pipe)}
+    for _ in range(2):  # the second time the folder is gone
+        late = subprocess.run(command(0), env=environment, timeout=30, start_new_session=True)
+        assert late.returncode == -signal.SIGKILL
+        assert not pipe.parent.exists()
+
+
+def test_an_interrupt_while_the_child_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(process.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), Child(command(600), tmp_path / "log"):
+        pass
+    assert started[0].wait(timeout=30) == -signal.SIGKILL
