@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from swift_toolkit.machine.device import mkl_lacks_avx512
@@ -25,7 +25,9 @@ def speed_up_steps() -> None:
     from torch import backends, nn, ops
 
     if mkl_lacks_avx512() and backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise"):
+        _Products.by_onednn = True
         _multiply_with_onednn(nn.Linear)
+    _compute_adapters_at_once(layer.Linear)
     _skip_padding_in(nn.Linear)
     _skip_padding_in(layer.Linear)
     _drop_as_if_padded(nn.Dropout)
@@ -39,13 +41,13 @@ def _faster(trainer: Any, inputs: Generating) -> Iterator[None]:
         yield
         return
     try:
-        _OneDnn.used = trainer.accelerator.mixed_precision in (None, "no")
+        _Products.in_float32 = trainer.accelerator.mixed_precision in (None, "no")
         _Padding.current = (
             _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(trainer) else None
         )
         yield
     finally:
-        _OneDnn.used, _Padding.current = False, None
+        _Products.in_float32, _Padding.current = False, None
 
 
 def _treats_tokens_alike(trainer: Any) -> bool:
@@ -68,6 +70,7 @@ class _Padding:
 
     shape: tuple[int, int]
     tokens: Any
+    _last: list[_Selected] = field(default_factory=list, init=False, compare=False)
 
     current: ClassVar[_Padding | None] = None
 
@@ -80,12 +83,30 @@ class _Padding:
         return cls(tuple(mask.shape), tokens) if len(tokens) <= 0.97 * mask.numel() else None
 
     def select(self, inputs: Any) -> Any:
-        """The tokens' part of ``inputs`` [rows, positions, features], as [tokens, features]."""
-        return _functions_of_padding()[0].apply(inputs, self.tokens)
+        """The tokens' part of ``inputs`` [rows, positions, features], as [tokens, features]; several layers in a row
+        that are given the same inputs share it."""
+        if self._last and self._last[0].comes_from(inputs):
+            return self._last[0].outputs
+        outputs = _functions_of_padding()[0].apply(inputs, self.tokens)
+        self._last[:] = [_Selected(inputs, inputs._version, outputs)] if outputs.requires_grad else []
+        return outputs
 
     def spread(self, outputs: Any) -> Any:
         """The reverse of `select`, with 0 for padding."""
         return _functions_of_padding()[1].apply(outputs, self.tokens, self.shape)
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """The tokens' part of the inputs of a layer, and the version of the inputs that it was taken from."""
+
+    inputs: Any
+    version: int
+    outputs: Any
+
+    def comes_from(self, inputs: Any) -> bool:
+        """Whether it is the tokens' part of ``inputs`` as they are now."""
+        return inputs is self.inputs and inputs._version == self.version
 
 
 @functools.cache
@@ -143,12 +164,18 @@ def _drop_as_if_padded(dropout: Any) -> None:
     def drop(self: Any, x: Any) -> Any:
         padding = _Padding.current
         alone = padding is not None and x.dim() == 2 and len(x) == len(padding.tokens)
-        if padding is None or not alone or not self.training or not 0 < self.p < 1:
-            return forward(self, x)
-        kept = padding.select(x.new_empty(*padding.shape, x.shape[-1]).bernoulli_(1 - self.p))
-        return x * kept.div_(1 - self.p)
+        return x * _kept(self.p, x) if alone and self.training and 0 < self.p < 1 else forward(self, x)
 
     dropout.forward = drop
+
+
+def _kept(p: float, x: Any) -> Any:
+    """What dropout multiplies ``x`` by: 0 for the share ``p`` of the elements."""
+    padding = _Padding.current
+    if padding is None or x.dim() != 2 or len(x) != len(padding.tokens):
+        return x.new_empty(x.shape).bernoulli_(1 - p).div_(1 - p)
+    kept = x.new_empty(*padding.shape, x.shape[-1]).bernoulli_(1 - p)
+    return kept.flatten(0, 1).index_select(0, padding.tokens).div_(1 - p)
 
 
 # --------------------------------------------------------------------------------------------- matrix products
@@ -157,10 +184,11 @@ LARGE = 1 << 16
 """Elements of a weight from which on oneDNN saves more time than a function in Python costs."""
 
 
-class _OneDnn:
-    """Whether products with large frozen weights are oneDNN's at the moment."""
+class _Products:
+    """Whether all products are in float32 at the moment, and whether oneDNN computes the large ones."""
 
-    used: ClassVar[bool] = False
+    in_float32: ClassVar[bool] = False
+    by_onednn: ClassVar[bool] = False
 
 
 def _multiply_with_onednn(layer: Any) -> None:
@@ -168,7 +196,7 @@ def _multiply_with_onednn(layer: Any) -> None:
     forward = layer.forward
 
     def multiply(self: Any, x: Any) -> Any:
-        if _OneDnn.used and _is_frozen_product(x, self.weight, self.bias):
+        if self.weight.numel() >= LARGE and _is_frozen_product(x, self.weight, self.bias):
             return _product().apply(x, self.weight, self.bias)
         return forward(self, x)
 
@@ -176,30 +204,110 @@ def _multiply_with_onednn(layer: Any) -> None:
 
 
 def _is_frozen_product(x: Any, weight: Any, bias: Any) -> bool:
-    """Whether a large weight and its bias are frozen, and all is in float32."""
+    """Whether a weight and its bias are frozen, and all is in float32."""
     import torch
 
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    return frozen and weight.numel() >= LARGE and x.dtype == weight.dtype == torch.float32
+    return _Products.in_float32 and frozen and x.dtype == weight.dtype == torch.float32
+
+
+def _times(x: Any, weight: Any, bias: Any = None) -> Any:
+    """The product of a linear layer, by the faster library for this processor."""
+    from torch import nn, ops
+
+    if _Products.by_onednn and weight.numel() >= LARGE:
+        return ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return nn.functional.linear(x, weight, bias)
 
 
 @functools.cache
 def _product() -> Any:
-    """The differentiable function of a linear layer with a frozen weight and bias, computed by oneDNN."""
-    import torch
+    """The differentiable function of a linear layer with a frozen weight and bias."""
     from torch.autograd import Function
-
-    product = torch.ops.mkldnn._linear_pointwise
 
     class Product(Function):  # type: ignore[misc]
         @staticmethod
         def forward(context: Any, x: Any, weight: Any, bias: Any) -> Any:
             context.save_for_backward(weight)
-            return product(x, weight, bias, "none", [], "")
+            return _times(x, weight, bias)
 
         @staticmethod
         def backward(context: Any, gradient: Any) -> Any:
             (weight,) = context.saved_tensors
-            return product(gradient, weight.t(), None, "none", [], ""), None, None
+            return _times(gradient, weight.t()), None, None
 
     return Product
+
+
+# --------------------------------------------------------------------------------------------------- adapters
+
+
+def _compute_adapters_at_once(layer: Any) -> None:
+    """Let a class of LoRA layers compute a frozen linear layer and its adapter as one differentiable function."""
+    forward = layer.forward
+
+    def adapt(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        base, name = self.base_layer, None if args or kwargs else _plain_adapter(self)
+        if name is None or not _is_frozen_product(x, base.weight, base.bias):
+            return forward(self, x, *args, **kwargs)
+        a, b, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
+        kept = _kept(dropout.p, x) if getattr(dropout, "p", 0) else None
+        return _adapted().apply(x, a, b, base.weight, base.bias, kept, self.scaling[name])
+
+    layer.forward = adapt
+
+
+def _plain_adapter(layer: Any) -> str | None:
+    """The name of the adapter that a LoRA layer trains, if it is the only one, in float32 and of no variant of LoRA,
+    and if nothing looks at the layer's parts."""
+    from torch import float32, nn
+
+    if not layer.training or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return None
+    (name,) = layer.active_adapters
+    if name not in layer.lora_A or name in getattr(layer, "lora_variant", layer.lora_A):
+        return None
+    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    known = all(type(one) is nn.Linear for one in (layer.base_layer, a, b))
+    known = known and type(dropout) in (nn.Dropout, nn.Identity) and getattr(dropout, "p", 0) < 1
+    hooked = any(
+        one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks
+        for one in (layer.base_layer, a, b, dropout)
+    )
+    float32s = a.weight.dtype == b.weight.dtype == float32 and b.bias is None
+    return name if known and not hooked and float32s else None
+
+
+@functools.cache
+def _adapted() -> Any:
+    """The differentiable function of a linear layer with a frozen weight and bias, and its adapter."""
+    from torch.autograd import Function
+
+    class Adapted(Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(
+            context: Any, x: Any, a: Any, b: Any, weight: Any, bias: Any, kept: Any, scale: float
+        ) -> Any:
+            rows = x.flatten(0, -2)
+            dropped = rows if kept is None else rows * kept.flatten(0, -2)
+            inner = a.mm(dropped.t())
+            context.save_for_backward(a, b, weight, kept, dropped, inner)
+            context.scale = scale
+            out = _times(rows, weight, bias).addmm_(inner.t(), b.t(), alpha=scale)
+            return out.view(*x.shape[:-1], -1)
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            a, b, weight, kept, dropped, inner = context.saved_tensors
+            rows = gradient.flatten(0, -2)
+            inside = b.t().mm(rows.t()).mul_(context.scale)
+            to_a, to_b = inside.mm(dropped), inner.mm(rows).mul_(context.scale).t()
+            to_x = _times(rows, weight.t()) if context.needs_input_grad[0] else None
+            if to_x is not None and kept is None:
+                to_x.addmm_(inside.t(), a)
+            elif to_x is not None:
+                to_x.addcmul_(inside.t().mm(a), kept.flatten(0, -2))
+            to_x = to_x if to_x is None else to_x.view(*gradient.shape[:-1], -1)
+            return to_x, to_a, to_b, None, None, None, None
+
+    return Adapted

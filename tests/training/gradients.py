@@ -80,6 +80,7 @@ def main(request: dict[str, Any]) -> None:
             cpu.speed_up_steps()
         for run in request["runs"]:
             found.clear()
+            found["multiplied"] = 0
             output = Path(request["output"]) / f"{kind}-{run['name']}"
             msswift.train_function(run["command"], [])([*run["arguments"], f"--output_dir={output}"])
             torch.save(dict(found), f"{output}-{os.environ.get('RANK', '0')}.pt")

@@ -8,6 +8,9 @@ import pytest
 
 from tests.training.both_ways import arguments, compare, write_mixed
 
+TRAINED = ("--init_weights=false", "--lora_dropout=0.2")
+"""Both halves of an adapter have a gradient, as after some training: none begins with 0."""
+
 
 @pytest.mark.slow
 def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> None:
@@ -26,6 +29,8 @@ def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> 
         {"name": name, "command": command, "arguments": words, "computes": 0.8}
         for name, (command, words) in given.items()
     ]
+    words = arguments(tiny_model, chats, "lora", "--max_steps=6", *TRAINED)
+    runs.append({"name": "trained", "command": "sft", "arguments": words, "computes": 0.8, "within": 5e-6})
     compare("tokens", tmp_path, runs)
 
 
@@ -45,4 +50,8 @@ def test_the_gradient_with_onednn_is_that_with_mkl(tiny_model: Path, tmp_path: P
         {"name": name, "command": "sft", "arguments": words, "computes": share}
         for name, (share, words) in given.items()
     ]
+    for variant, share in (("--use_dora=false", 0.6), ("--use_dora=true", 0.8)):
+        words = arguments(tiny_model, chats, "lora", "--max_steps=6", variant, *TRAINED)
+        run = {"name": variant, "command": "sft", "arguments": words, "computes": share, "within": 5e-6}
+        runs.append(run)
     compare("onednn", tmp_path, runs)
