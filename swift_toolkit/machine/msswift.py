@@ -19,6 +19,7 @@ import time
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args
@@ -316,8 +317,9 @@ def _public() -> Any:
 
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Import ms-swift without two things that take a quarter of the time: the garbage collector visits all objects
-    again and again, none of which is garbage, and several libraries read the metadata of all installed packages.
+    """Import ms-swift without three things that take a third of the time: the garbage collector visits all objects
+    again and again, none of which is garbage, several libraries read the metadata of all installed packages, and
+    transformers reads the source of all its models twice.
     """
     if "swift" in sys.modules:
         yield
@@ -328,12 +330,64 @@ def _importing() -> Iterator[None]:
     metadata.packages_distributions = lambda: dict(read_once())
     gc.disable()
     try:
-        yield
+        with _patched_on_import("transformers.utils.import_utils", _scan_models_once):
+            yield
     finally:
         metadata.packages_distributions = read
         gc.freeze()  # modules are permanent: later collections need not visit them
         if collects:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _patched_on_import(name: str, patch: Callable[[Any], None]) -> Iterator[None]:
+    """Patch the module ``name`` when it is imported, before the modules that import it use it."""
+
+    def find_spec(wanted: str, path: Any = None, target: Any = None) -> Any:
+        spec = PathFinder.find_spec(wanted, path, target) if wanted == name else None
+        if spec and spec.loader:
+            loader: Any = spec.loader
+            loader.exec_module = _then(loader.exec_module, patch)
+        return spec
+
+    finder: Any = SimpleNamespace(find_spec=find_spec)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _then(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
+    def both(module: Any) -> None:
+        first(module)
+        second(module)
+
+    return both
+
+
+def _scan_models_once(import_utils: Any) -> None:
+    """Let transformers read the source of all its models once and not twice when it is imported, and search each file
+    for the last ``__all__`` without splitting it into lines. Needed until transformers finds a folder that it has
+    scanned by any spelling of its path.
+    """
+    if not {"create_import_structure_from_path", "fetch__all__"} <= vars(import_utils).keys():
+        return
+    scan, read_names = (
+        functools.cache(import_utils.create_import_structure_from_path),
+        import_utils.fetch__all__,
+    )
+
+    def scan_folder(path: Any) -> Any:
+        given = Path(path)
+        return scan(str(given.parent if given.is_file() else given))
+
+    def read_last_names(source: str) -> list[str]:
+        found: list[str] = read_names(source[source.rfind("\n__all__") + 1 :])
+        return found
+
+    import_utils.create_import_structure_from_path = scan_folder
+    import_utils.fetch__all__ = read_last_names
 
 
 # ------------------------------------------------------------------------------------------ names that changed
@@ -409,6 +463,7 @@ def tolerate_failed_login() -> None:
     hub.try_login, hub.create_model_repo = classmethod(try_login), classmethod(create_model_repo)
 
 
+@_importing()
 def template_api(trust_code: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """ms-swift's ``get_processor`` and ``get_template`` with their arguments of 4.x. Until ms-swift 4.0 the first was
     part of ``get_model_tokenizer``, and the second took the type before the processor.
@@ -636,6 +691,7 @@ def default_callbacks() -> list[Any]:
     return callbacks
 
 
+@_importing()
 def argument_parser(command: Command) -> tuple[type, Any]:
     """ms-swift's class for a command's arguments, and its parser for them.
 

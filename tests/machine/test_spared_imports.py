@@ -68,6 +68,27 @@ assert "deepspeed" not in sys.modules
 """
 
 
+NAMES = """
+import importlib.util, json, os
+from swift_toolkit.machine import msswift
+
+msswift.inference_api()
+import transformers
+from transformers.utils import import_utils
+
+spec = importlib.util.spec_from_file_location("transformers.utils.unpatched", import_utils.__file__)
+unpatched = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(unpatched)
+models = os.path.join(os.path.dirname(transformers.__file__), "models")
+first, again = (import_utils.create_import_structure_from_path(path) for path in (models, models + "/__init__.py"))
+print(json.dumps({
+    "once": first is again,
+    "same": import_utils.define_import_structure(models) == unpatched.define_import_structure(models),
+    "models": len(first),
+}))
+"""
+
+
 @pytest.mark.slow
 def test_rows_need_no_process_and_a_plain_model_no_deepspeed() -> None:
     done = subprocess.run([sys.executable, "-c", STARTS], cwd=ROOT, capture_output=True, text=True)
@@ -84,3 +105,11 @@ def test_spared_imports_come_when_they_are_used() -> None:
     assert found["collects"] and found["frozen"] > 100_000 and found["read"] == "packages_distributions"
     assert found["same"] and found["matcher"] and found["detectors"] > 4
     assert found["away"] < 6
+
+
+@pytest.mark.slow
+def test_the_names_of_transformers_are_read_once_and_are_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMES], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["once"] and found["same"] and found["models"] > 300
