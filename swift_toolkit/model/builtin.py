@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from swift_toolkit.machine import packages
 from swift_toolkit.machine.files import write_json, written_beside
 from swift_toolkit.model.files import model_problems
+from swift_toolkit.model.gguf_reader import reader_class
 from swift_toolkit.problems import Problem, RequestError, RunError
 
 BUILTIN_PREFIX = "builtin/"
@@ -198,9 +199,7 @@ def _replace(path: Path, gguf_file: Path) -> None:
 
 def _unpack(gguf_file: Path, directory: Path) -> None:
     """Write the Llama model in ``gguf_file`` in the layout of transformers; versions 4 and 5 read it alike."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(gguf_file)
+    reader = reader_class()(gguf_file)
     fields: _Fields = {name: field.contents() for name, field in reader.fields.items()}
     if (fields["general.architecture"], fields["tokenizer.ggml.pre"]) != ("llama", "smollm"):
         raise ValueError(f"{gguf_file} does not hold the expected kind of model")

@@ -15,6 +15,7 @@ from pathlib import Path
 from swift_toolkit.machine.msswift import export_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model.checkpoints.old_adapter import with_peft_adapters
+from swift_toolkit.model.gguf_reader import read_once
 
 
 def main(report: Reporter) -> int:
@@ -42,9 +43,10 @@ def unpack(file: Path, output: Path) -> None:
     if hasattr(transformers, "GgufConfig"):  # since transformers 5 the weights stay packed by default
         whole = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     folder, name = str(file.parent), file.name
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **whole)
-    model.save_pretrained(output)
-    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(output)
+    with read_once():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **whole)
+        model.save_pretrained(output)
+        transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(output)
     recorded = file.with_name("args.json")
     if recorded.is_file():
         shutil.copyfile(recorded, output / recorded.name)

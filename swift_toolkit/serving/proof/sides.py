@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from swift_toolkit.machine import packages
 from swift_toolkit.machine.msswift import inference_api
 from swift_toolkit.model.checkpoints.old_adapter import with_peft_adapters
 from swift_toolkit.model.files import read_json
+from swift_toolkit.model.gguf_reader import read_once
 from swift_toolkit.serving.proof import chat_template
 from swift_toolkit.serving.proof.exchange import (
     POSITIONS,
@@ -291,11 +293,12 @@ class Transformers(_Torch):
         gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
         folder = str(path.parent if gguf else path)
         self.config, _ = read_json(Path(folder) / "config.json") if not gguf else (None, None)
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **gguf)
         names = str((self.config or {}).get("architectures"))
         sees = "ForConditionalGeneration" in names
         loader = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        self.model = loader.from_pretrained(folder, **gguf, **self._placing()).eval()
+        with read_once() if gguf else nullcontext():
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **gguf)
+            self.model = loader.from_pretrained(folder, **gguf, **self._placing()).eval()
         self.stop_ids = tuple(self._stop_ids())
 
     def _placing(self) -> dict[str, str]:
