@@ -92,10 +92,10 @@ def compare(
         computed = [0, 0]
         for rank in range(ranks):
             own, shared = (torch.load(folder / f"{kind}-{run['name']}-{rank}.pt") for kind in ("own", patch))
-            assert shared["losses"] == pytest.approx(own["losses"], abs=1e-5)
+            assert shared["losses"] == pytest.approx(own["losses"], abs=1e-5), run["name"]
             there, here = (
                 torch.cat([one.flatten() for one in found["gradient"].values()]) for found in (own, shared)
             )
-            assert (there - here).norm() <= run.get("within", 1e-6) * there.norm()
+            assert (there - here).norm() <= run.get("within", 1e-6) * there.norm(), run["name"]
             computed = [computed[0] + own[counted], computed[1] + shared[counted]]
-        assert computed[1] < run.get("computes", 0.75) * computed[0]
+        assert computed[1] < run.get("computes", 0.75) * computed[0], run["name"]
