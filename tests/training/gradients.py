@@ -65,6 +65,7 @@ def main(request: dict[str, Any]) -> None:
 
     multiply, torch.nn.functional.linear = torch.nn.functional.linear, linear
     msswift.train_function("sft", [])
+    msswift.convert_rows_here()
     hooks.add_callback(lambda *_, **__: None, hooks.StopFlag(), None)
     trainer.DEFAULT_CALLBACKS.append(Spy)
     step = trainer.Trainer.training_step
