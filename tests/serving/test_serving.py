@@ -696,7 +696,7 @@ def test_sigterm_lets_running_answers_end(commands: Any) -> None:
     client = openai.OpenAI(base_url=found["url"], api_key="none", max_retries=0)
     more = {"ignore_eos": True, "top_k": 5}
     stream = client.chat.completions.create(
-        model="tiny-llama", messages=HELLO, max_tokens=2500, temperature=1, stream=True, extra_body=more
+        model="tiny-llama", messages=HELLO, max_tokens=3000, temperature=1, stream=True, extra_body=more
     )
     chunks = iter(stream)
     next(chunks)
