@@ -27,7 +27,7 @@ from swift_toolkit.dataset.rows import flaws
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.marks import may_hold_signs
 from swift_toolkit.dataset.scan import part as part_module
-from swift_toolkit.dataset.scan import pool, sample
+from swift_toolkit.dataset.scan import pool, quick, sample
 from swift_toolkit.dataset.scan import rows as scan_rows
 from swift_toolkit.dataset.scan import tally as scan_tally
 from swift_toolkit.dataset.scan.blocks import LineBlock
@@ -386,13 +386,36 @@ def test_equal_rows_are_counted_with_and_without_numpy(
     assert prints.repeats() == (3, [(0, 3), (0, 4), (1, 5)])
 
 
-@pytest.mark.parametrize("before", [0, 1, 63, 64, 65, 1000])
-def test_a_mark_after_any_number_of_brackets_is_found(before: int) -> None:
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 255, 256, 257, 1000])
+def test_a_mark_after_any_number_of_brackets_is_found(
+    before: int, is_loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "numpy", raising=False)
+    if is_loaded:
+        monkeypatch.setitem(sys.modules, "numpy", numpy)
     text = "1 < 2, a[0] " * before
     assert not may_hold_signs(text.encode())
     for mark in ("<|im_end|>", "[/INST]"):
         assert may_hold_signs(f"{text}{mark}".encode())
         assert may_hold_signs(f"{mark}{text}".encode())
+
+
+@pytest.mark.parametrize("cell", ["nan", "x\n#N/A", " ", "\u3000", "\u2028", "\x85", "\x1c"])
+def test_a_blank_or_filler_among_quoted_cells_is_found(cell: str) -> None:
+    good = '"a ""quoted"" question, number {}","a good answer"\n'
+    rows = [good.format(at) for at in range(300)]
+    Path("train.csv").write_text(
+        f'query,response\n{"".join(rows)}"one more question","{cell}"\n', "utf-8", newline=""
+    )
+    tally = pool.scan_alone(find_part(Path("train.csv"), "train.csv", Rules()))
+    assert tally.rows == 301
+    assert {finding.number for found in tally.found.values() for finding in found} == {301}
+
+
+def test_every_blank_character_begins_with_a_byte_of_the_table() -> None:
+    blanks = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    assert all(quick._MAY_BE_BLANK[blank.encode()[0]] for blank in blanks)
 
 
 def test_the_same_content_in_another_format_is_a_leak() -> None:

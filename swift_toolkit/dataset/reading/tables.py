@@ -89,9 +89,10 @@ class TableChunks:
         """
         data, more = self.rest, b"more"
         while more:
-            end = last_row(data)
+            quotes = _quotes_of(data)
+            end = _last_row(data, len(quotes))
             rows = data[:end]
-            if len(data) > MAX_ROW_BYTES or not is_regular(rows, self.separator):
+            if len(data) > MAX_ROW_BYTES or not _is_regular(rows, self.separator, quotes):
                 yield from self._one_by_one(data)
                 return
             if end:
@@ -141,11 +142,17 @@ def first_row(data: bytes) -> int:
 
 
 def last_row(data: bytes) -> int:
-    """Where the last whole row ends: after a line break with an even number of quotes before it; 0 if there is none."""
+    """Where the last whole row ends; 0 if there is none."""
     return _last_row(data, _quotes_in(data))
 
 
 def _last_row(data: bytes, quotes: int) -> int:
+    """Where the last whole row ends: after a line break with an even number of quotes before it; 0 if there is none.
+
+    Args:
+        data: rows, or their end.
+        quotes: the number of quotes before its end.
+    """
     end = len(data)
     while (at := data.rfind(b"\n", 0, end)) >= 0:
         quotes -= data.count(b'"', at, end)
@@ -243,8 +250,30 @@ def row_of(header: Sequence[str], fields: Sequence[str]) -> Row:
     return {name: _cell(name, field) for name, field in zip(header, fields, strict=True) if name}
 
 
-Columns = dict[str, Sequence[str]]
-"""The cells of some rows by the name of the column."""
+class Edges(NamedTuple):
+    """Texts with their first and last bytes in UTF-8; these are any bytes for an empty text.
+
+    Args:
+        texts: the texts.
+        firsts: the first byte of each of them.
+        lasts: the last byte of each of them.
+    """
+
+    texts: Sequence[str]
+    firsts: bytes
+    lasts: bytes
+
+
+class Columns(NamedTuple):
+    """The cells of some rows.
+
+    Args:
+        cells: name of the column -> its cells.
+        edges: the same with the ends of the cells; empty if they are not known.
+    """
+
+    cells: dict[str, Sequence[str]]
+    edges: dict[str, Edges]
 
 
 def columns_of(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
@@ -270,7 +299,7 @@ def _columns_without_quotes(data: bytes, header: Sequence[str], separator: str) 
         columns[-1] = [cell[:-1] for cell in columns[-1] if cell.endswith("\r")]
         if len(columns[-1]) != len(rows) or len(rows) != returns:
             return None
-    return {name: column for name, column in zip(header, columns, strict=True) if name}
+    return Columns({name: column for name, column in zip(header, columns, strict=True) if name}, {})
 
 
 def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
@@ -291,22 +320,62 @@ def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | Non
         table = reader.read_all()
     except pyarrow.ArrowInvalid:
         return None
-    return {name: table.column(at).to_pylist() for at, name in enumerate(header) if name}
+    chunks = {name: table.column(at).chunks for at, name in enumerate(header) if name}
+    if any(len(arrays) != 1 for arrays in chunks.values()):  # no row, or more than Arrow puts into one array
+        return None
+    edges = {name: _edges(array) for name, (array,) in chunks.items()}
+    return Columns({name: cells.texts for name, cells in edges.items()}, edges)
+
+
+def _edges(array: Any) -> Edges:
+    """The texts of an Arrow array of strings."""
+    import numpy
+
+    _, offsets, data = array.buffers()
+    bounds = numpy.frombuffer(offsets, numpy.int32)[array.offset : array.offset + len(array) + 1]
+    values = numpy.frombuffer(data or b"\0", numpy.uint8)
+    firsts, lasts = (values.take(places, mode="clip").tobytes() for places in (bounds[:-1], bounds[1:] - 1))
+    return Edges(array.to_pylist(), firsts, lasts)
 
 
 def is_regular(data: bytes, separator: str) -> bool:
     """Whether each quote starts or ends a field, or is an escaped quote within one."""
+    return _is_regular(data, separator, _quotes_of(data))
+
+
+def _quotes_of(data: bytes) -> Sequence[int]:
+    """The positions of all quotes; a numpy array if there are any."""
     if b'"' not in data:
+        return ()
+    import numpy
+
+    positions: Sequence[int] = numpy.flatnonzero(numpy.frombuffer(data, numpy.uint8) == ord('"'))
+    return positions
+
+
+def _is_regular(data: bytes, separator: str, positions: Sequence[int]) -> bool:
+    """The same.
+
+    Args:
+        data: the rows.
+        separator: the separator of the fields.
+        positions: see `_quotes_of`; also of data after these rows.
+    """
+    if not len(positions) or positions[0] >= len(data):
         return True
     import numpy
 
-    values = numpy.frombuffer(data, numpy.uint8)
-    quotes = numpy.flatnonzero(values == ord('"'))
+    quotes = numpy.asarray(positions)
+    if quotes[-1] >= len(data):
+        quotes = quotes[: numpy.searchsorted(quotes, len(data))]
     if len(quotes) % 2:
         return False
+    values = numpy.frombuffer(data, numpy.uint8)
     opening, closing = quotes[::2], quotes[1::2]  # an escaped quote closes a field and opens it again
-    between = numpy.isin(numpy.arange(256), [ord(separator), ord("\r"), ord("\n")])
-    starts, ends = between[values[opening - 1]], between[values[(closing + 1) % len(data)]]
+    between = numpy.zeros(256, numpy.bool_)
+    between[[ord(separator), ord("\r"), ord("\n")]] = True
+    starts = between[values[opening - 1]]
+    ends = between[values.take(closing + 1, mode="clip")]
     escaped = opening[1:] - closing[:-1] == 1
     starts[1:] |= escaped
     ends[:-1] |= escaped

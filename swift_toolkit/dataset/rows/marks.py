@@ -4,9 +4,11 @@ missing value."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from operator import itemgetter, methodcaller
+from typing import Any, NamedTuple
 
 from swift_toolkit.dataset.rows.flaws import Flaw
 
@@ -32,16 +34,38 @@ _FILLER = re.compile(r"(?:\A|\n)(nan|<noinput>|<nooutput>|#N/A|#REF!|#VALUE!|\[o
 
 _FILLER_ENDS = ("nan", "put>", "#N/A", "#REF!", "#VALUE!", "Object]")
 _LAST_CHARACTERS = frozenset(end[-1] for end in _FILLER_ENDS)
+_ENDS_A_FILLER = bytes(chr(byte) in _LAST_CHARACTERS for byte in range(256))
 _last: Callable[[str], str] = itemgetter(slice(-1, None))
 _OPEN, _CLOSE = "<think>", "</think>"
 
-_SIGNS = re.compile("<(?:[|_\\[BH]|｜|<SYS|start_of_|end_of_turn|/?s>|bos>|/?eos>|/?think>)".encode())
+
+class Sign(NamedTuple):
+    """A pattern in UTF-8 that begins with a certain byte, and has one of a few others beside it.
+
+    Args:
+        first: the byte.
+        beside: the bytes of which one follows it; if `is_end`, of which one precedes it.
+        form: the pattern.
+        is_end: whether the pattern looks behind the byte.
+    """
+
+    first: bytes
+    beside: bytes
+    form: re.Pattern[bytes]
+    is_end: bool = False
+
+
+_SIGNS = Sign(
+    b"<",
+    b"<|_[BHse/bt\xef",
+    re.compile("<(?:[|_\\[BH]|｜|<SYS|start_of_|end_of_turn|/?s>|bos>|/?eos>|/?think>)".encode()),
+)
 """The beginnings of everything in angle brackets of which `mark_flaws` finds something."""
 
-_BRACKETS = re.compile(rb"\](?:(?<=INST\])|(?<=\[gMASK\]))")
+_BRACKETS = Sign(b"]", b"TK", re.compile(rb"\](?:(?<=INST\])|(?<=\[gMASK\]))"), is_end=True)
 """The ends of [INST], [/INST] and [gMASK]: one search instead of two."""
 
-_FEW = 64
+_FEW = 256
 """A byte that occurs more often in a block is not rare."""
 
 TURNS_WITHIN = 1 << 16
@@ -59,31 +83,48 @@ def may_hold_marks(text: str) -> bool:
 
 def may_hold_signs(data: bytes | bytearray) -> bool:
     """Whether `mark_flaws` may find something other than a filler in UTF-8; cheaper than `may_be_marked`."""
-    if occurs(b"<", _SIGNS, data) or occurs(b"]", _BRACKETS, data):
+    if occurs(_SIGNS, data) or occurs(_BRACKETS, data):
         return True
     some = data[:TURNS_WITHIN]
     return b"ssistant" in some and any(sign in some for sign in _TURN_SIGNS)
 
 
-def occurs(first: bytes, form: re.Pattern[bytes], data: bytes | bytearray) -> bool:
-    """Whether a pattern matches anywhere; ten times as fast as a search if its first byte is rare.
-
-    Args:
-        first: the byte with which each match begins.
-        form: the pattern.
-        data: where to search.
-    """
+def occurs(sign: Sign, data: bytes | bytearray) -> bool:
+    """Whether a sign occurs anywhere; ten times as fast as a search if its first byte is rare."""
+    first, _, form, _ = sign
     at = data.find(first)
     for _ in range(_FEW):
         if at < 0 or form.match(data, at):
             return at >= 0
         at = data.find(first, at + 1)
+    if at >= 0 and (numpy := sys.modules.get("numpy")):
+        return any(form.match(data, place) for place in _places(numpy, sign, data))
     return at >= 0 and form.search(data, at) is not None
 
 
-def may_end_in_filler(texts: list[str]) -> bool:
-    """Whether `mark_flaws` may find a filler in one of the texts."""
-    some = compress(texts, map(_LAST_CHARACTERS.__contains__, map(_last, texts)))
+def _places(numpy: Any, sign: Sign, data: bytes | bytearray) -> list[int]:
+    """Where a sign may begin, by its first byte and the one beside it; three times as fast as a search."""
+    values = numpy.frombuffer(data, numpy.uint8)
+    places = numpy.flatnonzero(values == ord(sign.first))
+    wanted = numpy.zeros(256, numpy.bool_)
+    wanted[list(sign.beside)] = True
+    found: list[int] = places[wanted[values.take(places + (-1 if sign.is_end else 1), mode="clip")]].tolist()
+    return found
+
+
+def may_end_in_filler(texts: Sequence[str], ends: bytes | None = None) -> bool:
+    """Whether `mark_flaws` may find a filler in one of the texts.
+
+    Args:
+        texts: any number of texts.
+        ends: the last byte of each of them in UTF-8, any for an empty text; None if not known, which is slower.
+    """
+    may_be = (
+        map(_LAST_CHARACTERS.__contains__, map(_last, texts))
+        if ends is None
+        else ends.translate(_ENDS_A_FILLER)
+    )
+    some = compress(texts, may_be)
     return any(map(methodcaller("endswith", _FILLER_ENDS), some))
 
 

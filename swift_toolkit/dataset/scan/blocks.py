@@ -206,7 +206,7 @@ class TableBlock:
         if self.read is not None:
             return self.texts(plain, 0, len(self)) if self.rows else None
         columns = columns_of(self.data, self.header, self.separator)
-        return None if columns is None else plain.of_columns(columns, self.data)
+        return None if columns is None else plain.of_columns(columns.cells, self.data, columns.edges)
 
     def texts(self, plain: PlainTexts, first: int, end: int) -> Talks | None:
         rows = [fields for _, fields in self.rows[first:end]]

@@ -10,12 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
-from itertools import accumulate, chain
+from itertools import accumulate, chain, compress
 from operator import add, itemgetter, sub
 
 from swift_toolkit.dataset.rows.checks import TINY_ANSWER, Rules, is_tiny, judge
 from swift_toolkit.dataset.rows.formats import layout_of
-from swift_toolkit.dataset.rows.marks import may_be_marked, may_end_in_filler, may_hold_signs, occurs
+from swift_toolkit.dataset.rows.marks import Sign, may_be_marked, may_end_in_filler, may_hold_signs, occurs
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
 from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 
@@ -33,14 +33,19 @@ LEAST_ROWS = 100
 
 _last: Callable[[Texts], str] = itemgetter(-1)
 _TAGS = (b"<image>", b"<video>", b"<audio>")
-_BY_FIRST_BYTE = (
-    (b"\xe2", re.compile(rb"\xe2(?:\x80[\x8b\xaa-\xae]|\x81[\xa0\xa6-\xa9])")),  # invisible characters
-    (b"\xc2", re.compile(rb"\xc2[\x80-\x9f]")),  # control characters
-    (b"\xc3", re.compile(rb"\xc3(?:\x83|\xa2\xe2\x82\xac)")),  # the beginnings of `MOJIBAKE`
-    (b"\xef", re.compile(rb"\xef(?:\xbf\xbd|\xbb\xbf)")),  # U+FFFD and U+FEFF
+_UNUSUAL = (
+    Sign(
+        b"\xe2", b"\x80\x81", re.compile(rb"\xe2(?:\x80[\x8b\xaa-\xae]|\x81[\xa0\xa6-\xa9])")
+    ),  # invisible characters
+    Sign(b"\xc2", bytes(range(0x80, 0xA0)), re.compile(rb"\xc2[\x80-\x9f]")),  # control characters
+    Sign(b"\xc3", b"\x83\xa2", re.compile(rb"\xc3(?:\x83|\xa2\xe2\x82\xac)")),  # the beginnings of `MOJIBAKE`
+    Sign(b"\xef", b"\xbf\xbb", re.compile(rb"\xef(?:\xbf\xbd|\xbb\xbf)")),  # U+FFFD and U+FEFF
 )
 
 _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
+_MAY_BE_BLANK = bytes(byte <= 0x20 or byte in b"\xc2\xe1\xe2\xe3" for byte in range(256))
+"""The first bytes of characters for which `str.isspace` is true, and others."""
+
 _PROBE = 1 << 12
 _USUAL = bytes(sorted({*range(0x80)} - {*_CONTROL}))
 
@@ -67,7 +72,7 @@ class QuickCheck:
             return False
         contents = list(chain.from_iterable(texts))
         sizes = list(map(len, contents))
-        if not min(sizes) or any(map(str.isspace, contents)):
+        if not min(sizes) or _is_any_blank(contents, talks):
             return False
         turns = talks.turns()
         answers = contents[max(turns) - 1 :: max(turns)] if len(turns) == 1 else list(map(_last, texts))
@@ -100,7 +105,7 @@ class QuickCheck:
         """Whether any text may contain what `judge` warns about: damaged or invisible characters, media tags, marks."""
         task = self.rules.task
         seeks_marks = task.rows != "text"
-        if seeks_marks and may_end_in_filler(contents):
+        if seeks_marks and _may_end_in_filler(contents, talks):
             return True
         data, marked = talks.data, seeks_marks and (talks.data is None or may_hold_signs(talks.data))
         if data is not None and not marked and not self._is_odd(data, talks.is_json):
@@ -149,11 +154,22 @@ class QuickCheck:
         tally.note_length(of_texts(longest), longest, 0)
 
 
+def _is_any_blank(contents: list[str], talks: Talks) -> bool:
+    if talks.columns is None:
+        return any(map(str.isspace, contents))
+    some = (compress(texts, firsts.translate(_MAY_BE_BLANK)) for texts, firsts, _ in talks.columns)
+    return any(map(str.isspace, chain.from_iterable(some)))
+
+
+def _may_end_in_filler(contents: list[str], talks: Talks) -> bool:
+    if talks.columns is None:
+        return may_end_in_filler(contents)
+    return any(may_end_in_filler(texts, lasts) for texts, _, lasts in talks.columns)
+
+
 def _is_unusual(data: bytes | bytearray) -> bool:
     """Whether UTF-8 may contain invisible characters, control characters or mojibake."""
-    if len(data.translate(None, _CONTROL)) != len(data):
-        return True
-    return any(occurs(first, form, data) for first, form in _BY_FIRST_BYTE)
+    return any(map(data.__contains__, _CONTROL)) or any(occurs(sign, data) for sign in _UNUSUAL)
 
 
 def _row_lengths(sizes: list[int], texts: list[Texts], turns: Counter[int]) -> list[int]:

@@ -15,6 +15,7 @@ from itertools import chain, repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Literal, NamedTuple
 
+from swift_toolkit.dataset.reading.tables import Edges
 from swift_toolkit.dataset.rows.formats import Layout
 from swift_toolkit.dataset.scan.shape import Shape
 
@@ -44,12 +45,14 @@ class Talks(NamedTuple):
         roles: the distinct sequences of roles in the rows.
         data: the bytes of the rows, if each character of the texts that `judge` may warn about is in them unescaped.
         is_json: whether these are JSON, which contains no control characters except U+007F.
+        columns: the same texts with their ends, by column; None if the ends are not known.
     """
 
     texts: list[Texts]
     roles: set[Roles]
     data: bytes | bytearray | None = None
     is_json: bool = False
+    columns: Sequence[Edges] | None = None
 
     def turns(self) -> Counter[int]:
         """The number of messages of a row -> the number of rows."""
@@ -190,13 +193,20 @@ class PlainTexts:
 
     # Columns
 
-    def of_columns(self, columns: Columns, data: bytes | None = None) -> Talks | None:
+    def of_columns(
+        self, columns: Columns, data: bytes | None = None, edges: Mapping[str, Edges] | None = None
+    ) -> Talks | None:
         """The texts of rows given as columns; None if any of them is not plain.
 
         Args:
             columns: column in the file -> values; messages as text are decoded.
             data: the bytes from which they were read, with all texts of the cells unescaped.
+            edges: columns of texts with their ends.
         """
+        if edges and self.keys is None and "input" not in self.used:
+            ends = [edges[self.used[name]] for name in self._order]
+            rows = list(zip(*(column.texts for column in ends), strict=True))
+            return Talks(rows, {self._roles}, data, columns=ends)
         named = {name: columns[column] for name, column in self.used.items()}
         if self.keys is None:
             return self._of_pairs(named, data)
