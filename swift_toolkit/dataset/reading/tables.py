@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from swift_toolkit.dataset.reading.streams import (
     BLOCK_BYTES,
@@ -349,8 +349,7 @@ def _quotes_of(data: bytes) -> Sequence[int]:
         return ()
     import numpy
 
-    positions: Sequence[int] = numpy.flatnonzero(numpy.frombuffer(data, numpy.uint8) == ord('"'))
-    return positions
+    return cast("Sequence[int]", numpy.flatnonzero(numpy.frombuffer(data, numpy.uint8) == ord('"')))
 
 
 def _is_regular(data: bytes, separator: str, positions: Sequence[int]) -> bool:
