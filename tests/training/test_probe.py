@@ -105,9 +105,8 @@ def test_a_run_that_does_not_fit_stops_with_advice(tiny_model: Path, tmp_path: P
         tiny_model, tmp_path / "out", dataset=data, per_device_train_batch_size=3, max_length=8000
     )
     command = [*flags({**settings, "truncation_strategy": "right"}), "--probe"]
-    limit = (
-        8 << 30
-    )  # of addresses; ms-swift takes 3 to 4 GiB, and the logits 24000 × 49152 × 4 bytes, several times
+    # Of addresses: ms-swift takes 3 to 4 GiB, and the logits 24000 × 49152 × 4 bytes, several times.
+    limit = 8 << 30
     done = subprocess.run(
         [sys.executable, str(ROOT / "finetune_trainer.py"), *command],
         capture_output=True,
