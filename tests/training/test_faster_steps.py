@@ -29,7 +29,7 @@ def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> 
         {"name": name, "command": command, "arguments": words, "computes": 0.8}
         for name, (command, words) in given.items()
     ]
-    words = arguments(tiny_model, chats, "lora", "--max_steps=6", *TRAINED)
+    words = arguments(tiny_model, chats, "lora", *TRAINED)
     runs.append({"name": "trained", "command": "sft", "arguments": words, "computes": 0.8, "within": 5e-6})
     compare("tokens", tmp_path, runs)
 
@@ -51,7 +51,7 @@ def test_the_gradient_with_onednn_is_that_with_mkl(tiny_model: Path, tmp_path: P
         for name, (share, words) in given.items()
     ]
     for variant, share in (("--use_dora=false", 0.6), ("--use_dora=true", 0.8)):
-        words = arguments(tiny_model, chats, "lora", "--max_steps=6", variant, *TRAINED)
+        words = arguments(tiny_model, chats, "lora", variant, *TRAINED)
         run = {"name": variant, "command": "sft", "arguments": words, "computes": share, "within": 5e-6}
         runs.append(run)
     compare("onednn", tmp_path, runs)
