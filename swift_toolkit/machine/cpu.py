@@ -93,6 +93,10 @@ class _Padding:
         self._last[:] = [_Selected(inputs, inputs._version, outputs)] if outputs.requires_grad else []
         return outputs
 
+    def is_selected(self, x: Any) -> bool:
+        """Whether ``x`` may be what `select` returns."""
+        return x.dim() == 2 and len(x) == len(self.tokens)
+
     def spread(self, outputs: Any) -> Any:
         """The reverse of `select`, with 0 for padding."""
         return _functions_of_padding()[1].apply(outputs, self.tokens, self.shape)
@@ -111,37 +115,39 @@ class _Selected:
         return inputs is self.inputs and inputs._version == self.version
 
 
+def _select(inputs: Any, tokens: Any) -> Any:
+    return inputs.flatten(0, 1).index_select(0, tokens)
+
+
+def _spread(outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
+    out = outputs.new_zeros(shape[0] * shape[1], outputs.shape[-1])
+    return out.index_copy_(0, tokens, outputs).view(*shape, -1)
+
+
 @functools.cache
 def _functions_of_padding() -> tuple[Any, Any]:
-    """Differentiable functions that select the tokens, and that spread them; each is the derivative of the other."""
+    """`_select` and `_spread` as differentiable functions; each is the derivative of the other."""
     from torch.autograd import Function
-
-    def select(inputs: Any, tokens: Any) -> Any:
-        return inputs.flatten(0, 1).index_select(0, tokens)
-
-    def spread(outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
-        out = outputs.new_zeros(shape[0] * shape[1], outputs.shape[-1])
-        return out.index_copy_(0, tokens, outputs).view(*shape, -1)
 
     class Select(Function):  # type: ignore[misc]
         @staticmethod
         def forward(context: Any, inputs: Any, tokens: Any) -> Any:
             context.tokens, context.shape = tokens, tuple(inputs.shape[:2])
-            return select(inputs, tokens)
+            return _select(inputs, tokens)
 
         @staticmethod
         def backward(context: Any, gradient: Any) -> Any:
-            return spread(gradient, context.tokens, context.shape), None
+            return _spread(gradient, context.tokens, context.shape), None
 
     class Spread(Function):  # type: ignore[misc]
         @staticmethod
         def forward(context: Any, outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
             context.tokens = tokens
-            return spread(outputs, tokens, shape)
+            return _spread(outputs, tokens, shape)
 
         @staticmethod
         def backward(context: Any, gradient: Any) -> Any:
-            return select(gradient, context.tokens), None, None
+            return _select(gradient, context.tokens), None, None
 
     return Select, Spread
 
@@ -165,7 +171,7 @@ def _drop_as_if_padded(dropout: Any) -> None:
 
     def drop(self: Any, x: Any) -> Any:
         padding = _Padding.current
-        alone = padding is not None and x.dim() == 2 and len(x) == len(padding.tokens)
+        alone = padding is not None and padding.is_selected(x)
         return x * _kept(self.p, x) if alone and self.training and 0 < self.p < 1 else forward(self, x)
 
     dropout.forward = drop
@@ -174,10 +180,10 @@ def _drop_as_if_padded(dropout: Any) -> None:
 def _kept(p: float, x: Any) -> Any:
     """What dropout multiplies ``x`` by: 0 for the share ``p`` of the elements."""
     padding = _Padding.current
-    if padding is None or x.dim() != 2 or len(x) != len(padding.tokens):
+    if padding is None or not padding.is_selected(x):
         return x.new_empty(x.shape).bernoulli_(1 - p).div_(1 - p)
     kept = x.new_empty(*padding.shape, x.shape[-1]).bernoulli_(1 - p)
-    return kept.flatten(0, 1).index_select(0, padding.tokens).div_(1 - p)
+    return _select(kept, padding.tokens).div_(1 - p)
 
 
 # --------------------------------------------------------------------------------------------- matrix products

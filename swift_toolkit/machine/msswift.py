@@ -347,7 +347,13 @@ def _patched_on_import(name: str, patch: Callable[[Any], None]) -> Iterator[None
         spec = PathFinder.find_spec(wanted, path, target) if wanted == name else None
         if spec and spec.loader:
             loader: Any = spec.loader
-            loader.exec_module = _then(loader.exec_module, patch)
+            execute = loader.exec_module
+
+            def execute_and_patch(module: Any) -> None:
+                execute(module)
+                patch(module)
+
+            loader.exec_module = execute_and_patch
         return spec
 
     finder: Any = SimpleNamespace(find_spec=find_spec)
@@ -358,14 +364,6 @@ def _patched_on_import(name: str, patch: Callable[[Any], None]) -> Iterator[None
         sys.meta_path.remove(finder)
 
 
-def _then(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
-    def both(module: Any) -> None:
-        first(module)
-        second(module)
-
-    return both
-
-
 def _scan_models_once(import_utils: Any) -> None:
     """Let transformers read the source of all its models once and not twice when it is imported, and search each file
     for the last ``__all__`` without splitting it into lines. Needed until transformers finds a folder that it has
@@ -373,10 +371,8 @@ def _scan_models_once(import_utils: Any) -> None:
     """
     if not {"create_import_structure_from_path", "fetch__all__"} <= vars(import_utils).keys():
         return
-    scan, read_names = (
-        functools.cache(import_utils.create_import_structure_from_path),
-        import_utils.fetch__all__,
-    )
+    scan = functools.cache(import_utils.create_import_structure_from_path)
+    read_names = import_utils.fetch__all__
 
     def scan_folder(path: Any) -> Any:
         given = Path(path)

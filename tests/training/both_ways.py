@@ -74,8 +74,8 @@ def compare(
     **environment: str,
 ) -> None:
     """Train both ways; the gradient of the first step (``within`` 1e-6) and all losses must be those of ms-swift, with
-    fewer tokens ("shared"), logits ("learned") or inputs of torch's linear function ("tokens", "onednn"): at most the share
-    ``computes`` of a run."""
+    fewer tokens ("shared"), logits ("learned") or inputs of torch's linear function ("tokens", "onednn"): at most the
+    share ``computes`` of a run."""
     import torch
 
     request = folder / "request.json"

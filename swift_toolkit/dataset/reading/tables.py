@@ -353,7 +353,7 @@ def _quotes_of(data: bytes) -> Sequence[int]:
 
 
 def _is_regular(data: bytes, separator: str, positions: Sequence[int]) -> bool:
-    """The same.
+    """`is_regular`, for data whose quotes are known.
 
     Args:
         data: the rows.
