@@ -201,7 +201,7 @@ def test_escaped_text_is_read_by_another_decoder(written: Callable[[list[Row], b
     part = find_part(Path("rows.json"), "rows.json", Rules())
     data = Path("rows.json").read_bytes()
     plain = PlainTexts(part.layout, part.shape)
-    assert plain._left_to_orjson(data)
+    assert plain.decoder.is_left_to_orjson(data)
     talks = (plain.of_lines if written is as_lines else plain.of_array)(data)
     assert talks is not None and talks.data is None
     assert talks.texts == [tuple(message["content"] for message in row["messages"]) for row in rows]
@@ -220,7 +220,7 @@ def test_escaped_text_is_read_by_another_decoder(written: Callable[[list[Row], b
 def test_only_texts_are_left_to_orjson() -> None:
     Path("rows.jsonl").write_bytes(as_lines([talk("问", "答") | {"id": 2**70}], True))
     part = find_part(Path("rows.jsonl"), "rows.jsonl", Rules())
-    assert not PlainTexts(part.layout, part.shape)._left_to_orjson(Path("rows.jsonl").read_bytes())
+    assert not PlainTexts(part.layout, part.shape).decoder.is_left_to_orjson(Path("rows.jsonl").read_bytes())
 
 
 BROKEN_LINES = {
@@ -247,7 +247,7 @@ def test_escaped_rows_are_one_on_each_line(broken: Callable[[bytes, bytes], list
     Path("rows.jsonl").write_bytes(b"\n".join([one, two, one]) + end)
     part = find_part(Path("rows.jsonl"), "rows.jsonl", Rules())
     plain = PlainTexts(part.layout, part.shape)
-    assert plain._left_to_orjson(one)
+    assert plain.decoder.is_left_to_orjson(one)
     good, bad = (
         LineBlock(Chunk(b"\n".join(lines) + end)) for lines in ([one, two, one], [two, *broken(one, two)])
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,16 @@ from swift_toolkit.dataset.reading.files import (
     read_records,
 )
 from swift_toolkit.dataset.reading.json_text import as_array, last_comma
-from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, DataFile, Section, guarded, open_stream
+from swift_toolkit.dataset.reading.streams import (
+    BLOCK_BYTES,
+    Chunk,
+    CutError,
+    DataFile,
+    Section,
+    guarded,
+    keep_freed_memory,
+    open_stream,
+)
 from swift_toolkit.dataset.reading.tables import Batch, TableChunks, TableRows
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.elsewhere import layout_elsewhere, renaming
@@ -30,6 +39,7 @@ from swift_toolkit.dataset.rows.formats import (
 )
 from swift_toolkit.dataset.rows.messages import LOSS_KEYS, Row, unused_keys
 from swift_toolkit.dataset.scan.blocks import block_of
+from swift_toolkit.dataset.scan.decoder import RowDecoder
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
 
 LITTLE = 1 << 14
@@ -114,13 +124,14 @@ def head_of(file: DataFile) -> Head:
     Raises:
         FlawError: the file cannot be read.
     """
+    keep_freed_memory()
     with guarded():
         try:
             if file.syntax in {"csv", "tsv"}:
                 return _head_of_table(file)
-            shape = Shape()
-            learn = _learn_from_json if file.syntax == "json" and file.has_chunks else _learn_from_records
-            learn(shape, file)
+            shape = (
+                _shape_of_json(file) if file.syntax == "json" and file.has_chunks else _shape_of_records(file)
+            )
         except UnicodeDecodeError:
             raise encoding_flaw(file) from None
     return Head(shape)
@@ -139,53 +150,57 @@ def _head_of_table(file: DataFile) -> Head:
     return Head(shape, tuple(table.header), table.lines)
 
 
-def _learn_from_records(shape: Shape, file: DataFile) -> None:
-    size = 0
+def _shape_of_records(file: DataFile) -> Shape:
+    shape, size = Shape(), 0
     for number, record in enumerate(read_records(file)):
         if isinstance(record.value, dict):
             shape.add(record.value)
         size += record.size
         if size > HEAD_BYTES or (file.syntax == "parquet" and number > PARQUET_ROWS):
-            return
+            break
+    return shape
 
 
 PARQUET_ROWS = 1000
 """Number of inspected rows of a Parquet file; the types of all others are the same."""
 
 
-def _learn_from_json(shape: Shape, file: DataFile) -> None:
-    """Learn value by value until a decoder for the types seen so far accepts whole chunks."""
-    import msgspec
+def _shape_of_json(file: DataFile) -> Shape:
+    try:
+        return _shape_of_chunks(file, trusting=True)
+    except CutError:
+        return _shape_of_chunks(file, trusting=False)
 
-    size = 0
-    decode: Callable[[Any], Any] | None = None
+
+def _shape_of_chunks(file: DataFile, trusting: bool) -> Shape:
+    """Learn value by value until a decoder for the types seen so far accepts whole chunks.
+
+    Args:
+        file: the file.
+        trusting: see `ItemChunks`.
+
+    Raises:
+        CutError: items of an array were cut at a wrong place.
+    """
+    shape, size = Shape(), 0
+    decoder: RowDecoder | None = None
     with open_stream(file) as stream:
-        for chunk in _little_first(read_chunks(file, stream), file):
-            lines = chunk.data if file.has_lines else None
-            try:
-                known = (
-                    decode is not None
-                    and not shape.is_typeless
-                    and decode(lines or as_array(*chunk)) is not None
-                )
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                known = False
-            if not known:
-                for record in block_of(file, chunk, ()).records():
+        for chunk in _little_first(read_chunks(file, stream, trusting=trusting), file):
+            if decoder is None or shape.is_typeless or not _accepts(decoder, file, chunk):
+                for record in block_of(file, chunk, (), trusting).records():
                     if isinstance(record.value, dict):
                         shape.add(record.value)
                 if not shape.may_be_dates and not shape.is_typeless:
-                    row = shape.struct({}, whole=True)
-                    decode = msgspec.json.Decoder(row).decode_lines if lines else _array_decoder(row)
+                    decoder = RowDecoder(shape.struct({}, whole=True), shape.is_only_texts)
             size += len(chunk.data)
             if size > HEAD_BYTES:
-                return
+                break
+    return shape
 
 
-def _array_decoder(row: Any) -> Callable[[bytes], Any]:
-    import msgspec
-
-    return msgspec.json.Decoder(list[row]).decode
+def _accepts(decoder: RowDecoder, file: DataFile, chunk: Chunk) -> bool:
+    found = decoder.lines(chunk.data) if file.has_lines else decoder.array(as_array(*chunk))
+    return found is not None
 
 
 def _little_first(chunks: Iterator[Any], file: DataFile) -> Iterator[Chunk]:

@@ -7,7 +7,6 @@ the same file (see `scan.pool`).
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 from swift_toolkit.console.words import shown
 from swift_toolkit.dataset.reading.files import encoding_flaw, read_chunks, read_records
-from swift_toolkit.dataset.reading.streams import Unpacked, guarded, open_stream
+from swift_toolkit.dataset.reading.streams import Unpacked, guarded, keep_freed_memory, open_stream
 from swift_toolkit.dataset.rows.checks import judge, text_of
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.rows.media import MEDIA_NAMES, MediaCheck
@@ -48,7 +47,7 @@ def scan_part(
     Raises:
         CutError: a part of a file, or a trusting one, was cut at a wrong place. Read the file whole, and not trusting.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     scan = _Scan(part, sink, source)
     try:
         with guarded(), _rare_collections():
@@ -59,16 +58,6 @@ def scan_part(
         scan.cut(error.flaw)
     scan.tally.settle()
     return scan.tally
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let this process use the memory of a block again for the next one, rather than return it to the kernel each time.
-
-    On Linux, freeing a large object raises both thresholds of the C library to its size (M_MMAP_THRESHOLD in
-    mallopt(3)). The object itself is never touched, so it takes no memory.
-    """
-    bytes(24 << 20)
 
 
 @contextlib.contextmanager

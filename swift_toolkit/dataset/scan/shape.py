@@ -117,6 +117,11 @@ class Shape:
             return True
         return any(shape.mixes_texts for shape in self._inside())
 
+    @property
+    def is_only_texts(self) -> bool:
+        """Whether all values are texts, or lists and objects of texts."""
+        return self.kinds <= {str, list, dict} and all(shape.is_only_texts for shape in self._inside())
+
     def _inside(self) -> list[Shape]:
         return [*self.fields.values(), *([self.items] if self.items else [])]
 

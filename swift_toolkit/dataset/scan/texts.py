@@ -6,7 +6,6 @@ by one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from swift_toolkit.dataset.reading.tables import Edges
 from swift_toolkit.dataset.rows.formats import Layout
+from swift_toolkit.dataset.scan.decoder import RowDecoder
 from swift_toolkit.dataset.scan.shape import Shape
 
 Texts = tuple[str, ...]
@@ -32,9 +32,6 @@ _ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "respons
 
 _ESCAPES = re.compile(rb"\\[ubf/]")
 """With these, JSON may spell what `judge` warns about."""
-
-
-_PROBE = 1 << 14
 
 
 class Talks(NamedTuple):
@@ -96,13 +93,14 @@ class PlainTexts:
     # JSON
 
     @cached_property
-    def _row(self) -> Any:
+    def decoder(self) -> RowDecoder:
+        """Decodes rows in which all used values are texts."""
         optional = str | None
         if self.keys is not None:
             replace: dict[str, object] = {self.used["messages"]: list[self._message]}  # type: ignore[name-defined]
         else:
             replace = {column: optional if name == "input" else str for name, column in self.used.items()}
-        return self.shape.struct(replace)
+        return RowDecoder(self.shape.struct(replace), self.shape.is_only_texts)
 
     @cached_property
     def _message(self) -> Any:
@@ -112,67 +110,16 @@ class PlainTexts:
         fields = [("role", _ROLES, msgspec.field(name=role)), ("content", str, msgspec.field(name=content))]
         return msgspec.defstruct("Message", fields, forbid_unknown_fields=True, gc=False)
 
-    @cached_property
-    def _errors(self) -> tuple[type[Exception], ...]:
-        import msgspec
-
-        return msgspec.DecodeError, UnicodeDecodeError, RecursionError, json.JSONDecodeError
-
-    @cached_property
-    def _decode_lines(self) -> Callable[[bytes], list[Any]]:
-        import msgspec
-
-        return msgspec.json.Decoder(self._row).decode_lines
-
-    @cached_property
-    def _decode_array(self) -> Callable[[bytes], list[Any]]:
-        import msgspec
-
-        return msgspec.json.Decoder(list[self._row]).decode  # type: ignore[name-defined]
-
-    def _left_to_orjson(self, data: bytes | bytearray) -> bool:
-        """Whether orjson reads these rows, which decodes \\u escapes three times as fast as msgspec.
-
-        They agree on texts; on numbers they do not, so a file with other columns is left to msgspec.
-        """
-        return not self.shape.fields.keys() - self.used.values() and _is_escaped(data)
-
     def of_lines(self, data: bytes) -> Talks | None:
         """The texts of rows with one row per line; None if any of them is not plain."""
-        escaped = self._left_to_orjson(data)
-        return self._of_json(self._decode_escaped_lines if escaped else self._decode_lines, data)
+        return self._of_json(self.decoder.lines(data), data)
 
     def of_array(self, data: bytes | bytearray) -> Talks | None:
         """The texts of the items of an array; None if any of them is not plain."""
-        escaped = self._left_to_orjson(data)
-        return self._of_json(self._decode_escaped_array if escaped else self._decode_array, data)
+        return self._of_json(self.decoder.array(data), data)
 
-    def _decode_escaped_lines(self, data: bytes | bytearray) -> list[Any]:
-        """The rows, decoded as one array, which is faster than line by line.
-
-        A 0 is added between lines. Within a row it is an error, so every line is a row if there are as many.
-        """
-        import orjson
-
-        array = data.replace(b"\n", b",\n0,\n")
-        values = orjson.loads(b"".join((b"[", array, b"0]" if data.endswith(b"\n") else b",0,0]")))
-        return self._typed(values[:-1:2])
-
-    def _decode_escaped_array(self, data: bytes | bytearray) -> list[Any]:
-        import orjson
-
-        return self._typed(orjson.loads(data))
-
-    def _typed(self, values: list[Any]) -> list[Any]:
-        import msgspec
-
-        rows: list[Any] = msgspec.convert(values, list[self._row])  # type: ignore[name-defined]
-        return rows
-
-    def _of_json(self, decode: Callable[[Any], list[Any]], data: bytes | bytearray) -> Talks | None:
-        try:
-            rows = decode(data)
-        except self._errors:
+    def _of_json(self, rows: list[Any] | None, data: bytes | bytearray) -> Talks | None:
+        if rows is None:
             return None
         escaped = b"\\" in data and _ESCAPES.search(data) is not None
         raw = None if escaped else data
@@ -217,7 +164,7 @@ class PlainTexts:
         decode = msgspec.json.Decoder(list[self._message]).decode  # type: ignore[name-defined]
         try:
             named["messages"] = list(map(decode, named["messages"]))
-        except self._errors:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return self._of_messages(named, attrgetter("role"), attrgetter("content"))
 
@@ -310,12 +257,6 @@ def _utf8(texts: Any) -> bytes | memoryview:
         return b""
     bounds = memoryview(offsets).cast("i" if texts.type == pyarrow.string() else "q")
     return memoryview(data)[bounds[texts.offset] : bounds[texts.offset + len(texts)]]
-
-
-def _is_escaped(data: bytes | bytearray) -> bool:
-    """Whether more than a sixth of these bytes belong to \\u escapes; with fewer, msgspec is faster."""
-    some = data[:_PROBE]
-    return some.count(b"\\u") * 6 > len(some) // 6
 
 
 def in_rows(values: list[Any], width: int) -> Iterator[tuple[Any, ...]]:
