@@ -35,6 +35,7 @@ _FILLER = re.compile(r"(?:\A|\n)(nan|<noinput>|<nooutput>|#N/A|#REF!|#VALUE!|\[o
 _FILLER_ENDS = ("nan", "put>", "#N/A", "#REF!", "#VALUE!", "Object]")
 _LAST_CHARACTERS = frozenset(end[-1] for end in _FILLER_ENDS)
 _ENDS_A_FILLER = bytes(chr(byte) in _LAST_CHARACTERS for byte in range(256))
+_FILLER_ENDS_IN_UTF8 = tuple(map(str.encode, _FILLER_ENDS))
 _last: Callable[[str], str] = itemgetter(slice(-1, None))
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -112,20 +113,18 @@ def _places(numpy: Any, sign: Sign, data: bytes | bytearray) -> list[int]:
     return found
 
 
-def may_end_in_filler(texts: Sequence[str], ends: bytes | None = None) -> bool:
+def may_end_in_filler(texts: Sequence[Any], lasts: bytes | None = None) -> bool:
     """Whether `mark_flaws` may find a filler in one of the texts.
 
     Args:
-        texts: any number of texts.
-        ends: the last byte of each of them in UTF-8, any for an empty text; None if not known, which is slower.
+        texts: any number of texts: as str, or as bytes in UTF-8.
+        lasts: the last byte of each of them, if they are bytes.
     """
-    may_be = (
-        map(_LAST_CHARACTERS.__contains__, map(_last, texts))
-        if ends is None
-        else ends.translate(_ENDS_A_FILLER)
-    )
-    some = compress(texts, may_be)
-    return any(map(methodcaller("endswith", _FILLER_ENDS), some))
+    if lasts is None:
+        some = compress(texts, map(_LAST_CHARACTERS.__contains__, map(_last, texts)))
+        return any(map(methodcaller("endswith", _FILLER_ENDS), some))
+    some = compress(texts, lasts.translate(_ENDS_A_FILLER))
+    return any(map(methodcaller("endswith", _FILLER_ENDS_IN_UTF8), some))
 
 
 def may_be_marked(texts: list[str], joined: str, answers: bool) -> bool:

@@ -30,7 +30,8 @@ from swift_toolkit.dataset.reading.tables import (
     row_of,
 )
 from swift_toolkit.dataset.rows.flaws import Flaw
-from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
+from swift_toolkit.dataset.scan.talks import Talks
+from swift_toolkit.dataset.scan.texts import PlainTexts
 
 
 class Block(Protocol):
@@ -206,7 +207,7 @@ class TableBlock:
         if self.read is not None:
             return self.texts(plain, 0, len(self)) if self.rows else None
         columns = columns_of(self.data, self.header, self.separator)
-        return None if columns is None else plain.of_columns(columns.cells, self.data, columns.edges)
+        return None if columns is None else plain.of_columns(columns.texts, self.data, columns.measured)
 
     def texts(self, plain: PlainTexts, first: int, end: int) -> Talks | None:
         rows = [fields for _, fields in self.rows[first:end]]

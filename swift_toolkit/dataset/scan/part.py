@@ -46,6 +46,10 @@ LITTLE = 1 << 14
 """Bytes at the start of a file from which its columns and types are learned, to check the rest against them."""
 
 
+IN_UTF8 = frozenset({"csv", "tsv", "parquet"})
+"""Formats whose texts are not decoded, because they are compared as they are, in UTF-8."""
+
+
 class Sink(Protocol):
     """Receives every row of a scan in order.
 
@@ -78,6 +82,7 @@ class Part:
         trusting: raise `CutError` where rows of an array were cut at a wrong place, rather than decode them twice.
         header: column names of a table, in order.
         header_lines: number of lines of the header.
+        as_utf8: compare rows by their texts in UTF-8, because another file of the data is in `IN_UTF8`.
     """
 
     file: DataFile
@@ -91,6 +96,7 @@ class Part:
     trusting: bool = False
     header: tuple[str, ...] = ()
     header_lines: int = 0
+    as_utf8: bool = False
 
     @property
     def begins(self) -> bool:

@@ -36,6 +36,9 @@ from swift_toolkit.machine.device import cpu_cores
 ALONE_BYTES = 12 << 20
 """Smaller data is scanned by this process alone: another process takes about as long to start and to be heard."""
 
+WORTH_ARROW = 128 << 20
+"""Size of tables from which pyarrow saves more time than its import takes, even if no cell is in quotes."""
+
 RANGE_BYTES = 8 << 20
 """Maximum size of the parts into which an uncompressed file is divided among processes."""
 
@@ -166,7 +169,8 @@ def _import_for(parts: Sequence[Part]) -> None:
         import pyarrow.parquet
 
         pyarrow.default_memory_pool().release_unused()  # after the head of the file; each process would keep a copy
-    if any(part.file.syntax in {"csv", "tsv"} and _begins_with_quotes(part.file) for part in parts):
+    tables = [part.file for part in parts if part.file.syntax in {"csv", "tsv"}]
+    if sum(map(_size, tables)) > WORTH_ARROW or any(map(_begins_with_quotes, tables)):
         import pyarrow.csv
 
 

@@ -7,17 +7,14 @@ nothing, at a few microseconds per row. Rows that are not certainly valid are pa
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import partial, reduce
-from itertools import accumulate, chain, compress
-from operator import add, itemgetter, sub
+from itertools import compress
+from typing import Any
 
 from swift_toolkit.dataset.rows.checks import TINY_ANSWER, Rules, is_tiny, judge
 from swift_toolkit.dataset.rows.formats import layout_of
-from swift_toolkit.dataset.rows.marks import Sign, may_be_marked, may_end_in_filler, may_hold_signs, occurs
+from swift_toolkit.dataset.rows.marks import Sign, may_be_marked, may_hold_signs, occurs
+from swift_toolkit.dataset.scan.talks import Roles, Talks, encoded
 from swift_toolkit.dataset.scan.tally import ANSWERS_AT_ONCE, Tally
-from swift_toolkit.dataset.scan.texts import Roles, Talks, Texts
 
 COUNTED = 8
 """The tokens of every N-th block are counted for the histogram; it also represents the blocks skipped before it."""
@@ -31,7 +28,6 @@ UTF8 = 4
 LEAST_ROWS = 100
 """A block smaller than this, for example of a small file or next to a bad row, is always counted."""
 
-_last: Callable[[Texts], str] = itemgetter(-1)
 _TAGS = (b"<image>", b"<video>", b"<audio>")
 _UNUSUAL = (
     Sign(
@@ -43,9 +39,6 @@ _UNUSUAL = (
 )
 
 _CONTROL = bytes([*range(0x08), 0x0B, *range(0x0E, 0x20), 0x7F])
-_MAY_BE_BLANK = bytes(byte <= 0x20 or byte in b"\xc2\xe1\xe2\xe3" for byte in range(256))
-"""The first bytes of characters for which `str.isspace` is true, and others."""
-
 _PROBE = 1 << 12
 _USUAL = bytes(sorted({*range(0x80)} - {*_CONTROL}))
 
@@ -57,41 +50,36 @@ class QuickCheck:
 
     Args:
         rules: what the run asks of its rows.
+        as_utf8: see `Part`.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, as_utf8: bool) -> None:
         self.rules = rules
+        self.as_utf8 = as_utf8
         self.passed_blocks = 0
         self.passed_rows = 0
         self.good: dict[Roles, bool] = {}
 
     def take(self, talks: Talks, tally: Tally) -> bool:
         """Count these rows if all are valid; otherwise count nothing. Returns whether they were counted."""
-        texts = talks.texts
-        if not all(map(self.roles_are_right, talks.roles)):
+        if not all(map(self.roles_are_right, talks.roles)) or talks.is_any_blank():
             return False
-        contents = list(chain.from_iterable(texts))
-        sizes = list(map(len, contents))
-        if not min(sizes) or _is_any_blank(contents, talks):
-            return False
-        turns = talks.turns()
-        answers = contents[max(turns) - 1 :: max(turns)] if len(turns) == 1 else list(map(_last, texts))
-        if min(map(len, answers)) < TINY_ANSWER:
-            short = {answer for answer in answers if len(answer) < TINY_ANSWER}
-            if any(map(is_tiny, short)):
+        tiny = TINY_ANSWER * (UTF8 if talks.in_utf8 else 1)
+        if talks.shortest_answer() < tiny:
+            short = {answer for answer in talks.answers if len(answer) < tiny}
+            if any(map(is_tiny, map(_read, short))):
                 return False
-        if self._may_be_odd(contents, talks):
+        if self._may_be_odd(talks) or self._may_be_too_long(talks):
             return False
-        lengths = _row_lengths(sizes, texts, turns)
-        if self._may_be_too_long(lengths, texts, turns):
-            return False
+        texts = talks.texts
         tally.rows += len(texts)
-        tally.turns.update(turns)
-        tally.prints.extend(map(hash, texts), len(texts))
-        tally.note_answers(answers[:ANSWERS_AT_ONCE])
+        tally.turns.update(talks.turns)
+        rows = map(encoded, texts) if self.as_utf8 and not talks.in_utf8 else texts
+        tally.prints.extend(map(hash, rows), len(texts))
+        tally.note_answers(list(map(_read, talks.answers[:ANSWERS_AT_ONCE])))
         if tally.near.left:
-            tally.near.take(texts)
-        self._count(tally, texts, lengths)
+            tally.near.take(talks.read(texts[: tally.near.left]))
+        self._count(tally, talks)
         return True
 
     def roles_are_right(self, roles: Roles) -> bool:
@@ -101,15 +89,16 @@ class QuickCheck:
             self.good[roles] = not judge(row, layout_of(["messages"]), self.rules)[1]
         return self.good[roles]
 
-    def _may_be_odd(self, contents: list[str], talks: Talks) -> bool:
+    def _may_be_odd(self, talks: Talks) -> bool:
         """Whether any text may contain what `judge` warns about: damaged or invisible characters, media tags, marks."""
         task = self.rules.task
         seeks_marks = task.rows != "text"
-        if seeks_marks and _may_end_in_filler(contents, talks):
+        if seeks_marks and talks.may_end_in_filler():
             return True
         data, marked = talks.data, seeks_marks and (talks.data is None or may_hold_signs(talks.data))
         if data is not None and not marked and not self._is_odd(data, talks.is_json):
             return False
+        contents = list(map(bytes.decode, talks.contents)) if talks.in_utf8 else talks.contents
         joined = "".join(contents)
         data = joined.encode("utf-8", "replace")
         if seeks_marks and may_hold_signs(data) and may_be_marked(contents, joined, task.has_answers):
@@ -127,63 +116,38 @@ class QuickCheck:
             return bool(rest) and _is_unusual(rest) and _is_unusual(data)
         return _is_unusual(data)
 
-    def _may_be_too_long(self, sizes: list[int], texts: list[Texts], turns: Counter[int]) -> bool:
+    def _may_be_too_long(self, talks: Talks) -> bool:
         limit, lengths = self.rules.max_length, self.rules.lengths
         if limit is None:
             return False
-        most = max(turns)
+        most = max(talks.turns)
         allowed = (limit - most * lengths.message - lengths.row) * lengths.lightest
-        if max(sizes) * UTF8 <= allowed:
+        allowed /= 1 if talks.in_utf8 else UTF8
+        sizes = talks.row_sizes
+        if sizes[talks.longest] <= allowed:
             return False
-        return any(
-            size * UTF8 > allowed and lengths.of_texts(row) > limit
-            for size, row in zip(sizes, texts, strict=True)
-        )
+        long = list(compress(talks.texts, (size > allowed for size in sizes)))
+        return any(lengths.of_texts(row) > limit for row in talks.read(long))
 
-    def _count(self, tally: Tally, texts: list[Texts], sizes: list[int]) -> None:
+    def _count(self, tally: Tally, talks: Talks) -> None:
         """Count tokens: of some rows of some blocks, and of the longest row of each block."""
-        self.passed_rows += len(texts)
+        rows = talks.texts
+        self.passed_rows += len(rows)
         self.passed_blocks += 1
         of_texts = self.rules.lengths.of_texts
-        if self.passed_blocks % COUNTED == 1 or len(texts) < LEAST_ROWS:
-            some = texts[:: max(len(texts) // COUNTED_ROWS, 1)]
+        if self.passed_blocks % COUNTED == 1 or len(rows) < LEAST_ROWS:
+            some = talks.read(rows[:: max(len(rows) // COUNTED_ROWS, 1)])
             for row in some:
                 tally.note_length(of_texts(row), row, self.passed_rows / len(some))
             self.passed_rows = 0
-        longest = texts[sizes.index(max(sizes))]
+        (longest,) = talks.read([rows[talks.longest]])
         tally.note_length(of_texts(longest), longest, 0)
 
 
-def _is_any_blank(contents: list[str], talks: Talks) -> bool:
-    if talks.columns is None:
-        return any(map(str.isspace, contents))
-    some = (compress(texts, firsts.translate(_MAY_BE_BLANK)) for texts, firsts, _ in talks.columns)
-    return any(map(str.isspace, chain.from_iterable(some)))
-
-
-def _may_end_in_filler(contents: list[str], talks: Talks) -> bool:
-    if talks.columns is None:
-        return may_end_in_filler(contents)
-    return any(may_end_in_filler(texts, lasts) for texts, _, lasts in talks.columns)
+def _read(text: Any) -> str:
+    return text.decode() if isinstance(text, bytes) else text
 
 
 def _is_unusual(data: bytes | bytearray) -> bool:
     """Whether UTF-8 may contain invisible characters, control characters or mojibake."""
     return any(map(data.__contains__, _CONTROL)) or any(occurs(sign, data) for sign in _UNUSUAL)
-
-
-def _row_lengths(sizes: list[int], texts: list[Texts], turns: Counter[int]) -> list[int]:
-    """The number of characters of each row.
-
-    Args:
-        sizes: the number of characters of each message.
-        texts: the messages of each row.
-        turns: number of messages -> number of rows with it.
-    """
-    if len(turns) == 1:
-        (width,) = turns
-        columns: list[Iterable[int]] = [sizes[at::width] for at in range(width)]
-        return [*reduce(partial(map, add), columns)]
-    so_far = [0, *accumulate(sizes)]
-    bounds = [so_far[end] for end in accumulate(map(len, texts), initial=0)]
-    return list(map(sub, bounds[1:], bounds))

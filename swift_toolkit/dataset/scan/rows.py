@@ -23,11 +23,12 @@ from swift_toolkit.dataset.rows.media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.blocks import Block, block_of
 from swift_toolkit.dataset.scan.near import NEAR_ROWS, Sketch
-from swift_toolkit.dataset.scan.part import Part, Sink
+from swift_toolkit.dataset.scan.part import IN_UTF8, Part, Sink
 from swift_toolkit.dataset.scan.quick import QuickCheck
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
+from swift_toolkit.dataset.scan.talks import Talks, encoded
 from swift_toolkit.dataset.scan.tally import Tally
-from swift_toolkit.dataset.scan.texts import PlainTexts, Talks
+from swift_toolkit.dataset.scan.texts import PlainTexts
 
 ROWS_PER_COLLECTION = 100_000
 """Approximate number of rows after which the collector of Python looks for garbage; its own default is 700 objects."""
@@ -82,7 +83,8 @@ class _Scan:
         near = every_row if part.rules.closely else Sketch(NEAR_ROWS if part.begins else 0)
         self.tally = Tally(lines=part.header_lines if part.begins else 0, near=near)
         self.media = MediaCheck()
-        self.quick = QuickCheck(part.rules)
+        self.as_utf8 = part.as_utf8 or part.file.syntax in IN_UTF8
+        self.quick = QuickCheck(part.rules, self.as_utf8)
         plain = PlainTexts(part.layout, part.shape)
         one_by_one = sink is not None and sink.wants_rows
         self.plain = plain if plain.known and not one_by_one else None
@@ -210,7 +212,8 @@ class _Scan:
     def _measure(self, row: Row) -> None:
         messages = row.pop("messages")
         texts = tuple(map(text_of, messages))
-        print_ = hash(texts) if not row else hash((texts, repr(sorted(row.items()))))
+        key = encoded(texts) if self.as_utf8 else texts
+        print_ = hash((key, repr(sorted(row.items()))) if row else key)
         row["messages"] = messages
         self.tally.prints.extend([print_], 1)
         if self.tally.near.left:

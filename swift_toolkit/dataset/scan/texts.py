@@ -7,20 +7,18 @@ by one.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, repeat
 from operator import attrgetter, itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from swift_toolkit.dataset.reading.tables import Edges
+from swift_toolkit.dataset.reading.tables import Cells, in_utf8
 from swift_toolkit.dataset.rows.formats import Layout
 from swift_toolkit.dataset.scan.decoder import RowDecoder
 from swift_toolkit.dataset.scan.shape import Shape
-
-Texts = tuple[str, ...]
-Roles = tuple[str, ...]
+from swift_toolkit.dataset.scan.talks import TableTalks, Talks
 
 _ROLES = Literal["system", "user", "human", "assistant", "gpt", "bot"]
 _KEYS = (("role", "content"), ("from", "value"))
@@ -32,30 +30,6 @@ _ROLE_OF = {"system": "system", "query": "user", "instruction": "user", "respons
 
 _ESCAPES = re.compile(rb"\\[ubf/]")
 """With these, JSON may spell what `judge` warns about."""
-
-
-class Talks(NamedTuple):
-    """The texts of rows.
-
-    Args:
-        texts: the texts of each row, system prompt first.
-        roles: the distinct sequences of roles in the rows.
-        data: the bytes of the rows, if each character of the texts that `judge` may warn about is in them unescaped.
-        is_json: whether these are JSON, which contains no control characters except U+007F.
-        columns: the same texts with their ends, by column; None if the ends are not known.
-    """
-
-    texts: list[Texts]
-    roles: set[Roles]
-    data: bytes | bytearray | None = None
-    is_json: bool = False
-    columns: Sequence[Edges] | None = None
-
-    def turns(self) -> Counter[int]:
-        """The number of messages of a row -> the number of rows."""
-        if len(self.roles) == 1:  # the case for most files
-            return Counter({len(roles): len(self.texts) for roles in self.roles})
-        return Counter(map(len, self.texts))
 
 
 Columns = Mapping[str, Sequence[Any]]
@@ -136,28 +110,28 @@ class PlainTexts:
             talks = self._of_pairs(columns)
         else:
             talks = self._of_messages(columns, attrgetter("role"), attrgetter("content"))
-        return talks and talks._replace(data=raw, is_json=True)
+        return talks and replace(talks, data=raw, is_json=True)
 
     # Columns
 
     def of_columns(
-        self, columns: Columns, data: bytes | None = None, edges: Mapping[str, Edges] | None = None
+        self, columns: Columns, data: bytes | None = None, measured: Mapping[str, Cells] | None = None
     ) -> Talks | None:
         """The texts of rows given as columns; None if any of them is not plain.
 
         Args:
-            columns: column in the file -> values; messages as text are decoded.
+            columns: column in the file -> values, all as str or all as bytes; messages as text are decoded.
             data: the bytes from which they were read, with all texts of the cells unescaped.
-            edges: columns of texts with their ends.
+            measured: the same columns, if they have been measured.
         """
-        if edges and self.keys is None and "input" not in self.used:
-            ends = [edges[self.used[name]] for name in self._order]
-            rows = list(zip(*(column.texts for column in ends), strict=True))
-            return Talks(rows, {self._roles}, data, columns=ends)
+        if measured and self.keys is None and "input" not in self.used:
+            cells = [measured[self.used[name]] for name in self._order]
+            rows = list(zip(*(column.texts for column in cells), strict=True))
+            return TableTalks(rows, {self._roles}, data, in_utf8=True, columns=cells)
         named = {name: columns[column] for name, column in self.used.items()}
         if self.keys is None:
             return self._of_pairs(named, data)
-        if not all(isinstance(cell, str) for cell in named["messages"]):
+        if not all(isinstance(cell, str | bytes) for cell in named["messages"]):
             return None
         import msgspec
 
@@ -166,6 +140,8 @@ class PlainTexts:
             named["messages"] = list(map(decode, named["messages"]))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+        if "system" in named:
+            named["system"] = [cell.decode() if isinstance(cell, bytes) else cell for cell in named["system"]]
         return self._of_messages(named, attrgetter("role"), attrgetter("content"))
 
     def of_batch(self, batch: Any) -> Talks | None:
@@ -180,19 +156,23 @@ class PlainTexts:
                 if (talks := self._lists(values)) is None:
                     return None
                 columns[name] = talks
-                data.append(_utf8(self._parts(values)[1]))
+                values = self._parts(values)[1]
             elif values.type not in (pyarrow.string(), pyarrow.large_string()):
                 return None
             else:
-                columns[name] = values.to_pylist()
-                data.append(_utf8(values))
+                columns[name] = in_utf8(values)
+            try:
+                values.validate(full=True)
+            except pyarrow.ArrowInvalid:  # not UTF-8
+                return None
+            data.append(_utf8(values))
         if self.keys is None:
             return self._of_pairs(columns, b"".join(data))
         found = self._of_messages(columns, itemgetter(0), itemgetter(1))
-        return found and found._replace(data=b"".join(data))
+        return found and replace(found, data=b"".join(data))
 
-    def _lists(self, values: Any) -> list[list[tuple[str, str]]] | None:
-        """The messages of each row as (role, content); None if one is missing or has another form."""
+    def _lists(self, values: Any) -> list[list[tuple[str, bytes]]] | None:
+        """The messages of each row as (role, content in UTF-8); None if one is missing or has another form."""
         import pyarrow
 
         types, text = pyarrow.types, (pyarrow.string(), pyarrow.large_string())
@@ -206,7 +186,7 @@ class PlainTexts:
             return None
         if not set(parts[0].unique().to_pylist()) <= set(_ROLES.__args__):  # type: ignore[attr-defined]
             return None
-        pairs = iter(zip(parts[0].to_pylist(), parts[1].to_pylist(), strict=True))
+        pairs = iter(zip(parts[0].to_pylist(), in_utf8(parts[1]), strict=True))
         return [[next(pairs) for _ in range(size)] for size in values.value_lengths().to_pylist()]
 
     def _parts(self, lists: Any) -> list[Any]:
@@ -217,7 +197,7 @@ class PlainTexts:
     # Both
 
     def _of_messages(
-        self, columns: Columns, role_of: Callable[[Any], str], content_of: Callable[[Any], str]
+        self, columns: Columns, role_of: Callable[[Any], str], content_of: Callable[[Any], Any]
     ) -> Talks | None:
         talks = columns["messages"]
         turns = set(map(len, talks))
@@ -230,22 +210,30 @@ class PlainTexts:
         else:
             texts = list(map(tuple, map(partial(map, content_of), talks)))
             roles = set(map(tuple, map(partial(map, role_of), talks)))
+        kind = _kind(texts[0] if texts else ())
         if "system" in columns:
             systems = columns["system"]
-            if not all(isinstance(system, str) for system in systems):
+            if not all(isinstance(system, kind) for system in systems):
                 return None
             texts = [(system, *text) for system, text in zip(systems, texts, strict=True)]
             roles = {("system", *role) for role in roles}
-        return Talks(texts, roles)
+        return Talks(texts, roles, in_utf8=kind is bytes)
 
     def _of_pairs(self, columns: Columns, data: bytes | None = None) -> Talks | None:
         parts = [list(columns[name]) for name in self._order]
-        if not all(all(map(isinstance, part, repeat(str))) for part in parts):
+        kind = _kind(parts[0])
+        if not all(all(map(isinstance, part, repeat(kind))) for part in parts):
             return None
         if "input" in columns:
+            between: Any = b"\n" if kind is bytes else "\n"
             pairs = zip(parts[-2], columns["input"], strict=True)
-            parts[-2] = ["\n".join(filter(None, pair)) if pair[1] else pair[0] for pair in pairs]
-        return Talks(list(zip(*parts, strict=True)), {self._roles}, data)
+            parts[-2] = [between.join(filter(None, pair)) if pair[1] else pair[0] for pair in pairs]
+        return Talks(list(zip(*parts, strict=True)), {self._roles}, data, in_utf8=kind is bytes)
+
+
+def _kind(texts: Sequence[Any]) -> type:
+    """Whether texts are str, or bytes in UTF-8; the first of them tells."""
+    return bytes if texts and isinstance(texts[0], bytes) else str
 
 
 def _utf8(texts: Any) -> bytes | memoryview:
