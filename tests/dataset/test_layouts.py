@@ -308,6 +308,70 @@ def test_any_texts_are_cut_right(tmp_path: Path, rows: list[Row], name: str, blo
         assert [{key: value or "" for key, value in row.items()} for row in kept] == rows
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "", "é", "你", " ", ",", ",", "\n", "\r\n", "\r"]), max_size=12),
+    st.booleans(),
+)
+def test_cells_without_quotes_are_those_of_the_csv_module(parts: list[str], ends: bool) -> None:
+    text = "".join(parts) + "\n" * ends
+    columns = tables._columns_without_quotes(text.encode(), ["b", "c"], ",")
+    if columns is not None:
+        rows = list(zip(columns.texts["b"], columns.texts["c"], strict=True))
+        read = csv.reader(io.StringIO(text, newline=""), strict=True)
+        assert rows == [tuple(cell.encode() for cell in row) for row in read]
+    if "\r" not in text and all(line.count(",") == 1 for line in text.splitlines()) and text.strip("\n"):
+        assert columns is not None
+
+
+@pytest.mark.parametrize("first", ["a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("second", ["b.json", "a.tsv", "a.jsonl.gz", "a.parquet"])
+def test_rows_are_found_again_in_another_layout(first: str, second: str) -> None:
+    rows = [*pairs(60), {"query": "只有这个？", "response": "“是”的，\U0001f600。"}]
+    Path(f"1{first}").write_bytes(LAYOUTS[first](rows))
+    Path(f"2{second}").write_bytes(LAYOUTS[second](rows[20:]))
+    report = verify([f"1{first}"], [f"2{second}"])
+    assert report.groups["leak"].count == len(rows) - 20 and report.groups["duplicate"].count == 1
+
+
+def test_items_that_look_like_two_are_learned_from() -> None:
+    """The end of an item and the start of the next one, as in this file, inside a text at the end of a chunk."""
+    talk: list[Row] = [{"query": "q", "response": "a"}]
+    between = json_text.between_items(json.dumps(talk * 2).encode()).decode()
+    rows = [*talk, {"query": "x" * (part.LITTLE * 2), "response": between + "x" * (1 << 20)}] * 3
+    Path("a.json").write_text(json.dumps([*rows, {"query": "q", "response": "a", "score": 1}]))
+    found = find_part(Path("a.json"), "a.json", Rules())
+    assert list(found.shape.fields) == ["query", "response", "score"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("text", ["a question", 'a "question"'])
+@pytest.mark.parametrize("as_talk", [False, True])
+def test_cells_that_are_not_utf_8_are_refused(
+    name: str, text: str, as_talk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "pyarrow.csv", raising=False)
+    rows: list[Row] = [{"query": text, "response": f"XXX {at}"} for at in range(200)]
+    if as_talk:
+        rows = [
+            {
+                "messages": [
+                    {"role": "user", "content": row["query"]},
+                    {"role": "assistant", "content": row["response"]},
+                ]
+            }
+            for row in rows
+        ]
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), data, compression="none", use_dictionary=False
+    )
+    content = data.getvalue() if name == "a.parquet" else table(rows)
+    Path(name).write_bytes(content.replace(b"XXX 150", b"X\xffX 150"))
+    report = verify([name])
+    assert "UTF-8" in str(report.problems[0])
+
+
 def test_what_an_array_holds_behind_its_head_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part, "HEAD_BYTES", 5000)
     monkeypatch.setattr(json_text, "BLOCK_BYTES", 2000)
