@@ -35,9 +35,10 @@ from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.rows.formats import STANDARD_COLUMNS
 from swift_toolkit.dataset.rows.template import ANY_TEMPLATE, TemplateRules
 from swift_toolkit.dataset.scan import near
-from swift_toolkit.dataset.scan.part import IN_UTF8, Part, find_part, learned, unused_names
+from swift_toolkit.dataset.scan.part import Part, find_part, learned, unused_names
 from swift_toolkit.dataset.scan.pool import (
     Workers,
+    is_work_for_arrow,
     scan_alone,
     starter_command,
     worth_sharing,
@@ -244,8 +245,8 @@ class _Verification:
 
     def scan(self, deadline: float | None) -> None:
         """Scan the rows of all files."""
-        if any(part.file.syntax in IN_UTF8 for _, part in self.work):
-            self.work = [(entry, replace(part, as_utf8=True)) for entry, part in self.work]
+        as_utf8 = is_work_for_arrow([part.file for _, part in self.work])
+        self.work = [(entry, replace(part, as_utf8=as_utf8)) for entry, part in self.work]
         if self.workers is not None and worth_sharing(part for _, part in self.work):
             tallies = self.workers.scan([part for _, part in self.work])
             self.tallies = [(entry, tally) for (entry, _), tally in zip(self.work, tallies, strict=True)]

@@ -6,11 +6,9 @@ import codecs
 import csv
 import io
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -272,46 +270,48 @@ class Columns(NamedTuple):
     """The cells of some rows.
 
     Args:
-        texts: name of the column -> its cells in UTF-8.
-        measured: the same with their sizes and ends; empty if these are not known.
+        texts: name of the column -> its cells, as str or all as bytes in UTF-8.
+        measured: the same with their sizes and ends, if they are bytes.
     """
 
-    texts: dict[str, Sequence[bytes]]
+    texts: dict[str, Sequence[Any]]
     measured: dict[str, Cells]
 
 
-def columns_of(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
-    """The columns of a chunk; None if a row has too few or too many fields, or is not UTF-8."""
+def columns_of(data: bytes, header: Sequence[str], separator: str, as_utf8: bool = False) -> Columns | None:
+    """The columns of a chunk; None if a row has too few or too many fields, or is not UTF-8.
+
+    Args:
+        data: the chunk.
+        header: the names of the columns.
+        separator: the separator of the fields.
+        as_utf8: read the cells as bytes, with pyarrow.
+    """
     try:
-        if b'"' not in data and len(header) > 1 and "pyarrow.csv" not in sys.modules:
-            return _columns_without_quotes(data, header, separator) or _parsed(data, header, separator)
-        return _parsed(data, header, separator)
+        if b'"' not in data and len(header) > 1 and not as_utf8:
+            return _columns_without_quotes(data, header, separator) or _parsed(data, header, separator, False)
+        return _parsed(data, header, separator, as_utf8)
     except UnicodeDecodeError:
         return None
 
 
 def _columns_without_quotes(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
     """The same for the simplest form of a table, without loading a library; None for any other."""
-    data.decode()
-    rows = count_byte(data, b"\n") + (not data.endswith(b"\n"))
-    cells = data.removesuffix(b"\n").replace(b"\n", separator.encode() + b"\n").split(separator.encode())
-    columns: list[Sequence[bytes]] = [cells[at :: len(header)] for at in range(len(header))]
-    first, *later = columns[0]
-    if len(cells) != len(header) * rows or not all(map(_begins_with_break, later)):
+    lines = data.decode().split("\n")
+    if not lines[-1]:
+        lines.pop()
+    rows = [line.split(separator) for line in lines]
+    if set(map(len, rows)) != {len(header)}:
         return None
-    columns[0] = [first, *map(_without_first, later)]
+    columns: list[Sequence[str]] = list(zip(*rows, strict=True))
     if returns := count_byte(data, b"\r"):
-        columns[-1] = [cell[:-1] for cell in columns[-1] if cell.endswith(b"\r")]
-        if len(columns[-1]) != rows or rows != returns:
+        columns[-1] = [cell[:-1] for cell in columns[-1] if cell.endswith("\r")]
+        if len(columns[-1]) != len(rows) or len(rows) != returns:
             return None
     return Columns({name: column for name, column in zip(header, columns, strict=True) if name}, {})
 
 
-_begins_with_break: Callable[[bytes], bool] = methodcaller("startswith", b"\n")
-_without_first: Callable[[bytes], bytes] = itemgetter(slice(1, None))
-
-
-def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | None:
+def _parsed(data: bytes, header: Sequence[str], separator: str, as_utf8: bool) -> Columns | None:
     import pyarrow
     from pyarrow import csv as arrow
 
@@ -331,6 +331,8 @@ def _parsed(data: bytes, header: Sequence[str], separator: str) -> Columns | Non
     chunks = {name: table.column(at).chunks for at, name in enumerate(header) if name}
     if any(len(arrays) != 1 for arrays in chunks.values()):  # no row, or more than Arrow puts into one array
         return None
+    if not as_utf8:
+        return Columns({name: array.to_pylist() for name, (array,) in chunks.items()}, {})
     measured = {name: _measured(array) for name, (array,) in chunks.items()}
     return Columns({name: cells.texts for name, cells in measured.items()}, measured)
 

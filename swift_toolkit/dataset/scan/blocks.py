@@ -206,7 +206,7 @@ class TableBlock:
     def all_texts(self, plain: PlainTexts) -> Talks | None:
         if self.read is not None:
             return self.texts(plain, 0, len(self)) if self.rows else None
-        columns = columns_of(self.data, self.header, self.separator)
+        columns = columns_of(self.data, self.header, self.separator, plain.as_utf8)
         return None if columns is None else plain.of_columns(columns.texts, self.data, columns.measured)
 
     def texts(self, plain: PlainTexts, first: int, end: int) -> Talks | None:

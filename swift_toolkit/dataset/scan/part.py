@@ -16,7 +16,6 @@ from swift_toolkit.dataset.reading.files import (
 )
 from swift_toolkit.dataset.reading.json_text import as_array, last_comma
 from swift_toolkit.dataset.reading.streams import (
-    BLOCK_BYTES,
     Chunk,
     CutError,
     DataFile,
@@ -44,10 +43,6 @@ from swift_toolkit.dataset.scan.shape import HEAD_BYTES, Shape
 
 LITTLE = 1 << 14
 """Bytes at the start of a file from which its columns and types are learned, to check the rest against them."""
-
-
-IN_UTF8 = frozenset({"csv", "tsv", "parquet"})
-"""Formats whose texts are not decoded, because they are compared as they are, in UTF-8."""
 
 
 class Sink(Protocol):
@@ -82,7 +77,7 @@ class Part:
         trusting: raise `CutError` where rows of an array were cut at a wrong place, rather than decode them twice.
         header: column names of a table, in order.
         header_lines: number of lines of the header.
-        as_utf8: compare rows by their texts in UTF-8, because another file of the data is in `IN_UTF8`.
+        as_utf8: read tables and Parquet without decoding their texts; rows are compared by their texts in UTF-8.
     """
 
     file: DataFile
@@ -151,7 +146,7 @@ def _head_of_table(file: DataFile) -> Head:
             if isinstance(record.value, dict):
                 shape.add(record.value)
             size += record.size
-            if size > BLOCK_BYTES:
+            if size > TABLE_HEAD_BYTES:
                 break
     return Head(shape, tuple(table.header), table.lines)
 
@@ -166,6 +161,9 @@ def _shape_of_records(file: DataFile) -> Shape:
             break
     return shape
 
+
+TABLE_HEAD_BYTES = 1 << 18
+"""Size of the inspected rows of a table; its columns are known from the first line, and all hold text."""
 
 PARQUET_ROWS = 1000
 """Number of inspected rows of a Parquet file; the types of all others are the same."""

@@ -36,7 +36,7 @@ from swift_toolkit.machine.device import cpu_cores
 ALONE_BYTES = 12 << 20
 """Smaller data is scanned by this process alone: another process takes about as long to start and to be heard."""
 
-WORTH_ARROW = 128 << 20
+WORTH_ARROW = 256 << 20
 """Size of tables from which pyarrow saves more time than its import takes, even if no cell is in quotes."""
 
 RANGE_BYTES = 8 << 20
@@ -169,9 +169,19 @@ def _import_for(parts: Sequence[Part]) -> None:
         import pyarrow.parquet
 
         pyarrow.default_memory_pool().release_unused()  # after the head of the file; each process would keep a copy
-    tables = [part.file for part in parts if part.file.syntax in {"csv", "tsv"}]
-    if sum(map(_size, tables)) > WORTH_ARROW or any(map(_begins_with_quotes, tables)):
+    if any(part.as_utf8 and part.file.syntax in _TABLES for part in parts):
         import pyarrow.csv
+
+
+_TABLES = frozenset({"csv", "tsv"})
+
+
+def is_work_for_arrow(files: Sequence[DataFile]) -> bool:
+    """Whether pyarrow reads tables and Parquet among these files fastest, with their texts in UTF-8."""
+    tables = [file for file in files if file.syntax in _TABLES]
+    if sum(map(_size, tables)) > WORTH_ARROW or any(file.syntax == "parquet" for file in files):
+        return True
+    return any(map(_begins_with_quotes, tables))
 
 
 def _begins_with_quotes(file: DataFile) -> bool:

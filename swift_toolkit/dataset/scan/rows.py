@@ -23,7 +23,7 @@ from swift_toolkit.dataset.rows.media import MEDIA_NAMES, MediaCheck
 from swift_toolkit.dataset.rows.messages import Row
 from swift_toolkit.dataset.scan.blocks import Block, block_of
 from swift_toolkit.dataset.scan.near import NEAR_ROWS, Sketch
-from swift_toolkit.dataset.scan.part import IN_UTF8, Part, Sink
+from swift_toolkit.dataset.scan.part import Part, Sink
 from swift_toolkit.dataset.scan.quick import QuickCheck
 from swift_toolkit.dataset.scan.shape import HEAD_BYTES
 from swift_toolkit.dataset.scan.talks import Talks, encoded
@@ -83,9 +83,8 @@ class _Scan:
         near = every_row if part.rules.closely else Sketch(NEAR_ROWS if part.begins else 0)
         self.tally = Tally(lines=part.header_lines if part.begins else 0, near=near)
         self.media = MediaCheck()
-        self.as_utf8 = part.as_utf8 or part.file.syntax in IN_UTF8
-        self.quick = QuickCheck(part.rules, self.as_utf8)
-        plain = PlainTexts(part.layout, part.shape)
+        self.quick = QuickCheck(part.rules, part.as_utf8)
+        plain = PlainTexts(part.layout, part.shape, part.as_utf8)
         one_by_one = sink is not None and sink.wants_rows
         self.plain = plain if plain.known and not one_by_one else None
         self.later_type: Any = None
@@ -212,7 +211,7 @@ class _Scan:
     def _measure(self, row: Row) -> None:
         messages = row.pop("messages")
         texts = tuple(map(text_of, messages))
-        key = encoded(texts) if self.as_utf8 else texts
+        key = encoded(texts) if self.part.as_utf8 else texts
         print_ = hash((key, repr(sorted(row.items()))) if row else key)
         row["messages"] = messages
         self.tally.prints.extend([print_], 1)

@@ -42,10 +42,11 @@ class PlainTexts:
     Args:
         layout: the format of the file.
         shape: its columns and types.
+        as_utf8: see `Part`; JSON is read as str in any case.
     """
 
-    def __init__(self, layout: Layout, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, layout: Layout, shape: Shape, as_utf8: bool = False) -> None:
+        self.shape, self.as_utf8 = shape, as_utf8
         self.used = {name: column for column, name in layout.used[1].items()}
         names = self.used.keys() - {"system"}
         known = not shape.is_typeless and all(column in shape.fields for column in self.used.values())
@@ -160,7 +161,7 @@ class PlainTexts:
             elif values.type not in (pyarrow.string(), pyarrow.large_string()):
                 return None
             else:
-                columns[name] = in_utf8(values)
+                columns[name] = self._values(values)
             try:
                 values.validate(full=True)
             except pyarrow.ArrowInvalid:  # not UTF-8
@@ -171,8 +172,12 @@ class PlainTexts:
         found = self._of_messages(columns, itemgetter(0), itemgetter(1))
         return found and replace(found, data=b"".join(data))
 
-    def _lists(self, values: Any) -> list[list[tuple[str, bytes]]] | None:
-        """The messages of each row as (role, content in UTF-8); None if one is missing or has another form."""
+    def _values(self, array: Any) -> list[Any]:
+        values: list[Any] = in_utf8(array) if self.as_utf8 else array.to_pylist()
+        return values
+
+    def _lists(self, values: Any) -> list[list[tuple[str, Any]]] | None:
+        """The messages of each row as (role, content); None if one is missing or has another form."""
         import pyarrow
 
         types, text = pyarrow.types, (pyarrow.string(), pyarrow.large_string())
@@ -186,7 +191,7 @@ class PlainTexts:
             return None
         if not set(parts[0].unique().to_pylist()) <= set(_ROLES.__args__):  # type: ignore[attr-defined]
             return None
-        pairs = iter(zip(parts[0].to_pylist(), in_utf8(parts[1]), strict=True))
+        pairs = iter(zip(parts[0].to_pylist(), self._values(parts[1]), strict=True))
         return [[next(pairs) for _ in range(size)] for size in values.value_lengths().to_pylist()]
 
     def _parts(self, lists: Any) -> list[Any]:
