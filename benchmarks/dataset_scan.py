@@ -8,7 +8,8 @@
 
 The files contain messages in JSON Lines (for the table, a question and an answer in each format), generated with a
 fixed seed and removed afterwards. Each figure is the best of several rounds in separate processes; memory is the
-highest sum over all processes of a run. On a busy machine, compare the processor time, which is also printed.
+highest sum over all processes of one more run, because looking at it takes processor time. On a busy machine, compare
+the processor time, which is also printed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -130,7 +132,7 @@ def throughput(folder: Path, kind: str, megabytes: int, rounds: int) -> None:
     for words in (60, 400):
         path = folder / "rows.jsonl"
         write(path, rows_of(kind, words), size=megabytes << 20)
-        best, _ = best_of(rounds, VERIFY, path, "one", "")
+        best = best_of(rounds, VERIFY, path, "one", "")
         print(
             f"one core, {kind}, {path.stat().st_size // best['rows']} bytes per row: {figures(path, best)}",
             flush=True,
@@ -144,9 +146,10 @@ def growth(folder: Path, megabytes: int, rounds: int, layout: str = "jsonl") -> 
     path = folder / f"rows.{layout}"
     write_grown(path, megabytes << 20, layout)
     for cores, name in (("one", "one core"), ("all", "all cores")):
-        best, memory = best_of(rounds if megabytes < 1000 else 1, VERIFY, path, cores, "")
+        best = best_of(rounds if megabytes < 1000 else 1, VERIFY, path, cores, "")
+        memory = memory_in(VERIFY, path, cores, "")
         print(f"{megabytes} MB {layout}, {name}: {figures(path, best)}, {memory} MB of memory", flush=True)
-    best, memory = best_of(1, VERIFY, path, "one", "2")
+    best, memory = best_of(1, VERIFY, path, "one", "2"), memory_in(VERIFY, path, "one", "2")
     print(f"{megabytes} MB {layout}, within 2 s: {best['seconds']:.2f} s, {memory} MB of memory", flush=True)
     path.unlink()
 
@@ -185,8 +188,7 @@ def endless_pairs() -> Iterator[list[dict[str, str]]]:
 def against_swift(folder: Path, rows: int, rounds: int) -> None:
     path = folder / "rows.jsonl"
     write(path, rows_of("english", 60), rows=rows)
-    ours, _ = best_of(rounds, VERIFY, path, "all", "")
-    swift, _ = best_of(1, SWIFT, path)
+    ours, swift = best_of(rounds, VERIFY, path, "all", ""), best_of(1, SWIFT, path)
     for name, of in (("wall", "seconds"), ("processor", "busy")):
         times = f"ours {ours[of]:.2f} s, ms-swift {swift[of]:.1f} s, {swift[of] / ours[of]:.0f} times"
         print(f"{rows} rows, {name}: {times}", flush=True)
@@ -209,14 +211,15 @@ def layouts(folder: Path, rows: int, rounds: int, with_swift: bool) -> None:
         for layout in LAYOUTS:
             path = folder / f"rows.{layout}"
             write_layout(path, table, layout)
-            ours, memory = best_of(rounds, VERIFY, path, "all", "")
-            quick, _ = best_of(1, VERIFY, path, "all", "2")
-            decode, _ = best_of(rounds, DECODE, path)
-            worst["decoding"] = max(worst.get("decoding", 0), ours["busy"] / decode["busy"])
+            ours, memory = best_of(rounds, VERIFY, path, "all", ""), memory_in(VERIFY, path, "all", "")
+            quick = best_of(1, VERIFY, path, "all", "2")
+            decode = best_of(rounds, DECODE, path)
+            of_decoding = ours["busy"] / max(decode["busy"], 0.01)  # os.times counts hundredths of a second
+            worst["decoding"] = max(worst.get("decoding", 0), of_decoding)
             line = f"{kind:9} {layout:12} {path.stat().st_size / 1e6:5.0f} {ours['seconds']:10.2f} {ours['busy']:10.2f}"
-            line += f" {memory:13} {quick['seconds']:12.2f} {ours['busy'] / decode['busy']:12.1f}"
+            line += f" {memory:13} {quick['seconds']:12.2f} {of_decoding:12.1f}"
             if with_swift and layout in SWIFT_READS:
-                swift, _ = best_of(1, SWIFT, path)
+                swift = best_of(1, SWIFT, path)
                 times, busy = (swift[of] / ours[of] for of in ("seconds", "busy"))
                 line += f" {swift['seconds']:15.1f} {swift['busy']:10.1f} {times:12.1f} {busy:10.1f}"
                 worst["ms-swift"] = min(worst.get("ms-swift", times), times)
@@ -262,7 +265,7 @@ def write_layout(path: Path, rows: list[dict[str, str]], layout: str) -> None:
     path.write_bytes(PACK[packing](data))
 
 
-PACK = {"": bytes, "gz": gzip.compress, "zst": zstandard.compress}
+PACK = {"": bytes, "gz": partial(gzip.compress, compresslevel=6), "zst": zstandard.compress}
 
 
 def figures(path: Path, best: dict[str, float]) -> str:
@@ -305,30 +308,34 @@ def write(path: Path, lines: Iterator[bytes], size: int = 0, rows: int = 0) -> N
                 return
 
 
-def best_of(rounds: int, code: str, *arguments: object) -> tuple[dict[str, float], int]:
-    """The fastest of several runs, and the highest memory of any run in MB."""
-    results, peaks = [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            result, peak = run(code, cache, *map(str, arguments))
-        results.append(result)
-        peaks.append(peak)
-    return min(results, key=lambda result: result["seconds"]), max(peaks) >> 20
+def best_of(rounds: int, code: str, *arguments: object) -> dict[str, float]:
+    """The fastest of several runs."""
+    return min(
+        (run(code, *map(str, arguments))[0] for _ in range(rounds)), key=lambda result: result["seconds"]
+    )
 
 
-def run(code: str, cache: str, *arguments: str) -> tuple[dict[str, float], int]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MODELSCOPE_CACHE": cache, "HF_HOME": cache}
-    command = [sys.executable, "-c", code, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-    peak = 0
-    watched = psutil.Process(process.pid)
-    while process.poll() is None:
-        peak = max(peak, memory_of(watched))
-        time.sleep(0.02)
-    assert process.stdout is not None
+def memory_in(code: str, *arguments: object) -> int:
+    """The memory of a run in MB."""
+    return run(code, *map(str, arguments), watched=True)[1] >> 20
+
+
+def run(code: str, *arguments: str, watched: bool = False) -> tuple[dict[str, float], int]:
+    """What a run prints, and its memory in bytes if it is watched."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MODELSCOPE_CACHE": cache, "HF_HOME": cache}
+        command = [sys.executable, "-c", code, *arguments]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        peak = 0
+        while watched and process.poll() is None:
+            peak = max(peak, memory_of(psutil.Process(process.pid)))
+            time.sleep(0.02)
+        out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"a run failed with status {process.returncode}")
-    return json.loads(process.stdout.read().splitlines()[-1]), peak
+    return json.loads(out.splitlines()[-1]), peak
 
 
 def memory_of(process: psutil.Process) -> int:
