@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swift_toolkit.config.tasks import TaskName
-from swift_toolkit.dataset.reading import json_text, tables
+from swift_toolkit.dataset.reading import files, json_text, tables
 from swift_toolkit.dataset.reading.files import look_at
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.flaws import FlawError
@@ -46,6 +46,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "BLOCK_BYTES", 3000)
     monkeypatch.setattr(part, "LITTLE", 500)
     monkeypatch.setattr(tables, "ROWS_AT_ONCE", 17)
+    for module in (files, pool):
+        monkeypatch.setattr(module, "SMALL_BYTES", 0)
 
 
 def lines(rows: list[Row]) -> bytes:
@@ -294,6 +296,8 @@ def test_any_texts_are_cut_right(tmp_path: Path, rows: list[Row], name: str, blo
     with pytest.MonkeyPatch.context() as patch:
         for module in (json_text, tables):
             patch.setattr(module, "BLOCK_BYTES", block)
+        for module in (files, pool):
+            patch.setattr(module, "SMALL_BYTES", 1000)
         patch.setattr(part, "LITTLE", 10)
         try:
             found = find_part(path, name, Rules())
@@ -427,6 +431,23 @@ def test_workers_read_parquet_without_numpy() -> None:
     assert modules == "300 [] ['pyarrow']"
     assert broken.startswith("c.parquet: cannot be read to the end: ")
     assert bad == 'b.parquet: row 300: the content of message 2 ("assistant") is empty.'
+
+
+def test_a_small_table_with_quotes_is_read_without_numpy_and_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.csv").write_bytes(table(pairs(300)))
+    out = run_python(
+        """
+        import sys
+        from swift_toolkit.dataset.verify import verify
+
+        report = verify(["a.csv"])
+        print({"numpy", "pyarrow"} & sys.modules.keys(), report.train_rows, *report.groups)
+        """
+    )
+    assert out == "set() 300 tiny-answer invisible duplicate\n"
+    found = verify(["a.csv"])
+    monkeypatch.setattr(pool, "SMALL_BYTES", 0)
+    assert findings(verify(["a.csv"])) == findings(found)
 
 
 def run_python(code: str) -> str:

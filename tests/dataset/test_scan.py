@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from swift_toolkit.config.tasks import TASKS, TaskName
 from swift_toolkit.dataset import verify as dataset_verify
-from swift_toolkit.dataset.reading import json_text
+from swift_toolkit.dataset.reading import files, json_text
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk
 from swift_toolkit.dataset.rows import flaws
 from swift_toolkit.dataset.rows.checks import Rules
@@ -406,11 +406,15 @@ def test_a_mark_after_any_number_of_brackets_is_found(
 @pytest.mark.parametrize(
     "cell", ["nan", "#N/A", " ", "\u3000", " \u3000", "\u2028", "\x85", "\x1c", "。", "é!"]
 )
-@pytest.mark.parametrize("kind", ["quoted", "plain", "parquet"])
-def test_a_blank_filler_or_tiny_answer_among_cells_is_found(cell: str, kind: str) -> None:
-    mark = '"' if kind == "quoted" else ""
-    question = "a question, number {}" if kind == "quoted" else "a question number {}"
-    rows = [(question.format(at), "a good answer") for at in range(300)]
+@pytest.mark.parametrize("kind", ["quoted", "small", "plain", "parquet"])
+def test_a_blank_filler_or_tiny_answer_among_cells_is_found(
+    cell: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != "small":
+        for module in (files, pool):
+            monkeypatch.setattr(module, "SMALL_BYTES", 0)
+    mark, question = ('"', "a question, number {}") if kind in ("quoted", "small") else ("", "a question {}")
+    rows = [(question.format(at), f"answer {at}") for at in range(300)]
     rows.append((question.format("301"), cell))
     if kind == "parquet":
         columns = dict(zip(("query", "response"), map(list, zip(*rows, strict=True)), strict=True))
@@ -419,12 +423,11 @@ def test_a_blank_filler_or_tiny_answer_among_cells_is_found(cell: str, kind: str
         lines = [f"{mark}{query}{mark},{mark}{answer}{mark}\n" for query, answer in rows]
         Path("train.csv").write_text("query,response\n" + "".join(lines), "utf-8", newline="")
     file = Path("train.csv").rename(f"train.{'parquet' if kind == 'parquet' else 'csv'}")
-    tally = pool.scan_alone(find_part(file, file.name, Rules()))
-    assert tally.rows == 301
-    is_flawed = cell != "é!"
-    assert {finding.number for found in tally.found.values() for finding in found} == {301} - {
-        0 if is_flawed else 301
-    }
+    report = verify([file.name])
+    assert report.files[0].checked == 301
+    found = [str(problem) for group in report.groups.values() for problem in group.examples]
+    place = f"{file.name}: row 301" if kind == "parquet" else f"{file.name}:302"
+    assert bool(found) == (cell != "é!") and all(problem.startswith(place) for problem in found)
 
 
 def test_every_blank_character_begins_with_a_byte_of_the_table() -> None:

@@ -38,6 +38,7 @@ from swift_toolkit.dataset.reading.streams import (
     open_stream,
 )
 from swift_toolkit.dataset.reading.tables import (
+    SMALL_BYTES,
     Batch,
     TableChunks,
     TableRows,
@@ -153,7 +154,11 @@ def encoding_flaw(file: DataFile) -> FlawError:
 
 
 def read_chunks(
-    file: DataFile, stream: IO[bytes], section: Section = WHOLE, trusting: bool = False
+    file: DataFile,
+    stream: IO[bytes],
+    section: Section = WHOLE,
+    trusting: bool = False,
+    as_utf8: bool = False,
 ) -> Iterator[Chunk | TableRows | Batch]:
     """Read whole rows of a file, about `BLOCK_BYTES` at a time.
 
@@ -162,6 +167,7 @@ def read_chunks(
         stream: its decompressed bytes.
         section: the rows to read; only of an uncompressed file.
         trusting: see `ItemChunks`.
+        as_utf8: pyarrow reads tables in any case, so that even a small one need not be read without it.
 
     Raises:
         CutError: the section, as it turns out, does not consist of whole rows.
@@ -174,8 +180,11 @@ def read_chunks(
         elif file.syntax == "parquet":
             yield from batches_between(file, start, end)
         elif section == WHOLE:
-            whole = ItemChunks(stream, trusting=trusting) if file.values else TableChunks(stream, file.syntax)
-            yield from whole.chunks()
+            if file.values:
+                yield from ItemChunks(stream, trusting=trusting).chunks()
+                return
+            is_small = not as_utf8 and file.size < SMALL_BYTES and not file.packing
+            yield from TableChunks(stream, file.syntax, is_small=is_small).chunks()
         else:
             yield from _chunks_of_section(file, stream, section)
 

@@ -30,6 +30,9 @@ from swift_toolkit.dataset.rows.messages import Row
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
+SMALL_BYTES = 4 << 20
+"""Size of a table with quotes up to which the csv module takes less time than the import of numpy and pyarrow."""
+
 Fields = list[tuple[int, Any]]
 """Rows of a table with their lines: the fields, or the flaw that makes the row unreadable."""
 
@@ -55,13 +58,16 @@ class TableChunks:
         stream: the file, or a section of it without the header.
         syntax: "csv" or "tsv".
         header: the names of the columns of a section; it was cut by `row_bounds`.
+        is_small: read rows with quotes one by one in any case.
 
     Raises:
         FlawError: the header cannot be used.
     """
 
-    def __init__(self, stream: IO[bytes], syntax: str, header: Sequence[str] | None = None) -> None:
-        self.stream = stream
+    def __init__(
+        self, stream: IO[bytes], syntax: str, header: Sequence[str] | None = None, is_small: bool = False
+    ) -> None:
+        self.stream, self.is_small = stream, is_small
         self.separator = SEPARATORS[syntax]
         self.is_section = header is not None
         self.header: Sequence[str] = header or ()
@@ -89,6 +95,9 @@ class TableChunks:
         """
         data, more = self.rest, b"more"
         while more:
+            if self.is_small and b'"' in data:
+                yield from self._one_by_one(data)
+                return
             quotes = _quotes_of(data)
             end = _last_row(data, len(quotes))
             rows = data[:end]

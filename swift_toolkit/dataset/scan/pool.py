@@ -24,7 +24,14 @@ from typing import IO, Any, NoReturn, cast
 from swift_toolkit.dataset.reading.files import data_suffix, encoding_flaw, read_chunks
 from swift_toolkit.dataset.reading.json_text import item_bounds
 from swift_toolkit.dataset.reading.streams import BLOCK_BYTES, Chunk, CutError, DataFile, guarded, open_stream
-from swift_toolkit.dataset.reading.tables import Batch, TableRows, group_rows, row_bounds
+from swift_toolkit.dataset.reading.tables import (
+    SEPARATORS,
+    SMALL_BYTES,
+    Batch,
+    TableRows,
+    group_rows,
+    row_bounds,
+)
 from swift_toolkit.dataset.rows.checks import Rules
 from swift_toolkit.dataset.rows.flaws import Flaw, FlawError
 from swift_toolkit.dataset.scan.near import NEAR_CHARACTERS, NEAR_ROWS
@@ -169,19 +176,17 @@ def _import_for(parts: Sequence[Part]) -> None:
         import pyarrow.parquet
 
         pyarrow.default_memory_pool().release_unused()  # after the head of the file; each process would keep a copy
-    if any(part.as_utf8 and part.file.syntax in _TABLES for part in parts):
+    if any(part.as_utf8 and part.file.syntax in SEPARATORS for part in parts):
         import pyarrow.csv
-
-
-_TABLES = frozenset({"csv", "tsv"})
 
 
 def is_work_for_arrow(files: Sequence[DataFile]) -> bool:
     """Whether pyarrow reads tables and Parquet among these files fastest, with their texts in UTF-8."""
-    tables = [file for file in files if file.syntax in _TABLES]
-    if sum(map(_size, tables)) > WORTH_ARROW or any(file.syntax == "parquet" for file in files):
+    tables = [file for file in files if file.syntax in SEPARATORS]
+    size = sum(map(_size, tables))
+    if size > WORTH_ARROW or any(file.syntax == "parquet" for file in files):
         return True
-    return any(map(_begins_with_quotes, tables))
+    return size > SMALL_BYTES and any(map(_begins_with_quotes, tables))
 
 
 def _begins_with_quotes(file: DataFile) -> bool:

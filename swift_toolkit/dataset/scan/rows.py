@@ -127,7 +127,7 @@ class _Scan:
             return
         with contextlib.ExitStack() as stack:
             stream = self.source.stream if self.source else stack.enter_context(open_stream(part.file))
-            for chunk in read_chunks(part.file, stream, part.section, part.trusting):
+            for chunk in read_chunks(part.file, stream, part.section, part.trusting, part.as_utf8):
                 yield block_of(part.file, chunk, part.header, part.trusting)
                 del chunk  # its memory serves the next one
 
