@@ -277,9 +277,9 @@ def environment(device: Device) -> dict[str, str]:
     """The variables that a computing process gets in addition to the user's own, which take precedence.
 
     On a CPU, GNU OpenMP's threads spin only briefly before they sleep. Ten steps of the quickstart on two cores with
-    torch 2.13 take 12 s alone on an AMD EPYC, as with the default; next to another busy process they take 29 s, with the
-    default over 140 s. On an Intel Xeon, a step alone takes about a tenth longer than with the default, and with a count
-    of 10,000 it takes 36 instead of 25 s next to a busy process. The results are the same.
+    torch 2.13 take 12 s alone on an AMD EPYC, as with the default; next to another busy process they take 29 s, with
+    the default over 140 s. On an Intel Xeon, a step alone takes about a tenth longer than with the default; with a
+    count of 10,000 it would take 36 instead of 25 s next to a busy process. The results are the same.
 
     vLLM spawns its engine instead of forking it, as under its own command: only a spawned process can be made to end
     with its parent (process.end_with_parent).
