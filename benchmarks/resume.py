@@ -162,7 +162,9 @@ class Trial:
                 break  # the run finished before the moment
             kill_tree(process)
             happened.append(self.state_at_the_kill(output, said))
-        if (status := self.start(output).wait(PATIENCE)) != 0:
+        else:
+            process = self.start(output)
+        if (status := process.wait(PATIENCE)) != 0:
             return happened, f"exit status {status}: {errors_of(output)}"
         runs = list(output.glob("v*-*"))
         wrong = "" if len(runs) == 1 else f"{len(runs)} run directories. "
@@ -213,7 +215,7 @@ class Watch:
         """Return in the middle of ``moment``."""
         if moment == "start":
             self.until(lambda: "importing" in self.printed())
-            time.sleep(self.chance.uniform(0, 8))
+            time.sleep(self.chance.uniform(0, 4))
         elif moment == "save":
             step = self.one_of(SAVE)
             self.until(lambda: bool(list(self.output.glob(f"v*-*/checkpoint-{step}"))), every=0.0005)
