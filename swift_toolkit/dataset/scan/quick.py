@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from itertools import compress
-from typing import Any
 
 from swift_toolkit.dataset.rows.checks import TINY_ANSWER, Rules, is_tiny, judge
 from swift_toolkit.dataset.rows.formats import layout_of
@@ -67,7 +66,7 @@ class QuickCheck:
         tiny = TINY_ANSWER * (UTF8 if talks.in_utf8 else 1)
         if talks.shortest_answer() < tiny:
             short = {answer for answer in talks.answers if len(answer) < tiny}
-            if any(map(is_tiny, map(_read, short))):
+            if any(map(is_tiny, talks.read(short))):
                 return False
         if self._may_be_odd(talks) or self._may_be_too_long(talks):
             return False
@@ -76,9 +75,9 @@ class QuickCheck:
         tally.turns.update(talks.turns)
         rows = map(encoded, texts) if self.as_utf8 and not talks.in_utf8 else texts
         tally.prints.extend(map(hash, rows), len(texts))
-        tally.note_answers(list(map(_read, talks.answers[:ANSWERS_AT_ONCE])))
+        tally.note_answers(talks.read(talks.answers[:ANSWERS_AT_ONCE]))
         if tally.near.left:
-            tally.near.take(talks.read(texts[: tally.near.left]))
+            tally.near.take(talks.read_rows(texts[: tally.near.left]))
         self._count(tally, talks)
         return True
 
@@ -98,7 +97,7 @@ class QuickCheck:
         data, marked = talks.data, seeks_marks and (talks.data is None or may_hold_signs(talks.data))
         if data is not None and not marked and not self._is_odd(data, talks.is_json):
             return False
-        contents = list(map(bytes.decode, talks.contents)) if talks.in_utf8 else talks.contents
+        contents = talks.read(talks.contents)
         joined = "".join(contents)
         data = joined.encode("utf-8", "replace")
         if seeks_marks and may_hold_signs(data) and may_be_marked(contents, joined, task.has_answers):
@@ -127,7 +126,7 @@ class QuickCheck:
         if sizes[talks.longest] <= allowed:
             return False
         long = list(compress(talks.texts, (size > allowed for size in sizes)))
-        return any(lengths.of_texts(row) > limit for row in talks.read(long))
+        return any(lengths.of_texts(row) > limit for row in talks.read_rows(long))
 
     def _count(self, tally: Tally, talks: Talks) -> None:
         """Count tokens: of some rows of some blocks, and of the longest row of each block."""
@@ -136,16 +135,12 @@ class QuickCheck:
         self.passed_blocks += 1
         of_texts = self.rules.lengths.of_texts
         if self.passed_blocks % COUNTED == 1 or len(rows) < LEAST_ROWS:
-            some = talks.read(rows[:: max(len(rows) // COUNTED_ROWS, 1)])
+            some = talks.read_rows(rows[:: max(len(rows) // COUNTED_ROWS, 1)])
             for row in some:
                 tally.note_length(of_texts(row), row, self.passed_rows / len(some))
             self.passed_rows = 0
-        (longest,) = talks.read([rows[talks.longest]])
+        (longest,) = talks.read_rows([rows[talks.longest]])
         tally.note_length(of_texts(longest), longest, 0)
-
-
-def _read(text: Any) -> str:
-    return text.decode() if isinstance(text, bytes) else text
 
 
 def _is_unusual(data: bytes | bytearray) -> bool:

@@ -41,9 +41,13 @@ class Talks:
     is_json: bool = False
     in_utf8: bool = False
 
-    def read(self, rows: Sequence[tuple[Any, ...]]) -> Sequence[Texts]:
-        """Some of the rows as str."""
-        return [tuple(map(bytes.decode, row)) for row in rows] if self.in_utf8 else rows
+    def read(self, texts: Iterable[Any]) -> list[str]:
+        """Some of the texts as str."""
+        return list(map(bytes.decode, texts) if self.in_utf8 else texts)
+
+    def read_rows(self, rows: Sequence[tuple[Any, ...]]) -> Sequence[Texts]:
+        """Some of the rows with their texts as str."""
+        return [tuple(self.read(row)) for row in rows] if self.in_utf8 else rows
 
     @cached_property
     def turns(self) -> Counter[int]:

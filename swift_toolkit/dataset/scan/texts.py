@@ -72,10 +72,10 @@ class PlainTexts:
         """Decodes rows in which all used values are texts."""
         optional = str | None
         if self.keys is not None:
-            replace: dict[str, object] = {self.used["messages"]: list[self._message]}  # type: ignore[name-defined]
+            types: dict[str, object] = {self.used["messages"]: list[self._message]}  # type: ignore[name-defined]
         else:
-            replace = {column: optional if name == "input" else str for name, column in self.used.items()}
-        return RowDecoder(self.shape.struct(replace), self.shape.is_only_texts)
+            types = {column: optional if name == "input" else str for name, column in self.used.items()}
+        return RowDecoder(self.shape.struct(types), self.shape.is_only_texts)
 
     @cached_property
     def _message(self) -> Any:
@@ -154,27 +154,32 @@ class PlainTexts:
         for name, column in self.used.items():
             values = batch.column(batch.schema.get_field_index(column))
             if name == "messages":
-                if (talks := self._lists(values)) is None:
-                    return None
-                columns[name] = talks
-                values = self._parts(values)[1]
-            elif values.type not in (pyarrow.string(), pyarrow.large_string()):
-                return None
+                found = self._lists(values)
+            elif values.type in (pyarrow.string(), pyarrow.large_string()):
+                found = self._values(values)
             else:
-                columns[name] = self._values(values)
-            try:
-                values.validate(full=True)
-            except pyarrow.ArrowInvalid:  # not UTF-8
                 return None
-            data.append(_utf8(values))
+            if found is None:
+                return None
+            columns[name] = found
+            data.append(_utf8(self._parts(values)[1] if name == "messages" else values))
         if self.keys is None:
             return self._of_pairs(columns, b"".join(data))
-        found = self._of_messages(columns, itemgetter(0), itemgetter(1))
-        return found and replace(found, data=b"".join(data))
+        talks = self._of_messages(columns, itemgetter(0), itemgetter(1))
+        return talks and replace(talks, data=b"".join(data))
 
-    def _values(self, array: Any) -> list[Any]:
-        values: list[Any] = in_utf8(array) if self.as_utf8 else array.to_pylist()
-        return values
+    def _values(self, array: Any) -> list[Any] | None:
+        """The texts of an Arrow array; None if they are left as bytes, and are not UTF-8."""
+        import pyarrow
+
+        if not self.as_utf8:
+            values: list[Any] = array.to_pylist()
+            return values
+        try:
+            array.validate(full=True)
+        except pyarrow.ArrowInvalid:
+            return None
+        return in_utf8(array)
 
     def _lists(self, values: Any) -> list[list[tuple[str, Any]]] | None:
         """The messages of each row as (role, content); None if one is missing or has another form."""
@@ -191,7 +196,10 @@ class PlainTexts:
             return None
         if not set(parts[0].unique().to_pylist()) <= set(_ROLES.__args__):  # type: ignore[attr-defined]
             return None
-        pairs = iter(zip(parts[0].to_pylist(), self._values(parts[1]), strict=True))
+        contents = self._values(parts[1])
+        if contents is None:
+            return None
+        pairs = iter(zip(parts[0].to_pylist(), contents, strict=True))
         return [[next(pairs) for _ in range(size)] for size in values.value_lengths().to_pylist()]
 
     def _parts(self, lists: Any) -> list[Any]:
