@@ -28,6 +28,7 @@ from swift_toolkit.inference.capacity import largest_batch, sequences_that_fit
 from swift_toolkit.inference.exchange import Side
 from swift_toolkit.inference.protocol import Answered, EngineQuestion
 from swift_toolkit.inference.stop_text import StopText, as_text, before_stop
+from swift_toolkit.machine import threads
 from swift_toolkit.machine.msswift import (
     inference_api,
     refuse_remote_code,
@@ -72,6 +73,8 @@ class Served:
     def __init__(self, order: protocol.Load, reporter: Reporter) -> None:
         self._reporter = reporter
         self.backend = BACKENDS[order.backend]
+        if self.backend.in_process:
+            threads.spin_while_alone()
         self.swift = inference_api()
         self.report(protocol.EngineLoading())
         # with a result file named, ms-swift creates no directories next to the model; nothing is written to it

@@ -273,21 +273,23 @@ def _available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+SPINS, FEW_SPINS = "GOMP_SPINCOUNT", "2000"
+"""GNU OpenMP's variable for how often a waiting thread spins, and a low number: 0.1 ms on an Intel Xeon."""
+
+
 def environment(device: Device) -> dict[str, str]:
     """The variables that a computing process gets in addition to the user's own, which take precedence.
 
-    On a CPU, GNU OpenMP's threads spin only briefly before they sleep. Ten steps of the quickstart on two cores with
-    torch 2.13 take 12 s alone on an AMD EPYC, as with the default; next to another busy process they take 29 s, with
-    the default over 140 s. On an Intel Xeon, a step alone takes about a tenth longer than with the default; with a
-    count of 10,000 it would take 36 instead of 25 s next to a busy process. The results are the same.
+    On a CPU, GNU OpenMP's threads spin only briefly before they sleep: with the default, two processes that share
+    processors block each other. Workers that compute themselves do better, see `threads.spin_while_alone`.
 
     vLLM spawns its engine instead of forking it, as under its own command: only a spawned process can be made to end
     with its parent (process.end_with_parent).
     """
     always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    if device.kind != "cpu" or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    if device.kind != "cpu" or {SPINS, "OMP_WAIT_POLICY"} & os.environ.keys():
         return always
-    return {**always, "GOMP_SPINCOUNT": "2000"}
+    return {**always, SPINS: FEW_SPINS}
 
 
 GIB = 1 << 30

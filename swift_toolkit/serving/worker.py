@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_toolkit.inference.backend import BACKENDS
+from swift_toolkit.machine import threads
 from swift_toolkit.machine.msswift import refuse_remote_code, serving_api
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.machine.spawned import end_with_parent
@@ -77,6 +78,8 @@ def _make_server(order: ServingOrder, report: Reporter) -> Any:
     # a second safeguard after the media checks; a directory that cannot exist means that no file is allowed
     allowed = [one for one in (order.limits.media_dir, order.media_folder) if one]
     os.environ["SWIFT_MEDIA_ALLOWED_DIRS"] = ",".join(allowed)
+    if BACKENDS[order.backend].in_process:
+        threads.spin_while_alone()
     swift = serving_api()
     send_report(report, ServerLoading())
     # with a result file named, ms-swift creates no directories next to the model; nothing is written to it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from swift_toolkit.config import rules
@@ -213,10 +212,9 @@ class _Candidate:
         shared = plan.may_balance and (plan.config.balance is not None or found.saves)
         run = plan.memory_run
         assert run is not None
-        known = shared and run.rows.seen
         changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
         run = memory_run.filled(run.but(**changes))
-        self.run = replace(run, largest=plan.largest_of(found, rows)) if known else run
+        self.run = run.with_sizes(*plan.sizes_of(found, rows, shared)) if run.rows.seen else run
         tokens = found.shared_step if shared else found.own_step
         self.time = (tokens + accumulation * plan.micro_batch_tokens) * self._passes(plan)
 

@@ -262,7 +262,7 @@ def test_machines_with_a_gpu_each_divide_it_too(installed: set[str]) -> None:
     [
         ({}, gpus(1), 16, 4),
         ({}, gpus(8), 8, 1),
-        ({}, gpus(2, 40), 4, 8),
+        ({}, gpus(2, 40), 8, 4),
         ({}, machine_device.Device("cuda", 2), 1, 32),  # memory not known
         ({"per_device_train_batch_size": 2}, gpus(8), 2, 4),
         ({"gradient_accumulation_steps": 4}, gpus(8), 2, 4),
@@ -353,7 +353,7 @@ def test_what_is_only_suggested(installed: set[str]) -> None:
     assert planned(request, gpus(), data(1000, 200)).suggestions == [
         "--packing true --attn_impl flash_attn (needs flash-attn): packs rows of about 200 tokens into sequences of 2048; "
         "a step then learns from more rows, so adjust the batch size",
-        "--use_liger_kernel true (needs liger-kernel and a model it supports): saves most of the 6.8 GiB of logits",
+        "--use_liger_kernel true (needs liger-kernel and a model it supports): saves most of the 6.6 GiB of logits",
     ]
     installed |= {"flash_attn", "liger_kernel"}
     assert planned(request, gpus(), data(2000, 1000)).suggestions[0] == (

@@ -40,6 +40,7 @@ class Padding:
         own: computed tokens per token of the data, in ms-swift's own order.
         shared: the same with the rows of every step distributed by length.
         largest: tokens of the largest micro-batch with rows distributed by length.
+        fullest: the most tokens of a micro-batch without its padding, in either order.
         own_step: tokens of a step on the slowest device, in ms-swift's own order.
         shared_step: the same with rows distributed by length.
     """
@@ -47,6 +48,7 @@ class Padding:
     own: float
     shared: float
     largest: int
+    fullest: int
     own_step: float
     shared_step: float
 
@@ -118,7 +120,7 @@ def simulate(
     steps = max(2, _MOST_ROWS // size)
     sample = lengths.sample(steps * size)
     totals: Counter[str] = Counter()
-    largest = 0
+    largest = fullest = 0
     for at in range(0, len(sample), size):
         rows = sample[at : at + size]
         own = balance.own_order(size, ranks, batch)
@@ -127,6 +129,8 @@ def simulate(
         else:
             shared = balance.share_out(rows, ranks, batch, equal=kind == "equal", hidden=hidden)
         largest = max(largest, *(_computed(part, rows, kind) for share in shared for part in share))
+        parts = (part for shares in (own, shared) for share in shares for part in share)
+        fullest = max(fullest, *(_computed(part, rows, "unpadded") for part in parts))
         for name, shares in (("own", own), ("shared", shared)):
             work = [sum(_computed(part, rows, kind) for part in share) for share in shares]
             totals[name] += sum(work)
@@ -136,6 +140,7 @@ def simulate(
         own=totals["own"] / sum(sample),
         shared=totals["shared"] / sum(sample),
         largest=largest,
+        fullest=fullest,
         own_step=totals["own_step"] * scale,
         shared_step=totals["shared_step"] * scale,
     )
@@ -201,7 +206,7 @@ _PEAKS = {
 
 _UNKNOWN_PEAK = (200, 1.0)
 
-_CPU_TOKENS = 110
+_CPU_TOKENS = 60
 
 LAYER_SECONDS = 0.01
 """Minimum time per layer and micro-batch on a GPU, forward and backward: Python launches its kernels one by one.

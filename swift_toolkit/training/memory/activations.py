@@ -51,8 +51,8 @@ def _length(run: MemoryRun, text: int, image: int) -> int:
 def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
     """Tokens of the largest batch of ``batch`` rows on one device.
 
-    With packing every row is full. With ``padding_free`` a batch has one row of the longest length and others of
-    average length; otherwise all rows are padded to the longest.
+    With packing every row is full. With ``padding_free`` a batch has the tokens of its rows, if their lengths are known,
+    else one row of the longest length and others of average length; otherwise all rows are padded to the longest.
 
     Args:
         run: the run.
@@ -66,6 +66,8 @@ def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
         return math.ceil(
             batch * (math.ceil(full / (run.value("sequence_parallel_size") or 1)) if full else row)
         )
+    if run.value("padding_free") and run.fullest:
+        return max(row, run.fullest) * _row_factor(run)
     if run.value("padding_free"):
         others = (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
         return math.ceil(row + others) * _row_factor(run)
@@ -140,6 +142,8 @@ def logit_bytes(run: MemoryRun) -> float:
     no logits.
     """
     tokens = _judged_tokens(run, run.longest_rows, run.rows.longest)
+    if _selects_learned_tokens(run):
+        tokens = min(tokens, run.fullest)
     tokens *= 2 if run.task.has_teacher else 1  # also those of the teacher
     if run.task.logits == "last":
         return (
@@ -148,6 +152,17 @@ def logit_bytes(run: MemoryRun) -> float:
     if run.value("use_liger_kernel"):
         return tokens * run.shape.text.hidden * (run.width + 8)
     return float(tokens * run.shape.vocabulary * (16 if run.kind == "cpu" else 12))
+
+
+_ALL_TOKENS = ("deepspeed", "fsdp", "device_map", "torch_compile", "enable_channel_loss", "loss_type")
+"""Settings with which `msswift.select_learned_logits` leaves the logits of all tokens."""
+
+
+def _selects_learned_tokens(run: MemoryRun) -> bool:
+    """Whether padding gets no logits, see `msswift.select_learned_logits`, and the tokens without it are known."""
+    tokens = run.task.loss_over == "tokens" and run.settings.get("acc_strategy", "token") == "token"
+    whole = not any(map(run.settings.get, _ALL_TOKENS)) and run.settings.get("tuner_backend") != "unsloth"
+    return bool(run.fullest and tokens and whole and run.shape.encoder is None)
 
 
 def eval_logits(run: MemoryRun) -> float:

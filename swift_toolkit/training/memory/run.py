@@ -121,6 +121,7 @@ class MemoryRun:
         grows_segments: whether PyTorch's allocator leaves no gaps, see `launch.Launch.grows_segments`.
         largest: size of the largest micro-batch, in rows of the longest length; 0 if it can be the whole batch, because
             the rows of a step are not distributed by length.
+        fullest: the most tokens of a micro-batch without its padding; 0 if they can be as many as with it.
         install: the installed ms-swift.
     """
 
@@ -134,6 +135,7 @@ class MemoryRun:
     others: int = 0
     grows_segments: bool = False
     largest: float = 0.0
+    fullest: int = 0
     install: SwiftInstall = field(default_factory=installed)
 
     def value(self, name: str) -> Any:
@@ -144,9 +146,12 @@ class MemoryRun:
 
     def but(self, **changes: object) -> MemoryRun:
         """The same run with other settings."""
-        largest = 0.0 if "per_device_train_batch_size" in changes else self.largest
-        settings = {**self.settings, **changes}
-        return replace(self, settings=settings, largest=largest)
+        run = replace(self, settings={**self.settings, **changes})
+        return run.with_sizes(0.0, 0) if "per_device_train_batch_size" in changes else run
+
+    def with_sizes(self, largest: float, fullest: int) -> MemoryRun:
+        """The same run with other micro-batches."""
+        return replace(self, largest=largest, fullest=fullest)
 
     @property
     def command(self) -> Command:

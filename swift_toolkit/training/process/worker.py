@@ -22,7 +22,7 @@ import msgspec
 
 from swift_toolkit.dataset.lengths import Lengths
 from swift_toolkit.dataset.row_cache import RowKeeper
-from swift_toolkit.machine import cpu, msswift
+from swift_toolkit.machine import cpu, msswift, threads
 from swift_toolkit.machine.msswift import train_function
 from swift_toolkit.machine.process import Reporter
 from swift_toolkit.model.checkpoints import training_state
@@ -65,6 +65,7 @@ class _Training:
         signal.signal(signal.SIGTERM, self.stop.ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter handles Ctrl-C
         self.report(events.Importing(pid=os.getpid()))
+        threads.spin_while_alone()
         try:
             if self.asked is not None and not self._agree(self.asked):
                 return 2
