@@ -30,9 +30,14 @@ _REPORTED = (
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module such as ``flash_attn`` or ``optimum.quanto`` can be imported; only its parents are imported."""
+    """Whether a module such as ``flash_attn`` or ``optimum.quanto`` can be imported; only its parents are imported.
+
+    A folder without code of its own does not count: a user's folder ``deepspeed`` with configs, or the folder
+    ``flash_attn`` of flash-attn-4, which has other functions than flash-attn.
+    """
     try:
-        return importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(module)
+        return found is not None and found.origin is not None
     except ModuleNotFoundError:  # the parent of a dotted name is missing
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,15 @@ def test_what_is_installed() -> None:
         "no_such_package",
         "no_such_package.part",
     ]
+
+
+def test_a_folder_of_the_same_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("deepspeed_x/configs", "flash_attn_x/cute"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "flash_attn_x" / "cute" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["deepspeed_x", "flash_attn_x"]
+    assert packages.not_installed([*names, "flash_attn_x.cute"]) == names
 
 
 @pytest.mark.parametrize(

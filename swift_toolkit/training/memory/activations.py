@@ -51,8 +51,8 @@ def _length(run: MemoryRun, text: int, image: int) -> int:
 def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
     """Tokens of the largest batch of ``batch`` rows on one device.
 
-    With packing every row is full. With ``padding_free`` a batch has the tokens of its rows, if their lengths are known,
-    else one row of the longest length and others of average length; otherwise all rows are padded to the longest.
+    With packing every row is full. With ``padding_free`` a batch has the tokens of its rows or, if their lengths are
+    unknown, one row of the longest length and others of average length; otherwise all rows are padded to the longest.
 
     Args:
         run: the run.
