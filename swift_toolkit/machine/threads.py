@@ -1,7 +1,7 @@
 """How long the waiting threads of GNU OpenMP spin before they sleep: long while this process has its processors to
 itself, hardly at all while it shares them with other busy processes.
 
-Waking a thread takes time, most of all on a virtual machine: on two cores of an Intel Xeon, training takes 20% less
+Waking a thread takes time, most of all on a virtual machine: on two cores of an Intel Xeon, training takes 15% less
 time with spinning threads, and generating 30%. But a spinning thread keeps a processor from whatever else could run
 there, also from the thread that it waits for: next to one busy process, training takes 3 to 5 times as long.
 
