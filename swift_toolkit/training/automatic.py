@@ -214,7 +214,8 @@ class _Candidate:
         assert run is not None
         changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
         run = memory_run.filled(run.but(**changes))
-        self.run = run.with_sizes(*plan.sizes_of(found, rows, shared)) if run.rows.seen else run
+        known = plan.padding is not None
+        self.run = run.with_sizes(*plan.sizes_of(found, rows, shared)) if known else run
         tokens = found.shared_step if shared else found.own_step
         self.time = (tokens + accumulation * plan.micro_batch_tokens) * self._passes(plan)
 
