@@ -16,6 +16,7 @@ DOORS = {
     "swift_toolkit/inference/worker.py",
     "swift_toolkit/machine/cpu.py",
     "swift_toolkit/machine/msswift.py",
+    "swift_toolkit/machine/threads.py",
     "swift_toolkit/model/checkpoints/old_adapter.py",
     "swift_toolkit/model/worker.py",
     "swift_toolkit/serving/proof/sides.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     some = {"bitsandbytes"}
     asked = {"bitsandbytes", "deepspeed", "flash_attn", "liger_kernel"}
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: (name in some or None) if name in asked else find(name)
-    )
+
+    def find_spec(name: str) -> ModuleSpec | None:
+        taken = find("json") if name in some else None
+        return taken if name in asked else find(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     return some
 
 
