@@ -62,8 +62,8 @@ def _treats_tokens_alike(trainer: Any) -> bool:
 
 
 MOST_TOKENS = 0.88
-"""Share of tokens in a micro-batch from which on leaving out its padding costs as much as it saves: each
-layer copies its tokens out and back (measured on an Intel Xeon, with the rows of the quickstart)."""
+"""Share of tokens in a micro-batch from which on leaving out its padding costs as much as it saves: each layer copies
+its tokens out and back (measured on an Intel Xeon, with the rows of the quickstart)."""
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,10 @@ def batch_tokens(run: MemoryRun, batch: float, longest: int, image: int) -> int:
         return math.ceil(
             batch * (math.ceil(full / (run.value("sequence_parallel_size") or 1)) if full else row)
         )
-    if run.value("padding_free") and run.fullest:
-        return max(row, run.fullest) * _row_factor(run)
     if run.value("padding_free"):
         others = (batch - 1) * _length(run, min(run.rows.mean, longest), min(image, MIDDLING_IMAGE))
-        return math.ceil(row + others) * _row_factor(run)
+        tokens = max(row, run.fullest) if run.fullest else row + others
+        return math.ceil(tokens) * _row_factor(run)
     return math.ceil(batch * row) * _row_factor(run)
 
 
