@@ -1,4 +1,4 @@
-"""Faster steps of supervised training on a CPU: less is computed for padding, frozen layers and their adapters are
+"""Faster steps of supervised training on a CPU: nothing is computed for padding, frozen layers and their adapters are
 computed at once, and the library of matrix products is the faster one for this processor."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from swift_toolkit.machine.device import mkl_lacks_avx512
@@ -14,14 +14,13 @@ from swift_toolkit.machine.msswift import Generating, around_training_steps, sup
 
 
 def speed_up_steps() -> None:
-    """Let supervised training on a CPU leave padded positions out of linear layers, which take most of its time,
-    compute a frozen layer and its adapter at once, and multiply by frozen weights with oneDNN where MKL does not use
-    AVX-512.
+    """Let supervised training on a CPU concatenate the rows of a micro-batch instead of padding them, compute a frozen
+    layer and its adapter at once, and multiply by frozen weights with oneDNN where MKL does not use AVX-512.
 
-    The outputs of linear layers are 0 for padding; no token sees them. Dropout draws the same random numbers as with
-    padding. Needed until ms-swift has ``padding_free`` without flash attention, and until MKL uses AVX-512 on AMD's
-    processors: on two cores of an EPYC 9004, a step of the quickstart takes 10 to 16% less time with oneDNN, and
-    6% less with adapters at once.
+    Dropout of adapters and of layers draws the same random numbers as with padding. Needed until ms-swift has
+    ``padding_free`` without flash attention, and until MKL uses AVX-512 on AMD's processors: on two cores of an EPYC
+    9004, a step of the quickstart takes 10 to 16% less time with oneDNN, and 6% less with adapters at once; on two
+    cores of an Intel Xeon it takes 10 to 12% less without padding.
     """
     from peft.tuners.lora import layer
     from torch import backends, nn, ops
@@ -30,8 +29,7 @@ def speed_up_steps() -> None:
         _Products.by_onednn = True
         _multiply_with_onednn(nn.Linear)
     _compute_adapters_at_once(layer.Linear)
-    _skip_padding_in(nn.Linear)
-    _skip_padding_in(layer.Linear)
+    _attend_row_by_row()
     _drop_as_if_padded(nn.Dropout)
     around_training_steps(_faster)
 
@@ -44,130 +42,142 @@ def _faster(trainer: Any, inputs: Generating) -> Iterator[None]:
         return
     try:
         _Products.in_float32 = trainer.accelerator.mixed_precision in (None, "no")
-        _Padding.current = (
-            _Padding.of(inputs.get("attention_mask")) if _treats_tokens_alike(trainer) else None
-        )
+        if not hasattr(trainer, "longest_packed"):
+            trainer.longest_packed = _pack_rows(trainer)
+        _Rows.current = _Rows.of(inputs.get("attention_mask"), trainer.longest_packed)
         yield
     finally:
-        _Products.in_float32, _Padding.current = False, None
-
-
-def _treats_tokens_alike(trainer: Any) -> bool:
-    """Whether a trainer's model treats every token alike, and its code is known."""
-    base = trainer.template.get_base_model(trainer.model)
-    return type(base).__module__.startswith("transformers.") and not trainer.model.model_info.is_moe_model
+        _Products.in_float32, _Rows.current = False, None
 
 
 # ---------------------------------------------------------------------------------------------------- padding
 
 
-MOST_TOKENS = 0.88
-"""Share of tokens in a micro-batch from which on leaving out its padding costs as much as it saves: each layer copies
-its tokens out and back (measured on an Intel Xeon, with the rows of the quickstart)."""
+ROW_TOKENS = 2
+"""Tokens that take as long as attention of one row by itself costs more than as part of a padded micro-batch: 30
+layers times about 0.2 ms in SmolLM2-135M, where a token takes 3 ms (two cores of an Intel Xeon)."""
 
 
 @dataclass(frozen=True)
-class _Padding:
-    """Which positions of a micro-batch hold tokens.
+class _Rows:
+    """The rows of a micro-batch while they are computed without padding, one after the other in a single row.
 
     Args:
-        shape: rows and positions.
+        shape: rows and positions with padding.
+        lengths: tokens of each row.
         tokens: the positions of the tokens, counted over all rows.
     """
 
     shape: tuple[int, int]
+    lengths: list[int]
     tokens: Any
-    _last: list[_Selected] = field(default_factory=list, init=False, compare=False)
 
-    current: ClassVar[_Padding | None] = None
+    current: ClassVar[_Rows | None] = None
 
     @classmethod
-    def of(cls, mask: Any) -> _Padding | None:
-        """The padding of a micro-batch; None if little of it is padding, or if a row begins with padding."""
-        if mask is None or mask.dim() != 2 or not mask[:, 0].all():
+    def of(cls, mask: Any, longest: int) -> _Rows | None:
+        """The rows of a micro-batch; None if too little of it is padding, if a row is longer than ``longest``, or if
+        there is padding other than at the end of rows."""
+        if mask is None or mask.dim() != 2 or mask.shape[1] > longest:
+            return None
+        if not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():
             return None
         tokens = mask.flatten().nonzero().squeeze(1)
-        return cls(tuple(mask.shape), tokens) if len(tokens) <= MOST_TOKENS * mask.numel() else None
+        if mask.numel() - len(tokens) <= ROW_TOKENS * len(mask):
+            return None
+        return cls(tuple(mask.shape), mask.sum(1).tolist(), tokens)
 
-    def select(self, inputs: Any) -> Any:
-        """The tokens' part of ``inputs`` [rows, positions, features], as [tokens, features]; several layers in a row
-        that are given the same inputs share it."""
-        if self._last and self._last[0].comes_from(inputs):
-            return self._last[0].outputs
-        outputs = _functions_of_padding()[0].apply(inputs, self.tokens)
-        self._last[:] = [_Selected(inputs, inputs._version, outputs)] if outputs.requires_grad else []
+    def are_in(self, x: Any) -> bool:
+        """Whether ``x`` [1, tokens, features] may be what a layer computes of the rows."""
+        return x.dim() == 3 and len(x) == 1 and x.shape[1] == len(self.tokens)
+
+    def select(self, x: Any) -> Any:
+        """The tokens' part of ``x`` [rows, positions, ...], as [1, tokens, ...]."""
+        return x.flatten(0, 1).index_select(0, self.tokens)[None]
+
+    def spread(self, x: Any) -> Any:
+        """The reverse of `select`, with 0 for padding."""
+        rows, positions = self.shape
+        padded = x.new_zeros(rows * positions, x.shape[-1]).index_copy(0, self.tokens, x[0])
+        return padded.view(rows, positions, -1)
+
+
+def _pack_rows(trainer: Any) -> int:
+    """Let a trainer's model compute the rows of `_Rows` without padding. Returns how long they may be, in tokens; 0 if
+    the model must be given padded rows."""
+    model = trainer.template.get_base_model(trainer.model)
+    longest = 0 if trainer.model.model_info.is_moe_model else _longest_packed(model)
+    if longest:
+        _compute_without_padding(model.base_model)
+    return longest
+
+
+def _longest_packed(model: Any) -> int:
+    """Up to what number of tokens a row of ``model`` depends on its own tokens and their positions alone, if all of its
+    attention is `_attend_row_by_row`'s; 0 if it is not, or if that is not known."""
+    from torch import nn
+
+    config, modules = model.config, list(model.modules())
+    kinds = set(getattr(config, "layer_types", None) or ())
+    known = type(model).__module__.startswith("transformers.") and model.base_model is not model
+    attends = getattr(model, "_supports_attention_backend", False) and config._attn_implementation == "sdpa"
+    others = getattr(model, "_is_stateful", False) or any(isinstance(one, nn.Conv1d) for one in modules)
+    both_ways = not all(getattr(one, "is_causal", True) for one in modules)
+    if not known or not attends or others or both_ways or config.model_type in _OWN_MASKS:
+        return 0
+    if kinds - {"full_attention", "sliding_attention"}:
+        return 0
+    return getattr(config, "sliding_window", None) or _UNLIMITED
+
+
+_OWN_MASKS = ("doge",)
+"""Models of transformers that add to the mask of their attention: with tiny models of all its families that
+`_longest_packed` accepts, only these gave other outputs without padding."""
+
+_UNLIMITED = 1 << 62
+
+
+def _compute_without_padding(decoder: Any) -> None:
+    """Let a model without its output embedding compute the tokens of `_Rows` only, and return 0 for padding."""
+    forward = decoder.forward
+
+    def without_padding(
+        input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **kwargs: Any
+    ) -> Any:
+        rows = _Rows.current
+        if rows is None or input_ids is None or tuple(input_ids.shape) != rows.shape:
+            return forward(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            )
+        places = (rows.tokens % rows.shape[1])[None] if position_ids is None else rows.select(position_ids)
+        outputs = forward(
+            input_ids=rows.select(input_ids), attention_mask=None, position_ids=places, **kwargs
+        )
+        outputs.last_hidden_state = rows.spread(outputs.last_hidden_state)
         return outputs
 
-    def is_selected(self, x: Any) -> bool:
-        """Whether ``x`` may be what `select` returns."""
-        return x.dim() == 2 and len(x) == len(self.tokens)
-
-    def spread(self, outputs: Any) -> Any:
-        """The reverse of `select`, with 0 for padding."""
-        return _functions_of_padding()[1].apply(outputs, self.tokens, self.shape)
+    decoder.forward = without_padding
 
 
-@dataclass(frozen=True)
-class _Selected:
-    """The tokens' part of the inputs of a layer, and the version of the inputs that it was taken from."""
+def _attend_row_by_row() -> None:
+    """Let transformers' models compute the attention of `_Rows` row by row: tokens see those before them in their own
+    row, without a mask."""
+    from torch import cat
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    inputs: Any
-    version: int
-    outputs: Any
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def comes_from(self, inputs: Any) -> bool:
-        """Whether it is the tokens' part of ``inputs`` as they are now."""
-        return inputs is self.inputs and inputs._version == self.version
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Any, None]:
+        rows = _Rows.current
+        if rows is None or query.shape[2] != len(rows.tokens):
+            found: tuple[Any, None] = own(module, query, key, value, attention_mask, **kwargs)
+            return found
+        parts = zip(*(one.split(rows.lengths, 2) for one in (query, key, value)), strict=True)
+        return cat([own(module, *part, None, **kwargs)[0] for part in parts], 1), None
 
-
-def _select(inputs: Any, tokens: Any) -> Any:
-    return inputs.flatten(0, 1).index_select(0, tokens)
-
-
-def _spread(outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
-    out = outputs.new_zeros(shape[0] * shape[1], outputs.shape[-1])
-    return out.index_copy_(0, tokens, outputs).view(*shape, -1)
-
-
-@functools.cache
-def _functions_of_padding() -> tuple[Any, Any]:
-    """`_select` and `_spread` as differentiable functions; each is the derivative of the other."""
-    from torch.autograd import Function
-
-    class Select(Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(context: Any, inputs: Any, tokens: Any) -> Any:
-            context.tokens, context.shape = tokens, tuple(inputs.shape[:2])
-            return _select(inputs, tokens)
-
-        @staticmethod
-        def backward(context: Any, gradient: Any) -> Any:
-            return _spread(gradient, context.tokens, context.shape), None
-
-    class Spread(Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(context: Any, outputs: Any, tokens: Any, shape: tuple[int, int]) -> Any:
-            context.tokens = tokens
-            return _spread(outputs, tokens, shape)
-
-        @staticmethod
-        def backward(context: Any, gradient: Any) -> Any:
-            return _select(gradient, context.tokens), None, None
-
-    return Select, Spread
-
-
-def _skip_padding_in(layer: Any) -> None:
-    """Let a class of linear layers compute the tokens of a padded micro-batch only."""
-    forward = layer.forward
-
-    def without_padding(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        padding = _Padding.current
-        if padding is None or kwargs or x.dim() != 3 or tuple(x.shape[:2]) != padding.shape:
-            return forward(self, x, *args, **kwargs)
-        return padding.spread(forward(self, padding.select(x), *args))
-
-    layer.forward = without_padding
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
 
 
 def _drop_as_if_padded(dropout: Any) -> None:
@@ -175,20 +185,19 @@ def _drop_as_if_padded(dropout: Any) -> None:
     forward = dropout.forward
 
     def drop(self: Any, x: Any) -> Any:
-        padding = _Padding.current
-        alone = padding is not None and padding.is_selected(x)
-        return x * _kept(self.p, x) if alone and self.training and 0 < self.p < 1 else forward(self, x)
+        rows = _Rows.current
+        packed = rows is not None and rows.are_in(x)
+        return x * _kept(self.p, x) if packed and self.training and 0 < self.p < 1 else forward(self, x)
 
     dropout.forward = drop
 
 
 def _kept(p: float, x: Any) -> Any:
     """What dropout multiplies ``x`` by: 0 for the share ``p`` of the elements."""
-    padding = _Padding.current
-    if padding is None or not padding.is_selected(x):
+    rows = _Rows.current
+    if rows is None or not rows.are_in(x):
         return x.new_empty(x.shape).bernoulli_(1 - p).div_(1 - p)
-    kept = x.new_empty(*padding.shape, x.shape[-1]).bernoulli_(1 - p)
-    return _select(kept, padding.tokens).div_(1 - p)
+    return rows.select(x.new_empty(*rows.shape, x.shape[-1]).bernoulli_(1 - p)).div_(1 - p)
 
 
 # --------------------------------------------------------------------------------------------- matrix products

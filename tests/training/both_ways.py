@@ -73,9 +73,9 @@ def compare(
     ranks: int = 1,
     **environment: str,
 ) -> None:
-    """Train both ways; the gradient of the first step (``within`` 1e-6) and all losses must be those of ms-swift, with
-    fewer tokens ("shared"), logits ("learned") or inputs of torch's linear function ("tokens", "onednn"): at most the
-    share ``computes`` of a run."""
+    """Train both ways; the gradient of the first step (``within`` 1e-6) and all losses (``losses`` 1e-5) must be those
+    of ms-swift, with fewer tokens ("shared"), logits ("learned") or inputs of torch's linear function ("tokens",
+    "onednn"): at most the share ``computes`` of a run."""
     import torch
 
     request = folder / "request.json"
@@ -92,7 +92,7 @@ def compare(
         computed = [0, 0]
         for rank in range(ranks):
             own, shared = (torch.load(folder / f"{kind}-{run['name']}-{rank}.pt") for kind in ("own", patch))
-            assert shared["losses"] == pytest.approx(own["losses"], abs=1e-5), run["name"]
+            assert shared["losses"] == pytest.approx(own["losses"], abs=run.get("losses", 1e-5)), run["name"]
             there, here = (
                 torch.cat([one.flatten() for one in found["gradient"].values()]) for found in (own, shared)
             )

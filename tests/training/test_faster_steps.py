@@ -37,19 +37,21 @@ def test_the_gradient_is_that_with_padding(tiny_model: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_gradient_with_onednn_is_that_with_mkl(tiny_model: Path, tmp_path: Path) -> None:
     """Where only adapters are trained. Weights that are trained themselves, and products in bfloat16 of weights in
-    float32, are computed as before."""
+    float32, are computed as before: in bfloat16, with other roundings of the attention without padding."""
     chats = tmp_path / "chats.jsonl"
     write_mixed(chats)
     given = {
         "lora": (0.6, arguments(tiny_model, chats, "lora", "--max_steps=10")),
         "twice": (0.6, arguments(tiny_model, chats, "lora", "--gradient_checkpointing=true")),
         "full": (0.8, arguments(tiny_model, chats, "full")),
-        "mixed": (0.8, arguments(tiny_model, chats, "lora", "--bf16=true")),
     }
     runs = [
         {"name": name, "command": "sft", "arguments": words, "computes": share}
         for name, (share, words) in given.items()
     ]
+    words = arguments(tiny_model, chats, "lora", "--bf16=true")
+    rounded = {"computes": 0.8, "within": 5e-3, "losses": 3e-4}
+    runs.append({"name": "mixed", "command": "sft", "arguments": words, **rounded})
     for variant, share in (("--use_dora=false", 0.6), ("--use_dora=true", 0.8)):
         words = arguments(tiny_model, chats, "lora", variant, *TRAINED)
         run = {"name": variant, "command": "sft", "arguments": words, "computes": share, "within": 5e-6}
