@@ -56,7 +56,6 @@ def by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("qwen3", {}),
         ("mistral", {"sliding_window": 9}),
         ("gemma2", {"sliding_window": 9}),
-        ("gemma3_text", {"sliding_window": 9}),
         ("phi3", {}),
         ("glm4", {}),
         ("olmo2", {}),

@@ -16,7 +16,7 @@ from swift_toolkit.config.settings import Config, Setting, Source
 from swift_toolkit.machine import device as machine_device
 from swift_toolkit.problems import RequestError
 from swift_toolkit.training.process import launch
-from swift_toolkit.training.process.launch import Launch, LaunchRequest
+from swift_toolkit.training.process.launch import KEEPS_MEMORY, Launch, LaunchRequest
 from tests.training.test_automatic import CPU, TWO_GPUS, config, machine, planned
 
 TRAINING = ["-m", "swift_toolkit.training.process.worker"]
@@ -150,7 +150,9 @@ def environment(request: Config, device: machine_device.Device, text: str = "") 
 
 
 def test_the_environment() -> None:
-    assert environment(config(), CPU) == {}
+    assert environment(config(), CPU) == KEEPS_MEMORY
+    assert environment(config(), CPU, "MALLOC_TOP_PAD_=0")["MALLOC_MMAP_MAX_"] == "0"
+    assert "MALLOC_TOP_PAD_" not in environment(config(), CPU, "MALLOC_TOP_PAD_=0")
     grows = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     assert environment(config(), TWO_GPUS) == {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5", **grows}
     said = "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=h TORCH_ELASTIC_SHUTDOWN_TIMEOUT=60 PYTORCH_ALLOC_CONF=x:y"
