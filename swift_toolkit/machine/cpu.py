@@ -20,7 +20,7 @@ def speed_up_steps() -> None:
     Dropout of adapters and of layers draws the same random numbers as with padding. Needed until ms-swift has
     ``padding_free`` without flash attention, and until MKL uses AVX-512 on AMD's processors: on two cores of an EPYC
     9004, a step of the quickstart takes 10 to 16% less time with oneDNN, and 6% less with adapters at once; on two
-    cores of an Intel Xeon it takes 10 to 12% less without padding.
+    cores of an Intel Xeon it takes 5 to 9% less without padding.
     """
     from peft.tuners.lora import layer
     from torch import backends, nn, ops
@@ -54,7 +54,7 @@ def _faster(trainer: Any, inputs: Generating) -> Iterator[None]:
 
 
 ROW_TOKENS = 2
-"""Tokens that take as long as attention of one row by itself costs more than as part of a padded micro-batch: 30
+"""What it costs more, in tokens, to compute the attention of a row by itself than as part of a padded micro-batch: 30
 layers times about 0.2 ms in SmolLM2-135M, where a token takes 3 ms (two cores of an Intel Xeon)."""
 
 
