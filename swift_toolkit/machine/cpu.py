@@ -163,9 +163,12 @@ def _attend_row_by_row() -> None:
     """Let transformers' models compute the attention of `_Rows` row by row: tokens see those before them in their own
     row, without a mask."""
     from torch import cat
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers import modeling_utils
 
-    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    functions = getattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {})  # since transformers 4.48
+    if "sdpa" not in functions:
+        return
+    own = functions["sdpa"]
 
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
@@ -177,7 +180,7 @@ def _attend_row_by_row() -> None:
         parts = zip(*(one.split(rows.lengths, 2) for one in (query, key, value)), strict=True)
         return cat([own(module, *part, None, **kwargs)[0] for part in parts], 1), None
 
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+    functions["sdpa"] = attend
 
 
 def _drop_as_if_padded(dropout: Any) -> None:
