@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swift_toolkit.machine import cpu
 
+ROOT = Path(__file__).resolve().parents[2]
+
 pytestmark = pytest.mark.slow
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LENGTHS = [9, 4, 7]
+
+def compared(folder: Path, models: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """What packed_rows.py finds, for each model."""
+    request = folder / "request.json"
+    request.write_text(json.dumps(models))
+    command = [sys.executable, str(ROOT / "tests/machine/packed_rows.py"), str(request)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [(kind, each) for (kind, _), each in zip(models, found, strict=True)]
 
 
-def model_of(kind: str, **more: Any) -> Any:
-    """A tiny model with random weights of one of transformers' families."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SMALL, **more})).eval()
-    for weight in model.parameters():
-        weight.data = torch.randn_like(weight) * 0.2 + (weight.dim() == 1)
-    return model
-
-
-@pytest.fixture
-def by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", own)  # put back at the end
-    cpu._attend_row_by_row()
-
-
-@pytest.mark.usefixtures("by_rows")
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
+def test_models_give_the_same_without_padding(tmp_path: Path) -> None:
+    models: list[tuple[str, dict[str, Any]]] = [
         ("llama", {}),
         ("qwen2", {}),
         ("qwen3", {}),
@@ -62,53 +44,26 @@ def by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gpt2", {}),
         ("gpt_neox", {"num_key_value_heads": 4}),
         ("starcoder2", {}),
-    ],
-)
-def test_a_model_gives_the_same_without_padding(
-    kind: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    model = model_of(kind, **more)
-    mask = torch.tensor([[1] * length + [0] * (9 - length) for length in LENGTHS])
-    ids = torch.randint(3, 99, (3, 9)) * mask
-    longest = cpu._longest_packed(model)
-    rows = cpu._Rows.of(mask, longest)
-    assert rows is not None and rows.lengths == LENGTHS
-    computed = []
-    head = model.get_output_embeddings()
-    head.register_forward_pre_hook(lambda _, given: computed.append(given[0].count_nonzero(-1)))
-    with torch.no_grad():
-        padded = model(input_ids=ids, attention_mask=mask).logits
-        cpu._compute_without_padding(model.base_model)
-        monkeypatch.setattr(cpu._Rows, "current", rows)
-        packed = model(input_ids=ids, attention_mask=mask).logits
-    real = mask.bool()
-    assert (computed[-1][~real] == 0).all() and (computed[-1][real] > 0).all()  # nothing for padding
-    torch.testing.assert_close(packed[real], padded[real], rtol=1e-4, atol=1e-4)
+    ]
+    for kind, found in compared(tmp_path, models):
+        assert found["computed"] == [9, 4, 7], kind  # nothing for padding
+        assert found["furthest"] < 1e-5, kind
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
+def test_models_that_need_padded_rows_get_them(tmp_path: Path) -> None:
+    models: list[tuple[str, dict[str, Any]]] = [
+        ("llama", {"attention": "eager"}),
         ("bert", {}),  # tokens see those after them
         ("bloom", {"n_head": 4}),  # positions in the mask
         ("doge", {}),  # more than positions in the mask
         ("lfm2", {"layer_types": ["conv", "full_attention"]}),
         ("mamba", {}),
         ("recurrent_gemma", {"num_hidden_layers": 3}),
-    ],
-)
-def test_a_model_that_needs_padded_rows_gets_them(kind: str, more: dict[str, Any]) -> None:
-    assert cpu._longest_packed(model_of(kind, **more)) == 0
-
-
-def test_rows_longer_than_the_window_of_the_attention_are_padded() -> None:
-    import torch
-
-    model = model_of("mistral", sliding_window=8)
-    mask = torch.tensor([[1] * length + [0] * (9 - length) for length in LENGTHS])
-    assert cpu._Rows.of(mask, cpu._longest_packed(model)) is None
+    ]
+    for kind, found in compared(tmp_path, models):
+        assert found == {"longest": 0}, kind
+    ((kind, found),) = compared(tmp_path, [("mistral", {"sliding_window": 8})])
+    assert found == {"longest": 8}, kind  # the rows have up to 9 tokens
 
 
 @pytest.mark.parametrize(
@@ -123,9 +78,3 @@ def test_micro_batches_that_are_computed_as_they_are(mask: list[list[int]]) -> N
     import torch
 
     assert cpu._Rows.of(torch.tensor(mask), 1000) is None
-
-
-def test_attention_other_than_sdpa_gets_padded_rows() -> None:
-    model = model_of("llama")
-    model.set_attn_implementation("eager")
-    assert cpu._longest_packed(model) == 0
