@@ -332,10 +332,10 @@ class Launch:
         wanted = {}
         if self.grows_segments(environ):
             wanted[ALLOCATOR] = GROWING
-        if self.device.kind == "cpu" and self.config.get("deepspeed"):
-            wanted["DS_ACCELERATOR"] = "cpu"
         if self.device.kind == "cpu":
             wanted |= KEEPS_MEMORY
+            if self.config.get("deepspeed"):
+                wanted["DS_ACCELERATOR"] = "cpu"
         if self.needs_launcher:
             wanted["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
         wanted = {name: value for name, value in wanted.items() if name not in environ}
